@@ -1,0 +1,33 @@
+"""The registry as a MONAI layer factory."""
+
+from monai.networks.layers.factories import LayerFactory
+
+from attn3d.factory import create_attention, find, names
+
+
+class _AttentionFactory(LayerFactory):
+    """MONAI's idiom, ``Attention["cbam", 3](channels=64)``, over the one registry.
+
+    It holds no mechanisms of its own: names registered with `attn3d.register` are here at once.
+    """
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(names())
+
+    def get_constructor(self, factory_name: str, *args):
+        spec = factory_name.lower()
+        find(spec)
+        if len(args) != 1:
+            raise ValueError(f"Attention[name, spatial_dims] takes one number of dimensions, got {args}")
+
+        def construct(channels: int, **options):
+            return create_attention(spec, spatial_dims=args[0], channels=channels, **options)
+
+        return construct
+
+    def __contains__(self, name: str) -> bool:
+        return name.lower() in names()
+
+
+Attention = _AttentionFactory(name="Attention", description="attention modules (B, C, *S) -> (B, C, *S)")

@@ -1,0 +1,118 @@
+"""One way to say what is wrong with an argument, and one way to read a spec.
+
+A spec is MONAI's form of saying which layer is wanted: a name, or a name and its options, ``"batch"`` or
+``("group", {"num_groups": 8})``. Configurations in YAML and JSON have lists where Python has tuples, so both
+are read.
+"""
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+Spec = str | Sequence[Any]
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The known names as a sentence, led by the one nearest to ``name`` where one is near."""
+    known = list(known)
+    close = difflib.get_close_matches(str(name).lower(), known, n=1)
+    suggestion = f"did you mean {close[0]!r}? " if close else ""
+    return f"{suggestion}available: {', '.join(known)}"
+
+
+def one_of(argument: str, value: Any, known: Iterable[Any]) -> Any:
+    """``value`` if it is among ``known``.
+
+    Raises:
+        ValueError: otherwise, naming the argument, its value and the nearest known one.
+    """
+    known = list(known)
+    if value not in known:
+        raise ValueError(f"`{argument}` got {value!r}; {nearest(str(value), map(str, known))}")
+    return value
+
+
+def positive_integer(argument: str, value: Any) -> int:
+    """``value`` if it is an integer of at least 1.
+
+    Raises:
+        TypeError: when it is no integer.
+        ValueError: when it is below 1.
+    """
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"`{argument}` must be an integer, got {value!r}")
+    if value < 1:
+        raise ValueError(f"`{argument}` must be at least 1, got {value}")
+    return value
+
+
+def per_axis(argument: str, value: int | Sequence[int], spatial_dims: int) -> tuple[int, ...]:
+    """One positive integer for every axis: an integer is repeated, a sequence must have one for each.
+
+    Raises:
+        TypeError: when an entry is no integer.
+        ValueError: when an entry is below 1, or their number is not ``spatial_dims``.
+    """
+    values = (value,) * spatial_dims if isinstance(value, int) else tuple(value)
+    if len(values) != spatial_dims:
+        raise ValueError(
+            f"`{argument}` must be an integer or one for each of {spatial_dims} axes, got {value}"
+        )
+    return tuple(positive_integer(argument, entry) for entry in values)
+
+
+def odd_per_axis(argument: str, value: int | Sequence[int], spatial_dims: int) -> tuple[int, ...]:
+    """As `per_axis`, for kernels that must be centred on a voxel.
+
+    Raises:
+        TypeError: when an entry is no integer.
+        ValueError: when an entry is even or below 1, or their number is not ``spatial_dims``.
+    """
+    values = per_axis(argument, value, spatial_dims)
+    if any(entry % 2 == 0 for entry in values):
+        raise ValueError(f"`{argument}` must be odd, got {value}")
+    return values
+
+
+def probability(argument: str, value: float) -> float:
+    """``value`` if it lies in [0, 1).
+
+    Raises:
+        ValueError: otherwise.
+    """
+    if not 0.0 <= value < 1.0:
+        raise ValueError(f"`{argument}` must be in [0, 1), got {value}")
+    return float(value)
+
+
+def read_spec(argument: str, spec: Spec) -> tuple[str, dict[str, Any]]:
+    """``"name"`` or ``("name", {options})`` as a name and a dictionary of options.
+
+    Raises:
+        TypeError: when it is neither.
+    """
+    if isinstance(spec, str):
+        return spec, {}
+    if isinstance(spec, Sequence) and len(spec) in (1, 2) and isinstance(spec[0], str):
+        options = spec[1] if len(spec) == 2 else {}
+        if isinstance(options, Mapping) and all(isinstance(key, str) for key in options):
+            return spec[0], dict(options)
+    raise TypeError(f'`{argument}` must be a name or ("name", {{options}}), got {spec!r}')
+
+
+def check_options(what: str, function: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    """Refuses an option that ``function`` does not take.
+
+    Raises:
+        TypeError: naming the option and the nearest one that is taken.
+    """
+    parameters = inspect.signature(function).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return
+    known = [
+        name for name in parameters if name not in ("self", "spatial_dims", "channels", "normalized_shape")
+    ]
+    for name in options:
+        if name not in known:
+            raise TypeError(f"{what} has no option `{name}`; {nearest(name, known)}")

@@ -1,0 +1,70 @@
+"""The pairwise functions that are no softmax: arXiv 1711.07971, equations 4 and 5, without N x M."""
+
+import torch
+from torch import Tensor
+
+from attn3d.capture import needs_plain_operators
+from attn3d.precision import at_least_single
+
+
+def dot_product(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """y_i = sum_j (q_i . k_j) v_j / M, computed as q (k^T v) / M.
+
+    Args:
+        q: (B, H, N, d).
+        k: (B, H, M, d).
+        v: (B, H, M, d_v).
+
+    Returns:
+        (B, H, N, d_v).
+    """
+    if not torch.jit.is_scripting():
+        with torch.autocast(q.device.type, enabled=False):
+            return _dot_product(q, k, v)
+    return _dot_product(q, k, v)
+
+
+def _dot_product(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    summary = (at_least_single(k) / k.shape[2]).transpose(2, 3) @ at_least_single(v)
+    return (at_least_single(q) @ summary).to(q.dtype)
+
+
+def rectified_sum(a: Tensor, b: Tensor, v: Tensor) -> Tensor:
+    """y_i = sum_j relu(a_i + b_j) v_j / M in O((N + M) log M).
+
+    The keys with b_j > -a_i are a run of the keys sorted by b. So with G and H the sums of v_j and b_j v_j from
+    a key to the last, y_i = (a_i G + H) / M at the first key of the run. Both sums are taken after moving a
+    and b by the same amount to equal means, which changes no a_i + b_j and keeps digits.
+
+    Args:
+        a: (B, H, N).
+        b: (B, H, M).
+        v: (B, H, M, d_v).
+
+    Returns:
+        (B, H, N, d_v). On CUDA its sums are not deterministic, as `torch.cumsum` is not.
+    """
+    if not torch.jit.is_scripting():
+        if not needs_plain_operators():
+            return _rectified_sum_by_order(a, b, v)
+    return torch.relu(a.unsqueeze(3) + b.unsqueeze(2)) @ v / b.shape[2]  # searchsorted does not export
+
+
+def _rectified_sum_by_order(a: Tensor, b: Tensor, v: Tensor) -> Tensor:
+    with torch.autocast(a.device.type, enabled=False):
+        a, b = at_least_single(a), at_least_single(b)
+        offset = ((a.mean(2, keepdim=True) - b.mean(2, keepdim=True)) / 2).detach()
+        a, b = a - offset, b + offset
+        b, order = b.sort(2)
+        v_sorted = at_least_single(v).gather(2, order.unsqueeze(3).expand_as(v)) / b.shape[2]
+        first = torch.searchsorted(b.detach(), -a.detach(), right=True)
+        first = first.unsqueeze(3).expand(-1, -1, -1, v.shape[3])
+        values = _sum_from(v_sorted).gather(2, first)
+        products = _sum_from(b.unsqueeze(3) * v_sorted).gather(2, first)
+        return (a.unsqueeze(3) * values + products).to(v.dtype)
+
+
+def _sum_from(x: Tensor) -> Tensor:
+    """The sums from a key to the last, and 0 behind the last, for queries that see no key."""
+    sums = x.flip(2).cumsum(2).flip(2)
+    return torch.cat([sums, torch.zeros_like(x[:, :, :1])], 2)

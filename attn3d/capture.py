@@ -1,0 +1,13 @@
+"""What captures a module by its operators, and so must be given plain ones."""
+
+import torch
+
+
+def needs_plain_operators() -> bool:
+    """Whether a trace or an ONNX export is being taken.
+
+    Neither keeps an operator of Python's, such as an `torch.autograd.Function`, and a size that is asked for
+    is frozen into a trace. Scripting is a question of its own: TorchScript answers `torch.jit.is_scripting`
+    while it compiles, and leaves out the branch that is not taken.
+    """
+    return torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()

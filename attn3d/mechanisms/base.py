@@ -1,0 +1,78 @@
+"""What the ten mechanisms share: their constructor's first words, the check of their input, their weights."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attn3d.arguments import one_of, positive_integer
+from attn3d.spatial import check_spatial_dims
+
+AUTO = "auto"
+
+
+class Mechanism(nn.Module):
+    """An attention module (B, C, *S) -> (B, C, *S) for 1, 2 or 3 spatial axes.
+
+    Args:
+        spatial_dims: the number of spatial axes, 1, 2 or 3.
+        channels: C.
+        variant: "compact", the lean form, or "paper", the form that was published.
+
+    Raises:
+        TypeError: when ``channels`` is no integer.
+        ValueError: when ``spatial_dims``, ``channels`` or ``variant`` is out of range.
+
+    Attributes:
+        identity_at_start: whether the module returns its input until it is trained.
+    """
+
+    def __init__(self, spatial_dims: int, channels: int, variant: str) -> None:
+        super().__init__()
+        self.spatial_dims = check_spatial_dims(spatial_dims)
+        self.channels = positive_integer("channels", channels)
+        self.variant = one_of("variant", variant, ("compact", "paper"))
+        self.identity_at_start = False
+
+    def by_variant(self, value: Any, *, compact: Any, paper: Any) -> Any:
+        """``value``, or what the variant has where it is "auto"."""
+        if isinstance(value, str) and value == AUTO:
+            return compact if self.variant == "compact" else paper
+        return value
+
+    def check_input(self, x: Tensor) -> None:
+        """Refuses what is not (B, C, *S) with at least one voxel.
+
+        Raises:
+            ValueError: naming the shape that is expected and the one that came.
+        """
+        if x.dim() != self.spatial_dims + 2:
+            raise ValueError(
+                f"`x` must have {self.spatial_dims + 2} dimensions (batch, channels and {self.spatial_dims} spatial),"
+                f" got {x.dim()}"
+            )
+        if not torch.jit.is_scripting() and torch.jit.is_tracing():
+            return  # a trace has sizes that cannot be asked without freezing them
+        if x.shape[1] != self.channels:
+            raise ValueError(f"`x` must have {self.channels} channels, got {x.shape[1]}")
+        for size in x.shape[2:]:
+            if size == 0:
+                raise ValueError("`x` must have at least one voxel along every axis, got an axis of size 0")
+
+    def attention_weights(self, x: Tensor, queries: Tensor | None = None) -> dict[str, Tensor]:
+        """What a forward pass over ``x`` would weigh its voxels and channels with; computed when asked.
+
+        Args:
+            x: (B, C, *S).
+            queries: for mechanisms in which every voxel has weights of its own, the flat indices of those
+                asked for, (Q,); by default the central voxel.
+
+        Returns:
+            by name: "channel" (B, C, 1, ..), "spatial" (B, 1, *S), "axis0" .. (B, C, .., S_a, ..),
+            "branch" (B, M, C, 1, ..), "query" (B, heads, Q, *S of the keys), "affinity" (B, C, C).
+        """
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        """The first words of the constructor."""
+        return f"spatial_dims={self.spatial_dims}, channels={self.channels}, variant={self.variant!r}"

@@ -1,0 +1,100 @@
+"""Convolutional block attention: Woo, Park, Lee, Kweon, arXiv 1807.06521, equations 1 to 3.
+
+Deviations: the compact form has no biases and no norm, and its spatial convolution sees [mean, max]; the
+authors' code has biases in the MLP, the order [max, mean], and a batch norm that starts with weight 0.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from attn3d.arguments import odd_per_axis, positive_integer
+from attn3d.gating import gate
+from attn3d.mechanisms.base import Mechanism
+from attn3d.norms import NormSpec, create_norm
+from attn3d.spatial import axes, broadcast_gate, convolution
+
+
+class CBAM(Mechanism):
+    """A gate per channel, then a gate per voxel of what the first has left.
+
+    x1 = x * sigmoid(MLP(mean(x)) + MLP(max(x))), MLP = W2 relu(W1 .), W1: C -> h, h = max(1, C // reduction);
+    y = x1 * sigmoid(norm(conv_k([mean_c(x1); max_c(x1)]))).
+
+    Args:
+        spatial_dims: 1, 2 or 3.
+        channels: C.
+        reduction: C over the hidden width h.
+        kernel_size: k, odd, one or one per axis: (3, 7, 7) suits thick slices.
+        bias: whether the MLP has biases; "auto": not in the compact form, yes in the paper's.
+        norm: spec of the norm after the convolution; "auto": None in the compact form, "batch" in the paper.
+            Where the paper's form has a norm with a weight, it starts at 0: a gate of 1/2 everywhere.
+        order: of the two maps, ("mean", "max") or ("max", "mean"); "auto": the first in the compact form, the
+            second in the paper's.
+        variant: "compact" or "paper".
+
+    Raises:
+        TypeError, ValueError: when an argument is of the wrong kind or out of range.
+
+    Shape:
+        (B, C, *S) -> (B, C, *S). Parameters 2 C h + 2 k^n; in the paper's form C + h + 2 more.
+
+    Example:
+        >>> CBAM(3, 64, reduction=8)(torch.randn(1, 64, 8, 16, 16)).shape
+        torch.Size([1, 64, 8, 16, 16])
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        channels: int,
+        *,
+        reduction: int = 16,
+        kernel_size: int | Sequence[int] = 7,
+        bias: bool | str = "auto",
+        norm: NormSpec = "auto",
+        order: Sequence[str] | str = "auto",
+        variant: str = "compact",
+    ) -> None:
+        super().__init__(spatial_dims, channels, variant)
+        hidden = max(1, channels // positive_integer("reduction", reduction))
+        bias = self.by_variant(bias, compact=False, paper=True)
+        kernel = odd_per_axis("kernel_size", kernel_size, spatial_dims)
+        order = tuple(self.by_variant(order, compact=("mean", "max"), paper=("max", "mean")))
+        if sorted(order) != ["max", "mean"]:
+            raise ValueError(f'`order` must be ("mean", "max") or ("max", "mean"), got {order}')
+        self.mean_first = order[0] == "mean"
+        self.squeeze = nn.Linear(channels, hidden, bias=bias)
+        self.excite = nn.Linear(hidden, channels, bias=bias)
+        self.convolution = convolution(spatial_dims)(
+            2, 1, kernel, padding=tuple(size // 2 for size in kernel), bias=False
+        )
+        self.norm = create_norm(self.by_variant(norm, compact=None, paper="batch"), 1)
+        if variant == "paper" and getattr(self.norm, "weight", None) is not None:
+            nn.init.zeros_(self.norm.weight)
+
+    def channel_gate(self, x: Tensor) -> Tensor:
+        """sigmoid(MLP(mean(x)) + MLP(max(x))), (B, C, 1, ..)."""
+        mean = self.excite(torch.relu(self.squeeze(x.mean(axes(x)))))
+        largest = self.excite(torch.relu(self.squeeze(x.amax(axes(x)))))
+        return broadcast_gate(torch.sigmoid(mean + largest), x)
+
+    def spatial_gate(self, x: Tensor, channel_gate: Tensor) -> Tensor:
+        """The gate per voxel of x * channel_gate, (B, 1, *S)."""
+        gated = x * channel_gate
+        mean = gated.mean(1, keepdim=True)
+        largest = gated.amax(1, keepdim=True)
+        maps = torch.cat([mean, largest] if self.mean_first else [largest, mean], 1)
+        return torch.sigmoid(self.norm(self.convolution(maps)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Gates (B, C, *S)."""
+        self.check_input(x)
+        channel = self.channel_gate(x)
+        return gate(x, [channel, self.spatial_gate(x, channel)])
+
+    def attention_weights(self, x: Tensor, queries: Tensor | None = None) -> dict[str, Tensor]:
+        """The gates as "channel" and "spatial"."""
+        channel = self.channel_gate(x)
+        return {"channel": channel, "spatial": self.spatial_gate(x, channel)}

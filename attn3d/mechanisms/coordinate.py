@@ -1,0 +1,96 @@
+"""Coordinate attention: Hou, Zhou, Feng, arXiv 2103.02907, equations 4 to 8.
+
+Deviations: the paper is 2-D; here each of n axes has a profile and a gate of its own, the middle layer shared
+by all. The compact form has relu where the authors' code has hard-swish.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from attn3d.arguments import one_of, positive_integer
+from attn3d.gating import gate
+from attn3d.mechanisms.base import Mechanism
+from attn3d.norms import NormSpec, create_norm
+from attn3d.spatial import axes, convolution
+
+
+class CoordinateAttention(Mechanism):
+    """A gate per channel and position along each axis: where, and not only what.
+
+    For every axis a the profile z_a is the mean over the other axes, (B, C, S_a). The profiles, end to end,
+    go through act(norm(W z + b)), W: C -> m, m = max(min_channels, C // reduction); then apart again,
+    g_a = sigmoid(W_a . + b_a), W_a: m -> C; y = x * g_1 * .. * g_n.
+
+    Args:
+        spatial_dims: 1, 2 or 3.
+        channels: C.
+        reduction: C over the middle width m.
+        min_channels: the least m.
+        activation: "relu" or "hardswish"; "auto": the first in the compact form, the second in the paper's.
+        norm: spec of the norm.
+        variant: "compact" or "paper".
+
+    Raises:
+        TypeError, ValueError: when an argument is of the wrong kind or out of range.
+
+    Shape:
+        (B, C, *S) -> (B, C, *S). Parameters C m + 3 m + n (m C + C).
+
+    Example:
+        >>> CoordinateAttention(3, 64)(torch.randn(1, 64, 8, 16, 16)).shape
+        torch.Size([1, 64, 8, 16, 16])
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        channels: int,
+        *,
+        reduction: int = 32,
+        min_channels: int = 8,
+        activation: str = "auto",
+        norm: NormSpec = "batch",
+        variant: str = "compact",
+    ) -> None:
+        super().__init__(spatial_dims, channels, variant)
+        middle = max(
+            positive_integer("min_channels", min_channels),
+            channels // positive_integer("reduction", reduction),
+        )
+        activation = self.by_variant(activation, compact="relu", paper="hardswish")
+        self.activation = one_of("activation", activation, ("relu", "hardswish"))
+        line = convolution(1)
+        self.shared = line(channels, middle, 1)
+        self.norm = create_norm(norm, middle)
+        self.per_axis = nn.ModuleList(line(middle, channels, 1) for _ in range(spatial_dims))
+
+    def axis_gates(self, x: Tensor) -> list[Tensor]:
+        """g_a for every axis, (B, C, .., S_a, ..) with 1 along the others."""
+        profiles = []
+        for axis in axes(x):
+            others = axes(x)
+            others.remove(axis)
+            # A mean over no axis would be one over all of them.
+            profiles.append(x.mean(others) if len(others) > 0 else x)
+        hidden = self.norm(self.shared(torch.cat(profiles, 2)))
+        hidden = torch.relu(hidden) if self.activation == "relu" else functional.hardswish(hidden)
+        start = 0
+        gates = []
+        for index, excite in enumerate(self.per_axis):
+            size = x.shape[2 + index]
+            profile = torch.sigmoid(excite(hidden.narrow(2, start, size)))
+            shape = [1] * len(self.per_axis)
+            shape[index] = size
+            gates.append(profile.unflatten(2, shape))
+            start += size
+        return gates
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Gates (B, C, *S)."""
+        self.check_input(x)
+        return gate(x, self.axis_gates(x))
+
+    def attention_weights(self, x: Tensor, queries: Tensor | None = None) -> dict[str, Tensor]:
+        """The gates as "axis0", "axis1", .."""
+        return {f"axis{index}": profile for index, profile in enumerate(self.axis_gates(x))}

@@ -1,0 +1,268 @@
+"""Dual attention: Fu, Liu, Tian, Li, Bao, Fang, Lu, arXiv 1809.02983, equations 1 to 4.
+
+Deviations: `DualAttention` adds both branches to the same input, without the convolutions around them; the
+published segmentation head, with them, is `DualAttentionHead`. The authors' code takes the channel energy
+from the maximum of its row, which turns the softmax round: ``channel_energy="official"``. The energy of the
+channels is a sum over all N voxels, so ``scale`` can divide it by N or sqrt(N).
+"""
+
+import torch
+from torch import Tensor, nn
+
+from attn3d.arguments import one_of, positive_integer
+from attn3d.attention import VolumeAttention
+from attn3d.mechanisms.base import Mechanism
+from attn3d.norms import BatchNorm
+from attn3d.precision import at_least_single
+from attn3d.spatial import central_voxel, convolution, keep_format, spatial_shape, to_tokens, to_volume
+
+# The power of N that multiplies each of the two factors of the channel energy.
+_POWERS = {"none": 0.0, "1/N": -0.5, "1/sqrt(N)": -0.25}
+
+
+class PositionAttention(Mechanism):
+    """Every voxel adds to itself the voxels that are like it.
+
+    y = x + alpha P, P = softmax(q k^T) v over the voxels, unscaled, q, k: C -> max(1, C // reduction),
+    v: C -> C, with biases; alpha is learnt and starts at 0.
+
+    Args:
+        spatial_dims: 1, 2 or 3.
+        channels: C.
+        reduction: C over the width of q and k.
+        method: how it is computed, see `attn3d.attend`.
+        variant: "compact" or "paper"; both are the same.
+
+    Raises:
+        TypeError, ValueError: when an argument is of the wrong kind or out of range.
+
+    Shape:
+        (B, C, *S) -> (B, C, *S). Parameters 2 (C C' + C') + C^2 + C + 1, C' the width of q and k.
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        channels: int,
+        *,
+        reduction: int = 8,
+        method: str = "auto",
+        variant: str = "compact",
+    ) -> None:
+        super().__init__(spatial_dims, channels, variant)
+        inner = max(1, channels // positive_integer("reduction", reduction))
+        self.identity_at_start = True
+        self.alpha = nn.Parameter(torch.zeros(()))
+        self.query = nn.Linear(channels, inner)
+        self.key = nn.Linear(channels, inner)
+        self.value = nn.Linear(channels, channels)
+        self.attention = VolumeAttention(scale=1.0, method=method)
+
+    def context(self, x: Tensor) -> Tensor:
+        """P, (B, C, *S)."""
+        tokens = to_tokens(x).unsqueeze(1)
+        p = self.attention(self.query(tokens), self.key(tokens), self.value(tokens))
+        return to_volume(p.squeeze(1), spatial_shape(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Adds alpha P to (B, C, *S)."""
+        self.check_input(x)
+        return keep_format(x + self.alpha * self.context(x), x)
+
+    def attention_weights(self, x: Tensor, queries: Tensor | None = None) -> dict[str, Tensor]:
+        """The softmax rows of the chosen voxels as "query", (B, 1, Q, *S)."""
+        tokens = to_tokens(x).unsqueeze(1)
+        chosen = central_voxel(x) if queries is None else queries
+        rows = self.attention.rows(self.query(tokens[:, :, chosen]), self.key(tokens))
+        return {"query": rows.unflatten(3, spatial_shape(x))}
+
+
+class ChannelAttention(Mechanism):
+    """Every channel adds to itself the channels that are like it.
+
+    y = x + beta Q, Q = softmax(E) A, E = A A^T, A = x as (C, N); "official": E becomes its row's maximum less
+    E. beta is learnt and starts at 0. E is computed in at least single precision.
+
+    Args:
+        spatial_dims: 1, 2 or 3.
+        channels: C.
+        channel_energy: "paper" (A A^T) or "official".
+        scale: of E, which grows with N: "none", "1/N" or "1/sqrt(N)".
+        variant: "compact" or "paper"; both are the same.
+
+    Raises:
+        TypeError, ValueError: when an argument is of the wrong kind or out of range.
+
+    Shape:
+        (B, C, *S) -> (B, C, *S). One parameter.
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        channels: int,
+        *,
+        channel_energy: str = "paper",
+        scale: str = "none",
+        variant: str = "compact",
+    ) -> None:
+        super().__init__(spatial_dims, channels, variant)
+        self.channel_energy = one_of("channel_energy", channel_energy, ("paper", "official"))
+        one_of("scale", scale, _POWERS)
+        self.power = _POWERS[scale]
+        self.identity_at_start = True
+        self.beta = nn.Parameter(torch.zeros(()))
+
+    def affinity(self, x: Tensor) -> Tensor:
+        """softmax(E), (B, C, C)."""
+        if not torch.jit.is_scripting():
+            with torch.autocast(x.device.type, enabled=False):
+                return self._affinity(x)
+        return self._affinity(x)
+
+    def _affinity(self, x: Tensor) -> Tensor:
+        flat = at_least_single(x.flatten(2))
+        voxels = flat.shape[2]
+        flat = flat * voxels**self.power  # of each factor, before the product
+        energy = flat @ flat.transpose(1, 2)
+        if self.channel_energy == "official":
+            energy = energy.amax(2, keepdim=True) - energy
+        return energy.softmax(2)
+
+    def context(self, x: Tensor) -> Tensor:
+        """Q, (B, C, *S)."""
+        return (self.affinity(x).to(x.dtype) @ x.flatten(2)).unflatten(2, spatial_shape(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Adds beta Q to (B, C, *S)."""
+        self.check_input(x)
+        return keep_format(x + self.beta * self.context(x), x)
+
+    def attention_weights(self, x: Tensor, queries: Tensor | None = None) -> dict[str, Tensor]:
+        """softmax(E) as "affinity", (B, C, C)."""
+        return {"affinity": self.affinity(x)}
+
+
+class DualAttention(Mechanism):
+    """Every voxel adds to itself the voxels, and every channel the channels, that are like it.
+
+    y = x + alpha P + beta Q, P of `PositionAttention` and Q of `ChannelAttention`; starts as the identity.
+
+    Args:
+        spatial_dims: 1, 2 or 3.
+        channels: C.
+        reduction: C over the width of q and k of the positions.
+        channel_energy: "paper" (A A^T) or "official" (the row's maximum less it).
+        scale: of the channel energy: "none", "1/N" or "1/sqrt(N)".
+        method: how the position branch is computed, see `attn3d.attend`.
+        variant: "compact" or "paper"; both are the same.
+
+    Raises:
+        TypeError, ValueError: when an argument is of the wrong kind or out of range.
+
+    Shape:
+        (B, C, *S) -> (B, C, *S). Parameters 2 (C C' + C') + C^2 + C + 2, C' = max(1, C // reduction).
+
+    Example:
+        >>> DualAttention(3, 64)(torch.randn(1, 64, 8, 16, 16)).shape
+        torch.Size([1, 64, 8, 16, 16])
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        channels: int,
+        *,
+        reduction: int = 8,
+        channel_energy: str = "paper",
+        scale: str = "none",
+        method: str = "auto",
+        variant: str = "compact",
+    ) -> None:
+        super().__init__(spatial_dims, channels, variant)
+        self.identity_at_start = True
+        self.position = PositionAttention(spatial_dims, channels, reduction=reduction, method=method)
+        self.channel = ChannelAttention(spatial_dims, channels, channel_energy=channel_energy, scale=scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Adds alpha P + beta Q to (B, C, *S)."""
+        self.check_input(x)
+        y = x + self.position.alpha * self.position.context(x)
+        return keep_format(y + self.channel.beta * self.channel.context(x), x)
+
+    def attention_weights(self, x: Tensor, queries: Tensor | None = None) -> dict[str, Tensor]:
+        """The rows of the chosen voxels as "query" and the softmax of the channels as "affinity"."""
+        return {
+            "query": self.position.attention_weights(x, queries)["query"],
+            "affinity": self.channel.affinity(x),
+        }
+
+
+class DualAttentionHead(nn.Module):
+    """The segmentation head of the paper (section 3.1): maps of features in, logits out.
+
+    f_p = conv(PAM(conv(x))), f_c = conv(CAM(conv(x))), where conv is 3^n without bias, batch norm and relu,
+    C_in -> C_in / 4, then C_in / 4 -> C_out; logits = classify(f_p + f_c), a dropout of 0.1 and a 1^n
+    convolution. The classifiers of f_p and f_c alone train the branches.
+
+    Args:
+        spatial_dims: 1, 2 or 3.
+        in_channels: C_in, at least 4.
+        out_channels: C_out, the width before the classifiers.
+        num_classes: channels of the logits.
+        channel_energy: see `ChannelAttention`.
+        scale: see `ChannelAttention`.
+        method: see `attn3d.attend`.
+
+    Raises:
+        TypeError, ValueError: when an argument is of the wrong kind or out of range.
+
+    Shape:
+        (B, C_in, *S) -> three logits (B, num_classes, *S): of the sum, of the positions, of the channels.
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        in_channels: int,
+        out_channels: int,
+        num_classes: int,
+        *,
+        channel_energy: str = "paper",
+        scale: str = "none",
+        method: str = "auto",
+    ) -> None:
+        super().__init__()
+        if positive_integer("in_channels", in_channels) < 4:
+            raise ValueError(f"`in_channels` must be at least 4, got {in_channels}")
+        middle = in_channels // 4
+
+        def convolve(channels: int, to: int) -> nn.Sequential:
+            conv = convolution(spatial_dims)(channels, to, 3, padding=1, bias=False)
+            return nn.Sequential(conv, BatchNorm(to), nn.ReLU())
+
+        def classify() -> nn.Sequential:
+            return nn.Sequential(nn.Dropout(0.1), convolution(spatial_dims)(out_channels, num_classes, 1))
+
+        self.position = nn.Sequential(
+            convolve(in_channels, middle),
+            PositionAttention(spatial_dims, middle, method=method),
+            convolve(middle, out_channels),
+        )
+        self.channel = nn.Sequential(
+            convolve(in_channels, middle),
+            ChannelAttention(spatial_dims, middle, channel_energy=channel_energy, scale=scale),
+            convolve(middle, out_channels),
+        )
+        self.classify = classify()
+        self.classify_position = classify()
+        self.classify_channel = classify()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits of the sum, of the positions and of the channels."""
+        position, channel = self.position(x), self.channel(x)
+        return (
+            self.classify(position + channel),
+            self.classify_position(position),
+            self.classify_channel(channel),
+        )

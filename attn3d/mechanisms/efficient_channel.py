@@ -1,0 +1,68 @@
+"""Efficient channel attention: Wang, Wu, Zhu, Li, Zuo, Hu, arXiv 1910.03151, equations 9 and 12.
+
+Deviation: the compact form has a kernel of 3 whatever the channels; the paper's grows with their logarithm.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from attn3d.arguments import odd_per_axis
+from attn3d.gating import gate
+from attn3d.mechanisms.base import Mechanism
+from attn3d.spatial import axes, broadcast_gate, convolution
+
+
+class ECA(Mechanism):
+    """A gate per channel from the means of its neighbours in the order of the channels.
+
+    y = x * sigmoid(conv_k(mean(x))), a 1-D convolution along the channels, zero-padded, without bias.
+    The paper's kernel size is t = int((log2(C) + 1) / 2), or t + 1 where t is even.
+
+    Args:
+        spatial_dims: 1, 2 or 3.
+        channels: C.
+        kernel_size: k, odd; None: by the paper's formula; "auto": 3 in the compact form, None in the paper's.
+        variant: "compact" or "paper".
+
+    Raises:
+        TypeError, ValueError: when an argument is of the wrong kind or out of range.
+
+    Shape:
+        (B, C, *S) -> (B, C, *S). Parameters k.
+
+    Example:
+        >>> ECA(3, 64)(torch.randn(1, 64, 8, 16, 16)).shape
+        torch.Size([1, 64, 8, 16, 16])
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        channels: int,
+        *,
+        kernel_size: int | str | None = "auto",
+        variant: str = "compact",
+    ) -> None:
+        super().__init__(spatial_dims, channels, variant)
+        kernel_size = self.by_variant(kernel_size, compact=3, paper=None)
+        if kernel_size is None:
+            half_octaves = int((math.log2(channels) + 1) / 2)
+            kernel_size = half_octaves if half_octaves % 2 else half_octaves + 1
+        (kernel_size,) = odd_per_axis("kernel_size", kernel_size, 1)
+        self.convolution = convolution(1)(1, 1, kernel_size, padding=kernel_size // 2, bias=False)
+
+    def channel_gate(self, x: Tensor) -> Tensor:
+        """sigmoid(conv_k(mean(x))), (B, C, 1, ..)."""
+        mixed = self.convolution(x.mean(axes(x)).unsqueeze(1)).squeeze(1)
+        return broadcast_gate(torch.sigmoid(mixed), x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Gates (B, C, *S)."""
+        self.check_input(x)
+        return gate(x, [self.channel_gate(x)])
+
+    def attention_weights(self, x: Tensor, queries: Tensor | None = None) -> dict[str, Tensor]:
+        """The gate as "channel"."""
+        return {"channel": self.channel_gate(x)}

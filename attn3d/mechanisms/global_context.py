@@ -1,0 +1,84 @@
+"""Global context: Cao, Xu, Lin, Wei, Hu, arXiv 1904.11492, equation 5; ``fusion="mul"`` is of its code."""
+
+import torch
+from torch import Tensor, nn
+
+from attn3d.arguments import one_of, positive_integer
+from attn3d.gating import gate
+from attn3d.mechanisms.base import Mechanism
+from attn3d.norms import NormSpec, create_norm
+from attn3d.precision import at_least_single
+from attn3d.spatial import broadcast_gate, to_volume
+
+
+class GlobalContext(Mechanism):
+    """One softmax-weighted mean over the voxels, transformed and added to all of them: linear in N.
+
+    alpha = softmax over the voxels of (w x + b), C -> 1; c = sum_j alpha_j x_j;
+    y = x + W2 relu(norm(W1 c)), W1: C -> h, W2: h -> C, h = max(1, C // reduction), with biases; "mul":
+    y = x * sigmoid(W2 relu(norm(W1 c))). W2 and its bias start at 0, so that "add" starts as the identity.
+
+    Args:
+        spatial_dims: 1, 2 or 3.
+        channels: C.
+        reduction: C over the hidden width h.
+        fusion: "add", as in the paper, or "mul".
+        norm: spec of the norm over the hidden width.
+        variant: "compact" or "paper"; both are the same.
+
+    Raises:
+        TypeError, ValueError: when an argument is of the wrong kind or out of range.
+
+    Shape:
+        (B, C, *S) -> (B, C, *S). Parameters 2 C h + 2 C + 3 h + 1.
+
+    Example:
+        >>> GlobalContext(3, 64)(torch.randn(1, 64, 8, 16, 16)).shape
+        torch.Size([1, 64, 8, 16, 16])
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        channels: int,
+        *,
+        reduction: int = 16,
+        fusion: str = "add",
+        norm: NormSpec = "layer",
+        variant: str = "compact",
+    ) -> None:
+        super().__init__(spatial_dims, channels, variant)
+        hidden = max(1, channels // positive_integer("reduction", reduction))
+        self.fusion = one_of("fusion", fusion, ("add", "mul"))
+        self.identity_at_start = fusion == "add"
+        self.score = nn.Linear(channels, 1)
+        self.squeeze = nn.Linear(channels, hidden)
+        self.norm = create_norm(norm, hidden)
+        self.excite = nn.Linear(hidden, channels)
+        nn.init.zeros_(self.excite.weight)
+        nn.init.zeros_(self.excite.bias)
+
+    def spatial_weights(self, x: Tensor) -> Tensor:
+        """alpha, (B, N)."""
+        scores = torch.matmul(self.score.weight, x.flatten(2)).squeeze(1) + self.score.bias
+        return at_least_single(scores).softmax(-1)
+
+    def context(self, x: Tensor, weights: Tensor) -> Tensor:
+        """W2 relu(norm(W1 c)), (B, C, 1, ..)."""
+        pooled = torch.matmul(x.flatten(2), weights.to(x.dtype).unsqueeze(-1)).squeeze(-1)
+        return broadcast_gate(self.excite(torch.relu(self.norm(self.squeeze(pooled)))), x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Adds its context to (B, C, *S), or gates by it."""
+        self.check_input(x)
+        context = self.context(x, self.spatial_weights(x))
+        if self.fusion == "add":
+            return x + context.to(x.dtype)
+        return gate(x, [torch.sigmoid(context)])
+
+    def attention_weights(self, x: Tensor, queries: Tensor | None = None) -> dict[str, Tensor]:
+        """alpha as "spatial", and what is added (or gates) as "channel"."""
+        weights = self.spatial_weights(x)
+        context = self.context(x, weights)
+        channel = context if self.fusion == "add" else torch.sigmoid(context)
+        return {"spatial": to_volume(weights.unsqueeze(-1), list(x.shape[2:])), "channel": channel}

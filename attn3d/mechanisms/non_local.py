@@ -1,0 +1,139 @@
+"""Non-local blocks: Wang, Girshick, Gupta, He, arXiv 1711.07971, equations 1 to 6.
+
+Deviations: `concatenation` and `dot_product` are computed by identities that never build N x N. The compact
+form's batch norm starts with weight 1; the paper's with 0, so that the block starts as the identity.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from attn3d.arguments import one_of, positive_integer
+from attn3d.attention import VolumeAttention, dot_product, rectified_sum
+from attn3d.mechanisms.base import Mechanism
+from attn3d.norms import NormSpec, create_norm
+from attn3d.spatial import central_voxel, halve, keep_format, spatial_shape, to_tokens, to_volume
+
+MODES = ("embedded_gaussian", "gaussian", "dot_product", "concatenation")
+
+
+class NonLocal(Mechanism):
+    """Every voxel adds to itself what all voxels say, weighed by how alike they are.
+
+    z = x + norm(W y), y_i = sum_j f(x_i, x_j) g(x_j) / n, over the M voxels j of the keys, with
+    theta, phi, g: C -> C' and W: C' -> C, C' = max(1, C // reduction), with biases, and by ``mode``
+
+    - "embedded_gaussian": exp(theta_i . phi_j), n their sum over j: a softmax without scaling;
+    - "gaussian": exp(x_i . x_j), n their sum over j;
+    - "dot_product": theta_i . phi_j, n = M, computed as theta (phi^T g) / M;
+    - "concatenation": relu(w_f . [theta_i; phi_j]), n = M, w_f without bias.
+
+    Args:
+        spatial_dims: 1, 2 or 3.
+        channels: C.
+        mode: the pairwise function f.
+        reduction: C over the inner width C'.
+        sub_sample: max-pool keys and values by 2 along every axis.
+        norm: spec of the norm after W; None starts W at 0 in the paper's form.
+        method: how the softmax modes are computed, see `attn3d.attend`.
+        variant: "compact", or "paper", which starts as the identity.
+
+    Raises:
+        TypeError, ValueError: when an argument is of the wrong kind or out of range.
+
+    Shape:
+        (B, C, *S) -> (B, C, *S). Parameters 4 C C' + 3 C' + C, with batch norm 2 C more; "gaussian" without
+        the 2 (C C' + C') of theta and phi, "concatenation" with the 2 C' of w_f.
+
+    Example:
+        >>> NonLocal(3, 32)(torch.randn(1, 32, 8, 16, 16)).shape
+        torch.Size([1, 32, 8, 16, 16])
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        channels: int,
+        *,
+        mode: str = "embedded_gaussian",
+        reduction: int = 2,
+        sub_sample: bool = False,
+        norm: NormSpec = "batch",
+        method: str = "auto",
+        variant: str = "compact",
+    ) -> None:
+        super().__init__(spatial_dims, channels, variant)
+        self.mode = one_of("mode", mode, MODES)
+        inner = max(1, channels // positive_integer("reduction", reduction))
+        self.sub_sample = sub_sample
+        self.value = nn.Linear(channels, inner)
+        self.query = nn.Identity() if mode == "gaussian" else nn.Linear(channels, inner)
+        self.key = nn.Identity() if mode == "gaussian" else nn.Linear(channels, inner)
+        if mode == "concatenation":
+            self.pairwise = _Concatenation(inner)
+        elif mode == "dot_product":
+            self.pairwise = _DotProduct()
+        else:
+            self.pairwise = VolumeAttention(scale=1.0, method=method)
+        self.out = nn.Linear(inner, channels)
+        self.norm = create_norm(norm, channels)
+        if variant == "paper":
+            last = self.out if getattr(self.norm, "weight", None) is None else self.norm
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+        self.identity_at_start = variant == "paper"
+
+    def compared(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, each (B, 1, N or M, .)."""
+        tokens = to_tokens(x)
+        q, k, v = self.query(tokens), self.key(tokens), self.value(tokens)
+        if self.sub_sample:
+            shape = spatial_shape(x)
+            k = to_tokens(halve(to_volume(k, shape)))
+            v = to_tokens(halve(to_volume(v, shape)))
+        return q.unsqueeze(1), k.unsqueeze(1), v.unsqueeze(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Adds to (B, C, *S) what its voxels say to each other."""
+        self.check_input(x)
+        q, k, v = self.compared(x)
+        y = self.out(self.pairwise(q, k, v).squeeze(1))
+        return keep_format(x + self.norm(to_volume(y, spatial_shape(x))), x)
+
+    def attention_weights(self, x: Tensor, queries: Tensor | None = None) -> dict[str, Tensor]:
+        """f(x_i, x_j) / n of the chosen voxels i as "query", (B, 1, Q, *S of the keys)."""
+        q, k, _ = self.compared(x)
+        chosen = central_voxel(x) if queries is None else queries
+        shape = [size // 2 if self.sub_sample and size > 1 else size for size in x.shape[2:]]
+        return {"query": self.pairwise.rows(q[:, :, chosen], k).unflatten(3, shape)}
+
+
+class _DotProduct(nn.Module):
+    """f = theta_i . phi_j."""
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return dot_product(q, k, v)
+
+    def rows(self, q: Tensor, k: Tensor) -> Tensor:
+        return q @ k.transpose(2, 3) / k.shape[2]
+
+
+class _Concatenation(nn.Module):
+    """f = relu(w_f . [theta_i; phi_j]): w_f splits, so that f_ij = relu(a_i + b_j)."""
+
+    def __init__(self, inner: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(1, 2 * inner))
+        nn.init.kaiming_uniform_(self.weight, a=5**0.5)  # as nn.Linear
+
+    def split(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        inner = q.shape[-1]
+        of_query, of_key = self.weight[0, :inner], self.weight[0, inner:]
+        return q @ of_query, k @ of_key
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        a, b = self.split(q, k)
+        return rectified_sum(a, b, v)
+
+    def rows(self, q: Tensor, k: Tensor) -> Tensor:
+        a, b = self.split(q, k)
+        return torch.relu(a.unsqueeze(3) + b.unsqueeze(2)) / k.shape[2]

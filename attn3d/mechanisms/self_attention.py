@@ -1,0 +1,73 @@
+"""Multi-head self-attention: Vaswani et al., arXiv 1706.03762, equation 1 and section 3.2.2, over voxels."""
+
+from torch import Tensor, nn
+
+from attn3d.arguments import positive_integer
+from attn3d.attention import VolumeAttention
+from attn3d.mechanisms.base import Mechanism
+from attn3d.spatial import central_voxel, keep_format, spatial_shape, to_tokens, to_volume
+
+
+class MultiHeadSelfAttention(Mechanism):
+    """Every voxel becomes a mean of all voxels, weighed anew by every head.
+
+    q, k, v = split(W x + b), W: C -> 3 C; y = W_o [softmax(q_h k_h^T / sqrt(C / H)) v_h over heads h] + b_o.
+    No residual: y replaces x.
+
+    Args:
+        spatial_dims: 1, 2 or 3.
+        channels: C.
+        num_heads: H, a divisor of C; by default the largest that is not above 8.
+        dropout: probability of dropping a weight in training.
+        method: how it is computed, see `attn3d.attend`.
+        variant: "compact" or "paper"; both are the same.
+
+    Raises:
+        TypeError, ValueError: when an argument is of the wrong kind or out of range.
+
+    Shape:
+        (B, C, *S) -> (B, C, *S). Parameters 4 C^2 + 4 C.
+
+    Example:
+        >>> MultiHeadSelfAttention(3, 64, num_heads=4)(torch.randn(1, 64, 4, 8, 8)).shape
+        torch.Size([1, 64, 4, 8, 8])
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        channels: int,
+        *,
+        num_heads: int | None = None,
+        dropout: float = 0.0,
+        method: str = "auto",
+        variant: str = "compact",
+    ) -> None:
+        super().__init__(spatial_dims, channels, variant)
+        divisors = [heads for heads in range(1, channels + 1) if channels % heads == 0]
+        if num_heads is None:
+            num_heads = max(heads for heads in divisors if heads <= 8)
+        if positive_integer("num_heads", num_heads) not in divisors:
+            raise ValueError(f"`num_heads` must divide {channels} channels, got {num_heads}; {divisors} do")
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.attention = VolumeAttention(dropout=dropout, method=method)
+        self.out = nn.Linear(channels, channels)
+
+    def heads(self, x: Tensor) -> list[Tensor]:
+        """q, k and v, each (B, H, N, C / H)."""
+        width = [self.num_heads, self.channels // self.num_heads]
+        return [part.unflatten(2, width).transpose(1, 2) for part in self.qkv(to_tokens(x)).chunk(3, 2)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attends over (B, C, *S)."""
+        self.check_input(x)
+        q, k, v = self.heads(x)
+        y = self.attention(q, k, v).transpose(1, 2).flatten(2)
+        return keep_format(to_volume(self.out(y), spatial_shape(x)), x)
+
+    def attention_weights(self, x: Tensor, queries: Tensor | None = None) -> dict[str, Tensor]:
+        """The softmax rows of the chosen voxels as "query", (B, H, Q, *S)."""
+        q, k, _ = self.heads(x)
+        chosen = central_voxel(x) if queries is None else queries
+        return {"query": self.attention.rows(q[:, :, chosen], k).unflatten(3, spatial_shape(x))}

@@ -1,0 +1,65 @@
+"""Squeeze-and-excitation: Hu, Shen, Albanie, Sun, Wu, arXiv 1709.01507, equations 2 to 4.
+
+Deviation: the compact form has no biases, as most implementations since; the authors' Caffe code has them.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from attn3d.arguments import positive_integer
+from attn3d.gating import gate
+from attn3d.mechanisms.base import Mechanism
+from attn3d.spatial import axes, broadcast_gate
+
+
+class SqueezeExcitation(Mechanism):
+    """A gate per channel from the channels' means.
+
+    y = x * sigmoid(W2 relu(W1 mean(x))), W1: C -> h, W2: h -> C, h = max(1, C // reduction).
+
+    Args:
+        spatial_dims: 1, 2 or 3.
+        channels: C.
+        reduction: C over the hidden width h.
+        bias: whether W1 and W2 have biases; "auto": not in the compact form, yes in the paper's.
+        variant: "compact" or "paper".
+
+    Raises:
+        TypeError, ValueError: when an argument is of the wrong kind or out of range.
+
+    Shape:
+        (B, C, *S) -> (B, C, *S). Parameters 2 C h, with biases C + h more.
+
+    Example:
+        >>> SqueezeExcitation(3, 64)(torch.randn(1, 64, 8, 16, 16)).shape
+        torch.Size([1, 64, 8, 16, 16])
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        channels: int,
+        *,
+        reduction: int = 16,
+        bias: bool | str = "auto",
+        variant: str = "compact",
+    ) -> None:
+        super().__init__(spatial_dims, channels, variant)
+        hidden = max(1, channels // positive_integer("reduction", reduction))
+        bias = self.by_variant(bias, compact=False, paper=True)
+        self.squeeze = nn.Linear(channels, hidden, bias=bias)
+        self.excite = nn.Linear(hidden, channels, bias=bias)
+
+    def channel_gate(self, x: Tensor) -> Tensor:
+        """sigmoid(W2 relu(W1 mean(x))), (B, C, 1, ..)."""
+        hidden = torch.relu(self.squeeze(x.mean(axes(x))))
+        return broadcast_gate(torch.sigmoid(self.excite(hidden)), x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Gates (B, C, *S)."""
+        self.check_input(x)
+        return gate(x, [self.channel_gate(x)])
+
+    def attention_weights(self, x: Tensor, queries: Tensor | None = None) -> dict[str, Tensor]:
+        """The gate as "channel"."""
+        return {"channel": self.channel_gate(x)}

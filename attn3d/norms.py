@@ -1,0 +1,110 @@
+"""Normalisations by spec, each of which bears a single value per channel.
+
+A small 3-D batch often leaves one value: batch 1 at a 1 x 1 x 1 bottleneck, or a pooled vector. PyTorch's
+batch and instance norms raise there. Here batch norm falls back to its running statistics, and instance and
+group norm return their bias, which is what their formula gives. All are channels-first, for any number of
+axes, also none.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from attn3d.arguments import Spec, check_options, nearest, read_spec
+
+NormSpec = Spec | None
+
+
+class BatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch normalisation (arXiv 1502.03167) over all axes but the channels.
+
+    In training, a batch with at most one value per channel is normalised by the running statistics, which it
+    leaves as they are. It is one of PyTorch's batch norms, so that tools which look for these find it.
+    """
+
+    def __init__(
+        self, channels: int, *, eps: float = 1e-5, momentum: float = 0.1, affine: bool = True
+    ) -> None:
+        super().__init__(channels, eps=eps, momentum=momentum, affine=affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalises (B, C, ...)."""
+        from_batch = self.training and x.numel() > x.shape[1]
+        if from_batch and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+        return functional.batch_norm(
+            x,
+            self.running_mean,
+            self.running_var,
+            self.weight,
+            self.bias,
+            from_batch,
+            self.momentum,
+            self.eps,
+        )
+
+
+class GroupNorm(nn.GroupNorm):
+    """Group normalisation (arXiv 1803.08494), also of a single value per group."""
+
+    def __init__(self, channels: int, *, num_groups: int, eps: float = 1e-5, affine: bool = True) -> None:
+        if channels % num_groups:
+            fitting = [groups for groups in range(1, channels + 1) if channels % groups == 0]
+            raise ValueError(f"`num_groups` must divide {channels} channels, got {num_groups}; {fitting} do")
+        super().__init__(num_groups, channels, eps=eps, affine=affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalises (B, C, ...)."""
+        # The operator itself: functional.group_norm refuses one value per group.
+        return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+
+
+class InstanceNorm(GroupNorm):
+    """Instance normalisation (arXiv 1607.08022): group norm with a group for every channel."""
+
+    def __init__(self, channels: int, *, eps: float = 1e-5, affine: bool = True) -> None:
+        super().__init__(channels, num_groups=channels, eps=eps, affine=affine)
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer normalisation (arXiv 1607.06450) over the channels of every voxel."""
+
+    def __init__(self, channels: int, *, eps: float = 1e-5, affine: bool = True) -> None:
+        super().__init__(channels, eps=eps, elementwise_affine=affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalises (B, C, ...)."""
+        y = functional.layer_norm(x.movedim(1, -1), self.normalized_shape, self.weight, self.bias, self.eps)
+        return y.movedim(-1, 1)
+
+
+_NORMS: dict[str, Any] = {
+    "batch": BatchNorm,
+    "group": GroupNorm,
+    "instance": InstanceNorm,
+    "layer": LayerNorm,
+}
+
+
+def create_norm(spec: NormSpec, channels: int) -> nn.Module:
+    """A norm for (B, ``channels``, ...).
+
+    Args:
+        spec: "batch", ("group", {"num_groups": 8}), "instance", "layer", with options as their classes take
+            them, or None for the identity. Case does not matter, as in MONAI.
+        channels: channels of the input.
+
+    Raises:
+        TypeError: when ``spec`` is no spec or has an unknown option.
+        ValueError: when the name is unknown, or the groups do not divide the channels.
+    """
+    if spec is None:
+        return nn.Identity()
+    name, options = read_spec("norm", spec)
+    if name.lower() not in _NORMS:
+        raise ValueError(f"`norm` got {name!r}; {nearest(name, _NORMS)} or None")
+    norm = _NORMS[name.lower()]
+    check_options(f"the {name.lower()} norm", norm, options)
+    return norm(channels, **options)

@@ -1,0 +1,84 @@
+"""What 1-D, 2-D and 3-D mean; every other file speaks of ``spatial_dims`` and of axes.
+
+A volume is (B, C, *S) with ``spatial_dims`` sizes in S; its tokens are (B, N, C), N the product of S, in the
+order of `torch.flatten`.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+_CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+
+
+def check_spatial_dims(spatial_dims: int) -> int:
+    """``spatial_dims`` if it is 1, 2 or 3.
+
+    Raises:
+        ValueError: otherwise.
+    """
+    if spatial_dims not in _CONVOLUTIONS:
+        raise ValueError(f"`spatial_dims` must be 1, 2 or 3, got {spatial_dims!r}")
+    return spatial_dims
+
+
+def convolution(spatial_dims: int) -> type[nn.Module]:
+    """The convolution class for ``spatial_dims`` axes."""
+    return _CONVOLUTIONS[check_spatial_dims(spatial_dims)]
+
+
+def axes(x: Tensor) -> list[int]:
+    """The spatial axes of (B, C, *S): all but the first two."""
+    return list(range(2, x.dim()))
+
+
+def spatial_shape(x: Tensor) -> list[int]:
+    """S of (B, C, *S)."""
+    return list(x.shape[2:])
+
+
+def halve(x: Tensor) -> Tensor:
+    """Max-pools every axis by 2; an axis of size 1 stays."""
+    sizes = [min(2, size) for size in x.shape[2:]]
+    if x.dim() == 3:
+        return functional.max_pool1d(x, sizes)
+    if x.dim() == 4:
+        return functional.max_pool2d(x, sizes)
+    return functional.max_pool3d(x, sizes)
+
+
+def to_tokens(x: Tensor) -> Tensor:
+    """(B, C, *S) to contiguous tokens (B, N, C)."""
+    return x.flatten(2).transpose(1, 2).contiguous()
+
+
+def to_volume(tokens: Tensor, shape: list[int]) -> Tensor:
+    """Tokens (B, N, C) to a view (B, C, *S), S being ``shape``; in memory it is channels-last."""
+    return tokens.transpose(1, 2).unflatten(2, shape)
+
+
+def broadcast_gate(gate: Tensor, x: Tensor) -> Tensor:
+    """(B, C) with a size of 1 for each spatial axis of ``x``: (B, C, 1, ..)."""
+    for _ in range(x.dim() - gate.dim()):
+        gate = gate.unsqueeze(-1)
+    return gate
+
+
+def keep_format(y: Tensor, x: Tensor) -> Tensor:
+    """``y`` in the dtype and the memory format of ``x``, whose shape it has."""
+    y = y.to(x.dtype)
+    if x.is_contiguous():
+        return y.contiguous()
+    if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
+        return y.contiguous(memory_format=torch.channels_last)
+    if x.dim() == 5 and x.is_contiguous(memory_format=torch.channels_last_3d):
+        return y.contiguous(memory_format=torch.channels_last_3d)
+    return y.contiguous()
+
+
+def central_voxel(x: Tensor) -> Tensor:
+    """The flat index of the voxel in the middle of (B, C, *S), (1,)."""
+    index = 0
+    for size in x.shape[2:]:
+        index = index * size + size // 2
+    return torch.tensor([index], device=x.device)
