@@ -32,9 +32,9 @@ def _dot_product(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def rectified_sum(a: Tensor, b: Tensor, v: Tensor) -> Tensor:
     """y_i = sum_j relu(a_i + b_j) v_j / M in O((N + M) log M).
 
-    The keys with b_j > -a_i are a run of the keys sorted by b. So with G and H the sums of v_j and b_j v_j from
-    a key to the last, y_i = (a_i G + H) / M at the first key of the run. Both sums are taken after moving a
-    and b by the same amount to equal means, which changes no a_i + b_j and keeps digits.
+    The keys with b_j > -a_i are a run of the keys sorted by b. So with G and H the sums of v_j and b_j v_j
+    from a key to the last, y_i = (a_i G + H) / M at the first key of the run. Both sums are taken after
+    moving a and b by the same amount to equal means, which changes no a_i + b_j and keeps digits.
 
     Args:
         a: (B, H, N).

@@ -46,10 +46,10 @@ class Mechanism(nn.Module):
         Raises:
             ValueError: naming the shape that is expected and the one that came.
         """
-        if x.dim() != self.spatial_dims + 2:
+        expected = self.spatial_dims + 2
+        if x.dim() != expected:
             raise ValueError(
-                f"`x` must have {self.spatial_dims + 2} dimensions (batch, channels and {self.spatial_dims} spatial),"
-                f" got {x.dim()}"
+                f"`x` must have {expected} dimensions (batch, channels, {self.spatial_dims} spatial), got {x.dim()}"
             )
         if not torch.jit.is_scripting() and torch.jit.is_tracing():
             return  # a trace has sizes that cannot be asked without freezing them
