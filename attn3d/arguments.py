@@ -56,9 +56,7 @@ def per_axis(argument: str, value: int | Sequence[int], spatial_dims: int) -> tu
     """
     values = (value,) * spatial_dims if isinstance(value, int) else tuple(value)
     if len(values) != spatial_dims:
-        raise ValueError(
-            f"`{argument}` must be an integer or one for each of {spatial_dims} axes, got {value}"
-        )
+        raise ValueError(f"`{argument}` must be an integer or one for each of {spatial_dims} axes, got {value}")
     return tuple(positive_integer(argument, entry) for entry in values)
 
 
@@ -110,9 +108,7 @@ def check_options(what: str, function: Callable[..., Any], options: Mapping[str,
     parameters = inspect.signature(function).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return
-    known = [
-        name for name in parameters if name not in ("self", "spatial_dims", "channels", "normalized_shape")
-    ]
+    known = [name for name in parameters if name not in ("self", "spatial_dims", "channels", "normalized_shape")]
     for name in options:
         if name not in known:
             raise TypeError(f"{what} has no option `{name}`; {nearest(name, known)}")

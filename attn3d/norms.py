@@ -24,9 +24,7 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
     leaves as they are. It is one of PyTorch's batch norms, so that tools which look for these find it.
     """
 
-    def __init__(
-        self, channels: int, *, eps: float = 1e-5, momentum: float = 0.1, affine: bool = True
-    ) -> None:
+    def __init__(self, channels: int, *, eps: float = 1e-5, momentum: float = 0.1, affine: bool = True) -> None:
         super().__init__(channels, eps=eps, momentum=momentum, affine=affine)
 
     def forward(self, x: Tensor) -> Tensor:

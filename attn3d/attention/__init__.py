@@ -2,6 +2,19 @@
 
 from attn3d.attention.methods import attend
 from attn3d.attention.pairwise import dot_product, rectified_sum
+from attn3d.attention.scopes import Axial, Global, Grid, Neighborhood, PooledKeys, Scope, Window
 from attn3d.attention.volume import VolumeAttention
 
-__all__ = ["VolumeAttention", "attend", "dot_product", "rectified_sum"]
+__all__ = [
+    "Axial",
+    "Global",
+    "Grid",
+    "Neighborhood",
+    "PooledKeys",
+    "Scope",
+    "VolumeAttention",
+    "Window",
+    "attend",
+    "dot_product",
+    "rectified_sum",
+]

@@ -8,12 +8,16 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from attn3d.arguments import one_of, probability
+from attn3d.attention.memory import MemoryBudget, check_budget, parallel_parts, room_for_scores
+from attn3d.attention.operators import attend_tiled, row_numbers
+from attn3d.attention.plain import LARGEST_CUDA_GRID, plain_attention
+from attn3d.attention.tiles import Dropout
 from attn3d.precision import at_least_single
 
-METHODS = ("auto", "fused", "reference")
+METHODS = ("auto", "fused", "chunked", "reference")
 
-# Without the math fallback: it would silently build N x N where the kernels refuse.
-_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION]
+# Without the math fallback: it would silently build N x M where the kernels refuse.
+KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION]
 
 
 def attend(
@@ -26,8 +30,9 @@ def attend(
     bias: Tensor | None = None,
     dropout: float = 0.0,
     method: str = "auto",
+    memory_budget: MemoryBudget = None,
 ) -> Tensor:
-    """softmax(scale q k^T + bias) v over N queries and M keys (arXiv 1706.03762, equation 1).
+    """softmax(scale q k^T + bias) v over N queries and M keys (arXiv 1706.03762, equation 1), never building N x M.
 
     A query all of whose keys are masked gets 0.
 
@@ -37,57 +42,87 @@ def attend(
         v: (B, H, M, d_v); d_v may differ from d.
         scale: of the products; 1 / sqrt(d) by default.
         key_mask: (B, M), true where a key may be seen.
-        bias: added to the scaled products, broadcastable to (B, H, N, M).
+        bias: added to the scaled products, broadcastable to (B, H, N, M); it may require a gradient.
         dropout: probability of dropping a weight. It is applied whenever it is above 0: pass 0 in evaluation.
-        method: "fused", PyTorch's kernel; "reference", the plain form that builds N x M, the one that takes
-            dropout and a bias that is learnt; "auto", the fastest that is exact and builds no N x M.
+            Which weights are dropped is drawn from PyTorch's generator, and is the same in every method.
+        method: "fused", PyTorch's kernel; "chunked", an exact operator by tiles, which serves what the kernel
+            cannot; "reference", the plain form that builds N x M; "auto", the fastest that is exact and within
+            the budget.
+        memory_budget: bytes beyond q, k and v that forward and, where a gradient is asked for, backward may
+            take, as a number or as "2GiB"; None: by shapes, dtype and kind of device alone.
 
     Returns:
         (B, H, N, d_v).
 
     Raises:
-        ValueError: when shapes do not fit, or ``method`` is unknown or cannot serve these arguments.
+        TypeError: when ``memory_budget`` is no number of bytes.
+        ValueError: when shapes do not fit, ``method`` is unknown or cannot serve these arguments, or the budget
+            cannot be met, saying what would.
     """
     _check(q, k, v, key_mask, bias)
     one_of("method", method, METHODS)
     probability("dropout", dropout)
     scale = 1.0 / math.sqrt(max(1, q.shape[-1])) if scale is None else scale
-    if method == "reference":
-        return _reference(q, k, v, scale, key_mask, bias, dropout)
-    if torch.jit.is_scripting() or torch.onnx.is_in_onnx_export():
-        return functional.scaled_dot_product_attention(
-            q, k, v, _merge(key_mask, bias, q), dropout, scale=scale
-        )
-    if dropout > 0.0:
-        raise ValueError(f"`dropout` of {dropout} is served by method='reference', got method={method!r}")
-    if bias is not None and bias.requires_grad and torch.is_grad_enabled():
-        raise ValueError(f"a `bias` that requires a gradient is served by method='reference', got {method!r}")
+    seed = draw_seed(q) if dropout > 0.0 else None
     if q.shape[0] == 0 or k.shape[0] == 0:
-        return _reference(q, k, v, scale, key_mask, bias, dropout)  # the kernels take no empty batch
+        method = "reference"  # nothing to build, and the kernels take no empty batch
+    if method == "auto":
+        method = "chunked" if refusal_of_fused(q, k, v, key_mask, bias, dropout) else "fused"
+        method = check_budget(method, q, k, v, memory_budget)
+    if method == "reference":
+        return _reference(q, k, v, scale, key_mask, bias, dropout, seed)
+    if method == "chunked":
+        room = room_for_scores(q, k, v, memory_budget, seed is not None)
+        return attend_tiled(q, k, v, bias, key_mask, seed, scale, dropout, room)[0]
+    reason = refusal_of_fused(q, k, v, key_mask, bias, dropout)
+    if reason:
+        raise ValueError(f"`method` 'fused' does not serve {reason}; method='chunked' does")
     return _fused(q, k, v, scale, key_mask, bias)
+
+
+def draw_seed(q: Tensor) -> Tensor:
+    """A seed from PyTorch's generator, for the hash that drops weights."""
+    return torch.randint(2**31, (), device=q.device)
+
+
+def refusal_of_fused(
+    q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, bias: Tensor | None, dropout: float
+) -> str:
+    """Why PyTorch's kernel cannot serve, or an empty string."""
+    if dropout > 0.0:
+        return "dropout on the weights"
+    if bias is not None and bias.requires_grad and torch.is_grad_enabled():
+        return "a bias that requires a gradient"
+    if key_mask is not None and q.dtype == torch.float16:
+        return "a key mask in half precision, which has no room for it"
+    if q.is_cuda:
+        if q.shape[1] > LARGEST_CUDA_GRID:
+            return f"more than {LARGEST_CUDA_GRID} heads"
+        if max(q.shape[-1] + (key_mask is not None), v.shape[-1]) > 256:
+            return "head dimensions above 256"
+        if bias is not None and q.shape[2] * k.shape[2] > 2**31:
+            return "a bias over more than 2^31 pairs"
+    return ""
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, bias: Tensor | None) -> None:
     if q.dim() != 4 or k.dim() != 4 or v.dim() != 4:
-        raise ValueError(
-            f"`q`, `k` and `v` must be (B, H, N, d), got {q.dim()}, {k.dim()} and {v.dim()} dimensions"
-        )
+        raise ValueError(f"`q`, `k` and `v` must be (B, H, N, d), got {q.dim()}, {k.dim()} and {v.dim()} dimensions")
     if q.shape[-1] != k.shape[-1]:
         raise ValueError(f"`q` and `k` must have the same last size, got {q.shape[-1]} and {k.shape[-1]}")
-    if k.shape[2] != v.shape[2]:
-        raise ValueError(f"`k` and `v` must have the same number of keys, got {k.shape[2]} and {v.shape[2]}")
-    if key_mask is not None and (key_mask.dim() != 2 or key_mask.dtype != torch.bool):
-        raise ValueError(f"`key_mask` must be boolean and (B, M), got {key_mask.dtype} {key_mask.dim()}-D")
-    if bias is not None and bias.dim() != 4:
-        raise ValueError(f"`bias` must have 4 dimensions that broadcast to (B, H, N, M), got {bias.dim()}")
-
-
-def _merge(key_mask: Tensor | None, bias: Tensor | None, q: Tensor) -> Tensor | None:
-    """One mask in the form of `scaled_dot_product_attention`."""
-    if key_mask is None:
-        return bias if bias is None else bias.to(q.dtype)
-    seen = key_mask[:, None, None, :]
-    return seen if bias is None else bias.to(q.dtype).masked_fill(~seen, -math.inf)
+    if k.shape[:3] != v.shape[:3]:
+        raise ValueError(f"`k` and `v` must agree in (B, H, M), got {tuple(k.shape[:3])} and {tuple(v.shape[:3])}")
+    if q.shape[:2] != k.shape[:2]:
+        raise ValueError(f"`q` and `k` must agree in (B, H), got {tuple(q.shape[:2])} and {tuple(k.shape[:2])}")
+    if key_mask is not None:
+        if key_mask.dtype != torch.bool:
+            raise ValueError(f"`key_mask` must be boolean, got {key_mask.dtype}")
+        if key_mask.shape != (k.shape[0], k.shape[2]):
+            raise ValueError(f"`key_mask` must be (B, M) = {(k.shape[0], k.shape[2])}, got {tuple(key_mask.shape)}")
+    if bias is not None:
+        full = (*q.shape[:3], k.shape[2])
+        if bias.dim() != 4 or any(size not in (1, whole) for size, whole in zip(bias.shape, full, strict=True)):
+            raise ValueError(f"`bias` must broadcast to (B, H, N, M) = {full} in 4-D, got {tuple(bias.shape)}")
 
 
 def _reference(
@@ -98,17 +133,22 @@ def _reference(
     key_mask: Tensor | None,
     bias: Tensor | None,
     dropout: float,
+    seed: Tensor | None,
 ) -> Tensor:
     """The formula, in at least single precision."""
     with torch.autocast(q.device.type, enabled=False):
         weights = attention_rows(q, k, scale, key_mask, bias)
-        return (functional.dropout(weights, dropout) @ v.to(weights.dtype)).to(q.dtype)
+        if seed is not None:
+            every = slice(None)
+            keys = torch.arange(k.shape[2], device=k.device).view(1, 1, -1)
+            weights = weights * Dropout(dropout, seed, row_numbers(q), keys).keep(every, every)
+        return (weights @ v.to(weights.dtype)).to(q.dtype)
 
 
 def attention_rows(
     q: Tensor, k: Tensor, scale: float, key_mask: Tensor | None = None, bias: Tensor | None = None
 ) -> Tensor:
-    """The softmax rows of the queries ``q``, (..., N, M), in at least single precision.
+    """The softmax rows of the queries ``q``, (B, H, N, M), in at least single precision.
 
     It builds what it returns: ask for few queries.
     """
@@ -124,30 +164,33 @@ def attention_rows(
         return weights
 
 
-def _fused(
-    q: Tensor, k: Tensor, v: Tensor, scale: float, key_mask: Tensor | None, bias: Tensor | None
-) -> Tensor:
-    """PyTorch's kernel, with its math fallback forbidden."""
-    with sdpa_kernel(_KERNELS):
-        return plain(q, k, v, scale, 0.0, _merge(key_mask, bias, q))
+def _fused(q: Tensor, k: Tensor, v: Tensor, scale: float, key_mask: Tensor | None, bias: Tensor | None) -> Tensor:
+    """PyTorch's kernel, with its math fallback forbidden and key masks folded into a head dimension."""
+    if key_mask is not None:
+        q = torch.cat([q * scale, torch.ones_like(q[..., :1])], 3)
+        hidden = torch.zeros_like(k[..., :1]).masked_fill(~key_mask[:, None, :, None], -1e30)
+        k = torch.cat([k, hidden], 3)
+        scale = 1.0
+    if bias is not None:
+        bias = bias.to(q.dtype)
+    with sdpa_kernel(KERNELS):
+        out = _in_parts(q, k, v, scale, bias)
+    if key_mask is not None:
+        out = out.masked_fill(~key_mask.any(-1)[:, None, None, None], 0.0)
+    return out
 
 
-def plain(
-    q: Tensor, k: Tensor, v: Tensor, scale: float, dropout: float = 0.0, mask: Tensor | None = None
-) -> Tensor:
-    """PyTorch's kernel on inputs that it accepts: last stride 1, equal head dimensions.
+def _in_parts(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None) -> Tensor:
+    """One sequence of queries as several heads over the same keys.
 
-    Plain operators alone, for what captures operators: scripting, tracing, ONNX.
+    The CPU kernel's backward runs in parallel over batch and heads alone, and with one head on one core.
     """
-    width = v.shape[-1]
-    common = max(q.shape[-1], width)
-    if q.is_cuda:
-        common = (common + 7) // 8 * 8  # what the CUDA kernels ask for
-    q, k, v = _widen(q, common), _widen(k, common), _widen(v, common)
-    return functional.scaled_dot_product_attention(q, k, v, mask, dropout, scale=scale)[..., :width]
-
-
-def _widen(x: Tensor, width: int) -> Tensor:
-    if x.shape[-1] < width:
-        return functional.pad(x, [0, width - x.shape[-1]])
-    return x if x.stride(-1) == 1 else x.contiguous()
+    parts = parallel_parts(q, bias)
+    if parts == 1:
+        return plain_attention(q, k, v, scale, mask=bias)
+    queries = q.shape[2]
+    missing = -queries % parts
+    q = functional.pad(q, (0, 0, 0, missing)).unflatten(2, (parts, -1)).flatten(1, 2)
+    k, v = (t.unsqueeze(2).expand(-1, -1, parts, -1, -1).flatten(1, 2) for t in (k, v))
+    out = plain_attention(q, k, v, scale)
+    return out.unflatten(1, (-1, parts)).flatten(2, 3)[:, :, :queries]

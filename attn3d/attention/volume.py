@@ -1,44 +1,234 @@
-"""Softmax attention as the layer that mechanisms hold."""
+"""Attention over a volume as the layer that mechanisms hold: a scope, computed by a method."""
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import sdpa_kernel
 
 from attn3d.arguments import one_of, probability
-from attn3d.attention.methods import METHODS, attend, attention_rows, plain
+from attn3d.attention.cell_operators import attend_cells
+from attn3d.attention.cells import MASKED, joint_bias
+from attn3d.attention.dense import dense_axial, dense_bias
+from attn3d.attention.memory import MemoryBudget, check_budget, read_bytes, room_for_scores
+from attn3d.attention.methods import KERNELS, METHODS, attend, attention_rows, draw_seed
+from attn3d.attention.plain import plain_attention, plain_axial, plain_cells, pool_tokens, pooled_shape
+from attn3d.attention.scopes import Scope, create_scope, name_of
 from attn3d.capture import needs_plain_operators
+from attn3d.precision import at_least_single
+
+POSITION_BIASES = (None, "axis", "joint")
 
 
 class VolumeAttention(nn.Module):
-    """softmax(scale q k^T) v over the tokens of a volume, see `attn3d.attend`.
+    """softmax(scale q k^T + position bias) v over the tokens of a volume, among those that see each other.
 
     Args:
+        spatial_dims: 1, 2 or 3.
+        heads: H.
+        scope: who sees whom: a scope, its name or ``(name, {options})``.
         scale: of the products; 1 / sqrt(d) by default.
+        position_bias: learnt for every head and distance, 0 at start: "axis", one for the distance along each
+            axis, which add up; "joint", one for every offset; None. It needs a scope of fixed size: Window,
+            Grid, or, for "axis", Neighborhood.
         dropout: probability of dropping a weight in training.
-        method: "auto", "fused" or "reference".
+        method: "auto", "fused", "chunked" or "reference", see `attn3d.attend`.
+        memory_budget: see `attn3d.attend`.
 
     Raises:
-        ValueError: when an argument is out of range.
+        TypeError, ValueError: when an argument is of the wrong kind or out of range.
     """
 
-    def __init__(self, *, scale: float | None = None, dropout: float = 0.0, method: str = "auto") -> None:
+    def __init__(
+        self,
+        spatial_dims: int,
+        heads: int,
+        *,
+        scope: Scope | str | Sequence[Any] = "global",
+        scale: float | None = None,
+        position_bias: str | None = None,
+        dropout: float = 0.0,
+        method: str = "auto",
+        memory_budget: MemoryBudget = None,
+    ) -> None:
         super().__init__()
+        self.scope = create_scope(scope)
+        self.kind = name_of(self.scope)
+        self.size = self.scope.per_axis(spatial_dims) or [1] * spatial_dims
+        self.dilation = self.scope.dilation_per_axis(spatial_dims)
+        self.shift = bool(getattr(self.scope, "shift", False))
         self.scale = scale
         self.dropout = probability("dropout", dropout)
         self.method = one_of("method", method, METHODS)
+        read_bytes("memory_budget", memory_budget)
+        self.memory_budget = memory_budget
+        self.position_bias = one_of("position_bias", position_bias, POSITION_BIASES)
+        fitting = {None: [self.kind], "axis": ["window", "grid", "neighborhood"], "joint": ["window", "grid"]}
+        if self.kind not in fitting[position_bias]:
+            raise ValueError(
+                f"`position_bias` {position_bias!r} needs a scope of fixed size, {' or '.join(fitting[position_bias])},"
+                f" got {self.scope}"
+            )
+        lengths = [2 * size - 1 for size in self.size]
+        if position_bias is not None:
+            entries = sum(lengths) if position_bias == "axis" else math.prod(lengths)
+            self.position_table = nn.Parameter(torch.zeros(heads, entries))
+        else:
+            self.register_parameter("position_table", None)
+        self.lengths = lengths
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """(B, H, N, d), (B, H, M, d), (B, H, M, d_v) -> (B, H, N, d_v)."""
-        dropout = self.dropout if self.training else 0.0
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, shape: list[int]) -> Tensor:
+        """Attends.
+
+        Args:
+            q: (B, H, N, d).
+            k: (B, H, M, d); M is N but for the scopes "global" and "pooled_keys".
+            v: (B, H, M, d_v).
+            shape: S of the keys, whose product is M.
+
+        Returns:
+            (B, H, N, d_v).
+        """
+        if self.kind == "pooled_keys":
+            k, v = pool_tokens(k, shape, self.size), pool_tokens(v, shape, self.size)
         if not torch.jit.is_scripting():
             if not needs_plain_operators():
-                return attend(q, k, v, scale=self.scale, dropout=dropout, method=self.method)
-        return plain(q, k, v, self._scale_of(q), dropout)
+                return self._attend(q, k, v, shape)
+        dropout = self.dropout if self.training else 0.0
+        scale = self._scale_of(q)
+        if self.kind == "global" or self.kind == "pooled_keys":
+            return plain_attention(q, k, v, scale, dropout)
+        if self.kind == "axial":
+            return plain_axial(q, k, v, shape, scale, dropout)
+        tables, bias = self._position_bias(shape)
+        return plain_cells(
+            q,
+            k,
+            v,
+            tables,
+            bias,
+            shape,
+            [self.kind] * len(shape),
+            self.size,
+            self.dilation,
+            self.shift,
+            scale,
+            dropout,
+        )
 
-    def rows(self, q: Tensor, k: Tensor) -> Tensor:
-        """The weights of the queries ``q``, (B, H, Q, M): built whole, so ask for few."""
-        return attention_rows(q, k, self._scale_of(q))
+    @torch.jit.unused
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, shape: list[int]) -> Tensor:
+        """With the operators that are made for it."""
+        dropout = self.dropout if self.training else 0.0
+        scale = self._scale_of(q)
+        if self.kind in ("global", "pooled_keys"):
+            return attend(q, k, v, scale=scale, dropout=dropout, method=self.method, memory_budget=self.memory_budget)
+        if self.method == "reference" or q.shape[0] == 0:
+            every = torch.arange(q.shape[2], device=q.device)
+            bias = self.bias_of(every, shape)
+            return attend(q, k, v, scale=scale, bias=bias, dropout=dropout, method="reference")
+        seed = draw_seed(q) if dropout > 0.0 else None
+        method = self.method
+        if method == "auto":
+            method = check_budget(self._fastest(q), q, k, v, self.memory_budget)
+        if method == "fused":
+            return self._fused_cells(q, k, v, shape, scale)
+        room = room_for_scores(q, k, v, self.memory_budget, seed is not None)
+        constants = (self.size, self.dilation, self.shift, scale, dropout, room)
+        if self.kind == "axial":
+            return self._axial(q, k, v, seed, shape, constants)
+        table = self.position_table if self.position_bias == "axis" else None
+        _, bias = self._position_bias(shape)
+        scope = ",".join([self.kind] * len(shape))
+        return attend_cells(q, k, v, table, bias, seed, shape, scope, *constants)[0]
+
+    def _fastest(self, q: Tensor) -> str:
+        """The tiles gather a few cells at a time; the kernel, all, which pays where it is much faster."""
+        suits = q.is_cuda and self.kind in ("window", "grid")
+        return "chunked" if self._refusal_of_fused(q) or not suits else "fused"
+
+    def _refusal_of_fused(self, q: Tensor) -> str:
+        """Why PyTorch's kernel cannot serve the cells, or an empty string."""
+        if self.kind == "axial":
+            return "the scope 'axial', which merges parts of a softmax"
+        if self.dropout > 0.0 and self.training:
+            return "dropout on the weights"
+        if self.position_bias == "joint" and torch.is_grad_enabled():
+            return "a joint position bias that is learnt"
+        if q.dtype == torch.float16:
+            return "cells in half precision, which has no room for their masks"
+        return ""
+
+    def _fused_cells(self, q: Tensor, k: Tensor, v: Tensor, shape: list[int], scale: float) -> Tensor:
+        reason = self._refusal_of_fused(q)
+        if reason:
+            raise ValueError(f"`method` 'fused' does not serve {reason}; method='chunked' does")
+        tables, bias = self._position_bias(shape)
+        scope = [self.kind] * len(shape)
+        with sdpa_kernel(KERNELS):
+            return plain_cells(q, k, v, tables, bias, shape, scope, self.size, self.dilation, self.shift, scale, 0.0)
+
+    def _axial(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        seed: Tensor | None,
+        shape: list[int],
+        constants: tuple[Any, ...],
+    ) -> Tensor:
+        """The lines along each axis apart, then as parts of one softmax."""
+        outs, sums = [], []
+        for axis, extent in enumerate(shape):
+            scope = ",".join("line" if other == axis else "point" for other in range(len(shape)))
+            bias = None
+            if axis > 0:  # the query itself is on every line, and counts once
+                itself = torch.eye(extent, dtype=torch.bool, device=q.device)
+                bias = at_least_single(q.new_zeros(1, 1, extent, extent)).masked_fill(itself, MASKED)
+                bias = bias.expand(-1, q.shape[1], -1, -1)
+            out, logsumexp = attend_cells(q, k, v, None, bias, seed, shape, scope, *constants)
+            outs.append(out)
+            sums.append(logsumexp)
+        return merge(outs, sums)
+
+    def _position_bias(self, shape: list[int]) -> tuple[list[Tensor], Tensor | None]:
+        """The tables of the axes, and the bias of the pairs of a cell."""
+        tables: list[Tensor] = []
+        bias: Tensor | None = None
+        table = self.position_table
+        if table is not None:
+            if self.position_bias == "axis":
+                tables = list(table.split(self.lengths, 1))
+            else:
+                bias = joint_bias(table, self.size, shape)
+        return tables, bias
+
+    @torch.jit.unused
+    def bias_of(self, chosen: Tensor, shape: list[int]) -> Tensor:
+        """What is added to the scores of the queries ``chosen``, (Q,), against all keys: (1, H or 1, Q, N)."""
+        if self.kind in ("global", "pooled_keys"):
+            raise ValueError(f"the scope {self.kind!r} adds nothing")
+        if self.kind == "axial":
+            return dense_axial(chosen, shape)
+        table = self.position_table
+        tables = table.split(self.lengths, 1) if self.position_bias == "axis" else None
+        joint = table if self.position_bias == "joint" else None
+        return dense_bias(chosen, shape, self.kind, self.size, self.dilation, self.shift, tables, joint)
+
+    @torch.jit.unused
+    def rows(self, q: Tensor, k: Tensor, chosen: Tensor, shape: list[int]) -> Tensor:
+        """The weights of the queries ``chosen``, (Q,), over the volume of the keys: (B, H, Q, *S).
+
+        They are built whole: ask for few. With pooled keys, S is the shape of the pooled volume.
+        """
+        bias = None
+        if self.kind == "pooled_keys":
+            k, shape = pool_tokens(k, shape, self.size), pooled_shape(shape, self.size)
+        elif self.kind != "global":
+            bias = self.bias_of(chosen, shape)
+        return attention_rows(q[:, :, chosen], k, self._scale_of(q), bias=bias).unflatten(3, shape)
 
     def _scale_of(self, q: Tensor) -> float:
         scale = self.scale
@@ -46,4 +236,11 @@ class VolumeAttention(nn.Module):
 
     def extra_repr(self) -> str:
         """The options."""
-        return f"scale={self.scale}, dropout={self.dropout}, method={self.method!r}"
+        return f"scope={self.scope}, method={self.method!r}, position_bias={self.position_bias!r}"
+
+
+def merge(outs: list[Tensor], sums: list[Tensor]) -> Tensor:
+    """Parts of a softmax over disjoint keys, (B, H, N, d) with their log-sum-exp (B, H, N), as one."""
+    total = torch.logsumexp(torch.stack(sums), 0)
+    parts = [out * torch.exp(part - total).unsqueeze(3) for out, part in zip(outs, sums, strict=True)]
+    return torch.stack(parts).sum(0).to(outs[0].dtype)

@@ -6,11 +6,15 @@ from the maximum of its row, which turns the softmax round: ``channel_energy="of
 channels is a sum over all N voxels, so ``scale`` can divide it by N or sqrt(N).
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from attn3d.arguments import one_of, positive_integer
-from attn3d.attention import VolumeAttention
+from attn3d.attention import Scope, VolumeAttention
+from attn3d.attention.memory import MemoryBudget
 from attn3d.mechanisms.base import Mechanism
 from attn3d.norms import BatchNorm
 from attn3d.precision import at_least_single
@@ -30,7 +34,9 @@ class PositionAttention(Mechanism):
         spatial_dims: 1, 2 or 3.
         channels: C.
         reduction: C over the width of q and k.
+        scope: which voxels see which: a scope such as ``attn3d.Window(8)``, its name or ``(name, {options})``.
         method: how it is computed, see `attn3d.attend`.
+        memory_budget: bytes that the attention may take, see `attn3d.attend`.
         variant: "compact" or "paper"; both are the same.
 
     Raises:
@@ -46,7 +52,9 @@ class PositionAttention(Mechanism):
         channels: int,
         *,
         reduction: int = 8,
+        scope: Scope | str | Sequence[Any] = "global",
         method: str = "auto",
+        memory_budget: MemoryBudget = None,
         variant: str = "compact",
     ) -> None:
         super().__init__(spatial_dims, channels, variant)
@@ -56,12 +64,14 @@ class PositionAttention(Mechanism):
         self.query = nn.Linear(channels, inner)
         self.key = nn.Linear(channels, inner)
         self.value = nn.Linear(channels, channels)
-        self.attention = VolumeAttention(scale=1.0, method=method)
+        self.attention = VolumeAttention(
+            spatial_dims, 1, scope=scope, scale=1.0, method=method, memory_budget=memory_budget
+        )
 
     def context(self, x: Tensor) -> Tensor:
         """P, (B, C, *S)."""
         tokens = to_tokens(x).unsqueeze(1)
-        p = self.attention(self.query(tokens), self.key(tokens), self.value(tokens))
+        p = self.attention(self.query(tokens), self.key(tokens), self.value(tokens), spatial_shape(x))
         return to_volume(p.squeeze(1), spatial_shape(x))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -73,8 +83,8 @@ class PositionAttention(Mechanism):
         """The softmax rows of the chosen voxels as "query", (B, 1, Q, *S)."""
         tokens = to_tokens(x).unsqueeze(1)
         chosen = central_voxel(x) if queries is None else queries
-        rows = self.attention.rows(self.query(tokens[:, :, chosen]), self.key(tokens))
-        return {"query": rows.unflatten(3, spatial_shape(x))}
+        rows = self.attention.rows(self.query(tokens), self.key(tokens), chosen, spatial_shape(x))
+        return {"query": rows}
 
 
 class ChannelAttention(Mechanism):
@@ -154,7 +164,9 @@ class DualAttention(Mechanism):
         reduction: C over the width of q and k of the positions.
         channel_energy: "paper" (A A^T) or "official" (the row's maximum less it).
         scale: of the channel energy: "none", "1/N" or "1/sqrt(N)".
+        scope: which voxels see which in the position branch: a scope, its name or ``(name, {options})``.
         method: how the position branch is computed, see `attn3d.attend`.
+        memory_budget: bytes that the position branch may take, see `attn3d.attend`.
         variant: "compact" or "paper"; both are the same.
 
     Raises:
@@ -176,12 +188,21 @@ class DualAttention(Mechanism):
         reduction: int = 8,
         channel_energy: str = "paper",
         scale: str = "none",
+        scope: Scope | str | Sequence[Any] = "global",
         method: str = "auto",
+        memory_budget: MemoryBudget = None,
         variant: str = "compact",
     ) -> None:
         super().__init__(spatial_dims, channels, variant)
         self.identity_at_start = True
-        self.position = PositionAttention(spatial_dims, channels, reduction=reduction, method=method)
+        self.position = PositionAttention(
+            spatial_dims,
+            channels,
+            reduction=reduction,
+            scope=scope,
+            method=method,
+            memory_budget=memory_budget,
+        )
         self.channel = ChannelAttention(spatial_dims, channels, channel_energy=channel_energy, scale=scale)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -212,7 +233,9 @@ class DualAttentionHead(nn.Module):
         num_classes: channels of the logits.
         channel_energy: see `ChannelAttention`.
         scale: see `ChannelAttention`.
+        scope: see `PositionAttention`.
         method: see `attn3d.attend`.
+        memory_budget: see `attn3d.attend`.
 
     Raises:
         TypeError, ValueError: when an argument is of the wrong kind or out of range.
@@ -230,7 +253,9 @@ class DualAttentionHead(nn.Module):
         *,
         channel_energy: str = "paper",
         scale: str = "none",
+        scope: Scope | str | Sequence[Any] = "global",
         method: str = "auto",
+        memory_budget: MemoryBudget = None,
     ) -> None:
         super().__init__()
         if positive_integer("in_channels", in_channels) < 4:
@@ -246,7 +271,7 @@ class DualAttentionHead(nn.Module):
 
         self.position = nn.Sequential(
             convolve(in_channels, middle),
-            PositionAttention(spatial_dims, middle, method=method),
+            PositionAttention(spatial_dims, middle, scope=scope, method=method, memory_budget=memory_budget),
             convolve(middle, out_channels),
         )
         self.channel = nn.Sequential(

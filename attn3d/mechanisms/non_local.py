@@ -4,11 +4,17 @@ Deviations: `concatenation` and `dot_product` are computed by identities that ne
 form's batch norm starts with weight 1; the paper's with 0, so that the block starts as the identity.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from attn3d.arguments import one_of, positive_integer
-from attn3d.attention import VolumeAttention, dot_product, rectified_sum
+from attn3d.attention import Global, PooledKeys, Scope, VolumeAttention, dot_product, rectified_sum
+from attn3d.attention.memory import MemoryBudget
+from attn3d.attention.plain import pool_tokens, pooled_shape
+from attn3d.attention.scopes import create_scope
 from attn3d.mechanisms.base import Mechanism
 from attn3d.norms import NormSpec, create_norm
 from attn3d.spatial import central_voxel, halve, keep_format, spatial_shape, to_tokens, to_volume
@@ -34,7 +40,10 @@ class NonLocal(Mechanism):
         reduction: C over the inner width C'.
         sub_sample: max-pool keys and values by 2 along every axis.
         norm: spec of the norm after W; None starts W at 0 in the paper's form.
+        scope: which voxels see which: a scope such as ``attn3d.Window((4, 8, 8), shift=True)``, its name or
+            ``(name, {options})``. "dot_product" and "concatenation" take Global and PooledKeys.
         method: how the softmax modes are computed, see `attn3d.attend`.
+        memory_budget: bytes that the attention may take, see `attn3d.attend`.
         variant: "compact", or "paper", which starts as the identity.
 
     Raises:
@@ -58,7 +67,9 @@ class NonLocal(Mechanism):
         reduction: int = 2,
         sub_sample: bool = False,
         norm: NormSpec = "batch",
+        scope: Scope | str | Sequence[Any] = "global",
         method: str = "auto",
+        memory_budget: MemoryBudget = None,
         variant: str = "compact",
     ) -> None:
         super().__init__(spatial_dims, channels, variant)
@@ -68,12 +79,18 @@ class NonLocal(Mechanism):
         self.value = nn.Linear(channels, inner)
         self.query = nn.Identity() if mode == "gaussian" else nn.Linear(channels, inner)
         self.key = nn.Identity() if mode == "gaussian" else nn.Linear(channels, inner)
-        if mode == "concatenation":
-            self.pairwise = _Concatenation(inner)
-        elif mode == "dot_product":
-            self.pairwise = _DotProduct()
+        scope = create_scope(scope)
+        if sub_sample and not isinstance(scope, Global):
+            raise ValueError(f"`sub_sample` pools the keys of the scope 'global' alone, got {scope}")
+        if mode in ("dot_product", "concatenation"):
+            if not isinstance(scope, Global | PooledKeys):
+                raise ValueError(f"`mode` {mode!r} takes the scopes Global and PooledKeys, got {scope}")
+            stride = scope.per_axis(spatial_dims)
+            self.pairwise = _DotProduct(stride) if mode == "dot_product" else _Concatenation(stride, inner)
         else:
-            self.pairwise = VolumeAttention(scale=1.0, method=method)
+            self.pairwise = VolumeAttention(
+                spatial_dims, 1, scope=scope, scale=1.0, method=method, memory_budget=memory_budget
+            )
         self.out = nn.Linear(inner, channels)
         self.norm = create_norm(norm, channels)
         if variant == "paper":
@@ -82,58 +99,70 @@ class NonLocal(Mechanism):
             nn.init.zeros_(last.bias)
         self.identity_at_start = variant == "paper"
 
-    def compared(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values, each (B, 1, N or M, .)."""
+    def compared(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, list[int]]:
+        """Queries, keys and values, each (B, 1, N or M, .), and the shape of the volume of keys."""
         tokens = to_tokens(x)
+        shape = spatial_shape(x)
         q, k, v = self.query(tokens), self.key(tokens), self.value(tokens)
         if self.sub_sample:
-            shape = spatial_shape(x)
-            k = to_tokens(halve(to_volume(k, shape)))
-            v = to_tokens(halve(to_volume(v, shape)))
-        return q.unsqueeze(1), k.unsqueeze(1), v.unsqueeze(1)
+            k_volume = halve(to_volume(k, shape))
+            k, v = to_tokens(k_volume), to_tokens(halve(to_volume(v, shape)))
+            shape = spatial_shape(k_volume)
+        return q.unsqueeze(1), k.unsqueeze(1), v.unsqueeze(1), shape
 
     def forward(self, x: Tensor) -> Tensor:
         """Adds to (B, C, *S) what its voxels say to each other."""
         self.check_input(x)
-        q, k, v = self.compared(x)
-        y = self.out(self.pairwise(q, k, v).squeeze(1))
+        q, k, v, shape = self.compared(x)
+        y = self.out(self.pairwise(q, k, v, shape).squeeze(1))
         return keep_format(x + self.norm(to_volume(y, spatial_shape(x))), x)
 
     def attention_weights(self, x: Tensor, queries: Tensor | None = None) -> dict[str, Tensor]:
         """f(x_i, x_j) / n of the chosen voxels i as "query", (B, 1, Q, *S of the keys)."""
-        q, k, _ = self.compared(x)
+        q, k, _, shape = self.compared(x)
         chosen = central_voxel(x) if queries is None else queries
-        shape = [size // 2 if self.sub_sample and size > 1 else size for size in x.shape[2:]]
-        return {"query": self.pairwise.rows(q[:, :, chosen], k).unflatten(3, shape)}
+        return {"query": self.pairwise.rows(q, k, chosen, shape)}
 
 
 class _DotProduct(nn.Module):
-    """f = theta_i . phi_j."""
+    """f = theta_i . phi_j, the keys being means of cells where there is a stride."""
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    stride: list[int]
+
+    def __init__(self, stride: list[int]) -> None:
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, shape: list[int]) -> Tensor:
+        if len(self.stride) > 0:
+            k, v = pool_tokens(k, shape, self.stride), pool_tokens(v, shape, self.stride)
         return dot_product(q, k, v)
 
-    def rows(self, q: Tensor, k: Tensor) -> Tensor:
-        return q @ k.transpose(2, 3) / k.shape[2]
+    def rows(self, q: Tensor, k: Tensor, chosen: Tensor, shape: list[int]) -> Tensor:
+        if len(self.stride) > 0:
+            k, shape = pool_tokens(k, shape, self.stride), pooled_shape(shape, self.stride)
+        return (q[:, :, chosen] @ k.transpose(2, 3) / k.shape[2]).unflatten(3, shape)
 
 
 class _Concatenation(nn.Module):
     """f = relu(w_f . [theta_i; phi_j]): w_f splits, so that f_ij = relu(a_i + b_j)."""
 
-    def __init__(self, inner: int) -> None:
+    stride: list[int]
+
+    def __init__(self, stride: list[int], inner: int) -> None:
         super().__init__()
+        self.stride = stride
+        self.inner = inner
         self.weight = nn.Parameter(torch.empty(1, 2 * inner))
         nn.init.kaiming_uniform_(self.weight, a=5**0.5)  # as nn.Linear
 
-    def split(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        inner = q.shape[-1]
-        of_query, of_key = self.weight[0, :inner], self.weight[0, inner:]
-        return q @ of_query, k @ of_key
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, shape: list[int]) -> Tensor:
+        if len(self.stride) > 0:
+            k, v = pool_tokens(k, shape, self.stride), pool_tokens(v, shape, self.stride)
+        return rectified_sum(q @ self.weight[0, : self.inner], k @ self.weight[0, self.inner :], v)
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        a, b = self.split(q, k)
-        return rectified_sum(a, b, v)
-
-    def rows(self, q: Tensor, k: Tensor) -> Tensor:
-        a, b = self.split(q, k)
-        return torch.relu(a.unsqueeze(3) + b.unsqueeze(2)) / k.shape[2]
+    def rows(self, q: Tensor, k: Tensor, chosen: Tensor, shape: list[int]) -> Tensor:
+        if len(self.stride) > 0:
+            k, shape = pool_tokens(k, shape, self.stride), pooled_shape(shape, self.stride)
+        a, b = q[:, :, chosen] @ self.weight[0, : self.inner], k @ self.weight[0, self.inner :]
+        return (torch.relu(a.unsqueeze(3) + b.unsqueeze(2)) / k.shape[2]).unflatten(3, shape)

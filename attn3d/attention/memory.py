@@ -1,0 +1,126 @@
+"""The bytes that a method needs, and the tile that fits a budget."""
+
+import math
+import re
+
+import torch
+from torch import Tensor
+
+from attn3d.attention.tiles import Tile
+
+MemoryBudget = int | str | None
+
+_UNITS = {
+    "B": 1,
+    "KIB": 2**10,
+    "MIB": 2**20,
+    "GIB": 2**30,
+    "TIB": 2**40,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+}
+
+# The scores of a tile without a budget: large enough for matrix products to run at full speed.
+TILE_BYTES = 4 * 2**20
+
+
+def read_bytes(argument: str, value: MemoryBudget) -> int | None:
+    """A number of bytes from a number, ``"2GiB"`` or None.
+
+    Raises:
+        TypeError: when it is none of these.
+        ValueError: when it is a text that gives no bytes, or not positive.
+    """
+    if value is None:
+        return None
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*([0-9.]+)\s*([A-Za-z]+)\s*", value)
+        if not match or match[2].upper() not in _UNITS:
+            raise ValueError(f'`{argument}` must be bytes, such as "512MiB" or "2GiB", got {value!r}')
+        value = int(float(match[1]) * _UNITS[match[2].upper()])
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f'`{argument}` must be a number of bytes, a text such as "2GiB", or None, got {value!r}')
+    if value < 1:
+        raise ValueError(f"`{argument}` must be positive, got {value}")
+    return value
+
+
+def needs_gradient(*tensors: Tensor | None) -> bool:
+    """Whether a backward pass may follow."""
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+def parallel_parts(q: Tensor, bias: Tensor | None) -> int:
+    """Into how many parts the queries are cut to keep the cores busy in the CPU kernel's backward."""
+    if q.device.type != "cpu" or bias is not None or not needs_gradient(q) or torch.compiler.is_exporting():
+        return 1
+    sequences = q.shape[0] * q.shape[1]
+    return max(1, min(torch.get_num_threads() // max(1, sequences), 8)) if q.shape[2] >= 1024 else 1
+
+
+def room_for_scores(q: Tensor, k: Tensor, v: Tensor, budget: MemoryBudget, dropout: bool) -> int:
+    """The bytes that a tile of scores may have within the budget."""
+    limit = read_bytes("memory_budget", budget)
+    if limit is None:
+        return TILE_BYTES
+    training = needs_gradient(q, k, v)
+    left = limit - chunked_bytes(q, k, v, Tile(0, 0), training, dropout)
+    return max(4, min(TILE_BYTES, left // tile_copies(training, dropout)))
+
+
+def tile_within(room: int, sequences: int, queries: int, keys: int) -> Tile:
+    """A tile of at most ``room`` bytes in single precision for each of its copies; at least one pair."""
+    pairs = max(1, room // (4 * max(1, sequences)))
+    rows = min(queries, max(1, math.isqrt(pairs) // 2))
+    columns = min(keys, max(1, pairs // rows))
+    return Tile(min(queries, max(1, pairs // columns)), columns)
+
+
+def tile_copies(training: bool, dropout: bool) -> int:
+    """How many tensors of the size of a tile in single precision are alive at once."""
+    return (2 if training else 1) + (8 if dropout else 0)
+
+
+def chunked_bytes(q: Tensor, k: Tensor, v: Tensor, tile: Tile, training: bool, dropout: bool) -> int:
+    """The bytes beyond q, k and v that the method "chunked" takes with a tile."""
+    sequences = q.shape[0] * q.shape[1]
+    wide = max(4, q.element_size())
+    output = sequences * q.shape[2] * (v.shape[3] * q.element_size() + wide)
+    gradients = (q.numel() + k.numel() + v.numel()) * wide if training else 0
+    rows = sequences * tile.queries * (q.shape[3] + 2 * v.shape[3]) * wide
+    return output + gradients + rows + sequences * tile.queries * tile.keys * wide * tile_copies(training, dropout)
+
+
+def fused_bytes(q: Tensor, k: Tensor, v: Tensor, training: bool) -> int:
+    """The bytes beyond q, k and v that PyTorch's kernel takes."""
+    sequences = q.shape[0] * q.shape[1]
+    width = max(q.shape[3], v.shape[3])
+    tokens = sequences * q.shape[2] * width * q.element_size()
+    keys = sequences * k.shape[2] * width * q.element_size()
+    if not training:
+        return tokens + 4 * sequences * q.shape[2]
+    parts = parallel_parts(q, None)
+    return 2 * tokens + 2 * keys * (parts + (parts > 1)) + 4 * sequences * q.shape[2]
+
+
+def check_budget(method: str, q: Tensor, k: Tensor, v: Tensor, budget: MemoryBudget) -> str:
+    """``method`` if it fits the budget, else "chunked" if that does.
+
+    Raises:
+        ValueError: when neither does, with the bytes needed and what would fit.
+    """
+    limit = read_bytes("memory_budget", budget)
+    if limit is None:
+        return method
+    training = needs_gradient(q, k, v)
+    if method == "fused" and fused_bytes(q, k, v, training) <= limit:
+        return method
+    smallest = chunked_bytes(q, k, v, Tile(1, min(64, k.shape[2])), training, False)
+    if smallest > limit:
+        raise ValueError(
+            f"`memory_budget` of {limit} bytes is below the {smallest} that this attention over {q.shape[2]} queries"
+            f" and {k.shape[2]} keys needs in any method; a window, grid, axial or neighborhood scope needs no less"
+            " for its output, so give at least that, or fewer heads or channels"
+        )
+    return "chunked"
