@@ -1,7 +1,7 @@
 """What 1-D, 2-D and 3-D mean; every other file speaks of ``spatial_dims`` and of axes.
 
-A volume is (B, C, *S) with ``spatial_dims`` sizes in S; its tokens are (B, N, C), N the product of S, in the
-order of `torch.flatten`.
+A volume is (B, C, *S) with ``spatial_dims`` sizes in S; its tokens are (B, H, N, d), N the product of S, in the
+order of `torch.flatten`, and C = H d split over H heads.
 """
 
 import torch
@@ -47,13 +47,13 @@ def halve(x: Tensor) -> Tensor:
     return functional.max_pool3d(x, sizes)
 
 
-def to_tokens(x: Tensor) -> Tensor:
-    """(B, C, *S) to contiguous tokens (B, N, C)."""
-    return x.flatten(2).transpose(1, 2).contiguous()
+def to_tokens(flat: Tensor, heads: int = 1) -> Tensor:
+    """A view of (B, H d, N) as tokens (B, H, N, d)."""
+    return flat.unflatten(1, [heads, -1]).transpose(2, 3)
 
 
 def to_volume(tokens: Tensor, shape: list[int]) -> Tensor:
-    """Tokens (B, N, C) to a view (B, C, *S), S being ``shape``; in memory it is channels-last."""
+    """A view of (B, N, C) as (B, C, *S), S being ``shape``; in memory it is channels-last."""
     return tokens.transpose(1, 2).unflatten(2, shape)
 
 

@@ -51,12 +51,9 @@ def needs_gradient(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
-def parallel_parts(q: Tensor, bias: Tensor | None) -> int:
-    """Into how many parts the queries are cut to keep the cores busy in the CPU kernel's backward."""
-    if q.device.type != "cpu" or bias is not None or not needs_gradient(q) or torch.compiler.is_exporting():
-        return 1
-    sequences = q.shape[0] * q.shape[1]
-    return max(1, min(torch.get_num_threads() // max(1, sequences), 8)) if q.shape[2] >= 1024 else 1
+def parallel_parts(sequences: int) -> int:
+    """Into how many parts one of so many sequences is cut to keep all cores busy."""
+    return max(1, min(8, torch.get_num_threads() // max(1, sequences)))
 
 
 def room_for_scores(q: Tensor, k: Tensor, v: Tensor, budget: MemoryBudget, dropout: bool) -> int:
@@ -95,13 +92,13 @@ def chunked_bytes(q: Tensor, k: Tensor, v: Tensor, tile: Tile, training: bool, d
 def fused_bytes(q: Tensor, k: Tensor, v: Tensor, training: bool) -> int:
     """The bytes beyond q, k and v that PyTorch's kernel takes."""
     sequences = q.shape[0] * q.shape[1]
-    width = max(q.shape[3], v.shape[3])
-    tokens = sequences * q.shape[2] * width * q.element_size()
-    keys = sequences * k.shape[2] * width * q.element_size()
+    width = max(q.shape[3], v.shape[3]) * q.element_size()
+    queries, keys = sequences * q.shape[2] * width, sequences * k.shape[2] * width
+    output = queries + 4 * sequences * q.shape[2]
     if not training:
-        return tokens + 4 * sequences * q.shape[2]
-    parts = parallel_parts(q, None)
-    return 2 * tokens + 2 * keys * (parts + (parts > 1)) + 4 * sequences * q.shape[2]
+        return output
+    parts = parallel_parts(sequences)
+    return output + queries * (parts + (parts > 1)) + 2 * keys * (1 + (parts > 1))
 
 
 def check_budget(method: str, q: Tensor, k: Tensor, v: Tensor, budget: MemoryBudget) -> str:

@@ -8,9 +8,10 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from attn3d.arguments import one_of, probability
-from attn3d.attention.memory import MemoryBudget, check_budget, parallel_parts, room_for_scores
+from attn3d.attention.kernels import attend_on_cores
+from attn3d.attention.memory import MemoryBudget, check_budget, needs_gradient, parallel_parts, room_for_scores
 from attn3d.attention.operators import attend_tiled, row_numbers
-from attn3d.attention.plain import LARGEST_CUDA_GRID, plain_attention
+from attn3d.attention.plain import LARGEST_CUDA_GRID, equal_widths, plain_attention
 from attn3d.attention.tiles import Dropout
 from attn3d.precision import at_least_single
 
@@ -171,26 +172,18 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, scale: float, key_mask: Tensor | Non
         hidden = torch.zeros_like(k[..., :1]).masked_fill(~key_mask[:, None, :, None], -1e30)
         k = torch.cat([k, hidden], 3)
         scale = 1.0
-    if bias is not None:
-        bias = bias.to(q.dtype)
-    with sdpa_kernel(KERNELS):
-        out = _in_parts(q, k, v, scale, bias)
+    if _leaves_cores_idle(q, k, v, bias):
+        out = attend_on_cores(*equal_widths(q, k, v), scale)[0][..., : v.shape[-1]]
+    else:
+        with sdpa_kernel(KERNELS):
+            out = plain_attention(q, k, v, scale, mask=None if bias is None else bias.to(q.dtype))
     if key_mask is not None:
         out = out.masked_fill(~key_mask.any(-1)[:, None, None, None], 0.0)
     return out
 
 
-def _in_parts(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None) -> Tensor:
-    """One sequence of queries as several heads over the same keys.
-
-    The CPU kernel's backward runs in parallel over batch and heads alone, and with one head on one core.
-    """
-    parts = parallel_parts(q, bias)
-    if parts == 1:
-        return plain_attention(q, k, v, scale, mask=bias)
-    queries = q.shape[2]
-    missing = -queries % parts
-    q = functional.pad(q, (0, 0, 0, missing)).unflatten(2, (parts, -1)).flatten(1, 2)
-    k, v = (t.unsqueeze(2).expand(-1, -1, parts, -1, -1).flatten(1, 2) for t in (k, v))
-    out = plain_attention(q, k, v, scale)
-    return out.unflatten(1, (-1, parts)).flatten(2, 3)[:, :, :queries]
+def _leaves_cores_idle(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> bool:
+    """Whether the kernel's backward would have fewer sequences than there are cores, and enough to do."""
+    if q.device.type != "cpu" or bias is not None or torch.compiler.is_exporting():
+        return False
+    return needs_gradient(q, k, v) and q.shape[2] * k.shape[2] >= 2**20 and parallel_parts(q.shape[0] * q.shape[1]) > 1

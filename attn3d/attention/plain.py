@@ -29,11 +29,16 @@ def plain_attention(
     builds N x M.
     """
     width = v.shape[-1]
-    common = max(q.shape[-1], width)
+    q, k, v = equal_widths(q, k, v)
+    return functional.scaled_dot_product_attention(q, k, v, mask, dropout, scale=scale)[..., :width]
+
+
+def equal_widths(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The three with last stride 1 and one head dimension, zeros behind the narrower."""
+    common = max(q.shape[-1], v.shape[-1])
     if q.is_cuda:
         common = (common + 7) // 8 * 8  # what the CUDA kernels ask for
-    q, k, v = _widen(q, common), _widen(k, common), _widen(v, common)
-    return functional.scaled_dot_product_attention(q, k, v, mask, dropout, scale=scale)[..., :width]
+    return _widen(q, common), _widen(k, common), _widen(v, common)
 
 
 def _widen(x: Tensor, width: int) -> Tensor:

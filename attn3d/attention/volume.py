@@ -78,6 +78,7 @@ class VolumeAttention(nn.Module):
         else:
             self.register_parameter("position_table", None)
         self.lengths = lengths
+        self.ranks = None  # those that the volume is cut over, see `attn3d.shard_over`
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, shape: list[int]) -> Tensor:
         """Attends.
@@ -91,6 +92,8 @@ class VolumeAttention(nn.Module):
         Returns:
             (B, H, N, d_v).
         """
+        if self.ranks is not None:
+            return self._attend_over_ranks(q, k, v, shape)
         if self.kind == "pooled_keys":
             k, v = pool_tokens(k, shape, self.size), pool_tokens(v, shape, self.size)
         if not torch.jit.is_scripting():
@@ -143,6 +146,17 @@ class VolumeAttention(nn.Module):
         _, bias = self._position_bias(shape)
         scope = ",".join([self.kind] * len(shape))
         return attend_cells(q, k, v, table, bias, seed, shape, scope, *constants)[0]
+
+    @torch.jit.unused
+    def _attend_over_ranks(self, q: Tensor, k: Tensor, v: Tensor, shape: list[int]) -> Tensor:
+        """The queries of a shard with the keys that they see, wherever those are."""
+        if self.dropout > 0.0 and self.training:
+            raise ValueError("`dropout` on the weights is not served over ranks: set it to 0, or call `eval`")
+        if self.ranks.sharing == "ring" and self.kind == "global":
+            room = room_for_scores(q, k, v, self.memory_budget, False)
+            return self.ranks.ring(q, k, v, shape, self._scale_of(q), room)
+        q, k, v, shape, own = self.ranks.gather(q, k, v, shape, self)
+        return self._attend(q, k, v, shape)[:, :, own]
 
     def _fastest(self, q: Tensor) -> str:
         """The tiles gather a few cells at a time; the kernel, all, which pays where it is much faster."""
@@ -223,6 +237,8 @@ class VolumeAttention(nn.Module):
 
         They are built whole: ask for few. With pooled keys, S is the shape of the pooled volume.
         """
+        if self.ranks is not None:
+            raise ValueError("a shard has no row of weights: ask a copy, which works on whole volumes")
         bias = None
         if self.kind == "pooled_keys":
             k, shape = pool_tokens(k, shape, self.size), pooled_shape(shape, self.size)

@@ -61,17 +61,19 @@ class PositionAttention(Mechanism):
         inner = max(1, channels // positive_integer("reduction", reduction))
         self.identity_at_start = True
         self.alpha = nn.Parameter(torch.zeros(()))
-        self.query = nn.Linear(channels, inner)
-        self.key = nn.Linear(channels, inner)
-        self.value = nn.Linear(channels, channels)
+        line = convolution(1)  # over the voxels as they lie in memory, so that nothing is copied
+        self.query = line(channels, inner, 1)
+        self.key = line(channels, inner, 1)
+        self.value = line(channels, channels, 1)
         self.attention = VolumeAttention(
             spatial_dims, 1, scope=scope, scale=1.0, method=method, memory_budget=memory_budget
         )
 
     def context(self, x: Tensor) -> Tensor:
         """P, (B, C, *S)."""
-        tokens = to_tokens(x).unsqueeze(1)
-        p = self.attention(self.query(tokens), self.key(tokens), self.value(tokens), spatial_shape(x))
+        flat = x.flatten(2)
+        q, k, v = to_tokens(self.query(flat)), to_tokens(self.key(flat)), to_tokens(self.value(flat))
+        p = self.attention(q, k, v, spatial_shape(x))
         return to_volume(p.squeeze(1), spatial_shape(x))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -81,10 +83,10 @@ class PositionAttention(Mechanism):
 
     def attention_weights(self, x: Tensor, queries: Tensor | None = None) -> dict[str, Tensor]:
         """The softmax rows of the chosen voxels as "query", (B, 1, Q, *S)."""
-        tokens = to_tokens(x).unsqueeze(1)
+        flat = x.flatten(2)
         chosen = central_voxel(x) if queries is None else queries
-        rows = self.attention.rows(self.query(tokens), self.key(tokens), chosen, spatial_shape(x))
-        return {"query": rows}
+        q, k = to_tokens(self.query(flat)), to_tokens(self.key(flat))
+        return {"query": self.attention.rows(q, k, chosen, spatial_shape(x))}
 
 
 class ChannelAttention(Mechanism):

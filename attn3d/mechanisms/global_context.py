@@ -8,7 +8,7 @@ from attn3d.gating import gate
 from attn3d.mechanisms.base import Mechanism
 from attn3d.norms import NormSpec, create_norm
 from attn3d.precision import at_least_single
-from attn3d.spatial import broadcast_gate, to_volume
+from attn3d.spatial import broadcast_gate, spatial_shape
 
 
 class GlobalContext(Mechanism):
@@ -81,4 +81,4 @@ class GlobalContext(Mechanism):
         weights = self.spatial_weights(x)
         context = self.context(x, weights)
         channel = context if self.fusion == "add" else torch.sigmoid(context)
-        return {"spatial": to_volume(weights.unsqueeze(-1), list(x.shape[2:])), "channel": channel}
+        return {"spatial": weights.unflatten(1, spatial_shape(x)).unsqueeze(1), "channel": channel}

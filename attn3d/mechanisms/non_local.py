@@ -17,7 +17,7 @@ from attn3d.attention.plain import pool_tokens, pooled_shape
 from attn3d.attention.scopes import create_scope
 from attn3d.mechanisms.base import Mechanism
 from attn3d.norms import NormSpec, create_norm
-from attn3d.spatial import central_voxel, halve, keep_format, spatial_shape, to_tokens, to_volume
+from attn3d.spatial import central_voxel, convolution, halve, keep_format, spatial_shape, to_tokens, to_volume
 
 MODES = ("embedded_gaussian", "gaussian", "dot_product", "concatenation")
 
@@ -76,9 +76,10 @@ class NonLocal(Mechanism):
         self.mode = one_of("mode", mode, MODES)
         inner = max(1, channels // positive_integer("reduction", reduction))
         self.sub_sample = sub_sample
-        self.value = nn.Linear(channels, inner)
-        self.query = nn.Identity() if mode == "gaussian" else nn.Linear(channels, inner)
-        self.key = nn.Identity() if mode == "gaussian" else nn.Linear(channels, inner)
+        line = convolution(1)  # over the voxels as they lie in memory, so that nothing is copied
+        self.value = line(channels, inner, 1)
+        self.query = nn.Identity() if mode == "gaussian" else line(channels, inner, 1)
+        self.key = nn.Identity() if mode == "gaussian" else line(channels, inner, 1)
         scope = create_scope(scope)
         if sub_sample and not isinstance(scope, Global):
             raise ValueError(f"`sub_sample` pools the keys of the scope 'global' alone, got {scope}")
@@ -101,21 +102,25 @@ class NonLocal(Mechanism):
 
     def compared(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, list[int]]:
         """Queries, keys and values, each (B, 1, N or M, .), and the shape of the volume of keys."""
-        tokens = to_tokens(x)
         shape = spatial_shape(x)
-        q, k, v = self.query(tokens), self.key(tokens), self.value(tokens)
+        flat = x.flatten(2)
+        q, k, v = self.query(flat), self.key(flat), self.value(flat)
         if self.sub_sample:
-            k_volume = halve(to_volume(k, shape))
-            k, v = to_tokens(k_volume), to_tokens(halve(to_volume(v, shape)))
+            k_volume = halve(k.unflatten(2, shape))
+            k, v = k_volume.flatten(2), halve(v.unflatten(2, shape)).flatten(2)
             shape = spatial_shape(k_volume)
-        return q.unsqueeze(1), k.unsqueeze(1), v.unsqueeze(1), shape
+        return to_tokens(q), to_tokens(k), to_tokens(v), shape
+
+    def response(self, x: Tensor) -> Tensor:
+        """y, (B, N, C'). On return queries, keys and values are free but for what backward keeps."""
+        q, k, v, shape = self.compared(x)
+        return self.pairwise(q, k, v, shape).squeeze(1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Adds to (B, C, *S) what its voxels say to each other."""
         self.check_input(x)
-        q, k, v, shape = self.compared(x)
-        y = self.out(self.pairwise(q, k, v, shape).squeeze(1))
-        return keep_format(x + self.norm(to_volume(y, spatial_shape(x))), x)
+        y = to_volume(self.out(self.response(x)), spatial_shape(x))
+        return keep_format(x + self.norm(y), x)
 
     def attention_weights(self, x: Tensor, queries: Tensor | None = None) -> dict[str, Tensor]:
         """f(x_i, x_j) / n of the chosen voxels i as "query", (B, 1, Q, *S of the keys)."""

@@ -9,7 +9,7 @@ from attn3d.arguments import positive_integer
 from attn3d.attention import Scope, VolumeAttention
 from attn3d.attention.memory import MemoryBudget
 from attn3d.mechanisms.base import Mechanism
-from attn3d.spatial import central_voxel, keep_format, spatial_shape, to_tokens, to_volume
+from attn3d.spatial import central_voxel, convolution, keep_format, spatial_shape, to_tokens, to_volume
 
 
 class MultiHeadSelfAttention(Mechanism):
@@ -62,7 +62,7 @@ class MultiHeadSelfAttention(Mechanism):
         if positive_integer("num_heads", num_heads) not in divisors:
             raise ValueError(f"`num_heads` must divide {channels} channels, got {num_heads}; {divisors} do")
         self.num_heads = num_heads
-        self.qkv = nn.Linear(channels, 3 * channels)
+        self.qkv = convolution(1)(channels, 3 * channels, 1)
         self.attention = VolumeAttention(
             spatial_dims,
             num_heads,
@@ -76,8 +76,7 @@ class MultiHeadSelfAttention(Mechanism):
 
     def heads(self, x: Tensor) -> list[Tensor]:
         """q, k and v, each (B, H, N, C / H)."""
-        width = [self.num_heads, self.channels // self.num_heads]
-        return [part.unflatten(2, width).transpose(1, 2) for part in self.qkv(to_tokens(x)).chunk(3, 2)]
+        return [to_tokens(part, self.num_heads) for part in self.qkv(x.flatten(2)).chunk(3, 1)]
 
     def forward(self, x: Tensor) -> Tensor:
         """Attends over (B, C, *S)."""
