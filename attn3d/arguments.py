@@ -47,6 +47,17 @@ def positive_integer(argument: str, value: Any) -> int:
     return value
 
 
+def boolean(argument: str, value: Any) -> bool:
+    """``value`` if it is true or false.
+
+    Raises:
+        TypeError: otherwise.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"`{argument}` must be True or False, got {value!r}")
+    return value
+
+
 def per_axis(argument: str, value: int | Sequence[int], spatial_dims: int) -> tuple[int, ...]:
     """One positive integer for every axis: an integer is repeated, a sequence must have one for each.
 
@@ -54,6 +65,8 @@ def per_axis(argument: str, value: int | Sequence[int], spatial_dims: int) -> tu
         TypeError: when an entry is no integer.
         ValueError: when an entry is below 1, or their number is not ``spatial_dims``.
     """
+    if not isinstance(value, int | Sequence) or isinstance(value, str | bool):
+        raise TypeError(f"`{argument}` must be an integer or one for each of {spatial_dims} axes, got {value!r}")
     values = (value,) * spatial_dims if isinstance(value, int) else tuple(value)
     if len(values) != spatial_dims:
         raise ValueError(f"`{argument}` must be an integer or one for each of {spatial_dims} axes, got {value}")
@@ -77,8 +90,11 @@ def probability(argument: str, value: float) -> float:
     """``value`` if it lies in [0, 1).
 
     Raises:
-        ValueError: otherwise.
+        TypeError: when it is no number.
+        ValueError: when it lies outside.
     """
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise TypeError(f"`{argument}` must be a number in [0, 1), got {value!r}")
     if not 0.0 <= value < 1.0:
         raise ValueError(f"`{argument}` must be in [0, 1), got {value}")
     return float(value)

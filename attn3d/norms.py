@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from attn3d.arguments import Spec, check_options, nearest, read_spec
+from attn3d.precision import at_least_single
 
 NormSpec = Spec | None
 
@@ -26,9 +27,13 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
 
     def __init__(self, channels: int, *, eps: float = 1e-5, momentum: float = 0.1, affine: bool = True) -> None:
         super().__init__(channels, eps=eps, momentum=momentum, affine=affine)
+        self.ranks = None  # those that the volume is cut over, see `attn3d.shard_over`
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalises (B, C, ...)."""
+        if self.ranks is not None:
+            if self.training:
+                return self._train_over_ranks(x)
         from_batch = self.training and x.numel() > x.shape[1]
         if from_batch and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
@@ -42,6 +47,26 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
             self.momentum,
             self.eps,
         )
+
+    @torch.jit.unused
+    def _train_over_ranks(self, x: Tensor) -> Tensor:
+        """Normalises a shard by the mean and the variance of the whole volume."""
+        count = int(self.ranks.sum(torch.tensor(x.numel() // x.shape[1], device=x.device)))
+        if count < 2:
+            return functional.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        wide = at_least_single(x).movedim(1, -1)
+        others = tuple(range(x.dim() - 1))
+        mean = self.ranks.sum(wide.sum(others)) / count
+        centred = wide - mean
+        variance = self.ranks.sum(centred.square().sum(others)) / count
+        with torch.no_grad():
+            self.num_batches_tracked.add_(1)
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+            self.running_var.lerp_((variance * count / (count - 1)).to(self.running_var.dtype), self.momentum)
+        y = centred * torch.rsqrt(variance + self.eps)
+        if self.weight is not None:
+            y = y * self.weight + self.bias
+        return y.movedim(-1, 1).to(x.dtype)
 
 
 class GroupNorm(nn.GroupNorm):

@@ -47,6 +47,12 @@ def halve(x: Tensor) -> Tensor:
     return functional.max_pool3d(x, sizes)
 
 
+def resize(x: Tensor, shape: list[int]) -> Tensor:
+    """(B, C, *S) brought to ``shape`` by linear interpolation."""
+    mode = {3: "linear", 4: "bilinear", 5: "trilinear"}[x.dim()]
+    return functional.interpolate(x, size=shape, mode=mode, align_corners=False)
+
+
 def to_tokens(flat: Tensor, heads: int = 1) -> Tensor:
     """A view of (B, H d, N) as tokens (B, H, N, d)."""
     return flat.unflatten(1, [heads, -1]).transpose(2, 3)
@@ -54,7 +60,9 @@ def to_tokens(flat: Tensor, heads: int = 1) -> Tensor:
 
 def to_volume(tokens: Tensor, shape: list[int]) -> Tensor:
     """A view of (B, N, C) as (B, C, *S), S being ``shape``; in memory it is channels-last."""
-    return tokens.transpose(1, 2).unflatten(2, shape)
+    # Not transposed first: of a batch of one that gives strides from which the CPU batch norm of PyTorch 2.13
+    # computes wrong gradients.
+    return tokens.unflatten(1, shape).movedim(-1, 1)
 
 
 def broadcast_gate(gate: Tensor, x: Tensor) -> Tensor:

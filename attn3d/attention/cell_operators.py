@@ -21,7 +21,7 @@ from attn3d.attention.cells import (
     token_index,
 )
 from attn3d.attention.memory import tile_within
-from attn3d.attention.operators import logsumexp_like, row_numbers
+from attn3d.attention.operators import logsumexp_like, refuse_second_derivative, row_numbers
 from attn3d.precision import at_least_single
 
 
@@ -305,3 +305,4 @@ def _differentiate(ctx, gradient, gradient_logsumexp):
 
 
 attend_cells.register_autograd(_differentiate, setup_context=_save)
+refuse_second_derivative(_attend_cells_backward)

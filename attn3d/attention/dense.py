@@ -33,13 +33,16 @@ def dense_bias(
     for axis, position in enumerate(coordinates(chosen, shape)):
         queries, keys, distance, seen = axis_cells(kind, size[axis], dilation[axis], shift, shape[axis])
         bias = pair_bias(distance.to(chosen.device), seen.to(chosen.device), None if tables is None else tables[axis])
-        pairs = (queries.unsqueeze(2) >= 0) & (keys.unsqueeze(1) >= 0)
-        row = queries.unsqueeze(2).expand_as(pairs)[pairs]
-        column = keys.unsqueeze(1).expand_as(pairs)[pairs]
-        here = torch.full((bias.shape[1], shape[axis], shape[axis]), MASKED, dtype=bias.dtype, device=bias.device)
-        here[:, row, column] = bias.transpose(0, 1)[:, pairs]
-        steps = torch.zeros(shape[axis], shape[axis], dtype=torch.long)
-        steps[row, column] = distance[pairs]
+        # Absent positions are written to a row and a column behind the last, which are cut off.
+        extent = shape[axis]
+        row = queries.masked_fill(queries < 0, extent).unsqueeze(2).expand_as(distance)
+        column = keys.masked_fill(keys < 0, extent).unsqueeze(1).expand_as(distance)
+        here = bias.new_full((bias.shape[1], extent + 1, extent + 1), MASKED)
+        here[:, row, column] = bias.transpose(0, 1)
+        here = here[:, :extent, :extent]
+        steps = torch.zeros(extent + 1, extent + 1, dtype=torch.long)
+        steps[row, column] = distance
+        steps = steps[:extent, :extent]
         total = (total.unsqueeze(3) + here[:, position].unsqueeze(2)).flatten(2)
         steps = steps.to(chosen.device)[position].clamp(1 - size[axis], size[axis] - 1) + size[axis] - 1
         offset = (offset.unsqueeze(2) * (2 * size[axis] - 1) + steps.unsqueeze(1)).flatten(1)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from attn3d.attention.memory import parallel_parts
-from attn3d.attention.operators import logsumexp_like
+from attn3d.attention.operators import logsumexp_like, refuse_second_derivative
 
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -36,10 +36,11 @@ def _attend_on_cores_backward(
     grad_q, grad_k, grad_v = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
     # The queries that cut into equal parts, in at most 4 runs; then the rest, as one part.
     even = q.shape[2] // parts * parts
-    of_queries = [(run, parts) for run in _runs(even, max(512, -(-even // (4 * parts))) * parts)]
+    rows, columns = of_rows_and_keys(q.shape[2], k.shape[2], parts)
+    of_queries = [(run, parts) for run in _runs(even, rows)]
     if even < q.shape[2]:
         of_queries.append((slice(even, q.shape[2]), 1))
-    of_keys = _runs(k.shape[2], max(512, -(-k.shape[2] // 8)))
+    of_keys = _runs(k.shape[2], columns)
     for queries, count in of_queries:
         # Every part is a batch entry with one head: the kernel then reads it as it lies in memory.
         of_rows = [x[:, :, queries] for x in (gradient, q, out, logsumexp)]
@@ -54,6 +55,11 @@ def _attend_on_cores_backward(
             grad_v[:, :, keys] += part_v.view(*v.shape[:2], count, *part_v.shape[2:]).sum(2)
             del part_q, part_k, part_v  # before the kernel allocates the next
     return grad_q, grad_k, grad_v
+
+
+def of_rows_and_keys(queries: int, keys: int, parts: int) -> tuple[int, int]:
+    """How many queries and keys are taken at a time: what the parts bring is then small beside the whole."""
+    return max(768, -(-queries // (4 * parts))) * parts, max(512, -(-keys // 8))
 
 
 def _runs(length: int, step: int) -> list[slice]:
@@ -76,3 +82,4 @@ def _differentiate(ctx, gradient, _):
 
 
 attend_on_cores.register_autograd(_differentiate, setup_context=_save)
+refuse_second_derivative(_attend_on_cores_backward)

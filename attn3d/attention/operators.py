@@ -1,7 +1,7 @@
 """Attention by tiles as an operator of PyTorch: it compiles, exports and differentiates without being unrolled.
 
 It returns the log-sum-exp of the rows too, and is differentiable in it, so that parts of a softmax can be
-merged. It has no second derivative: asking for one is an error of PyTorch's that names the operator.
+merged. It has no second derivative.
 """
 
 import torch
@@ -101,3 +101,15 @@ def _differentiate_tiled(ctx, gradient, gradient_logsumexp):
 
 
 attend_tiled.register_autograd(_differentiate_tiled, setup_context=_save_tiled)
+
+
+def refuse_second_derivative(backward: torch.library.CustomOpDef) -> None:
+    """Makes the derivative of an operator's backward an error that says what has one."""
+
+    def refuse(ctx, *gradients):
+        raise RuntimeError("attention in this method has no second derivative; method='reference' has one")
+
+    backward.register_autograd(refuse)
+
+
+refuse_second_derivative(_attend_tiled_backward)

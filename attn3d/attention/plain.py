@@ -44,7 +44,8 @@ def equal_widths(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tenso
 def _widen(x: Tensor, width: int) -> Tensor:
     if x.shape[-1] < width:
         return functional.pad(x, [0, width - x.shape[-1]])
-    return x if x.stride(-1) == 1 else x.contiguous()
+    # Not `contiguous`, which leaves the stride of an axis of size 1 as it is.
+    return x if x.stride(-1) == 1 else x.clone(memory_format=torch.contiguous_format)
 
 
 def plain_cells(

@@ -117,6 +117,7 @@ def forward(
                 row_sums = row_sums.addcmul_(sums, shrink)
                 part = part.addcmul_(total, shrink)
             largest, sums, total = top, row_sums, part
+            del weights, part  # before the next tile is made
         out[:, :, rows] = total.div_(sums.masked_fill(sums == 0, 1.0))
         logsumexp[:, :, rows] = (largest + sums.log()).squeeze(3)
     return out, logsumexp
@@ -180,7 +181,8 @@ def backward(
             grad_q_tile += grad_scores @ k[:, :, keys].to(wide)
             grad_k[:, :, keys] += grad_scores.transpose(2, 3) @ q_tile
             if bias_gradient is not None:
-                part = bias_gradient[:, :, _clip(bias_gradient, 2, rows), _clip(bias_gradient, 3, keys)]
-                part += grad_scores.sum_to_size(part.shape)
+                seen = bias_gradient[:, :, _clip(bias_gradient, 2, rows), _clip(bias_gradient, 3, keys)]
+                seen += grad_scores.sum_to_size(seen.shape)
+            del weights, grad_scores  # before the next tile is made
         grad_q[:, :, rows] = grad_q_tile * scale
     return grad_q, grad_k, grad_v

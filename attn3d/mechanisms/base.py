@@ -62,6 +62,8 @@ class Mechanism(nn.Module):
     def attention_weights(self, x: Tensor, queries: Tensor | None = None) -> dict[str, Tensor]:
         """What a forward pass over ``x`` would weigh its voxels and channels with; computed when asked.
 
+        Ask in evaluation mode: in training, batch norms would count ``x`` once more.
+
         Args:
             x: (B, C, *S).
             queries: for mechanisms in which every voxel has weights of its own, the flat indices of those

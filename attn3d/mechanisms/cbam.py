@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from attn3d.arguments import odd_per_axis, positive_integer
+from attn3d.arguments import boolean, odd_per_axis, positive_integer
 from attn3d.gating import gate
 from attn3d.mechanisms.base import Mechanism
 from attn3d.norms import NormSpec, create_norm
@@ -59,7 +59,7 @@ class CBAM(Mechanism):
     ) -> None:
         super().__init__(spatial_dims, channels, variant)
         hidden = max(1, channels // positive_integer("reduction", reduction))
-        bias = self.by_variant(bias, compact=False, paper=True)
+        bias = boolean("bias", self.by_variant(bias, compact=False, paper=True))
         kernel = odd_per_axis("kernel_size", kernel_size, spatial_dims)
         order = tuple(self.by_variant(order, compact=("mean", "max"), paper=("max", "mean")))
         if sorted(order) != ["max", "mean"]:

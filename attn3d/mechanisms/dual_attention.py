@@ -262,6 +262,8 @@ class DualAttentionHead(nn.Module):
         super().__init__()
         if positive_integer("in_channels", in_channels) < 4:
             raise ValueError(f"`in_channels` must be at least 4, got {in_channels}")
+        positive_integer("out_channels", out_channels)
+        positive_integer("num_classes", num_classes)
         middle = in_channels // 4
 
         def convolve(channels: int, to: int) -> nn.Sequential:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attn3d.arguments import one_of, positive_integer
+from attn3d.arguments import boolean, one_of, positive_integer
 from attn3d.attention import Global, PooledKeys, Scope, VolumeAttention, dot_product, rectified_sum
 from attn3d.attention.memory import MemoryBudget
 from attn3d.attention.plain import pool_tokens, pooled_shape
@@ -75,7 +75,7 @@ class NonLocal(Mechanism):
         super().__init__(spatial_dims, channels, variant)
         self.mode = one_of("mode", mode, MODES)
         inner = max(1, channels // positive_integer("reduction", reduction))
-        self.sub_sample = sub_sample
+        self.sub_sample = boolean("sub_sample", sub_sample)
         line = convolution(1)  # over the voxels as they lie in memory, so that nothing is copied
         self.value = line(channels, inner, 1)
         self.query = nn.Identity() if mode == "gaussian" else line(channels, inner, 1)

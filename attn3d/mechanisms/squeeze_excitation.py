@@ -6,7 +6,7 @@ Deviation: the compact form has no biases, as most implementations since; the au
 import torch
 from torch import Tensor, nn
 
-from attn3d.arguments import positive_integer
+from attn3d.arguments import boolean, positive_integer
 from attn3d.gating import gate
 from attn3d.mechanisms.base import Mechanism
 from attn3d.spatial import axes, broadcast_gate
@@ -46,7 +46,7 @@ class SqueezeExcitation(Mechanism):
     ) -> None:
         super().__init__(spatial_dims, channels, variant)
         hidden = max(1, channels // positive_integer("reduction", reduction))
-        bias = self.by_variant(bias, compact=False, paper=True)
+        bias = boolean("bias", self.by_variant(bias, compact=False, paper=True))
         self.squeeze = nn.Linear(channels, hidden, bias=bias)
         self.excite = nn.Linear(hidden, channels, bias=bias)
 

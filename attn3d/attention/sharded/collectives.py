@@ -5,10 +5,11 @@ PyTorch's own differentiable collectives change their names from release to rele
 on every rank, forward and backward, so that none waits for another.
 """
 
+from collections.abc import Iterable
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 Span = tuple[int, int]  # rows of the volume, from the first to behind the last
 
@@ -55,13 +56,13 @@ class Fetch(torch.autograd.Function):
         giving = [x[_inside(cuts, rank, span)] for span in wanted]
         taking = [fetched[_inside(cuts, other, wanted[rank], first)] for other in range(group.size())]
         taking[rank].copy_(giving[rank])
-        exchange(giving, taking, group)
+        wait(post(enumerate(giving), enumerate(taking), group))
         return fetched
 
     @staticmethod
-    @once_differentiable
     def backward(context, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         """Adds up, in the order of the ranks, what each has of this rank's rows."""
+        refuse_second_derivative()
         cuts, wanted, group = context.plan
         rank = group.rank()
         gradient = gradient.contiguous()
@@ -69,7 +70,7 @@ class Fetch(torch.autograd.Function):
         places = [_inside(cuts, rank, span) for span in wanted]
         taking = [gradient.new_empty([place.stop - place.start, *gradient.shape[1:]]) for place in places]
         taking[rank] = giving[rank]
-        exchange(giving, taking, group)
+        wait(post(enumerate(giving), enumerate(taking), group))
         home = gradient.new_zeros([cuts[rank + 1] - cuts[rank], *gradient.shape[1:]])
         for place, part in zip(places, taking, strict=True):
             home[place] += part
@@ -84,13 +85,17 @@ def _inside(cuts: list[int], rank: int, span: Span, origin: int | None = None) -
     return slice(begin - origin, end - origin) if end > begin else slice(0, 0)
 
 
-def exchange(giving: list[Tensor], taking: list[Tensor], group: dist.ProcessGroup) -> None:
-    """Sends ``giving[r]`` to every other rank r and fills ``taking[r]`` with what it sends."""
-    wait(post(list(enumerate(giving)), list(enumerate(taking)), group))
+def refuse_second_derivative() -> None:
+    """Refuses a backward pass that is to be differentiated.
+
+    PyTorch's `once_differentiable` refuses later, and not where the second derivative has another way round.
+    """
+    if torch.is_grad_enabled():
+        raise RuntimeError("attention over ranks has no second derivative: call backward without `create_graph`")
 
 
 def post(
-    giving: list[tuple[int, Tensor]], taking: list[tuple[int, Tensor]], group: dist.ProcessGroup
+    giving: Iterable[tuple[int, Tensor]], taking: Iterable[tuple[int, Tensor]], group: dist.ProcessGroup
 ) -> list[dist.Work]:
     """Begins to send to other ranks and to receive from them: a rank and a contiguous tensor each."""
     messages = [

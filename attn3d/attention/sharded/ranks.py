@@ -2,7 +2,6 @@
 
 import math
 from itertools import accumulate, pairwise
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -12,6 +11,7 @@ from torch.nn import functional
 from attn3d.attention.plain import pool_tokens, pooled_shape
 from attn3d.attention.sharded.collectives import Fetch, Span, Sum
 from attn3d.attention.sharded.ring import Ring
+from attn3d.attention.volume import VolumeAttention
 from attn3d.capture import needs_plain_operators
 
 SHARINGS = ("ring", "all_gather")
@@ -47,11 +47,12 @@ class Ranks:
         plane = q.shape[2] // shape[0]
         cuts = self._cuts(q, shape)
         counts = [plane * (end - begin) for begin, end in pairwise(cuts)]
-        return Ring.apply(q, k, v, counts, scale, room, self.group)
+        with torch.autocast(q.device.type, enabled=False):
+            return Ring.apply(q, k, v, counts, scale, room, self.group)
 
     @torch.compiler.disable
     def gather(
-        self, q: Tensor, k: Tensor, v: Tensor, shape: list[int], layer: Any
+        self, q: Tensor, k: Tensor, v: Tensor, shape: list[int], layer: VolumeAttention
     ) -> tuple[Tensor, Tensor, Tensor, list[int], slice]:
         """Queries, keys and values with which attention that knows of no ranks gives what the whole volume gives.
 
@@ -60,7 +61,7 @@ class Ranks:
             k: its keys.
             v: its values.
             shape: S of the shard.
-            layer: with the ``kind``, ``size``, ``dilation`` and ``shift`` of its scope.
+            layer: that is to attend, for its scope.
 
         Returns:
             the queries, among halos of zeros; the keys and values that they see, means of cells with pooled keys;
@@ -92,17 +93,15 @@ class Ranks:
             ValueError: on every rank alike, when shards differ in more than their first spatial axis.
         """
         _refuse_capture()
-        mine = torch.tensor([*shape, *q.shape], device=q.device)
+        batch, heads, _, width = q.shape
+        mine = torch.tensor([shape[0], heads * width, batch, *shape[1:]], device=q.device)
         gathered = [torch.empty_like(mine) for _ in range(self.group.size())]
         dist.all_gather(gathered, mine, group=self.group)
-        shards = [sizes[: len(shape)] for sizes in torch.stack(gathered).tolist()]
-        same = [[*sizes[1 : len(shape)], sizes[-4], sizes[-3], sizes[-1]] for sizes in torch.stack(gathered).tolist()]
-        if any(others != same[0] for others in same):
-            raise ValueError(
-                f"`x` must have the same batch, channels and sizes on every rank but for the first spatial axis, got"
-                f" batches {[others[-3] for others in same]} and spatial shapes {shards}"
-            )
-        return list(accumulate((rows for rows, *_ in shards), initial=0))
+        sizes = torch.stack(gathered).tolist()
+        if any(others[1:] != sizes[0][1:] for others in sizes):
+            shards = [(batch, rows, *others) for rows, _, batch, *others in sizes]
+            raise ValueError(f"`x` must differ between ranks in its first spatial axis alone, got (B, *S) {shards}")
+        return list(accumulate((rows for rows, *_ in sizes), initial=0))
 
     def _fetch(self, tokens: Tensor, plane: int, cuts: list[int], wanted: list[Span]) -> Tensor:
         """(B, H, N, d) of this rank's rows, ``plane`` tokens each, to (B, H, M, d) of those that it wants."""
@@ -128,13 +127,13 @@ def _refuse_capture() -> None:
         raise ValueError("a module over ranks cannot be traced or exported: take a copy, which works on whole volumes")
 
 
-def rows_seen(layer: Any, begin: int, end: int, extent: int) -> Span:
+def rows_seen(layer: VolumeAttention, begin: int, end: int, extent: int) -> Span:
     """The rows that the queries of rows ``begin`` to ``end`` see, cut so that they may stand for the volume.
 
     Over these rows alone the layer's scope has, for those queries, the pairs that it has over all rows.
 
     Args:
-        layer: with the ``kind``, ``size``, ``dilation`` and ``shift`` of its scope.
+        layer: that is to attend, for its scope.
         begin: of the rows.
         end: behind the last.
         extent: of the whole volume along its first axis.

@@ -8,12 +8,11 @@ rank's own tokens is kept in between.
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from attn3d.attention import tiles
 from attn3d.attention.memory import tile_within
 from attn3d.attention.operators import attend_tiled
-from attn3d.attention.sharded.collectives import post, wait
+from attn3d.attention.sharded.collectives import post, refuse_second_derivative, wait
 from attn3d.precision import at_least_single
 
 
@@ -53,9 +52,9 @@ class Ring(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(context, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """The gradients of q, k and v; those of a shard of keys travel with it until they are home."""
+        refuse_second_derivative()
         q, k, v, out, logsumexp = context.saved_tensors
         counts, scale, room, group = context.constants
         block, grad_q, grad_block = [k, v], None, None

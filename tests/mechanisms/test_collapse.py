@@ -1,0 +1,136 @@
+"""What must not depend on the dimension, on the order of the axes or on the other samples of the batch."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from tests.configurations import CONFIGURATIONS, build, running_statistics
+from tests.mechanisms.parity import assert_close, volume
+
+CHANNELS = 6
+configurations = pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=lambda cell: cell.id)
+
+
+def assert_equal(actual, expected):
+    assert_close(actual, expected, tolerance=1e-12)
+
+
+@torch.no_grad()
+def copy_statistics(source, target):
+    for values, copies in zip(running_statistics(source), running_statistics(target), strict=True):
+        for value, copy in zip(values, copies, strict=True):
+            copy.copy_(value)
+
+
+@torch.no_grad()
+def collapse(configuration, module, axis):
+    """The mechanism of one dimension less that equals `module` where `axis` has size 1.
+
+    Kernels keep their centre slice along the axis. The coordinate gate of the axis has no counterpart: it is
+    saturated at one by a large bias.
+    """
+    dims = module.spatial_dims
+    smaller = build(configuration, dims - 1, CHANNELS, seed=1)
+    parameters = list(module.parameters())
+    if configuration.name == "coord":
+        first_gate = len(parameters) - 2 * dims
+        gate_weight, gate_bias = parameters[first_gate + 2 * axis : first_gate + 2 * axis + 2]
+        gate_weight.zero_()
+        gate_bias.fill_(50.0)
+        parameters = [each for each in parameters if each is not gate_weight and each is not gate_bias]
+    for parameter, target in zip(parameters, smaller.parameters(), strict=True):
+        if parameter.dim() > target.dim():
+            parameter = parameter.select(2 + axis, parameter.shape[2 + axis] // 2)
+        target.copy_(parameter.reshape(target.shape))
+    copy_statistics(module, smaller)
+    return smaller.train(module.training)
+
+
+@configurations
+def test_an_axis_of_size_one_may_be_left_out(configuration):
+    """3-D with D, H or W of 1 equals 2-D, and 2-D with H or W of 1 equals 1-D.
+
+    Coordinate attention does in eval alone: in training its norm counts the axis that is left out.
+    """
+    training = configuration.name != "coord"
+    for shape in [(1, 3, 5), (3, 1, 5), (3, 5, 1), (1, 5), (5, 1)]:
+        axis = shape.index(1)
+        x = volume(2, CHANNELS, *shape)
+        module = build(configuration, len(shape), CHANNELS).train(training)
+        smaller = collapse(configuration, module, axis)
+        assert_equal(module(x), smaller(x.squeeze(2 + axis)).unsqueeze(2 + axis))
+
+
+@torch.no_grad()
+def permute_axes(configuration, module, order):
+    """The same mechanism for a volume whose axes were permuted by `order`."""
+    dims = module.spatial_dims
+    permuted = build(configuration, dims, CHANNELS, seed=1)
+    parameters = list(module.parameters())
+    if configuration.name == "coord":  # per axis a weight and a bias, last
+        first_gate = len(parameters) - 2 * dims
+        gates = [parameters[first_gate + 2 * axis : first_gate + 2 * axis + 2] for axis in order]
+        parameters = parameters[:first_gate] + list(itertools.chain(*gates))
+    for parameter, target in zip(parameters, permuted.parameters(), strict=True):
+        if parameter.dim() == 2 + dims:
+            parameter = parameter.permute(0, 1, *(2 + axis for axis in order))
+        target.copy_(parameter)
+    copy_statistics(module, permuted)
+    return permuted.train(module.training)
+
+
+@pytest.mark.parametrize("order", [(1, 0), (2, 0, 1), (0, 2, 1)], ids=str)
+@configurations
+def test_axes_are_permuted_with_the_weights(configuration, order):
+    dims = len(order)
+    x = volume(2, CHANNELS, *(2, 3, 5)[:dims])
+    axes = (0, 1, *(2 + axis for axis in order))
+    module = build(configuration, dims, CHANNELS).train()
+    permuted = permute_axes(configuration, module, order)
+    assert_equal(permuted(x.permute(axes)), module(x).permute(axes))
+
+
+@pytest.mark.parametrize("spatial_dims", [1, 2, 3])
+@configurations
+def test_samples_do_not_see_each_other_in_eval(configuration, spatial_dims):
+    x = volume(3, CHANNELS, *(4, 2, 3)[:spatial_dims])
+    module = build(configuration, spatial_dims, CHANNELS).eval()
+    assert_equal(module(x), torch.cat([module(sample[None]) for sample in x]))
+
+
+@pytest.mark.parametrize("spatial_dims", [1, 2, 3])
+@configurations
+def test_the_order_of_the_batch_does_not_matter(configuration, spatial_dims):
+    """In training too, where the norms see the whole batch."""
+    x = volume(3, CHANNELS, *(4, 2, 3)[:spatial_dims])
+    order = [2, 0, 1]
+    module = build(configuration, spatial_dims, CHANNELS).train()
+    assert_equal(module(x[order]), module(x)[order])
+
+
+@pytest.mark.parametrize("spatial_dims", [1, 2, 3])
+@pytest.mark.parametrize(
+    "configuration",
+    [
+        cell
+        for cell in CONFIGURATIONS
+        if cell.name in ("se", "eca", "gc", "non_local", "mhsa", "danet") and "sub_sample" not in cell.options
+    ],
+    ids=lambda cell: cell.id,
+)
+def test_without_a_kernel_voxels_are_a_set(configuration, spatial_dims):
+    """In any order they give the same: a mean over all axes but one, say, would tell them apart.
+
+    Batch 1 with as many channels as voxels along the first axis.
+    """
+    x = volume(1, CHANNELS, *(CHANNELS, 2, 3)[:spatial_dims])
+    order = torch.randperm(x[0, 0].numel(), generator=torch.Generator().manual_seed(0))
+
+    def shuffle(x):
+        return x.flatten(2)[:, :, order].view_as(x)
+
+    module = build(configuration, spatial_dims, CHANNELS).eval()
+    assert_equal(module(shuffle(x)), shuffle(module(x)))

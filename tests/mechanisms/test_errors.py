@@ -1,0 +1,150 @@
+"""Bad input: one clear error that names the argument in backticks and its value."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+
+import attn3d
+
+NAMES = ["se", "eca", "cbam", "bam", "coord", "sk", "gc", "non_local", "mhsa", "danet"]
+REDUCED = ["se", "cbam", "bam", "coord", "sk", "gc", "non_local", "danet"]
+NORMED = ["cbam", "bam", "coord", "sk", "gc", "non_local"]
+
+VALUES = [
+    *((name, {"reduction": value}) for name in REDUCED for value in (0, -4)),
+    *((name, {"norm": "bach"}) for name in NORMED),
+    *((name, {"variant": "papper"}) for name in NAMES),
+    *((name, {"method": "fsued"}) for name in ("non_local", "mhsa", "danet")),
+    ("eca", {"kernel_size": 4}),
+    ("eca", {"kernel_size": 0}),
+    ("cbam", {"kernel_size": 4}),
+    ("cbam", {"kernel_size": (3, 4, 3)}),
+    ("cbam", {"kernel_size": (3, 3)}),
+    ("cbam", {"order": ("mean", "mean")}),
+    ("bam", {"kernel_size": 2}),
+    ("bam", {"dilation": 0}),
+    ("bam", {"combine": "prod"}),
+    ("coord", {"min_channels": 0}),
+    ("coord", {"activation": "swish"}),
+    ("sk", {"branches": 0}),
+    ("sk", {"groups": 0}),
+    ("sk", {"min_channels": 0}),
+    ("gc", {"fusion": "multiply"}),
+    ("non_local", {"mode": "gausian"}),
+    ("mhsa", {"num_heads": 3}),
+    ("mhsa", {"num_heads": 0}),
+    ("mhsa", {"dropout": 1.5}),
+    ("mhsa", {"dropout": -0.1}),
+    ("danet", {"channel_energy": "offical"}),
+    ("danet", {"scale": "1/n"}),
+]
+
+KINDS = [
+    *((name, {"reduction": 2.0}) for name in REDUCED),
+    *((name, {"norm": 3}) for name in NORMED),
+    ("se", {"bias": "yes"}),
+    ("cbam", {"bias": "yes"}),
+    ("eca", {"kernel_size": 3.0}),
+    ("cbam", {"kernel_size": 7.0}),
+    ("bam", {"dilation": 1.5}),
+    ("sk", {"branches": "2"}),
+    ("sk", {"groups": 2.0}),
+    ("non_local", {"sub_sample": "yes"}),
+    ("mhsa", {"num_heads": 2.0}),
+    ("mhsa", {"dropout": "none"}),
+]
+
+
+def case_id(case) -> str:
+    return str(case) if isinstance(case, str) else "-".join(f"{key}={value}" for key, value in case.items())
+
+
+def expect(kinds, argument, value, function, *arguments, **keywords):
+    """The error is of one of `kinds`, and its message has the argument in backticks and the value."""
+    with pytest.raises(kinds) as raised:
+        function(*arguments, **keywords)
+    message = str(raised.value)
+    assert f"`{argument}`" in message
+    if value is not None:
+        assert re.search(rf"(?<![\w.]){re.escape(str(value))}(?!\w)", message), message
+
+
+@pytest.mark.parametrize(("name", "options"), VALUES, ids=case_id)
+def test_a_value_out_of_range(name, options):
+    ((argument, value),) = options.items()
+    expect(ValueError, argument, value, attn3d.create_attention, name, spatial_dims=3, channels=8, **options)
+
+
+@pytest.mark.parametrize(("name", "options"), KINDS, ids=case_id)
+def test_a_value_of_the_wrong_kind(name, options):
+    ((argument, value),) = options.items()
+    expect(
+        (TypeError, ValueError),
+        argument,
+        value,
+        attn3d.create_attention,
+        name,
+        spatial_dims=3,
+        channels=8,
+        **options,
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_dimensions_and_channels(name):
+    def make(spatial_dims, channels):
+        return attn3d.create_attention(name, spatial_dims=spatial_dims, channels=channels)
+
+    for spatial_dims in (0, 4, "3"):
+        expect((TypeError, ValueError), "spatial_dims", spatial_dims, make, spatial_dims, 8)
+    for channels in (0, -1):
+        expect(ValueError, "channels", channels, make, 3, channels)
+    expect(TypeError, "channels", 8.0, make, 3, 8.0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_unknown_option_is_refused_with_the_nearest(name):
+    with pytest.raises(TypeError, match=r"`varient`.*variant"):
+        attn3d.create_attention(name, spatial_dims=3, channels=8, varient="paper")
+
+
+def test_an_unknown_name_is_refused_with_the_nearest():
+    with pytest.raises(ValueError, match=r"'cbma'.*'cbam'.*available.*non_local"):
+        attn3d.create_attention("cbma", spatial_dims=3, channels=8)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("shape", "wanted", "got"),
+    [
+        ((2, 5, 4, 4, 4), 8, 5),
+        ((2, 8, 4, 4), 5, 4),
+        ((8, 4, 4, 4), 5, 4),
+        ((2, 8, 4, 4, 4, 4), 5, 6),
+        ((2, 8, 4, 0, 4), None, 0),
+    ],
+    ids=str,
+)
+def test_an_input_that_does_not_fit(name, shape, wanted, got):
+    module = attn3d.create_attention(name, spatial_dims=3, channels=8)
+    expect(ValueError, "x", wanted, module, torch.ones(shape))
+    expect(ValueError, "x", got, module, torch.ones(shape))
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [("spatial_dims", 4), ("in_channels", 3), ("out_channels", 0), ("num_classes", 0)],
+)
+def test_the_dual_attention_head(argument, value):
+    arguments = {"spatial_dims": 3, "in_channels": 16, "out_channels": 4, "num_classes": 2}
+    expect(ValueError, argument, value, attn3d.DualAttentionHead, **arguments | {argument: value})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_both_variants_are_taken_by_all(name):
+    for variant in ("compact", "paper"):
+        module = attn3d.create_attention(name, spatial_dims=3, channels=8, variant=variant)
+        assert module.variant == variant

@@ -1,0 +1,153 @@
+"""The mechanisms that gate: what their gates see and touch, and options that win over the variant."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+import attn3d
+from tests.configurations import BY_ID, build, randomise
+from tests.mechanisms.parity import assert_close_to_reference, volume
+from tests.references import REFERENCES
+
+CUBE_OF_CHANNELS = (1, 5, 5, 3, 2)  # batch 1 with as many channels as slices, no two axes alike
+
+
+def make(name, channels, spatial_dims=3, **options):
+    module = attn3d.create_attention(name, spatial_dims=spatial_dims, channels=channels, **options)
+    return randomise(module.double())
+
+
+def is_constant(x, axis) -> bool:
+    return torch.allclose(x, x.narrow(axis, 0, 1).expand_as(x), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("configuration", ["se", "se-paper", "eca", "eca-paper", "gc-multiply"])
+def test_a_channel_gate_is_constant_along_every_spatial_axis(configuration):
+    x = volume(*CUBE_OF_CHANNELS)
+    gate = build(BY_ID[configuration], 3, 5)(x) / x
+    for axis in (2, 3, 4):
+        assert is_constant(gate, axis)
+    assert not is_constant(gate, 1)
+
+
+@pytest.mark.parametrize(
+    "configuration",
+    ["se", "se-paper", "eca", "cbam", "cbam-paper", "coord", "coord-paper", "gc", "gc-multiply"],
+)
+def test_the_output_is_made_of_the_gates_that_are_reported(configuration):
+    x = volume(2, 6, 4, 2, 3)
+    module = build(BY_ID[configuration], 3, 6).eval()
+    gates = module.attention_weights(x)
+    if configuration == "gc":
+        expected = x + gates["channel"]
+    else:
+        expected = x
+        for name, gate in gates.items():
+            if not (configuration == "gc-multiply" and name == "spatial"):
+                assert ((gate > 0) & (gate < 1)).all()
+                expected = expected * gate
+    torch.testing.assert_close(module(x), expected, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("configuration", ["sk", "sk-paper", "sk-three_branches"])
+def test_the_shares_of_the_branches_sum_to_one(configuration):
+    shares = build(BY_ID[configuration], 3, 6).attention_weights(volume(2, 6, 4, 2, 3))["branch"]
+    assert shares.shape == (2, 3 if "three" in configuration else 2, 6, 1, 1, 1)
+    torch.testing.assert_close(shares.sum(1), torch.ones_like(shares[:, 0]))
+
+
+@pytest.mark.parametrize("name", ["se", "cbam", "bam", "gc", "non_local", "danet"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_hidden_width_is_at_least_one(name, channels):
+    """A width of 0 would leave a gate of 1/2, or no update, whatever the input.
+
+    All is positive here, so that a single hidden unit is not switched off by its relu.
+    """
+    module = make(name, channels, reduction=16).eval()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.abs_()
+    x = volume(2, channels, 4, 2, 3).abs()
+    assert all(parameter.numel() > 0 for parameter in module.parameters())
+    assert not torch.allclose(module(x), x)
+    assert not torch.allclose(module(x), x / 2)
+
+
+def test_coordinate_gates_vary_along_their_own_axis_alone():
+    x = volume(2, 6, 4, 2, 3)
+    gates = build(BY_ID["coord"], 3, 6).eval().attention_weights(x)
+    assert list(gates) == ["axis0", "axis1", "axis2"]
+    for axis, gate in enumerate(gates.values()):
+        shape = [2, 6, 1, 1, 1]
+        shape[2 + axis] = x.shape[2 + axis]
+        assert list(gate.shape) == shape
+        assert not is_constant(gate, 2 + axis)
+
+
+def test_an_axis_of_one_voxel_has_its_coordinate_gate_still():
+    gates = build(BY_ID["coord"], 3, 6).eval().attention_weights(volume(2, 6, 1, 2, 3))
+    assert gates["axis0"].shape == (2, 6, 1, 1, 1)
+    assert (gates["axis0"] < 1).all()
+
+
+@pytest.mark.parametrize(("channels", "middle"), [(8, 8), (256, 8), (320, 10)])
+def test_the_middle_width_of_coordinate_attention(channels, middle):
+    assert next(attn3d.CoordinateAttention(3, channels).parameters()).shape[:2] == (middle, channels)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"variant": variant, "bias": bias, "norm": norm, "order": order}
+        for variant, bias, norm, order in itertools.product(
+            ("compact", "paper"), (True, False), ("batch", None), (("mean", "max"), ("max", "mean"))
+        )
+    ],
+    ids=lambda options: "-".join(map(str, options.values())),
+)
+def test_cbam_options_win_over_the_variant(options):
+    options = {"reduction": 2, "kernel_size": 3} | options
+    module = make("cbam", 4, spatial_dims=2, **options)
+    assert_close_to_reference(module, REFERENCES["cbam"], volume(2, 4, 3, 4), options)
+
+
+@pytest.mark.parametrize("name", ["cbam", "bam"])
+@pytest.mark.parametrize("variant", ["compact", "paper"])
+def test_a_kernel_size_for_every_axis(name, variant):
+    options = {"reduction": 2, "kernel_size": (1, 5, 3), "variant": variant}
+    module = make(name, 4, **options)
+    assert_close_to_reference(module, REFERENCES[name], volume(2, 4, 3, 4, 2), options)
+
+
+@pytest.mark.parametrize("variant", ["compact", "paper"])
+@pytest.mark.parametrize("dilation", [1, 2, (2, 1)], ids=str)
+def test_bam_dilations(variant, dilation):
+    options = {"reduction": 2, "kernel_size": 3, "dilation": dilation, "variant": variant}
+    module = make("bam", 4, spatial_dims=2, **options)
+    assert_close_to_reference(module, REFERENCES["bam"], volume(2, 4, 5, 6), options)
+
+
+@pytest.mark.parametrize("kernel_size", [1, 5, 9, None])
+def test_eca_kernels(kernel_size):
+    options = {"kernel_size": kernel_size}
+    module = make("eca", 12, **options)
+    assert_close_to_reference(module, REFERENCES["eca"], volume(2, 12, 2, 3, 2), options)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 3, 4, 32])
+@pytest.mark.parametrize("variant", ["compact", "paper"])
+def test_selective_kernels_take_the_largest_divisor_as_groups(groups, variant):
+    options = {"groups": groups, "min_channels": 2, "reduction": 2, "variant": variant}
+    module = make("sk", 6, spatial_dims=2, **options)
+    assert_close_to_reference(module, REFERENCES["sk"], volume(2, 6, 3, 4), options)
+
+
+@pytest.mark.parametrize("activation", ["relu", "hardswish"])
+@pytest.mark.parametrize("variant", ["compact", "paper"])
+def test_the_activation_of_coordinate_attention_wins_over_the_variant(activation, variant):
+    options = {"activation": activation, "variant": variant, "min_channels": 3}
+    module = make("coord", 4, **options)
+    assert_close_to_reference(module, REFERENCES["coord"], 4 * volume(2, 4, 2, 3, 2), options)

@@ -1,0 +1,77 @@
+"""First and second derivatives, by the input and every parameter, against finite differences in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.autograd import gradcheck, gradgradcheck
+
+from tests.configurations import CONFIGURATIONS, build
+from tests.mechanisms.parity import volume
+
+SHAPES = {1: (3,), 2: (2, 2), 3: (2, 1, 2)}
+# Small kernels keep the Jacobians small; the published ones are held to the references.
+SMALLER = {
+    "cbam": {"kernel_size": 3},
+    "bam": {"kernel_size": 3, "dilation": 1},
+    "sk": {"min_channels": 2},
+}
+# Whose softmax over voxels runs in a fused kernel, which has a first derivative only.
+FUSED = {"mhsa", "danet"}
+configurations = pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=lambda cell: cell.id)
+dimensions = pytest.mark.parametrize("spatial_dims", [1, 2, 3])
+
+
+def as_function(configuration, spatial_dims, **options):
+    """The mechanism as a function of the input and of every parameter, and where to evaluate it.
+
+    In training, so that the statistics of the batch are differentiated too.
+    """
+    channels = 2 if configuration.name == "sk" else 4
+    options = SMALLER.get(configuration.name, {}) | options
+    module = build(configuration, spatial_dims, channels, **options).train()
+    names = [name for name, _ in module.named_parameters()]
+    x = volume(2, channels, *SHAPES[spatial_dims])
+
+    def function(x, *parameters):
+        return torch.func.functional_call(module, dict(zip(names, parameters, strict=True)), (x,))
+
+    return function, (x.requires_grad_(), *module.parameters())
+
+
+def attends_with_softmax(configuration) -> bool:
+    mode = configuration.options.get("mode", "embedded_gaussian")
+    return configuration.name in FUSED or (configuration.name == "non_local" and "gaussian" in mode)
+
+
+def is_large(inputs) -> bool:
+    """Whether the Jacobian is checked in a random direction rather than entry by entry."""
+    return sum(tensor.numel() for tensor in inputs) > 80
+
+
+@dimensions
+@configurations
+def test_first_derivative(configuration, spatial_dims):
+    function, inputs = as_function(configuration, spatial_dims)
+    assert gradcheck(function, inputs, fast_mode=is_large(inputs))
+
+
+@dimensions
+@configurations
+def test_second_derivative(configuration, spatial_dims):
+    options = {"method": "reference"} if attends_with_softmax(configuration) else {}
+    function, inputs = as_function(configuration, spatial_dims, **options)
+    assert gradgradcheck(function, inputs, fast_mode=is_large(inputs))
+
+
+@pytest.mark.parametrize("method", ["fused", "chunked"])
+@pytest.mark.parametrize(
+    "configuration",
+    [configuration for configuration in CONFIGURATIONS if attends_with_softmax(configuration)],
+    ids=lambda cell: cell.id,
+)
+def test_only_the_reference_method_has_a_second_derivative(configuration, method):
+    function, inputs = as_function(configuration, 3, method=method)
+    (gradient,) = torch.autograd.grad(function(*inputs).square().sum(), inputs[:1], create_graph=True)
+    with pytest.raises(RuntimeError, match=r"derivative|autograd formula"):
+        torch.autograd.grad(gradient.square().sum(), inputs[:1])

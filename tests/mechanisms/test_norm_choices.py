@@ -1,0 +1,41 @@
+"""Every norm can be chosen wherever there is one, and bears a single value per channel."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import attn3d
+from tests.configurations import randomise
+from tests.mechanisms.parity import volume
+
+NORMED = ["cbam", "bam", "coord", "sk", "gc", "non_local"]
+SPECS = ["batch", ("group", {"num_groups": 1}), "instance", "layer", None]
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 1, 1, 1), (1, 4, 3, 1, 2), (2, 4, 2, 3, 2)], ids=str)
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+@pytest.mark.parametrize("variant", ["compact", "paper"])
+@pytest.mark.parametrize("name", NORMED)
+def test_every_norm_trains(name, variant, spec, shape):
+    module = attn3d.create_attention(name, spatial_dims=3, channels=4, variant=variant, norm=spec)
+    randomise(module.double()).train()
+    x = volume(*shape).requires_grad_()
+    output = module(x)
+    assert output.shape == x.shape
+    assert output.isfinite().all()
+    output.square().sum().backward()
+    for tensor in (x, *module.parameters()):
+        assert tensor.grad.isfinite().all()
+    assert x.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("variant", ["compact", "paper"])
+@pytest.mark.parametrize("name", ["bam", "sk", "non_local"])
+def test_a_single_value_leaves_the_running_statistics(name, variant):
+    module = attn3d.create_attention(name, spatial_dims=3, channels=4, variant=variant).double().train()
+    before = {name: value.clone() for name, value in module.named_buffers()}
+    assert before
+    module(volume(1, 4, 1, 1, 1))
+    for name, value in module.named_buffers():
+        assert torch.equal(value, before[name]), name
