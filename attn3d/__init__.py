@@ -2,6 +2,15 @@
 
 from attn3d.attention import Axial, Global, Grid, Neighborhood, PooledKeys, Window, attend
 from attn3d.factory import create_attention, names, register
+from attn3d.insertion import (
+    attention_parameters,
+    attention_sites,
+    insert_attention,
+    insertions,
+    load_pretrained,
+    remove_attention,
+)
+from attn3d.maps import attention_maps
 from attn3d.mechanisms import (
     BAM,
     CBAM,
@@ -17,6 +26,8 @@ from attn3d.mechanisms import (
     SelectiveKernel,
     SqueezeExcitation,
 )
+from attn3d.planning import estimate_cost, estimate_memory
+from attn3d.sharding import shard_over, sum_gradients
 
 __version__ = "0.1.0"
 
@@ -41,7 +52,18 @@ __all__ = [
     "SqueezeExcitation",
     "Window",
     "attend",
+    "attention_maps",
+    "attention_parameters",
+    "attention_sites",
     "create_attention",
+    "estimate_cost",
+    "estimate_memory",
+    "insert_attention",
+    "insertions",
+    "load_pretrained",
     "names",
     "register",
+    "remove_attention",
+    "shard_over",
+    "sum_gradients",
 ]

@@ -1,0 +1,146 @@
+"""One forward pass without memory or arithmetic: which modules run, on what, and what comes out.
+
+The network is copied with its parameters on the meta device, so a probe costs milliseconds whatever the size of
+the network and of the image, and leaves no trace in the network.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attn3d.insertion.attach import detach
+from attn3d.networks.registry import run
+
+_SIZES = (
+    64,
+    96,
+    128,
+    32,
+    224,
+)  # tried in turn: most networks take the first, windows and patches want others
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_CHANNELS_FIRST = (
+    *_CONVOLUTIONS,
+    nn.modules.conv._ConvTransposeNd,
+    nn.modules.batchnorm._NormBase,
+    nn.GroupNorm,
+)
+_CHANNELS_LAST = (nn.Linear, nn.LayerNorm)  # these very classes: subclasses often permute
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a module: its positional arguments, its output, and whether that has its channels last."""
+
+    arguments: tuple[Any, ...]
+    output: Any
+    channels_last: bool
+
+
+@dataclass
+class Probe:
+    """The calls of every module by path, and the image and the output of the network."""
+
+    image: Tensor
+    output: Any = None
+    calls: dict[str, list[Call]] = field(default_factory=dict)
+
+    def is_prediction(self, tensor: Tensor) -> bool:
+        """Whether ``tensor`` is the network's output, where that is a map as large as the image."""
+        outputs = self.output if isinstance(self.output, (list, tuple)) else [self.output]
+        dense = any(isinstance(output, Tensor) and output.shape[2:] == self.image.shape[2:] for output in outputs)
+        return dense and any(tensor is output for output in outputs)
+
+
+def probe(network: nn.Module, input_shape: Sequence[int] | None = None) -> Probe:
+    """Runs a copy of ``network`` in evaluation mode on the meta device.
+
+    Args:
+        network: stays as it is.
+        input_shape: (B, C, *S); by default a few are tried with the channels of the first convolution.
+
+    Raises:
+        ValueError: when the network does not run on ``input_shape``, or on none of those that were tried.
+    """
+    if input_shape is not None:
+        _check_axes(network, input_shape)
+        try:
+            return _run(network, tuple(input_shape))
+        except Exception as error:
+            raise ValueError(
+                f"`input_shape` {tuple(input_shape)} does not pass through the network: {error}"
+            ) from error
+    shapes = _guesses(network)
+    error: Exception | None = None
+    for shape in shapes:
+        try:
+            return _run(network, shape)
+        except Exception as failure:  # anything can be raised by a network on a shape that is not its own
+            error = failure
+    raise ValueError(
+        f"`input_shape` (B, C, *S) must be given: the network takes none of {shapes or 'the guesses'}"
+        + (f"; the last failed with: {error}" if error else ", as it has no convolution to guess from")
+    ) from error
+
+
+def _convolutions(network: nn.Module) -> list[nn.Module]:
+    return [module for module in network.modules() if isinstance(module, _CONVOLUTIONS)]
+
+
+def _check_axes(network: nn.Module, shape: Sequence[int]) -> None:
+    axes = {len(conv.kernel_size) for conv in _convolutions(network)}
+    if len(shape) < 3 or (axes and len(shape) - 2 not in axes):
+        expected = " or ".join(str(count + 2) for count in sorted(axes)) or "at least 3"
+        raise ValueError(f"`input_shape` (B, C, *S) must have {expected} sizes, got {tuple(shape)}")
+
+
+def _guesses(network: nn.Module) -> list[tuple[int, ...]]:
+    convolutions = _convolutions(network)
+    if not convolutions:
+        return []
+    dims = len(convolutions[0].kernel_size)
+    channels = dict.fromkeys([convolutions[0].in_channels, min(conv.in_channels for conv in convolutions)])
+    return [(1, count, *[size] * dims) for count in channels for size in _SIZES]
+
+
+def _run(network: nn.Module, shape: tuple[int, ...]) -> Probe:
+    tensors = [*network.parameters(), *network.buffers()]
+    twin = copy.deepcopy(network, {id(tensor): _on_meta(tensor) for tensor in tensors}).eval()
+    detach(twin)  # attention keeps shapes
+    floating = [tensor.dtype for tensor in tensors if tensor.is_floating_point()]
+    with torch.no_grad(), torch.device("meta"):
+        result = Probe(torch.zeros(shape, dtype=floating[0] if floating else None))
+        _watch(twin, result)
+        result.output = run(twin, result.image)
+    return result
+
+
+def _on_meta(tensor: Tensor) -> Tensor:
+    twin = torch.empty_like(tensor, device="meta")
+    return nn.Parameter(twin, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else twin
+
+
+def _watch(twin: nn.Module, result: Probe) -> None:
+    """Records every call. No other forward hooks run: a user's own would see meta tensors."""
+    formats: list[tuple[torch.Size, bool]] = []  # what the layers with a known format gave, in time
+    starts: list[int] = []
+
+    def enter(module: nn.Module, arguments: tuple[Any, ...]) -> None:
+        starts.append(len(formats))
+
+    def leave(path: str, module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
+        last = isinstance(output, Tensor) and type(module) in _CHANNELS_LAST
+        if last or (isinstance(output, Tensor) and isinstance(module, _CHANNELS_FIRST)):
+            formats.append((output.shape, last))
+        within = [last for shape, last in formats[starts.pop() :] if shape == getattr(output, "shape", None)]
+        kept = list(output) if isinstance(output, list) else output  # its reader may empty the list
+        result.calls.setdefault(path, []).append(Call(arguments, kept, bool(within) and within[-1]))
+
+    for path, module in twin.named_modules():
+        module._forward_hooks.clear()
+        module.register_forward_pre_hook(enter, prepend=True)
+        module.register_forward_hook(lambda *call, path=path: leave(path, *call))

@@ -1,0 +1,17 @@
+"""Where attention can go in each network: sites, and no more; what they need of MONAI is in `attn3d.networks.monai`."""
+
+from attn3d.networks.inside import register_block
+from attn3d.networks.places import KINDS, Place, detour, first_argument, items, joined, second_argument
+from attn3d.networks.registry import register_sites
+
+__all__ = [
+    "KINDS",
+    "Place",
+    "detour",
+    "first_argument",
+    "items",
+    "joined",
+    "register_block",
+    "register_sites",
+    "second_argument",
+]

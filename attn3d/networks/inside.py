@@ -1,0 +1,96 @@
+"""What lies inside the stages of any network: its blocks, their residual branches, its convolutions."""
+
+from collections.abc import Callable
+
+from torch import nn
+
+from attn3d.networks.places import Place, is_inserted
+
+Staged = list[tuple[int, Place]]
+
+_BLOCKS: dict[type, tuple[Callable[[nn.Module], str | None], Callable[[nn.Module], bool]]] = {}
+
+
+def register_block(
+    block: type[nn.Module],
+    residual: str | Callable[[nn.Module], str | None] | None = None,
+    *,
+    when: Callable[[nn.Module], bool] = lambda block: True,
+) -> None:
+    """Says that a class is a convolutional block, at whose end attention can go.
+
+    Args:
+        block: the class.
+        residual: path, in the block, of the module whose output is added to the shortcut, or a function of the
+            block that gives it, or None where there is no shortcut.
+        when: which of its instances are blocks.
+    """
+    _BLOCKS[block] = (residual if callable(residual) else lambda block: residual, when)
+
+
+def inside(network: nn.Module, stages: dict[str, Staged]) -> dict[str, Staged]:
+    """The places of the kinds "block", "residual" and "conv".
+
+    Their stage is that of the encoder, bottleneck or decoder module they lie in, counted through from the
+    input to the output. In a network without stages each of them counts as one.
+    """
+    numbers = _stage_numbers(stages)
+    found: dict[str, Staged] = {"block": [], "residual": [], "conv": []}
+
+    def add(kind: str, number: int | None, place: Place) -> None:
+        found[kind].append((len(found[kind]) if number is None else number, place))
+
+    block_path = None
+    for path, module in network.named_modules():
+        number = _number_of(path, numbers)
+        if is_inserted(path) or (numbers and number is None):
+            continue
+        nested = block_path is not None and path.startswith(f"{block_path}.")
+        residual, when = _look_up(module)
+        if not nested and when(module):
+            block_path = path
+            add("block", number, Place(path))
+            if branch := residual(module):
+                add("residual", number, Place(f"{path}.{branch}"))
+        if _takes_branches(module):
+            add("conv", number, Place(path, "kernel"))
+    return {kind: sorted(places, key=lambda staged: staged[0]) for kind, places in found.items() if places}
+
+
+def _stage_numbers(stages: dict[str, Staged]) -> dict[str, int]:
+    """Path of each stage to its number; a module that only feeds a skip belongs to the encoder stage beside it."""
+    numbers: dict[str, int] = {}
+    start = 0
+    for kind in ("encoder", "bottleneck", "decoder"):
+        for stage, place in stages.get(kind, []):
+            numbers.setdefault(place.path, start + stage)
+        start = 1 + max(numbers.values(), default=-1)
+    for stage, place in stages.get("skip", []):
+        if place.tap == "output":
+            numbers.setdefault(place.path, stage)
+    return numbers
+
+
+def _number_of(path: str, numbers: dict[str, int]) -> int | None:
+    """The number of the innermost stage around ``path``."""
+    around = [stage for stage in numbers if path == stage or path.startswith(f"{stage}.")]
+    return numbers[max(around, key=len)] if around else None
+
+
+def _look_up(module: nn.Module) -> tuple[Callable[[nn.Module], str | None], Callable[[nn.Module], bool]]:
+    known = (_BLOCKS[cls] for cls in type(module).__mro__ if cls in _BLOCKS)
+    return next(known, (lambda block: None, lambda block: False))
+
+
+def _takes_branches(module: nn.Module) -> bool:
+    """Whether a selective kernel can stand in for it: stride 1, C to C, odd kernel above 1, centred on its voxel."""
+    if not isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        return False
+    reach = [dilation * (size - 1) // 2 for dilation, size in zip(module.dilation, module.kernel_size, strict=True)]
+    return (
+        all(stride == 1 for stride in module.stride)
+        and module.in_channels == module.out_channels
+        and all(size % 2 for size in module.kernel_size)
+        and any(size > 1 for size in module.kernel_size)
+        and (module.padding == "same" or list(module.padding) == reach)
+    )

@@ -1,0 +1,57 @@
+"""AutoEncoder, DiffusionModelUNet, DiNTS."""
+
+from typing import Any
+
+import torch
+from monai.networks.nets.autoencoder import AutoEncoder
+from monai.networks.nets.diffusion_model_unet import DiffusionModelUNet, DiffusionUNetTransformerBlock
+from monai.networks.nets.dints import DiNTS
+from torch import Tensor, nn
+
+from attn3d.networks.registry import Sites, register_sites
+
+
+@register_sites(AutoEncoder)
+def autoencoder(network: AutoEncoder) -> Sites:
+    """The last decoder layer gives the image."""
+    depth = len(network.channels)
+    return {
+        "encoder": [f"encode.encode_{stage}" for stage in range(depth)],
+        "bottleneck": ["intermediate"],
+        "decoder": [f"decode.decode_{stage}" for stage in range(depth - 1)],
+    }
+
+
+def _denoise(network: DiffusionModelUNet, x: Tensor) -> Any:
+    """Runs at time 0, with class 0 and an empty context where the network asks for them."""
+    more = {}
+    if network.num_class_embeds is not None:
+        more["class_labels"] = torch.zeros(len(x), dtype=torch.long, device=x.device)
+    for module in network.modules():
+        if network.with_conditioning and isinstance(module, DiffusionUNetTransformerBlock):
+            more["context"] = x.new_zeros(len(x), 1, module.attn2.to_k.in_features)
+    return network(x, x.new_zeros(len(x)), **more)
+
+
+@register_sites(DiffusionModelUNet, run=_denoise)
+def diffusion(network: DiffusionModelUNet) -> Sites:
+    """A down block returns a tuple: its map is that of its last block or attention, before it is halved."""
+
+    def last(name: str, block: nn.Module) -> str:
+        blocks = "attentions" if hasattr(block, "attentions") else "resnets"
+        return f"{name}.{blocks}.{len(block.resnets) - 1}"
+
+    return {
+        "encoder": [last(f"down_blocks.{stage}", block) for stage, block in enumerate(network.down_blocks)],
+        "bottleneck": ["middle_block"],
+        "decoder": [f"up_blocks.{stage}" for stage in range(len(network.up_blocks))],
+    }
+
+
+@register_sites(DiNTS)
+def dints(network: DiNTS) -> Sites:
+    """Stems and cells are called by their forward, past all hooks; the sequences in the stems are not."""
+    return {
+        "encoder": [f"stem_down.{stage}.mod" for stage in range(network.num_depths)],
+        "decoder": [f"stem_up.{stage}.mod" for stage in reversed(range(network.num_depths))],
+    }

@@ -1,0 +1,35 @@
+"""VoxelMorphUNet, RegUNet and LocalNet."""
+
+from monai.networks.nets.regunet import RegUNet
+from monai.networks.nets.voxelmorph import VoxelMorphUNet
+
+from attn3d.networks.monai.unets import levels_of
+from attn3d.networks.places import detour, joined
+from attn3d.networks.registry import Sites, register_sites
+
+
+@register_sites(VoxelMorphUNet)
+def voxelmorph(network: VoxelMorphUNet) -> Sites:
+    """The bottom is (convolution, upsampling)."""
+    levels, bottom = levels_of(network, "net.0")
+    return {
+        "encoder": [f"{level}.0" for level in levels],
+        "bottleneck": [f"{bottom}.0"],
+        "decoder": [f"{level}.2" for level in levels[::-1]],
+        "skip": [joined(f"{level}.1") for level in levels],
+    }
+
+
+@register_sites(RegUNet)
+def regunet(network: RegUNet) -> Sites:
+    """The decoder climbs to the shallowest level that is extracted; skips above it are not read."""
+    stages = range(network.depth)
+    return {
+        "encoder": [f"encode_convs.{stage}" for stage in stages],
+        "bottleneck": ["bottom_block"],
+        "decoder": [f"decode_convs.{stage}" for stage in range(len(network.decode_convs))],
+        "skip": [
+            detour(f"encode_convs.{stage}", rejoin=f"encode_pools.{stage}")
+            for stage in stages[network.min_extract_level :]
+        ],
+    }

@@ -1,0 +1,43 @@
+"""SegResNet and SegResNetVAE, SegResNetDS and SegResNetDS2, VISTA3D."""
+
+from itertools import pairwise
+
+from monai.networks.nets.segresnet import SegResNet
+from monai.networks.nets.segresnet_ds import SegResNetDS, SegResNetDS2
+from monai.networks.nets.vista3d import VISTA3D
+
+from attn3d.networks.places import detour, items
+from attn3d.networks.registry import Sites, register_sites
+
+
+@register_sites(SegResNet)
+def segresnet(network: SegResNet) -> Sites:
+    """The skips are added inline: they leave the way where it goes on to the next stage."""
+    stages = [f"down_layers.{stage}" for stage in range(len(network.down_layers))]
+    used = stages[len(stages) - 1 - len(network.up_layers) :]
+    return {
+        "encoder": stages[:-1],
+        "bottleneck": stages[-1:],
+        "decoder": [f"up_layers.{stage}" for stage in range(len(network.up_layers))],
+        "skip": [detour(stage, rejoin=following) for stage, following in pairwise(used)],
+    }
+
+
+@register_sites(SegResNetDS)
+def segresnet_ds(network: SegResNetDS, prefix: str = "") -> Sites:
+    """The encoder returns the list of its stages; SegResNetDS2 has a second decoder beside the first."""
+    depth = len(network.encoder.layers) - 1
+    stages = [f"{prefix}encoder.layers.{stage}.blocks" for stage in range(depth + 1)]
+    decoders = ["up_layers", "up_layers_auto"] if isinstance(network, SegResNetDS2) else ["up_layers"]
+    return {
+        "encoder": stages[:-1],
+        "bottleneck": stages[-1:],
+        "decoder": [[f"{prefix}{decoder}.{stage}.blocks" for decoder in decoders] for stage in range(depth)],
+        "skip": items(f"{prefix}encoder", depth),
+    }
+
+
+@register_sites(VISTA3D, run=lambda network, x: network.image_encoder(x))
+def vista3d(network: VISTA3D) -> Sites:
+    """A forward pass runs the decoder of the prompt it is given; both are there."""
+    return segresnet_ds(network.image_encoder, "image_encoder.")

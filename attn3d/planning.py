@@ -1,0 +1,200 @@
+"""What a mechanism costs at a shape, before anything runs.
+
+The mechanism runs on fake tensors, which have shapes and no memory: what is alive at every step is counted as
+PyTorch would allocate it, and for operators that take memory while they run, that is added.
+"""
+
+import copy
+import os
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from attn3d.arguments import one_of, positive_integer
+from attn3d.attention.memory import MemoryBudget, read_bytes
+from attn3d.attention.workspace import operations, workspace
+from attn3d.factory import AttentionSpec, create_attention
+
+
+class Cost(NamedTuple):
+    """What a pass costs.
+
+    Attributes:
+        memory: the most bytes that are alive at once, beyond the module and its input.
+        flops: floating point operations of products and convolutions, two for a multiplication and an addition.
+    """
+
+    memory: int
+    flops: int
+
+
+class _Meter(TorchDispatchMode):
+    """Counts operations, and the bytes of what operators make until it is dropped; not those of what is given."""
+
+    def __init__(self, given: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.flops = 0
+        self.live = 0
+        self.peak = 0
+        self.known = weakref.WeakSet(tensor.untyped_storage() for tensor in given)
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        result = operator(*args, **kwargs)
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self._count(tensor.untyped_storage())
+        self.peak = max(self.peak, self.live + workspace(operator, args))
+        self.flops += operations(operator, args, kwargs, result)
+        return result
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        if storage in self.known:
+            return
+        self.known.add(storage)
+        size = storage.nbytes()
+        self.live += size
+        weakref.finalize(storage, self._free, size)
+
+    def _free(self, size: int) -> None:
+        self.live -= size
+
+
+def estimate_cost(
+    mechanism: nn.Module | AttentionSpec,
+    shape: Sequence[int],
+    *,
+    dtype: torch.dtype = torch.float32,
+    training: bool = True,
+    **options: Any,
+) -> Cost:
+    """What a pass over a volume costs, which need not fit this machine.
+
+    Args:
+        mechanism: a module (B, C, *S) -> (B, C, *S), or a spec as `attn3d.create_attention` takes it.
+        shape: of the input, (B, C, *S).
+        dtype: of the input and the parameters.
+        training: forward and backward, with a gradient for the input and the parameters; else forward alone.
+        options: of the mechanism, when it is a spec.
+
+    Returns:
+        memory beyond the module and its input, and operations.
+
+    Raises:
+        TypeError, ValueError: when the mechanism or its options are unknown, or do not take this shape.
+    """
+    with FakeTensorMode():
+        module = _on_fake_tensors(mechanism, shape, dtype, options).train(training)
+        x = torch.empty(list(shape), dtype=dtype, requires_grad=training)
+        with torch.set_grad_enabled(training), _Meter([x, *module.parameters(), *module.buffers()]) as meter:
+            y = module(x)
+            if training:
+                # Not `backward`: to fill `grad`, it would copy what this mode holds on to.
+                wanted = [x, *(parameter for parameter in module.parameters() if parameter.requires_grad)]
+                torch.autograd.grad(y, wanted, torch.empty_like(y), allow_unused=True)
+        return Cost(meter.peak, meter.flops)
+
+
+def _on_fake_tensors(
+    mechanism: nn.Module | AttentionSpec, shape: Sequence[int], dtype: torch.dtype, options: dict[str, Any]
+) -> nn.Module:
+    """A copy of the mechanism whose parameters have a shape and no memory."""
+    if not isinstance(mechanism, nn.Module):
+        mechanism = create_attention(mechanism, spatial_dims=len(shape) - 2, channels=shape[1], **options)
+    fakes: dict[int, Tensor] = {}
+    for tensor in mechanism.buffers():
+        fakes[id(tensor)] = torch.empty(tensor.shape, dtype=dtype if tensor.is_floating_point() else tensor.dtype)
+    for parameter in mechanism.parameters():
+        fakes[id(parameter)] = nn.Parameter(torch.empty(parameter.shape, dtype=dtype))
+    return copy.deepcopy(mechanism, fakes)
+
+
+def estimate_memory(
+    mechanism: nn.Module | AttentionSpec,
+    shape: Sequence[int],
+    *,
+    dtype: torch.dtype = torch.float32,
+    training: bool = True,
+    **options: Any,
+) -> int:
+    """The most bytes that are alive at once in a pass, beyond the module and its input; see `estimate_cost`."""
+    return estimate_cost(mechanism, shape, dtype=dtype, training=training, **options).memory
+
+
+class Plan(NamedTuple):
+    """A scope and a method at a shape.
+
+    Attributes:
+        scope: its spec.
+        method: its name.
+        forward: what inference costs.
+        training: what forward and backward cost.
+        fits: whether training fits the memory that was asked for.
+    """
+
+    scope: str
+    method: str
+    forward: Cost
+    training: Cost
+    fits: bool
+
+
+SCOPES: dict[str, Any] = {
+    "global": "global",
+    "window 8": ("window", {"size": 8}),
+    "window 8, shifted": ("window", {"size": 8, "shift": True}),
+    "grid 8": ("grid", {"size": 8}),
+    "axial": "axial",
+    "neighborhood 7": ("neighborhood", {"size": 7}),
+    "pooled_keys 8": ("pooled_keys", {"stride": 8}),
+}
+
+
+def plan(
+    shape: Sequence[int],
+    channels: int,
+    *,
+    mechanism: str = "non_local",
+    memory: MemoryBudget = None,
+    dtype: torch.dtype = torch.float32,
+) -> Iterator[Plan]:
+    """What an attention over a volume costs in every scope and method, for a volume that need not fit this machine.
+
+    Args:
+        shape: S, the volume.
+        channels: C.
+        mechanism: "non_local" or "mhsa".
+        memory: bytes that there are, as a number or "8GiB"; None: what is free where this runs.
+        dtype: of the volume.
+
+    Yields:
+        a `Plan` at a time, since each takes a moment.
+
+    Raises:
+        TypeError, ValueError: when an argument is of the wrong kind or out of range.
+    """
+    one_of("mechanism", mechanism, ("non_local", "mhsa"))
+    for size in shape:
+        positive_integer("shape", size)
+    limit = free_memory() if memory is None else read_bytes("memory", memory)
+    for name, scope in SCOPES.items():
+        for method in ("fused", "chunked", "reference"):
+            if (name, method) == ("axial", "fused"):
+                continue  # merged from parts that the kernel does not give
+            of = (mechanism, {"scope": scope, "method": method})
+            whole = (1, positive_integer("channels", channels), *shape)
+            forward, training = (estimate_cost(of, whole, dtype=dtype, training=mode) for mode in (False, True))
+            yield Plan(name, method, forward, training, training.memory <= limit)
+
+
+def free_memory() -> int:
+    """The bytes that are free on the GPU, or without one on the machine."""
+    if torch.cuda.is_available():
+        return torch.cuda.mem_get_info()[0]
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")

@@ -1,0 +1,99 @@
+"""What inserted attention looked at."""
+
+import pytest
+import torch
+from monai.networks.nets import UNet
+
+import attn3d
+
+
+def unet(spatial_dims: int = 3) -> UNet:
+    return UNet(spatial_dims, 1, 2, channels=(8, 16, 32), strides=(2, 2))
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+@pytest.mark.parametrize("name", attn3d.names())
+def test_every_mechanism_has_maps_on_the_grid(name, spatial_dims):
+    if name == "sk":
+        net = attn3d.insert_attention(unet(spatial_dims), name, at="encoder", branches=3)
+    else:
+        net = attn3d.insert_attention(unet(spatial_dims), name, at="encoder")
+    x = torch.randn((2, 1) + (16, 12, 20)[:spatial_dims])
+    grid = x.shape[2:]
+    maps = attn3d.attention_maps(net, x, voxels=[[3] * spatial_dims, [5] * spatial_dims])
+    assert list(maps) == [site.name for site in attn3d.attention_sites(unet(spatial_dims)) if site.kind == "encoder"]
+    shapes = {
+        "channel_map": (2, *grid),
+        "spatial": (2, *grid),
+        "axes_map": (2, *grid),
+        **{f"axis{axis}": (2, size) for axis, size in enumerate(grid)},
+    }
+    for found in maps.values():
+        assert found
+        for key, value in found.items():
+            assert torch.isfinite(value).all()
+            if key in shapes:
+                assert value.shape == shapes[key]
+            elif key == "query":
+                assert value.shape[0] == 2
+                assert value.shape[2:] == (2, *grid)
+
+
+def test_gates_are_those_of_the_forward_pass():
+    net = attn3d.insert_attention(unet(), "se", at="encoder").eval()
+    x = torch.randn(1, 1, 16, 16, 16)
+    seen = []
+    mechanism = next(module for module in net.modules() if isinstance(module, attn3d.SqueezeExcitation))
+    mechanism.register_forward_hook(lambda module, args, output: seen.append((args[0], output)))
+    gates = attn3d.attention_maps(net, x)["encoder:model.0"]["channel"]
+    before, after = seen[0]
+    torch.testing.assert_close(before * gates[:, :, None, None, None], after)
+
+
+def test_a_row_sums_to_one_where_the_map_has_the_grid_of_the_image():
+    net = attn3d.insert_attention(unet(), "non_local", at="path:model.0.conv", input_shape=(1, 1, 16, 16, 16))
+    mechanism = next(module for module in net.modules() if isinstance(module, attn3d.NonLocal))
+    x = torch.randn(1, 8, 6, 6, 6)
+    rows = mechanism.attention_weights(x, torch.tensor([0, 7]))["query"]
+    torch.testing.assert_close(rows.flatten(3).sum(-1), torch.ones(1, 1, 2))
+
+
+def test_the_network_is_left_as_it_was():
+    net = attn3d.insert_attention(unet(), "cbam", at=("encoder", "decoder"))
+    net.train()
+    net.model[0].eval()
+    modes = [module.training for module in net.modules()]
+    hooks = [len(module._forward_pre_hooks) for module in net.modules()]
+    attn3d.attention_maps(net, torch.randn(1, 1, 16, 16, 16))
+    assert [module.training for module in net.modules()] == modes
+    assert [len(module._forward_pre_hooks) for module in net.modules()] == hooks
+
+
+def test_several_mechanisms_at_a_site_are_told_apart():
+    net = attn3d.insert_attention(unet(), "se", at="bottleneck")
+    attn3d.insert_attention(net, "coord", at="bottleneck", identity=True)
+    maps = attn3d.attention_maps(net, torch.randn(1, 1, 16, 16, 16))
+    (first, second) = maps
+    assert second == f"{first}#1"
+    assert "channel" in maps[first]
+    assert "axes_map" in maps[second]
+
+
+def test_a_mechanism_of_ones_own_without_weights_has_no_maps():
+    class Same(torch.nn.Module):
+        def __init__(self, spatial_dims, channels):
+            super().__init__()
+
+        def forward(self, x):
+            return x
+
+    net = attn3d.insert_attention(unet(), Same, at="bottleneck")
+    assert list(attn3d.attention_maps(net, torch.randn(1, 1, 16, 16, 16)).values()) == [{}]
+
+
+def test_refusals():
+    with pytest.raises(ValueError, match="`net` has no attention in it"):
+        attn3d.attention_maps(unet(), torch.randn(1, 1, 16, 16, 16))
+    net = attn3d.insert_attention(unet(), "mhsa", at="bottleneck")
+    with pytest.raises(ValueError, match=r"`voxels` must lie on the grid \[16, 16, 16\], got \[16, 0, 0\]"):
+        attn3d.attention_maps(net, torch.randn(1, 1, 16, 16, 16), voxels=[(16, 0, 0)])

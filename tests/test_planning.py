@@ -1,0 +1,112 @@
+"""Costs that are foretold, against those that come."""
+
+import pytest
+import torch
+
+import attn3d
+from attn3d.planning import plan
+from tests.memory import peak
+
+SCOPES = [
+    "global",
+    ("window", {"size": 6}),
+    ("window", {"size": 6, "shift": True}),
+    ("grid", {"size": 6}),
+    "axial",
+    ("neighborhood", {"size": 3}),
+    ("pooled_keys", {"stride": 3}),
+]
+CASES = [
+    (scope, method)
+    for scope in SCOPES
+    for method in ("fused", "chunked", "reference")
+    if (scope, method) != ("axial", "fused")
+]
+
+
+def pass_over(module: torch.nn.Module, x: torch.Tensor, training: bool) -> None:
+    if training:
+        y = module(x)
+        y.backward(torch.ones_like(y))
+        x.grad = None
+        module.zero_grad()
+    else:
+        with torch.no_grad():
+            module(x)
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["forward", "training"])
+@pytest.mark.parametrize(("scope", "method"), CASES, ids=str)
+def test_memory_is_foretold_within_a_tenth(scope, method, training):
+    shape = (1, 32, 12, 12, 12)
+    module = attn3d.NonLocal(3, 32, scope=scope, method=method).train(training)
+    x = torch.randn(shape, requires_grad=training)
+    pass_over(module, x, training)  # first calls allocate what stays
+    real = peak(lambda: pass_over(module, x, training))
+    told = attn3d.estimate_memory(module, shape, training=training)
+    assert told == pytest.approx(real, rel=0.1)
+
+
+@pytest.mark.parametrize("name", ["se", "eca", "cbam", "bam", "coord", "gc"])
+def test_memory_of_the_light_mechanisms_is_foretold_from_above(name):
+    # Fake tensors are not added up in place, as autograd does with real gradients: up to a map more.
+    shape = (1, 32, 16, 16, 16)
+    module = attn3d.create_attention(name, spatial_dims=3, channels=32)
+    x = torch.randn(shape, requires_grad=True)
+    pass_over(module, x, True)
+    real = peak(lambda: pass_over(module, x, True))
+    assert 0.95 * real <= attn3d.estimate_memory(module, shape) <= 1.3 * real
+
+
+def test_a_volume_that_fits_no_machine_is_planned():
+    shape = (1, 64, 96, 96, 96)
+    voxels = 96**3
+    chunked = attn3d.estimate_memory("non_local", shape, method="chunked")
+    reference = attn3d.estimate_memory("non_local", shape, method="reference")
+    assert reference > 2 * 4 * voxels**2
+    assert chunked < 12 * 4 * 64 * voxels
+
+
+def test_a_module_is_left_as_it_is():
+    module = attn3d.NonLocal(3, 8)
+    before = {key: value.clone() for key, value in module.state_dict().items()}
+    attn3d.estimate_memory(module, (1, 8, 6, 6, 6))
+    assert module.training
+    assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
+    assert all(parameter.grad is None for parameter in module.parameters())
+
+
+def test_operations_of_methods_agree():
+    costs = [
+        attn3d.estimate_cost("non_local", (1, 16, 8, 8, 8), training=False, method=method).flops
+        for method in ("fused", "chunked", "reference")
+    ]
+    assert costs[0] == costs[1] == costs[2]
+
+
+def test_a_window_costs_less_than_the_whole():
+    def operations(scope):
+        return attn3d.estimate_cost("mhsa", (1, 32, 16, 16, 16), scope=scope, method="chunked").flops
+
+    assert operations(("window", {"size": 4})) < operations("global") / 4
+
+
+def test_plan_says_what_fits():
+    rows = {(row.scope, row.method): row for row in plan((16, 16, 16), 16, memory="64MiB")}
+    assert rows["global", "chunked"].fits
+    assert not rows["global", "reference"].fits
+    assert ("axial", "fused") not in rows
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"shape": (16, 0, 16), "channels": 8}, "`shape` must be at least 1, got 0"),
+        ({"shape": (8, 8, 8), "channels": 0}, "`channels` must be at least 1, got 0"),
+        ({"shape": (8, 8, 8), "channels": 8, "mechanism": "se"}, "`mechanism` got 'se'"),
+        ({"shape": (8, 8, 8), "channels": 8, "memory": "8 bananas"}, "`memory` must be bytes"),
+    ],
+)
+def test_plan_refuses(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        list(plan(**arguments))
