@@ -29,5 +29,8 @@ class _AttentionFactory(LayerFactory):
     def __contains__(self, name: str) -> bool:
         return name.lower() in names()
 
+    def __getattr__(self, key: str):
+        return key if key.lower() in names() else super().__getattr__(key)
+
 
 Attention = _AttentionFactory(name="Attention", description="attention modules (B, C, *S) -> (B, C, *S)")

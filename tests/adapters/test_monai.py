@@ -1,0 +1,44 @@
+"""The registry as MONAI's layer factory."""
+
+import pytest
+import torch
+from monai.networks.layers.factories import LayerFactory, split_args
+
+import attn3d
+from attn3d import factory
+from attn3d.adapters.monai import Attention
+
+
+def test_it_is_a_layer_factory():
+    assert isinstance(Attention, LayerFactory)
+    assert Attention.names == tuple(attn3d.names())
+    assert "cbam" in Attention
+    assert "CBAM" in Attention
+    assert "conv" not in Attention
+
+
+@pytest.mark.parametrize("spatial_dims", [1, 2, 3])
+def test_it_makes_mechanisms(spatial_dims):
+    module = Attention["cbam", spatial_dims](channels=8, reduction=2)
+    assert isinstance(module, attn3d.CBAM)
+    assert module(torch.randn((2, 8) + (4,) * spatial_dims)).shape == (2, 8) + (4,) * spatial_dims
+
+
+def test_it_takes_monais_idiom_of_a_spec():
+    name, options = split_args(("se", {"reduction": 2}))
+    assert Attention[name, 3](channels=8, **options).squeeze.out_features == 4
+    assert isinstance(Attention[Attention.ECA, 2](channels=8), attn3d.ECA)
+
+
+def test_names_that_are_registered_later_are_here_at_once(monkeypatch):
+    monkeypatch.setitem(factory._REGISTRY, "mine", attn3d.ECA)
+    assert isinstance(Attention["mine", 3](channels=8), attn3d.ECA)
+
+
+def test_refusals():
+    with pytest.raises(ValueError, match="did you mean 'cbam'"):
+        Attention["cbma", 3]
+    with pytest.raises(ValueError, match="takes one number of dimensions"):
+        Attention["cbam"]
+    with pytest.raises(TypeError, match="no option `reductoin`"):
+        Attention["se", 3](channels=8, reductoin=2)

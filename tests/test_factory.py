@@ -1,0 +1,87 @@
+"""From a name to a mechanism."""
+
+import pytest
+import torch
+from torch import nn
+
+import attn3d
+from attn3d import factory
+
+
+@pytest.fixture
+def registry():
+    """Puts the registry back after a test that adds to it."""
+    before = dict(factory._REGISTRY)
+    yield
+    factory._REGISTRY.clear()
+    factory._REGISTRY.update(before)
+
+
+class Same(nn.Module):
+    def __init__(self, spatial_dims, channels, *, strength=1.0):
+        super().__init__()
+        self.strength = strength
+
+    def forward(self, x):
+        return x * self.strength
+
+
+def test_the_ten_names():
+    assert attn3d.names() == ["se", "eca", "cbam", "bam", "coord", "sk", "gc", "non_local", "mhsa", "danet"]
+
+
+@pytest.mark.parametrize("name", attn3d.names())
+@pytest.mark.parametrize("spatial_dims", [1, 2, 3])
+def test_every_name_makes_its_mechanism(name, spatial_dims):
+    module = attn3d.create_attention(name, spatial_dims=spatial_dims, channels=8)
+    x = torch.randn((2, 8) + (4, 3, 5)[:spatial_dims])
+    assert module(x).shape == x.shape
+    assert (module.spatial_dims, module.channels, module.variant) == (spatial_dims, 8, "compact")
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [("cbam", {"reduction": 4}), ["cbam", {"reduction": 4}], attn3d.CBAM, (attn3d.CBAM, {"reduction": 4})],
+    ids=str,
+)
+def test_every_form_of_a_spec(spec):
+    options = {"reduction": 4} if spec is attn3d.CBAM else {}
+    module = attn3d.create_attention(spec, spatial_dims=3, channels=16, **options)
+    assert isinstance(module, attn3d.CBAM)
+    assert module.squeeze.out_features == 4
+
+
+def test_options_of_the_call_win():
+    module = attn3d.create_attention(("se", {"reduction": 2}), spatial_dims=3, channels=16, reduction=8)
+    assert module.squeeze.out_features == 2
+
+
+def test_a_scope_is_reached_from_plain_data():
+    spec = ["non_local", {"scope": ["window", {"size": [2, 4, 4], "shift": True}]}]
+    module = attn3d.create_attention(spec, spatial_dims=3, channels=8)
+    assert module.pairwise.scope == attn3d.Window((2, 4, 4), shift=True)
+
+
+def test_a_mechanism_of_ones_own(registry):
+    attn3d.register("same")(Same)
+    assert attn3d.names()[-1] == "same"
+    assert attn3d.create_attention("same", spatial_dims=3, channels=8, strength=2.0).strength == 2.0
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: attn3d.create_attention("cbma", spatial_dims=3, channels=8), ValueError, "did you mean 'cbam'"),
+        (
+            lambda: attn3d.create_attention("cbam", spatial_dims=3, channels=8, kernel=3),
+            TypeError,
+            "CBAM has no option `kernel`; did you mean 'kernel_size'",
+        ),
+        (lambda: attn3d.create_attention(3, spatial_dims=3, channels=8), TypeError, "`spec` must be a name"),
+        (lambda: attn3d.register("se")(Same), ValueError, "`name` 'se' is taken by SqueezeExcitation"),
+        (lambda: attn3d.register("my attention")(Same), ValueError, "`name` must be an identifier"),
+    ],
+)
+def test_refusals(call, error, message):
+    with pytest.raises(error, match=message):
+        call()

@@ -1,0 +1,94 @@
+"""Norms by spec, down to a single value per channel."""
+
+import pytest
+import torch
+from torch import nn
+
+from attn3d.norms import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, create_norm
+
+SHAPES = [(2, 6), (2, 6, 5), (3, 6, 4, 3), (2, 6, 3, 4, 2)]
+SPECS = ["batch", ("group", {"num_groups": 3}), "instance", "layer", None]
+
+
+def randomised(norm: nn.Module) -> nn.Module:
+    for parameter in norm.parameters():
+        nn.init.normal_(parameter)
+    return norm.double()
+
+
+@pytest.mark.parametrize("shape", SHAPES[1:], ids=str)
+@pytest.mark.parametrize("training", [True, False])
+def test_batch_norm_is_pytorchs(shape, training):
+    theirs_of = {3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}[len(shape)]
+    ours, theirs = randomised(BatchNorm(6)), theirs_of(6).double()
+    theirs.load_state_dict(ours.state_dict())
+    for _ in range(2):
+        x = torch.randn(shape, dtype=torch.float64)
+        torch.testing.assert_close(ours.train(training)(x), theirs.train(training)(x))
+    torch.testing.assert_close(ours.state_dict(), theirs.state_dict())
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_the_others_are_pytorchs(shape):
+    x = torch.randn(shape, dtype=torch.float64)
+    group = randomised(GroupNorm(6, num_groups=3))
+    torch.testing.assert_close(group(x), nn.functional.group_norm(x, 3, group.weight, group.bias))
+    layer = randomised(LayerNorm(6))
+    last = nn.functional.layer_norm(x.movedim(1, -1), (6,), layer.weight, layer.bias)
+    torch.testing.assert_close(layer(x), last.movedim(-1, 1))
+    if len(shape) > 2:
+        instance = randomised(InstanceNorm(6))
+        theirs = nn.functional.instance_norm(x, weight=instance.weight, bias=instance.bias)
+        torch.testing.assert_close(instance(x), theirs)
+
+
+def test_one_value_per_channel_uses_running_statistics_and_leaves_them():
+    norm = randomised(BatchNorm(6))
+    norm.running_mean.normal_()
+    before = {key: value.clone() for key, value in norm.state_dict().items()}
+    x = torch.randn(1, 6, 1, 1, 1, dtype=torch.float64)
+    torch.testing.assert_close(norm.train()(x), norm.eval()(x))
+    torch.testing.assert_close(norm.state_dict(), before)
+
+
+@pytest.mark.parametrize("spec", ["instance", ("group", {"num_groups": 6})])
+def test_one_value_per_group_gives_the_bias(spec):
+    norm = randomised(create_norm(spec, 6))
+    x = torch.randn(1, 6, 1, 1, 1, dtype=torch.float64)
+    torch.testing.assert_close(norm.train()(x).flatten(), norm.bias.detach())
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+@pytest.mark.parametrize("batch", [0, 1])
+def test_small_batches(spec, batch):
+    norm = create_norm(spec, 6).train()
+    x = torch.randn(batch, 6, 1, 1, 1, requires_grad=True)
+    y = norm(x)
+    y.sum().backward()
+    assert y.shape == x.shape
+    assert torch.isfinite(x.grad).all()
+    assert all(torch.isfinite(value).all() for value in norm.state_dict().values())
+
+
+def test_batch_norm_is_found_by_tools_that_look_for_pytorchs():
+    assert isinstance(nn.SyncBatchNorm.convert_sync_batchnorm(BatchNorm(6)), nn.SyncBatchNorm)
+
+
+def test_specs_are_read_as_monai_reads_them():
+    assert isinstance(create_norm("BATCH", 6), BatchNorm)
+    assert isinstance(create_norm(None, 6), nn.Identity)
+    assert create_norm(("batch", {"eps": 0.1, "affine": False}), 6).weight is None
+
+
+@pytest.mark.parametrize(
+    ("spec", "error", "message"),
+    [
+        ("bach", ValueError, "`norm` got 'bach'; did you mean 'batch'"),
+        (("group", {"num_groups": 4}), ValueError, "`num_groups` must divide 6 channels, got 4"),
+        (("batch", {"epsilon": 1}), TypeError, "the batch norm has no option `epsilon`; did you mean 'eps'"),
+        (5, TypeError, "`norm` must be a name"),
+    ],
+)
+def test_refusals(spec, error, message):
+    with pytest.raises(error, match=message):
+        create_norm(spec, 6)
