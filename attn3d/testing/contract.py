@@ -1,0 +1,139 @@
+"""`check_attention` and the list of its conditions, each a function in one of this folder's other files."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from attn3d.arguments import one_of
+from attn3d.testing import compilation, gradients, inputs, numerics, persistence, shapes
+from attn3d.testing.subject import Subject, Violation, first_line
+
+CONDITIONS: dict[str, Callable[[Subject], None]] = {
+    condition.__name__: condition
+    for condition in (
+        persistence.deepcopies,
+        shapes.shape,
+        shapes.sizes,
+        shapes.batches,
+        shapes.single_voxel_training,
+        shapes.wrong_inputs,
+        inputs.memory_format,
+        inputs.strided_inputs,
+        inputs.inputs_unchanged,
+        inputs.inplace_host,
+        inputs.meta_tensor,
+        numerics.dtypes,
+        numerics.precision,
+        numerics.large_values,
+        numerics.autocast,
+        numerics.plain_content,
+        numerics.independent_samples,
+        numerics.evaluation_repeats,
+        gradients.parameter_gradients,
+        gradients.nonzero_gradients,
+        gradients.finite_differences,
+        gradients.frozen,
+        gradients.checkpointing,
+        gradients.deterministic_operators,
+        persistence.pickles,
+        persistence.state_dict,
+        persistence.meta_device,
+        compilation.trace,
+        compilation.compile_static,
+        compilation.compile_dynamic,
+        compilation.export,
+    )
+}
+"""Every condition by name, in the order in which they are checked."""
+
+_PREREQUISITES = ("deepcopies", "shape")
+
+
+class ContractError(AssertionError):
+    """A module breaks the contract of `check_attention`.
+
+    Attributes:
+        failures: by condition, what was raised: a `Violation` that says what was expected and what was found, or
+            whatever the module itself raised.
+    """
+
+    def __init__(self, module: str, failures: Mapping[str, Exception], checked: int) -> None:
+        self.failures = dict(failures)
+        lines = [f"{module} breaks {len(failures)} of the {checked} conditions that were checked:"]
+        for name, failure in failures.items():
+            sentence = (CONDITIONS[name].__doc__ or "").strip().splitlines()[0]
+            found = failure if isinstance(failure, Violation) else Violation("no exception", first_line(failure))
+            lines += [f"- {name}: {sentence}", f"    {found}"]
+        super().__init__("\n".join(lines))
+
+
+@dataclass(frozen=True)
+class Report:
+    """The names of the conditions that were checked, all of which hold, and of those that were left out."""
+
+    checked: tuple[str, ...]
+    skipped: tuple[str, ...]
+
+
+def check_attention(
+    module: nn.Module,
+    spatial_dims: int,
+    channels: int,
+    *,
+    checks: Iterable[str] | None = None,
+    skip: Iterable[str] = (),
+    zero_gradient: Iterable[str] = (),
+    backends: Iterable[str] = ("aot_eager",),
+) -> Report:
+    """Holds ``module`` to the contract of a mechanism, condition by condition.
+
+    Every condition works on copies with random parameters, so that what starts as the identity is tested too;
+    ``module`` itself, its training mode and gradients, and the state of the random generators stay as they are.
+    All failures are collected, except that nothing else is checked of a module that cannot be copied or changes
+    the shape of its input. `CONDITIONS` lists the conditions, whose docstrings say what each one asks.
+
+    The slow conditions, about a second each, are "compile_static", "compile_dynamic" and "export".
+
+    Args:
+        module: maps (B, C, *S) to (B, C, *S), for any S.
+        spatial_dims: the number of axes in S.
+        channels: C.
+        checks: the names of the conditions to check; all by default.
+        skip: names of conditions to leave out.
+        zero_gradient: names of parameters, as in `named_parameters`, or patterns such as "*.key.bias", whose
+            gradient the mathematics cancels: a key's bias under a softmax, a convolution's bias before an
+            instance norm. A bias before a batch norm need not be named.
+        backends: of `torch.compile`; "inductor" adds a minute or so.
+
+    Returns:
+        the names of the conditions that were checked and of those that were not.
+
+    Raises:
+        ContractError: when a condition does not hold, listing all that do not.
+        ValueError: when a name in ``checks``, ``skip`` or ``zero_gradient`` is unknown.
+
+    Example:
+        >>> report = check_attention(attn3d.create_attention("se", 3, 8), 3, 8, skip=("export",))
+        >>> report.skipped
+        ('export',)
+    """
+    chosen = [one_of("checks", name, CONDITIONS) for name in (CONDITIONS if checks is None else checks)]
+    skip = [one_of("skip", name, CONDITIONS) for name in skip]
+    names = [name for name in CONDITIONS if name in chosen and name not in skip]
+    subject = Subject(module, spatial_dims, channels, tuple(zero_gradient), tuple(backends))
+    failures: dict[str, Exception] = {}
+    for name in names:
+        with subject.random_state_kept():
+            try:
+                CONDITIONS[name](subject)
+            except Exception as failure:  # whatever the module raises is a finding, reported below
+                failures[name] = failure
+                if name in _PREREQUISITES:
+                    break
+    torch.compiler.reset()  # what was compiled holds on to the copies
+    if failures:
+        error = ContractError(type(module).__name__, failures, len(names))
+        raise error from next(iter(failures.values()))
+    return Report(tuple(names), tuple(name for name in CONDITIONS if name not in names))

@@ -1,0 +1,127 @@
+"""Conditions on gradients: there, right, and repeatable."""
+
+import re
+
+import torch
+from torch.func import functional_call
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
+
+from attn3d.testing.subject import (
+    SIZE,
+    Subject,
+    expect,
+    expect_close,
+    expect_finite,
+    expect_same_gradients,
+    gradients_of,
+)
+
+# Operators that have no deterministic form on CUDA, after the list of `torch.use_deterministic_algorithms`, and
+# adaptive max pooling, which lacks it without being listed. `cumsum`, on the list too, is let pass: its sums
+# differ by the order of rounding alone.
+_NONDETERMINISTIC = re.compile(
+    r"_?(adaptive_(avg|max)_pool\dd|avg_pool3d|fractional_max_pool\dd|upsample_.*(linear|cubic)\w*"
+    r"|reflection_pad\dd|grid_sampler_\dd)_backward\w*|max_unpool\w*|put_?|median|histc|bincount"
+)
+
+
+def parameter_gradients(subject: Subject) -> None:
+    """In training and in evaluation every parameter that requires a gradient gets one, and it is finite."""
+    for training in (False, True):
+        module = subject.copy(training=training)
+        found = gradients_of(module, subject.input())
+        for name, gradient in zip(_trained(module), found, strict=True):
+            expect(gradient is not None, f"a gradient for {name}", "None: the output does not depend on it")
+            expect_finite(gradient, f"the gradient of {name}")
+
+
+def nonzero_gradients(subject: Subject) -> None:
+    """With random parameters no gradient is zero, but of those that `zero_gradient` names, which change nothing.
+
+    In evaluation, where a batch norm does not cancel the bias before it. A hidden unit may be dead by chance, so
+    that a parameter passes when one of several draws gives it a gradient.
+    """
+    missing = set(_trained(subject.copy()))
+    for seed in range(16):
+        module = subject.copy(seed=seed)
+        sizes = [_largest(gradient) for gradient in gradients_of(module, subject.input())]
+        missing -= {name for name, size in zip(_trained(module), sizes, strict=True) if size > 1e-12 * max(sizes)}
+        if all(subject.may_be_zero(name) for name in missing):
+            break
+    unnamed = sorted(name for name in missing if not subject.may_be_zero(name))
+    expect(not unnamed, "nonzero gradients", f"zero for {', '.join(unnamed)}")
+    module, x = subject.copy(), subject.input()
+    y = module(x)
+    with torch.no_grad():
+        for name in missing:
+            module.get_parameter(name).add_(1.0)
+            expect_close(module(x), y, f"an output that does not depend on {name}, whose gradient is zero")
+
+
+def finite_differences(subject: Subject) -> None:
+    """In double precision the gradients of the input and the parameters are those of finite differences."""
+    module = subject.copy()
+    names = _trained(module)
+    x = subject.input((3, 2, 2), batch=1, requires_grad=True)
+
+    def function(x: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
+        return functional_call(module, dict(zip(names, parameters, strict=True)), (x,))
+
+    torch.autograd.gradcheck(function, (x, *(module.get_parameter(name) for name in names)), fast_mode=True)
+
+
+def frozen(subject: Subject) -> None:
+    """With the input or the parameters frozen, the others get the gradients that they get with nothing frozen."""
+    module = subject.copy()
+    x = subject.input(requires_grad=True)
+    of_input, *of_parameters = gradients_of(module, x)
+    expect_same_gradients(
+        gradients_of(module, x.detach()), of_parameters, "the parameters to have their gradients with a frozen input"
+    )
+    module.requires_grad_(False)
+    expect_same_gradients(gradients_of(module, x), [of_input], "the input to have its gradient with frozen parameters")
+
+
+def checkpointing(subject: Subject) -> None:
+    """Under `torch.utils.checkpoint` the gradients are what they are without."""
+    x = subject.input(requires_grad=True)
+    reference = gradients_of(subject.copy(training=True), x)
+    module = subject.copy(training=True)
+    found = gradients_of(module, x, checkpoint(module, x, use_reentrant=False))
+    expect_same_gradients(found, reference, "the gradients under checkpointing to be those without")
+
+
+def deterministic_operators(subject: Subject) -> None:
+    """Forward and backward use no operator that lacks a deterministic form on CUDA.
+
+    Asked of the operators that are dispatched, so that no GPU is needed; those inside a custom operator are not
+    seen.
+    """
+    for training in (False, True):
+        module = subject.copy(torch.float32, training=training)
+        for size in (SIZE, (1, 6, 7)):
+            with _Operators() as operators:
+                gradients_of(module, subject.input(size, dtype=torch.float32, requires_grad=True))
+            found = sorted(name for name in operators.names if _NONDETERMINISTIC.fullmatch(name))
+            expect(not found, "deterministic operators only", ", ".join(found))
+
+
+class _Operators(TorchDispatchMode):
+    """Notes the name of every operator that runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def _trained(module: torch.nn.Module) -> list[str]:
+    return [name for name, parameter in module.named_parameters() if parameter.requires_grad]
+
+
+def _largest(gradient: torch.Tensor | None) -> float:
+    return 0.0 if gradient is None or gradient.numel() == 0 else float(gradient.abs().max())

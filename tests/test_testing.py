@@ -1,0 +1,575 @@
+"""The contract passes what keeps it and catches, by name, each fault planted here; then the ten are held to it."""
+
+import io
+import warnings
+
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import attn3d
+from attn3d.testing import CONDITIONS, ContractError, check_attention
+from tests.configurations import BY_ID, CONFIGURATIONS, build
+
+C = 8
+SLOW = ("compile_static", "compile_dynamic", "export")
+
+
+class Gate(nn.Module):
+    """Squeeze-and-excitation in plain PyTorch, for three axes: it keeps the contract."""
+
+    def __init__(self, hidden=4):
+        super().__init__()
+        self.squeeze = nn.Linear(C, hidden)
+        self.excite = nn.Linear(hidden, C)
+
+    def check(self, x):
+        if x.dim() != 5 or x.shape[1] != C or 0 in x.shape[2:]:
+            raise ValueError(f"`x` must be (B, {C}, D, H, W), got {tuple(x.shape)}")
+
+    def pool(self, x):
+        return x.mean((2, 3, 4))
+
+    def gate(self, x):
+        pooled = self.pool(x)
+        return torch.sigmoid(self.excite(torch.relu(self.squeeze(pooled))))[..., None, None, None]
+
+    def forward(self, x):
+        self.check(x)
+        return x * self.gate(x)
+
+
+class SelfAttention(nn.Module):
+    """Softmax attention over all voxels that keeps the contract but for the bias of its keys, which does nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.query = nn.Linear(C, C)
+        self.key = nn.Linear(C, C)
+        self.value = nn.Linear(C, C)
+
+    def weights(self, q, k):
+        with torch.autocast("cpu", enabled=False):
+            wide = torch.promote_types(q.dtype, torch.float32)
+            return (q.to(wide) @ k.to(wide).mT).softmax(-1)
+
+    def forward(self, x):
+        Gate.check(self, x)
+        tokens = x.flatten(2).mT
+        y = self.weights(self.query(tokens), self.key(tokens)).to(x.dtype) @ self.value(tokens).to(x.dtype)
+        y = x + y.mT.unflatten(2, x.shape[2:]).to(x.dtype)
+        return y if not x.is_contiguous() else y.contiguous()
+
+
+# Planted faults, after the ones found in published code.
+
+
+class EvenKernel(Gate):
+    """An even kernel with its half as padding makes the volume grow."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv3d(C, C, 4, padding=2, groups=C)
+
+    def forward(self, x):
+        return self.conv(super().forward(x))
+
+
+class GateReturned(Gate):
+    def forward(self, x):
+        self.check(x)
+        return self.gate(x)
+
+
+class KeepsItsGate(Gate):
+    """A tensor with a graph, kept on the module, cannot be deep-copied."""
+
+    def forward(self, x):
+        self.last = self.gate(x)
+        self.check(x)
+        return x * self.last
+
+
+class PooledBatchNorm(Gate):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(C)
+
+    def pool(self, x):
+        return self.norm(super().pool(x))
+
+
+class PoolsByTwo(Gate):
+    """A window of two does not fit an axis of one."""
+
+    def pool(self, x):
+        return super().pool(functional.max_pool3d(x, 2))
+
+
+class EmptyView(Gate):
+    """-1 cannot be told when there is nothing."""
+
+    def pool(self, x):
+        return x.reshape(x.shape[0], C, -1).mean(-1)
+
+
+class ViewsItsInput(Gate):
+    def pool(self, x):
+        return x.view(x.shape[0] * C, x.shape[2] * x.shape[3] * x.shape[4]).mean(-1).view(x.shape[0], C)
+
+
+class ChecksNothing(Gate):
+    def check(self, x):
+        pass
+
+
+class Contiguous(Gate):
+    """The memory format of the input is lost."""
+
+    def forward(self, x):
+        return super().forward(x).contiguous()
+
+
+class CleansItsInput(Gate):
+    """An in-place operation on the input, though its values stay."""
+
+    def forward(self, x):
+        self.check(x)
+        return super().forward(x.detach().nan_to_num_() + (x - x.detach()))
+
+
+class ReturnsItsSigmoid(Gate):
+    """Autograd saved what is returned, and the host writes to it."""
+
+    def forward(self, x):
+        return torch.sigmoid(super().forward(x))
+
+
+class PlainTensor(Gate):
+    def forward(self, x):
+        return super().forward(x.as_subclass(Tensor))
+
+
+class StaysWide(Gate):
+    """Raised to single precision and never cast back."""
+
+    def forward(self, x):
+        y = super().forward(x)
+        return y.float() if y.dtype in (torch.float16, torch.bfloat16) else y
+
+
+class RoundsItsGate(Gate):
+    """Single precision that goes through half."""
+
+    def gate(self, x):
+        gate = super().gate(x)
+        return gate.bfloat16().float() if gate.dtype == torch.float32 else gate
+
+
+class HalfSoftmax(SelfAttention):
+    """The products of half precision overflow before the softmax sees them."""
+
+    def weights(self, q, k):
+        return (q @ k.mT).softmax(-1)
+
+
+class AutocastSoftmax(SelfAttention):
+    """Raised to single precision, which autocast takes back."""
+
+    def weights(self, q, k):
+        return (q.float() @ k.float().mT).softmax(-1) if q.dtype != torch.float64 else (q @ k.mT).softmax(-1)
+
+
+class DividesByItsSpread(Gate):
+    """The spread of a constant is zero."""
+
+    def pool(self, x):
+        return super().pool(x) / x.flatten(2).std(-1, correction=0)
+
+
+class BatchStatistics(Gate):
+    """A mean over the samples as well, in evaluation too."""
+
+    def pool(self, x):
+        return x.mean((0, 2, 3, 4)).expand(x.shape[0], C)
+
+
+class DropsInEvaluation(Gate):
+    def __init__(self):
+        super().__init__()
+        self.dropout = 0.1
+
+    def pool(self, x):
+        return functional.dropout(super().pool(x), self.dropout)
+
+
+class CountsInEvaluation(Gate):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x):
+        self.seen += 1
+        return super().forward(x)
+
+
+class UnusedParameter(Gate):
+    def __init__(self):
+        super().__init__()
+        self.alpha = nn.Parameter(torch.zeros(()))
+
+
+class NoHiddenUnit(Gate):
+    """C // reduction is 0: a gate of one half, whatever comes."""
+
+    def __init__(self):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PyTorch warns of what this fault is
+            super().__init__(hidden=0)
+
+
+class BuiltAndNeverApplied(Gate):
+    """A parameter that is used, and multiplied by nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.alpha = nn.Parameter(torch.zeros(()))
+
+    def gate(self, x):
+        return super().gate(x) + 0.0 * self.alpha
+
+
+class Detached(Gate):
+    def gate(self, x):
+        return super().gate(x.detach())
+
+
+class DetachedWhenFrozen(Gate):
+    def gate(self, x):
+        return super().gate(x if self.squeeze.weight.requires_grad else x.detach())
+
+
+class CountsItsCalls(Gate):
+    """What is computed again for backward is not what forward computed."""
+
+    calls = 0
+
+    def gate(self, x):
+        self.calls += self.training
+        return super().gate(x) * (1.0 + self.calls)
+
+
+class AdaptivePooling(Gate):
+    def pool(self, x):
+        return super().pool(functional.adaptive_avg_pool3d(x, 2))
+
+
+class ReflectionPadding(Gate):
+    def pool(self, x):
+        return super().pool(functional.pad(x, (0, 0, 0, 0, 0, int(x.shape[2] > 1)), mode="reflect"))
+
+
+class HoldsALambda(Gate):
+    def __init__(self):
+        super().__init__()
+        self.activation = lambda x: x
+
+    def pool(self, x):
+        return self.activation(super().pool(x))
+
+
+class LateParameter(Gate):
+    """A parameter that exists once data has been seen."""
+
+    def forward(self, x):
+        if not hasattr(self, "alpha"):
+            self.alpha = nn.Parameter(torch.ones((), device=x.device, dtype=x.dtype))
+        return super().forward(x) * self.alpha
+
+
+class LooksAtValues(Gate):
+    def gate(self, x):
+        gate = super().gate(x)
+        return gate if gate.numel() == 0 or gate.max().item() < 2.0 else gate / 2.0
+
+
+class Prints(Gate):
+    def gate(self, x):
+        gate = super().gate(x)
+        print(end="")
+        return gate
+
+
+class DiffersWhenTraced(Gate):
+    """A path of its own for a compiler, which is another function."""
+
+    def pool(self, x):
+        return x.amax((2, 3, 4)) if torch.jit.is_tracing() else super().pool(x)
+
+
+class FixedBatch(Gate):
+    def pool(self, x):
+        pooled = super().pool(x)
+        return pooled * 1.0 if x.shape[0] == 2 else pooled
+
+
+class FaultyInThreeWays(ChecksNothing, Contiguous, UnusedParameter):
+    pass
+
+
+# What is caught, and nothing else: a fault that also raised elsewhere would show here.
+FAULTS = {
+    EvenKernel: {"shape"},
+    GateReturned: {"shape"},
+    KeepsItsGate: {"deepcopies"},
+    PooledBatchNorm: {"batches", "single_voxel_training"},
+    PoolsByTwo: {"sizes", "single_voxel_training", "deterministic_operators"},
+    EmptyView: {"batches"},
+    ViewsItsInput: {"memory_format", "strided_inputs", "inputs_unchanged"},
+    ChecksNothing: {"wrong_inputs"},
+    Contiguous: {"memory_format"},
+    CleansItsInput: {"inputs_unchanged", "strided_inputs", "checkpointing"},
+    ReturnsItsSigmoid: {"inplace_host"},
+    PlainTensor: {"meta_tensor"},
+    StaysWide: {"dtypes"},
+    RoundsItsGate: {"precision"},
+    HalfSoftmax: {"large_values", "autocast"},
+    AutocastSoftmax: {"autocast"},
+    DividesByItsSpread: {"plain_content", "single_voxel_training", "strided_inputs"},
+    BatchStatistics: {"independent_samples"},
+    DropsInEvaluation: {"evaluation_repeats"},
+    CountsInEvaluation: {"evaluation_repeats"},
+    UnusedParameter: {"parameter_gradients", "nonzero_gradients"},
+    NoHiddenUnit: {"nonzero_gradients"},
+    BuiltAndNeverApplied: {"nonzero_gradients"},
+    Detached: {"finite_differences"},
+    DetachedWhenFrozen: {"frozen"},
+    CountsItsCalls: {"inplace_host", "checkpointing", "state_dict"},
+    AdaptivePooling: {"deterministic_operators"},
+    ReflectionPadding: {"deterministic_operators"},
+    HoldsALambda: {"pickles"},
+    LateParameter: {"state_dict", "evaluation_repeats"},
+    LooksAtValues: {"meta_device", "compile_static", "compile_dynamic", "export"},
+    Prints: {"compile_static", "compile_dynamic"},
+    DiffersWhenTraced: {"trace"},
+    FixedBatch: {"compile_dynamic", "export"},
+}
+
+
+def failures(module, **options):
+    with pytest.raises(ContractError) as caught:
+        check_attention(module, 3, C, **options)
+    return caught.value.failures
+
+
+def zero_gradient(module):
+    return ("key.bias",) if isinstance(module, SelfAttention) else ()
+
+
+@pytest.mark.parametrize("module", [Gate, SelfAttention])
+def test_a_correct_module_keeps_the_whole_contract(module):
+    module = module()
+    report = check_attention(module, 3, C, zero_gradient=zero_gradient(module))
+    assert report.checked == tuple(CONDITIONS)
+    assert report.skipped == ()
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+def test_a_planted_fault_is_caught_by_its_condition_and_no_other(fault):
+    module, expected = fault(), FAULTS[fault]
+    skip = [name for name in SLOW if not expected & set(SLOW)]
+    found = failures(module, skip=skip, zero_gradient=zero_gradient(module))
+    assert set(found) == expected, found
+
+
+def test_every_condition_catches_a_planted_fault():
+    assert set().union(*FAULTS.values()) == set(CONDITIONS)
+
+
+@pytest.mark.parametrize("without_effect", [True, False])
+def test_a_zero_gradient_is_excused_only_when_named_and_without_effect(without_effect):
+    """The key's bias changes nothing; the gradient that is cut is zero too, but its parameter has an effect."""
+
+    class CutGradient(SelfAttention):
+        def forward(self, x):
+            y = super().forward(x)
+            return y if without_effect else y + self.key.bias.detach().sum() + 0.0 * self.key.bias.sum()
+
+    checks = ("nonzero_gradients",)
+    assert "key.bias" in str(failures(CutGradient(), checks=checks)["nonzero_gradients"])
+    if without_effect:
+        check_attention(CutGradient(), 3, C, checks=checks, zero_gradient=("*.bias", "key.*"))
+    else:
+        named = failures(CutGradient(), checks=checks, zero_gradient=("key.bias",))
+        assert "does not depend on key.bias" in str(named["nonzero_gradients"])
+
+
+def test_the_error_lists_every_failure_with_what_was_expected_and_found():
+    with pytest.raises(ContractError) as caught:
+        check_attention(FaultyInThreeWays(), 3, C, skip=SLOW)
+    message = str(caught.value)
+    assert isinstance(caught.value, AssertionError)
+    assert message.startswith(f"FaultyInThreeWays breaks 4 of the {len(CONDITIONS) - len(SLOW)} conditions")
+    assert set(caught.value.failures) == {
+        "wrong_inputs",
+        "memory_format",
+        "parameter_gradients",
+        "nonzero_gradients",
+    }
+    for part in (
+        "expected a ValueError",
+        "found RuntimeError",
+        "a gradient for alpha",
+        "expected a channels-last output",
+    ):
+        assert part in message
+
+
+def test_the_module_and_the_random_state_are_left_as_they_were():
+    module = Gate().train()
+    module.squeeze.eval()
+    module.excite.weight.requires_grad_(False)
+    module.squeeze.weight.grad = torch.ones_like(module.squeeze.weight)
+    before = {name: (value.clone(), value._version) for name, value in module.state_dict(keep_vars=True).items()}
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    check_attention(module, 3, C, skip=SLOW)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert (module.training, module.squeeze.training) == (True, False)
+    assert not module.excite.weight.requires_grad
+    assert torch.equal(module.squeeze.weight.grad, torch.ones_like(module.squeeze.weight))
+    for name, value in module.state_dict(keep_vars=True).items():
+        assert torch.equal(value, before[name][0])
+        assert value._version == before[name][1]
+        assert value.dtype == torch.float32
+
+
+def test_conditions_are_chosen_and_left_out_by_name():
+    report = check_attention(Gate(), 3, C, checks=("sizes", "shape", "trace"), skip=("trace",))
+    assert report.checked == ("shape", "sizes")
+    assert set(report.checked) | set(report.skipped) == set(CONDITIONS)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"checks": ("size",)}, "`checks` got 'size'; did you mean 'sizes'?"),
+        ({"skip": ("exports",)}, "`skip` got 'exports'; did you mean 'export'?"),
+        ({"zero_gradient": ("key.bias",)}, "`zero_gradient` names no parameter: 'key.bias'; there are squeeze.weight"),
+    ],
+)
+def test_an_unknown_name_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        check_attention(Gate(), 3, C, **options)
+
+
+# The ten.
+
+
+def mechanism(configuration, spatial_dims, channels=C, **options):
+    return attn3d.create_attention(
+        configuration.name, spatial_dims=spatial_dims, channels=channels, **configuration.options | options
+    )
+
+
+def cancelled(module):
+    """The parameters whose gradient a softmax cancels: it does not see what is added to all scores."""
+    return [name for name, _ in module.named_parameters() if name.endswith(("key.bias", "score.bias"))]
+
+
+def identify(value):
+    return getattr(value, "id", None)
+
+
+# Of each mechanism the default cell; and the paper's form where it has one, which has the most operators.
+DEFAULTS = [BY_ID[name] for name in attn3d.names()]
+FULLEST = [BY_ID.get(f"{name}-paper", BY_ID[name]) for name in attn3d.names()]
+DIMS = (1, 2, 3)
+
+
+@pytest.mark.parametrize("spatial_dims", DIMS)
+@pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=identify)
+def test_every_configuration_keeps_the_contract(configuration, spatial_dims):
+    module = mechanism(configuration, spatial_dims)
+    report = check_attention(module, spatial_dims, C, skip=SLOW, zero_gradient=cancelled(module))
+    assert report.skipped == SLOW
+
+
+@pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=identify)
+def test_every_configuration_compiles_and_exports(configuration):
+    check_attention(mechanism(configuration, 3), 3, C, checks=("compile_static", "export"))
+
+
+@pytest.mark.parametrize("configuration", [*FULLEST, BY_ID["non_local-concatenation"]], ids=identify)
+def test_every_mechanism_compiles_in_training_with_dynamic_shapes(configuration):
+    check_attention(mechanism(configuration, 3), 3, C, checks=("compile_dynamic",))
+
+
+@pytest.mark.parametrize("spatial_dims", [1, 2])
+@pytest.mark.parametrize("configuration", FULLEST, ids=identify)
+def test_every_mechanism_exports_with_fewer_axes(configuration, spatial_dims):
+    check_attention(mechanism(configuration, spatial_dims), spatial_dims, C, checks=("export",))
+
+
+@pytest.mark.parametrize("channels", [1, 3, 33])
+@pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=identify)
+def test_any_number_of_channels_will_do(configuration, channels):
+    checks = ("shape", "sizes", "batches", "single_voxel_training", "memory_format", "plain_content")
+    check_attention(mechanism(configuration, 3, channels), 3, channels, checks=checks)
+
+
+@pytest.mark.parametrize("norm", ["batch", ("group", {"num_groups": 1}), "instance", "layer", None], ids=str)
+@pytest.mark.parametrize("name", ["cbam", "bam", "coord", "sk", "gc", "non_local"])
+def test_any_norm_will_do(name, norm):
+    module = attn3d.create_attention(name, spatial_dims=3, channels=C, norm=norm)
+    checks = ("shape", "batches", "single_voxel_training", "memory_format", "plain_content", "finite_differences")
+    check_attention(module, 3, C, checks=checks)
+
+
+@pytest.mark.parametrize("configuration", DEFAULTS, ids=identify)
+def test_every_mechanism_compiles_with_inductor(configuration):
+    check_attention(mechanism(configuration, 3), 3, C, checks=("compile_static",), backends=("inductor",))
+
+
+@pytest.mark.parametrize("spatial_dims", DIMS)
+@pytest.mark.parametrize("configuration", DEFAULTS, ids=identify)
+def test_a_script_equals_eager_and_can_be_saved(configuration, spatial_dims):
+    module = build(configuration, spatial_dims, C).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the age of TorchScript
+        scripted = torch.jit.script(module)
+        file = io.BytesIO()
+        torch.jit.save(scripted, file)
+        file.seek(0)
+        loaded = torch.jit.load(file)
+    for batch, size in ((2, (4, 5, 3)), (1, (1, 1, 1)), (3, (3, 7, 6))):
+        x = torch.randn(batch, C, *size[:spatial_dims], dtype=torch.float64)
+        torch.testing.assert_close(scripted(x), module(x), rtol=0, atol=1e-12)
+        torch.testing.assert_close(loaded(x), module(x), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("configuration", DEFAULTS, ids=identify)
+def test_onnx_equals_eager(configuration, tmp_path):
+    module = build(configuration, 3, C).float().eval()
+    x = torch.randn(2, C, 4, 6, 5)
+    path = tmp_path / "module.onnx"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(module, (x,), path, dynamo=True, verbose=False, input_names=["x"], output_names=["y"])
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    x = torch.randn_like(x)
+    (y,) = session.run(["y"], {"x": x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(y), module(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=identify)
+def test_a_module_made_on_the_meta_device_takes_a_state_dict(configuration):
+    module = mechanism(configuration, 3)
+    with torch.device("meta"):
+        empty = mechanism(configuration, 3)
+    assert all(value.is_meta for value in empty.state_dict().values())
+    empty.load_state_dict(module.state_dict(), assign=True)
+    x = torch.randn(2, C, 4, 5, 3)
+    assert torch.equal(empty.eval()(x), module.eval()(x))
