@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLORS = ("#56b4e9", "#e69f00", "#009e73", "#cc79a7", "#f0e442", "#d55e00", "#0072b2")  # Okabe and Ito's
-_BACKGROUND, _TEXT, _FAINT = "#0b0d10", "#f2f2f2", "#9aa3ad"
+_BACKGROUND, _TEXT, _FAINT = "black", "#f2f2f2", "#9aa3ad"
 _MILLIMETRES_PER_INCH = 52.0
 
 # Plane: the RAS axis across it, the axis shown from left to right, the one from bottom to top, and the letters at
@@ -80,7 +80,7 @@ def plot_segmentation(
     else:
         voxel = np.clip(np.rint(nib.affines.apply_affine(np.linalg.inv(to_ras), center)), low, high - 1).astype(int)
     place = nib.affines.apply_affine(to_ras, voxel)
-    window = np.percentile(volume[volume > volume.min()], (1, 99.5)) if np.ptp(volume) else (0, 1)
+    window = np.percentile(volume[volume > volume.min()], (1, 99.9)) if np.ptp(volume) else (0, 1)
 
     extent = (high - low) * spacing
     width = max(extent[horizontal] for _, horizontal, _, _ in _PLANES.values())
@@ -98,7 +98,15 @@ def plot_segmentation(
 
         size = (0, extent[horizontal], 0, extent[vertical])
         for axes, name in zip(row, ["scan", *columns], strict=True):
-            axes.imshow(cut(volume), cmap="gray", vmin=window[0], vmax=window[1], extent=size, origin="lower")
+            axes.imshow(
+                cut(volume),
+                cmap="gray",
+                vmin=window[0],
+                vmax=window[1],
+                extent=size,
+                origin="lower",
+                interpolation="bilinear",
+            )
             if name in columns:
                 _overlay(axes, cut(columns[name]), colors, size)
             for mask in regions.values():

@@ -1,0 +1,87 @@
+"""From pairs of scan and label to patches for training: torchio's subjects, augmentation and queue."""
+
+from collections.abc import Sequence
+
+import nibabel as nib
+import numpy as np
+import torch
+import torchio as tio
+
+from attn3d.segmentation.grid import to_grid
+
+normalise = tio.ZNormalization(masking_method=tio.ZNormalization.mean)  # air must not set the scale
+
+
+def hold_out_anterior(label: nib.Nifti1Image, fraction: float) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    """Cuts what is labelled in two along the anterior-posterior axis, to train behind and to test in front.
+
+    Args:
+        label: from `read_label`, in any orientation.
+        fraction: how much of the labelled extent lies in front of the cut.
+
+    Returns:
+        Slices of the posterior and of the anterior part, for arrays and for ``image.slicer``.
+
+    Raises:
+        ValueError: when one part would have no label.
+    """
+    axes, directions = nib.io_orientation(label.affine).T
+    axis = int(np.flatnonzero(axes == 1)[0])
+    forwards = directions[axis] > 0  # does the index grow towards the front?
+    labelled = np.flatnonzero(np.asarray(label.dataobj).any(axis=tuple({0, 1, 2} - {axis})))
+    extent = labelled[-1] + 1 - labelled[0]
+    cut = int(labelled[0] + round((1 - fraction if forwards else fraction) * extent))
+    if not labelled[0] < cut <= labelled[-1]:
+        raise ValueError(f"`label` must span more voxels from back to front to be cut in two, got {extent}")
+    before, after = [slice(None)] * 3, [slice(None)] * 3
+    before[axis], after[axis] = slice(None, cut), slice(cut, None)
+    return (tuple(before), tuple(after)) if forwards else (tuple(after), tuple(before))
+
+
+def training_subject(
+    image: nib.Nifti1Image, label: nib.Nifti1Image, spacing: Sequence[float], patch_size: Sequence[int]
+) -> tio.Subject:
+    """A pair on the working grid, extended by its edges where a patch is larger."""
+    affine = np.diag([*spacing, 1.0])
+    labels = to_grid(label, spacing, mode="nearest").as_tensor()
+    subject = tio.Subject(
+        image=tio.ScalarImage(tensor=to_grid(image, spacing).as_tensor(), affine=affine),
+        label=tio.LabelMap(tensor=labels.to(torch.uint8), affine=affine),
+    )
+    shape = [max(sizes) for sizes in zip(subject.spatial_shape, patch_size, strict=True)]
+    return tio.CropOrPad(shape, padding_mode="edge")(subject)
+
+
+def augmentation() -> tio.Transform:
+    """What one scanner, position or person does to a T1 MRI and another does not; ends as `normalise` does."""
+    return tio.Compose(
+        [
+            tio.RandomFlip(axes=0),
+            tio.RandomAffine(scales=0.1, degrees=10),
+            tio.RandomBiasField(coefficients=0.4),
+            normalise,
+            tio.RandomNoise(std=(0, 0.3)),
+        ]
+    )
+
+
+def degrade(image: nib.Nifti1Image) -> nib.Nifti1Image:
+    """The same scan from a worse scanner: a bias field and noise, the same at every call."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        worse = tio.Compose([tio.RandomBiasField(coefficients=0.3), normalise, tio.RandomNoise(std=(0.3, 0.3))])
+        data = worse(torch.from_numpy(image.get_fdata(dtype=np.float32))[None])[0]
+    return type(image)(data.numpy(), image.affine, image.header)
+
+
+def patch_loader(
+    subjects: Sequence[tio.Subject], patch_size: Sequence[int], batch_size: int, patches_per_scan: int = 48
+) -> tio.SubjectsLoader:
+    """Batches of augmented patches; an epoch augments every scan once."""
+    queue = tio.Queue(
+        tio.SubjectsDataset(list(subjects), transform=augmentation()),
+        max_length=patches_per_scan * min(len(subjects), 8),
+        samples_per_volume=patches_per_scan,
+        sampler=tio.UniformSampler(tuple(patch_size)),
+    )
+    return tio.SubjectsLoader(queue, batch_size=batch_size)

@@ -1,0 +1,196 @@
+"""From a NIfTI file to an array that can be trusted, and back into the same geometry.
+
+Files are nibabel's business. What is added is what goes wrong on the way: headers that lie about the size of
+their data, affines that are no geometry, labels that are no whole numbers or lie on another grid, and results
+that are written in half.
+"""
+
+import gzip
+import math
+import os
+import zlib
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+_CHUNK = 1 << 20  # bytes; a header is believed only as far as the file goes on
+_GEOMETRY = (
+    *("pixdim", "xyzt_units", "qform_code", "sform_code", "srow_x", "srow_y", "srow_z"),
+    *("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
+)
+
+
+class FileError(ValueError):
+    """A file that cannot be used: one line with its name, what is wrong and what to do."""
+
+    def __init__(self, path: Path | str, problem: str):
+        super().__init__(f"{path}: {problem}")
+
+
+def read_image(path: Path | str) -> nib.Nifti1Image:
+    """A 3-D scan as float32, with its header as it was.
+
+    Args:
+        path: a NIfTI-1 or NIfTI-2 file, compressed or not, whatever its name says. Trailing axes of length 1
+            are dropped.
+
+    Raises:
+        FileError: when the file is missing, truncated, no NIfTI or not 3-D, when its affine is no geometry,
+            when a voxel is not finite, or
+            when all are the same.
+    """
+    image = _read(path)
+    data = image.get_fdata(dtype=np.float32)
+    if not np.isfinite(data).all():
+        bad = int((~np.isfinite(data)).sum())
+        raise FileError(path, f"{bad} voxels are NaN or infinite; replace them, for example by 0")
+    if data.min() == data.max():
+        raise FileError(path, f"every voxel has the same value {data.min():g}; this is not a scan")
+    return type(image)(data.reshape(data.shape[:3]), image.affine, image.header, dtype=np.float32)
+
+
+def read_label(path: Path | str, image: nib.Nifti1Image, values: Collection[int]) -> nib.Nifti1Image:
+    """The label of ``image`` as uint8, on the same grid.
+
+    Args:
+        path: a NIfTI file of whole numbers.
+        image: the scan that it labels, from `read_image`.
+        values: the values that may occur.
+
+    Raises:
+        FileError: as `read_image`; and when the label is off the image's grid, holds a value that is not
+            among ``values``, or labels nothing at all.
+    """
+    label = _read(path)
+    data = np.asanyarray(label.dataobj).reshape(label.shape[:3])
+    if data.shape != image.shape:
+        raise FileError(
+            path,
+            f"the label has shape {data.shape} but its image {image.shape}; resample it to the image's grid",
+        )
+    distance = _largest_displacement(label.affine, image.affine, data.shape)
+    if distance > 0.1 * nib.affines.voxel_sizes(image.affine).min():
+        raise FileError(
+            path,
+            f"the label lies up to {distance:.3g} mm off its image's grid; resample it to the image's grid",
+        )
+    for value in np.unique(data):
+        if value not in values:
+            known = ", ".join(map(str, sorted(values)))
+            raise FileError(path, f"the label holds the value {value:.6g}; map its values to {known}")
+    if not data.any():
+        raise FileError(path, "the label is empty; give one in which at least a voxel is not 0")
+    return type(image)(data.astype(np.uint8), image.affine, image.header, dtype=np.uint8)
+
+
+def write_image(path: Path | str, data: np.ndarray, affine: np.ndarray, code: str = "aligned") -> None:
+    """Writes a new volume in millimetres, its qform and sform saying the same.
+
+    Args:
+        path: where to; nothing is there before the file is whole.
+        data: the voxels, in a type that NIfTI has (uint8, int16, float32, ..).
+        affine: voxel indices to millimetres.
+        code: the space of the affine in NIfTI's words, "scanner", "aligned", "talairach" or "mni".
+    """
+    image = nib.Nifti1Image(data, affine)
+    image.set_qform(affine, code)
+    image.set_sform(affine, code)
+    image.header.set_xyzt_units("mm")
+    with finished_file(path) as unfinished:
+        nib.save(image, unfinished)
+
+
+def write_label(path: Path | str, labels: np.ndarray, like: nib.Nifti1Image) -> None:
+    """Writes labels as uint8 in the geometry of ``like``: affines, their codes and units.
+
+    A scan without any code, or without units, gets both codes and millimetres, which is how it was read.
+
+    Args:
+        path: where to; nothing is there before the file is whole.
+        labels: whole numbers from 0 to 255, of the shape of ``like``.
+        like: the scan that was segmented, from `read_image`.
+
+    Raises:
+        ValueError: when ``labels`` has another shape or values that uint8 does not hold.
+    """
+    if labels.shape != like.shape:
+        raise ValueError(f"`labels` must have the scan's shape {like.shape}, got {labels.shape}")
+    if not np.array_equal(labels, labels.astype(np.uint8)):
+        raise ValueError(f"`labels` must be whole numbers from 0 to 255, got up to {labels.max()}")
+    image = type(like)(labels.astype(np.uint8), like.affine)
+    image.header.set_intent("label")
+    for field in _GEOMETRY:
+        image.header[field] = like.header[field]
+    if not (image.header["qform_code"] or image.header["sform_code"]):
+        image.set_qform(like.affine, "aligned")
+        image.set_sform(like.affine, "aligned")
+    if like.header.get_xyzt_units()[0] == "unknown":
+        image.header.set_xyzt_units("mm")
+    with finished_file(path) as unfinished:
+        nib.save(image, unfinished)
+
+
+@contextmanager
+def finished_file(path: Path | str) -> Iterator[Path]:
+    """A name to write to; the file takes the name ``path`` when it is whole, and is removed if it fails."""
+    path = Path(path)
+    unfinished = path.with_name(f".unfinished-{os.getpid()}-{path.name}")
+    try:
+        yield unfinished
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _read(path: Path | str) -> nib.Nifti1Image:
+    """The image in a file, checked as far as scans and labels have to agree."""
+    try:
+        image = _from_stream(path)
+    except OSError as error:
+        raise FileError(path, f"cannot be read: {error.strerror or error}") from error
+    except (EOFError, zlib.error) as error:
+        raise FileError(path, "the compressed file is damaged or cut short; fetch it again") from error
+    if len(image.shape) < 3 or any(size != 1 for size in image.shape[3:]):
+        raise FileError(path, f"a 3-D volume is needed, got shape {image.shape}; extract one volume first")
+    if image.header.get_xyzt_units()[0] not in ("mm", "unknown"):
+        raise FileError(path, f"its units are {image.header.get_xyzt_units()[0]}; convert it to millimetres")
+    if not np.isfinite(image.affine).all() or abs(np.linalg.det(image.affine[:3, :3])) < 1e-9:
+        raise FileError(path, "its affine is not finite or flat; repair the header's sform or qform")
+    return image
+
+
+def _from_stream(path: Path | str) -> nib.Nifti1Image:
+    """Reads no more than the header claims and allocates no more than the file holds."""
+    with Path(path).open("rb") as file:
+        compressed = file.read(2) == b"\x1f\x8b"
+        file.seek(0)
+        stream = gzip.GzipFile(fileobj=file) if compressed else file
+        content = bytearray(stream.read(_CHUNK))
+        kind = nib.Nifti2Image if content[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c") else nib.Nifti1Image
+        try:
+            header = kind.header_class(bytes(content[: kind.header_class.template_dtype.itemsize]))
+            claimed = header.get_data_offset() + math.prod(header.get_data_shape()) * (header.get_data_dtype().itemsize)
+            numeric = header.get_data_dtype().kind in "iuf"
+        except (nib.spatialimages.HeaderDataError, nib.wrapstruct.WrapStructError, ValueError) as error:
+            raise FileError(path, "this is not a NIfTI file; give a .nii or .nii.gz") from error
+        if not header.is_single or min(header.get_data_shape(), default=0) < 1 or not numeric:
+            raise FileError(path, "this is not a NIfTI file of one volume of numbers; convert it to .nii.gz")
+        while len(content) < claimed and (chunk := stream.read(_CHUNK)):
+            content += chunk
+    if len(content) < claimed:
+        raise FileError(
+            path,
+            f"its header claims {claimed} bytes for shape {header.get_data_shape()} "
+            f"but the file holds {len(content)}; it is damaged or cut short, fetch it again",
+        )
+    return kind.from_bytes(bytes(content))
+
+
+def _largest_displacement(affine: np.ndarray, other: np.ndarray, shape: tuple[int, ...]) -> float:
+    """Millimetres between the two places of a corner of the grid, for the corner that moves most."""
+    corners = np.stack(np.meshgrid(*[(0, size - 1) for size in shape], indexing="ij"), axis=-1).reshape(-1, 3)
+    difference = nib.affines.apply_affine(affine, corners) - nib.affines.apply_affine(other, corners)
+    return float(np.linalg.norm(difference, axis=1).max())

@@ -1,0 +1,145 @@
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import typer
+from safetensors import safe_open
+from typer.testing import CliRunner
+
+from tests.segmentation.volumes import AFFINES, head, scan
+
+SCRIPT = Path(__file__).parents[2] / "examples" / "brain_tissue.py"
+
+
+@pytest.fixture(scope="module")
+def app():
+    spec = importlib.util.spec_from_file_location("brain_tissue", SCRIPT)
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    app = typer.Typer()
+    app.command()(example.main)
+    return app
+
+
+def invoke(app, *arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def write_pair(folder, name="oblique"):
+    image, labels = head(AFFINES[name])
+    nib.save(scan(image, AFFINES[name]), folder / "scan.nii.gz")
+    nib.save(scan(labels, AFFINES[name], code=1), folder / "label.nii.gz")
+    return folder / "scan.nii.gz", folder / "label.nii.gz"
+
+
+def check_results(out, scan_path):
+    scores = json.loads((out / "metrics.json").read_text())["held_out"]
+    for degraded in ("clean", "degraded"):
+        assert list(scores[degraded]) == ["network", "Gaussian mixture"]
+        for tissues in scores[degraded].values():
+            assert list(tissues) == ["CSF", "grey matter", "white matter"]
+            for score in tissues.values():
+                assert 0 <= score["dice"] <= 1
+                assert np.isfinite(list(score.values())).all()
+    before, after = nib.load(scan_path), nib.load(out / "segmentation.nii.gz")
+    assert after.get_data_dtype() == np.uint8
+    assert after.shape == before.shape
+    np.testing.assert_array_equal(after.affine, before.affine)
+    for field in ("qform_code", "sform_code", "xyzt_units", "pixdim"):
+        np.testing.assert_array_equal(after.header[field], before.header[field])
+    assert (out / "overlay.png").read_bytes().startswith(b"\x89PNG")
+    with safe_open(out / "checkpoint.safetensors", "pt") as checkpoint:
+        assert checkpoint.metadata()["network"] == "UNet"
+        assert checkpoint.keys()
+    assert not [entry for entry in out.iterdir() if "unfinished" in entry.name]
+
+
+def test_a_brain_from_start_to_end(app, tmp_path):
+    out = tmp_path / "deep" / "results"
+    result = invoke(app, "--iterations", 2, "--resolution", 8, "--out", out)
+    assert result.exit_code == 0, result.output
+    for word in ("Held-out anterior 40%", "Gaussian mixture", "white matter", "Surface Dice"):
+        assert word in result.output
+    check_results(out, out / "mni152_t1.nii.gz")
+
+
+def test_a_pair_of_ones_own(app, tmp_path):
+    image, label = write_pair(tmp_path)
+    out = tmp_path / "results"
+    result = invoke(
+        app, "--iterations", 1, "--resolution", 4, "--attention", "none", "--data", image, label, "--out", out
+    )
+    assert result.exit_code == 0, result.output
+    check_results(out, image)
+
+
+def damage(name, folder):
+    """A pair of which something is wrong, and what is said about it."""
+    image, label = write_pair(folder)
+    labels = np.asarray(nib.load(label).dataobj)
+    affine = AFFINES["oblique"]
+    if name == "unreadable":
+        image.write_bytes(image.read_bytes()[:1000])
+        return image, label, "scan.nii.gz"
+    if name == "4-D":
+        nib.save(nib.Nifti1Image(np.zeros((8, 8, 8, 2), np.float32), affine), image)
+        return image, label, "3-D"
+    if name == "shape":
+        nib.save(scan(labels[1:], affine), label)
+        return image, label, "shape"
+    if name == "moved":
+        nib.save(scan(labels, affine + 5 * np.eye(4, k=3)), label)
+        return image, label, "5 mm off"
+    if name == "unknown value":
+        nib.save(scan(labels * 2, affine), label)
+        return image, label, "value 4"
+    nib.save(scan(labels * np.float32(0.996), affine), label)
+    return image, label, "value 0.996"
+
+
+@pytest.mark.parametrize("name", ["unreadable", "4-D", "shape", "moved", "unknown value", "fractions"])
+def test_a_pair_that_cannot_be_used_is_one_line_and_exit_code_2(app, tmp_path, name):
+    image, label, says = damage(name, tmp_path)
+    check_refused(app, tmp_path, says, "--data", image, label)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--network", "BasicUnet"), "BasicUNet"),
+        (("--attention", "cban"), "cbam"),
+        (("--at", "encodr"), "encoder"),
+    ],
+    ids=["network", "attention", "at"],
+)
+def test_an_unknown_name_is_refused_with_the_nearest(app, tmp_path, arguments, says):
+    check_refused(app, tmp_path, says, *arguments)
+
+
+def check_refused(app, folder, says, *arguments):
+    result = invoke(app, *arguments, "--iterations", 1, "--out", folder / "results")
+    assert result.exit_code == 2
+    assert result.stderr.count("\n") == 1, result.stderr
+    assert says in result.stderr
+    assert not (folder / "results").exists()
+
+
+def test_an_output_that_cannot_be_a_folder_is_refused(app, tmp_path):
+    (tmp_path / "results").write_text("a file")
+    result = invoke(app, "--data", *write_pair(tmp_path), "--out", tmp_path / "results")
+    assert result.exit_code == 2
+    assert str(tmp_path / "results") in result.stderr
+    assert (tmp_path / "results").read_text() == "a file"
+
+
+def test_a_missing_file_from_the_command_line(tmp_path):
+    command = [sys.executable, SCRIPT, "--data", "no.nii.gz", "none.nii.gz", "--out", tmp_path / "results"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert result.stderr == "brain_tissue: no.nii.gz: cannot be read: No such file or directory\n"
+    assert not (tmp_path / "results").exists()

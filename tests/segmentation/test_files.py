@@ -1,0 +1,243 @@
+import gzip
+import struct
+import tracemalloc
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from attn3d.segmentation import FileError, finished_file, read_image, read_label, write_image, write_label
+from tests.segmentation.volumes import AFFINES, scan
+
+SHAPE = (6, 7, 5)
+DATA = np.arange(np.prod(SHAPE), dtype=np.int16).reshape(SHAPE)
+
+
+@pytest.fixture
+def image(tmp_path):
+    nib.save(scan(DATA, AFFINES["oblique"]), tmp_path / "scan.nii.gz")
+    return read_image(tmp_path / "scan.nii.gz")
+
+
+def lying_header(shape, data_type=16, bits=32):
+    header = bytearray(352)
+    struct.pack_into("<i", header, 0, 348)
+    struct.pack_into("<8h", header, 40, 3, *shape, 1, 1, 1, 1)
+    struct.pack_into("<2h", header, 70, data_type, bits)
+    struct.pack_into("<8f", header, 76, 1, 1, 1, 1, 1, 1, 1, 1)
+    struct.pack_into("<f", header, 108, 352)
+    header[344:348] = b"n+1\0"
+    return bytes(header)
+
+
+@pytest.mark.parametrize("name", AFFINES)
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_an_image_is_read_as_float32_where_it_was(tmp_path, name, suffix):
+    path = tmp_path / f"scan{suffix}"
+    nib.save(scan(DATA, AFFINES[name]), path)
+    image = read_image(path)
+    assert image.get_data_dtype() == np.float32
+    np.testing.assert_array_equal(image.get_fdata(), DATA)
+    np.testing.assert_allclose(image.affine, AFFINES[name], atol=1e-5)
+
+
+def test_scaled_integers_doubles_nifti2_and_singletons_are_read(tmp_path):
+    scaled = scan(DATA, AFFINES["RAS"])
+    scaled.header.set_slope_inter(0.5, -1024)
+    nib.save(scaled, tmp_path / "scaled.nii")
+    stored = nib.load(tmp_path / "scaled.nii").get_fdata()
+    np.testing.assert_allclose(read_image(tmp_path / "scaled.nii").get_fdata(), stored)
+
+    second = nib.Nifti2Image(DATA[..., None, None].astype(np.float64), AFFINES["RAS"])
+    nib.save(second, tmp_path / "second.nii.gz")
+    image = read_image(tmp_path / "second.nii.gz")
+    assert isinstance(image, nib.Nifti2Image)
+    np.testing.assert_array_equal(image.get_fdata(), DATA)
+
+
+def test_a_compressed_file_is_read_whatever_its_name(tmp_path):
+    nib.save(scan(DATA, AFFINES["RAS"]), tmp_path / "scan.nii")
+    (tmp_path / "named.nii").write_bytes(gzip.compress((tmp_path / "scan.nii").read_bytes()))
+    np.testing.assert_array_equal(read_image(tmp_path / "named.nii").get_fdata(), DATA)
+
+
+def damaged(kind, path):
+    """Writes a file that cannot be used."""
+    whole = scan(DATA.astype(np.float32), AFFINES["RAS"])
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "text":
+        path.write_text("subject,age\n1,40\n" * 100)
+    elif kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "lying":
+        path.write_bytes(gzip.compress(lying_header((512, 512, 512))))
+    elif kind == "negative":
+        path.write_bytes(gzip.compress(lying_header((-4, 4, 4)) + bytes(1000)))
+    elif kind == "colour":
+        path.write_bytes(gzip.compress(lying_header((4, 4, 4), data_type=128, bits=24) + bytes(1000)))
+    elif kind == "4-D":
+        nib.save(nib.Nifti1Image(np.zeros((4, 4, 4, 3), np.int16), np.eye(4)), path)
+    elif kind == "2-D":
+        nib.save(nib.Nifti1Image(np.zeros((4, 4), np.int16), np.eye(4)), path)
+    elif kind.endswith("affine"):
+        content = bytearray(whole.to_bytes())
+        struct.pack_into("<4f", content, 312, *([0.0 if kind == "flat affine" else np.nan] * 4))  # srow_z
+        path.write_bytes(content)
+    elif kind == "NaN voxel":
+        whole.get_fdata(dtype=np.float32)[1, 2, 3] = np.nan
+        nib.save(nib.Nifti1Image(whole.get_fdata(dtype=np.float32), whole.affine), path)
+    elif kind == "constant":
+        nib.save(nib.Nifti1Image(np.ones(SHAPE, np.int16), whole.affine), path)
+    elif kind == "microns":
+        whole.header.set_xyzt_units("micron")
+        nib.save(whole, path)
+    elif kind.startswith("cut"):
+        nib.save(whole, path)
+        content = path.read_bytes() if kind == "cut compressed" else gzip.decompress(path.read_bytes())
+        path.write_bytes(content[: int(0.7 * len(content))])
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("missing", "No such file"),
+        ("folder", "Is a directory"),
+        ("text", "not a NIfTI"),
+        ("empty", "not a NIfTI"),
+        ("lying", r"claims 536871264 bytes for shape \(512, 512, 512\)"),
+        ("negative", "not a NIfTI"),
+        ("colour", "not a NIfTI file of one volume of numbers"),
+        ("4-D", r"3-D volume is needed, got shape \(4, 4, 4, 3\)"),
+        ("2-D", r"3-D volume is needed, got shape \(4, 4\)"),
+        ("NaN affine", "affine"),
+        ("flat affine", "affine"),
+        ("NaN voxel", "1 voxels are NaN"),
+        ("constant", "same value"),
+        ("microns", "micron"),
+        ("cut compressed", "cut short"),
+        ("cut plain", "cut short"),
+    ],
+)
+def test_what_cannot_be_used_is_said_in_a_line_that_names_the_file(tmp_path, kind, says):
+    path = tmp_path / "scan.nii.gz"
+    damaged(kind, path)
+    with pytest.raises(FileError, match=says) as error:
+        read_image(path)
+    assert str(error.value).startswith(str(path))
+    assert "\n" not in str(error.value)
+
+
+def test_a_lying_header_is_refused_before_its_volume_is_allocated(tmp_path):
+    path = tmp_path / "scan.nii.gz"
+    damaged("lying", path)
+    assert path.stat().st_size < 100
+    tracemalloc.start()
+    with pytest.raises(FileError):
+        read_image(path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 8 * 2**20
+
+
+def test_a_label_on_the_grid_is_read(tmp_path, image):
+    labels = (DATA % 4).astype(np.float32)
+    nib.save(scan(labels, image.affine), tmp_path / "label.nii.gz")
+    label = read_label(tmp_path / "label.nii.gz", image, range(4))
+    assert label.get_data_dtype() == np.uint8
+    np.testing.assert_array_equal(np.asarray(label.dataobj), labels)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda labels, affine: (labels[1:], affine), r"shape \(5, 7, 5\) but its image \(6, 7, 5\)"),
+        (lambda labels, affine: (labels, affine + np.eye(4, k=3)), "up to 1 mm off"),
+        (lambda labels, affine: (labels, affine @ np.diag([1, 1, 1.1, 1])), "mm off"),
+        (lambda labels, affine: (labels + 3, affine), "holds the value 4; map its values to 0, 1, 2, 3"),
+        (lambda labels, affine: (labels * 0.996, affine), "holds the value 0.996"),
+        (lambda labels, affine: (labels - 1, affine), "holds the value -1"),
+        (lambda labels, affine: (labels * np.nan, affine), "holds the value nan"),
+        (lambda labels, affine: (labels * 0, affine), "label is empty"),
+    ],
+    ids=["shape", "shifted", "stretched", "unknown", "fractions", "negative", "nan", "empty"],
+)
+def test_a_label_that_does_not_fit_is_refused(tmp_path, image, change, says):
+    labels, affine = change((DATA % 4).astype(np.float32), image.affine)
+    nib.save(scan(labels, affine), tmp_path / "label.nii.gz")
+    with pytest.raises(FileError, match=says):
+        read_label(tmp_path / "label.nii.gz", image, range(4))
+
+
+@pytest.mark.parametrize(
+    ("name", "codes"),
+    [(name, codes) for name in AFFINES for codes in [(1, 1), (0, 2), (4, 1)]] + [("oblique", (1, 0))],
+)
+def test_a_label_is_written_in_the_geometry_of_its_scan(tmp_path, name, codes):
+    qform_code, sform_code = codes
+    original = nib.Nifti1Image(DATA, AFFINES[name])
+    original.set_qform(AFFINES[name], qform_code)
+    original.set_sform(AFFINES[name], sform_code)
+    original.header.set_xyzt_units("mm", "sec")
+    original.header.set_slope_inter(2.0, 10.0)
+    nib.save(original, tmp_path / "scan.nii.gz")
+
+    write_label(tmp_path / "label.nii.gz", DATA % 5, like=read_image(tmp_path / "scan.nii.gz"))
+    before, after = nib.load(tmp_path / "scan.nii.gz"), nib.load(tmp_path / "label.nii.gz")
+    assert after.get_data_dtype() == np.uint8
+    np.testing.assert_array_equal(np.asarray(after.dataobj), DATA % 5)
+    np.testing.assert_array_equal(after.affine, before.affine)
+    np.testing.assert_array_equal(after.get_sform(), before.get_sform())
+    np.testing.assert_array_equal(after.get_qform(), before.get_qform())
+    assert (int(after.header["qform_code"]), int(after.header["sform_code"])) == codes
+    assert after.header.get_xyzt_units() == ("mm", "sec")
+
+
+def test_a_scan_without_codes_and_units_gets_both(tmp_path):
+    original = nib.Nifti1Image(DATA, None)
+    original.header.set_zooms((0.5, 0.5, 3.0))
+    nib.save(original, tmp_path / "scan.nii.gz")
+    image = read_image(tmp_path / "scan.nii.gz")
+    write_label(tmp_path / "label.nii.gz", DATA % 2, like=image)
+    label = nib.load(tmp_path / "label.nii.gz")
+    np.testing.assert_allclose(label.affine, nib.load(tmp_path / "scan.nii.gz").affine)
+    assert int(label.header["qform_code"]) == int(label.header["sform_code"]) == 2
+    assert label.header.get_xyzt_units()[0] == "mm"
+
+
+def test_a_new_image_says_where_it_is_twice(tmp_path):
+    write_image(tmp_path / "scan.nii.gz", DATA, AFFINES["oblique"], code="mni")
+    image = nib.load(tmp_path / "scan.nii.gz")
+    np.testing.assert_allclose(image.get_qform(), AFFINES["oblique"], atol=1e-5)
+    np.testing.assert_allclose(image.get_sform(), AFFINES["oblique"], atol=1e-5)
+    assert int(image.header["qform_code"]) == int(image.header["sform_code"]) == 4
+    assert image.header.get_xyzt_units()[0] == "mm"
+
+
+@pytest.mark.parametrize(
+    ("labels", "says"),
+    [(np.zeros((2, 2, 2), int), "shape"), (DATA + 0.5, "whole numbers"), (DATA + 200, "whole numbers")],
+    ids=["shape", "fractions", "above 255"],
+)
+def test_labels_that_uint8_does_not_hold_are_refused(tmp_path, image, labels, says):
+    with pytest.raises(ValueError, match=says):
+        write_label(tmp_path / "label.nii.gz", labels, like=image)
+    assert not (tmp_path / "label.nii.gz").exists()
+
+
+def test_nothing_is_left_half_written(tmp_path):
+    path = tmp_path / "result.json"
+    path.write_text("before")
+
+    def fail():
+        with finished_file(path) as unfinished:
+            unfinished.write_text("half")
+            raise RuntimeError("disk full")
+
+    with pytest.raises(RuntimeError, match="disk"):
+        fail()
+    assert path.read_text() == "before"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["result.json"]
+    with finished_file(path) as unfinished:
+        unfinished.write_text("whole")
+    assert path.read_text() == "whole"
