@@ -51,7 +51,7 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
     @torch.jit.unused
     def _train_over_ranks(self, x: Tensor) -> Tensor:
         """Normalises a shard by the mean and the variance of the whole volume."""
-        count = int(self.ranks.sum(torch.tensor(x.numel() // x.shape[1], device=x.device)))
+        count = self.ranks.total(x.numel() // x.shape[1], x)
         if count < 2:
             return functional.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
         wide = at_least_single(x).movedim(1, -1)

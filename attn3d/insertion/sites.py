@@ -6,13 +6,14 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
 
 from attn3d.arguments import nearest
 from attn3d.insertion.attach import is_plain_sequence
-from attn3d.insertion.probe import Call, probe
+from attn3d.insertion.probe import Call, Probe, probe
 from attn3d.networks.places import KINDS, Place, is_inserted
 from attn3d.networks.registry import has_sites, staged_places
 
@@ -72,23 +73,29 @@ class Survey:
         network: any module.
         input_shape: (B, C, *S) of the image to probe it with; by default a guess.
 
-    Raises:
-        ValueError: when the network cannot be probed.
     """
 
     def __init__(self, network: nn.Module, input_shape: Sequence[int] | None = None) -> None:
         self.network = network
         self.refused: dict[str, str] = {}
         self._places = staged_places(network)
-        self._probe = probe(network, input_shape)
+        self._input_shape = input_shape
         self._paths: dict[str, str] = {}  # of every module, to the first path of the same module
         first: dict[nn.Module, str] = {}
         for path, module in network.named_modules(remove_duplicate=False):
             if path and not is_inserted(path):
                 self._paths[path] = first.setdefault(module, path)
 
+    @cached_property
+    def _probe(self) -> Probe:
+        return probe(self.network, self._input_shape)
+
     def everything(self) -> Sites:
-        """The sites of every kind; where the class of the network is unknown, those of every module."""
+        """The sites of every kind; where the class of the network is unknown, those of every module.
+
+        Raises:
+            ValueError: when the network cannot be probed.
+        """
         kinds = list(self._places) if has_sites(self.network) else ["path", *self._places]
         return Sites(site for kind in kinds for site in self._sites(kind, self._staged(kind, None)))
 
@@ -97,7 +104,8 @@ class Survey:
 
         Raises:
             TypeError: when ``at`` or ``stages`` is of the wrong type.
-            ValueError: when they name nothing that can be used, saying why and what there is.
+            ValueError: when they name nothing that can be used, saying why and what there is, or when the network
+                cannot be probed.
         """
         chosen: dict[Place, Site] = {}
         for request in _strings(at):

@@ -41,6 +41,10 @@ class Ranks:
         _refuse_capture()
         return Sum.apply(x, self.group)
 
+    def total(self, number: int, like: Tensor) -> int:
+        """A number that every rank has, summed over the ranks; ``like`` is on the device that they speak by."""
+        return int(self.sum(torch.tensor(number, device=like.device)))
+
     @torch.compiler.disable
     def ring(self, q: Tensor, k: Tensor, v: Tensor, shape: list[int], scale: float, room: int) -> Tensor:
         """softmax(scale q k^T) v over the keys of all ranks, as `attn3d.attention.sharded.ring`."""

@@ -1,0 +1,116 @@
+"""What a way of computing attention is held to: loops in float64, and the error of the plain form."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tests.references.attention import attend
+
+BATCH, HEADS, QUERIES, KEYS, WIDTH, VALUE_WIDTH = 2, 2, 13, 11, 5, 6
+SCALE = WIDTH**-0.5
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+MASKS = ["none", "keys", "keyless", "bias", "hiding_bias", "keys_and_bias"]
+
+# Computes the output from q, k, v, the key mask and the bias.
+Method = Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor | None], Tensor]
+
+
+class Case(NamedTuple):
+    """Inputs in one dtype, what they give in float64, and how far the plain form in their dtype is from it."""
+
+    inputs: list[Tensor]  # q, k, v
+    key_mask: Tensor | None
+    bias: Tensor | None
+    upstream: Tensor
+    expected: list[Tensor]  # the output and the gradients of q, k, v and the bias
+    plain_errors: list[float]
+
+
+@functools.cache
+def case(dtype: torch.dtype, mask: str) -> Case:
+    generator = torch.Generator().manual_seed(MASKS.index(mask))
+
+    def values(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    inputs = [
+        values(BATCH, HEADS, QUERIES, WIDTH),
+        values(BATCH, HEADS, KEYS, WIDTH),
+        values(BATCH, HEADS, KEYS, VALUE_WIDTH),
+    ]
+    upstream = values(BATCH, HEADS, QUERIES, VALUE_WIDTH)
+    key_mask = bias = None
+    if mask.startswith("key"):
+        key_mask = torch.arange(BATCH * KEYS).view(BATCH, KEYS) % 3 > 0
+    if mask == "keyless":
+        key_mask[1] = False
+    if mask.endswith("bias"):
+        bias = values(1, HEADS, QUERIES, KEYS)
+    if mask == "hiding_bias":  # a pair, a key and all keys of a query
+        bias[:, :, 0, 0] = bias[:, :, :, 4] = bias[:, :, 3] = -math.inf
+
+    def loops(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, bias: Tensor | None) -> Tensor:
+        return attend(q, k, v, scale=SCALE, key_mask=key_mask, bias=bias)[0]
+
+    doubles = [tensor.double() for tensor in inputs]
+    double_bias = None if bias is None else bias.double()
+    expected = _results(loops, doubles, key_mask, double_bias, upstream.double())
+    plain = _results(_plain_form, inputs, key_mask, bias, upstream)
+    errors = [_distance(found, reference) for found, reference in zip(plain, expected, strict=True)]
+    return Case(inputs, key_mask, bias, upstream, expected, errors)
+
+
+def assert_as_exact_as_the_plain_form(
+    method: Method, dtype: torch.dtype, mask: str, *, trains_the_bias: bool = True
+) -> None:
+    """Holds outputs to 2 and gradients to 3 times the error of the plain form, root mean squares.
+
+    A twentieth of a unit in the last place is granted, for a plain form that is right by chance.
+    """
+    inputs, key_mask, bias, upstream, expected, plain_errors = case(dtype, mask)
+    results = _results(method, inputs, key_mask, bias, upstream, trains_the_bias)
+    names = ["output", "q", "k", "v", "bias"]
+    for name, found, reference, plain in zip(names, results, expected, plain_errors, strict=False):
+        assert found.dtype == dtype
+        allowed = (2 if name == "output" else 3) * plain
+        allowed += 0.05 * torch.finfo(dtype).eps * reference.square().mean().sqrt().item()
+        error = _distance(found, reference)
+        assert error <= allowed, f"{name}: error {error:.3g}, {plain:.3g} in the plain form"
+
+
+def _results(
+    method: Method,
+    inputs: Sequence[Tensor],
+    key_mask: Tensor | None,
+    bias: Tensor | None,
+    upstream: Tensor,
+    trains_the_bias: bool = True,
+) -> list[Tensor]:
+    leaves = [tensor.clone().requires_grad_() for tensor in inputs]
+    if bias is not None:
+        bias = bias.clone().requires_grad_(trains_the_bias)
+    output = method(*leaves, key_mask, bias)
+    trained = leaves if bias is None or not trains_the_bias else [*leaves, bias]
+    return [output.detach(), *torch.autograd.grad(output, trained, upstream)]
+
+
+def _plain_form(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, bias: Tensor | None) -> Tensor:
+    """The formula in the dtype of its inputs, and 0 for a query without a key."""
+    scores = q @ k.transpose(2, 3) * SCALE
+    if bias is not None:
+        scores = scores + bias
+    if key_mask is not None:
+        scores = scores.masked_fill(~key_mask[:, None, None], -math.inf)
+    keyless = (scores == -math.inf).all(3, keepdim=True)
+    weights = scores.masked_fill(keyless, 0.0).softmax(3).masked_fill(keyless, 0.0)
+    return weights @ v
+
+
+def _distance(found: Tensor, reference: Tensor) -> float:
+    return (found.double() - reference).square().mean().sqrt().item()

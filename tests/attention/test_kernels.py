@@ -1,0 +1,118 @@
+"""PyTorch's CPU kernel with its backward cut into parts of the queries and runs of the keys."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from attn3d import attend
+from attn3d.attention import kernels, methods
+from attn3d.attention.kernels import attend_on_cores
+from attn3d.attention.memory import parallel_parts
+from tests.mechanisms.parity import assert_close, assert_gradients_close, volume
+from tests.references import attention as loops
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+def inputs(queries, keys, batch=2, heads=1, width=4, dtype=torch.float64):
+    leaves = [volume(batch, heads, count, width, seed=seed) for seed, count in enumerate((queries, keys, keys))]
+    return [leaf.to(dtype).requires_grad_() for leaf in leaves]
+
+
+@pytest.fixture
+def cut(monkeypatch):
+    """Sets the parts of a sequence, and the rows and keys that are taken at a time."""
+
+    def set_to(parts, rows_and_keys):
+        monkeypatch.setattr(kernels, "parallel_parts", lambda sequences: parts)
+        monkeypatch.setattr(kernels, "of_rows_and_keys", lambda *_: (rows_and_keys[0] * parts, rows_and_keys[1]))
+
+    return set_to
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 8])
+@pytest.mark.parametrize("rows_and_keys", [(1, 1), (2, 5), (99, 99)], ids=str)
+@pytest.mark.parametrize("queries", [1, 16, 17])
+@pytest.mark.parametrize("heads", [1, 2])
+def test_cut_as_it_may_be(heads, queries, rows_and_keys, parts, cut):
+    """Queries that do not cut into equal parts, and fewer queries than parts."""
+    cut(parts, rows_and_keys)
+    leaves = inputs(queries, 12, heads=heads)
+    found, logsumexp = attend_on_cores(*leaves, 0.7)
+    expected, _ = loops.attend(*leaves, scale=0.7)
+    assert_close(found, expected, 1e-13)
+    assert_gradients_close(found, leaves, expected, leaves, "qkv")
+    scores = leaves[0] @ leaves[1].transpose(2, 3) * 0.7
+    torch.testing.assert_close(logsumexp, scores.logsumexp(3), rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_as_exact_as_the_plain_form(dtype, cut):
+    """Gradients at most at three times its error, root mean squares; with many runs of keys, as at large sizes."""
+    cut(3, (9, 16))
+    leaves = inputs(90, 128, dtype=dtype)
+    upstream = volume(2, 1, 90, 4).to(dtype)
+
+    def gradients(leaves, upstream, attention):
+        leaves = [leaf.detach().clone().requires_grad_() for leaf in leaves]
+        return torch.autograd.grad(attention(*leaves), leaves, upstream)
+
+    def plain(q, k, v):
+        return (q @ k.transpose(2, 3) * 0.5).softmax(3) @ v
+
+    expected = gradients([leaf.double() for leaf in leaves], upstream.double(), plain)
+    for name, found, same, reference in zip(
+        "qkv",
+        gradients(leaves, upstream, lambda q, k, v: attend_on_cores(q, k, v, 0.5)[0]),
+        gradients(leaves, upstream, plain),
+        expected,
+        strict=True,
+    ):
+        error, allowed = ((x.double() - reference).square().mean().sqrt() for x in (found, same))
+        assert error <= 3 * allowed + 0.05 * torch.finfo(dtype).eps * reference.square().mean().sqrt(), name
+
+
+class TestChoice:
+    """`attend` turns to it where the kernel's own backward would leave cores idle."""
+
+    @pytest.fixture
+    def calls(self, monkeypatch):
+        """The inputs of each call."""
+        called = []
+        monkeypatch.setattr(methods, "attend_on_cores", lambda *args: called.append(args) or attend_on_cores(*args))
+        return called
+
+    @pytest.fixture(autouse=True)
+    def threads(self, monkeypatch):
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+
+    @pytest.mark.parametrize("method", ["auto", "fused"])
+    @pytest.mark.parametrize("widths", [(4, 4), (4, 7), (7, 4)], ids=str)
+    @pytest.mark.parametrize("masked", [False, True])
+    @pytest.mark.parametrize("layout", ["contiguous", "channels_first"])
+    def test_equal_to_the_kernel(self, layout, masked, widths, method, calls):
+        """With unequal widths and a key mask folded in, on a view of a volume."""
+        leaves = [volume(1, 1, 1030, width, seed=seed) for seed, width in enumerate((widths[0], *widths))]
+        if layout == "channels_first":
+            leaves = [leaf.transpose(2, 3).contiguous().transpose(2, 3) for leaf in leaves]
+        leaves = [leaf.requires_grad_() for leaf in leaves]
+        key_mask = torch.arange(1030).view(1, -1) % 3 > 0 if masked else None
+        found = attend(*leaves, key_mask=key_mask, method=method)
+        assert len(calls) == 1
+        expected = attend(*leaves, key_mask=key_mask, method="reference")
+        assert_close(found, expected, 1e-13)
+        assert_gradients_close(found, leaves, expected, leaves, "qkv")
+
+    def test_not_where_it_does_not_pay(self, calls):
+        attend(*inputs(1024, 1024, 1))
+        assert len(calls) == 1
+        attend(*inputs(1024, 1023, 1))
+        attend(*inputs(1024, 1024, 4))
+        attend(*inputs(1024, 1024, 1), bias=torch.zeros(1, 1, 1, 1))
+        with torch.no_grad():
+            attend(*inputs(1024, 1024, 1))
+        assert len(calls) == 1
+
+    def test_as_many_parts_as_idle_threads(self):
+        assert [parallel_parts(sequences) for sequences in (0, 1, 2, 3, 4, 9)] == [4, 4, 2, 1, 1, 1]

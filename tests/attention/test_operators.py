@@ -1,0 +1,250 @@
+"""The operators as PyTorch sees them: registered right, compiled, exported, differentiable once, mergeable."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+import attn3d
+from attn3d import attend
+from attn3d.attention import VolumeAttention
+from attn3d.attention.cell_operators import attend_cells
+from attn3d.attention.kernels import attend_on_cores
+from attn3d.attention.operators import attend_tiled
+from attn3d.attention.volume import merge
+from tests.configurations import randomise
+from tests.mechanisms.parity import assert_close, assert_gradients_close, volume
+from tests.references import attention as loops
+
+SHAPE = [5, 6]
+ROOM = 1200  # bytes: several tiles, and a few cells at a time
+
+
+def leaves(queries=30, keys=30, dtype=torch.float32, width=4, value_width=3):
+    sizes = ((queries, width), (keys, width), (keys, value_width))
+    return [volume(2, 2, *size, seed=seed).to(dtype).requires_grad_() for seed, size in enumerate(sizes)]
+
+
+def table(entries):
+    return volume(2, entries, seed=5).float().requires_grad_()
+
+
+BIAS = volume(1, 2, 1, 10).float()
+MASK = torch.arange(20).view(2, 10) % 3 > 0
+SEED = torch.tensor(11)
+PAIR_BIAS = volume(1, 2, 12, 12).float()
+
+TILED = {
+    "plain": (None, None, None, 0.5, 0.0, ROOM),
+    "all": (BIAS.clone().requires_grad_(), MASK, SEED, 0.5, 0.3, ROOM),
+    "fixed_bias": (BIAS, None, None, 1.0, 0.0, ROOM),
+}
+CELLS = {
+    "window": (table(5 + 7), None, None, SHAPE, "window,window", [3, 4], [1, 1], True, 0.5, 0.0, ROOM),
+    "joint": (None, PAIR_BIAS.clone().requires_grad_(), SEED, SHAPE, "window,window", [3, 4], [1, 1], False, 0.5, 0.3,
+              ROOM),
+    "grid": (None, None, None, SHAPE, "grid,grid", [2, 3], [1, 1], False, 0.5, 0.0, ROOM),
+    "neighborhood": (table(5 + 5), None, None, SHAPE, "neighborhood,neighborhood", [3, 3], [1, 2], False, 0.5, 0.0,
+                     ROOM),
+    "line": (None, None, None, SHAPE, "line,point", [1, 1], [1, 1], False, 0.5, 0.0, ROOM),
+}  # fmt: skip
+
+
+class TestRegistration:
+    """`torch.library.opcheck`: schema, autograd registration, fake tensors, compilation with dynamic shapes."""
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+    @pytest.mark.parametrize("arguments", TILED)
+    def test_tiles(self, arguments, dtype):
+        torch.library.opcheck(attend_tiled, (*leaves(12, 10, dtype), *TILED[arguments]))
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+    def test_tiles_in_half(self, dtype):
+        torch.library.opcheck(attend_tiled, (*leaves(12, 10, dtype), *TILED["all"]))
+
+    def test_tiles_of_views(self):
+        q, k, v = (leaf.detach().transpose(2, 3).contiguous().transpose(2, 3) for leaf in leaves(12, 10))
+        torch.library.opcheck(attend_tiled, (q.requires_grad_(), k, v.requires_grad_(), *TILED["plain"]))
+
+    @pytest.mark.parametrize("arguments", CELLS)
+    def test_cells(self, arguments):
+        torch.library.opcheck(attend_cells, (*leaves(), *CELLS[arguments]))
+
+    def test_cells_of_views(self):
+        q, k, v = (leaf.detach().transpose(1, 2).contiguous().transpose(1, 2).requires_grad_() for leaf in leaves())
+        torch.library.opcheck(attend_cells, (q, k, v, *CELLS["window"]))
+
+    def test_kernel(self):
+        torch.library.opcheck(attend_on_cores, (*leaves(12, 10, value_width=4), 0.5))
+
+    @pytest.mark.parametrize("name", ["attend_tiled_backward", "attend_cells_backward", "attend_on_cores_backward"])
+    def test_backward(self, name):
+        """What the fake backward promises is what the real one gives."""
+        q, k, v = (leaf.detach() for leaf in leaves(value_width=4))
+        out, logsumexp = attend_tiled(q, k, v, None, None, None, 0.5, 0.0, ROOM)
+        arguments = {
+            "attend_tiled_backward": (volume(2, 2, 30, 4).float(), None, q, k, v, out, logsumexp,
+                                      BIAS.expand(1, 2, 3, 10).repeat(1, 1, 10, 3), None, SEED, True, 0.5, 0.3, ROOM),
+            "attend_cells_backward": (volume(2, 2, 30, 4).float(), logsumexp, q, k, v, out, logsumexp,
+                                      *(x.detach() if isinstance(x, torch.Tensor) else x for x in CELLS["window"])),
+            "attend_on_cores_backward": (volume(2, 2, 30, 4).float(), q, k, v, out, logsumexp, 0.5),
+        }  # fmt: skip
+        operator = getattr(torch.ops.attn3d, name).default
+        torch.library.opcheck(operator, arguments[name], test_utils=("test_schema", "test_faketensor"))
+
+
+class TestDerivatives:
+    @pytest.mark.parametrize("arguments", TILED)
+    def test_of_output_and_logsumexp_of_tiles(self, arguments):
+        bias, *constants = TILED[arguments]
+        bias = None if bias is None else bias.detach().double().requires_grad_()
+        inputs = leaves(6, 10, torch.float64, 2, 2)
+        constants[-1] = 700
+        assert torch.autograd.gradcheck(lambda *x: attend_tiled(*x, *constants), (*inputs, bias), fast_mode=True)
+
+    @pytest.mark.parametrize("arguments", CELLS)
+    def test_of_output_and_logsumexp_of_cells(self, arguments):
+        first, second, *constants = CELLS[arguments]
+        biases = [None if x is None else x.detach().double().requires_grad_() for x in (first, second)]
+        inputs = leaves(30, 30, torch.float64, 2, 2)
+        assert torch.autograd.gradcheck(lambda *x: attend_cells(*x, *constants), (*inputs, *biases), fast_mode=True)
+
+    def test_of_the_logsumexp_alone(self):
+        q, k, v = leaves(7, 9, torch.float64)
+        _, logsumexp = attend_tiled(q, k, v, None, None, None, 0.5, 0.0, ROOM)
+        expected = (q @ k.transpose(2, 3) * 0.5).logsumexp(3)
+        upstream = volume(*expected.shape)
+        found = torch.autograd.grad(logsumexp, (q, k), upstream)
+        for one, other in zip(found, torch.autograd.grad(expected, (q, k), upstream), strict=True):
+            assert_close(one, other, 1e-13)
+
+    @pytest.mark.parametrize(
+        "run",
+        [
+            lambda q, k, v: attend(q, k, v, method="chunked"),
+            lambda q, k, v: attend_cells(q, k, v, *CELLS["grid"])[0],
+            lambda q, k, v: attend_on_cores(q, k, v, 0.5)[0],
+        ],
+        ids=["tiles", "cells", "kernel"],
+    )
+    def test_a_second_derivative_is_refused(self, run):
+        """By an error that says what has one; also when another way round would give a part of it."""
+        q, k, v = leaves(value_width=4)
+        (gradient,) = torch.autograd.grad(run(q, k, v).square().sum(), q, create_graph=True)
+        with pytest.raises(RuntimeError, match="no second derivative; method='reference' has one"):
+            (gradient.square().sum() + q.sum()).backward()
+
+    def test_only_what_is_asked_for(self):
+        """A bias that is not trained gets no gradient, and q, k or v may need none."""
+        for needed in itertools.product((False, True), repeat=4):
+            if not any(needed):
+                continue
+            inputs = [*leaves(12, 10), BIAS.clone()]
+            inputs = [tensor.detach().requires_grad_(need) for tensor, need in zip(inputs, needed, strict=True)]
+            attend_tiled(*inputs, MASK, None, 0.5, 0.0, ROOM)[0].sum().backward()
+            assert tuple(tensor.grad is not None for tensor in inputs) == needed
+
+
+class TestMerge:
+    """A softmax over parts of the keys, put together by their log-sum-exp."""
+
+    def merged(self, q, k, v, cuts, masks):
+        parts = [
+            attend_tiled(q, k[:, :, a:b], v[:, :, a:b], None, mask, None, 0.5, 0.0, ROOM)
+            for (a, b), mask in zip(itertools.pairwise(cuts), masks, strict=True)
+        ]
+        return merge(*map(list, zip(*parts, strict=True)))
+
+    @pytest.mark.parametrize("cuts", [(0, 10), (0, 4, 10), (0, 1, 2, 9, 10)], ids=str)
+    @pytest.mark.parametrize("largest", [1.0, 50.0])
+    def test_equals_the_whole(self, cuts, largest):
+        """Gradients too, also when the keys of the parts differ by orders of magnitude."""
+        q, k, v = leaves(12, 10, torch.float64)
+        k = (k * torch.linspace(1.0, largest, 10).view(1, 1, 10, 1)).detach().requires_grad_()
+        found = self.merged(q, k, v, cuts, [None] * (len(cuts) - 1))
+        expected, _ = loops.attend(q, k, v, scale=0.5)
+        assert_close(found, expected, 1e-12)
+        assert_gradients_close(found, [q, k, v], expected, [q, k, v], "qkv")
+
+    def test_a_part_without_a_key_has_no_weight(self):
+        q, k, v = leaves(12, 10, torch.float64)
+        mask = torch.ones(2, 10, dtype=torch.bool)
+        mask[0, :4] = False
+        found = self.merged(q, k, v, (0, 4, 10), (mask[:, :4], mask[:, 4:]))
+        expected, _ = loops.attend(q, k, v, scale=0.5, key_mask=mask)
+        assert_close(found, expected, 1e-13)
+        assert_gradients_close(found, [q, k, v], expected, [q, k, v], "qkv")
+
+
+SCOPES = [
+    "global",
+    ("window", {"size": 3, "shift": True}),
+    ("grid", {"size": 2}),
+    "axial",
+    ("neighborhood", {"size": 3}),
+    ("pooled_keys", {"stride": 2}),
+]
+
+
+def self_attention(scope, **options):
+    bias = "axis" if scope[0] in ("window", "grid", "neighborhood") else None
+    return randomise(attn3d.MultiHeadSelfAttention(2, 4, num_heads=2, scope=scope, position_bias=bias, **options))
+
+
+class TestCompilers:
+    """Without a graph break, forward and backward."""
+
+    def compare(self, compiled, eager, x):
+        parameters = [parameter for parameter in eager.parameters()]
+        results = []
+        for run in (compiled, eager):
+            leaf = x.clone().requires_grad_()
+            out = run(leaf)
+            results.append([out, *torch.autograd.grad(out.square().sum(), [leaf, *parameters])])
+        for found, expected in zip(*results, strict=True):
+            torch.testing.assert_close(found, expected)
+
+    @pytest.mark.parametrize("scope", SCOPES, ids=str)
+    def test_compiles_with_dynamic_shapes(self, scope):
+        torch.compiler.reset()
+        module = self_attention(scope)
+        compiled = torch.compile(module, fullgraph=True, dynamic=True, backend="aot_eager")
+        for shape in ((2, 4, 7, 6), (3, 4, 9, 5)):
+            self.compare(compiled, module, torch.randn(shape))
+
+    @pytest.mark.parametrize("method", ["fused", "chunked"])
+    @pytest.mark.parametrize("options", [{}, {"key_mask": MASK[:, :9]}, {"dropout": 0.5}], ids=["plain", "mask", "drop"])
+    def test_attend_compiles(self, options, method):
+        if method == "fused" and "dropout" in options:
+            method = "auto"
+        torch.compiler.reset()
+
+        def run(q, k, v):
+            return attend(q, k, v, method=method, **options)
+
+        compiled = torch.compile(run, fullgraph=True, dynamic=False, backend="aot_eager")
+        inputs, results = leaves(11, 9), []
+        for function in (compiled, run):
+            torch.manual_seed(1)
+            out = function(*inputs)
+            results.append([out, *torch.autograd.grad(out.square().sum(), inputs)])
+        for found, expected in zip(*results, strict=True):
+            torch.testing.assert_close(found, expected)
+
+    @pytest.mark.parametrize("scope", SCOPES, ids=str)
+    def test_exports_with_dynamic_batch_and_space(self, scope):
+        module = self_attention(scope, method="chunked").eval()
+        dynamic = {axis: torch.export.Dim.DYNAMIC for axis in (0, 2, 3)}
+        program = torch.export.export(module, (torch.randn(2, 4, 7, 6),), dynamic_shapes=(dynamic,))
+        for shape in ((3, 4, 9, 5), (1, 4, 8, 8)):
+            x = torch.randn(shape)
+            torch.testing.assert_close(program.module()(x), module(x))
+
+    def test_a_budget_does_not_hinder(self):
+        torch.compiler.reset()
+        layer = VolumeAttention(2, 2, scope=("window", {"size": 3}), memory_budget="1MiB")
+        compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend="aot_eager")
+        inputs = leaves()
+        torch.testing.assert_close(compiled(*inputs, SHAPE), layer(*inputs, SHAPE))

@@ -1,0 +1,157 @@
+"""Every network with every kind of site it has; the mechanisms, in both forms, take turns."""
+
+import copy
+import io
+import itertools
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import attn3d
+from attn3d.insertion import (
+    Site,
+    attention_parameters,
+    attention_sites,
+    insert_attention,
+    load_pretrained,
+    remove_attention,
+)
+from attn3d.insertion.attach import containers
+from attn3d.networks import KINDS
+from tests.networks.zoo import CONFIGURATIONS, Configuration
+
+_GROUPS = (("skip",), ("encoder", "bottleneck"), ("decoder", "block", "residual"), ("conv",))  # the skip alone first
+ATTENDING = ("non_local", "mhsa", "danet")
+_TURNS = itertools.cycle(itertools.product(("compact", "paper"), attn3d.names()))
+
+
+def _turns(configuration: Configuration) -> list[tuple[list[str], str, str]]:
+    kinds = configuration.kinds.split()
+    groups = [[kind for kind in group if kind in kinds] for group in _GROUPS]
+    turns = [(group, *(("paper", "sk") if group == ["conv"] else next(_TURNS))) for group in groups if group]
+    if configuration.heavy:  # autocast, which these switch off, knows no meta device
+        turns = [(group, variant, "se" if name in ATTENDING else name) for group, variant, name in turns]
+    return turns
+
+
+COMBINATIONS = [(configuration, _turns(configuration)) for configuration in CONFIGURATIONS]
+
+
+def maps(output: Any) -> list[Tensor]:
+    """The tensors of an output of any form."""
+    if isinstance(output, Tensor):
+        return [output]
+    return [tensor for part in output if part is not None for tensor in maps(part)]
+
+
+def equal(output: Any, other: Any) -> bool:
+    """Bitwise; on the meta device, in shape."""
+    pairs = zip(maps(output), maps(other), strict=True)
+    return all(one.shape == two.shape if one.is_meta else torch.equal(one, two) for one, two in pairs)
+
+
+def changed(output: Any, other: Any) -> bool:
+    assert all(tensor.is_meta or tensor.isfinite().all() for tensor in maps(other))
+    return maps(output)[0].is_meta or not equal(output, other)
+
+
+def anatomy(net: nn.Module) -> list[Any]:
+    """What insertion must leave as it was: modules, their classes, keys, hooks, attributes."""
+    return [
+        (path, type(module), list(module._parameters), list(module._buffers), sorted(module.__dict__))
+        + tuple(len(module.__dict__[name]) for name in ("_forward_hooks", "_forward_pre_hooks", "_modules"))
+        for path, module in net.named_modules()
+    ]
+
+
+@pytest.mark.filterwarnings("ignore:no attention at", "ignore:.*copying from a non-meta parameter")
+@pytest.mark.parametrize(("configuration", "turns"), [pytest.param(*each, id=each[0].id) for each in COMBINATIONS])
+def test_every_kind(configuration: Configuration, turns: list[tuple[list[str], str, str]]) -> None:
+    net, x = configuration.make().eval(), configuration.image(batch=2)
+    kinds = configuration.kinds.split()
+    sites = attention_sites(net, x.shape)
+    assert list(dict.fromkeys(site.kind for site in sites)) == [kind for kind in KINDS if kind in kinds]
+    assert {len(site.shape) for site in sites} == {configuration.dims}
+    for kind in set(KINDS) - set(kinds):
+        with pytest.raises(ValueError, match=f"{kind!r} is no kind of site of {type(net).__name__}, which has encoder"):
+            insert_attention(net, "se", at=kind)
+
+    plain = run(configuration, net, x)
+    before, checkpoint = anatomy(net), {key: value.clone() for key, value in net.state_dict().items()}
+
+    last = plain
+    for kinds, variant, name in turns:
+        deepest = Recorder(net, sites) if kinds == ["skip"] else None
+        if deepest is not None:
+            run(configuration, net, x)
+        most = {"max_voxels": 512} if name in ATTENDING else {}
+        assert insert_attention(net, name, at=kinds, input_shape=x.shape, variant=variant, **most) is net
+        randomise(net)
+        attended = run(configuration, net, x)
+        assert changed(last, attended), f"{name} at {kinds} has no effect"
+        last = attended
+        if deepest is not None:
+            assert equal(*deepest.seen), "a skip's attention reached the bottleneck"
+            deepest.handle.remove()
+
+    runs = Counter()
+    mechanisms = [mechanism for _, inserted in containers(net) for mechanism in inserted]
+    handles = [mechanism.register_forward_hook(lambda module, *_: runs.update([module])) for mechanism in mechanisms]
+    run(configuration, net, x)
+    assert runs == Counter(mechanisms), "each runs once in a forward pass"
+    for handle in handles:
+        handle.remove()
+
+    twin = copy.deepcopy(net)
+    if configuration.pickles:
+        assert equal(run(configuration, saved_and_loaded(net), x), last)
+    nn.init.zeros_(attention_parameters(net)[-1])
+    assert equal(run(configuration, twin, x), last), "a copy shares a parameter"
+
+    output = configuration.call(net.train(), x)
+    sum(tensor.square().mean() for tensor in maps(output)).backward()
+    assert all(parameter.grad is not None for parameter in attention_parameters(net))
+
+    keys = list(net.state_dict())
+    assert [key for key in keys if key in checkpoint] == list(checkpoint)
+    assert sorted(load_pretrained(net, checkpoint)) == sorted(key for key in keys if key not in checkpoint)
+
+    assert remove_attention(net.eval()) is net
+    assert anatomy(net) == before
+    assert equal(run(configuration, net, x), plain)
+
+
+class Recorder:
+    """What the bottleneck gives, or, where its map is an argument, what it gets."""
+
+    def __init__(self, net: nn.Module, sites: list[Site]) -> None:
+        [site] = [site for site in sites if site.kind == "bottleneck"]
+        self.seen: list[Any] = []
+        self.gets = site.place.tap == "first"
+        self.handle = net.get_submodule(site.place.path).register_forward_hook(self.see)
+
+    def see(self, module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
+        self.seen.append(arguments[0] if self.gets else output)
+
+
+def run(configuration: Configuration, net: nn.Module, x: Tensor) -> Any:
+    torch.manual_seed(0)
+    with torch.no_grad():
+        return configuration.call(net, x)
+
+
+def saved_and_loaded(net: nn.Module) -> nn.Module:
+    buffer = io.BytesIO()
+    torch.save(net, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=False)
+
+
+def randomise(net: nn.Module) -> None:
+    """Random attention: no gate is closed, no branch is zero."""
+    with torch.no_grad():
+        for parameter in attention_parameters(net):
+            parameter.normal_(std=0.2)

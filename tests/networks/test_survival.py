@@ -1,0 +1,178 @@
+"""What a network with attention in it still goes through: every way of attaching, in one small network."""
+
+import io
+import os
+import pathlib
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from monai.data import MetaTensor
+from monai.inferers import sliding_window_inference
+from monai.networks.nets import BasicUNet, DynUNet, SegResNet, SegResNetDS, UNet
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import attn3d
+from attn3d.insertion import attention_parameters, insert_attention
+from tests.networks.every_way import AT, EveryWay
+
+QUADRATIC = ("non_local", "mhsa", "danet")
+
+
+def every_way(dims: int = 2, name: str = "cbam", **options: Any) -> nn.Module:
+    torch.manual_seed(0)
+    net = insert_attention(EveryWay(dims).eval(), name, at=AT, **options)
+    return insert_attention(net, "sk", at="conv")
+
+
+def detours(dims: int = 2) -> nn.Module:
+    torch.manual_seed(0)
+    net = SegResNet(dims, 8, blocks_down=(1, 1), blocks_up=(1,)).eval()
+    return insert_attention(net, "se", at=("encoder", "skip", "residual"))
+
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "every way": every_way,
+    "detours": detours,
+    "UNet": lambda: insert_attention(UNet(3, 1, 2, (4, 8, 8), (2, 2), num_res_units=1), "eca", at=("encoder", "skip")),
+    "BasicUNet": lambda: insert_attention(
+        BasicUNet(2, 1, 2, (4, 4, 8, 8, 8, 4), norm="batch"), "coord", at=("decoder", "skip")
+    ),
+    "DynUNet": lambda: insert_attention(
+        DynUNet(3, 1, 2, [3] * 3, [1, 2, 2], [2, 2], filters=[4, 8, 8], res_block=True), "bam", at=("residual", "skip")
+    ),
+    "SegResNetDS": lambda: insert_attention(SegResNetDS(2, 4, blocks_down=(1, 1)), "gc", at=("decoder", "skip")),
+}
+SCRIPTING = [name for name in NETWORKS if name != "detours"]  # a map put aside is Python's, and not a tensor's, way
+
+
+def image(name: str, batch: int = 2, size: int = 16) -> Tensor:
+    torch.manual_seed(1)
+    return torch.randn(batch, 1, *[size] * (3 if name in ("UNet", "DynUNet") else 2))
+
+
+@pytest.mark.parametrize("name", SCRIPTING)
+def test_script(name: str) -> None:
+    net, x = NETWORKS[name]().eval(), image(name)
+    scripted = torch.jit.script(net)
+    torch.testing.assert_close(scripted(x), net(x))
+    buffer = io.BytesIO()
+    torch.jit.save(scripted, buffer)
+    buffer.seek(0)
+    torch.testing.assert_close(torch.jit.load(buffer)(x), net(x))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_trace(name: str) -> None:
+    net, x = NETWORKS[name]().eval(), image(name)
+    traced = torch.jit.trace(net, x)
+    other = image(name, batch=1) * 2
+    torch.testing.assert_close(traced(other), net(other))
+
+
+@pytest.mark.parametrize("name", ["every way", "detours"])
+def test_compile(name: str) -> None:
+    """Without a break, forward and backward."""
+    net, x = NETWORKS[name]().train(), image(name)
+    compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
+    compiled(x).square().mean().backward()
+    gradients = [parameter.grad.clone() for parameter in attention_parameters(net)]
+    net.zero_grad()
+    net(x).square().mean().backward()
+    for gradient, parameter in zip(gradients, attention_parameters(net), strict=True):
+        torch.testing.assert_close(gradient, parameter.grad, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["every way", "detours"])
+def test_export_and_onnx(name: str) -> None:
+    """With dynamic batch and space; the exported program, and onnxruntime with the ONNX of it, on another shape."""
+    net, x, other = NETWORKS[name]().eval(), image(name), image(name, batch=3, size=24)
+    auto = torch.export.Dim.AUTO
+    program = torch.export.export(net, (x,), dynamic_shapes=({0: auto, 2: auto, 3: auto},))
+    torch.testing.assert_close(program.module()(other), net(other), rtol=1e-4, atol=1e-4)
+    onnx = torch.onnx.export(program, dynamo=True, verbose=False)
+    session = onnxruntime.InferenceSession(onnx.model_proto.SerializeToString())
+    [output] = session.run(None, {session.get_inputs()[0].name: other.numpy()})
+    np.testing.assert_allclose(output, net(other).detach().numpy(), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["every way", "detours"])
+def test_activation_checkpointing(name: str) -> None:
+    """Of the whole, and of the stages one by one, with the gradients of the plain run."""
+    net, x = NETWORKS[name]().train(), image(name)
+    net(x).square().mean().backward()
+    expected = {key: parameter.grad.clone() for key, parameter in net.named_parameters()}
+    stages = [net.down_layers[0], net.down_layers[1]] if name == "detours" else [net.stem, net.merge]
+    for wrap in (lambda: Recomputed(net), lambda: recompute(stages, net)):
+        net.zero_grad()
+        wrap()(x).square().mean().backward()
+        for key, parameter in net.named_parameters():
+            torch.testing.assert_close(parameter.grad, expected[key])
+
+
+class Recomputed(nn.Module):
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *x: Tensor) -> Tensor:
+        return checkpoint(self.module, *x, use_reentrant=False)
+
+
+def recompute(stages: list[nn.Module], net: nn.Module) -> nn.Module:
+    """Makes the calls of the stages go through checkpoints."""
+    for stage in stages:
+        call = stage._call_impl
+        stage._call_impl = lambda *x, call=call: checkpoint(call, *x, use_reentrant=False)
+    return net
+
+
+def test_autocast_and_metatensor_and_sliding_windows() -> None:
+    net, x = every_way().eval(), image("every way")
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        assert net(x).isfinite().all()
+    affine = torch.diag(torch.tensor([2.0, 3.0, 1.0, 1.0]))
+    output = net(MetaTensor(x, affine=affine))
+    assert isinstance(output, MetaTensor)
+    assert torch.equal(output.affine, affine.double())
+    torch.testing.assert_close(output.as_tensor(), net(x))
+    assert sliding_window_inference(x, (8, 8), 2, net).shape == net(x).shape
+
+
+@pytest.mark.parametrize("variant", ["compact", "paper"])
+@pytest.mark.parametrize("name", attn3d.names())
+def test_every_mechanism_at_every_way(name: str, variant: str) -> None:
+    """In 3-D: forward, a gradient for every parameter; then its script and its trace."""
+    net, x = every_way(3, name, variant=variant).train(), torch.randn(2, 1, 4, 6, 8)
+    net(x).square().mean().backward()
+    assert all(parameter.grad is not None for parameter in attention_parameters(net))
+    if variant == "compact":
+        net.eval()
+        torch.testing.assert_close(torch.jit.script(net)(x), net(x), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(torch.jit.trace(net, x)(x), net(x), rtol=1e-4, atol=1e-4)
+
+
+def test_fresh_processes(tmp_path: pathlib.Path) -> None:
+    """Saved whole and loaded by two other processes, which hook it, and train it together with gloo."""
+    saved = {}
+    for name in ("every way", "detours"):
+        net, x = NETWORKS[name]().eval(), image(name)
+        saved[name] = (net, x, net(x).detach())
+    torch.save(saved, tmp_path / "networks.pt")
+    worker = [sys.executable, "-m", "tests.networks.worker", str(tmp_path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    workers = [
+        subprocess.Popen(
+            [*worker, str(rank)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        for rank in (0, 1)
+    ]
+    for process in workers:
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, output

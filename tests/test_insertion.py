@@ -1,0 +1,535 @@
+"""Inserting attention by name, listing it, loading around it, taking it out."""
+
+import copy
+import io
+import json
+
+import pytest
+import torch
+from monai.networks.nets import SegResNet, UNet
+from torch import Tensor, nn
+
+import attn3d
+from attn3d.insertion import (
+    attention_parameters,
+    attention_sites,
+    insert_attention,
+    insertions,
+    load_pretrained,
+    remove_attention,
+)
+from attn3d.insertion.attach import containers
+from attn3d.networks import register_block, register_sites, second_argument
+
+
+def unet() -> UNet:
+    torch.manual_seed(0)
+    return UNet(2, 1, 2, (4, 8, 8), (2, 2), num_res_units=1, norm="batch").eval()
+
+
+CANCELLED = {"gc": "score.bias"}  # a softmax does not see what is added to all it compares
+
+
+def insertionless(net: nn.Module) -> nn.Module:
+    return remove_attention(copy.deepcopy(net))
+
+
+class Backbone(nn.Module):
+    """As torchvision's: stages of residual blocks, a head."""
+
+    class Block(nn.Module):
+        def __init__(self, channels: int) -> None:
+            super().__init__()
+            self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+            self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+            self.relu = nn.ReLU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.relu(x + self.conv2(self.relu(self.conv1(x))))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        for stage in range(1, 5):
+            down = nn.Conv2d(4 * stage if stage > 1 else 4, 4 * stage + 4, 2, 2)
+            blocks = [self.Block(4 * stage + 4) for _ in range(2)]
+            self.add_module(f"layer{stage}", nn.Sequential(down, *blocks))
+        self.unused = nn.Conv2d(4, 4, 1)
+        self.relu = nn.ReLU()
+        self.fc = nn.Linear(20, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.stem(x))
+        for stage in range(1, 5):
+            x = self.relu(self.get_submodule(f"layer{stage}")(x))
+        return self.fc(x.mean((2, 3)))
+
+
+def backbone() -> Backbone:
+    torch.manual_seed(0)
+    return Backbone().eval()
+
+
+def inserted_at(net: nn.Module) -> list[str]:
+    return [path for path, _ in containers(net)]
+
+
+class TestSites:
+    def test_table(self) -> None:
+        table = str(attention_sites(unet(), (1, 1, 16, 8)))
+        lines = table.splitlines()
+        assert lines[0].split() == ["kind", "stage", "path", "channels", "shape"]
+        assert lines[1].split() == ["encoder", "0", "model.0", "4", "8", "x", "4"]
+        assert len(lines) == 1 + len(attention_sites(unet()))
+
+    def test_the_network_stays_as_it_was(self) -> None:
+        net, seen = unet(), []
+        net.model.register_forward_hook(lambda *call: seen.append(call))
+        state = {key: value.clone() for key, value in net.state_dict().items()}
+        attention_sites(net.train(), (4, 1, 16, 16))
+        assert not seen, "a user's hook saw the probe"
+        assert net.training
+        assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
+
+    def test_sites_are_the_same_with_attention_in_them(self) -> None:
+        net = unet()
+        before = attention_sites(net)
+        insert_attention(net, "sk", at=("encoder", "skip", "block", "conv"))
+        assert attention_sites(net) == before
+
+    def test_a_large_network_on_a_large_image(self) -> None:
+        net = UNet(3, 4, 3, (32, 64, 128, 256, 320), (2, 2, 2, 2)).to("meta")
+        assert attention_sites(net, (2, 4, 128, 128, 128))[0].voxels == 64**3
+
+    @pytest.mark.parametrize(
+        ("shape", "message"),
+        [
+            ((1, 2, 16, 16), "does not pass through the network"),
+            ((1, 1, 14, 14), "does not pass through the network"),
+            ((1, 1, 16), "must have 4 sizes"),
+            ((1, 1, 16, 16, 16), "must have 4 sizes"),
+        ],
+    )
+    def test_a_shape_the_network_does_not_take(self, shape: tuple[int, ...], message: str) -> None:
+        with pytest.raises(ValueError, match=f"`input_shape` .*{message}"):
+            attention_sites(unet(), shape)
+
+    def test_no_shape_can_be_guessed(self) -> None:
+        with pytest.raises(ValueError, match=r"`input_shape` \(B, C, \*S\) must be given"):
+            attention_sites(nn.Sequential(nn.Linear(7, 7)))
+
+
+class TestSelection:
+    @pytest.mark.parametrize(
+        ("at", "stages", "paths"),
+        [
+            ("encoder", None, ["model.0", "model.1.submodule.0"]),
+            ("encoder", 0, ["model.0"]),
+            ("encoder", -1, ["model.1.submodule.0"]),
+            ("encoder", (0, -1), ["model.0", "model.1.submodule.0"]),
+            (("bottleneck", "decoder"), None, ["model.1.submodule.1.submodule", "model.1.submodule.2"]),
+            ("encoder:model.0", None, ["model.0"]),
+            ("encoder:model.*.*.0", None, ["model.1.submodule.0"]),
+            ("residual", -1, ["model.1.submodule.2.1.conv"]),
+            (["encoder", "block"], 0, ["model.0"]),
+            ("path:model.1.submodule.0.conv", None, ["model.1.submodule.0.conv"]),
+        ],
+    )
+    def test_kinds_and_stages(self, at: str, stages: int | None, paths: list[str]) -> None:
+        net = insert_attention(unet(), "se", at=at, stages=stages)
+        assert sorted(inserted_at(net)) == sorted(f"{path}.attn3d" for path in paths)
+
+    @pytest.mark.parametrize(
+        ("pattern", "stages", "paths"),
+        [
+            ("layer2.1", None, ["layer2.1"]),
+            ("layer[2-4].*", None, [f"layer{stage}.{block}" for stage in (2, 3, 4) for block in (0, 1, 2)]),
+            ("layer?", -1, ["layer4"]),
+            ("layer?", (0, 2), ["layer1", "layer3"]),
+            (r"layer[23]\.(1|2)", None, ["layer2.1", "layer2.2", "layer3.1", "layer3.2"]),
+            (r".*\.conv2", (0, -1), ["layer1.1.conv2", "layer4.2.conv2"]),
+        ],
+    )
+    def test_any_module_by_path(self, pattern: str, stages: int | None, paths: list[str]) -> None:
+        net = insert_attention(backbone(), "eca", at=f"path:{pattern}", stages=stages)
+        assert inserted_at(net) == [f"{path}.attn3d" for path in paths]
+        assert net(torch.randn(2, 3, 32, 32)).shape == (2, 5)
+
+    def test_a_network_without_sites_has_its_modules_and_convs(self) -> None:
+        sites = attention_sites(backbone())
+        assert {site.kind for site in sites} == {"path", "conv"}
+        assert "layer3.1.relu" in [site.path for site in sites]
+        assert "unused" not in [site.path for site in sites]
+        assert [site.path for site in sites if site.kind == "conv"][:2] == ["layer1.1.conv1", "layer1.1.conv2"]
+
+    def test_a_module_with_two_paths_is_one_site(self) -> None:
+        net = backbone()
+        net.add_module("alias", net.layer1)
+        insert_attention(net, "eca", at=["path:alias", "path:layer1"])
+        assert inserted_at(net) == ["layer1.attn3d"]
+
+    @pytest.mark.parametrize(
+        ("net", "at", "stages", "message"),
+        [
+            (unet, "encodr", None, "did you mean 'encoder'"),
+            (backbone, "encoder", None, "Backbone has no registered sites.*at='path:.*register_sites"),
+            (unet, "encoder", 2, "`stages` of 'encoder' must be from -2 to 1, got 2"),
+            (unet, "path:model.3", None, r"is no path, no glob .*; did you mean 'model"),
+            (unet, "path:model.(", None, "no path, no glob"),
+            (unet, "path:model.2", None, "path:model.2 gives the prediction itself; name a module before it"),
+            (backbone, "path:unused", None, "path:unused never runs"),
+            (backbone, "path:fc", None, r"path:fc gives \(1, 5\), not a map"),
+            (backbone, "path:relu", None, r"path:relu is called with different channels, \[4, 8, 12, 16, 20\]"),
+        ],
+    )
+    def test_refusals(self, net: object, at: str, stages: int | None, message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            insert_attention(net(), "se", at=at, stages=stages)
+
+    def test_refusal_of_channels_last_and_tuples_and_own_forwards(self) -> None:
+        class Steps(nn.Sequential):
+            def forward(self, x: Tensor) -> Tensor:
+                return super().forward(x)
+
+        class Net(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.stem = Steps(nn.Conv2d(1, 6, 3, padding=1))
+                self.last = nn.Sequential(nn.LayerNorm(6), nn.GELU())
+                self.both = nn.LSTM(4, 4)
+
+            def forward(self, x: Tensor) -> Tensor:
+                x = self.last(self.stem(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+                return self.both(x.mean((2, 3)).view(len(x), 1, -1)[..., :4])[0]
+
+        for path, message in (
+            ("last", "has its channels last"),
+            ("both", "gives a tuple, not a map"),
+            ("stem", "nn.Sequential with a forward of its own; name the last module in it"),
+        ):
+            with pytest.raises(ValueError, match=f"path:{path} .*{message}"):
+                insert_attention(Net(), "se", at=f"path:{path}", input_shape=(1, 1, 16, 16))
+        insert_attention(Net(), "se", at="path:stem.0")
+
+    def test_what_a_pattern_leaves_out_is_said(self) -> None:
+        with pytest.warns(UserWarning, match="no attention at path:unused, which never runs"):
+            net = insert_attention(backbone(), "se", at="path:stem|unused")
+        assert inserted_at(net) == ["stem.attn3d"]
+
+    @pytest.mark.parametrize(("at", "stages"), [(3, None), ([], None), ("encoder", "0"), ("encoder", 1.0)])
+    def test_types(self, at: object, stages: object) -> None:
+        with pytest.raises(TypeError):
+            insert_attention(unet(), "se", at=at, stages=stages)
+
+    def test_wrapped_networks(self) -> None:
+        with pytest.raises(ValueError, match="DataParallel, which would miss the new parameters"):
+            insert_attention(nn.DataParallel(unet()), "se", at="encoder")
+        with pytest.raises(ValueError, match="insert before that"):
+            insert_attention(torch.jit.script(unet()), "se", at="encoder")
+
+
+class TestMaxVoxels:
+    def test_large_maps_are_left_out(self) -> None:
+        with pytest.warns(UserWarning, match="encoder:model.0, which has 64 voxels, more than `max_voxels`"):
+            net = insert_attention(unet(), "mhsa", at="encoder", max_voxels=63, input_shape=(1, 1, 16, 16))
+        assert inserted_at(net) == ["model.1.submodule.0.attn3d"]
+
+    def test_none_is_left(self) -> None:
+        with pytest.raises(ValueError, match="`max_voxels` leaves no site"):
+            insert_attention(unet(), "mhsa", at="encoder", max_voxels=1, input_shape=(1, 1, 16, 16))
+
+    def test_a_guess_is_not_counted(self) -> None:
+        with pytest.raises(ValueError, match="`input_shape` .* must be given"):
+            insert_attention(unet(), "mhsa", at="encoder", max_voxels=100)
+
+
+class TestMechanisms:
+    def test_options(self) -> None:
+        net = insert_attention(unet(), ("cbam", {"reduction": 2, "kernel_size": 3}), at="bottleneck", reduction=4)
+        [(_, [cbam])] = containers(net)
+        assert cbam.channels == 8
+        assert next(cbam.parameters()).shape == (2, 8)
+
+    def test_a_class_or_function(self) -> None:
+        class Scale(nn.Module):
+            def __init__(self, spatial_dims: int, channels: int, start: float = 1.0) -> None:
+                super().__init__()
+                self.scale = nn.Parameter(torch.full((channels, *[1] * spatial_dims), start))
+
+            def forward(self, x: Tensor) -> Tensor:
+                return x * self.scale
+
+        net, x = unet(), torch.randn(1, 1, 16, 16)
+        plain = net(x)
+        insert_attention(net, Scale, at="encoder", start=2.0)
+        assert not torch.equal(net(x), plain)
+        assert insertions(net)[0]["spec"] == [Scale, {"start": 2.0}]
+
+    def test_two_at_one_site_in_order(self) -> None:
+        net = insert_attention(unet(), "se", at="encoder", stages=0)
+        insert_attention(net, "eca", at="encoder", stages=0)
+        [(_, inserted)] = containers(net)
+        assert [type(mechanism) for mechanism in inserted] == [attn3d.SqueezeExcitation, attn3d.ECA]
+
+    @pytest.mark.parametrize("first", ["encoder", "skip"])
+    @pytest.mark.parametrize("net", [unet, lambda: SegResNet(2, 8, blocks_down=(1, 1), blocks_up=(1,)).eval()])
+    def test_the_skip_is_attended_after_its_stage(self, net: object, first: str) -> None:
+        """In whichever order they come, and the next stage reads what the stage's attention gave."""
+        one, two, x = net(), net(), torch.randn(1, 1, 16, 16)
+        for host, kinds in ((one, ("encoder", "skip")), (two, (first, "skip" if first == "encoder" else "encoder"))):
+            for kind in kinds:
+                torch.manual_seed(1)
+                insert_attention(host, "se", at=kind)
+        load_pretrained(two, one.state_dict())
+        assert torch.equal(one(x), two(x))
+
+    def test_selective_kernels_beside_a_convolution(self) -> None:
+        net, x = unet(), torch.randn(2, 1, 16, 16)
+        weight = net.model[1].submodule[2][1].conv[0].conv.weight
+        with pytest.raises(ValueError, match="takes 'sk' alone, got 'se'; 'block' and 'residual' take any"):
+            insert_attention(net, "se", at="conv")
+        insert_attention(net, "sk", at="conv", branches=3)
+        assert net.model[1].submodule[2][1].conv[0].conv.weight is weight
+        net(x).sum().backward()
+        assert weight.grad is not None
+        assert all(parameter is not weight for parameter in attention_parameters(net))
+
+    def test_the_kernel_of_a_convolution_is_its_first_branch(self) -> None:
+        """The layer equals SelectiveKernel with the network's weight in its first branch."""
+        conv, x = nn.Conv2d(4, 4, 3, padding=1, bias=False), torch.randn(2, 4, 9, 7)
+        kernel = attn3d.SelectiveKernel(2, 4, groups=1)
+        host = insert_attention(nn.Sequential(conv, nn.AvgPool2d(2)), "sk", at="conv", groups=1)
+        [(_, [inserted])] = containers(host)
+        state = {key: value for key, value in kernel.state_dict().items() if key != "branches.0.0.weight"}
+        inserted.attention.load_state_dict(state)
+        with torch.no_grad():
+            conv.weight.copy_(kernel.branches[0][0].weight)
+        torch.testing.assert_close(conv(x), kernel(x))
+
+    def test_device_dtype_and_mode_are_the_host_s(self) -> None:
+        net = unet().double().train()
+        insert_attention(net, "cbam", at="encoder", variant="paper")
+        assert {parameter.dtype for parameter in attention_parameters(net)} == {torch.float64}
+        assert all(module.training for module in net.modules())
+        net = insert_attention(unet().to("meta"), "se", at="encoder")
+        assert {parameter.device.type for parameter in attention_parameters(net)} == {"meta"}
+
+    def test_an_option_that_does_not_fit_is_refused_before_anything_is_inserted(self) -> None:
+        net = unet()
+        keys = list(net.state_dict())
+        with pytest.raises(ValueError, match=r"`num_heads`.*8.*\(at encoder:model.0 with 4 channels\)"):
+            insert_attention(net, "mhsa", at=["bottleneck", "encoder"], num_heads=8)
+        with pytest.raises(TypeError, match="`reductoin`"):
+            insert_attention(net, "se", at="encoder", reductoin=3)
+        assert list(net.state_dict()) == keys
+
+
+class TestIdentity:
+    @pytest.mark.parametrize("variant", ["compact", "paper"])
+    @pytest.mark.parametrize("name", attn3d.names())
+    def test_outputs_are_equal_until_training_moves_every_parameter(self, name: str, variant: str) -> None:
+        torch.manual_seed(0)
+        net, x = UNet(2, 1, 2, (8, 8), (2,), num_res_units=1, norm="batch").eval(), torch.randn(2, 1, 8, 8)
+        plain = net(x)
+        at = ("skip", "conv") if name == "sk" else ("skip", "residual")
+        width = {} if name in ("eca", "mhsa") else {"reduction": 1}  # a narrow hidden layer may be dead from the start
+        insert_attention(net, name, at=at, identity=True, variant=variant, **width)
+        assert torch.equal(net(x), plain)
+        assert torch.equal(net.train()(x), insertionless(net).train()(x))
+
+        [(_, inserted), *_] = containers(net)
+        own = attn3d.create_attention(name, spatial_dims=2, channels=8, variant=variant).identity_at_start
+        gates = [key for key, _ in inserted.named_parameters() if key == "0.gate"]
+        assert len(gates) == (0 if own else 1), "two zeros in a row never train"
+
+        started = {key: value.clone() for key, value in net.named_parameters() if ".attn3d" in key}
+        optimiser, target = torch.optim.Adam(attention_parameters(net)), torch.randn_like(plain)
+        for _ in range(20):
+            optimiser.zero_grad()
+            nn.functional.mse_loss(net(x), target).backward()
+            optimiser.step()
+        still = {key for key, value in net.named_parameters() if key in started and torch.equal(value, started[key])}
+        assert not {key for key in still if not key.endswith(CANCELLED.get(name, "none"))}
+
+    def test_it_is_not_the_identity_when_not_asked(self) -> None:
+        net, x = unet(), torch.randn(1, 1, 16, 16)
+        plain = net(x)
+        assert not torch.equal(insert_attention(net, "se", at="encoder")(x), plain)
+
+
+class TestCheckpoints:
+    def test_one_from_before(self) -> None:
+        net, other = unet(), unet()
+        nn.init.ones_(other.model[0].conv[0].conv.weight)
+        insert_attention(net, "se", at="encoder")
+        new = load_pretrained(net, other.state_dict())
+        assert new == [key for key in net.state_dict() if "attn3d" in key]
+        assert torch.equal(net.model[0].conv[0].conv.weight, other.model[0].conv[0].conv.weight)
+
+    def test_one_from_after(self) -> None:
+        net, other = (insert_attention(unet(), "cbam", at=("encoder", "skip")) for _ in range(2))
+        for parameter in attention_parameters(other):
+            nn.init.normal_(parameter)
+        assert load_pretrained(net, other.state_dict()) == []
+        x = torch.randn(1, 1, 16, 16)
+        assert torch.equal(net(x), other(x))
+
+    def test_one_with_some_of_it(self) -> None:
+        saved = insert_attention(unet(), "se", at="encoder").state_dict()
+        net = insert_attention(insert_attention(unet(), "se", at="encoder"), "eca", at="encoder")
+        assert load_pretrained(net, saved) == [key for key in net.state_dict() if ".attn3d.1." in key]
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda state: state.pop("model.0.conv.unit0.conv.weight"), "missing: model.0.conv.unit0.conv.weight"),
+            (lambda state: state.pop("model.0.attn3d.0.squeeze.weight"), "missing: model.0.attn3d.0.squeeze.weight"),
+            (lambda state: state.update({"module.x": torch.ones(1)}), "unknown: module.x"),
+            (
+                lambda state: state.update({"model.0.conv.unit0.conv.weight": torch.ones(1)}),
+                "of another shape: model.0.conv.unit0.conv.weight",
+            ),
+        ],
+    )
+    def test_one_that_does_not_fit(self, change: object, message: str) -> None:
+        net = insert_attention(unet(), "se", at="encoder")
+        state = {key: torch.full_like(value, 7) for key, value in net.state_dict().items()}
+        change(state)
+        before = copy.deepcopy(net.state_dict())
+        with pytest.raises(ValueError, match=message):
+            load_pretrained(net, state)
+        assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+
+    def test_a_network_is_rebuilt_from_plain_data(self) -> None:
+        net = insert_attention(unet(), "se", at=("encoder", "skip"), reduction=2)
+        insert_attention(net, ("cbam", {"kernel_size": 3}), at="decoder", identity=True, input_shape=(1, 1, 32, 32))
+        insert_attention(net, "eca", at="encoder", stages=-1)
+        insert_attention(net, "sk", at="conv:.*2.1.conv.unit0.conv")
+        plan = json.loads(json.dumps(insertions(net)))
+        assert [item["spec"][0] for item in plan] == ["se", "cbam", "eca", "sk"]
+        assert plan[1] == {
+            "spec": ["cbam", {"kernel_size": 3}],
+            "at": ["decoder:model.1.submodule.2"],
+            "identity": True,
+            "input_shape": [1, 1, 32, 32],
+        }
+        buffer = io.BytesIO()
+        torch.save({"state": net.state_dict(), "attention": insertions(net)}, buffer)
+        buffer.seek(0)
+        saved = torch.load(buffer, weights_only=True)
+        again = unet()
+        for item in saved["attention"]:
+            insert_attention(again, **item)
+        assert list(again.state_dict()) == list(net.state_dict())
+        again.load_state_dict(saved["state"])
+        x = torch.randn(1, 1, 16, 16)
+        assert torch.equal(again(x), net(x))
+        assert insertions(again) == insertions(net)
+        assert insertions(remove_attention(again)) == []
+
+    def test_parameters_are_separate(self) -> None:
+        net = unet()
+        host = set(net.parameters())
+        insert_attention(net, "sk", at=("encoder", "conv"))
+        own = attention_parameters(net)
+        assert set(own).isdisjoint(host)
+        assert set(own) | host == set(net.parameters())
+        assert len(own) == len(set(own))
+
+
+class TestHooks:
+    def test_later_hooks_of_the_user_run_beside_ours(self) -> None:
+        net, x = insert_attention(unet(), "se", at="encoder"), torch.randn(1, 1, 16, 16)
+        calls = []
+        handle = net.model[0].register_forward_hook(lambda module, inputs, output: calls.append(output))
+        attended = net(x)
+        assert torch.equal(calls[0], net.model[0](x))
+        handle.remove()
+        assert torch.equal(net(x), attended)
+
+    def test_insertion_after_compiling_takes_effect(self) -> None:
+        net, x = unet(), torch.randn(1, 1, 16, 16)
+        compiled = torch.compile(net, backend="eager")
+        plain = compiled(x)
+        assert insert_attention(compiled, "se", at="encoder", stages=0) is compiled
+        assert not torch.equal(compiled(x), plain)
+        assert torch.equal(compiled(x), net(x))
+        assert torch.equal(remove_attention(compiled)(x), plain)
+
+
+class TestOwnNetworks:
+    def test_registering_sites(self) -> None:
+        class Up(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.up, self.conv = nn.ConvTranspose3d(4, 4, 2, 2), nn.Conv3d(8, 4, 1)
+
+            def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+                return self.conv(torch.cat([self.up(x), skip], 1))
+
+        class Residual(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.conv = nn.Conv3d(4, 4, 3, padding=1)
+
+            def forward(self, x: Tensor) -> Tensor:
+                return x + self.conv(x)
+
+        class Own(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.stem, self.block = nn.Conv3d(1, 4, 3, padding=1), Residual()
+                self.down, self.up, self.head = nn.Conv3d(4, 4, 2, 2), Up(), nn.Conv3d(4, 2, 1)
+
+            def forward(self, x: Tensor, time: Tensor) -> Tensor:
+                x = self.block(self.stem(x) + time)
+                return self.head(self.up(self.down(x), x))
+
+        class Child(Own):
+            pass
+
+        register_block(Residual, residual="conv")
+        register_sites(
+            Own,
+            {"encoder": ["block"], "bottleneck": ["down"], "decoder": ["up"], "skip": [second_argument("up")]},
+            run=lambda net, x: net(x, x.new_zeros(1)),
+        )
+        net, x = Child().eval(), torch.randn(1, 1, 8, 8, 8)
+        assert [(site.kind, site.path) for site in attention_sites(net, x.shape)] == [
+            ("encoder", "block"),
+            ("decoder", "up"),
+            ("bottleneck", "down"),
+            ("skip", "up"),
+            ("block", "block"),
+            ("residual", "block.conv"),
+            ("conv", "block.conv"),
+        ]
+        plain = net(x, torch.ones(1))
+        insert_attention(net, "gc", at=("encoder", "skip", "residual", "decoder", "bottleneck"), identity=True)
+        assert torch.equal(net(x, torch.ones(1)), plain)
+        with pytest.raises(ValueError, match="'neck'"):
+            register_sites(Own, {"neck": ["down"]})
+
+    def test_sites_that_depend_on_the_network(self) -> None:
+        class Stack(nn.Module):
+            def __init__(self, depth: int) -> None:
+                super().__init__()
+                self.blocks = nn.ModuleList(nn.Conv1d(2, 2, 3, padding=1) for _ in range(depth))
+
+            def forward(self, x: Tensor) -> Tensor:
+                for block in self.blocks:
+                    x = block(x)
+                return x.mean(-1)
+
+        @register_sites(Stack)
+        def stack(net: Stack) -> dict[str, list[str]]:
+            return {"encoder": [f"blocks.{stage}" for stage in range(len(net.blocks))]}
+
+        net = insert_attention(Stack(3), "se", at="encoder", stages=(0, -1))
+        assert inserted_at(net) == ["blocks.0.attn3d", "blocks.2.attn3d"]
+
+
+def test_detour_needs_its_stage() -> None:
+    net = insert_attention(SegResNet(2, 8, blocks_down=(1, 1), blocks_up=(1,)), "se", at="skip")
+    with pytest.raises(RuntimeError, match="use_reentrant=False"):
+        net.down_layers[1](torch.randn(1, 8, 8, 8))
