@@ -1,6 +1,6 @@
 """Attention for 3-D medical-image networks."""
 
-from attn3d.attention import Axial, Global, Grid, Neighborhood, PooledKeys, Window, attend
+from attn3d.attention import Axial, Global, Grid, Neighborhood, PooledKeys, Window, attend, choose_method
 from attn3d.factory import create_attention, names, register
 from attn3d.insertion import (
     attention_parameters,
@@ -55,6 +55,7 @@ __all__ = [
     "attention_maps",
     "attention_parameters",
     "attention_sites",
+    "choose_method",
     "create_attention",
     "estimate_cost",
     "estimate_memory",

@@ -14,9 +14,9 @@ class _Gate(torch.autograd.Function):
     """Recomputes the partial products in backward, from differentiable operators, so that it has a second."""
 
     @staticmethod
-    def forward(context, x: Tensor, *gates: Tensor) -> Tensor:
-        context.save_for_backward(x, *gates)
-        return _product(x, list(gates))
+    def forward(context, *tensors: Tensor) -> Tensor:
+        context.save_for_backward(*tensors)
+        return _product(tensors[0], list(tensors[1:]))
 
     @staticmethod
     def backward(context, gradient: Tensor) -> tuple[Tensor | None, ...]:

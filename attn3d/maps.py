@@ -41,9 +41,10 @@ def attention_maps(
         ValueError: when nothing is inserted, or a voxel lies outside the grid.
 
     Example:
-        >>> maps = attn3d.attention_maps(net, image)
+        >>> net = attn3d.insert_attention(UNet(3, 1, 2, (8, 16, 32), (2, 2)), "se", at="encoder")
+        >>> maps = attn3d.attention_maps(net, torch.randn(1, 1, 16, 16, 16))
         >>> maps["encoder:model.0"]["channel"].shape
-        torch.Size([1, 16])
+        torch.Size([1, 8])
     """
     mechanisms = _mechanisms(net)
     if not mechanisms:

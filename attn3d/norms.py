@@ -34,7 +34,9 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         if self.ranks is not None:
             if self.training:
                 return self._train_over_ranks(x)
-        from_batch = self.training and x.numel() > x.shape[1]
+        from_batch = False
+        if self.training and x.numel() > x.shape[1]:  # a condition, not a value: sizes may be symbols
+            from_batch = True
         if from_batch and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
         return functional.batch_norm(

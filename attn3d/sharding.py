@@ -49,23 +49,25 @@ def shard_over(module: Module, process_group: dist.ProcessGroup | None, *, shari
         module: in which attention works on shards from now on.
         process_group: of the ranks, with gloo or nccl; ``mesh["volume"].get_group()`` of a DeviceMesh. None: on
             whole volumes again. It stays with ``module`` alone: a copy, deep or pickled, works on whole volumes.
-        sharing: how global attention comes to the keys and values of other ranks: "ring", a shard after another
-            in tiles, so that memory shrinks with the number of ranks; "all_gather", all of them at once, with
-            any method. Halos of windows and neighbourhoods and the few pooled keys are fetched either way.
+        sharing: how global attention comes to the keys and values of other ranks: "all_gather", all of them at
+            once, which takes any method; "ring", a shard after another in tiles, so that memory falls with the
+            number of ranks. Halos of windows and neighbourhoods and the few pooled keys are fetched either way.
 
     Returns:
         ``module``.
 
     Raises:
-        TypeError: when ``process_group`` is none.
+        TypeError: when ``process_group`` is no process group.
         ValueError: when ``sharing`` is unknown, or ``module`` has attention that would be wrong on shards, naming
             it and why. Nothing has been changed then.
 
     Example:
-        >>> net = attn3d.shard_over(attn3d.NonLocal(3, 32), torch.distributed.group.WORLD)
-        >>> shard = volume.tensor_split(torch.distributed.get_world_size(), 2)[torch.distributed.get_rank()]
-        >>> net(shard).square().sum().backward()
-        >>> attn3d.sum_gradients(net, torch.distributed.group.WORLD)
+        >>> torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+        >>> group = torch.distributed.group.WORLD  # of one rank, for this example
+        >>> block = attn3d.shard_over(attn3d.NonLocal(3, 32), group)
+        >>> block(torch.randn(1, 32, 4, 8, 8)).square().sum().backward()
+        >>> attn3d.sum_gradients(block, group)
+        >>> torch.distributed.destroy_process_group()
     """
     from attn3d.attention.sharded import SHARINGS, Ranks  # brings PyTorch's compiler, which takes seconds to import
 
@@ -102,7 +104,7 @@ def _check(module: nn.Module, sharing: str) -> None:
         reason = _refusal(part, sharing)
         if reason:
             refused[f"{name or 'the module'} ({type(part).__name__})"] = reason
-        elif isinstance(part, _OF_HOSTS) and part not in within and not _is_pointwise(part):
+        elif isinstance(part, _OF_HOSTS) and part not in within and not _is_right(part):
             beyond.append(f"{name} ({type(part).__name__})")
     if refused:
         named = "; ".join(f"{name}, {reason}" for name, reason in refused.items())
@@ -131,8 +133,8 @@ def _refusal(part: nn.Module, sharing: str) -> str:
     return ""
 
 
-def _is_pointwise(layer: nn.Module) -> bool:
-    """Whether a layer of PyTorch treats every row of the first axis alone."""
-    if isinstance(layer, BatchNorm):
+def _is_right(layer: nn.Module) -> bool:
+    """Whether a layer treats every row of the first axis alone, or knows of the others."""
+    if isinstance(layer, BatchNorm | nn.SyncBatchNorm):
         return True
     return isinstance(layer, conv._ConvNd) and layer.kernel_size[0] == 1 and layer.stride[0] == 1

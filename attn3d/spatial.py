@@ -27,6 +27,11 @@ def convolution(spatial_dims: int) -> type[nn.Module]:
     return _CONVOLUTIONS[check_spatial_dims(spatial_dims)]
 
 
+def is_convolution(module: nn.Module) -> bool:
+    """Whether a module is one of PyTorch's convolutions, not transposed."""
+    return isinstance(module, tuple(_CONVOLUTIONS.values()))
+
+
 def axes(x: Tensor) -> list[int]:
     """The spatial axes of (B, C, *S): all but the first two."""
     return list(range(2, x.dim()))

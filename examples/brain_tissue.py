@@ -23,6 +23,7 @@ from typing import Annotated
 import numpy as np
 import typer
 from lightning import seed_everything
+from nibabel.affines import apply_affine
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -42,7 +43,7 @@ def main(
     attention: Annotated[str, typer.Option(help=f"One of {', '.join(attn3d.names())}; or none.")] = "eca",
     at: Annotated[str, typer.Option(help="Kinds of site, separated by commas: encoder, decoder, ..")] = "encoder",
     network: Annotated[str, typer.Option(help=f"One of {', '.join(segmentation.NETWORKS)}.")] = "UNet",
-    seconds: Annotated[float | None, typer.Option(min=1, help="Training time [100 if no limit is given].")] = None,
+    seconds: Annotated[float | None, typer.Option(min=1, help="Training time [135 if no limit is given].")] = None,
     iterations: Annotated[int | None, typer.Option(min=1, help="Training steps.")] = None,
     resolution: Annotated[int, typer.Option(min=1, help="Voxel size in mm that the network works at.")] = 2,
     seed: Annotated[int, typer.Option(help="The same seed and --iterations give the same weights.")] = 0,
@@ -60,7 +61,7 @@ def main(
     warnings.simplefilter("ignore", FutureWarning)  # what libraries have to tell one another
     seed_everything(seed, verbose=False)
     if seconds is None and iterations is None:
-        seconds = 100.0
+        seconds = 135.0
 
     with one_line_errors():
         net = segmentation.create_network(network, in_channels=1, out_channels=1 + len(TISSUES))
@@ -92,11 +93,13 @@ def main(
 
         held_out = np.zeros(image.shape, bool)
         held_out[anterior] = True
+        places = apply_affine(image.affine, np.argwhere(held_out & (reference > 0)))
         figure = plotting.plot_segmentation(
             np.asarray(image.dataobj),
             {"reference": reference, "network": found["clean"]["network"]},
             TISSUES,
             image.affine,
+            center=np.percentile(places, 60, axis=0),  # a little off the midline
             outlines={"held out from training": held_out},
         )
     settings = {"network": network, "attention": attention, "at": at, "seed": str(seed)}

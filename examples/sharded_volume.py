@@ -42,8 +42,8 @@ rank, ranks = dist.get_rank(), dist.get_world_size()
 shape = [int(size) for size in sys.argv[1:]] or [32, 24, 24]
 
 torch.manual_seed(0)  # the same on every rank: one module, one simulated volume
-volume = torch.randn(1, CHANNELS, *shape)
-module = attn3d.NonLocal(3, CHANNELS, norm="layer")
+volume = torch.randn(1, CHANNELS, *shape, dtype=torch.float64)  # in which rounding hides nothing
+module = attn3d.NonLocal(3, CHANNELS).double()
 whole = copy.deepcopy(module)
 
 # The rows of this rank; in earnest it would read no others.

@@ -27,7 +27,8 @@ FLOORS = [
     ["insertion"],
     ["maps", "planning", "testing", "adapters"],
     ["plotting", "segmentation"],
-    ["cli", "__main__"],
+    ["cli"],
+    ["__main__"],
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 KNOW_MONAI = ("networks", "adapters", "segmentation")

@@ -239,7 +239,7 @@ class TestMaxVoxels:
             insert_attention(unet(), "mhsa", at="encoder", max_voxels=1, input_shape=(1, 1, 16, 16))
 
     def test_a_guess_is_not_counted(self) -> None:
-        with pytest.raises(ValueError, match="`input_shape` .* must be given"):
+        with pytest.raises(ValueError, match=r"`input_shape` .* must be given"):
             insert_attention(unet(), "mhsa", at="encoder", max_voxels=100)
 
 

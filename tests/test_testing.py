@@ -453,6 +453,19 @@ def test_conditions_are_chosen_and_left_out_by_name():
 
 
 @pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((nn.ReLU, 3, C), TypeError, "`module` must be a torch.nn.Module, got <class"),
+        ((Gate(), 4, C), ValueError, "`spatial_dims` must be 1, 2 or 3, got 4"),
+        ((Gate(), 3, 0), ValueError, "`channels` must be at least 1, got 0"),
+    ],
+)
+def test_a_wrong_argument_is_refused(arguments, error, message):
+    with pytest.raises(error, match=message):
+        check_attention(*arguments)
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"checks": ("size",)}, "`checks` got 'size'; did you mean 'sizes'?"),

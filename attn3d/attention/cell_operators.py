@@ -48,6 +48,8 @@ class CellsOf:
         dilation: Sequence[int],
         shift: bool,
     ) -> None:
+        if math.prod(shape) != q.shape[2]:
+            raise ValueError(f"`shape` must have {q.shape[2]} voxels, as many as there are tokens, got {list(shape)}")
         kinds = scope.split(",")
         axes = [
             axis_cells(kind, along, step, shift, extent)
@@ -59,7 +61,7 @@ class CellsOf:
         self.keys = [positions.to(q.device) for positions in keys]
         self.distances = [distance.to(q.device) for distance in distances]
         self.seen = [pairs.to(q.device) for pairs in seen]
-        tables = [None] * len(axes) if table is None else at_least_single(table).split(table_lengths(size), 1)
+        tables = [None] * len(axes) if table is None else table.split(table_lengths(size), 1)
         wide = torch.promote_types(q.dtype, torch.float32)
         self.biases = [
             pair_bias(distance, pairs, along).to(wide)
@@ -110,7 +112,7 @@ class CellsOf:
             seen = self.seen[axis]
             entry = self.distances[axis][seen] + length // 2
             part = bias_gradients[axis].transpose(0, 1)[:, seen]
-            parts.append(part.new_zeros(heads, length).index_add_(1, entry, part))
+            parts.append(part.new_zeros([heads, length]).index_add_(1, entry, part))
         return torch.cat(parts, 1)
 
 
@@ -233,7 +235,7 @@ def _attend_cells_backward(
     grad_q = torch.empty_like(q, memory_format=torch.contiguous_format)
     grad_k = torch.zeros_like(k, dtype=wide, memory_format=torch.contiguous_format)
     grad_v = torch.zeros_like(v, dtype=wide, memory_format=torch.contiguous_format)
-    grad_biases = [cell_bias.new_zeros(cell_bias.shape) for cell_bias in cells.biases]
+    grad_biases = [cell_bias.new_zeros(list(cell_bias.shape)) for cell_bias in cells.biases]
     pair = _bias_of_heads(bias, q.shape[0])
     grad_pair = None if pair is None else torch.zeros_like(pair, dtype=wide)
     for places in runs:
@@ -261,8 +263,8 @@ def _attend_cells_backward(
         grad_v.index_add_(2, index, part_v.unflatten(0, q.shape[:2]).flatten(2, 3))
         if table is not None:
             _add_bias_gradients(grad_biases, cells, places, part_k[..., width:], heads)
-    grad_table = q.new_empty(0) if table is None else cells.table_gradient(grad_biases, heads, size).to(table.dtype)
-    grad_bias = q.new_empty(0) if bias is None else grad_pair.unflatten(0, q.shape[:2]).sum(0, keepdim=True)
+    grad_table = q.new_empty([0]) if table is None else cells.table_gradient(grad_biases, heads, size).to(table.dtype)
+    grad_bias = q.new_empty([0]) if bias is None else grad_pair.unflatten(0, q.shape[:2]).sum(0, keepdim=True)
     grad_bias = grad_bias if bias is None else grad_bias.squeeze(2).to(bias.dtype)
     return grad_q, grad_k.to(k.dtype), grad_v.to(v.dtype), grad_table, grad_bias
 
@@ -282,9 +284,9 @@ def _add_bias_gradients(
 
 @_attend_cells_backward.register_fake
 def _(gradient, gradient_logsumexp, q, k, v, out, logsumexp, table, bias, *_):
-    grad_table = q.new_empty(0) if table is None else torch.empty_like(table)
-    grad_bias = q.new_empty(0) if bias is None else torch.empty_like(bias)
-    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), grad_table, grad_bias
+    grad_table = q.new_empty([0]) if table is None else torch.empty_like(table)
+    grad_bias = q.new_empty([0]) if bias is None else torch.empty_like(bias)
+    return q.new_empty(list(q.shape)), k.new_empty(list(k.shape)), v.new_empty(list(v.shape)), grad_table, grad_bias
 
 
 def _save(ctx, inputs, output):

@@ -12,6 +12,8 @@ Plain functions of integers and tensors, which TorchScript can read.
 import torch
 from torch import Tensor
 
+from attn3d.precision import at_least_single
+
 # What is added to the score of a pair that must not see each other: finite, so that it survives products with
 # 0, and so large that single precision keeps nothing of the score beside it.
 MASKED = -1e30
@@ -110,12 +112,15 @@ def pair_bias(distance: Tensor, seen: Tensor, table: Tensor | None, masked: floa
         seen: of `axis_cells`.
         table: (H, 2 size - 1), the position bias from distance 1 - size to size - 1; or None.
         masked: what is added to a pair that must not see each other.
+
+    Returns:
+        in at least single precision: half has no room for `MASKED`.
     """
     if table is None:
         bias = torch.zeros(distance.shape, device=distance.device).unsqueeze(1)
     else:
         middle = table.shape[1] // 2
-        bias = table[:, (distance + middle).clamp(0, 2 * middle)].transpose(0, 1)
+        bias = at_least_single(table)[:, (distance + middle).clamp(0, 2 * middle)].transpose(0, 1)
     return bias.masked_fill(~seen.unsqueeze(1), masked)
 
 

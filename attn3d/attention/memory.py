@@ -35,7 +35,7 @@ def read_bytes(argument: str, value: MemoryBudget) -> int | None:
     if value is None:
         return None
     if isinstance(value, str):
-        match = re.fullmatch(r"\s*([0-9.]+)\s*([A-Za-z]+)\s*", value)
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*", value)
         if not match or match[2].upper() not in _UNITS:
             raise ValueError(f'`{argument}` must be bytes, such as "512MiB" or "2GiB", got {value!r}')
         value = int(float(match[1]) * _UNITS[match[2].upper()])
@@ -101,23 +101,31 @@ def fused_bytes(q: Tensor, k: Tensor, v: Tensor, training: bool) -> int:
     return output + queries * (parts + (parts > 1)) + 2 * keys * (1 + (parts > 1))
 
 
-def check_budget(method: str, q: Tensor, k: Tensor, v: Tensor, budget: MemoryBudget) -> str:
-    """``method`` if it fits the budget, else "chunked" if that does.
+def within_budget(methods: list[str], q: Tensor, k: Tensor, v: Tensor, budget: MemoryBudget, dropout: float) -> str:
+    """The first of ``methods``, "fused" or "chunked", that fits the budget.
 
     Raises:
-        ValueError: when neither does, with the bytes needed and what would fit.
+        ValueError: when none does, with the bytes that would do.
     """
     limit = read_bytes("memory_budget", budget)
     if limit is None:
-        return method
+        return methods[0]
     training = needs_gradient(q, k, v)
-    if method == "fused" and fused_bytes(q, k, v, training) <= limit:
-        return method
-    smallest = chunked_bytes(q, k, v, Tile(1, min(64, k.shape[2])), training, False)
-    if smallest > limit:
-        raise ValueError(
-            f"`memory_budget` of {limit} bytes is below the {smallest} that this attention over {q.shape[2]} queries"
-            f" and {k.shape[2]} keys needs in any method; a window, grid, axial or neighborhood scope needs no less"
-            " for its output, so give at least that, or fewer heads or channels"
-        )
-    return "chunked"
+    needed = {}
+    for method in methods:
+        if method == "fused":
+            needed[method] = fused_bytes(q, k, v, training)
+        else:
+            needed[method] = chunked_bytes(q, k, v, Tile(1, min(64, k.shape[2])), training, dropout > 0.0)
+        if needed[method] <= limit:
+            return method
+    raise over_budget(limit, min(needed.values()), " or ".join(map(repr, methods)))
+
+
+def over_budget(limit: int, needed: int, what: str) -> ValueError:
+    """The error of a budget that cannot be met."""
+    return ValueError(
+        f"`memory_budget` of {limit} bytes cannot be met by {what}: at least {needed} are needed, for the output and,"
+        " in training, the gradients, whatever the scope; with PooledKeys the gradients of keys are smaller, and"
+        " `attn3d plan` lists what every scope takes"
+    )

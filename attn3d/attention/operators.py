@@ -13,7 +13,7 @@ from attn3d.attention.memory import tile_within
 
 def logsumexp_like(q: Tensor) -> Tensor:
     """An empty (B, H, N) in at least single precision."""
-    return q.new_empty(q.shape[:3], dtype=torch.promote_types(q.dtype, torch.float32))
+    return q.new_empty(list(q.shape[:3]), dtype=torch.promote_types(q.dtype, torch.float32))
 
 
 def row_numbers(q: Tensor) -> Tensor:
@@ -73,14 +73,14 @@ def _attend_tiled_backward(
         gradient, gradient_logsumexp, q, k, v, out, logsumexp, scale, tile,
         bias, key_mask, _dropout_of(q, k, dropout, seed), bias_gradient,
     )  # fmt: skip
-    bias_gradient = q.new_empty(0) if bias_gradient is None else bias_gradient.to(bias.dtype)
+    bias_gradient = q.new_empty([0]) if bias_gradient is None else bias_gradient.to(bias.dtype)
     return grad_q.to(q.dtype), grad_k.to(k.dtype), grad_v.to(v.dtype), bias_gradient
 
 
 @_attend_tiled_backward.register_fake
 def _(gradient, gradient_logsumexp, q, k, v, out, logsumexp, bias, key_mask, seed, bias_needs_gradient, *_):
-    grad_bias = torch.empty_like(bias) if bias_needs_gradient else q.new_empty(0)
-    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), grad_bias
+    grad_bias = torch.empty_like(bias) if bias_needs_gradient else q.new_empty([0])
+    return q.new_empty(list(q.shape)), k.new_empty(list(k.shape)), v.new_empty(list(v.shape)), grad_bias
 
 
 def _save_tiled(ctx, inputs, output):

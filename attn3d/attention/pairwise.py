@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from attn3d.capture import needs_plain_operators
-from attn3d.precision import at_least_single
+from attn3d.precision import at_least_single, no_autocast
 
 
 def dot_product(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -19,7 +19,7 @@ def dot_product(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         (B, H, N, d_v).
     """
     if not torch.jit.is_scripting():
-        with torch.autocast(q.device.type, enabled=False):
+        with no_autocast(q):
             return _dot_product(q, k, v)
     return _dot_product(q, k, v)
 
@@ -51,7 +51,7 @@ def rectified_sum(a: Tensor, b: Tensor, v: Tensor) -> Tensor:
 
 
 def _rectified_sum_by_order(a: Tensor, b: Tensor, v: Tensor) -> Tensor:
-    with torch.autocast(a.device.type, enabled=False):
+    with no_autocast(a):
         a, b = at_least_single(a), at_least_single(b)
         offset = ((a.mean(2, keepdim=True) - b.mean(2, keepdim=True)) / 2).detach()
         a, b = a - offset, b + offset

@@ -16,6 +16,7 @@ from attn3d.attention.cells import (
     query_features,
     token_index,
 )
+from attn3d.precision import at_least_single, no_autocast
 
 LARGEST_CUDA_GRID = 65_535  # what the CUDA kernels take of batch or heads
 
@@ -80,6 +81,11 @@ def plain_cells(
         dropout: probability of dropping a weight.
         largest_grid: of cells times heads in one call of the kernel.
     """
+    dtype = q.dtype
+    if dtype == torch.float16:  # which has no room for `MASKED`
+        q, k, v = at_least_single(q), at_least_single(k), at_least_single(v)
+    if bias is not None:
+        bias = bias.to(q.dtype)
     queries: list[Tensor] = []
     keys: list[Tensor] = []
     biases: list[Tensor] = []
@@ -119,11 +125,11 @@ def plain_cells(
     else:
         out = plain_attention(q_cells, k_cells, v_cells, scale, dropout, bias)
     # (B G, H, w, d) -> (B, H, G w, d), then every token from where it was a query
-    out = out.unflatten(0, [batch, -1]).transpose(1, 2).flatten(2, 3)
+    out = out.unflatten(0, [batch, places.shape[0]]).transpose(1, 2).flatten(2, 3)
     tokens = query_index.flatten()
     place = torch.zeros([q.shape[2] + 1], dtype=torch.long, device=q.device)
     place = place.scatter(0, tokens.masked_fill(tokens < 0, q.shape[2]), torch.arange(tokens.shape[0], device=q.device))
-    return out.index_select(2, place[:-1])
+    return out.index_select(2, place[:-1]).to(dtype)
 
 
 def _gather(x: Tensor, index: Tensor) -> Tensor:
@@ -135,9 +141,10 @@ def _gather(x: Tensor, index: Tensor) -> Tensor:
 def plain_axial(q: Tensor, k: Tensor, v: Tensor, shape: list[int], scale: float, dropout: float) -> Tensor:
     """Attention along the lines through every voxel, in one softmax over the scores of all of them."""
     axes = len(shape)
-    q = (q * scale).unflatten(2, shape)
-    k = k.unflatten(2, shape)
-    v = v.unflatten(2, shape)
+    dtype = q.dtype
+    q = (at_least_single(q) * scale).unflatten(2, shape)
+    k = at_least_single(k).unflatten(2, shape)
+    v = at_least_single(v).unflatten(2, shape)
     scores: list[Tensor] = []
     for axis in range(axes):
         line = q.movedim(2 + axis, -2) @ k.movedim(2 + axis, -2).transpose(-2, -1)
@@ -152,27 +159,29 @@ def plain_axial(q: Tensor, k: Tensor, v: Tensor, shape: list[int], scale: float,
         line = weights.narrow(-1, start, shape[axis]).movedim(2 + axis, -2)
         out = out + (line @ v.movedim(2 + axis, -2)).movedim(-2, 2 + axis)
         start += shape[axis]
-    return out.flatten(2, 1 + axes)
+    return out.flatten(2, 1 + axes).to(dtype)
 
 
 def pool_tokens(x: Tensor, shape: list[int], stride: list[int]) -> Tensor:
     """The means of cells of tokens, (B, H, N, d) -> (B, H, M, d); a cell at the far end has what is left."""
+    if not torch.jit.is_scripting():
+        with no_autocast(x):
+            return _pool_tokens(x, shape, stride)
+    return _pool_tokens(x, shape, stride)
+
+
+def _pool_tokens(x: Tensor, shape: list[int], stride: list[int]) -> Tensor:
     x = x.unflatten(2, shape)
-    axes = len(shape)
-    for axis in range(axes):
-        dim = 2 + axis
-        extent, step = shape[axis], min(stride[axis], shape[axis])
-        cells = (extent + step - 1) // step
-        missing = cells * step - extent
-        if missing > 0:
-            x = functional.pad(x, [0, 0] * (axes - axis) + [0, missing])
-        x = x.unflatten(dim, [cells, step]).sum(dim + 1)
-        counts = torch.full([cells], step, dtype=x.dtype, device=x.device)
-        counts[-1] = step - missing
-        x = x / counts.view([cells] + [1] * (axes - axis))
-    return x.flatten(2, 1 + axes)
+    for axis in range(len(shape)):
+        cell = torch.div(torch.arange(shape[axis], device=x.device), stride[axis], rounding_mode="floor")
+        cells = torch.arange((shape[axis] + stride[axis] - 1) // stride[axis], device=x.device).unsqueeze(1)
+        members = (cell == cells).to(x.dtype)  # (cells, extent): a product needs no padding and no case of its own
+        behind = x.shape[3 + axis :]
+        x = (members @ x.flatten(3 + axis)) / members.sum(1, keepdim=True)
+        x = x.unflatten(-1, behind)
+    return x.flatten(2, 1 + len(shape))
 
 
 def pooled_shape(shape: list[int], stride: list[int]) -> list[int]:
     """How many cells `pool_tokens` makes along every axis."""
-    return [-(-extent // min(step, extent)) for extent, step in zip(shape, stride, strict=True)]
+    return [-(-extent // step) for extent, step in zip(shape, stride, strict=True)]

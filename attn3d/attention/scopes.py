@@ -6,16 +6,16 @@ builds them; here are their names and their arguments.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
-from attn3d.arguments import check_options, nearest, odd_per_axis, per_axis, read_spec
+from attn3d.arguments import boolean, check_options, nearest, odd_per_axis, per_axis, read_spec
 
 Sizes = int | Sequence[int]
 
 
 def _freeze(value: Sizes) -> Sizes:
-    return value if isinstance(value, int) else tuple(value)
+    return tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ class Window(Scope):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "size", _freeze(self.size))
+        boolean("shift", self.shift)
 
     def per_axis(self, spatial_dims: int) -> list[int]:
         """The window's size along each axis."""
@@ -147,15 +148,22 @@ def create_scope(spec: Scope | str | Sequence[Any]) -> Scope:
     """A scope from a scope, a name or ``(name, {options})``.
 
     Raises:
-        TypeError: when ``spec`` is none of these, or an option is unknown, naming the nearest.
+        TypeError: when ``spec`` is none of these, an option is unknown, naming the nearest, or one is missing.
         ValueError: when the name is unknown, naming the nearest.
     """
     if isinstance(spec, Scope):
+        if type(spec) not in SCOPES.values():
+            raise TypeError(
+                f"`scope` must be one of {', '.join(kind.__name__ for kind in SCOPES.values())}, got {spec}"
+            )
         return spec
     name, options = read_spec("scope", spec)
     if name not in SCOPES:
         raise ValueError(f"`scope` got {name!r}; {nearest(name, SCOPES)}")
     check_options(f"the scope {name!r}", SCOPES[name], options)
+    for field in fields(SCOPES[name]):
+        if field.default is MISSING and field.name not in options:
+            raise TypeError(f"the scope {name!r} needs the option `{field.name}`")
     return SCOPES[name](**options)
 
 

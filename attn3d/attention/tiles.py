@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from attn3d.precision import at_least_single
+from attn3d.precision import at_least_single, without_autocast
 
 
 class Tile(NamedTuple):
@@ -36,11 +36,11 @@ class Dropout(NamedTuple):
     rows: Tensor
     keys: Tensor
 
-    def keep(self, rows: slice, keys: slice) -> Tensor:
+    def keep(self, rows: slice, keys: slice, dtype: torch.dtype) -> Tensor:
         """For a tile, 1 / (1 - probability) where a weight is kept and 0 where it is dropped."""
         row = _hash(self.rows[:, :, rows] + self.seed)
         mixed = _hash(row.unsqueeze(3) + self.keys[:, :, None, keys] * 0x9E3779B1)
-        return (mixed >= self.probability * 2.0**32) / (1.0 - self.probability)
+        return (mixed >= self.probability * 2.0**32).to(dtype) / (1.0 - self.probability)
 
 
 def _hash(x: Tensor) -> Tensor:
@@ -70,6 +70,7 @@ def _runs(length: int, step: int) -> list[slice]:
     return [slice(start, min(start + step, length)) for start in range(0, length, step)]
 
 
+@without_autocast
 def forward(
     q: Tensor,
     k: Tensor,
@@ -96,8 +97,8 @@ def forward(
         (B, H, N, d_v) in the dtype of q, and (B, H, N) in at least single precision.
     """
     batch, heads, queries, _ = q.shape
-    out = q.new_empty(batch, heads, queries, v.shape[3])
-    logsumexp = at_least_single(q.new_empty(0)).new_empty(batch, heads, queries)
+    out = q.new_empty([batch, heads, queries, v.shape[3]])  # a list, which MONAI's tensors ask for
+    logsumexp = at_least_single(q.new_empty([0])).new_empty([batch, heads, queries])
     for rows in _runs(queries, tile.queries):
         q_tile = at_least_single(q[:, :, rows]) * scale
         largest = sums = total = None
@@ -110,7 +111,7 @@ def forward(
             weights.sub_(base).exp_()
             row_sums = weights.sum(3, keepdim=True)
             if dropout is not None:
-                weights *= dropout.keep(rows, keys)
+                weights *= dropout.keep(rows, keys, weights.dtype)
             part = weights @ at_least_single(v[:, :, keys])
             if largest is not None:
                 shrink = torch.exp(largest - base)
@@ -123,6 +124,7 @@ def forward(
     return out, logsumexp
 
 
+@without_autocast
 def backward(
     gradient: Tensor,
     gradient_logsumexp: Tensor | None,
@@ -156,9 +158,9 @@ def backward(
         bias_gradient: in at least single precision and of the bias's shape: its gradient is added here.
     """
     wide = logsumexp.dtype
-    grad_q = q.new_empty(q.shape, dtype=wide)
-    grad_k = k.new_zeros(k.shape, dtype=wide)
-    grad_v = v.new_zeros(v.shape, dtype=wide)
+    grad_q = q.new_empty(list(q.shape), dtype=wide)
+    grad_k = k.new_zeros(list(k.shape), dtype=wide)
+    grad_v = v.new_zeros(list(v.shape), dtype=wide)
     for rows in _runs(q.shape[2], tile.queries):
         q_tile = at_least_single(q[:, :, rows]) * scale
         grad_tile = gradient[:, :, rows].to(wide)
@@ -174,7 +176,7 @@ def backward(
             if dropout is None:
                 grad_v[:, :, keys] += weights.transpose(2, 3) @ grad_tile
             else:
-                keep = dropout.keep(rows, keys)
+                keep = dropout.keep(rows, keys, wide)
                 grad_scores *= keep
                 grad_v[:, :, keys] += (weights * keep).transpose(2, 3) @ grad_tile
             grad_scores.sub_(inner).mul_(weights)

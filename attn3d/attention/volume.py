@@ -12,12 +12,13 @@ from attn3d.arguments import one_of, probability
 from attn3d.attention.cell_operators import attend_cells
 from attn3d.attention.cells import MASKED, joint_bias
 from attn3d.attention.dense import dense_axial, dense_bias
-from attn3d.attention.memory import MemoryBudget, check_budget, read_bytes, room_for_scores
+from attn3d.attention.memory import MemoryBudget, read_bytes, room_for_scores, within_budget
 from attn3d.attention.methods import KERNELS, METHODS, attend, attention_rows, draw_seed
 from attn3d.attention.plain import plain_attention, plain_axial, plain_cells, pool_tokens, pooled_shape
 from attn3d.attention.scopes import Scope, create_scope, name_of
+from attn3d.attention.workspace import room_for_cells
 from attn3d.capture import needs_plain_operators
-from attn3d.precision import at_least_single
+from attn3d.precision import at_least_single, without_autocast
 
 POSITION_BIASES = (None, "axis", "joint")
 
@@ -122,8 +123,10 @@ class VolumeAttention(nn.Module):
         )
 
     @torch.jit.unused
+    @without_autocast
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, shape: list[int]) -> Tensor:
         """With the operators that are made for it."""
+        k, v = k.to(q.dtype), v.to(q.dtype)
         dropout = self.dropout if self.training else 0.0
         scale = self._scale_of(q)
         if self.kind in ("global", "pooled_keys"):
@@ -133,19 +136,25 @@ class VolumeAttention(nn.Module):
             bias = self.bias_of(every, shape)
             return attend(q, k, v, scale=scale, bias=bias, dropout=dropout, method="reference")
         seed = draw_seed(q) if dropout > 0.0 else None
-        method = self.method
-        if method == "auto":
-            method = check_budget(self._fastest(q), q, k, v, self.memory_budget)
+        method = self._fastest(q) if self.method == "auto" else self.method
         if method == "fused":
+            within_budget(["fused"], q, k, v, self.memory_budget, dropout)
             return self._fused_cells(q, k, v, shape, scale)
-        room = room_for_scores(q, k, v, self.memory_budget, seed is not None)
+        table = self.position_table if self.position_bias == "axis" else None
+        scopes = [",".join([self.kind] * len(shape))]
+        if self.kind == "axial":
+            scopes = [
+                ",".join("line" if other == axis else "point" for other in range(len(shape)))
+                for axis in range(len(shape))
+            ]
+        room = room_for_cells(
+            q, k, v, table, seed, shape, scopes, self.size, self.dilation, self.shift, self.memory_budget
+        )
         constants = (self.size, self.dilation, self.shift, scale, dropout, room)
         if self.kind == "axial":
-            return self._axial(q, k, v, seed, shape, constants)
-        table = self.position_table if self.position_bias == "axis" else None
+            return self._axial(q, k, v, seed, shape, scopes, constants)
         _, bias = self._position_bias(shape)
-        scope = ",".join([self.kind] * len(shape))
-        return attend_cells(q, k, v, table, bias, seed, shape, scope, *constants)[0]
+        return attend_cells(q, k, v, table, bias, seed, shape, scopes[0], *constants)[0]
 
     @torch.jit.unused
     def _attend_over_ranks(self, q: Tensor, k: Tensor, v: Tensor, shape: list[int]) -> Tensor:
@@ -191,16 +200,16 @@ class VolumeAttention(nn.Module):
         v: Tensor,
         seed: Tensor | None,
         shape: list[int],
+        scopes: list[str],
         constants: tuple[Any, ...],
     ) -> Tensor:
         """The lines along each axis apart, then as parts of one softmax."""
         outs, sums = [], []
-        for axis, extent in enumerate(shape):
-            scope = ",".join("line" if other == axis else "point" for other in range(len(shape)))
+        for axis, (extent, scope) in enumerate(zip(shape, scopes, strict=True)):
             bias = None
             if axis > 0:  # the query itself is on every line, and counts once
                 itself = torch.eye(extent, dtype=torch.bool, device=q.device)
-                bias = at_least_single(q.new_zeros(1, 1, extent, extent)).masked_fill(itself, MASKED)
+                bias = at_least_single(q.new_zeros([1, 1, extent, extent])).masked_fill(itself, MASKED)
                 bias = bias.expand(-1, q.shape[1], -1, -1)
             out, logsumexp = attend_cells(q, k, v, None, bias, seed, shape, scope, *constants)
             outs.append(out)

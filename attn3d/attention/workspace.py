@@ -13,7 +13,18 @@ from torch.utils.flop_counter import flop_registry
 
 from attn3d.attention.cells import axis_adds, axis_cells
 from attn3d.attention.kernels import of_rows_and_keys
-from attn3d.attention.memory import parallel_parts, tile_copies, tile_within
+from attn3d.attention.memory import (
+    TILE_BYTES,
+    MemoryBudget,
+    chunked_bytes,
+    needs_gradient,
+    over_budget,
+    parallel_parts,
+    read_bytes,
+    tile_copies,
+    tile_within,
+)
+from attn3d.attention.tiles import Tile
 
 _aten, _attn3d = torch.ops.aten, torch.ops.attn3d
 
@@ -86,11 +97,27 @@ def _tiles(
 
 
 def _cells(args: tuple[Any, ...], backward: bool) -> int:
-    """What is gathered of a run of cells, and their tiles."""
     first = 2 if backward else 0
-    q, v, seed = args[first], args[first + 2], args[first + 7 if backward else 5]
-    table = args[first + 5 if backward else 3]
+    q, v, table = args[first], args[first + 2], args[first + 5 if backward else 3]
+    seed = args[first + 7 if backward else 5]
     shape, scope, size, dilation, shift, _, _, room = args[first + 8 if backward else 6 :]
+    return cells_workspace(q, v, table, seed, shape, scope, size, dilation, shift, room, backward)
+
+
+def cells_workspace(
+    q: Tensor,
+    v: Tensor,
+    table: Tensor | None,
+    seed: Tensor | None,
+    shape: Sequence[int],
+    scope: str,
+    size: Sequence[int],
+    dilation: Sequence[int],
+    shift: bool,
+    room: int,
+    backward: bool,
+) -> int:
+    """What is gathered of a run of cells, and their tiles; arguments as of `attend_cells`."""
     axes = [
         axis_cells(kind, *one, shift, extent)
         for kind, one, extent in zip(scope.split(","), zip(size, dilation, strict=True), shape, strict=True)
@@ -117,6 +144,41 @@ def _cells(args: tuple[Any, ...], backward: bool) -> int:
     indices = 8 * (count * len(shape) + run * (queries + 2 * keys))
     tiles = _tiles(sequences * run, queries, keys, whole, value_width, room * run, backward, seed, wide)
     return gathered + indices + tiles
+
+
+def room_for_cells(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    table: Tensor | None,
+    seed: Tensor | None,
+    shape: Sequence[int],
+    scopes: list[str],
+    size: Sequence[int],
+    dilation: Sequence[int],
+    shift: bool,
+    budget: MemoryBudget,
+) -> int:
+    """The bytes that the scores of a run of cells may have within the budget; ``scopes`` run after one another.
+
+    Raises:
+        ValueError: when not even the smallest run fits.
+    """
+    limit = read_bytes("memory_budget", budget)
+    if limit is None:
+        return TILE_BYTES
+    training = needs_gradient(q, k, v)
+    fixed = len(scopes) * chunked_bytes(q, k, v, Tile(0, 0), training, False)
+    room = TILE_BYTES
+    while True:
+        taken = max(
+            cells_workspace(q, v, table, seed, shape, scope, size, dilation, shift, room, training) for scope in scopes
+        )
+        if fixed + taken <= limit:
+            return room
+        if room < 2**12:
+            raise over_budget(limit, fixed + taken, "'chunked'")
+        room //= 2
 
 
 def _convolution(x: Tensor, weight: Tensor, *_: Any) -> int:

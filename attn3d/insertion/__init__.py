@@ -53,7 +53,6 @@ def attention_sites(net: nn.Module, input_shape: Sequence[int] | None = None) ->
         kind        stage  path                         channels  shape
         encoder     0      model.0                      8         32 x 32 x 32
         encoder     1      model.1.submodule.0          16        16 x 16 x 16
-        bottleneck  0      model.1.submodule.1.submodule  32      16 x 16 x 16
         ...
     """
     return Survey(_inner(net), input_shape).everything()
@@ -96,7 +95,8 @@ def insert_attention(
             has been inserted then.
 
     Example:
-        >>> insert_attention(net, "cbam", at=("encoder", "skip"), stages=(-2, -1), reduction=8)
+        >>> net = UNet(3, 1, 2, (8, 16, 32), (2, 2))
+        >>> net = insert_attention(net, "cbam", at=("encoder", "skip"), stages=(-2, -1), reduction=8)
     """
     _check_open(net)
     inner = _inner(net)
@@ -176,9 +176,9 @@ def attention_parameters(net: nn.Module) -> list[nn.Parameter]:
         each parameter once.
 
     Example:
-        >>> net.requires_grad_(False)
+        >>> net = insert_attention(UNet(3, 1, 2, (8, 16, 32), (2, 2)), "se", at="encoder").requires_grad_(False)
         >>> for parameter in attention_parameters(net):
-        ...     parameter.requires_grad_(True)
+        ...     parameter.requires_grad = True
     """
     return list(dict.fromkeys(parameter for _, inserted in containers(net) for parameter in inserted.parameters()))
 

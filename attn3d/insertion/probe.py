@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from attn3d.insertion.attach import detach
 from attn3d.networks.registry import run
+from attn3d.spatial import is_convolution
 
 _SIZES = (
     64,
@@ -22,10 +23,8 @@ _SIZES = (
     32,
     224,
 )  # tried in turn: most networks take the first, windows and patches want others
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _CHANNELS_FIRST = (
-    *_CONVOLUTIONS,
-    nn.modules.conv._ConvTransposeNd,
+    nn.modules.conv._ConvNd,
     nn.modules.batchnorm._NormBase,
     nn.GroupNorm,
 )
@@ -88,7 +87,7 @@ def probe(network: nn.Module, input_shape: Sequence[int] | None = None) -> Probe
 
 
 def _convolutions(network: nn.Module) -> list[nn.Module]:
-    return [module for module in network.modules() if isinstance(module, _CONVOLUTIONS)]
+    return [module for module in network.modules() if is_convolution(module)]
 
 
 def _check_axes(network: nn.Module, shape: Sequence[int]) -> None:

@@ -17,7 +17,7 @@ from attn3d.attention import Scope, VolumeAttention
 from attn3d.attention.memory import MemoryBudget
 from attn3d.mechanisms.base import Mechanism
 from attn3d.norms import BatchNorm
-from attn3d.precision import at_least_single
+from attn3d.precision import at_least_single, no_autocast
 from attn3d.spatial import central_voxel, convolution, keep_format, spatial_shape, to_tokens, to_volume
 
 # The power of N that multiplies each of the two factors of the channel energy.
@@ -128,7 +128,7 @@ class ChannelAttention(Mechanism):
     def affinity(self, x: Tensor) -> Tensor:
         """softmax(E), (B, C, C)."""
         if not torch.jit.is_scripting():
-            with torch.autocast(x.device.type, enabled=False):
+            with no_autocast(x):
                 return self._affinity(x)
         return self._affinity(x)
 

@@ -21,7 +21,8 @@ class GlobalContext(Mechanism):
     Args:
         spatial_dims: 1, 2 or 3.
         channels: C.
-        reduction: C over the hidden width h.
+        reduction: C over the hidden width h. With h = 1 a layer norm leaves nothing but its bias: take a smaller
+            reduction for few channels, or another norm.
         fusion: "add", as in the paper, or "mul".
         norm: spec of the norm over the hidden width.
         variant: "compact" or "paper"; both are the same.

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from torch import nn
 
 from attn3d.networks.places import Place, is_inserted
+from attn3d.spatial import is_convolution
 
 Staged = list[tuple[int, Place]]
 
@@ -84,7 +85,7 @@ def _look_up(module: nn.Module) -> tuple[Callable[[nn.Module], str | None], Call
 
 def _takes_branches(module: nn.Module) -> bool:
     """Whether a selective kernel can stand in for it: stride 1, C to C, odd kernel above 1, centred on its voxel."""
-    if not isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+    if not is_convolution(module):
         return False
     reach = [dilation * (size - 1) // 2 for dilation, size in zip(module.dilation, module.kernel_size, strict=True)]
     return (

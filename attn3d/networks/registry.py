@@ -42,6 +42,8 @@ def register_sites(
         ValueError: when a kind is unknown.
 
     Example:
+        >>> class MyUNet(torch.nn.Module):
+        ...     "stem, down1, down2, then up1(x, skip) and up0(x, skip)"
         >>> register_sites(MyUNet, {"encoder": ["stem", "down1"], "bottleneck": ["down2"],
         ...                         "decoder": ["up1", "up0"],
         ...                         "skip": [second_argument("up0"), second_argument("up1")]})

@@ -9,7 +9,7 @@ from attn3d.arguments import one_of
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "UNet": lambda **io: nets.UNet(
-        spatial_dims=3, channels=(16, 32, 64, 128), strides=(2, 2, 2), num_res_units=1, **io
+        spatial_dims=3, channels=(16, 32, 64, 128), strides=(2, 2, 2), num_res_units=2, **io
     ),
     "BasicUNet": lambda **io: nets.BasicUNet(spatial_dims=3, features=(8, 16, 32, 64, 128, 8), **io),
     "SegResNet": lambda **io: nets.SegResNet(spatial_dims=3, init_filters=8, blocks_down=(1, 1, 1, 1), **io),

@@ -23,7 +23,7 @@ class SegmentationTask(LightningModule):
         learning_rate: at the start.
     """
 
-    def __init__(self, network: nn.Module, learning_rate: float = 3e-3):
+    def __init__(self, network: nn.Module, learning_rate: float = 6e-3):
         super().__init__()
         self.network = network
         self.learning_rate = learning_rate

@@ -1,8 +1,9 @@
 """Conditions on PyTorch's compilers: trace, compile, export."""
 
+import contextlib
 import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -29,9 +30,8 @@ def compile_static(subject: Subject) -> None:
     x = subject.input(dtype=torch.float32)
     module = subject.copy(torch.float32)
     for backend in subject.backends:
-        with torch.no_grad():
-            found = _compile(module, backend)(x)
-            expect_close(found, module(x), f"the output of {backend} to be that of eager")
+        with torch.no_grad(), _compiled(module, backend) as compiled:
+            expect_close(compiled(x), module(x), f"the output of {backend} to be that of eager")
 
 
 def compile_dynamic(subject: Subject) -> None:
@@ -42,20 +42,8 @@ def compile_dynamic(subject: Subject) -> None:
     for backend in subject.backends:
         module = subject.copy(torch.float32, training=True)
         twin = copy.deepcopy(module)
-        compiled = _compile(module, backend)
-        for size, batch, stance in ((_SIZE, 2, "default"), (_OTHER_SIZE, 3, "fail_on_recompile")):
-            x = subject.input(size, batch=batch, dtype=torch.float32)
-            for axis in _dynamic_axes(subject):
-                torch._dynamo.mark_dynamic(x, axis)
-            x.requires_grad_()
-            with torch.compiler.set_stance(stance):
-                found = compiled(x)
-            reference = twin(x)
-            expect_close(found, reference, f"the output of {backend} to be that of eager")
-            what = f"the gradients of {backend} to be those of eager"
-            expect_same_gradients(gradients_of(module, x, found), gradients_of(twin, x, reference), what)
-        for buffer, other in zip(module.buffers(), twin.buffers(), strict=True):
-            expect_close(buffer.float(), other.float(), f"the buffers after {backend} to be those after eager")
+        with _compiled(module, backend) as compiled:
+            _compare_training(subject, compiled, module, twin, backend)
 
 
 def export(subject: Subject) -> None:
@@ -68,9 +56,32 @@ def export(subject: Subject) -> None:
     expect_close(program.module()(x), module(x), "the exported output to be that of eager at another shape")
 
 
-def _compile(module: nn.Module, backend: str) -> Callable[[Tensor], Tensor]:
+@contextlib.contextmanager
+def _compiled(module: nn.Module, backend: str) -> Iterator[Callable[[Tensor], Tensor]]:
     torch.compiler.reset()  # copies share their code, and with it the limit of recompilations
-    return torch.compile(module, fullgraph=True, backend=backend)
+    try:
+        yield torch.compile(module, fullgraph=True, backend=backend)
+    finally:
+        torch.compiler.reset()
+
+
+def _compare_training(
+    subject: Subject, compiled: Callable[[Tensor], Tensor], module: nn.Module, twin: nn.Module, backend: str
+) -> None:
+    """Output, gradients and buffers of ``module``, which is compiled, and of its eager ``twin``, at two shapes."""
+    for size, batch, stance in ((_SIZE, 2, "default"), (_OTHER_SIZE, 3, "fail_on_recompile")):
+        x = subject.input(size, batch=batch, dtype=torch.float32)
+        for axis in _dynamic_axes(subject):
+            torch._dynamo.mark_dynamic(x, axis)
+        x.requires_grad_()
+        with torch.compiler.set_stance(stance):
+            found = compiled(x)
+        reference = twin(x)
+        expect_close(found, reference, f"the output of {backend} to be that of eager")
+        what = f"the gradients of {backend} to be those of eager"
+        expect_same_gradients(gradients_of(module, x, found), gradients_of(twin, x, reference), what)
+    for buffer, other in zip(module.buffers(), twin.buffers(), strict=True):
+        expect_close(buffer.float(), other.float(), f"the buffers after {backend} to be those after eager")
 
 
 def _dynamic_axes(subject: Subject) -> tuple[int, ...]:

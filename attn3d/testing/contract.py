@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 
 from attn3d.arguments import one_of
@@ -94,7 +93,8 @@ def check_attention(
     All failures are collected, except that nothing else is checked of a module that cannot be copied or changes
     the shape of its input. `CONDITIONS` lists the conditions, whose docstrings say what each one asks.
 
-    The slow conditions, about a second each, are "compile_static", "compile_dynamic" and "export".
+    The slow conditions, about a second each, are "compile_static", "compile_dynamic" and "export". The first two
+    make the process forget what else it has compiled.
 
     Args:
         module: maps (B, C, *S) to (B, C, *S), for any S.
@@ -112,12 +112,13 @@ def check_attention(
 
     Raises:
         ContractError: when a condition does not hold, listing all that do not.
-        ValueError: when a name in ``checks``, ``skip`` or ``zero_gradient`` is unknown.
+        TypeError: when ``module`` is no module.
+        ValueError: when ``spatial_dims`` or ``channels`` is out of range, or a name is unknown.
 
     Example:
-        >>> report = check_attention(attn3d.create_attention("se", 3, 8), 3, 8, skip=("export",))
-        >>> report.skipped
-        ('export',)
+        >>> module = attn3d.SqueezeExcitation(3, 8)
+        >>> check_attention(module, 3, 8, checks=("shape", "memory_format")).checked
+        ('shape', 'memory_format')
     """
     chosen = [one_of("checks", name, CONDITIONS) for name in (CONDITIONS if checks is None else checks)]
     skip = [one_of("skip", name, CONDITIONS) for name in skip]
@@ -132,7 +133,6 @@ def check_attention(
                 failures[name] = failure
                 if name in _PREREQUISITES:
                     break
-    torch.compiler.reset()  # what was compiled holds on to the copies
     if failures:
         error = ContractError(type(module).__name__, failures, len(names))
         raise error from next(iter(failures.values()))

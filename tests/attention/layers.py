@@ -66,9 +66,7 @@ class Scoped(NamedTuple):
 def tokens(shape: tuple[int, ...]) -> list[Tensor]:
     """q, k and v that require gradients."""
     sizes = (WIDTH, WIDTH, VALUE_WIDTH)
-    return [
-        volume(BATCH, HEADS, math.prod(shape), size, seed=seed).requires_grad_() for seed, size in enumerate(sizes)
-    ]
+    return [volume(BATCH, HEADS, math.prod(shape), size, seed=seed).requires_grad_() for seed, size in enumerate(sizes)]
 
 
 def loops(scoped: Scoped, shape: tuple[int, ...], leaves: list[Tensor], table: Tensor | None, **options: Any):

@@ -197,7 +197,7 @@ class TestCompilers:
     """Without a graph break, forward and backward."""
 
     def compare(self, compiled, eager, x):
-        parameters = [parameter for parameter in eager.parameters()]
+        parameters = list(eager.parameters())
         results = []
         for run in (compiled, eager):
             leaf = x.clone().requires_grad_()
@@ -215,7 +215,9 @@ class TestCompilers:
             self.compare(compiled, module, torch.randn(shape))
 
     @pytest.mark.parametrize("method", ["fused", "chunked"])
-    @pytest.mark.parametrize("options", [{}, {"key_mask": MASK[:, :9]}, {"dropout": 0.5}], ids=["plain", "mask", "drop"])
+    @pytest.mark.parametrize(
+        "options", [{}, {"key_mask": MASK[:, :9]}, {"dropout": 0.5}], ids=["plain", "mask", "drop"]
+    )
     def test_attend_compiles(self, options, method):
         if method == "fused" and "dropout" in options:
             method = "auto"
@@ -236,7 +238,7 @@ class TestCompilers:
     @pytest.mark.parametrize("scope", SCOPES, ids=str)
     def test_exports_with_dynamic_batch_and_space(self, scope):
         module = self_attention(scope, method="chunked").eval()
-        dynamic = {axis: torch.export.Dim.DYNAMIC for axis in (0, 2, 3)}
+        dynamic = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
         program = torch.export.export(module, (torch.randn(2, 4, 7, 6),), dynamic_shapes=(dynamic,))
         for shape in ((3, 4, 9, 5), (1, 4, 8, 8)):
             x = torch.randn(shape)

@@ -33,9 +33,7 @@ def method_of(tile: tiles.Tile):
         def backward(ctx, gradient):
             q, k, v, key_mask, bias, out, logsumexp = ctx.saved_tensors
             of_bias = None if bias is None else torch.zeros_like(bias, dtype=logsumexp.dtype)
-            of_qkv = tiles.backward(
-                gradient, None, q, k, v, out, logsumexp, SCALE, tile, bias, key_mask, None, of_bias
-            )
+            of_qkv = tiles.backward(gradient, None, q, k, v, out, logsumexp, SCALE, tile, bias, key_mask, None, of_bias)
             return *(grad.to(q.dtype) for grad in of_qkv), None, None if bias is None else of_bias.to(bias.dtype)
 
     return Attend.apply
@@ -92,7 +90,7 @@ def test_autocast_does_not_reach_the_sums(dtype):
 def kept(probability: float, seed: int, rows: int = 400, keys: int = 300) -> torch.Tensor:
     dropout = tiles.Dropout(probability, torch.tensor(seed), torch.arange(rows).view(1, 1, -1), torch.arange(keys))
     dropout = dropout._replace(keys=dropout.keys.view(1, 1, -1))
-    return dropout.keep(slice(None), slice(None))[0, 0]
+    return dropout.keep(slice(None), slice(None), torch.float64)[0, 0]
 
 
 @pytest.mark.parametrize("probability", [0.1, 0.5, 0.9])

@@ -59,9 +59,7 @@ class MergeOptional(Merge):
     """A decoder whose skip may be None."""
 
     def forward(self, x: Tensor, skip: Tensor | None) -> Tensor:
-        if skip is None:
-            return x
-        return self.mix(torch.cat([x, skip], 1))
+        return self.mix(torch.cat([x, x if skip is None else skip], 1))
 
 
 class EveryWay(nn.Module):

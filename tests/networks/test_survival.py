@@ -22,8 +22,6 @@ import attn3d
 from attn3d.insertion import attention_parameters, insert_attention
 from tests.networks.every_way import AT, EveryWay
 
-QUADRATIC = ("non_local", "mhsa", "danet")
-
 
 def every_way(dims: int = 2, name: str = "cbam", **options: Any) -> nn.Module:
     torch.manual_seed(0)
@@ -148,31 +146,26 @@ def test_autocast_and_metatensor_and_sliding_windows() -> None:
 @pytest.mark.parametrize("variant", ["compact", "paper"])
 @pytest.mark.parametrize("name", attn3d.names())
 def test_every_mechanism_at_every_way(name: str, variant: str) -> None:
-    """In 3-D: forward, a gradient for every parameter; then its script and its trace."""
+    """In 3-D: a finite output, and a gradient for every parameter."""
     net, x = every_way(3, name, variant=variant).train(), torch.randn(2, 1, 4, 6, 8)
     net(x).square().mean().backward()
+    assert net(x).isfinite().all()
     assert all(parameter.grad is not None for parameter in attention_parameters(net))
-    if variant == "compact":
-        net.eval()
-        torch.testing.assert_close(torch.jit.script(net)(x), net(x), rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(torch.jit.trace(net, x)(x), net(x), rtol=1e-4, atol=1e-4)
 
 
 def test_fresh_processes(tmp_path: pathlib.Path) -> None:
     """Saved whole and loaded by two other processes, which hook it, and train it together with gloo."""
-    saved = {}
+    saved = []
     for name in ("every way", "detours"):
         net, x = NETWORKS[name]().eval(), image(name)
-        saved[name] = (net, x, net(x).detach())
+        saved.append((net, x, net(x).detach()))
     torch.save(saved, tmp_path / "networks.pt")
-    worker = [sys.executable, "-m", "tests.networks.worker", str(tmp_path)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "tests.networks.worker", str(tmp_path)]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     workers = [
-        subprocess.Popen(
-            [*worker, str(rank)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
+        subprocess.Popen([*command, str(rank)], env={**os.environ, "OMP_NUM_THREADS": "1"}, **streams)
         for rank in (0, 1)
     ]
-    for process in workers:
-        output, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, output
+    for worker in workers:
+        output, _ = worker.communicate(timeout=300)
+        assert worker.returncode == 0, output

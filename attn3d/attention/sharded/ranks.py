@@ -13,6 +13,7 @@ from attn3d.attention.sharded.collectives import Fetch, Span, Sum
 from attn3d.attention.sharded.ring import Ring
 from attn3d.attention.volume import VolumeAttention
 from attn3d.capture import needs_plain_operators
+from attn3d.precision import no_autocast
 
 SHARINGS = ("ring", "all_gather")
 
@@ -51,7 +52,7 @@ class Ranks:
         plane = q.shape[2] // shape[0]
         cuts = self._cuts(q, shape)
         counts = [plane * (end - begin) for begin, end in pairwise(cuts)]
-        with torch.autocast(q.device.type, enabled=False):
+        with no_autocast(q):
             return Ring.apply(q, k, v, counts, scale, room, self.group)
 
     @torch.compiler.disable

@@ -1,0 +1,1 @@
+"""The figures of the mechanisms, in one visual language."""

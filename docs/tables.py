@@ -1,0 +1,221 @@
+"""Rewrites the tables between the markers of the pages: ``python docs/tables.py``.
+
+A marker is ``<!-- table: NAME -->``, the end ``<!-- /table -->``. Nothing runs for real: the mechanisms are given fake
+tensors, which have shapes and no memory, so that the numbers are the same on every machine.
+"""
+
+import functools
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+import attn3d
+
+DOCS = Path(__file__).parent
+MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- /table -->)", re.DOTALL)
+CHANNELS = 64
+MAPS = {"2-D, 64 × 64": (64, 64), "3-D, 32 × 32 × 32": (32, 32, 32)}
+FORMS = ("compact", "paper")
+
+
+class Measured(NamedTuple):
+    """What a mechanism costs on one map."""
+
+    parameters: int
+    multiply_adds: int
+    other: int
+    kept: int
+    maps_kept: float
+
+
+class _OtherOperators(TorchDispatchMode):
+    """Counts the elements that pass through the operators whose products nobody counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        result = operator(*args, **(kwargs or {}))
+        counted = operator.overloadpacket in flop_registry or "attention" in str(operator)
+        if not (counted or operator.is_view or operator.namespace == "attn3d"):
+            tensors = [leaf for leaf in tree_leaves((args, result)) if isinstance(leaf, torch.Tensor)]
+            self.elements += max((tensor.numel() for tensor in tensors), default=0)
+        return result
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """How attention is cut up depends on the number of cores; the tables do not."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@functools.cache
+def measure(name: str, shape: tuple[int, ...], **options: str) -> Measured:
+    """Costs of a mechanism in single precision on a batch of one."""
+    spec = (name, options)
+    x_shape = (1, CHANNELS, *shape)
+    flops = attn3d.estimate_cost(spec, x_shape, training=False).flops
+    with FakeTensorMode():
+        module = attn3d.create_attention(spec, spatial_dims=len(shape), channels=CHANNELS)
+        x = torch.empty(x_shape, requires_grad=True)
+        kept = kept_for_backward(module, x)
+        with torch.no_grad(), _OtherOperators() as other:
+            module(x)
+    parameters = sum(parameter.numel() for parameter in module.parameters())
+    return Measured(parameters, flops // 2, other.elements, kept, kept / (x.numel() * x.element_size()))
+
+
+def kept_for_backward(module: nn.Module, x: torch.Tensor) -> int:
+    """Bytes of the storages that autograd saves in a forward pass, the parameters left out, the input not."""
+    saved = []
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        saved.append(tensor.untyped_storage())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        module(x)
+    own = {parameter.untyped_storage()._cdata for parameter in module.parameters()}
+    return sum({storage._cdata: storage.nbytes() for storage in saved if storage._cdata not in own}.values())
+
+
+def short(count: float) -> str:
+    """Three digits and a letter: 22.5 M."""
+    for letter, unit in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e4)):
+        if count >= unit:
+            unit = 1e3 if letter == "k" else unit
+            return f"{count / unit:.3g} {letter}"
+    return f"{count:,.0f}"
+
+
+def size(count: float) -> str:
+    """Bytes in binary units."""
+    for unit, name in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if count >= unit:
+            return f"{count / unit:.3g} {name}"
+    return f"{count:.0f} B"
+
+
+def cost(name: str) -> list[list[str]]:
+    """A mechanism in both forms and dimensions."""
+    rows = [["map", "form", "parameters", "multiply-adds", "other elements", "kept for backward"]]
+    for label, shape in MAPS.items():
+        forms = {form: measure(name, shape, variant=form) for form in FORMS}
+        if forms["compact"] == forms["paper"]:
+            forms = {"both": forms["compact"]}
+        for form, found in forms.items():
+            rows.append([label, form, *_cells(found)])
+    return rows
+
+
+def modes(name: str) -> list[list[str]]:
+    """The pairwise functions of the non-local block."""
+    rows = [["mode", "parameters", "multiply-adds", "other elements", "kept for backward"]]
+    for mode in ("embedded_gaussian", "gaussian", "dot_product", "concatenation"):
+        rows.append([f"`{mode}`", *_cells(measure(name, MAPS["3-D, 32 × 32 × 32"], mode=mode))])
+    return rows
+
+
+def scopes(name: str) -> list[list[str]]:
+    """Which voxels see which, for an attention over 32^3 voxels."""
+    rows = [["scope", "a voxel sees", "multiply-adds", "most memory in training"]]
+    seen = [
+        ("global", "all 32,768"),
+        (("window", {"size": 8}), "512, those of its window"),
+        (("grid", {"size": 8}), "512, every fourth along each axis"),
+        ("axial", "94, on the three lines through it"),
+        (("neighborhood", {"size": 7}), "343, those around it"),
+        (("pooled_keys", {"stride": 4}), "512 means of 4³ voxels"),
+    ]
+    x_shape = (1, CHANNELS, *MAPS["3-D, 32 × 32 × 32"])
+    for scope, sees in seen:
+        spec = (name, {"scope": scope})
+        flops = attn3d.estimate_cost(spec, x_shape, training=False).flops
+        memory = attn3d.estimate_memory(spec, x_shape)
+        rows.append([f"`{scope!r}`".replace("'", '"'), sees, short(flops // 2), size(memory)])
+    return rows
+
+
+def summary(_: str) -> list[list[str]]:
+    """All mechanisms in their compact form in 3-D."""
+    rows = [["name", "class", "weighs", "parameters", "multiply-adds", "kept for backward"]]
+    weighs = {
+        "se": "channels",
+        "eca": "channels",
+        "cbam": "channels, then voxels",
+        "bam": "channels and voxels together",
+        "coord": "places along each axis",
+        "sk": "kernels of several sizes",
+        "gc": "voxels, the same for all",
+        "non_local": "voxels, for each voxel anew",
+        "mhsa": "voxels, for each voxel and head anew",
+        "danet": "voxels and channels, for each anew",
+    }
+    for name, what in weighs.items():
+        found = measure(name, MAPS["3-D, 32 × 32 × 32"], variant="compact")
+        parameters, multiply_adds, _, kept = _cells(found)
+        kind = type(attn3d.create_attention(name, spatial_dims=3, channels=CHANNELS)).__name__
+        rows.append([f"[`{name}`](mechanisms/{name}.md)", f"`{kind}`", what, parameters, multiply_adds, kept])
+    return rows
+
+
+def sizes(_: str) -> list[list[str]]:
+    """What a global attention and a gate cost as the map grows."""
+    rows = [["map", "voxels", "N × N in single precision", "`non_local`", "`non_local` in windows of 8", "`cbam`"]]
+    for edge in (8, 16, 32, 64):
+        shape = (1, CHANNELS, edge, edge, edge)
+        specs = ("non_local", ("non_local", {"scope": ("window", {"size": 8})}), "cbam")
+        found = [attn3d.estimate_cost(spec, shape, training=False) for spec in specs]
+        memory = [attn3d.estimate_memory(spec, shape) for spec in specs]
+        cells = [f"{short(run.flops // 2)}, {size(most)}" for run, most in zip(found, memory, strict=True)]
+        rows.append([f"{edge}³", f"{edge**3:,}", size(4 * edge**6), *cells])
+    return rows
+
+
+TABLES: dict[str, Callable[[str], list[list[str]]]] = {
+    function.__name__: function for function in (cost, modes, scopes, summary, sizes)
+}
+
+
+def rewritten(page: Path) -> str:
+    """The text of a page with its tables as they should be."""
+    return MARKED.sub(lambda found: f"{found[1]}{_markdown(TABLES[found[2]](page.stem))}{found[3]}", page.read_text())
+
+
+def pages() -> list[Path]:
+    """The pages with tables."""
+    return [page for page in sorted(DOCS.rglob("*.md")) if MARKED.search(page.read_text())]
+
+
+def _cells(found: Measured) -> list[str]:
+    kept = f"{size(found.kept)}, {found.maps_kept:.2f} maps"
+    return [f"{found.parameters:,}", short(found.multiply_adds), short(found.other), kept]
+
+
+def _markdown(rows: list[list[str]]) -> str:
+    """Between blank lines, columns of numbers to the right."""
+    rule = ["---", *("---:" if cell[0].isdigit() else "---" for cell in rows[-1][1:])]
+    lines = "".join(f"| {' | '.join(row)} |\n" for row in (rows[0], rule, *rows[1:]))
+    return f"\n{lines}\n"
+
+
+if __name__ == "__main__":
+    with one_thread():
+        for page in pages():
+            page.write_text(rewritten(page))
+            print(page.relative_to(DOCS))

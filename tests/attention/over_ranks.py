@@ -1,0 +1,204 @@
+"""What the ranks do in `test_sharded.py`: every case, and the whole volume beside it to compare a shard with."""
+
+from __future__ import annotations
+
+import copy
+import datetime
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+import attn3d
+from attn3d.sharding import shard_over, sum_gradients
+from tests.configurations import randomise
+
+PATIENCE = 240  # seconds after which processes that wait for each other are ended
+
+
+class Case(NamedTuple):
+    """A mechanism, the volume it sees and how that is cut."""
+
+    mechanism: Any
+    options: dict[str, Any]
+    shape: tuple[int, ...] = (2, 6, 11, 3, 4)
+    sharing: str = "all_gather"
+    rows: tuple[int, ...] | None = None  # of every rank; by default as equal as can be
+    training: bool = True
+    differs_alone: bool = True  # whether a rank that knows of no other would give something else
+
+
+def window(size: Any, shift: bool = False) -> dict[str, Any]:
+    """The option of a window scope."""
+    return {"scope": ("window", {"size": size, "shift": shift})}
+
+
+def neighborhood(size: Any, dilation: Any = 1) -> dict[str, Any]:
+    """The option of a neighbourhood scope."""
+    return {"scope": ("neighborhood", {"size": size, "dilation": dilation})}
+
+
+def pooled(stride: Any) -> dict[str, Any]:
+    """The option of a scope of pooled keys."""
+    return {"scope": ("pooled_keys", {"stride": stride})}
+
+
+class Network(nn.Sequential):
+    """Attention of several kinds among layers that treat every voxel alone."""
+
+    def __init__(self, spatial_dims: int, channels: int, checkpointed: bool = False) -> None:
+        super().__init__(
+            nn.Conv3d(channels, 8, 1),
+            attn3d.NonLocal(spatial_dims, 8),
+            nn.ReLU(),
+            attn3d.MultiHeadSelfAttention(spatial_dims, 8, **window(3, shift=True)),
+            attn3d.NonLocal(spatial_dims, 8, mode="gaussian", norm="layer"),
+            nn.Conv3d(8, channels, 1),
+        )
+        self.checkpointed = checkpointed
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Runs the layers, once more in backward where they are checkpointed."""
+        return checkpoint(super().forward, x, use_reentrant=False) if self.checkpointed else super().forward(x)
+
+
+def cases(ranks: int) -> list[Case]:
+    """What is compared on so many ranks."""
+    uneven = {2: (1, 10), 4: (1, 5, 2, 3)}[ranks]
+    found = [
+        Case("non_local", {}, (0, 6, 11, 3, 4), "ring", differs_alone=False),
+        Case("non_local", window(2) | {"norm": None}, (2, 6, 4 * ranks, 3, 3), differs_alone=False),
+        Case("non_local", pooled(2) | {"norm": "layer"}, rows=uneven),
+        Case("non_local", pooled((5, 2, 3)), rows=uneven),
+        Case("non_local", pooled(40) | {"norm": "layer"}),
+        Case(attn3d.PositionAttention, {"reduction": 2}, sharing="ring"),
+        Case(attn3d.PositionAttention, {"reduction": 2} | neighborhood(3)),
+        Case("mhsa", {"num_heads": 2, "memory_budget": "64KiB"}, sharing="ring", rows=uneven),
+        Case("mhsa", {"num_heads": 2, "method": "reference"}),
+        Case("mhsa", {"num_heads": 3, "method": "fused"}, rows=uneven),
+        Case(Network, {}, sharing="ring"),
+        Case(Network, {"checkpointed": True}, sharing="ring", rows=uneven),
+    ]
+    for sharing in ("ring", "all_gather"):
+        found += [
+            Case("non_local", {}, sharing=sharing, rows=uneven),
+            Case("non_local", {"variant": "paper"}, sharing=sharing, training=False),
+            Case("non_local", {"mode": "gaussian", "norm": None}, (1, 5, 13, 4), sharing),
+            Case("non_local", {}, (2, 4, 19), sharing),
+            Case("non_local", {}, (1, 4, ranks, 1, 1), sharing),
+        ]
+    for method in ("auto", "fused", "reference"):
+        options = {"num_heads": 2, "method": method}
+        for bias in ("axis", "joint") if method != "fused" else ("axis",):
+            found.append(Case("mhsa", options | {"position_bias": bias} | window((3, 2, 2), True), rows=uneven))
+        found.append(
+            Case("mhsa", options | {"position_bias": "axis"} | neighborhood((5, 3, 1), (2, 1, 1)), rows=uneven)
+        )
+    found += [Case("non_local", window(size, True), rows=uneven) for size in (1, 4, 30)]
+    found += [Case("non_local", window(size)) for size in (2, 5)]
+    found += [Case("non_local", neighborhood(*sizes)) for sizes in ((3,), (31,), (3, 2), (7, 5))]
+    return found
+
+
+def run(module: nn.Module, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The output, and the gradient of the input for the loss sum(weight * output)."""
+    x = x.clone().requires_grad_()
+    y = module(x)
+    (y * weight).sum().backward()
+    return y.detach(), x.grad
+
+
+def shards(case: Case, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """This rank's shard of a volume."""
+    parts = x.tensor_split(group.size(), 2) if case.rows is None else x.split(case.rows, 2)
+    return parts[group.rank()]
+
+
+def compare(case: Case, group: dist.ProcessGroup, dtype: torch.dtype = torch.float64) -> dict[str, float]:
+    """The errors of this rank's shard against the whole volume in float64, by what is compared.
+
+    Parameters are random in float64; in another precision they are those of a new module, with which logits are
+    small and rounding is not multiplied.
+    """
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(case.shape, generator=generator).double() * scale for scale in (1.0, 0.1))
+    mechanism, options = case.mechanism, case.options
+    torch.manual_seed(0)
+    module = attn3d.create_attention(mechanism, spatial_dims=len(case.shape) - 2, channels=case.shape[1], **options)
+    module = (randomise(module) if dtype == torch.float64 else module).double().train(case.training)
+    whole, alone = copy.deepcopy(module), copy.deepcopy(module)
+    y, grad = run(whole, x, weight)
+    wanted = {"output": shards(case, y, group), "input": shards(case, grad, group)} | kept(whole)
+
+    shard_over(module.to(dtype), group, sharing=case.sharing)
+    part_x, part_weight = shards(case, x, group), shards(case, weight, group)
+    y, grad = run(module, part_x.to(dtype), part_weight.to(dtype))
+    sum_gradients(module, group)
+    got = {"output": y, "input": grad} | kept(module)
+    errors = {name: error(got[name], wanted[name]) for name in wanted}
+    y, _ = run(alone, part_x, part_weight)
+    errors["alone"] = error(y, wanted["output"]) if case.differs_alone else 1.0
+    return errors
+
+
+def kept(module: nn.Module) -> dict[str, Tensor]:
+    """The gradients of parameters, and the buffers: running statistics and numbers of batches."""
+    gradients = {name: parameter.grad for name, parameter in module.named_parameters()}
+    return gradients | {name: buffer.to(torch.float64) for name, buffer in module.named_buffers()}
+
+
+def error(one: Tensor, other: Tensor) -> float:
+    """The largest difference, relative to the largest value where that is above 1."""
+    if one.shape != other.shape or one.isnan().any():
+        return float("inf")
+    return ((one - other).abs().max() / (1 + other.abs().max())).item() if one.numel() else 0.0
+
+
+def data_and_volume() -> dict[str, float]:
+    """Two batches over two ranks each, with DDP over the batches."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "volume"))
+    data, volume = mesh["data"].get_group(), mesh["volume"].get_group()
+    x, weight = (torch.randn(4, 6, 7, 3, 4, generator=torch.Generator().manual_seed(seed)).double() for seed in (0, 1))
+    module = randomise(attn3d.NonLocal(3, 6).double())
+    wholes = [copy.deepcopy(module) for _ in range(2)]
+    for index, whole in enumerate(wholes):
+        run(whole, *(both.chunk(2)[index] for both in (x, weight)))
+    replica = DistributedDataParallel(shard_over(module, volume, sharing="ring"), process_group=data)
+    run(replica, *(both.chunk(2)[data.rank()].tensor_split(2, 2)[volume.rank()] for both in (x, weight)))
+    sum_gradients(module, volume)
+    return {
+        name: error(one.grad, (first.grad + second.grad) / 2)
+        for (name, one), first, second in zip(
+            module.named_parameters(), wholes[0].parameters(), wholes[1].parameters(), strict=True
+        )
+    }
+
+
+def message_of_unlike_shards(group: dist.ProcessGroup) -> str:
+    """What a rank hears when the shards do not make a volume."""
+    module = shard_over(attn3d.NonLocal(3, 4), group)
+    try:
+        module(torch.randn(1, 4, 2, 3 + group.rank(), 5))
+    except ValueError as error:
+        return str(error)
+    return "nothing"
+
+
+def work(rank: int, ranks: int, folder: str) -> None:
+    """Everything that one of ``ranks`` processes does."""
+    torch.set_num_threads(1)
+    timeout = datetime.timedelta(seconds=PATIENCE / 2)
+    dist.init_process_group("gloo", f"file://{folder}/store", timeout, ranks, rank)
+    group = dist.group.WORLD
+    results = {str(case): compare(case, group) for case in cases(ranks)}
+    for sharing in ("ring", "all_gather"):
+        case = Case("non_local", {"norm": None}, (2, 8, 12, 6, 5), sharing)
+        results["single precision", str(case)] = compare(case, group, torch.float32)
+    if ranks == 4:
+        results["data and volume"] = data_and_volume()
+    torch.save((results, message_of_unlike_shards(group)), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
