@@ -16,8 +16,9 @@ Spec = str | Sequence[Any]
 def nearest(name: str, known: Iterable[str]) -> str:
     """The known names as a sentence, led by the one nearest to ``name`` where one is near."""
     known = list(known)
-    close = difflib.get_close_matches(str(name).lower(), known, n=1)
-    suggestion = f"did you mean {close[0]!r}? " if close else ""
+    spelt = {one.lower(): one for one in known}
+    close = difflib.get_close_matches(str(name).lower(), spelt, n=1)
+    suggestion = f"did you mean {spelt[close[0]]!r}? " if close else ""
     return f"{suggestion}available: {', '.join(known)}"
 
 

@@ -15,6 +15,7 @@ from attn3d.attention.kernels import attend_on_cores
 from attn3d.attention.operators import attend_tiled
 from attn3d.attention.volume import merge
 from tests.configurations import randomise
+from tests.marks import some
 from tests.mechanisms.parity import assert_close, assert_gradients_close, volume
 from tests.references import attention as loops
 
@@ -55,7 +56,7 @@ CELLS = {
 class TestRegistration:
     """`torch.library.opcheck`: schema, autograd registration, fake tensors, compilation with dynamic shapes."""
 
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+    @pytest.mark.parametrize("dtype", some([torch.float32, torch.float64], lambda dtype: dtype.itemsize > 4), ids=str)
     @pytest.mark.parametrize("arguments", TILED)
     def test_tiles(self, arguments, dtype):
         torch.library.opcheck(attend_tiled, (*leaves(12, 10, dtype), *TILED[arguments]))
@@ -206,7 +207,7 @@ class TestCompilers:
         for found, expected in zip(*results, strict=True):
             torch.testing.assert_close(found, expected)
 
-    @pytest.mark.parametrize("scope", SCOPES, ids=str)
+    @pytest.mark.parametrize("scope", some(SCOPES, lambda scope: SCOPES.index(scope) % 2), ids=str)
     def test_compiles_with_dynamic_shapes(self, scope):
         torch.compiler.reset()
         module = self_attention(scope)

@@ -13,6 +13,7 @@ from attn3d import Axial, Global, Grid, Neighborhood, PooledKeys, Window
 from attn3d.attention import Scope, VolumeAttention
 from attn3d.attention.scopes import create_scope, name_of
 from tests.attention.layers import HEADS, Scoped, assert_results, loops, results, tokens
+from tests.marks import some
 from tests.mechanisms.parity import assert_close, volume
 from tests.references.attention import keys_seen, pool
 
@@ -76,7 +77,7 @@ def assert_equal_to_the_loops(scoped, shape, method):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("shape", some(SHAPES, lambda shape: SHAPES.index(shape) % 2), ids=str)
 @pytest.mark.parametrize("scoped", SCOPES, ids=str)
 def test_equals_the_loops(scoped, shape, method):
     assert_equal_to_the_loops(scoped, shape, method)
@@ -88,7 +89,7 @@ def test_sizes_of_their_own_for_every_axis(scoped, method):
     assert_equal_to_the_loops(scoped, (3, 5, 6), method)
 
 
-@pytest.mark.parametrize("bytes", [600, 5_000, 100_000])
+@pytest.mark.parametrize("bytes", some([600, 5_000, 100_000], lambda room: room != 5_000))
 @pytest.mark.parametrize("scoped", SCOPES, ids=str)
 def test_a_few_cells_at_a_time(scoped, bytes, monkeypatch):
     """Tiles smaller than a cell, one cell, and several: the same outputs and gradients."""

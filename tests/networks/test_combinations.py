@@ -38,6 +38,11 @@ def _turns(configuration: Configuration) -> list[tuple[list[str], str, str]]:
 
 
 COMBINATIONS = [(configuration, _turns(configuration)) for configuration in CONFIGURATIONS]
+# In 3-D by default, in 2-D by night.
+_PARAMETERS = [
+    pytest.param(*each, id=each[0].id, marks=[pytest.mark.nightly] if each[0].dims == 2 else [])
+    for each in COMBINATIONS
+]
 
 
 def maps(output: Any) -> list[Tensor]:
@@ -68,7 +73,7 @@ def anatomy(net: nn.Module) -> list[Any]:
 
 
 @pytest.mark.filterwarnings("ignore:no attention at", "ignore:.*copying from a non-meta parameter")
-@pytest.mark.parametrize(("configuration", "turns"), [pytest.param(*each, id=each[0].id) for each in COMBINATIONS])
+@pytest.mark.parametrize(("configuration", "turns"), _PARAMETERS)
 def test_every_kind(configuration: Configuration, turns: list[tuple[list[str], str, str]]) -> None:
     net, x = configuration.make().eval(), configuration.image(batch=2)
     kinds = configuration.kinds.split()
