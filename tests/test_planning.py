@@ -5,6 +5,7 @@ import torch
 
 import attn3d
 from attn3d.planning import plan
+from tests.marks import some
 from tests.memory import peak
 
 SCOPES = [
@@ -35,7 +36,7 @@ def pass_over(module: torch.nn.Module, x: torch.Tensor, training: bool) -> None:
             module(x)
 
 
-@pytest.mark.parametrize("training", [False, True], ids=["forward", "training"])
+@pytest.mark.parametrize("training", some([False, True], lambda training: not training), ids=["forward", "training"])
 @pytest.mark.parametrize(("scope", "method"), CASES, ids=str)
 def test_memory_is_foretold_within_a_tenth(scope, method, training):
     shape = (1, 32, 12, 12, 12)

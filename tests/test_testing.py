@@ -503,7 +503,7 @@ FULLEST = [BY_ID.get(f"{name}-paper", BY_ID[name]) for name in attn3d.names()]
 DIMS = (1, 2, 3)
 
 
-@pytest.mark.parametrize("spatial_dims", DIMS)
+@pytest.mark.parametrize("spatial_dims", some(DIMS, lambda dims: dims < 3))
 @pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=identify)
 def test_every_configuration_keeps_the_contract(configuration, spatial_dims):
     module = mechanism(configuration, spatial_dims)
@@ -516,7 +516,13 @@ def test_every_configuration_compiles_and_exports(configuration):
     check_attention(mechanism(configuration, 3), 3, C, checks=("compile_static", "export"))
 
 
-@pytest.mark.parametrize("configuration", [*FULLEST, BY_ID["non_local-concatenation"]], ids=identify)
+@pytest.mark.parametrize(
+    "configuration",
+    some(
+        [*FULLEST, BY_ID["non_local-concatenation"]], lambda cell: FULLEST.index(cell) % 3 if cell in FULLEST else True
+    ),
+    ids=identify,
+)
 def test_every_mechanism_compiles_in_training_with_dynamic_shapes(configuration):
     check_attention(mechanism(configuration, 3), 3, C, checks=("compile_dynamic",))
 
