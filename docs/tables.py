@@ -80,6 +80,16 @@ def measure(name: str, shape: tuple[int, ...], **options: str) -> Measured:
     return Measured(parameters, flops // 2, other.elements, kept, kept / (x.numel() * x.element_size()))
 
 
+def training_memory(spec, shape):
+    """With two threads, as many as PyTorch's CPU kernel is taken to have: each has a tile of its own."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        return attn3d.estimate_memory(spec, shape)
+    finally:
+        torch.set_num_threads(threads)
+
+
 def kept_for_backward(module: nn.Module, x: torch.Tensor) -> int:
     """Bytes of the storages that autograd saves in a forward pass, the parameters left out, the input not."""
     saved = []
@@ -146,7 +156,7 @@ def scopes(name: str) -> list[list[str]]:
     for scope, sees in seen:
         spec = (name, {"scope": scope})
         flops = attn3d.estimate_cost(spec, x_shape, training=False).flops
-        memory = attn3d.estimate_memory(spec, x_shape)
+        memory = training_memory(spec, x_shape)
         rows.append([f"`{scope!r}`".replace("'", '"'), sees, short(flops // 2), size(memory)])
     return rows
 
@@ -181,7 +191,7 @@ def sizes(_: str) -> list[list[str]]:
         shape = (1, CHANNELS, edge, edge, edge)
         specs = ("non_local", ("non_local", {"scope": ("window", {"size": 8})}), "cbam")
         found = [attn3d.estimate_cost(spec, shape, training=False) for spec in specs]
-        memory = [attn3d.estimate_memory(spec, shape) for spec in specs]
+        memory = [training_memory(spec, shape) for spec in specs]
         cells = [f"{short(run.flops // 2)}, {size(most)}" for run, most in zip(found, memory, strict=True)]
         rows.append([f"{edge}³", f"{edge**3:,}", size(4 * edge**6), *cells])
     return rows

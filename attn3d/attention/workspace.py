@@ -21,6 +21,7 @@ from attn3d.attention.memory import (
     over_budget,
     parallel_parts,
     read_bytes,
+    room_for_scores,
     tile_copies,
     tile_within,
 )
@@ -167,6 +168,8 @@ def room_for_cells(
     limit = read_bytes("memory_budget", budget)
     if limit is None:
         return TILE_BYTES
+    if torch.compiler.is_compiling():  # sizes may be symbols, of which no cells can be counted
+        return room_for_scores(q, k, v, budget, seed is not None)
     training = needs_gradient(q, k, v)
     fixed = len(scopes) * chunked_bytes(q, k, v, Tile(0, 0), training, False)
     room = TILE_BYTES
@@ -187,12 +190,7 @@ def _convolution(x: Tensor, weight: Tensor, *_: Any) -> int:
 
 
 def _convolution_backward(gradient: Tensor, x: Tensor, *_: Any) -> int:
-    return _bytes(gradient) + _bytes(x)
-
-
-def _batch_norm_backward(gradient: Tensor, x: Tensor, *_: Any) -> int:
-    """A gradient that lies otherwise than the input is laid out anew."""
-    return 0 if gradient.stride() == x.stride() else _bytes(gradient)
+    return max(_bytes(gradient), _bytes(x))
 
 
 _WORKSPACES: dict[Any, Callable[..., int]] = {
@@ -206,7 +204,6 @@ _WORKSPACES: dict[Any, Callable[..., int]] = {
     _attn3d.attend_cells_backward.default: lambda *args: _cells(args, True),
     _aten.convolution.default: _convolution,
     _aten.convolution_backward.default: _convolution_backward,
-    _aten.native_batch_norm_backward.default: _batch_norm_backward,
 }
 
 

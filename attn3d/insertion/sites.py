@@ -148,23 +148,24 @@ class Survey:
 
     def _sites(self, kind: str, places: Iterable[tuple[int, Place]]) -> list[Site]:
         found = []
+        probed = self._probe  # a network that cannot be probed is no reason to refuse a site
         for stage, place in places:
             try:
-                channels, *shape = self._map_at(kind, place)
+                channels, *shape = self._map_at(kind, place, probed)
             except ValueError as reason:
                 self.refused[f"{kind}:{place.label}"] = str(reason)
             else:
                 found.append(Site(kind, stage, place.label, channels, tuple(shape), place))
         return found
 
-    def _map_at(self, kind: str, place: Place) -> list[int]:
+    def _map_at(self, kind: str, place: Place, probed: Probe) -> list[int]:
         """C and S of the map at a place.
 
         Raises:
             ValueError: when it cannot be attended, saying why.
         """
-        module, image = self.network.get_submodule(place.path), self._probe.image
-        calls = self._probe.calls.get(place.path)
+        module, image = self.network.get_submodule(place.path), probed.image
+        calls = probed.calls.get(place.path)
         if not calls:
             raise ValueError("never runs in a forward pass")
         maps = [_tap(call, place) for call in calls]
@@ -177,7 +178,7 @@ class Survey:
                 raise ValueError(f"gives {tuple(map_.shape)}, not a map (B, C, *S) with the axes of the image")
             if kind == "path" and call.channels_last:
                 raise ValueError(f"has its channels last: {tuple(map_.shape)}; name a module that has them first")
-            if self._probe.is_prediction(map_):
+            if probed.is_prediction(map_):
                 raise ValueError("gives the prediction itself; name a module before it")
         channels = sorted({map_.shape[1] for map_ in maps})
         if len(channels) > 1:

@@ -42,11 +42,12 @@ def register_sites(
         ValueError: when a kind is unknown.
 
     Example:
+        >>> from attn3d.networks import register_sites, second_argument
         >>> class MyUNet(torch.nn.Module):
         ...     "stem, down1, down2, then up1(x, skip) and up0(x, skip)"
-        >>> register_sites(MyUNet, {"encoder": ["stem", "down1"], "bottleneck": ["down2"],
-        ...                         "decoder": ["up1", "up0"],
-        ...                         "skip": [second_argument("up0"), second_argument("up1")]})
+        >>> sites = register_sites(MyUNet, {"encoder": ["stem", "down1"], "bottleneck": ["down2"],
+        ...                                 "decoder": ["up1", "up0"],
+        ...                                 "skip": [second_argument("up0"), second_argument("up1")]})
     """
     if sites is None:
         return lambda function: register_sites(network, function, run=run)

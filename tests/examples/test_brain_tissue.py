@@ -63,7 +63,7 @@ def test_a_brain_from_start_to_end(app, tmp_path):
     out = tmp_path / "deep" / "results"
     result = invoke(app, "--iterations", 2, "--resolution", 8, "--out", out)
     assert result.exit_code == 0, result.output
-    for word in ("Held-out anterior 40%", "Gaussian mixture", "white matter", "Surface Dice"):
+    for word in ("Held-out anterior 40%", "Gaussian mixture", "white matter", "Surface"):
         assert word in result.output
     check_results(out, out / "mni152_t1.nii.gz")
 
