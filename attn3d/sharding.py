@@ -9,10 +9,19 @@ from torch.nn.modules import batchnorm, conv, pooling
 
 from attn3d.arguments import one_of
 from attn3d.attention import VolumeAttention
-from attn3d.mechanisms import MultiHeadSelfAttention, NonLocal, PositionAttention
+from attn3d.mechanisms import (
+    ChannelAttention,
+    DualAttention,
+    MultiHeadSelfAttention,
+    NonLocal,
+    PositionAttention,
+)
 from attn3d.mechanisms.base import Mechanism
+from attn3d.mechanisms.non_local import Concatenation, DotProduct
 from attn3d.norms import BatchNorm, GroupNorm
 
+_EXACT = (ChannelAttention, DualAttention, MultiHeadSelfAttention, PositionAttention)
+_SHARDED = (VolumeAttention, DotProduct, Concatenation, ChannelAttention, BatchNorm)  # what asks the other ranks
 _SCOPES = ("global", "pooled_keys", "window", "neighborhood")
 
 # PyTorch's own layers that look past the border of a shard, or take statistics over it.
@@ -34,9 +43,10 @@ def shard_over(module: Module, process_group: dist.ProcessGroup | None, *, shari
     """Makes the attention in ``module`` work on shards of a volume, with the result of the whole volume.
 
     The volume is cut along its first spatial axis: rank r of the group gives the r-th piece, of as many rows as it
-    likes but one at least, and gets the same rows of the output. `NonLocal` in its softmax modes,
-    `MultiHeadSelfAttention` and `PositionAttention` work so, inserted into a network or not, in the scopes Global,
-    PooledKeys, Window and Neighborhood, and with them `attn3d.norms.BatchNorm`, whose statistics are of the whole.
+    likes but one at least, and gets the same rows of the output. `NonLocal` in all its modes,
+    `MultiHeadSelfAttention` and `DualAttention` with its two branches work so, inserted into a network or not, in
+    the scopes Global, PooledKeys, Window and Neighborhood, and with them `attn3d.norms.BatchNorm`, whose
+    statistics are of the whole.
 
     Every rank calls forward and backward of the same modules in the same order. The gradient of the input is then
     that of the sum of the losses of all ranks; gradients of parameters are each rank's share, and
@@ -78,7 +88,7 @@ def shard_over(module: Module, process_group: dist.ProcessGroup | None, *, shari
     if ranks is not None:
         _check(module, sharing)
     for part in module.modules():
-        if isinstance(part, VolumeAttention | BatchNorm):
+        if isinstance(part, _SHARDED):
             part.ranks = ranks
     return module
 
@@ -122,14 +132,12 @@ def _refusal(part: nn.Module, sharing: str) -> str:
         if part.kind == "global" and sharing == "ring" and part.method not in ("auto", "chunked"):
             return f"whose method {part.method!r} needs all keys at once; sharing='all_gather' gives them"
     elif isinstance(part, NonLocal):
-        if part.mode not in ("embedded_gaussian", "gaussian"):
-            return f"whose mode {part.mode!r} is no softmax"
         if part.sub_sample:
             return "whose `sub_sample` pools across the borders of shards; scope=PooledKeys(2) pools as the whole"
     elif isinstance(part, GroupNorm):
         return "whose statistics would be of a shard; the norms 'batch' and 'layer' work"
-    elif isinstance(part, Mechanism) and not isinstance(part, MultiHeadSelfAttention | PositionAttention):
-        return "which looks at all voxels by other means than softmax attention"
+    elif isinstance(part, Mechanism) and not isinstance(part, _EXACT):
+        return "which takes means or convolves over voxels of other ranks; non_local, mhsa and danet work"
     return ""
 
 

@@ -34,32 +34,27 @@ def _attend_on_cores_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     parts = parallel_parts(q.shape[0] * q.shape[1])
     grad_q, grad_k, grad_v = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
-    # The queries that cut into equal parts, in at most 4 runs; then the rest, as one part.
+    # The queries that cut into equal parts; then the rest, as one part.
     even = q.shape[2] // parts * parts
-    rows, columns = of_rows_and_keys(q.shape[2], k.shape[2], parts)
-    of_queries = [(run, parts) for run in _runs(even, rows)]
-    if even < q.shape[2]:
-        of_queries.append((slice(even, q.shape[2]), 1))
-    of_keys = _runs(k.shape[2], columns)
-    for queries, count in of_queries:
+    cuts = [(slice(0, even), parts), (slice(even, None), 1)]
+    for queries, count in cuts[even == 0 : 1 + (even < q.shape[2])]:
         # Every part is a batch entry with one head: the kernel then reads it as it lies in memory.
         of_rows = [x[:, :, queries] for x in (gradient, q, out, logsumexp)]
         of_rows = [x.unflatten(2, (count, -1)).flatten(0, 2).unsqueeze(1) for x in of_rows]
-        for keys in of_keys:
+        for keys in _runs(k.shape[2], keys_at_a_time(k.shape[2], parts)):
             shared = [x[:, :, keys].unsqueeze(2).expand(-1, -1, count, -1, -1) for x in (k, v)]
             shared = [x.flatten(0, 2).unsqueeze(1) for x in shared]
             part_q, part_k, part_v = _backward(*of_rows[:2], *shared, *of_rows[2:], 0.0, False, scale=scale)
-            part_q = part_q.view(*q.shape[:2], -1, q.shape[3])
-            grad_q[:, :, queries] += part_q
+            grad_q[:, :, queries] += part_q.view(*q.shape[:2], -1, q.shape[3])
             grad_k[:, :, keys] += part_k.view(*k.shape[:2], count, *part_k.shape[2:]).sum(2)
             grad_v[:, :, keys] += part_v.view(*v.shape[:2], count, *part_v.shape[2:]).sum(2)
             del part_q, part_k, part_v  # before the kernel allocates the next
     return grad_q, grad_k, grad_v
 
 
-def of_rows_and_keys(queries: int, keys: int, parts: int) -> tuple[int, int]:
-    """How many queries and keys are taken at a time: what the parts bring is then small beside the whole."""
-    return max(768, -(-queries // (4 * parts))) * parts, max(512, -(-keys // 8))
+def keys_at_a_time(keys: int, parts: int) -> int:
+    """What all parts bring for the keys and values of a run is then a quarter of the whole gradients, or less."""
+    return max(256, -(-keys // (8 * parts)))
 
 
 def _runs(length: int, step: int) -> list[slice]:

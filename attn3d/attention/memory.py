@@ -1,4 +1,4 @@
-"""The bytes that a method needs, and the tile that fits a budget."""
+"""Numbers of bytes, and the tiles of scores that so many bytes hold."""
 
 import math
 import re
@@ -56,16 +56,6 @@ def parallel_parts(sequences: int) -> int:
     return max(1, min(8, torch.get_num_threads() // max(1, sequences)))
 
 
-def room_for_scores(q: Tensor, k: Tensor, v: Tensor, budget: MemoryBudget, dropout: bool) -> int:
-    """The bytes that a tile of scores may have within the budget."""
-    limit = read_bytes("memory_budget", budget)
-    if limit is None:
-        return TILE_BYTES
-    training = needs_gradient(q, k, v)
-    left = limit - chunked_bytes(q, k, v, Tile(0, 0), training, dropout)
-    return max(4, min(TILE_BYTES, left // tile_copies(training, dropout)))
-
-
 def tile_within(room: int, sequences: int, queries: int, keys: int) -> Tile:
     """A tile of at most ``room`` bytes in single precision for each of its copies; at least one pair."""
     pairs = max(1, room // (4 * max(1, sequences)))
@@ -76,56 +66,4 @@ def tile_within(room: int, sequences: int, queries: int, keys: int) -> Tile:
 
 def tile_copies(training: bool, dropout: bool) -> int:
     """How many tensors of the size of a tile in single precision are alive at once."""
-    return (2 if training else 1) + (8 if dropout else 0)
-
-
-def chunked_bytes(q: Tensor, k: Tensor, v: Tensor, tile: Tile, training: bool, dropout: bool) -> int:
-    """The bytes beyond q, k and v that the method "chunked" takes with a tile."""
-    sequences = q.shape[0] * q.shape[1]
-    wide = max(4, q.element_size())
-    output = sequences * q.shape[2] * (v.shape[3] * q.element_size() + wide)
-    gradients = (q.numel() + k.numel() + v.numel()) * wide if training else 0
-    rows = sequences * tile.queries * (q.shape[3] + 2 * v.shape[3]) * wide
-    return output + gradients + rows + sequences * tile.queries * tile.keys * wide * tile_copies(training, dropout)
-
-
-def fused_bytes(q: Tensor, k: Tensor, v: Tensor, training: bool) -> int:
-    """The bytes beyond q, k and v that PyTorch's kernel takes."""
-    sequences = q.shape[0] * q.shape[1]
-    width = max(q.shape[3], v.shape[3]) * q.element_size()
-    queries, keys = sequences * q.shape[2] * width, sequences * k.shape[2] * width
-    output = queries + 4 * sequences * q.shape[2]
-    if not training:
-        return output
-    parts = parallel_parts(sequences)
-    return output + queries * (parts + (parts > 1)) + 2 * keys * (1 + (parts > 1))
-
-
-def within_budget(methods: list[str], q: Tensor, k: Tensor, v: Tensor, budget: MemoryBudget, dropout: float) -> str:
-    """The first of ``methods``, "fused" or "chunked", that fits the budget.
-
-    Raises:
-        ValueError: when none does, with the bytes that would do.
-    """
-    limit = read_bytes("memory_budget", budget)
-    if limit is None:
-        return methods[0]
-    training = needs_gradient(q, k, v)
-    needed = {}
-    for method in methods:
-        if method == "fused":
-            needed[method] = fused_bytes(q, k, v, training)
-        else:
-            needed[method] = chunked_bytes(q, k, v, Tile(1, min(64, k.shape[2])), training, dropout > 0.0)
-        if needed[method] <= limit:
-            return method
-    raise over_budget(limit, min(needed.values()), " or ".join(map(repr, methods)))
-
-
-def over_budget(limit: int, needed: int, what: str) -> ValueError:
-    """The error of a budget that cannot be met."""
-    return ValueError(
-        f"`memory_budget` of {limit} bytes cannot be met by {what}: at least {needed} are needed, for the output and,"
-        " in training, the gradients, whatever the scope; with PooledKeys the gradients of keys are smaller, and"
-        " `attn3d plan` lists what every scope takes"
-    )
+    return (2 if training else 1) + (6 if dropout else 0)

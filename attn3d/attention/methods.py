@@ -9,15 +9,9 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from attn3d.arguments import one_of, probability
+from attn3d.attention.budget import room_for_scores, within_budget
 from attn3d.attention.kernels import attend_on_cores
-from attn3d.attention.memory import (
-    MemoryBudget,
-    needs_gradient,
-    parallel_parts,
-    read_bytes,
-    room_for_scores,
-    within_budget,
-)
+from attn3d.attention.memory import MemoryBudget, needs_gradient, parallel_parts, read_bytes
 from attn3d.attention.operators import attend_tiled, row_numbers
 from attn3d.attention.plain import LARGEST_CUDA_GRID, equal_widths, plain_attention
 from attn3d.attention.tiles import Dropout
@@ -60,7 +54,8 @@ def attend(
             cannot; "reference", the plain form that builds N x M; "auto", the fastest that is exact and within
             the budget.
         memory_budget: bytes beyond q, k and v that forward and, where a gradient is asked for, backward may
-            take, as a number or as "2GiB"; None: by shapes, dtype and kind of device alone.
+            take, as a number or as "2GiB"; None: by shapes, dtype and kind of device alone. Compiled, when sizes
+            may be symbols, tiles are cut by their scores alone, and what goes with them is left out.
 
     Returns:
         (B, H, N, d_v).
@@ -68,7 +63,7 @@ def attend(
     Raises:
         TypeError: when ``memory_budget`` is no number of bytes, or numbers are of a type that does not fit.
         ValueError: when shapes do not fit, ``method`` is unknown or cannot serve these arguments, or the budget
-            cannot be met, saying what would.
+            cannot be met, with the bytes that each method takes and the smallest budget that works.
     """
     _check(q, k, v, key_mask, bias)
     one_of("method", method, METHODS)
@@ -84,11 +79,11 @@ def attend(
             q, k, v, key_mask=key_mask, bias=bias, dropout=dropout, memory_budget=memory_budget
         ).method
     elif method != "reference":
-        within_budget([method], q, k, v, memory_budget, dropout)
+        within_budget([method], q, k, v, key_mask, bias, dropout, memory_budget)
     if method == "reference":
         return _reference(q, k, v, scale, key_mask, bias, dropout, seed)
     if method == "chunked":
-        room = room_for_scores(q, k, v, memory_budget, seed is not None)
+        room = room_for_scores(q, k, v, bias, dropout, memory_budget)
         return attend_tiled(q, k, v, bias, key_mask, seed, scale, dropout, room)[0]
     reason = refusal_of_fused(q, k, v, key_mask, bias, dropout)
     if reason:
@@ -120,9 +115,9 @@ def choose_method(
     """
     refusal = refusal_of_fused(q, k, v, key_mask, bias, dropout)
     if refusal:
-        method = within_budget(["chunked"], q, k, v, memory_budget, dropout)
+        method = within_budget(["chunked"], q, k, v, key_mask, bias, dropout, memory_budget)
         return Choice(method, f"the fused kernel does not serve {refusal}")
-    method = within_budget(["fused", "chunked"], q, k, v, memory_budget, dropout)
+    method = within_budget(["fused", "chunked"], q, k, v, key_mask, bias, dropout, memory_budget)
     if method == "fused":
         return Choice(method, "PyTorch's kernel serves these arguments, and is the fastest")
     return Choice(method, f"the fused kernel would take more than {memory_budget}")
@@ -146,8 +141,8 @@ def refusal_of_fused(
     if key_mask is not None and q.dtype == torch.float16:
         return "a key mask in half precision, which has no room for it"
     if q.is_cuda:
-        if q.shape[1] > LARGEST_CUDA_GRID:
-            return f"more than {LARGEST_CUDA_GRID} heads"
+        if max(q.shape[:2]) > LARGEST_CUDA_GRID:
+            return f"a batch or heads of more than {LARGEST_CUDA_GRID}"
         if max(q.shape[-1] + (key_mask is not None), v.shape[-1]) > 256:
             return "head dimensions above 256"
         if bias is not None and q.shape[2] * k.shape[2] > 2**31:

@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor
 
-from attn3d.capture import needs_plain_operators
 from attn3d.precision import at_least_single, no_autocast
 
 
@@ -30,7 +29,7 @@ def _dot_product(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def rectified_sum(a: Tensor, b: Tensor, v: Tensor) -> Tensor:
-    """y_i = sum_j relu(a_i + b_j) v_j / M in O((N + M) log M).
+    """y_i = sum_j relu(a_i + b_j) v_j / M in O((N + M) log (N + M)).
 
     The keys with b_j > -a_i are a run of the keys sorted by b. So with G and H the sums of v_j and b_j v_j
     from a key to the last, y_i = (a_i G + H) / M at the first key of the run. Both sums are taken after
@@ -45,23 +44,29 @@ def rectified_sum(a: Tensor, b: Tensor, v: Tensor) -> Tensor:
         (B, H, N, d_v). On CUDA its sums are not deterministic, as `torch.cumsum` is not.
     """
     if not torch.jit.is_scripting():
-        if not needs_plain_operators():
-            return _rectified_sum_by_order(a, b, v)
-    return torch.relu(a.unsqueeze(3) + b.unsqueeze(2)) @ v / b.shape[2]  # searchsorted does not export
+        with no_autocast(a):
+            return _rectified_sum(a, b, v)
+    return _rectified_sum(a, b, v)
 
 
-def _rectified_sum_by_order(a: Tensor, b: Tensor, v: Tensor) -> Tensor:
-    with no_autocast(a):
-        a, b = at_least_single(a), at_least_single(b)
-        offset = ((a.mean(2, keepdim=True) - b.mean(2, keepdim=True)) / 2).detach()
-        a, b = a - offset, b + offset
-        b, order = b.sort(2)
-        v_sorted = at_least_single(v).gather(2, order.unsqueeze(3).expand_as(v)) / b.shape[2]
-        first = torch.searchsorted(b.detach(), -a.detach(), right=True)
-        first = first.unsqueeze(3).expand(-1, -1, -1, v.shape[3])
-        values = _sum_from(v_sorted).gather(2, first)
-        products = _sum_from(b.unsqueeze(3) * v_sorted).gather(2, first)
-        return (a.unsqueeze(3) * values + products).to(v.dtype)
+def _rectified_sum(a: Tensor, b: Tensor, v: Tensor) -> Tensor:
+    a, b = at_least_single(a), at_least_single(b)
+    offset = ((a.mean(2, keepdim=True) - b.mean(2, keepdim=True)) / 2).detach()
+    a, b = a - offset, b + offset
+    first = _not_above(b.detach(), -a.detach()).unsqueeze(3).expand(-1, -1, -1, v.shape[3])
+    b, order = b.sort(2)
+    v_sorted = (at_least_single(v) / b.shape[2]).gather(2, order.unsqueeze(3).expand_as(v))
+    values = _sum_from(v_sorted).gather(2, first)
+    products = _sum_from(b.unsqueeze(3) * v_sorted).gather(2, first)
+    return (a.unsqueeze(3) * values + products).to(v.dtype)
+
+
+def _not_above(b: Tensor, limits: Tensor) -> Tensor:
+    """How many of b are not above each limit, (B, H, N): what `torch.searchsorted` gives, which has no ONNX."""
+    keys = b.shape[2]
+    order = torch.cat([b, limits], 2).sort(2)[1]  # of equals either may come first: relu(0) adds nothing
+    counts = (order < keys).to(order.dtype).cumsum(2)
+    return torch.zeros_like(order).scatter(2, order, counts)[:, :, keys:]
 
 
 def _sum_from(x: Tensor) -> Tensor:

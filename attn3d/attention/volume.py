@@ -9,14 +9,24 @@ from torch import Tensor, nn
 from torch.nn.attention import sdpa_kernel
 
 from attn3d.arguments import one_of, probability
+from attn3d.attention.budget import (
+    fused_bytes,
+    fused_cells_bytes,
+    least_bytes,
+    over_budget,
+    pooling_bytes,
+    room_for_cells,
+    room_for_scores,
+    scopes_of_axes,
+    scopes_within,
+)
 from attn3d.attention.cell_operators import attend_cells
 from attn3d.attention.cells import MASKED, joint_bias
 from attn3d.attention.dense import dense_axial, dense_bias
-from attn3d.attention.memory import MemoryBudget, read_bytes, room_for_scores, within_budget
-from attn3d.attention.methods import KERNELS, METHODS, attend, attention_rows, draw_seed
+from attn3d.attention.memory import MemoryBudget, read_bytes
+from attn3d.attention.methods import KERNELS, METHODS, attend, attention_rows, draw_seed, refusal_of_fused
 from attn3d.attention.plain import plain_attention, plain_axial, plain_cells, pool_tokens, pooled_shape
 from attn3d.attention.scopes import Scope, create_scope, name_of
-from attn3d.attention.workspace import room_for_cells
 from attn3d.capture import needs_plain_operators
 from attn3d.precision import at_least_single, without_autocast
 
@@ -95,11 +105,11 @@ class VolumeAttention(nn.Module):
         """
         if self.ranks is not None:
             return self._attend_over_ranks(q, k, v, shape)
-        if self.kind == "pooled_keys":
-            k, v = pool_tokens(k, shape, self.size), pool_tokens(v, shape, self.size)
         if not torch.jit.is_scripting():
             if not needs_plain_operators():
-                return self._attend(q, k, v, shape)
+                return self._attend_within_budget(q, k, v, shape)
+        if self.kind == "pooled_keys":
+            k, v = pool_tokens(k, shape, self.size), pool_tokens(v, shape, self.size)
         dropout = self.dropout if self.training else 0.0
         scale = self._scale_of(q)
         if self.kind == "global" or self.kind == "pooled_keys":
@@ -124,31 +134,80 @@ class VolumeAttention(nn.Module):
 
     @torch.jit.unused
     @without_autocast
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, shape: list[int]) -> Tensor:
-        """With the operators that are made for it."""
+    def _attend_within_budget(self, q: Tensor, k: Tensor, v: Tensor, shape: list[int]) -> Tensor:
+        """By the method that fits, keys and values being the voxels'."""
         k, v = k.to(q.dtype), v.to(q.dtype)
+        method, budget = self._method_within_budget(q, k, v, shape)
+        if self.kind == "pooled_keys":
+            if budget is not None:
+                budget -= pooling_bytes(q, k, v, shape, self.size)
+            k, v = pool_tokens(k, shape, self.size), pool_tokens(v, shape, self.size)
+        return self._attend(q, k, v, shape, method, budget)
+
+    def _method_within_budget(self, q: Tensor, k: Tensor, v: Tensor, shape: list[int]) -> tuple[str, int | None]:
+        """The method, and the budget as a number of bytes.
+
+        Raises:
+            ValueError: when the budget cannot be met, naming the scopes that would fit.
+        """
+        dropout = self.dropout if self.training else 0.0
+        in_cells = self.kind not in ("global", "pooled_keys")
+        methods = [self.method]
+        if self.method == "auto":
+            refused = self._refusal_of_fused(q) if in_cells else refusal_of_fused(q, k, v, None, None, dropout)
+            # The tiles gather a few cells at a time; the kernel, all, which pays where it is much faster.
+            suits = not in_cells or (q.is_cuda and self.kind in ("window", "grid"))
+            methods = ["chunked"] if refused or not suits else ["fused", "chunked"]
+        limit = read_bytes("memory_budget", self.memory_budget)
+        if self.kind == "pooled_keys" and torch.compiler.is_compiling():
+            limit = None  # a compiler takes minutes over numbers of means that are symbols
+        if limit is None or self.method == "reference":
+            return methods[0], limit
+        needed = {method: self._least_bytes(method, q, k, v, shape, dropout > 0.0) for method in methods}
+        for method, least in needed.items():
+            if least <= limit:
+                return method, limit
+        raise over_budget(limit, needed, scopes_within(limit, q, k, v, dropout > 0.0, shape))
+
+    def _least_bytes(self, method: str, q: Tensor, k: Tensor, v: Tensor, shape: list[int], dropout: bool) -> int:
+        table = self.position_table
+        if method == "chunked":
+            return least_bytes(self.scope, q, k, v, table, self.position_bias == "joint", dropout, shape)
+        if self.kind in ("global", "pooled_keys"):
+            pooled = 0 if self.kind == "global" else pooling_bytes(q, k, v, shape, self.size)
+            return fused_bytes(q, k, v, None) + pooled
+        return fused_cells_bytes(q, k, v, table, shape, self.kind, self.size, self.dilation, self.shift)
+
+    @torch.jit.unused
+    @without_autocast
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, shape: list[int], method: str, budget: int | None) -> Tensor:
+        """With the operators that are made for it."""
         dropout = self.dropout if self.training else 0.0
         scale = self._scale_of(q)
         if self.kind in ("global", "pooled_keys"):
-            return attend(q, k, v, scale=scale, dropout=dropout, method=self.method, memory_budget=self.memory_budget)
-        if self.method == "reference" or q.shape[0] == 0:
+            return attend(q, k, v, scale=scale, dropout=dropout, method=method, memory_budget=budget)
+        if method == "reference" or q.shape[0] == 0:
             every = torch.arange(q.shape[2], device=q.device)
             bias = self.bias_of(every, shape)
             return attend(q, k, v, scale=scale, bias=bias, dropout=dropout, method="reference")
         seed = draw_seed(q) if dropout > 0.0 else None
-        method = self._fastest(q) if self.method == "auto" else self.method
         if method == "fused":
-            within_budget(["fused"], q, k, v, self.memory_budget, dropout)
             return self._fused_cells(q, k, v, shape, scale)
         table = self.position_table if self.position_bias == "axis" else None
-        scopes = [",".join([self.kind] * len(shape))]
-        if self.kind == "axial":
-            scopes = [
-                ",".join("line" if other == axis else "point" for other in range(len(shape)))
-                for axis in range(len(shape))
-            ]
+        scopes = scopes_of_axes(self.kind, len(shape))
         room = room_for_cells(
-            q, k, v, table, seed, shape, scopes, self.size, self.dilation, self.shift, self.memory_budget
+            q,
+            k,
+            v,
+            self.position_table,
+            self.position_bias == "joint",
+            seed is not None,
+            shape,
+            scopes,
+            self.size,
+            self.dilation,
+            self.shift,
+            budget,
         )
         constants = (self.size, self.dilation, self.shift, scale, dropout, room)
         if self.kind == "axial":
@@ -162,15 +221,11 @@ class VolumeAttention(nn.Module):
         if self.dropout > 0.0 and self.training:
             raise ValueError("`dropout` on the weights is not served over ranks: set it to 0, or call `eval`")
         if self.ranks.sharing == "ring" and self.kind == "global":
-            room = room_for_scores(q, k, v, self.memory_budget, False)
+            room = room_for_scores(q, k, v, None, 0.0, self.memory_budget)
             return self.ranks.ring(q, k, v, shape, self._scale_of(q), room)
         q, k, v, shape, own = self.ranks.gather(q, k, v, shape, self)
-        return self._attend(q, k, v, shape)[:, :, own]
-
-    def _fastest(self, q: Tensor) -> str:
-        """The tiles gather a few cells at a time; the kernel, all, which pays where it is much faster."""
-        suits = q.is_cuda and self.kind in ("window", "grid")
-        return "chunked" if self._refusal_of_fused(q) or not suits else "fused"
+        method, budget = self._method_within_budget(q, k, v, shape)
+        return self._attend(q, k, v, shape, method, budget)[:, :, own]
 
     def _refusal_of_fused(self, q: Tensor) -> str:
         """Why PyTorch's kernel cannot serve the cells, or an empty string."""
@@ -265,7 +320,14 @@ class VolumeAttention(nn.Module):
 
 
 def merge(outs: list[Tensor], sums: list[Tensor]) -> Tensor:
-    """Parts of a softmax over disjoint keys, (B, H, N, d) with their log-sum-exp (B, H, N), as one."""
-    total = torch.logsumexp(torch.stack(sums), 0)
-    parts = [out * torch.exp(part - total).unsqueeze(3) for out, part in zip(outs, sums, strict=True)]
+    """Parts of a softmax over disjoint keys, (B, H, N, d) with their log-sum-exp (B, H, N), as one.
+
+    A query that no part has a key for, log-sum-exp -inf in all, gets 0.
+    """
+    logsumexp = torch.stack(sums)
+    largest = logsumexp.detach().amax(0)
+    shares = torch.exp(logsumexp - largest.masked_fill(largest == -math.inf, 0.0))
+    total = shares.sum(0)
+    shares = shares / total.masked_fill(total == 0, 1.0)
+    parts = [out * share.unsqueeze(3) for out, share in zip(outs, shares, strict=True)]
     return torch.stack(parts).sum(0).to(outs[0].dtype)

@@ -11,32 +11,30 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import flop_registry
 
+from attn3d.attention import cell_operators  # noqa: F401  registers its operators, as `kernels` those of the others
 from attn3d.attention.cells import axis_adds, axis_cells
-from attn3d.attention.kernels import of_rows_and_keys
-from attn3d.attention.memory import (
-    TILE_BYTES,
-    MemoryBudget,
-    chunked_bytes,
-    needs_gradient,
-    over_budget,
-    parallel_parts,
-    read_bytes,
-    room_for_scores,
-    tile_copies,
-    tile_within,
-)
-from attn3d.attention.tiles import Tile
+from attn3d.attention.kernels import keys_at_a_time
+from attn3d.attention.memory import parallel_parts, tile_copies, tile_within
 
 _aten, _attn3d = torch.ops.aten, torch.ops.attn3d
 
 
-def _kernel(q: Tensor, k: Tensor, backward: bool) -> int:
+def kernel_workspace(q: Tensor, k: Tensor, backward: bool) -> int:
     """PyTorch's CPU kernel: a tile for every thread; in backward of several heads a copy of the gradient too."""
     rows = _kernel_rows(q.shape[2])
     tile = min(rows, q.shape[2]) * min(512, k.shape[2])
     if backward:
         return 8 * torch.get_num_threads() * tile + (q.shape[1] > 1) * _bytes(q)
     return 4 * torch.get_num_threads() * (tile + 2 * rows + rows * q.shape[3])
+
+
+def fused_workspace(q: Tensor, k: Tensor, backward: bool) -> int:
+    """What the kernel takes while it runs, in backward with its own or with the one that uses all cores."""
+    if q.device.type != "cpu":
+        return 0
+    if not backward:
+        return kernel_workspace(q, k, False)
+    return max(kernel_workspace(q, k, True), _on_cores_backward(q, q, k))
 
 
 def _kernel_rows(queries: int) -> int:
@@ -53,30 +51,33 @@ def _wide(x: Tensor) -> int:
 
 
 def _on_cores(q: Tensor, k: Tensor, *_: Any) -> int:
-    return _kernel(q, k, False)
+    return kernel_workspace(q, k, False)
 
 
 def _on_cores_backward(gradient: Tensor, q: Tensor, k: Tensor, *_: Any) -> int:
     parts = parallel_parts(q.shape[0] * q.shape[1])
-    rows, keys = of_rows_and_keys(q.shape[2], k.shape[2], parts)
-    rows = min(rows, q.shape[2])
+    keys = min(k.shape[2], keys_at_a_time(k.shape[2], parts))
     sequences = q.shape[0] * q.shape[1]
-    parts_of_gradients = sequences * q.shape[3] * (rows + 3 * parts * keys) * q.element_size()
-    tile = _kernel_rows(rows // parts) * min(512, keys)
+    parts_of_gradients = sequences * q.shape[3] * (q.shape[2] + 3 * parts * keys) * q.element_size()
+    tile = _kernel_rows(q.shape[2] // parts) * min(512, keys)
     return parts_of_gradients + 8 * torch.get_num_threads() * tile
 
 
 def _tiled(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, key_mask: Tensor | None, seed: Tensor | None,
            scale: float, dropout: float, room: int) -> int:  # fmt: skip
-    return _tiles(q.shape[0] * q.shape[1], q.shape[2], k.shape[2], q.shape[3], v.shape[3], room, False, seed, _wide(q))
+    return tiles_workspace(
+        q.shape[0] * q.shape[1], q.shape[2], k.shape[2], q.shape[3], v.shape[3], room, False, seed is not None, _wide(q)
+    )
 
 
 def _tiled_backward(*args: Any) -> int:
     q, k, v, seed, room = args[2], args[3], args[4], args[9], args[-1]
-    return _tiles(q.shape[0] * q.shape[1], q.shape[2], k.shape[2], q.shape[3], v.shape[3], room, True, seed, _wide(q))
+    return tiles_workspace(
+        q.shape[0] * q.shape[1], q.shape[2], k.shape[2], q.shape[3], v.shape[3], room, True, seed is not None, _wide(q)
+    )
 
 
-def _tiles(
+def tiles_workspace(
     sequences: int,
     queries: int,
     keys: int,
@@ -84,12 +85,12 @@ def _tiles(
     value_width: int,
     room: int,
     backward: bool,
-    seed: Tensor | None,
+    dropout: bool,
     element: int,
 ) -> int:
     """The scores of a tile, and the rows and keys that go with them."""
     tile = tile_within(room, sequences, queries, keys)
-    scores = tile.queries * tile.keys * tile_copies(backward, seed is not None)
+    scores = tile.queries * tile.keys * tile_copies(backward, dropout)
     if backward:
         beside = tile.queries * (2 * width + 4) + tile.keys * max(width, value_width)
     else:
@@ -102,14 +103,14 @@ def _cells(args: tuple[Any, ...], backward: bool) -> int:
     q, v, table = args[first], args[first + 2], args[first + 5 if backward else 3]
     seed = args[first + 7 if backward else 5]
     shape, scope, size, dilation, shift, _, _, room = args[first + 8 if backward else 6 :]
-    return cells_workspace(q, v, table, seed, shape, scope, size, dilation, shift, room, backward)
+    return cells_workspace(q, v, table, seed is not None, shape, scope, size, dilation, shift, room, backward)
 
 
 def cells_workspace(
     q: Tensor,
     v: Tensor,
     table: Tensor | None,
-    seed: Tensor | None,
+    dropout: bool,
     shape: Sequence[int],
     scope: str,
     size: Sequence[int],
@@ -143,45 +144,8 @@ def cells_workspace(
         of_query, of_key = whole + value_width + 1, whole + value_width
     gathered = wide * sequences * run * (queries * of_query + keys * of_key)
     indices = 8 * (count * len(shape) + run * (queries + 2 * keys))
-    tiles = _tiles(sequences * run, queries, keys, whole, value_width, room * run, backward, seed, wide)
+    tiles = tiles_workspace(sequences * run, queries, keys, whole, value_width, room * run, backward, dropout, wide)
     return gathered + indices + tiles
-
-
-def room_for_cells(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    table: Tensor | None,
-    seed: Tensor | None,
-    shape: Sequence[int],
-    scopes: list[str],
-    size: Sequence[int],
-    dilation: Sequence[int],
-    shift: bool,
-    budget: MemoryBudget,
-) -> int:
-    """The bytes that the scores of a run of cells may have within the budget; ``scopes`` run after one another.
-
-    Raises:
-        ValueError: when not even the smallest run fits.
-    """
-    limit = read_bytes("memory_budget", budget)
-    if limit is None:
-        return TILE_BYTES
-    if torch.compiler.is_compiling():  # sizes may be symbols, of which no cells can be counted
-        return room_for_scores(q, k, v, budget, seed is not None)
-    training = needs_gradient(q, k, v)
-    fixed = len(scopes) * chunked_bytes(q, k, v, Tile(0, 0), training, False)
-    room = TILE_BYTES
-    while True:
-        taken = max(
-            cells_workspace(q, v, table, seed, shape, scope, size, dilation, shift, room, training) for scope in scopes
-        )
-        if fixed + taken <= limit:
-            return room
-        if room < 2**12:
-            raise over_budget(limit, fixed + taken, "'chunked'")
-        room //= 2
 
 
 def _convolution(x: Tensor, weight: Tensor, *_: Any) -> int:
@@ -194,8 +158,10 @@ def _convolution_backward(gradient: Tensor, x: Tensor, *_: Any) -> int:
 
 
 _WORKSPACES: dict[Any, Callable[..., int]] = {
-    _aten._scaled_dot_product_flash_attention_for_cpu.default: lambda q, k, *_: _kernel(q, k, False),
-    _aten._scaled_dot_product_flash_attention_for_cpu_backward.default: lambda g, q, k, *_: _kernel(q, k, True),
+    _aten._scaled_dot_product_flash_attention_for_cpu.default: lambda q, k, *_: kernel_workspace(q, k, False),
+    _aten._scaled_dot_product_flash_attention_for_cpu_backward.default: lambda g, q, k, *_: kernel_workspace(
+        q, k, True
+    ),
     _attn3d.attend_on_cores.default: _on_cores,
     _attn3d.attend_on_cores_backward.default: _on_cores_backward,
     _attn3d.attend_tiled.default: _tiled,

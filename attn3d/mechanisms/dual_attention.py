@@ -124,6 +124,7 @@ class ChannelAttention(Mechanism):
         self.power = _POWERS[scale]
         self.identity_at_start = True
         self.beta = nn.Parameter(torch.zeros(()))
+        self.ranks = None  # those that the volume is cut over, see `attn3d.shard_over`
 
     def affinity(self, x: Tensor) -> Tensor:
         """softmax(E), (B, C, C)."""
@@ -135,8 +136,12 @@ class ChannelAttention(Mechanism):
     def _affinity(self, x: Tensor) -> Tensor:
         flat = at_least_single(x.flatten(2))
         voxels = flat.shape[2]
+        if self.ranks is not None:
+            voxels = self.ranks.total(voxels, x)
         flat = flat * voxels**self.power  # of each factor, before the product
         energy = flat @ flat.transpose(1, 2)
+        if self.ranks is not None:
+            energy = self.ranks.sum(energy)
         if self.channel_energy == "official":
             energy = energy.amax(2, keepdim=True) - energy
         return energy.softmax(2)

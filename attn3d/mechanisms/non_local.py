@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from attn3d.arguments import boolean, one_of, positive_integer
 from attn3d.attention import Global, PooledKeys, Scope, VolumeAttention, dot_product, rectified_sum
@@ -87,7 +88,7 @@ class NonLocal(Mechanism):
             if not isinstance(scope, Global | PooledKeys):
                 raise ValueError(f"`mode` {mode!r} takes the scopes Global and PooledKeys, got {scope}")
             stride = scope.per_axis(spatial_dims)
-            self.pairwise = _DotProduct(stride) if mode == "dot_product" else _Concatenation(stride, inner)
+            self.pairwise = DotProduct(stride) if mode == "dot_product" else Concatenation(stride, inner)
         else:
             self.pairwise = VolumeAttention(
                 spatial_dims, 1, scope=scope, scale=1.0, method=method, memory_budget=memory_budget
@@ -129,7 +130,7 @@ class NonLocal(Mechanism):
         return {"query": self.pairwise.rows(q, k, chosen, shape)}
 
 
-class _DotProduct(nn.Module):
+class DotProduct(nn.Module):
     """f = theta_i . phi_j, the keys being means of cells where there is a stride."""
 
     stride: list[int]
@@ -137,19 +138,26 @@ class _DotProduct(nn.Module):
     def __init__(self, stride: list[int]) -> None:
         super().__init__()
         self.stride = stride
+        self.ranks = None  # those that the volume is cut over, see `attn3d.shard_over`
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, shape: list[int]) -> Tensor:
+        """y_i = sum_j f_ij v_j, (B, 1, N, C')."""
+        if self.ranks is not None:
+            k, v, shape = self.ranks.all_keys(k, v, shape)
         if len(self.stride) > 0:
             k, v = pool_tokens(k, shape, self.stride), pool_tokens(v, shape, self.stride)
         return dot_product(q, k, v)
 
     def rows(self, q: Tensor, k: Tensor, chosen: Tensor, shape: list[int]) -> Tensor:
+        """f_ij / M of the queries ``chosen``, (Q,), over the volume of the keys: (B, 1, Q, *S)."""
+        if self.ranks is not None:
+            raise ValueError("a shard has no row of weights: ask a copy, which works on whole volumes")
         if len(self.stride) > 0:
             k, shape = pool_tokens(k, shape, self.stride), pooled_shape(shape, self.stride)
         return (q[:, :, chosen] @ k.transpose(2, 3) / k.shape[2]).unflatten(3, shape)
 
 
-class _Concatenation(nn.Module):
+class Concatenation(nn.Module):
     """f = relu(w_f . [theta_i; phi_j]): w_f splits, so that f_ij = relu(a_i + b_j)."""
 
     stride: list[int]
@@ -157,17 +165,31 @@ class _Concatenation(nn.Module):
     def __init__(self, stride: list[int], inner: int) -> None:
         super().__init__()
         self.stride = stride
+        self.ranks = None  # those that the volume is cut over, see `attn3d.shard_over`
         self.inner = inner
         self.weight = nn.Parameter(torch.empty(1, 2 * inner))
         nn.init.kaiming_uniform_(self.weight, a=5**0.5)  # as nn.Linear
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, shape: list[int]) -> Tensor:
+        """y_i = sum_j f_ij v_j, (B, 1, N, C')."""
+        if self.ranks is not None:
+            k, v, shape = self.ranks.all_keys(k, v, shape)
         if len(self.stride) > 0:
             k, v = pool_tokens(k, shape, self.stride), pool_tokens(v, shape, self.stride)
-        return rectified_sum(q @ self.weight[0, : self.inner], k @ self.weight[0, self.inner :], v)
+        a, b = self._compared(q, k)
+        return rectified_sum(a, b, v)
+
+    def _compared(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """a and b, (B, H, N) and (B, H, M)."""
+        # Not `q @ weight[0]`: torch's ONNX exporter gets a product with a slice of a parameter wrong.
+        of_q, of_k = self.weight[:, : self.inner], self.weight[:, self.inner :]
+        return linear(q, of_q).squeeze(3), linear(k, of_k).squeeze(3)
 
     def rows(self, q: Tensor, k: Tensor, chosen: Tensor, shape: list[int]) -> Tensor:
+        """f_ij / M of the queries ``chosen``, (Q,), over the volume of the keys: (B, 1, Q, *S)."""
+        if self.ranks is not None:
+            raise ValueError("a shard has no row of weights: ask a copy, which works on whole volumes")
         if len(self.stride) > 0:
             k, shape = pool_tokens(k, shape, self.stride), pooled_shape(shape, self.stride)
-        a, b = q[:, :, chosen] @ self.weight[0, : self.inner], k @ self.weight[0, self.inner :]
+        a, b = self._compared(q[:, :, chosen], k)
         return (torch.relu(a.unsqueeze(3) + b.unsqueeze(2)) / k.shape[2]).unflatten(3, shape)

@@ -1,4 +1,4 @@
-"""What a way of computing attention is held to: loops in float64, and the error of the plain form."""
+"""What a way of computing attention is held to: loops in float64, and the error of the plain form; and its inputs."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tests.mechanisms.parity import assert_close, assert_gradients_close, volume
 from tests.references.attention import attend
 
 BATCH, HEADS, QUERIES, KEYS, WIDTH, VALUE_WIDTH = 2, 2, 13, 11, 5, 6
 SCALE = WIDTH**-0.5
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+METHODS = ["fused", "chunked", "reference", "auto"]
+EXACT = ["fused", "chunked", "auto"]
 MASKS = ["none", "keys", "keyless", "bias", "hiding_bias", "keys_and_bias"]
 
 # Computes the output from q, k, v, the key mask and the bias.
@@ -114,3 +117,28 @@ def _plain_form(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, bias: 
 
 def _distance(found: Tensor, reference: Tensor) -> float:
     return (found.double() - reference).square().mean().sqrt().item()
+
+
+def inputs(queries=QUERIES, keys=KEYS, width=5, value_width=6, batch=BATCH, heads=HEADS) -> list[Tensor]:
+    """q, k and v in float64 that require gradients."""
+    sizes = [(queries, width), (keys, width), (keys, value_width)]
+    return [volume(batch, heads, *size, seed=seed).requires_grad_() for seed, size in enumerate(sizes)]
+
+
+def assert_as_reference(leaves: Sequence[Tensor], found: Tensor, expected: Tensor) -> None:
+    """Holds the output to 1e-12, and the gradients of the leaves to those of the reference."""
+    assert_close(found, expected, 1e-12)
+    assert_gradients_close(found, leaves, expected, leaves, [str(place) for place in range(len(leaves))])
+
+
+LAYOUTS = {
+    "channels_first": lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
+    "heads_last": lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),
+    "heads_inside": lambda x: x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2),
+    "every_second": lambda x: x.repeat_interleave(2, 2)[:, :, ::2],
+    "every_second_channel": lambda x: x.repeat_interleave(2, 3)[..., ::2],
+    "offset": lambda x: torch.cat([x, x, x])[2:4],
+    "part_of_qkv": lambda x: torch.stack([x, x, x], 2).unbind(2)[1],
+    "one_for_all": lambda x: x[:1, :1, :1, :1].expand(x.shape),
+    "one_for_all_heads": lambda x: x[:, :1].expand(x.shape),
+}

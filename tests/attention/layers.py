@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -92,3 +94,64 @@ def assert_results(found: dict[str, Tensor], expected: dict[str, Tensor]) -> Non
         torch.testing.assert_close(
             value, reference, rtol=0, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}"
         )
+
+
+# Size 1, smaller than a window, equal to it, prime, a multiple, one more than a multiple.
+SHAPES = [(1,), (2,), (7,), (8,), (13,), (1, 6), (5, 7), (9, 1), (4, 8), (3, 4, 5), (1, 5, 6), (2, 1, 7), (7, 3, 3)]
+SCOPES = [
+    Scoped(Global()),
+    Scoped(Window(3)),
+    Scoped(Window(4, shift=True)),
+    Scoped(Window(3, shift=True), "axis"),
+    Scoped(Window(4), "joint"),
+    Scoped(Window(3, shift=True), "joint"),
+    Scoped(Grid(2)),
+    Scoped(Grid(3), "axis"),
+    Scoped(Grid(4), "joint"),
+    Scoped(Axial()),
+    Scoped(Neighborhood(3), "axis"),
+    Scoped(Neighborhood(5)),
+    Scoped(Neighborhood(3, dilation=2), "axis"),
+    Scoped(Neighborhood(5, dilation=3)),
+    Scoped(PooledKeys(2)),
+    Scoped(PooledKeys(3)),
+]
+# Sizes of their own along every axis, for the shape (3, 5, 6).
+ANISOTROPIC = [
+    Scoped(Window((1, 2, 4), shift=True), "axis"),
+    Scoped(Window((2, 7, 7), shift=True), "joint"),
+    Scoped(Window((1, 1, 1)), "axis"),
+    Scoped(Grid((3, 1, 4)), "joint"),
+    Scoped(Grid((9, 2, 5)), "axis"),
+    Scoped(Neighborhood((1, 3, 5)), "axis"),
+    Scoped(Neighborhood((3, 5, 3), dilation=(1, 2, 4)), "axis"),
+    Scoped(PooledKeys((1, 2, 4))),
+    Scoped(PooledKeys((9, 5, 1))),
+]
+METHODS = ["chunked", "fused", "reference", "auto", "scripted"]
+
+
+@functools.cache
+def case(scoped: Scoped, shape: tuple[int, ...]):
+    """Inputs, and what the reference makes of them with the position table that every layer here has."""
+    leaves, table = tokens(shape), scoped.layer(len(shape)).position_table
+    return leaves, results(loops(scoped, shape, leaves, table)[0], leaves, table)
+
+
+@functools.cache
+def layer_of(scoped: Scoped, spatial_dims: int, method: str) -> nn.Module:
+    """The layer of a method, or as TorchScript has it."""
+    if method == "scripted":
+        return torch.jit.script(scoped.layer(spatial_dims))
+    return scoped.layer(spatial_dims, method=method)
+
+
+def assert_equal_to_the_loops(scoped: Scoped, shape: tuple[int, ...], method: str) -> None:
+    """Holds output and gradients to the loops; what "fused" does not serve is refused."""
+    leaves, reference = case(scoped, shape)
+    layer = layer_of(scoped, len(shape), method)
+    if method == "fused" and (scoped.name == "axial" or scoped.position_bias == "joint"):
+        with pytest.raises(ValueError, match="`method` 'fused' does not serve"):
+            layer(*leaves, list(shape))
+        return
+    assert_results(results(layer(*leaves, list(shape)), leaves, layer.position_table), reference)

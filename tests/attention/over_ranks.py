@@ -77,10 +77,16 @@ def cases(ranks: int) -> list[Case]:
         Case("non_local", pooled(40) | {"norm": "layer"}),
         Case(attn3d.PositionAttention, {"reduction": 2}, sharing="ring"),
         Case(attn3d.PositionAttention, {"reduction": 2} | neighborhood(3)),
-        Case("mhsa", {"num_heads": 2, "memory_budget": "64KiB"}, sharing="ring", rows=uneven),
+        Case("mhsa", {"num_heads": 2, "memory_budget": "128KiB"}, sharing="ring", rows=uneven),
         Case("mhsa", {"num_heads": 2, "method": "reference"}),
         Case("mhsa", {"num_heads": 3, "method": "fused"}, rows=uneven),
         Case(Network, {}, sharing="ring"),
+        Case("danet", {"reduction": 2}, sharing="ring", rows=uneven),
+        Case("danet", {"reduction": 2, "channel_energy": "official", "scale": "1/N"} | window(3)),
+        Case("non_local", {"mode": "dot_product"}, rows=uneven),
+        Case("non_local", {"mode": "dot_product"} | pooled(2), sharing="ring"),
+        Case("non_local", {"mode": "concatenation", "norm": "layer"}, sharing="ring"),
+        Case("non_local", {"mode": "concatenation"} | pooled((3, 2, 2)), rows=uneven),
         Case(Network, {"checkpointed": True}, sharing="ring", rows=uneven),
     ]
     for sharing in ("ring", "all_gather"):

@@ -22,22 +22,22 @@ def inputs(queries, keys, batch=2, heads=1, width=4, dtype=torch.float64):
 
 @pytest.fixture
 def cut(monkeypatch):
-    """Sets the parts of a sequence, and the rows and keys that are taken at a time."""
+    """Sets the parts of a sequence, and the keys that are taken at a time."""
 
-    def set_to(parts, rows_and_keys):
+    def set_to(parts, keys):
         monkeypatch.setattr(kernels, "parallel_parts", lambda sequences: parts)
-        monkeypatch.setattr(kernels, "of_rows_and_keys", lambda *_: (rows_and_keys[0] * parts, rows_and_keys[1]))
+        monkeypatch.setattr(kernels, "keys_at_a_time", lambda *_: keys)
 
     return set_to
 
 
 @pytest.mark.parametrize("parts", [1, 2, 3, 8])
-@pytest.mark.parametrize("rows_and_keys", [(1, 1), (2, 5), (99, 99)], ids=str)
+@pytest.mark.parametrize("keys", [1, 5, 99])
 @pytest.mark.parametrize("queries", [1, 16, 17])
 @pytest.mark.parametrize("heads", [1, 2])
-def test_cut_as_it_may_be(heads, queries, rows_and_keys, parts, cut):
+def test_cut_as_it_may_be(heads, queries, keys, parts, cut):
     """Queries that do not cut into equal parts, and fewer queries than parts."""
-    cut(parts, rows_and_keys)
+    cut(parts, keys)
     leaves = inputs(queries, 12, heads=heads)
     found, logsumexp = attend_on_cores(*leaves, 0.7)
     expected, _ = loops.attend(*leaves, scale=0.7)
@@ -50,7 +50,7 @@ def test_cut_as_it_may_be(heads, queries, rows_and_keys, parts, cut):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_as_exact_as_the_plain_form(dtype, cut):
     """Gradients at most at three times its error, root mean squares; with many runs of keys, as at large sizes."""
-    cut(3, (9, 16))
+    cut(3, 16)
     leaves = inputs(90, 128, dtype=dtype)
     upstream = volume(2, 1, 90, 4).to(dtype)
 

@@ -13,6 +13,7 @@ from attn3d.attention import VolumeAttention
 from attn3d.attention.cell_operators import attend_cells
 from attn3d.attention.kernels import attend_on_cores
 from attn3d.attention.operators import attend_tiled
+from attn3d.attention.sharded.ring import merge_with
 from attn3d.attention.volume import merge
 from tests.configurations import randomise
 from tests.marks import some
@@ -178,6 +179,31 @@ class TestMerge:
         assert_close(found, expected, 1e-13)
         assert_gradients_close(found, [q, k, v], expected, [q, k, v], "qkv")
 
+    @pytest.mark.parametrize("parts", [1, 3])
+    def test_a_query_without_a_key_in_any_part_gets_zero(self, parts):
+        """And no gradient comes from it."""
+        q, k, v = leaves(12, 10, torch.float64)
+        mask = torch.ones(2, 10, dtype=torch.bool)
+        mask[0] = False
+        cuts = (0, 10) if parts == 1 else (0, 4, 9, 10)
+        found = self.merged(q, k, v, cuts, [mask[:, a:b] for a, b in itertools.pairwise(cuts)])
+        expected, _ = loops.attend(q, k, v, scale=0.5, key_mask=mask)
+        assert (found[0] == 0).all()
+        assert_close(found, expected, 1e-13)
+        assert_gradients_close(found, [q, k, v], expected, [q, k, v], "qkv")
+
+    def test_so_it_does_where_keys_go_round(self):
+        """As ranks merge what they meet."""
+        q, k, v = (leaf.detach() for leaf in leaves(12, 10, torch.float64))
+        mask = torch.ones(2, 10, dtype=torch.bool)
+        mask[0] = False
+        total = None
+        for a, b in itertools.pairwise((0, 4, 10)):
+            part = attend_tiled(q, k[:, :, a:b], v[:, :, a:b], None, mask[:, a:b], None, 0.5, 0.0, ROOM)
+            total = merge_with(total, part)
+        assert_close(total[0], loops.attend(q, k, v, scale=0.5, key_mask=mask)[0], 1e-13)
+        assert (total[1][0] == -torch.inf).all()
+
 
 SCOPES = [
     "global",
@@ -236,6 +262,21 @@ class TestCompilers:
         for found, expected in zip(*results, strict=True):
             torch.testing.assert_close(found, expected)
 
+    @pytest.mark.parametrize("scope", some(SCOPES, lambda scope: SCOPES.index(scope) != 1), ids=str)
+    def test_compiles_under_autocast(self, scope):
+        """In bfloat16, as it trains on GPUs: forward and backward equal those of eager, to its rounding."""
+        torch.compiler.reset()
+        module = self_attention(scope).float()
+        compiled = torch.compile(module, fullgraph=True, dynamic=False, backend="aot_eager")
+        x, gradients = torch.randn(2, 4, 7, 6), []
+        for run in (compiled, module):
+            leaf = x.clone().requires_grad_()
+            with torch.autocast("cpu", torch.bfloat16):
+                out = run(leaf)
+            gradients.append([out.float(), *torch.autograd.grad(out.float().sum(), [leaf, *module.parameters()])])
+        for found, expected in zip(*gradients, strict=True):
+            torch.testing.assert_close(found, expected, rtol=0.02, atol=0.02 * expected.abs().max().item())
+
     @pytest.mark.parametrize("scope", SCOPES, ids=str)
     def test_exports_with_dynamic_batch_and_space(self, scope):
         module = self_attention(scope, method="chunked").eval()
@@ -245,9 +286,10 @@ class TestCompilers:
             x = torch.randn(shape)
             torch.testing.assert_close(program.module()(x), module(x))
 
-    def test_a_budget_does_not_hinder(self):
+    @pytest.mark.parametrize("scope", some(SCOPES, lambda scope: SCOPES.index(scope) != 1), ids=str)
+    def test_a_budget_does_not_hinder(self, scope):
         torch.compiler.reset()
-        layer = VolumeAttention(2, 2, scope=("window", {"size": 3}), memory_budget="1MiB")
+        layer = VolumeAttention(2, 2, scope=scope, memory_budget="1MiB")
         compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend="aot_eager")
         inputs = leaves()
         torch.testing.assert_close(compiled(*inputs, SHAPE), layer(*inputs, SHAPE))

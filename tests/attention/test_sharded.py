@@ -130,9 +130,10 @@ def test_halves_and_autocast(group: dist.ProcessGroup) -> None:
 
 
 REFUSED = [
-    *[(name, {}, "by other means than softmax") for name in ("se", "eca", "cbam", "bam", "coord", "sk", "gc", "danet")],
-    ("non_local", {"mode": "dot_product"}, "mode 'dot_product' is no softmax"),
-    ("non_local", {"mode": "concatenation"}, "mode 'concatenation' is no softmax"),
+    *[
+        (name, {}, "over voxels of other ranks; non_local, mhsa and danet work")
+        for name in ("se", "eca", "cbam", "bam", "coord", "sk", "gc")
+    ],
     ("non_local", {"sub_sample": True}, r"scope=PooledKeys\(2\)"),
     ("non_local", {"norm": "instance"}, r"norm \(InstanceNorm\).* 'batch' and 'layer' work"),
     ("non_local", {"norm": ("group", {"num_groups": 2})}, r"norm \(GroupNorm\)"),

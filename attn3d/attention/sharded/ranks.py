@@ -56,6 +56,14 @@ class Ranks:
             return Ring.apply(q, k, v, counts, scale, room, self.group)
 
     @torch.compiler.disable
+    def all_keys(self, k: Tensor, v: Tensor, shape: list[int]) -> tuple[Tensor, Tensor, list[int]]:
+        """The keys and values of all ranks, (B, H, M, .), and S of the whole volume."""
+        cuts = self._cuts(k, shape)
+        tokens = self._fetch(torch.cat([k, v], 3), math.prod(shape[1:]), cuts, [(0, cuts[-1])] * self.group.size())
+        k, v = tokens.split([k.shape[3], v.shape[3]], 3)
+        return k, v, [cuts[-1], *shape[1:]]
+
+    @torch.compiler.disable
     def gather(
         self, q: Tensor, k: Tensor, v: Tensor, shape: list[int], layer: VolumeAttention
     ) -> tuple[Tensor, Tensor, Tensor, list[int], slice]:
@@ -72,20 +80,19 @@ class Ranks:
             the queries, among halos of zeros; the keys and values that they see, means of cells with pooled keys;
             S of the keys; which of the queries are those of this rank.
         """
+        if layer.kind == "global":
+            return q, *self.all_keys(k, v, shape), slice(None)
         cuts = self._cuts(q, shape)
         plane = q.shape[2] // shape[0]
         tokens = torch.cat([k, v], 3)
-        every = slice(None)
         if layer.kind == "pooled_keys":
             tokens = self._pooled(tokens, cuts, shape, layer.size)
-            return q, *tokens.split([k.shape[3], v.shape[3]], 3), shape, every
+            return q, *tokens.split([k.shape[3], v.shape[3]], 3), shape, slice(None)
         wanted = [rows_seen(layer, begin, end, cuts[-1]) for begin, end in pairwise(cuts)]
         first, last = wanted[self.group.rank()]
         tokens = self._fetch(tokens, plane, cuts, wanted)
         k, v = tokens.split([k.shape[3], v.shape[3]], 3)
         shape = [last - first, *shape[1:]]
-        if layer.kind == "global":
-            return q, k, v, shape, every
         before = plane * (cuts[self.group.rank()] - first)
         after = plane * (last - first) - before - q.shape[2]
         own = slice(before, before + q.shape[2])

@@ -5,6 +5,8 @@ by their log-sum-exp. Backward sends keys and values round once more, with their
 rank's own tokens is kept in between.
 """
 
+import math
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -43,7 +45,7 @@ class Ring(torch.autograd.Function):
         for step in range(group.size()):
             following, works = _pass_on(block, counts, step, group)
             part, logsumexp = attend_tiled(q, *block, None, None, None, scale, 0.0, room)
-            total = _merge(total, (at_least_single(part), logsumexp))
+            total = merge_with(total, (at_least_single(part), logsumexp))
             wait(works)
             block = following
         out = total[0].to(q.dtype)
@@ -85,10 +87,14 @@ def _pass_on(
     return following, post(giving, [((here - 1) % ranks, part) for part in following], group)
 
 
-def _merge(before: tuple[Tensor, Tensor] | None, part: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Two parts of a softmax over disjoint keys, an output and its log-sum-exp each, as one; changes both."""
+def merge_with(before: tuple[Tensor, Tensor] | None, part: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Two parts of a softmax over disjoint keys, an output and its log-sum-exp each, as one; changes both.
+
+    A query that neither has a key for, log-sum-exp -inf in both, keeps an output of 0.
+    """
     if before is None:
         return part
     total = torch.logaddexp(before[1], part[1])
-    out = before[0].mul_(torch.exp(before[1] - total).unsqueeze(3))
-    return out.addcmul_(part[0], torch.exp(part[1] - total).unsqueeze(3)), total
+    base = total.masked_fill(total == -math.inf, 0.0)
+    out = before[0].mul_(torch.exp(before[1] - base).unsqueeze(3))
+    return out.addcmul_(part[0], torch.exp(part[1] - base).unsqueeze(3)), total
