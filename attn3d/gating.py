@@ -6,6 +6,7 @@ whole map more for every gate but the first.
 
 import torch
 from torch import Tensor
+from torch.overrides import has_torch_function_unary
 
 from attn3d.capture import needs_plain_operators
 
@@ -48,6 +49,7 @@ def gate(x: Tensor, gates: list[Tensor]) -> Tensor:
         a tensor with the shape, dtype and memory format of ``x``.
     """
     if not torch.jit.is_scripting():
-        if len(gates) > 1 and not needs_plain_operators():
+        # What a function gives for a subclass such as MetaTensor is a view, on which nothing may work in place.
+        if len(gates) > 1 and not needs_plain_operators() and not has_torch_function_unary(x):
             return _Gate.apply(x, *gates).to(x.dtype)
     return _product(x, gates).to(x.dtype)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from attn3d.insertion.attach import containers
+from attn3d.networks.registry import run
 from attn3d.spatial import resize
 
 
@@ -26,7 +27,7 @@ def attention_maps(
 
     Returns:
         by the name of the site (with "#1", "#2" behind it for further mechanisms at the same site) a dictionary,
-        empty for a mechanism without ``attention_weights``, of what the mechanism has:
+        empty for a mechanism without ``attention_weights`` or that did not run, of what the mechanism has:
 
         - "channel": gates or weights of the channels, (B, C');
         - "channel_map": the mean over the channels of |gate x map|, (B, *S);
@@ -64,8 +65,8 @@ def attention_maps(
     try:
         net.eval()
         with torch.no_grad():
-            net(x)
-            return {name: _on_grid(module, inputs[name], grid, voxels) for name, module in mechanisms.items()}
+            run(net, x)
+            return {name: _on_grid(module, inputs.get(name), grid, voxels) for name, module in mechanisms.items()}
     finally:
         for handle in handles:
             handle.remove()
@@ -85,9 +86,11 @@ def _mechanisms(net: nn.Module) -> dict[str, nn.Module]:
     return found
 
 
-def _on_grid(module: nn.Module, inputs: tuple[Any, ...], grid: list[int], voxels: list[list[int]]) -> dict[str, Tensor]:
+def _on_grid(
+    module: nn.Module, inputs: tuple[Any, ...] | None, grid: list[int], voxels: list[list[int]]
+) -> dict[str, Tensor]:
     """The weights of a mechanism, its maps brought to the grid of the image."""
-    if not hasattr(module, "attention_weights"):
+    if inputs is None or not hasattr(module, "attention_weights"):
         return {}
     x = inputs[0]
     weights = module.attention_weights(*inputs, queries=_flat_indices(voxels, grid, list(x.shape[2:]), x.device))

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from monai.data import MetaTensor
 from monai.networks.nets import SegResNet, UNet
 from torch import Tensor, nn
 
@@ -191,21 +192,27 @@ class TestSelection:
             def forward(self, x: Tensor) -> Tensor:
                 return super().forward(x)
 
+        class Dense(nn.ModuleDict):
+            def forward(self, x: Tensor) -> Tensor:
+                return torch.cat([x, *(layer(x) for layer in self.values())], 1)
+
         class Net(nn.Module):
             def __init__(self) -> None:
                 super().__init__()
-                self.stem = Steps(nn.Conv2d(1, 6, 3, padding=1))
+                self.stem = Steps(nn.Conv2d(1, 4, 3, padding=1))
+                self.dense = Dense({"one": nn.Conv2d(4, 2, 1)})
                 self.last = nn.Sequential(nn.LayerNorm(6), nn.GELU())
                 self.both = nn.LSTM(4, 4)
 
             def forward(self, x: Tensor) -> Tensor:
-                x = self.last(self.stem(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+                x = self.last(self.dense(self.stem(x)).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
                 return self.both(x.mean((2, 3)).view(len(x), 1, -1)[..., :4])[0]
 
         for path, message in (
             ("last", "has its channels last"),
             ("both", "gives a tuple, not a map"),
-            ("stem", "nn.Sequential with a forward of its own; name the last module in it"),
+            ("dense", "container with a forward of its own"),
+            ("stem", "container with a forward of its own, which may run all in it; name a module in it"),
         ):
             with pytest.raises(ValueError, match=f"path:{path} .*{message}"):
                 insert_attention(Net(), "se", at=f"path:{path}", input_shape=(1, 1, 16, 16))
@@ -435,6 +442,17 @@ class TestCheckpoints:
         assert set(own).isdisjoint(host)
         assert set(own) | host == set(net.parameters())
         assert len(own) == len(set(own))
+
+
+@pytest.mark.parametrize("name", attn3d.names())
+def test_what_follows_may_work_in_place_on_meta_tensors(name: str) -> None:
+    """MONAI trains on these, and many a network goes on with an in-place activation."""
+    net = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(inplace=True), nn.AvgPool2d(2))
+    insert_attention(net, name, at="path:0", input_shape=(2, 1, 8, 8))
+    output = net(MetaTensor(torch.randn(2, 1, 8, 8)))
+    output.sum().backward()
+    assert isinstance(output, MetaTensor)
+    assert all(parameter.grad is not None for parameter in attention_parameters(net))
 
 
 class TestHooks:

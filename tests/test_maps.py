@@ -98,3 +98,36 @@ def test_refusals():
     net = attn3d.insert_attention(unet(), "mhsa", at="bottleneck")
     with pytest.raises(ValueError, match=r"`voxels` must lie on the grid \[16, 16, 16\], got \[16, 0, 0\]"):
         attn3d.attention_maps(net, torch.randn(1, 1, 16, 16, 16), voxels=[(16, 0, 0)])
+
+
+def test_selective_kernels_beside_a_convolution_weigh_it_among_their_branches():
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Conv2d(4, 4, 3, padding=1, bias=False), torch.nn.AvgPool2d(2))
+    attn3d.insert_attention(net, "sk", at="conv", branches=3, identity=True)
+    x = torch.randn(2, 4, 8, 8)
+    [found] = attn3d.attention_maps(net, x).values()
+    branches = found["branch"]
+    assert branches.shape == (2, 3, 4)
+    torch.testing.assert_close(branches.sum(1), torch.ones(2, 4))
+
+    convolved = torch.nn.functional.conv2d(x, net[0].weight, padding=1)
+    beside = net[0].attn3d_kernel[0].attention.eval()
+    maps = beside.convolve(x, convolved)
+    merged = sum(weight[:, :, None, None] * map_ for weight, map_ in zip(branches.unbind(1), maps, strict=True))
+    torch.testing.assert_close(beside(x, convolved), merged)
+
+
+def test_a_branch_of_the_network_that_does_not_run_has_no_maps():
+    class Either(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = torch.nn.Conv2d(1, 4, 1), torch.nn.Conv2d(1, 4, 1)
+            self.first = True
+
+        def forward(self, x):
+            return (self.one(x) if self.first else self.two(x)).mean(1)
+
+    net = Either()
+    attn3d.insert_attention(net, "se", at="path:one", input_shape=(1, 1, 8, 8))
+    net.first = False
+    assert attn3d.attention_maps(net, torch.randn(1, 1, 8, 8)) == {"path:one": {}}

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from attn3d.mechanisms import SelectiveKernel
-from attn3d.spatial import broadcast_gate, keep_format
 
 
 @dataclass(frozen=True)
@@ -104,6 +103,13 @@ class InsertedDetour(Inserted):
         self.passage.raw = x
         return super().forward(x)
 
+    def __prepare_scriptable__(self) -> nn.Module:
+        """Refuses `torch.jit.script`, whose modules cannot hand each other a tensor."""
+        raise ValueError(
+            "attention on the skips of this network cannot be scripted, as the network sums or concatenates them"
+            " inline; torch.jit.trace, torch.compile and torch.export take it, and attention elsewhere scripts"
+        )
+
 
 class InsertedBeside(Inserted):
     """The selective kernels that a convolution is the first branch of."""
@@ -123,16 +129,20 @@ class BesideConvolution(nn.Module):
         kernel.branches[0][0] = nn.Identity()
         self.attention = kernel
 
-    def forward(self, x: Tensor, convolved: Tensor) -> Tensor:
-        """Branches off ``x`` and selects."""
+    def convolve(self, x: Tensor, convolved: Tensor) -> list[Tensor]:
+        """U_i of every branch, the first from what the convolution of the network made of ``x``."""
         maps: list[Tensor] = []
         for index, branch in enumerate(self.attention.branches):
             maps.append(branch(convolved if index == 0 else x))
-        gates = self.attention.branch_gates(maps)
-        y = maps[0] * broadcast_gate(gates[:, 0], x)
-        for index in range(1, len(maps)):
-            y = y + maps[index] * broadcast_gate(gates[:, index], x)
-        return keep_format(y, convolved)
+        return maps
+
+    def forward(self, x: Tensor, convolved: Tensor) -> Tensor:
+        """Branches off ``x`` and selects."""
+        return self.attention.merge(self.convolve(x, convolved), convolved)
+
+    def attention_weights(self, x: Tensor, convolved: Tensor, queries: Tensor | None = None) -> dict[str, Tensor]:
+        """The softmax over the branches as "branch"."""
+        return self.attention.branch_weights(self.convolve(x, convolved))
 
 
 class IdentityAtStart(nn.Module):

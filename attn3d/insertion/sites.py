@@ -17,6 +17,8 @@ from attn3d.insertion.probe import Call, Probe, probe
 from attn3d.networks.places import KINDS, Place, is_inserted
 from attn3d.networks.registry import has_sites, staged_places
 
+_CONTAINERS = (nn.Sequential, nn.ModuleDict, nn.ModuleList)
+
 
 @dataclass(frozen=True)
 class Site:
@@ -183,8 +185,8 @@ class Survey:
         channels = sorted({map_.shape[1] for map_ in maps})
         if len(channels) > 1:
             raise ValueError(f"is called with different channels, {channels}; name a module that is not shared")
-        if isinstance(module, nn.Sequential) and not is_plain_sequence(module) and place.tap == "output":
-            raise ValueError("is an nn.Sequential with a forward of its own; name the last module in it")
+        if isinstance(module, _CONTAINERS) and not is_plain_sequence(module) and place.tap == "output":
+            raise ValueError("is a container with a forward of its own, which may run all in it; name a module in it")
         return list(maps[0].shape[1:])
 
 

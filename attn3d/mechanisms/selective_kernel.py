@@ -87,17 +87,23 @@ class SelectiveKernel(Mechanism):
         hidden = self.squeeze(pooled)
         return torch.stack([select(hidden) for select in self.select], 1).softmax(1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Convolves and selects over (B, C, *S)."""
-        self.check_input(x)
-        convolved = self.convolve(x)
+    def merge(self, convolved: list[Tensor], x: Tensor) -> Tensor:
+        """sum_i a_i U_i, in the memory format of ``x``."""
         gates = self.branch_gates(convolved)
         y = convolved[0] * broadcast_gate(gates[:, 0], x)
         for index in range(1, len(convolved)):
             y = y + convolved[index] * broadcast_gate(gates[:, index], x)
         return keep_format(y, x)
 
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolves and selects over (B, C, *S)."""
+        self.check_input(x)
+        return self.merge(self.convolve(x), x)
+
+    def branch_weights(self, convolved: list[Tensor]) -> dict[str, Tensor]:
+        """What `attention_weights` gives, of branches that have been convolved."""
+        return {"branch": self.branch_gates(convolved).unflatten(2, [self.channels] + [1] * self.spatial_dims)}
+
     def attention_weights(self, x: Tensor, queries: Tensor | None = None) -> dict[str, Tensor]:
         """The softmax over the branches as "branch"."""
-        gates = self.branch_gates(self.convolve(x))
-        return {"branch": gates.unflatten(2, [self.channels] + [1] * self.spatial_dims)}
+        return self.branch_weights(self.convolve(x))

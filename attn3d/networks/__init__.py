@@ -1,4 +1,7 @@
-"""Where attention can go in each network: sites, and no more; what they need of MONAI is in `attn3d.networks.monai`."""
+"""Where attention can go in each network: sites, and no more.
+
+What they need of MONAI is in `attn3d.networks.monai`, what they need of nnU-Net in `attn3d.networks.nnunet`.
+"""
 
 from attn3d.networks.inside import register_block
 from attn3d.networks.places import KINDS, Place, detour, first_argument, items, joined, second_argument

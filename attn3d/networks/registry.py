@@ -15,6 +15,10 @@ from attn3d.networks.places import KINDS, Place
 Stage = str | Place | Sequence[str | Place]
 Sites = Mapping[str, Sequence[Stage]]
 
+_LIBRARIES = {  # with sites of their own, imported when one of their networks is met
+    "monai": "attn3d.networks.monai",
+    "dynamic_network_architectures": "attn3d.networks.nnunet",
+}
 _SITES: dict[type, Callable[[nn.Module], Sites]] = {}
 _RUNS: dict[type, Callable[[nn.Module, Tensor], Any]] = {}
 
@@ -84,8 +88,8 @@ def run(network: nn.Module, x: Tensor) -> Any:
 
 def _look_up(network: nn.Module, table: dict[type, Any]) -> Any:
     classes = type(network).__mro__
-    if any(cls.__module__.startswith("monai.") for cls in classes):
-        importlib.import_module("attn3d.networks.monai")
+    for library in {cls.__module__.partition(".")[0] for cls in classes} & set(_LIBRARIES):
+        importlib.import_module(_LIBRARIES[library])
     return next((table[cls] for cls in classes if cls in table), None)
 
 

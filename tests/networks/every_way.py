@@ -1,5 +1,7 @@
 """A small network with every way of attaching attention, for checks that cost too much on every network."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -8,6 +10,13 @@ from attn3d.spatial import convolution
 
 CHANNELS = 8
 AT = ("encoder", "decoder", "bottleneck", "skip", "block", "residual")
+
+
+def maps(output: Any) -> list[Tensor]:
+    """The tensors of an output of any form."""
+    if isinstance(output, Tensor):
+        return [output]
+    return [tensor for part in output if part is not None for tensor in maps(part)]
 
 
 class Residual(nn.Module):

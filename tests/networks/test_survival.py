@@ -14,13 +14,15 @@ import pytest
 import torch
 from monai.data import MetaTensor
 from monai.inferers import sliding_window_inference
-from monai.networks.nets import BasicUNet, DynUNet, SegResNet, SegResNetDS, UNet
+from monai.networks.nets import BasicUNet, DynUNet, ResNet, SegResNet, SegResNetDS, UNet
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import attn3d
 from attn3d.insertion import attention_parameters, insert_attention
-from tests.networks.every_way import AT, EveryWay
+from attn3d.networks.registry import run
+from tests.networks.every_way import AT, EveryWay, maps
+from tests.networks.zoo import CONFIGURATIONS
 
 
 def every_way(dims: int = 2, name: str = "cbam", **options: Any) -> nn.Module:
@@ -153,13 +155,34 @@ def test_every_mechanism_at_every_way(name: str, variant: str) -> None:
     assert all(parameter.grad is not None for parameter in attention_parameters(net))
 
 
-def test_fresh_processes(tmp_path: pathlib.Path) -> None:
+def of_the_zoo() -> list[tuple[nn.Module, Tensor]]:
+    """One of the two configurations of each network that pickles, with CBAM at one stage of every kind."""
+    made = []
+    for each in CONFIGURATIONS:
+        if each.pickles and not each.heavy and each.dims == (3 if each.name == "VISTA3D" else 2):
+            net, x = each.make().eval(), each.image(2)
+            for kind in each.kinds.split():
+                insert_attention(net, "sk" if kind == "conv" else "cbam", at=kind, stages=-1, input_shape=x.shape)
+            made.append((net, x))
+    return made
+
+
+def of_every_mechanism() -> list[tuple[nn.Module, Tensor]]:
+    return [(every_way(2, name, variant="paper"), image("every way")) for name in attn3d.names()]
+
+
+def of_the_default() -> list[tuple[nn.Module, Tensor]]:
+    return [(NETWORKS[name]().eval(), image(name)) for name in ("every way", "detours")]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [of_the_default, *(pytest.param(make, marks=pytest.mark.nightly) for make in (of_the_zoo, of_every_mechanism))],
+)
+def test_fresh_processes(make: Callable[[], list[tuple[nn.Module, Tensor]]], tmp_path: pathlib.Path) -> None:
     """Saved whole and loaded by two other processes, which hook it, and train it together with gloo."""
-    saved = []
-    for name in ("every way", "detours"):
-        net, x = NETWORKS[name]().eval(), image(name)
-        saved.append((net, x, net(x).detach()))
-    torch.save(saved, tmp_path / "networks.pt")
+    with torch.no_grad():
+        torch.save([(net, x, maps(run(net, x))) for net, x in make()], tmp_path / "networks.pt")
     command = [sys.executable, "-m", "tests.networks.worker", str(tmp_path)]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     workers = [
@@ -167,5 +190,31 @@ def test_fresh_processes(tmp_path: pathlib.Path) -> None:
         for rank in (0, 1)
     ]
     for worker in workers:
-        output, _ = worker.communicate(timeout=300)
+        output, _ = worker.communicate(timeout=600)
         assert worker.returncode == 0, output
+
+
+@pytest.mark.parametrize("name", ["UNet", "ResNet"])
+def test_synchronised_batch_norm(name: str) -> None:
+    """Conversion keeps what sits elsewhere; for attention on a batch norm itself it comes first."""
+    torch.manual_seed(0)
+    make = {
+        "UNet": lambda: UNet(2, 1, 2, (4, 8, 8), (2, 2), num_res_units=1, norm="batch"),
+        "ResNet": lambda: ResNet("basic", [1] * 4, [4] * 4, 2, 1, num_classes=2),
+    }[name]
+    net, x = make().eval(), torch.randn(2, 1, 32, 32)
+    convert = nn.SyncBatchNorm.convert_sync_batchnorm
+    at = ("encoder", "block") if name == "ResNet" else AT[:4]
+    net = insert_attention(net, "bam", at=at)
+    expected = net(x)
+    assert torch.equal(convert(net)(x), expected)
+
+    plain = convert(make()).eval()
+    before = plain(x)
+    assert not torch.equal(insert_attention(plain, "se", at="residual")(x), before)
+
+
+def test_detours_are_not_scripted() -> None:
+    with pytest.raises(ValueError, match=r"cannot be scripted.*torch.jit.trace, torch.compile and torch.export take"):
+        torch.jit.script(detours())
+    torch.jit.script(insert_attention(SegResNet(2, 8, blocks_down=(1, 1), blocks_up=(1,)), "se", at="encoder"))

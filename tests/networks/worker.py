@@ -9,27 +9,40 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from attn3d.insertion import attention_parameters, insertions, remove_attention
+from attn3d.networks.registry import run
+from tests.networks.every_way import maps
 
 
-def hook_all(net: nn.Module, x: Tensor, expected: Tensor) -> None:
+class Run(nn.Module):
+    """A network as it is called on an image, with all the maps it gives."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return maps(run(self.net, x))
+
+
+def hook_all(net: Run, x: Tensor, expected: list[Tensor]) -> None:
     """Hooks that are registered now do not take the places of those that were saved."""
     seen = []
     handles = [module.register_forward_hook(lambda *call: seen.append(call)) for module in net.modules()]
     handles += [module.register_forward_pre_hook(lambda *call: seen.append(call)) for module in net.modules()]
     torch.testing.assert_close(net(x), expected)
-    assert len(seen) > len(handles) / 2
+    assert len(seen) > len(handles) / 4, "not all modules run, but many do"
     for handle in handles:
         handle.remove()
     torch.testing.assert_close(net(x), expected)
 
 
-def train(net: nn.Module, x: Tensor, rank: int) -> None:
+def train(net: Run, x: Tensor, rank: int) -> None:
     """Two steps on data of its own; then all ranks have the same parameters."""
-    parallel = DistributedDataParallel(net.train())
+    parallel = DistributedDataParallel(net.train(), find_unused_parameters=True)  # a head may be for prompts
     optimiser = torch.optim.SGD(parallel.parameters(), lr=0.1)
     for step in range(2):
         optimiser.zero_grad()
-        parallel(x * (rank + 1 + step)).square().mean().backward()
+        sum(output.square().mean() for output in parallel(x * (rank + 1 + step))).backward()
         optimiser.step()
     for parameter in attention_parameters(net):
         everywhere = [torch.empty_like(parameter) for _ in range(2)]
@@ -39,13 +52,14 @@ def train(net: nn.Module, x: Tensor, rank: int) -> None:
 
 def main(folder: pathlib.Path, rank: int) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2)
-    for net, x, expected in torch.load(folder / "networks.pt", weights_only=False):
+    for saved, x, expected in torch.load(folder / "networks.pt", weights_only=False):
+        net = Run(saved)
         torch.testing.assert_close(net(x), expected)
         hook_all(net, x, expected)
         train(net, x, rank)
-        assert insertions(net)
-        assert not insertions(remove_attention(net.eval()))
-        assert not torch.equal(net(x), expected)
+        assert insertions(saved)
+        assert not insertions(remove_attention(saved.eval()))
+        assert not all(torch.equal(*pair) for pair in zip(net(x), expected, strict=True))
     dist.destroy_process_group()
 
 

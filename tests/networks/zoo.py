@@ -91,7 +91,9 @@ def _dints(dims: int) -> nn.Module:
 
 def _diffusion(dims: int) -> nn.Module:
     net = nets.DiffusionModelUNet(dims, 1, 1, (1, 1), (4, 8), (False, True), norm_num_groups=4, num_head_channels=4)
-    nn.init.normal_(net.out[2].conv.weight)  # it starts at zero, which would hide all that comes before
+    for parameter in net.parameters():
+        if parameter.dim() > 1 and not parameter.any():  # starts at zero, which would hide what comes before
+            nn.init.normal_(parameter)
     return net
 
 
@@ -186,7 +188,7 @@ CONFIGURATIONS = [
         "DiffusionModelUNet",
         _diffusion,
         8,
-        "encoder decoder bottleneck block residual conv",
+        EVERY_KIND,
         call=lambda net, x: net(x, torch.zeros(len(x))),
     ),
 ]

@@ -1,0 +1,28 @@
+"""nnU-Net's networks, imported when one is met: PlainConvUNet, ResidualEncoderUNet, ResidualUNet."""
+
+from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet, ResidualUNet
+from dynamic_network_architectures.building_blocks.residual import BasicBlockD, BottleneckD
+from dynamic_network_architectures.building_blocks.simple_conv_blocks import ConvDropoutNormReLU
+
+from attn3d.networks.inside import register_block
+from attn3d.networks.places import items
+from attn3d.networks.registry import Sites, register_sites
+
+register_block(ConvDropoutNormReLU)
+register_block(BasicBlockD, "conv2")
+register_block(BottleneckD, "conv3")
+
+
+@register_sites(PlainConvUNet)
+@register_sites(ResidualEncoderUNet)
+@register_sites(ResidualUNet)
+def unet(network: PlainConvUNet | ResidualEncoderUNet | ResidualUNet) -> Sites:
+    """The encoder, which the decoder holds a second time, returns the list of its stages."""
+    depth = len(network.decoder.stages)
+    stages = [f"encoder.stages.{stage}" for stage in range(depth + 1)]
+    return {
+        "encoder": stages[:-1],
+        "bottleneck": stages[-1:],
+        "decoder": [f"decoder.stages.{stage}" for stage in range(depth)],
+        "skip": items("encoder", depth),
+    }
