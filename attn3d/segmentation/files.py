@@ -1,8 +1,8 @@
-"""From a NIfTI file to an array that can be trusted, and back into the same geometry.
+"""From a NIfTI file or a DICOM series to an array that can be trusted, and back into the same geometry.
 
-Files are nibabel's business. What is added is what goes wrong on the way: headers that lie about the size of
-their data, affines that are no geometry, labels that are no whole numbers or lie on another grid, and results
-that are written in half.
+Files are nibabel's business, and SimpleITK's where they are DICOM. What is added is what goes wrong on the way:
+headers that lie about the size of their data, affines that are no geometry, labels that are no whole numbers or lie
+on another grid, and results that are written in half.
 """
 
 import gzip
@@ -28,21 +28,22 @@ class FileError(ValueError):
 
     def __init__(self, path: Path | str, problem: str):
         super().__init__(f"{path}: {problem}")
+        self.path, self.problem = path, problem
 
 
 def read_image(path: Path | str) -> nib.Nifti1Image:
     """A 3-D scan as float32, with its header as it was.
 
     Args:
-        path: a NIfTI-1 or NIfTI-2 file, compressed or not, whatever its name says. Trailing axes of length 1
-            are dropped.
+        path: a NIfTI-1 or NIfTI-2 file, compressed or not, whatever its name says, or the folder of a DICOM series.
+            Trailing axes of length 1 are dropped.
 
     Raises:
         FileError: when the file is missing, truncated, no NIfTI or not 3-D, when its affine is no geometry,
-            when a voxel is not finite, or
-            when all are the same.
+            when a voxel is not finite, or when all are the same; when a folder does not hold one DICOM series whose
+            slices lie evenly above each other.
     """
-    image = _read(path)
+    image = _read_dicom(path) if Path(path).is_dir() else _read(path)
     data = image.get_fdata(dtype=np.float32)
     if not np.isfinite(data).all():
         bad = int((~np.isfinite(data)).sum())
@@ -64,29 +65,71 @@ def read_label(path: Path | str, image: nib.Nifti1Image, values: Collection[int]
         FileError: as `read_image`; and when the label is off the image's grid, holds a value that is not
             among ``values``, or labels nothing at all.
     """
+    label = read_segmentation(path, image, values)
+    if not np.asanyarray(label.dataobj).any():
+        raise FileError(path, "the label is empty; give one in which at least a voxel is not 0")
+    return label
+
+
+def read_segmentation(
+    path: Path | str,
+    image: nib.Nifti1Image | None = None,
+    values: Collection[int] | None = None,
+    *,
+    threshold: float | None = None,
+) -> nib.Nifti1Image:
+    """A reference or a prediction as uint8; unlike a label to learn from it may rightly be empty.
+
+    Args:
+        path: a NIfTI file of whole numbers.
+        image: a volume on whose grid it must be.
+        values: the values that may occur; by default 0 to 255.
+        threshold: for masks of other numbers: what exceeds it is 1, the rest 0.
+
+    Raises:
+        FileError: as `read_image`; and when it is off the grid or holds another value.
+    """
     label = _read(path)
     data = np.asanyarray(label.dataobj).reshape(label.shape[:3])
-    if data.shape != image.shape:
-        raise FileError(
-            path,
-            f"the label has shape {data.shape} but its image {image.shape}; resample it to the image's grid",
-        )
-    distance = _largest_displacement(label.affine, image.affine, data.shape)
-    if distance > 0.1 * nib.affines.voxel_sizes(image.affine).min():
-        raise FileError(
-            path,
-            f"the label lies up to {distance:.3g} mm off its image's grid; resample it to the image's grid",
-        )
+    if image is None:
+        image = type(label)(data, label.affine, label.header)
+    check_same_grid(path, label, image)
+    if threshold is not None:
+        if not np.isfinite(data).all():
+            raise FileError(path, "the mask holds NaN or infinite values; replace them by 0")
+        data = data > threshold
+    known = "whole numbers from 0 to 255" if values is None else ", ".join(map(str, sorted(values)))
     for value in np.unique(data):
-        if value not in values:
-            known = ", ".join(map(str, sorted(values)))
+        if value not in (range(256) if values is None else values):
             raise FileError(path, f"the label holds the value {value:.6g}; map its values to {known}")
-    if not data.any():
-        raise FileError(path, "the label is empty; give one in which at least a voxel is not 0")
     return type(image)(data.astype(np.uint8), image.affine, image.header, dtype=np.uint8)
 
 
-def write_image(path: Path | str, data: np.ndarray, affine: np.ndarray, code: str = "aligned") -> None:
+def check_same_grid(path: Path | str, image: nib.Nifti1Image, other: nib.Nifti1Image) -> None:
+    """Checks that the image of a file lies on the grid of another, to a tenth of a voxel.
+
+    Raises:
+        FileError: when it does not.
+    """
+    shape = image.shape[:3]
+    if shape != other.shape:
+        raise FileError(path, f"it has shape {shape} but its image {other.shape}; resample it to the image's grid")
+    distance = _largest_displacement(image.affine, other.affine, shape)
+    if distance > 0.1 * nib.affines.voxel_sizes(other.affine).min():
+        raise FileError(path, f"it lies up to {distance:.3g} mm off its image's grid; resample it to the image's grid")
+
+
+def is_dicom(path: Path | str) -> bool:
+    """Whether a file is a part of DICOM, whatever its name says."""
+    if not Path(path).is_file():
+        return False
+    with Path(path).open("rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
+def write_image(
+    path: Path | str, data: np.ndarray, affine: np.ndarray, code: str = "aligned", intercept: float = 0.0
+) -> None:
     """Writes a new volume in millimetres, its qform and sform saying the same.
 
     Args:
@@ -94,8 +137,11 @@ def write_image(path: Path | str, data: np.ndarray, affine: np.ndarray, code: st
         data: the voxels, in a type that NIfTI has (uint8, int16, float32, ..).
         affine: voxel indices to millimetres.
         code: the space of the affine in NIfTI's words, "scanner", "aligned", "talairach" or "mni".
+        intercept: what readers add to ``data``, as in files of scanners that store HU + 1024.
     """
     image = nib.Nifti1Image(data, affine)
+    if intercept:
+        image.header.set_slope_inter(1.0, intercept)
     image.set_qform(affine, code)
     image.set_sform(affine, code)
     image.header.set_xyzt_units("mm")
@@ -160,6 +206,54 @@ def _read(path: Path | str) -> nib.Nifti1Image:
     if not np.isfinite(image.affine).all() or abs(np.linalg.det(image.affine[:3, :3])) < 1e-9:
         raise FileError(path, "its affine is not finite or flat; repair the header's sform or qform")
     return image
+
+
+def _read_dicom(folder: Path | str) -> nib.Nifti1Image:
+    """The DICOM series in a folder, in HU where it is CT."""
+    import SimpleITK as sitk
+
+    reader = sitk.ImageSeriesReader()
+    series = reader.GetGDCMSeriesIDs(str(folder))
+    if len(series) != 1:
+        found = f"holds {len(series)} DICOM series" if series else "is a folder without a DICOM series"
+        raise FileError(folder, f"{found}; give a NIfTI file, or a folder of one series")
+    names = reader.GetGDCMSeriesFileNames(str(folder), series[0])
+    try:
+        corners, normals = zip(*[_slice_geometry(name) for name in names], strict=True)
+        steps = np.diff(corners, axis=0)
+        off = np.linalg.norm(steps - np.mean(steps @ normals[0]) * normals[0], axis=1).max() if len(steps) else 0.0
+        if off > 0.1:
+            raise FileError(
+                folder,
+                f"its slices lie up to {off:.3g} mm off an even grid (a tilted gantry or missing slices); "
+                "convert it with dcm2niix",
+            )
+        reader.SetFileNames(names)
+        image = reader.Execute()
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise FileError(folder, f"its DICOM series cannot be read ({reason}); convert it with dcm2niix") from error
+    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
+        raise FileError(folder, "its DICOM series is no volume of numbers; convert it with dcm2niix")
+    affine = np.eye(4)
+    affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
+    affine[:3, 3] = image.GetOrigin()
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine  # DICOM's axes point left and back, NIfTI's right and forwards
+    new = nib.Nifti1Image(sitk.GetArrayFromImage(image).T.astype(np.float32), affine)
+    new.set_qform(affine, "scanner")
+    new.set_sform(affine, "scanner")
+    new.header.set_xyzt_units("mm")
+    return new
+
+
+def _slice_geometry(name: str) -> tuple[np.ndarray, np.ndarray]:
+    """The corner of a DICOM slice in millimetres and the direction across it."""
+    import SimpleITK as sitk
+
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(name)
+    reader.ReadImageInformation()
+    return np.array(reader.GetOrigin()), np.reshape(reader.GetDirection(), (3, 3))[:, 2]
 
 
 def _from_stream(path: Path | str) -> nib.Nifti1Image:

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from attn3d.segmentation import FileError, finished_file, read_image, read_label, write_image, write_label
+from attn3d.segmentation.files import check_same_grid, is_dicom, read_segmentation
+from tests.segmentation import layouts
 from tests.segmentation.volumes import AFFINES, scan
 
 SHAPE = (6, 7, 5)
@@ -102,7 +104,7 @@ def damaged(kind, path):
     ("kind", "says"),
     [
         ("missing", "No such file"),
-        ("folder", "Is a directory"),
+        ("folder", "folder without a DICOM series"),
         ("text", "not a NIfTI"),
         ("empty", "not a NIfTI"),
         ("lying", r"claims 536871264 bytes for shape \(512, 512, 512\)"),
@@ -138,6 +140,61 @@ def test_a_lying_header_is_refused_before_its_volume_is_allocated(tmp_path):
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 8 * 2**20
+
+
+def test_a_scan_of_one_slice_is_read(tmp_path):
+    nib.save(scan(DATA[..., :1], AFFINES["oblique"]), tmp_path / "slice.nii.gz")
+    image = read_image(tmp_path / "slice.nii.gz")
+    assert image.shape == (6, 7, 1)
+    np.testing.assert_array_equal(image.get_fdata(), DATA[..., :1])
+
+
+def test_a_label_that_marks_nothing_is_read_where_that_is_legitimate(tmp_path, image):
+    path = tmp_path / "label.nii.gz"
+    nib.save(scan(np.zeros(SHAPE, np.int16), image.affine), path)
+    assert not np.asarray(read_segmentation(path, image, range(4)).dataobj).any()
+    with pytest.raises(FileError, match="label is empty"):
+        read_label(path, image, range(4))
+
+
+def test_a_mask_of_other_numbers_is_cut_at_its_threshold(tmp_path, image):
+    mask = np.zeros(SHAPE, np.float32)
+    mask[1:3], mask[4], mask[5] = 0.99607843, 0.05, 254.9
+    nib.save(scan(mask, image.affine), tmp_path / "mask.nii.gz")
+    label = read_segmentation(tmp_path / "mask.nii.gz", image, [0, 1], threshold=0.1)
+    np.testing.assert_array_equal(np.asarray(label.dataobj), mask > 0.1)
+    mask[0, 0, 0] = np.nan
+    nib.save(scan(mask, image.affine), tmp_path / "mask.nii.gz")
+    with pytest.raises(FileError, match="NaN or infinite"):
+        read_segmentation(tmp_path / "mask.nii.gz", image, [0, 1], threshold=0.1)
+
+
+def test_a_tenth_of_a_voxel_is_the_same_grid(tmp_path, image):
+    moved = nib.Nifti1Image(DATA, image.affine + 0.14 * np.eye(4, k=3))
+    check_same_grid("label.nii.gz", moved, image)
+    moved = nib.Nifti1Image(DATA, image.affine + 0.16 * np.eye(4, k=3))
+    with pytest.raises(FileError, match=r"^label.nii.gz: .* 0.16 mm off"):
+        check_same_grid("label.nii.gz", moved, image)
+
+
+def test_a_dicom_series_with_a_slice_lost_or_with_another_beside_it_is_refused(tmp_path):
+    layouts.dicom_series(tmp_path / "whole")
+    assert is_dicom(tmp_path / "whole/IM000.dcm")
+    assert read_image(tmp_path / "whole").shape == layouts.SHAPE
+    layouts.dicom_series(tmp_path / "lost", skip=2)
+    with pytest.raises(FileError, match=r"off an even grid .* convert it with dcm2niix"):
+        read_image(tmp_path / "lost")
+    content = (tmp_path / "whole/IM000.dcm").read_bytes().replace(b"1.2.3.4\0", b"1.2.3.5\0")
+    (tmp_path / "whole/other.dcm").write_bytes(content)
+    with pytest.raises(FileError, match="holds 2 DICOM series"):
+        read_image(tmp_path / "whole")
+    for path in (tmp_path / "lost").iterdir():
+        path.write_bytes(path.read_bytes()[:600])
+    with pytest.raises(FileError, match="DICOM series"):
+        read_image(tmp_path / "lost")
+    (tmp_path / "short").write_bytes(b"DICM")
+    assert not is_dicom(tmp_path / "short")
+    assert not is_dicom(tmp_path)
 
 
 def test_a_label_on_the_grid_is_read(tmp_path, image):
@@ -212,6 +269,12 @@ def test_a_new_image_says_where_it_is_twice(tmp_path):
     np.testing.assert_allclose(image.get_sform(), AFFINES["oblique"], atol=1e-5)
     assert int(image.header["qform_code"]) == int(image.header["sform_code"]) == 4
     assert image.header.get_xyzt_units()[0] == "mm"
+
+
+def test_stored_numbers_can_have_an_intercept(tmp_path):
+    write_image(tmp_path / "scan.nii.gz", DATA, AFFINES["RAS"], intercept=-1024)
+    assert nib.load(tmp_path / "scan.nii.gz").get_data_dtype() == np.int16
+    np.testing.assert_array_equal(read_image(tmp_path / "scan.nii.gz").get_fdata(), DATA - 1024)
 
 
 @pytest.mark.parametrize(

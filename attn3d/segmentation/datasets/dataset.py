@@ -1,0 +1,68 @@
+"""What was found in a folder: cases with their files, and what is wrong with it."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Case:
+    """A person's scan.
+
+    Attributes:
+        name: unique in its data set.
+        images: a file for each channel, or a folder of a DICOM series.
+        label: none, one file, or one of each rater.
+    """
+
+    name: str
+    images: tuple[Path, ...]
+    label: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The cases in a folder and what their labels mean.
+
+    Attributes:
+        layout: the published layout that the folder has.
+        folder: where it is.
+        cases: with labels, to train.
+        test_cases: to predict; they may lack labels.
+        labels: value and name of each label, without the background.
+        modality: "CT", "MRI" or "unknown".
+        threshold: above which a binary mask means 1, where its values are not 0 and 1.
+        simulated: whether all of it is.
+        problems: a line for each file that is missing or has no partner; such files are in no case.
+    """
+
+    layout: str
+    folder: Path
+    cases: tuple[Case, ...] = ()
+    test_cases: tuple[Case, ...] = ()
+    labels: dict[int, str] = field(default_factory=dict)
+    modality: str = "unknown"
+    threshold: float | None = None
+    simulated: bool = False
+    problems: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """What was found, in a few lines."""
+        channels = sorted({len(case.images) for case in self.cases + self.test_cases})
+        raters = max((len(case.label) for case in self.cases), default=0)
+        lines = [
+            f"{self.layout}{', SIMULATED' if self.simulated else ''}: {self.folder}",
+            f"  {len(self.cases)} cases with labels, {len(self.test_cases)} to test",
+            f"  modality {self.modality}, {' or '.join(map(_images, channels))} a case",
+            f"  labels {', '.join(f'{value} {name}' for value, name in self.labels.items()) or 'none'}",
+        ]
+        if raters > 1:
+            lines.append(f"  up to {raters} raters a case; the value with most votes counts, the smaller one in a tie")
+        if self.threshold is not None:
+            lines.append(f"  masks count where they exceed {self.threshold:g}")
+        if self.problems:
+            lines += ["  left out:", *(f"    {problem}" for problem in self.problems)]
+        return "\n".join(lines)
+
+
+def _images(number: int) -> str:
+    return f"{number} image" if number == 1 else f"{number} images"

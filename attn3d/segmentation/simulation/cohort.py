@@ -1,0 +1,115 @@
+"""The embedded cohort: simulated head CT in files, as nnU-Net v2 would have them."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from rich.progress import track
+
+from attn3d.segmentation.datasets import Dataset, find_dataset
+from attn3d.segmentation.files import write_image
+from attn3d.segmentation.simulation.haemorrhages import HAEMORRHAGES
+from attn3d.segmentation.simulation.scanner import sample_scan
+
+_VERSION = 1  # of the simulation; a cohort of another one is not used again
+_FOLDERS = ("imagesTr", "labelsTr")
+_ORIENTATIONS = ("RAS", "LAS", "LPS", "RPI", "ASR")
+
+
+def simulate(
+    out: Path | str, cases: int = 60, seed: int = 0, *, overwrite: bool = False, quiet: bool = False
+) -> Dataset:
+    """Writes a simulated cohort: head CT with haemorrhage of five kinds, made from the MNI152 brain.
+
+    Each case has a head of its own shape, none to three kinds of haemorrhage and things that look like one. The
+    scans have 5 mm slices, different voxels, orientations and poses, half of them oblique affines; they are int16
+    Hounsfield units, some with an intercept. A case depends on the seed and on its number only.
+
+    Simulated scans exercise what a method does with geometry, windows, anisotropy and metrics. They say nothing about
+    patients.
+
+    Args:
+        out: the folder to make. One that holds the same cohort already is used as it is.
+        cases: how many.
+        seed: of all that is drawn at random.
+        overwrite: replace another simulated cohort that is there.
+        quiet: no progress bar.
+
+    Returns:
+        What `find_dataset` finds in the folder.
+
+    Raises:
+        ValueError: when ``cases`` is not positive, ``seed`` is negative, or something else is there.
+    """
+    if cases < 1:
+        raise ValueError(f"`cases` must be at least 1, got {cases}")
+    if seed < 0:
+        raise ValueError(f"`seed` must be 0 or more, got {seed}")
+    out = Path(out)
+    settings = {"version": _VERSION, "seed": seed, "cases": cases}
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        there = _settings(out)
+        if there is None:
+            raise ValueError(f"`out` must be a new folder, but {out} holds something else; give another")
+        if not overwrite:
+            if there == settings and len((dataset := find_dataset(out)).cases) == cases:
+                return dataset
+            found = "an incomplete" if there == settings else "another"
+            raise ValueError(f"`out` {out} holds {found} simulated cohort, {there}; give another folder or `overwrite`")
+        if others := {path.name for path in out.iterdir()} - {"dataset.json", *_FOLDERS}:
+            raise ValueError(f"`out` {out} holds {min(others)} beside a cohort; move it, or give another folder")
+
+    unfinished = out.resolve().with_name(f".unfinished-{os.getpid()}-{out.resolve().name}")
+    try:
+        for folder in _FOLDERS:
+            (unfinished / folder).mkdir(parents=True)
+        for number in track(range(cases), "simulating head CT", disable=quiet):
+            _write_case(unfinished, number, np.random.default_rng([seed, number]))
+        (unfinished / "dataset.json").write_text(json.dumps(_description(settings), indent=2))
+        if out.exists():
+            shutil.rmtree(out)
+        unfinished.replace(out)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return find_dataset(out)
+
+
+def _settings(folder: Path) -> dict | None:
+    """What a simulated cohort in the folder was made with, None where there is none."""
+    try:
+        return json.loads((folder / "dataset.json").read_text())["simulated"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _description(settings: dict) -> dict:
+    """The dataset.json of nnU-Net v2, and that all of it is simulated."""
+    return {
+        "name": "Simulated head CT with haemorrhage",
+        "description": "SIMULATED from the MNI152 brain by attn3d; no patient, no clinical meaning.",
+        "simulated": settings,
+        "channel_names": {"0": "CT"},
+        "labels": {"background": 0} | {name: value for value, name in HAEMORRHAGES.items()},
+        "numTraining": settings["cases"],
+        "file_ending": ".nii.gz",
+    }
+
+
+def _write_case(folder: Path, number: int, random: np.random.Generator) -> None:
+    """Writes a scan and its label in an orientation drawn at random."""
+    units, labels, affine = sample_scan(random)
+    axes = nib.orientations.axcodes2ornt(random.choice(_ORIENTATIONS).item())
+    turn = nib.orientations.ornt_transform(nib.io_orientation(affine), axes)
+    affine = affine @ nib.orientations.inv_ornt_aff(turn, units.shape)
+    units, labels = (np.ascontiguousarray(nib.apply_orientation(array, turn)) for array in (units, labels))
+    name = f"simulated_{number:03d}"
+    intercept = random.choice((0, -1024)).item()
+    write_image(
+        folder / "imagesTr" / f"{name}_0000.nii.gz",
+        *(np.rint(units - intercept).astype(np.int16), affine, "scanner"),
+        intercept=intercept,
+    )
+    write_image(folder / "labelsTr" / f"{name}.nii.gz", labels, affine, "scanner")

@@ -1,0 +1,243 @@
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from attn3d.segmentation import FileError
+from attn3d.segmentation.datasets import LAYOUTS, find_dataset, read_case_image, read_case_label
+from tests.segmentation import layouts
+
+BLEEDS = {1: "EDH", 2: "IPH", 3: "IVH", 4: "SAH", 5: "SDH"}
+
+# Writer: the layout's name, names of the cases to train and to test, labels, modality, images a case.
+PUBLISHED = {
+    layouts.bhsd: ("BHSD", ["ID_1", "ID_2"], ["ID_3"], BLEEDS, "CT", 1),
+    layouts.decathlon: ("Decathlon", ["spleen_1", "spleen_2"], ["spleen_3"], {1: "spleen"}, "CT", 1),
+    layouts.nnunet: ("nnU-Net v2", ["BRATS_1", "BRATS_2"], ["BRATS_3"], {1: "oedema", 2: "tumour"}, "MRI", 2),
+    layouts.instance2022: ("INSTANCE 2022", ["095", "096"], ["101"], {1: "ICH"}, "CT", 1),
+    layouts.ct_ich: ("PhysioNet ct-ich", ["049", "050"], [], {1: "ICH"}, "CT", 1),
+    layouts.mbh_seg: ("MBH-Seg", ["case_1", "case_2"], [], BLEEDS, "CT", 1),
+    layouts.seg_cq500: ("Seg-CQ500", ["CQ500CT1", "CQ500CT2"], [], {1: "ICH"}, "CT", 1),
+    layouts.pairs: ("image/label pairs", ["1", "2"], [], {3: "label 3"}, "unknown", 1),
+    layouts.pairs_side_by_side: ("image/label pairs", ["1", "2"], [], {3: "label 3"}, "unknown", 1),
+}
+
+
+def names(cases):
+    return [case.name for case in cases]
+
+
+def test_each_layout_has_a_writer():
+    written = {name for name, *_ in PUBLISHED.values()}
+    assert written | {"DICOM"} == set(LAYOUTS)
+
+
+@pytest.mark.parametrize("write", PUBLISHED, ids=lambda write: write.__name__)
+def test_a_published_layout_is_found_and_read(tmp_path, write):
+    layout, cases, test_cases, labels, modality, channels = PUBLISHED[write]
+    write(tmp_path)
+    dataset = find_dataset(tmp_path, labelled=True)
+    assert (dataset.layout, dataset.labels, dataset.modality) == (layout, labels, modality)
+    assert (names(dataset.cases), names(dataset.test_cases)) == (cases, test_cases)
+    assert dataset.problems == ()
+    assert not dataset.simulated
+    for case in dataset.cases + dataset.test_cases:
+        images = read_case_image(case)
+        assert len(images) == channels
+        assert images[0].shape == layouts.SHAPE
+        np.testing.assert_allclose(images[0].affine, layouts.AFFINE, atol=1e-5)
+    for case in dataset.cases:
+        label = read_case_label(case, dataset, read_case_image(case)[0])
+        assert label.get_data_dtype() == np.uint8
+        assert set(np.unique(label.dataobj)) == {0, *labels}
+
+
+def test_the_training_folder_of_instance_is_enough(tmp_path):
+    layouts.instance2022(tmp_path)
+    dataset = find_dataset(tmp_path / "train")
+    assert dataset.layout == "INSTANCE 2022"
+    assert names(dataset.cases) == ["095", "096"]
+
+
+def test_channels_come_in_their_order(tmp_path):
+    layouts.nnunet(tmp_path)
+    first, second = read_case_image(find_dataset(tmp_path).cases[1])
+    np.testing.assert_array_equal(first.get_fdata(), layouts.units(20))
+    np.testing.assert_array_equal(second.get_fdata(), layouts.units(21))
+
+
+def test_masks_of_other_numbers_are_cut_at_the_threshold(tmp_path):
+    layouts.ct_ich(tmp_path)
+    dataset = find_dataset(tmp_path)
+    label = read_case_label(dataset.cases[0], dataset, read_case_image(dataset.cases[0])[0])
+    np.testing.assert_array_equal(label.dataobj, layouts.marks(49, 2))
+
+
+@pytest.mark.parametrize(
+    ("votes", "elected"),
+    [((1, 1, 2), 1), ((0, 4, 4), 4), ((0, 0, 5), 0), ((1, 2, 3), 1), ((0, 3, 5), 0), ((5, 5, 5), 5)],
+)
+def test_most_raters_win_and_the_smaller_value_in_a_tie(tmp_path, votes, elected):
+    layouts.mbh_seg(tmp_path)
+    for rater, value in enumerate(votes, start=1):
+        layouts.write(tmp_path / f"case_1/label_annot_{rater}.nii.gz", np.full(layouts.SHAPE, value, np.uint8))
+    dataset = find_dataset(tmp_path)
+    case = dataset.cases[0]
+    assert len(case.label) == 3
+    label = read_case_label(case, dataset, read_case_image(case)[0])
+    assert (np.asarray(label.dataobj) == elected).all()
+
+
+def test_a_patient_without_haemorrhage_is_a_case(tmp_path):
+    layouts.instance2022(tmp_path)
+    layouts.write(tmp_path / "train/label/095.nii.gz", np.zeros(layouts.SHAPE, np.uint8))
+    dataset = find_dataset(tmp_path)
+    label = read_case_label(dataset.cases[0], dataset, read_case_image(dataset.cases[0])[0])
+    assert not np.asarray(label.dataobj).any()
+
+
+@pytest.mark.parametrize(
+    ("write", "lost", "says", "left"),
+    [
+        (layouts.bhsd, "label_192/labelsTr/ID_2.nii.gz", "imagesTr/ID_2.nii.gz: has no label", ["ID_1"]),
+        (layouts.bhsd, "label_192/imagesTr/ID_2.nii.gz", "labelsTr/ID_2.nii.gz: has no image", ["ID_1"]),
+        (layouts.decathlon, "labelsTr/spleen_1.nii.gz", "in dataset.json but not there", ["spleen_2"]),
+        (layouts.nnunet, "imagesTr/BRATS_1_0001.nii.gz", "a case has 2 channels", ["BRATS_2"]),
+        (layouts.nnunet, "labelsTr/BRATS_1.nii.gz", "imagesTr/BRATS_1_0000.nii.gz: has no label", ["BRATS_2"]),
+        (layouts.instance2022, "train/label/096.nii.gz", "data/096.nii.gz: has no label", ["095"]),
+        (layouts.ct_ich, "masks/050.nii", "ct_scans/050.nii: has no label", ["049"]),
+        (layouts.mbh_seg, "case_1/image.nii.gz", "label_annot_1.nii.gz: has no image", ["case_2"]),
+        (layouts.seg_cq500, "data/volumes/CQ500CT2/ICH_mask.nii.gz", "CT.nii: has no label", ["CQ500CT1"]),
+        (layouts.pairs, "images/1.nii.gz", "labels/1.nii.gz: has no image", ["2"]),
+        (layouts.pairs_side_by_side, "1_seg.nii.gz", "1.nii.gz: has no label", ["2"]),
+    ],
+)
+def test_a_file_without_its_partner_is_named(tmp_path, write, lost, says, left):
+    write(tmp_path)
+    (tmp_path / lost).unlink()
+    dataset = find_dataset(tmp_path)
+    assert names(dataset.cases) == left
+    assert any(says in problem for problem in dataset.problems)
+    for problem in dataset.problems:
+        assert problem in str(dataset)
+
+
+def test_what_a_description_does_not_list_is_named(tmp_path):
+    layouts.decathlon(tmp_path)
+    layouts.write(tmp_path / "imagesTr/spleen_9.nii.gz", layouts.units(9))
+    assert find_dataset(tmp_path).problems == (f"{tmp_path / 'imagesTr/spleen_9.nii.gz'}: is not in dataset.json",)
+    layouts.nnunet(tmp_path / "second")
+    layouts.write(tmp_path / "second/imagesTr/BRATS_1_0002.nii.gz", layouts.units(9))
+    assert "no channel from _0000 to _0001" in find_dataset(tmp_path / "second").problems[0]
+
+
+def test_labels_that_uint8_does_not_hold_are_refused(tmp_path):
+    layouts.nnunet(tmp_path, labels={"background": 0, "a": 300})
+    with pytest.raises(FileError, match=r"has the label 300; map its labels to 1 .. 255"):
+        find_dataset(tmp_path)
+
+
+def test_hidden_files_of_a_copy_are_not_scans(tmp_path):
+    layouts.instance2022(tmp_path)
+    (tmp_path / "train/data/._095.nii.gz").write_bytes(b"Mac OS X")
+    dataset = find_dataset(tmp_path)
+    assert names(dataset.cases) == ["095", "096"]
+    assert not dataset.problems
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"labels": {"background": 0, "whole": [1, 2], "core": 2}}, "regions of several values"),
+        ({"labels": {"background": 0, "a": 1, "ignore": 2}}, "voxels to `ignore`"),
+        ({"labels": {"a": 1}}, "`background` 0"),
+        ({"labels": {"background": 1, "a": 2}}, "a whole number each, `background` 0"),
+        ({"labels": {"background": 0, "a": 1, "b": 1}}, "a whole number each"),
+        ({"labels": {"background": 0, "a": "1"}}, "a whole number each"),
+        ({"file_ending": ".mha"}, "`file_ending` is '.mha'; convert"),
+        ({"channel_names": []}, "`channel_names` must name"),
+    ],
+)
+def test_what_is_not_read_of_nnunet_is_refused_with_the_reason(tmp_path, changes, says):
+    layouts.nnunet(tmp_path, **changes)
+    with pytest.raises(FileError, match=says) as error:
+        find_dataset(tmp_path)
+    assert str(error.value).startswith(str(tmp_path / "dataset.json"))
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("{", "is no JSON"),
+        ("[]", "JSON object is needed, got list"),
+        ('{"training": []}', "not of the Decathlon's form"),
+        ('{"modality": {"0": "CT"}, "labels": {"a": 1}, "training": []}', "not of the Decathlon's form"),
+        ('{"modality": {"0": "T1", "1": "T2"}, "labels": {"0": "no"}, "training": []}', "2 modalities each"),
+        ('{"modality": {"0": "CT"}, "labels": {"0": "no"}, "training": []}', "no image with its label"),
+    ],
+)
+def test_a_description_that_cannot_be_used_is_refused(tmp_path, content, says):
+    (tmp_path / "dataset.json").write_text(content)
+    with pytest.raises(FileError, match=says) as error:
+        find_dataset(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_folder_without_scans_or_without_pairs_is_refused(tmp_path):
+    with pytest.raises(FileError, match="is not a folder"):
+        find_dataset(tmp_path / "missing")
+    (tmp_path / "notes.txt").write_text("no scans here")
+    with pytest.raises(FileError, match="holds no scans in a layout that is known: BHSD, Decathlon"):
+        find_dataset(tmp_path)
+    layouts.write(tmp_path / "a.nii.gz", layouts.units(1))
+    assert names(find_dataset(tmp_path).test_cases) == ["a"]
+    with pytest.raises(FileError, match="looks like NIfTI images but has no image with its label"):
+        find_dataset(tmp_path, labelled=True)
+    layouts.write(tmp_path / "b_seg.nii.gz", layouts.marks(1))
+    with pytest.raises(FileError, match=r"no image with its label, for example .*a.nii.gz: has no label"):
+        find_dataset(tmp_path, labelled=True)
+
+
+def test_a_name_that_is_there_twice_is_refused(tmp_path):
+    layouts.instance2022(tmp_path)
+    layouts.write(tmp_path / "train/data/095.nii", layouts.units(1))
+    with pytest.raises(FileError, match="remove one of them"):
+        find_dataset(tmp_path)
+    layouts.decathlon(tmp_path / "listed")
+    path = tmp_path / "listed/dataset.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"training": content["training"][:1] * 2}))
+    with pytest.raises(FileError, match="2 cases are called 'spleen_1'"):
+        find_dataset(tmp_path / "listed")
+
+
+def test_a_channel_off_the_grid_and_an_unknown_value_are_refused(tmp_path):
+    layouts.nnunet(tmp_path)
+    dataset = find_dataset(tmp_path)
+    case = dataset.cases[0]
+    image = read_case_image(case)[0]
+    layouts.write(case.label[0], layouts.marks(0, 4))
+    with pytest.raises(FileError, match="value 3; map its values to 0, 1, 2"):
+        read_case_label(case, dataset, image)
+    layouts.write(case.images[1], layouts.units(1)[1:])
+    with pytest.raises(FileError, match="resample it to the image's grid") as error:
+        read_case_image(case)
+    assert str(error.value).startswith(str(case.images[1]))
+    with pytest.raises(FileError, match="has no label"):
+        read_case_label(dataset.test_cases[0], dataset, image)
+
+
+def test_a_folder_of_dicom_is_images_to_predict(tmp_path):
+    units, affine = layouts.dicom_series(tmp_path / "patient")
+    for folder in (tmp_path, tmp_path / "patient"):
+        dataset = find_dataset(folder)
+        assert (dataset.layout, names(dataset.test_cases), dataset.cases) == ("DICOM", ["patient"], ())
+        (image,) = read_case_image(dataset.test_cases[0])
+        # The slices may come in the other order: each voxel is where it was, in mm.
+        at = np.indices(units.shape).reshape(3, -1).T
+        found = nib.affines.apply_affine(np.linalg.inv(image.affine) @ affine, at)
+        np.testing.assert_allclose(found, np.rint(found), atol=1e-3)
+        np.testing.assert_array_equal(image.get_fdata()[tuple(np.rint(found).astype(int).T)], units.ravel())
+    with pytest.raises(FileError, match="looks like DICOM but has no image with its label"):
+        find_dataset(tmp_path, labelled=True)

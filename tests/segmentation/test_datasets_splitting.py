@@ -1,0 +1,65 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from attn3d.segmentation import FileError
+from attn3d.segmentation.datasets import Case, read_fold, split_cases
+
+CASES = [Case(f"{number:02d}", (Path(f"{number}.nii.gz"),)) for number in range(10)]
+
+
+def test_a_split_holds_out_whole_cases_and_is_the_same_in_any_order():
+    training, validation = split_cases(CASES, 0.3, seed=1)
+    assert (len(training), len(validation)) == (7, 3)
+    assert sorted(case.name for case in training + validation) == [case.name for case in CASES]
+    assert split_cases(CASES[::-1], 0.3, seed=1) == (training, validation)
+    others = {tuple(split_cases(CASES, 0.3, seed=seed)[1]) for seed in range(5)}
+    assert len(others) > 1
+
+
+@pytest.mark.parametrize(("count", "held_out"), [(2, 0.01), (2, 0.99), (3, 0.1), (10, 0.99)])
+def test_there_is_a_case_on_either_side(count, held_out):
+    training, validation = split_cases(CASES[:count], held_out)
+    assert training
+    assert validation
+    assert len(training) + len(validation) == count
+
+
+@pytest.mark.parametrize(
+    ("cases", "held_out", "says"),
+    [(CASES, 0.0, "`held_out` must be"), (CASES, 1.0, "`held_out` must be"), (CASES[:1], 0.5, "at least 2.*got 1")],
+)
+def test_a_split_that_cannot_be_is_refused(cases, held_out, says):
+    with pytest.raises(ValueError, match=says):
+        split_cases(cases, held_out)
+
+
+def test_given_folds_are_kept(tmp_path):
+    path = tmp_path / "splits_final.json"
+    path.write_text(json.dumps([{"train": ["00", "01"], "val": ["02"]}, {"train": ["02"], "val": ["01", "00"]}]))
+    training, validation = read_fold(path, 1, CASES)
+    assert [case.name for case in training] == ["02"]
+    assert [case.name for case in validation] == ["01", "00"]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "No such file"),
+        ("[{", "is no JSON"),
+        ("{}", "a fold 0 is needed"),
+        ("[]", "a fold 0 is needed"),
+        ('["train"]', "must name cases in `train` and in `val`"),
+        ('[{"train": ["00"], "val": []}]', "must name cases in `train` and in `val`"),
+        ('[{"train": ["00"], "val": ["x"]}]', "names 'x', which is no case; there are 10"),
+        ('[{"train": ["00", "01"], "val": ["01"]}]', "'01' both in `train` and in `val`"),
+    ],
+)
+def test_folds_that_do_not_fit_are_refused(tmp_path, content, says):
+    path = tmp_path / "splits.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(FileError, match=says) as error:
+        read_fold(path, 0, CASES)
+    assert str(error.value).startswith(str(path))
