@@ -27,6 +27,7 @@ from attn3d.mechanisms import (
     SqueezeExcitation,
 )
 from attn3d.planning import estimate_cost, estimate_memory
+from attn3d.plotting import plot_attention_maps
 from attn3d.sharding import shard_over, sum_gradients
 
 __version__ = "0.1.0"
@@ -63,6 +64,7 @@ __all__ = [
     "insertions",
     "load_pretrained",
     "names",
+    "plot_attention_maps",
     "register",
     "remove_attention",
     "shard_over",

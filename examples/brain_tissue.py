@@ -76,7 +76,7 @@ def main(
     spacing = (float(resolution),) * 3
     subject = segmentation.training_subject(image.slicer[posterior], label.slicer[posterior], spacing, PATCH_SIZE)
     patches = segmentation.patch_loader([subject], PATCH_SIZE, BATCH_SIZE)
-    steps = segmentation.train(net, patches, iterations=iterations, seconds=seconds)
+    steps = segmentation.fit(net, patches, iterations=iterations, seconds=seconds)
 
     reference = np.asarray(label.dataobj)
     scores, found = {}, {}
@@ -87,7 +87,7 @@ def main(
                 "Gaussian mixture": segmentation.gaussian_mixture(volume, label, posterior),
             }
             scores[scan] = {
-                method: segmentation.evaluate(labels[anterior], reference[anterior], image.affine, TISSUES, TOLERANCE)
+                method: segmentation.score(labels[anterior], reference[anterior], image.affine, TISSUES, TOLERANCE)
                 for method, labels in found[scan].items()
             }
 

@@ -25,8 +25,8 @@ FLOORS = [
     ["factory"],
     ["networks", "sharding"],
     ["insertion"],
-    ["maps", "planning", "testing", "adapters"],
-    ["plotting", "segmentation"],
+    ["maps", "planning", "testing", "adapters", "plotting"],
+    ["segmentation"],
     ["cli"],
     ["__main__"],
 ]

@@ -1,26 +1,149 @@
-"""The command line."""
+"""The command line: what it prints, and what it does with what it cannot use."""
 
+import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
+import nibabel as nib
+import numpy as np
+import pytest
 from typer.testing import CliRunner
 
+import attn3d
 from attn3d.cli import app
+from tests.segmentation.conftest import SMALL
+from tests.segmentation.volumes import AFFINES, head, scan
 
 RUNNER = CliRunner()
 
 
+def run(*arguments):
+    return RUNNER.invoke(app, [str(one) for one in arguments])
+
+
+def lines(result):
+    return result.stderr.strip().splitlines()
+
+
 def test_plan_prints_a_table():
-    result = RUNNER.invoke(app, ["plan", "--shape", "8", "8", "8", "--channels", "8", "--memory", "1MiB"])
+    result = run("plan", "--shape", 8, 8, 8, "--channels", 8, "--memory", "1MiB")
     assert result.exit_code == 0
     for word in ("global", "window 8, shifted", "chunked", "reference", "yes", "no", "8 x 8 x 8"):
         assert word in result.stdout
 
 
-def test_plan_refuses_in_one_line():
+def test_refused_in_one_line_by_the_module_too():
     command = [sys.executable, "-m", "attn3d", "plan", "--shape", "8", "8", "8", "--channels", "8", "--memory", "lots"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 2
-    lines = result.stderr.strip().splitlines()
-    assert len(lines) == 1
-    assert "`memory` must be bytes" in lines[0]
+    assert not result.stdout
+    (line,) = result.stderr.strip().splitlines()
+    assert "`memory` must be bytes" in line
+
+
+def test_list_has_every_mechanism_with_its_cost():
+    result = run("list", "--channels", 16, "--shape", 8, 8, 8)
+    assert result.exit_code == 0
+    for name in attn3d.names():
+        parameters = sum(one.numel() for one in attn3d.create_attention(name, spatial_dims=3, channels=16).parameters())
+        row = next(line for line in result.stdout.splitlines() if line.split()[:1] == [name])
+        assert f" {parameters:,} " in row
+
+
+def test_sites_of_a_network_by_name_and_by_module():
+    assert "model.1.submodule.0" in run("sites", "UNet").stdout
+    options = {"spatial_dims": 2, "in_channels": 1, "out_channels": 2}
+    result = run("sites", "monai.networks.nets:BasicUNet", "--options", json.dumps(options), "--shape", "1,1,32,32")
+    assert "upcat_4" in result.stdout
+    assert "32 x 32" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["sites", "UNett"], "`network` must be a name"),
+        (["sites", "UNet", "--options", "{"], "`options` must be JSON"),
+        (["sites", "SwinUNETR"], "needs --options"),
+        (["sites", "UNet", "--shape", "64"], "`shape` must be batch"),
+        (["train", "--attention", '["cbam"'], "`attention` must be a name or JSON"),
+        (["train", "--devices", "none"], "`devices` must be auto"),
+        (["train", "--resume", "--epochs", "3"], "give no others"),
+        (["train", "--data", "nowhere", "--out", "new"], "nowhere: is not a folder"),
+        (["predict", "nowhere", "-i", "scan.nii.gz", "-o", "new"], "config.json: is not there"),
+        (["evaluate", "nowhere", "nothing"], "is not there"),
+        (["report", "nowhere"], "is not there"),
+        (["compare", "--mechanisms", "cbm", "--out", "new"], "did you mean 'cbam'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_the_user_can_mend_is_said_in_one_line(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = run(*arguments)
+    assert result.exit_code == 2
+    (line,) = lines(result)
+    assert line.startswith(f"attn3d {arguments[0]}: ")
+    assert message in line
+    assert not list(tmp_path.iterdir()), "nothing is left behind"
+
+
+def test_a_full_disk_is_said_in_one_line(tmp_path, monkeypatch):
+    from attn3d import segmentation
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device", str(tmp_path / "run"))
+
+    monkeypatch.setattr(segmentation, "simulate", full)
+    result = run("simulate", "--out", tmp_path / "run")
+    assert result.exit_code == 2
+    assert lines(result) == [f"attn3d simulate: {tmp_path / 'run'}: No space left on device"]
+
+
+def test_from_scans_to_a_report(tmp_path):
+    """Every command in its turn, as somebody would who has a folder of scans."""
+    for index, name in enumerate(("RAS", "oblique", "LAS, 5 mm slices")):
+        image, labels = head(AFFINES[name], seed=index)
+        for part, array in (("images", image), ("labels", labels.astype(np.uint8))):
+            (tmp_path / "data" / part).mkdir(parents=True, exist_ok=True)
+            nib.save(scan(array, AFFINES[name]), tmp_path / "data" / part / f"case{index}.nii.gz")
+    (tmp_path / "data" / "images" / "torn.nii.gz").write_bytes(b"torn")
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({name: value for name, value in SMALL.items() if name not in ("quiet", "attention")}))
+
+    result = run(
+        *("train", "--data", tmp_path / "data", "--out", tmp_path / "run", "--config", config, "--quiet"),
+        *("--attention", '["cbam", {"reduction": 2}]', "--epochs", 1),
+    )
+    assert result.exit_code == 0, result.stderr
+    assert "Held-out cases" in result.stdout
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["attention"] == ["cbam", {"reduction": 2}]
+
+    result = run(
+        *("predict", tmp_path / "run", "-i", tmp_path / "data" / "images", "-o", tmp_path / "found", "--quiet"),
+        "--statistics",
+    )
+    assert result.exit_code == 1, "one scan could not be read"
+    assert "3 segmented" in result.stdout
+    (line,) = lines(result)
+    assert "torn.nii.gz: " in line
+
+    result = run("evaluate", tmp_path / "found", tmp_path / "data" / "labels", "-o", tmp_path / "scores", "--quiet")
+    assert result.exit_code == 0, result.stderr
+    assert "label 1" in result.stdout
+    assert (tmp_path / "scores" / "scores.csv").exists()
+
+    result = run("report", tmp_path / "run")
+    assert result.exit_code == 0, result.stderr
+    assert (tmp_path / "run" / "report.html").read_text().startswith("<!DOCTYPE html>")
+    assert run("report", tmp_path / "run").exit_code == 2, "nothing is overwritten unasked"
+
+
+@pytest.mark.parametrize("command", ["train", "predict"])
+def test_the_documentation_has_every_option_and_no_other(command):
+    page = (Path(attn3d.__file__).parents[1] / "docs" / "from-files-to-a-report.md").read_text()
+    (section,) = [one for one in page.split("\n## ") if one.startswith(f"`attn3d {command}")]
+    rows = re.findall(r"^\| (.*?) \|", section, re.MULTILINE)
+    documented = {option for row in rows for option in re.findall(r"--[a-z-]+[a-z]", row)}
+    options = set(re.findall(r"--[a-z-]+[a-z]", run(command, "--help").stdout)) - {"--help"}
+    assert documented | {"--quiet"} == options

@@ -48,6 +48,17 @@ def test_memory_is_foretold_within_a_tenth(scope, method, training):
     assert told == pytest.approx(real, rel=0.1)
 
 
+@pytest.mark.parametrize("scope", some(["global", "axial", ("window", {"size": 6})], lambda scope: scope == "axial"))
+def test_memory_with_dropout_is_foretold(scope):
+    """Whose masks are of the size of a tile."""
+    shape = (1, 16, 8, 8, 8)
+    module = attn3d.MultiHeadSelfAttention(3, 16, num_heads=2, scope=scope, dropout=0.2)
+    x = torch.randn(shape, requires_grad=True)
+    pass_over(module, x, True)
+    real = peak(lambda: pass_over(module, x, True))
+    assert attn3d.estimate_memory(module, shape) == pytest.approx(real, rel=0.1)
+
+
 @pytest.mark.parametrize("name", ["se", "eca", "cbam", "bam", "coord", "gc"])
 def test_memory_of_the_light_mechanisms_is_foretold_from_above(name):
     # Fake tensors are not added up in place, as autograd does with real gradients: up to a map more.

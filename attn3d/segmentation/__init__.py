@@ -1,38 +1,67 @@
-"""From files to a segmentation and its scores: NIfTI in, patches, training, whole scans, NIfTI out."""
+"""From files to a segmentation and its scores: NIfTI in, patches, training, whole scans, NIfTI out.
 
+The commands ``attn3d simulate``, ``train``, ``predict``, ``evaluate``, ``report`` and ``compare`` are the functions
+of these names.
+"""
+
+from attn3d.segmentation.comparison import compare
 from attn3d.segmentation.data import augmentation, degrade, hold_out_anterior, patch_loader, training_subject
-from attn3d.segmentation.evaluation import evaluate
+from attn3d.segmentation.datasets import Case, Dataset, find_dataset, split_cases
+from attn3d.segmentation.evaluation import evaluate, mean_dice, score
 from attn3d.segmentation.files import (
     FileError,
     finished_file,
     read_image,
     read_label,
+    read_segmentation,
     write_image,
     write_label,
 )
+from attn3d.segmentation.fitting import SegmentationTask, fit
 from attn3d.segmentation.inference import predict_probabilities, segment
 from attn3d.segmentation.mixture import gaussian_mixture
 from attn3d.segmentation.mni152 import TISSUES, write_mni152
 from attn3d.segmentation.networks import NETWORKS, create_network
-from attn3d.segmentation.training import SegmentationTask, train
+from attn3d.segmentation.prediction import Prediction, predict
+from attn3d.segmentation.reporting import report
+from attn3d.segmentation.runs import Run
+from attn3d.segmentation.simulation import HAEMORRHAGES, simulate, threshold_segmentation
+from attn3d.segmentation.training import Interrupted, train
 
 __all__ = [
+    "HAEMORRHAGES",
     "NETWORKS",
     "TISSUES",
+    "Case",
+    "Dataset",
     "FileError",
+    "Interrupted",
+    "Prediction",
+    "Run",
     "SegmentationTask",
     "augmentation",
+    "compare",
     "create_network",
     "degrade",
     "evaluate",
+    "find_dataset",
     "finished_file",
+    "fit",
     "gaussian_mixture",
     "hold_out_anterior",
+    "mean_dice",
     "patch_loader",
+    "predict",
     "predict_probabilities",
     "read_image",
     "read_label",
+    "read_segmentation",
+    "report",
+    "score",
     "segment",
+    "simulate",
+    "split_cases",
+    "threshold_segmentation",
     "train",
     "training_subject",
     "write_image",

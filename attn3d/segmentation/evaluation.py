@@ -1,35 +1,56 @@
-"""How well a segmentation agrees with its reference, in millimetres and millilitres.
+"""How well segmentations agree with their references, in millimetres, millilitres and lesions.
 
 An empty side is never dropped: a label that was missed, or found where there is none, gets the worst score, and
-one that is rightly absent the best.
+one that is rightly absent the best. Means over a cohort are given over all cases under that rule and over those
+cases that have the label, since the first flatters where most cases are empty; and pooled, all cases as one volume.
 """
 
+import csv
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import torch
 from monai.metrics import compute_dice, compute_hausdorff_distance, compute_surface_dice
+from rich.progress import track
+from scipy import ndimage
+
+from attn3d.segmentation.files import FileError, finished_file, read_segmentation
+
+ANY = "any label"  # all labels taken as one, where there are several
+_AGREEMENT = ("dice", "hd95_mm", "surface_dice")
+_TOTALS = ("volume_ml", "reference_ml", "lesions", "lesions_found", "false_lesions")
+_COLUMNS = (*_AGREEMENT, "relative_volume_difference", *_TOTALS)
+_SUFFIXES = (".nii.gz", ".nii")
 
 
-def evaluate(
+def score(
     prediction: np.ndarray,
     reference: np.ndarray,
     affine: np.ndarray,
     names: Mapping[int, str],
     tolerance: float = 2.0,
-) -> dict[str, dict[str, float]]:
+) -> dict[str, dict[str, float | None]]:
     """Scores each label of a 3-D segmentation.
 
     - ``dice``: 2 |P ∩ R| / (|P| + |R|).
     - ``hd95_mm``: the larger of the two 95th percentiles of the distances from one surface to the other.
     - ``surface_dice``: the part of both surfaces that lies within ``tolerance`` of the other.
+    - ``relative_volume_difference``: ||P| - |R|| / |R|.
     - ``volume_ml``, ``reference_ml``: what was found and what there is.
+    - ``lesions``, ``lesions_found``, ``false_lesions``: the connected components of the reference, those of which a
+      voxel was found, and the components of the prediction that touch none; voxels are connected by their faces,
+      edges and corners (26). The definition of the ISLES 2022 challenge.
 
     Where one of the two is empty, Dice and surface Dice are 0 and the distance is the diagonal of the volume, the
-    largest there can be; where both are, they are 1, 1 and 0. Surfaces are those of the arrays: where a
-    structure is cut off by the border, the cut counts as its surface.
+    largest there can be; where both are, they are 1, 1 and 0. The relative volume difference has no value (None)
+    where the reference is empty and the prediction is not, and is 0 where both are. Surfaces are those of the
+    arrays: where a structure is cut off by the border, the cut counts as its surface.
 
     Args:
         prediction: labels, (X, Y, Z).
@@ -46,25 +67,237 @@ def evaluate(
     """
     if prediction.shape != reference.shape:
         raise ValueError(f"`prediction` must have the shape {reference.shape}, got {prediction.shape}")
+    return {
+        name: _score_mask(prediction == value, reference == value, affine, tolerance) for value, name in names.items()
+    }
+
+
+def evaluate(
+    prediction: Path | str,
+    reference: Path | str,
+    out: Path | str | None = None,
+    *,
+    labels: Mapping[int, str] | None = None,
+    tolerance: float = 2.0,
+    overwrite: bool = False,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Scores predicted files against their references, by case and over the cohort.
+
+    A file that cannot be used does not stop the others; it is listed under ``"failed"``, as is a file of one folder
+    without its counterpart in the other.
+
+    The scores of a case are those of `score`, by label; with several labels also those of ``"any label"``, all taken
+    as one. Those of the cohort, by label:
+
+    - ``dice``, ``hd95_mm``, ``surface_dice``: means over all ``cases``, the empty ones as `score` counts them;
+    - the same with ``_with`` behind, and ``relative_volume_difference_with``: means over the ``cases_with`` the label
+      in their reference (None where there is no such case);
+    - ``dice_pooled``, ``relative_volume_difference_pooled``: of all cases taken as one volume;
+    - ``volume_ml``, ``reference_ml``, ``lesions``, ``lesions_found``, ``false_lesions``: totals;
+    - ``cases_missed``, ``cases_false``: cases with the label in which nothing of it was found, and cases without it
+      in which something was.
+
+    Args:
+        prediction: a NIfTI file, or a folder of them.
+        reference: a NIfTI file, or a folder of files with the names of the predictions.
+        out: the folder for ``scores.csv`` (a row for each case and label, then three for each label over all) and
+            ``scores.json``; by default nothing is written.
+        labels: values other than 0 that may occur, and what to call them; by default all that occur.
+        tolerance: millimetres that a surface may be off for the surface Dice.
+        overwrite: whether scores that are there may be replaced.
+        quiet: leaves the progress bar out.
+
+    Returns:
+        what ``scores.json`` holds: ``"tolerance_mm"``, ``"labels"``, ``"cases"``, ``"overall"`` and ``"failed"``.
+
+    Raises:
+        FileError: when nothing can be scored, or scores are there and may not be replaced.
+        ValueError: when ``tolerance`` is negative.
+    """
+    if not tolerance >= 0:
+        raise ValueError(f"`tolerance` must be at least 0 mm, got {tolerance}")
+    files = None if out is None else [Path(out) / name for name in ("scores.json", "scores.csv")]
+    for path in files or ():
+        if path.exists() and not overwrite:
+            raise FileError(path, "is there already; choose another folder, or allow to overwrite it")
+    pairs, failed = _pairs(Path(prediction), Path(reference))
+    if labels is None:
+        labels = _labels(pairs.values())
+    if not labels:
+        raise FileError(prediction, "nothing is labelled, here or in the reference; say which `labels` there may be")
+
+    cases = {}
+    for name, pair in track(pairs.items(), "scoring", len(pairs), disable=quiet):
+        try:
+            cases[name] = _score_files(*pair, labels, tolerance)
+        except FileError as error:
+            failed[str(error.path)] = error.problem
+    if not cases:
+        path, problem = next(iter(failed.items()))
+        more = f" (and {len(failed) - 1} more files failed)" if len(failed) > 1 else ""
+        raise FileError(path, problem + more)
+
+    scored = next(iter(cases.values()))
+    scores = {
+        "tolerance_mm": tolerance,
+        "labels": {str(value): name for value, name in labels.items()},
+        "cases": cases,
+        "overall": {name: _overall([case[name] for case in cases.values()]) for name in scored},
+        "failed": failed,
+    }
+    if files:
+        Path(out).mkdir(parents=True, exist_ok=True)
+        with finished_file(files[0]) as path:
+            path.write_text(json.dumps(scores, indent=2) + "\n")
+        with finished_file(files[1]) as path, path.open("w", newline="") as file:
+            csv.writer(file).writerows(_rows(scores))
+    return scores
+
+
+def _score_mask(found: np.ndarray, true: np.ndarray, affine: np.ndarray, tolerance: float) -> dict[str, float | None]:
+    """The scores of one label."""
     millilitres = abs(np.linalg.det(affine[:3, :3])) / 1000
     spacing = nib.affines.voxel_sizes(affine)
-    diagonal = math.hypot(*(spacing * reference.shape))
-    scores = {}
-    for value, name in names.items():
-        found, true = torch.from_numpy(np.stack([prediction == value, reference == value]))[:, None, None].float()
-        if found.any() and true.any():
-            surface = {"include_background": True, "spacing": spacing.tolist()}
-            dice = compute_dice(found, true).item()
-            distance = compute_hausdorff_distance(found, true, percentile=95, **surface).item()
-            surface_dice = compute_surface_dice(found, true, class_thresholds=[tolerance], **surface).item()
-        else:
-            dice = surface_dice = float(not found.any() and not true.any())
-            distance = (1 - dice) * diagonal
-        scores[name] = {
-            "dice": dice,
-            "hd95_mm": distance,
-            "surface_dice": surface_dice,
-            "volume_ml": found.sum().item() * millilitres,
-            "reference_ml": true.sum().item() * millilitres,
-        }
+    if found.any() and true.any():
+        masks = [torch.from_numpy(mask)[None, None].float() for mask in (found, true)]
+        surface = {"include_background": True, "spacing": spacing.tolist()}
+        dice = compute_dice(*masks).item()
+        distance = compute_hausdorff_distance(*masks, percentile=95, **surface).item()
+        surface_dice = compute_surface_dice(*masks, class_thresholds=[tolerance], **surface).item()
+    else:
+        dice = surface_dice = float(not found.any() and not true.any())
+        distance = (1 - dice) * math.hypot(*(spacing * true.shape))
+    lesions, lesions_found = _components(true, touching=found)
+    components, touching = _components(found, touching=true)
+    return {
+        "dice": dice,
+        "hd95_mm": distance,
+        "surface_dice": surface_dice,
+        "relative_volume_difference": _relative_difference(int(found.sum()), int(true.sum())),
+        "volume_ml": float(found.sum() * millilitres),
+        "reference_ml": float(true.sum() * millilitres),
+        "lesions": lesions,
+        "lesions_found": lesions_found,
+        "false_lesions": components - touching,
+    }
+
+
+def _components(mask: np.ndarray, touching: np.ndarray) -> tuple[int, int]:
+    """How many connected components a mask has, and how many of them share a voxel with another mask."""
+    components, count = ndimage.label(mask, structure=np.ones((3, 3, 3)))
+    return count, len(np.unique(components[mask & touching]))
+
+
+def _relative_difference(found: float, true: float) -> float | None:
+    if true:
+        return abs(found - true) / true
+    return None if found else 0.0
+
+
+def _pairs(prediction: Path, reference: Path) -> tuple[dict[str, tuple[Path, Path]], dict[str, str]]:
+    """The predictions and references by the name of their case, and files without a counterpart."""
+    for path in (prediction, reference):
+        if not path.exists():
+            raise FileError(path, "is not there; give a NIfTI file or a folder of them")
+    if prediction.is_dir() != reference.is_dir():
+        file = reference if prediction.is_dir() else prediction
+        raise FileError(file, "is one file for a folder; give two files or two folders")
+    if not prediction.is_dir():
+        return {_case(reference): (prediction, reference)}, {}
+    predictions, references = _files(prediction), _files(reference)
+    pairs = {name: (predictions[name], path) for name, path in references.items() if name in predictions}
+    if not pairs:
+        raise FileError(prediction, "no .nii or .nii.gz here has the name of a reference; name them alike")
+    alone = {str(path): "has no reference" for name, path in predictions.items() if name not in pairs}
+    alone |= {str(path): f"has no prediction in {prediction}" for name, path in references.items() if name not in pairs}
+    return pairs, alone
+
+
+def _labels(pairs: Collection[tuple[Path, Path]]) -> dict[int, str]:
+    """The values in files that can be read, and a name for each."""
+    values: set[int] = set()
+    for path in (path for pair in pairs for path in pair):
+        with suppress(FileError):  # said when the file is scored
+            values.update(np.unique(np.asarray(read_segmentation(path).dataobj)).tolist())
+    return {value: f"label {value}" for value in sorted(values - {0})}
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """The NIfTI files in a folder by the names of their cases, those still being written left out."""
+    paths = sorted(path for path in folder.iterdir() if path.name.endswith(_SUFFIXES) and path.name[0] != ".")
+    return {_case(path): path for path in paths}
+
+
+def _case(path: Path) -> str:
+    return path.name.removesuffix(".gz").removesuffix(".nii")
+
+
+def _score_files(
+    prediction: Path, reference: Path, labels: Mapping[int, str], tolerance: float
+) -> dict[str, dict[str, float | None]]:
+    """The scores of a case by label."""
+    true = read_segmentation(reference, values=[0, *labels])
+    found = read_segmentation(prediction, true, values=[0, *labels])
+    arrays = [np.asarray(image.dataobj) for image in (found, true)]
+    scores = score(*arrays, true.affine, labels, tolerance)
+    if len(labels) > 1:
+        scores[ANY] = _score_mask(*(array > 0 for array in arrays), true.affine, tolerance)
     return scores
+
+
+def mean_dice(scores: Mapping[str, Any]) -> float:
+    """One number for a cohort: the mean over the labels of their mean Dice in the cases that have them.
+
+    Args:
+        scores: from `evaluate`.
+
+    Raises:
+        ValueError: when no case has any label.
+    """
+    means = [line["dice_with"] for label, line in scores["overall"].items() if label != ANY and line["cases_with"]]
+    if not means:
+        raise ValueError("`scores` are of cases without any label; there is no Dice to average")
+    return sum(means) / len(means)
+
+
+def _overall(cases: Collection[Mapping[str, Any]]) -> dict[str, Any]:
+    """The scores of a label over the cohort, as `evaluate` defines them."""
+    having = [case for case in cases if case["reference_ml"] > 0]
+    totals = {name: sum(case[name] for case in cases) for name in _TOTALS}
+    volume = totals["volume_ml"] + totals["reference_ml"]
+    shared = sum(case["dice"] * (case["volume_ml"] + case["reference_ml"]) for case in cases)  # 2 |P ∩ R|, in ml
+    return {
+        "cases": len(cases),
+        "cases_with": len(having),
+        "cases_missed": sum(case["volume_ml"] == 0 for case in having),
+        "cases_false": sum(case["reference_ml"] == 0 < case["volume_ml"] for case in cases),
+        **{name: _mean([case[name] for case in cases]) for name in _AGREEMENT},
+        **{
+            f"{name}_with": _mean([case[name] for case in having])
+            for name in (*_AGREEMENT, "relative_volume_difference")
+        },
+        "dice_pooled": shared / volume if volume else 1.0,
+        "relative_volume_difference_pooled": _relative_difference(totals["volume_ml"], totals["reference_ml"]),
+        **totals,
+    }
+
+
+def _mean(values: Collection[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _rows(scores: Mapping[str, Any]) -> list[list[Any]]:
+    """The lines of ``scores.csv``; what has no value is left empty."""
+    rows: list[list[Any]] = [["case", "label", *_COLUMNS]]
+    for case, labels in scores["cases"].items():
+        rows += [[case, label, *(line[column] for column in _COLUMNS)] for label, line in labels.items()]
+    for title, suffix in (
+        ("mean of all cases", ""),
+        ("mean of cases with the label", "_with"),
+        ("all cases as one volume", "_pooled"),
+    ):
+        for label, line in scores["overall"].items():
+            totals = [line[column] if suffix == "_pooled" else None for column in _TOTALS]
+            rows.append([title, label, *(line.get(column + suffix) for column in _COLUMNS[:4]), *totals])
+    return rows

@@ -1,6 +1,9 @@
-"""A network, its loss and its optimiser as Lightning trains them, within a number of steps or of seconds."""
+"""A network, its loss and its optimiser as Lightning trains them, within a number of steps, epochs or seconds."""
 
+import logging
 import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -8,7 +11,8 @@ import torch
 import torchio as tio
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, Timer
-from monai.losses import DiceCELoss
+from monai.inferers import sliding_window_inference
+from monai.losses import DeepSupervisionLoss, DiceCELoss
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
@@ -16,24 +20,63 @@ from torch import Tensor, nn
 class SegmentationTask(LightningModule):
     """Dice and cross-entropy under AdamW, its learning rate falling to zero over the budget.
 
-    Batches are torchio's: ``batch["image"]`` and ``batch["label"]``, the label as class indices.
+    Batches to train are torchio's: ``batch["image"]`` and ``batch["label"]``, the label as class indices. To
+    validate, whole volumes: an image (1, C, *S) and its classes (*S); Dice is that of all volumes taken as one.
 
     Args:
-        network: (B, 1, *S) to logits (B, classes, *S).
+        network: (B, C, *S) to logits (B, classes, *S), or in training to several, the finest first (as a list, or
+            as DynUNet stacks them); the coarser ones count half as much each.
         learning_rate: at the start.
+        patch_size: of the sliding window in validation.
+        names: of the classes, without the background.
     """
 
-    def __init__(self, network: nn.Module, learning_rate: float = 6e-3):
+    def __init__(
+        self,
+        network: nn.Module,
+        learning_rate: float = 6e-3,
+        patch_size: Sequence[int] = (),
+        names: Sequence[str] = (),
+    ):
         super().__init__()
         self.network = network
         self.learning_rate = learning_rate
-        self.loss = DiceCELoss(to_onehot_y=True, softmax=True)
+        self.patch_size, self.names = tuple(patch_size), tuple(names)
+        self.loss = DeepSupervisionLoss(
+            # Of the batch as one volume: a label that a patch lacks would else cost 1 for a single voxel.
+            DiceCELoss(to_onehot_y=True, softmax=True, include_background=False, batch=True)
+        )
+        self.dice: dict[str, float] = {}  # of the last validation
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
         """The loss of one batch of patches."""
-        loss = self.loss(self.network(batch["image"][tio.DATA]), batch["label"][tio.DATA])
-        self.log("loss", loss, prog_bar=True)
-        return loss
+        image = batch["image"][tio.DATA]
+        outputs = self.network(image)
+        if isinstance(outputs, Tensor):
+            outputs = [outputs] if outputs.dim() == image.dim() else list(outputs.unbind(1))
+        return self.loss(outputs, batch["label"][tio.DATA])
+
+    def on_validation_epoch_start(self) -> None:
+        """Forgets the volumes of the last validation."""
+        self._counts = torch.zeros(len(self.names), 2, dtype=torch.float64)
+
+    def validation_step(self, batch: dict[str, Tensor], batch_index: int) -> None:
+        """Counts the voxels of one volume that are found and true, and those that are both."""
+        logits = sliding_window_inference(
+            batch["image"], self.patch_size, 2, self.network, overlap=0.25, device="cpu", sw_device=self.device
+        )
+        found, true = logits[0].argmax(0), batch["label"].cpu()
+        for index in range(len(self.names)):
+            one, other = found == index + 1, true == index + 1
+            self._counts[index] += torch.tensor([(one & other).sum() * 2, one.sum() + other.sum()])
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs Dice for each class, and their mean, over the volumes of all ranks."""
+        counts = self.trainer.strategy.reduce(self._counts.to(self.device, torch.float32), reduce_op="sum").cpu()
+        dice = torch.where(counts[:, 1] > 0, counts[:, 0] / counts[:, 1].clamp(min=1), 1.0)
+        self.dice = {"dice": dice.mean().item()}
+        self.dice |= {f"dice {name}": value for name, value in zip(self.names, dice.tolist(), strict=True)}
+        self.log_dict(self.dice)
 
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW, and the polynomial decay customary in segmentation, driven by what is left of the budget."""
@@ -67,6 +110,7 @@ class BudgetBar(Callback):
 
     def on_train_start(self, trainer: Trainer, task: LightningModule) -> None:
         """Shows the bar."""
+        self._first = trainer.global_step
         self._bar = self._progress.add_task("training", total=1.0, state="")
         self._progress.start()
 
@@ -76,8 +120,9 @@ class BudgetBar(Callback):
         """Moves the bar; the loss is averaged over about 20 steps, patches being so different."""
         loss = float(outputs["loss"])
         self._loss = loss if self._loss is None else 0.95 * self._loss + 0.05 * loss
-        rate = trainer.global_step / self._progress.tasks[self._bar].elapsed
-        state = f"loss {self._loss:.3f}  step {trainer.global_step} ({rate:.1f}/s)"
+        rate = (trainer.global_step - self._first) / self._progress.tasks[self._bar].elapsed
+        dice = f"  Dice {task.dice['dice']:.3f}" if task.dice else ""
+        state = f"loss {self._loss:.3f}{dice}  step {trainer.global_step} ({rate:.1f}/s)"
         self._progress.update(self._bar, completed=budget_used(trainer), state=state)
 
     def on_train_end(self, trainer: Trainer, task: LightningModule) -> None:
@@ -89,7 +134,7 @@ class BudgetBar(Callback):
         self._progress.stop()
 
 
-def train(
+def fit(
     network: nn.Module,
     patches: tio.SubjectsLoader,
     *,
@@ -112,18 +157,39 @@ def train(
     """
     if iterations is None and seconds is None:
         raise ValueError("`iterations` or `seconds` must be given, got neither")
-    trainer = Trainer(
-        max_epochs=-1,
-        max_steps=-1 if iterations is None else iterations,
-        max_time=None if seconds is None else timedelta(seconds=seconds),
-        devices=1,
-        callbacks=[BudgetBar()],
-        enable_progress_bar=False,  # the bar above spans the epochs
-        enable_model_summary=False,
-        enable_checkpointing=False,
-        logger=False,
-    )
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # the queue has its own
+    with without_advice():
+        trainer = Trainer(
+            max_epochs=-1,
+            max_steps=-1 if iterations is None else iterations,
+            max_time=None if seconds is None else timedelta(seconds=seconds),
+            devices=1,
+            callbacks=[BudgetBar()],
+            enable_checkpointing=False,
+            logger=False,
+            **QUIET,
+        )
         trainer.fit(SegmentationTask(network), patches)
     return trainer.global_step
+
+
+QUIET = {"enable_progress_bar": False, "enable_model_summary": False}  # `BudgetBar` spans the epochs
+
+
+@contextmanager
+def without_advice() -> Iterator[None]:
+    """Without what Lightning advises about loaders: the queue has its own workers, an epoch its own loader."""
+    log = logging.getLogger("lightning.pytorch")
+    level = log.level
+    log.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            for advice in (
+                "does not have many workers",
+                "smaller than the logging interval",
+                "LeafSpec",
+                "no `val_dataloader`",
+            ):
+                warnings.filterwarnings("ignore", message=f".*{advice}.*")
+            yield
+    finally:
+        log.setLevel(level)

@@ -1,32 +1,101 @@
-"""Networks by name, at a size that trains on a CPU."""
+"""Networks by name, shaped by the geometry of the data."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from monai.networks import nets
 from torch import nn
 
 from attn3d.arguments import one_of
+from attn3d.insertion import insert_attention
+
+_MOST_CHANNELS = 320  # nnU-Net's, in 3-D
+_HALVED_THREE_TIMES = ((2, 2, 2),) * 3
+
+
+def _widths(width: int, strides: Sequence[Any]) -> tuple[int, ...]:
+    return tuple(min(width * 2**level, _MOST_CHANNELS) for level in range(len(strides) + 1))
+
+
+def _unet(strides: Sequence[Sequence[int]], kernels: Any, width: int, **channels: int) -> nn.Module:
+    return nets.UNet(spatial_dims=3, channels=_widths(width, strides), strides=tuple(strides), **channels)
+
+
+def _dynunet(
+    strides: Sequence[Sequence[int]], kernels: Sequence[Sequence[int]] | None, width: int, **channels: int
+) -> nn.Module:
+    return nets.DynUNet(
+        spatial_dims=3,
+        kernel_size=kernels or ((3, 3, 3),) * (1 + len(strides)),
+        strides=((1, 1, 1), *strides),
+        upsample_kernel_size=strides,
+        filters=_widths(width, strides),
+        deep_supervision=len(strides) > 1,
+        deep_supr_num=max(1, len(strides) - 1),
+        **channels,
+    )
+
+
+def _basic_unet(strides: Any, kernels: Any, width: int, **channels: int) -> nn.Module:
+    half = max(1, width // 2)
+    return nets.BasicUNet(spatial_dims=3, features=(*(half * 2**level for level in range(5)), half), **channels)
+
+
+def _segresnet(strides: Any, kernels: Any, width: int, **channels: int) -> nn.Module:
+    return nets.SegResNet(spatial_dims=3, init_filters=max(8, width // 2), blocks_down=(1, 1, 1, 1), **channels)
+
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
-    "UNet": lambda **io: nets.UNet(
-        spatial_dims=3, channels=(16, 32, 64, 128), strides=(2, 2, 2), num_res_units=2, **io
-    ),
-    "BasicUNet": lambda **io: nets.BasicUNet(spatial_dims=3, features=(8, 16, 32, 64, 128, 8), **io),
-    "SegResNet": lambda **io: nets.SegResNet(spatial_dims=3, init_filters=8, blocks_down=(1, 1, 1, 1), **io),
+    "UNet": _unet,
+    "DynUNet": _dynunet,
+    "BasicUNet": _basic_unet,
+    "SegResNet": _segresnet,
 }
+_HALVINGS_OF_ALL_AXES = {"BasicUNet": 4, "SegResNet": 3}  # of the networks that no stride reaches
 
 
-def create_network(name: str, in_channels: int, out_channels: int) -> nn.Module:
-    """A 3-D segmentation network of MONAI.
+def create_network(
+    name: str,
+    in_channels: int,
+    out_channels: int,
+    *,
+    strides: Sequence[Sequence[int]] = _HALVED_THREE_TIMES,
+    kernels: Sequence[Sequence[int]] | None = None,
+    width: int = 16,
+    attention: Any = None,
+    at: Sequence[str] = (),
+) -> nn.Module:
+    """A 3-D segmentation network of MONAI, with attention if it is asked for.
 
-    The UNet halves the resolution first, which costs a fourteenth of a network that starts at full resolution.
+    - ``UNet``: one convolution for each step; it goes down with the first, which costs a fourteenth of a network that
+      starts at full resolution, and is what a CPU can train.
+    - ``DynUNet``: nnU-Net's, at full resolution from the start, kernels and strides per axis, deep supervision.
+    - ``BasicUNet``, ``SegResNet``: halve every axis alike, whatever the strides.
 
     Args:
         name: a key of `NETWORKS`.
         in_channels: channels of the scan.
         out_channels: classes, the background included.
+        strides: of each step down, per axis.
+        kernels: of each resolution, per axis; 3 by default.
+        width: channels at the highest resolution; they double with each step.
+        attention: a spec as for `attn3d.insert_attention`, or None.
+        at: kinds of site for it.
 
     Raises:
-        ValueError: when ``name`` is none of them, with the nearest.
+        ValueError: when ``name`` is none of them, with the nearest; as `attn3d.insert_attention` otherwise.
     """
-    return NETWORKS[one_of("network", name, NETWORKS)](in_channels=in_channels, out_channels=out_channels)
+    build = NETWORKS[one_of("network", name, NETWORKS)]
+    net = build(strides=strides, kernels=kernels, width=width, in_channels=in_channels, out_channels=out_channels)
+    return net if attention is None else insert_attention(net, attention, at=tuple(at))
+
+
+def shape_multiple(name: str, strides: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """What the sides of a patch must be multiples of."""
+    halvings = _HALVINGS_OF_ALL_AXES.get(name)
+    if halvings is not None:
+        return (2**halvings,) * 3
+    multiple = [1, 1, 1]
+    for stride in strides:
+        multiple = [one * step for one, step in zip(multiple, stride, strict=True)]
+    return tuple(multiple)

@@ -1,7 +1,12 @@
+import csv
+import json
+
+import nibabel as nib
 import numpy as np
 import pytest
 
-from attn3d.segmentation import evaluate
+from attn3d.segmentation import FileError, evaluate, score
+from tests.segmentation.volumes import scan
 
 SPACING = (1.0, 1.0, 5.0)
 AFFINE = np.diag([-1.0, 1.0, 5.0, 1.0])
@@ -14,79 +19,235 @@ def box(low, high):
     return labels
 
 
-BOX = box((4, 4, 3), (10, 9, 7))
+BOX = box((4, 4, 3), (10, 9, 7))  # 6 x 5 x 4 voxels of 5 mm³, 0.6 ml
 NOTHING = np.zeros(SHAPE, np.uint8)
 DIAGONAL = np.sqrt(20**2 + 16**2 + 50**2)
 
 
-def score(prediction, reference, **options):
-    return evaluate(prediction, reference, AFFINE, {1: "lesion"}, **options)["lesion"]
+def lesion(prediction, reference, **options):
+    return score(prediction, reference, AFFINE, {1: "lesion"}, **options)["lesion"]
 
 
 def test_a_perfect_segmentation():
-    assert score(BOX, BOX) == {
+    assert lesion(BOX, BOX) == {
         "dice": 1.0,
         "hd95_mm": 0.0,
         "surface_dice": 1.0,
-        "volume_ml": pytest.approx(0.6),  # 6 x 5 x 4 voxels of 5 mm³
+        "relative_volume_difference": 0.0,
+        "volume_ml": pytest.approx(0.6),
         "reference_ml": pytest.approx(0.6),
+        "lesions": 1,
+        "lesions_found": 1,
+        "false_lesions": 0,
     }
 
 
 @pytest.mark.parametrize(("prediction", "reference"), [(NOTHING, BOX), (BOX, NOTHING)], ids=["missed", "false"])
 def test_a_missed_label_and_a_false_alarm_get_the_worst_scores(prediction, reference):
-    scores = score(prediction, reference)
+    scores = lesion(prediction, reference)
     assert scores["dice"] == 0.0
     assert scores["surface_dice"] == 0.0
     assert scores["hd95_mm"] == pytest.approx(DIAGONAL)
+    assert scores["relative_volume_difference"] == (1.0 if reference.any() else None)
     assert scores["volume_ml"] == pytest.approx(0.6 * prediction.any())
     assert scores["reference_ml"] == pytest.approx(0.6 * reference.any())
+    assert scores["lesions"] == reference.any()
+    assert scores["lesions_found"] == 0
+    assert scores["false_lesions"] == prediction.any()
 
 
 def test_rightly_finding_nothing_is_the_best_score():
-    assert score(NOTHING, NOTHING) == {
+    assert lesion(NOTHING, NOTHING) == {
         "dice": 1.0,
         "hd95_mm": 0.0,
         "surface_dice": 1.0,
+        "relative_volume_difference": 0.0,
         "volume_ml": 0.0,
         "reference_ml": 0.0,
+        "lesions": 0,
+        "lesions_found": 0,
+        "false_lesions": 0,
     }
 
 
 def test_a_shift_of_one_slice_is_five_millimetres():
     shifted = np.roll(BOX, 1, axis=2)
-    scores = score(shifted, BOX, tolerance=2.0)
+    scores = lesion(shifted, BOX, tolerance=2.0)
     assert scores["dice"] == pytest.approx(2 * 3 / (4 + 4))
     assert scores["hd95_mm"] == pytest.approx(5.0)
     assert scores["surface_dice"] < 0.8
-    assert score(shifted, BOX, tolerance=5.0)["surface_dice"] == 1.0
+    assert scores["relative_volume_difference"] == 0.0
+    assert lesion(shifted, BOX, tolerance=5.0)["surface_dice"] == 1.0
 
 
 def test_a_shift_of_a_plate_leaves_no_surface_within_the_tolerance():
     plate, shifted = box((4, 4, 3), (14, 12, 4)), box((4, 4, 5), (14, 12, 6))
-    scores = score(shifted, plate, tolerance=9.0)
+    scores = lesion(shifted, plate, tolerance=9.0)
     assert (scores["dice"], scores["surface_dice"]) == (0.0, 0.0)
     assert scores["hd95_mm"] == pytest.approx(10.0)
 
 
-def test_dice_of_a_half():
+def test_dice_and_volume_of_a_half():
     half = box((4, 4, 3), (7, 9, 7))
-    assert score(half, BOX)["dice"] == pytest.approx(2 * 60 / (60 + 120))
+    assert lesion(half, BOX)["dice"] == pytest.approx(2 * 60 / (60 + 120))
+    assert lesion(half, BOX)["relative_volume_difference"] == 0.5
+    assert lesion(BOX, half)["relative_volume_difference"] == 1.0
+
+
+def test_lesions_that_touch_at_a_corner_are_one():
+    small, corner, apart = (box((at, at, at), (at + 1,) * 3) for at in (2, 3, 5))
+    assert lesion(NOTHING, small + corner)["lesions"] == 1
+    assert lesion(NOTHING, small + corner + apart)["lesions"] == 2
+
+
+def test_one_voxel_finds_a_lesion_and_one_component_may_find_two():
+    reference = BOX + box((14, 4, 3), (16, 6, 5))
+    scores = lesion(box((9, 4, 3), (10, 5, 4)) + box((0, 14, 9), (1, 15, 10)), reference)
+    assert (scores["lesions"], scores["lesions_found"], scores["false_lesions"]) == (2, 1, 1)
+    bridge = box((9, 4, 3), (15, 5, 4))
+    assert (lesion(bridge, reference)["lesions_found"], lesion(bridge, reference)["false_lesions"]) == (2, 0)
 
 
 def test_every_label_is_scored_by_itself():
     reference = BOX + 2 * np.roll(BOX, 8, axis=0)
-    scores = evaluate(BOX, reference, AFFINE, {1: "first", 2: "second", 7: "absent"})
+    scores = score(BOX, reference, AFFINE, {1: "first", 2: "second", 7: "absent"})
     assert [scores[name]["dice"] for name in ("first", "second", "absent")] == [1.0, 0.0, 1.0]
 
 
 def test_volumes_of_a_sheared_grid():
     sheared = AFFINE.copy()
     sheared[0, 2] = 3.0
-    volume = evaluate(BOX, BOX, sheared, {1: "lesion"})["lesion"]["volume_ml"]
+    volume = score(BOX, BOX, sheared, {1: "lesion"})["lesion"]["volume_ml"]
     assert volume == pytest.approx(0.6), "a shear moves slices and keeps their volume"
 
 
 def test_shapes_must_agree():
     with pytest.raises(ValueError, match=r"`prediction` must have the shape \(20, 16, 10\)"):
-        score(BOX[1:], BOX)
+        lesion(BOX[1:], BOX)
+
+
+NAMES = {1: "EDH", 2: "SDH"}
+HALF = box((4, 4, 3), (7, 9, 7))
+COHORT = {  # prediction and reference of each case
+    "half": (HALF, BOX),
+    "missed": (NOTHING, BOX),
+    "false alarm": (BOX, NOTHING),
+    "rightly empty": (NOTHING, NOTHING),
+}
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """The cohort as files, in two folders."""
+    for side, folder in enumerate(("predictions", "references")):
+        (tmp_path / folder).mkdir()
+        for name, pair in COHORT.items():
+            nib.save(scan(pair[side], AFFINE), tmp_path / folder / f"{name}.nii.gz")
+    return tmp_path / "predictions", tmp_path / "references"
+
+
+def test_means_over_all_cases_over_those_with_the_label_and_pooled(folders):
+    overall = evaluate(*folders, labels=NAMES, quiet=True)["overall"]
+    two_thirds = 2 * 60 / (60 + 120)
+    assert overall["EDH"] == {
+        "cases": 4,
+        "cases_with": 2,
+        "cases_missed": 1,
+        "cases_false": 1,
+        "dice": pytest.approx((two_thirds + 0 + 0 + 1) / 4),
+        "hd95_mm": pytest.approx((3 + 2 * DIAGONAL + 0) / 4),
+        "surface_dice": pytest.approx((lesion(HALF, BOX)["surface_dice"] + 0 + 0 + 1) / 4),
+        "dice_with": pytest.approx((two_thirds + 0) / 2),
+        "hd95_mm_with": pytest.approx((3 + DIAGONAL) / 2),
+        "surface_dice_with": pytest.approx(lesion(HALF, BOX)["surface_dice"] / 2),
+        "relative_volume_difference_with": pytest.approx((0.5 + 1) / 2),
+        "dice_pooled": pytest.approx(2 * 60 / (60 + 120 + 120 + 120)),
+        "relative_volume_difference_pooled": pytest.approx((120 + 120 - 60 - 120) / 240),
+        "volume_ml": pytest.approx(0.9),
+        "reference_ml": pytest.approx(1.2),
+        "lesions": 2,
+        "lesions_found": 1,
+        "false_lesions": 1,
+    }
+    absent = overall["SDH"]
+    assert (absent["cases_with"], absent["dice"], absent["dice_with"], absent["dice_pooled"]) == (0, 1.0, None, 1.0)
+    assert overall["any label"] == overall["EDH"], "there is no other"
+
+
+def test_the_files_say_what_is_returned(folders, tmp_path):
+    out = tmp_path / "deep" / "scores"
+    scores = evaluate(*folders, out, labels=NAMES, tolerance=1.5, quiet=True)
+    assert json.loads((out / "scores.json").read_text()) == scores
+    assert (scores["tolerance_mm"], scores["labels"]) == (1.5, {"1": "EDH", "2": "SDH"})
+    with (out / "scores.csv").open() as file:
+        rows = {(row["case"], row["label"]): row for row in csv.DictReader(file)}
+    assert len(rows) == 4 * 3 + 3 * 3
+    assert float(rows["half", "EDH"]["dice"]) == scores["cases"]["half"]["EDH"]["dice"]
+    assert rows["false alarm", "EDH"]["relative_volume_difference"] == ""
+    assert float(rows["mean of all cases", "EDH"]["dice"]) == scores["overall"]["EDH"]["dice"]
+    assert float(rows["mean of cases with the label", "EDH"]["dice"]) == scores["overall"]["EDH"]["dice_with"]
+    assert rows["all cases as one volume", "EDH"]["lesions_found"] == "1"
+    assert sorted(path.name for path in out.iterdir()) == ["scores.csv", "scores.json"]
+
+
+def test_two_files_and_labels_by_their_values(folders):
+    scores = evaluate(folders[0] / "half.nii.gz", folders[1] / "half.nii.gz", quiet=True)
+    assert list(scores["cases"]) == ["half"]
+    assert list(scores["overall"]) == ["label 1"]
+
+
+def test_bad_files_are_listed_and_the_others_scored(folders, capsys):
+    predictions, references = folders
+    (predictions / "half.nii.gz").write_bytes(b"no NIfTI")
+    nib.save(scan(BOX[1:], AFFINE), predictions / "missed.nii.gz")
+    nib.save(scan(7 * BOX, AFFINE), references / "rightly empty.nii.gz")
+    nib.save(scan(BOX, AFFINE), predictions / "stray.nii")
+    nib.save(scan(BOX, AFFINE), references / "forgotten.nii.gz")
+    scores = evaluate(predictions, references, labels=NAMES)
+    assert list(scores["cases"]) == ["false alarm"]
+    assert scores["overall"]["EDH"]["cases"] == 1
+    problems = {path.rsplit("/", 1)[1]: problem for path, problem in scores["failed"].items()}
+    assert problems.keys() == {
+        "half.nii.gz", "missed.nii.gz", "rightly empty.nii.gz", "stray.nii", "forgotten.nii.gz",
+    }  # fmt: skip
+    assert "not a NIfTI file" in problems["half.nii.gz"]
+    assert "shape (19, 16, 10)" in problems["missed.nii.gz"]
+    assert "the value 7; map its values to 0, 1, 2" in problems["rightly empty.nii.gz"]
+    assert "no reference" in problems["stray.nii"]
+    assert "no prediction in" in problems["forgotten.nii.gz"]
+    assert "100%" in capsys.readouterr().out
+    assert evaluate(predictions, references, quiet=True)["labels"] == {"1": "label 1", "7": "label 7"}
+
+
+def test_a_prediction_off_the_grid_is_refused(folders):
+    nib.save(scan(BOX, AFFINE + 5 * np.eye(4, k=3)), folders[0] / "half.nii.gz")
+    with pytest.raises(FileError, match=r"predictions/half\.nii\.gz: .* up to 5 mm off"):
+        evaluate(folders[0] / "half.nii.gz", folders[1] / "half.nii.gz", quiet=True)
+
+
+def test_nothing_is_overwritten_unasked_or_written_in_half(folders, tmp_path):
+    evaluate(*folders, tmp_path / "out", labels=NAMES, quiet=True)
+    before = (tmp_path / "out" / "scores.json").read_text()
+    with pytest.raises(FileError, match=r"scores\.json: is there already"):
+        evaluate(*folders, tmp_path / "out", labels=NAMES, quiet=True)
+    evaluate(*folders, tmp_path / "out", labels=NAMES, tolerance=9, overwrite=True, quiet=True)
+    assert (tmp_path / "out" / "scores.json").read_text() != before
+    for path in folders[0].iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(FileError, match="and 3 more files failed"):
+        evaluate(*folders, tmp_path / "none", labels=NAMES, quiet=True)
+    assert not (tmp_path / "none").exists()
+
+
+def test_arguments_that_cannot_be_scored_say_what_would_work(folders, tmp_path):
+    predictions, references = folders
+    with pytest.raises(FileError, match="give two files or two folders"):
+        evaluate(predictions, references / "half.nii.gz")
+    with pytest.raises(FileError, match=r"nowhere: is not there"):
+        evaluate(tmp_path / "nowhere", references)
+    with pytest.raises(FileError, match="name them alike"):
+        evaluate(predictions, tmp_path)
+    with pytest.raises(FileError, match=r"rightly empty\.nii\.gz: nothing is labelled"):
+        evaluate(predictions / "rightly empty.nii.gz", references / "rightly empty.nii.gz")
+    with pytest.raises(ValueError, match="`tolerance` must be at least 0 mm, got -1"):
+        evaluate(predictions, references, tolerance=-1)

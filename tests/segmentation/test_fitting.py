@@ -6,10 +6,10 @@ from torch import nn
 from attn3d.segmentation import (
     SegmentationTask,
     create_network,
+    fit,
     patch_loader,
     predict_probabilities,
     segment,
-    train,
     training_subject,
 )
 from tests.segmentation.volumes import AFFINES, head, scan
@@ -49,7 +49,7 @@ def test_a_trained_network_finds_what_it_learnt_in_a_scan_of_another_geometry(tr
 @pytest.fixture(scope="module")
 def trained():
     network = small_network()
-    assert train(network, patches(), iterations=120) == 120
+    assert fit(network, patches(), iterations=120) == 120
     return network
 
 
@@ -62,8 +62,8 @@ def test_probabilities_sum_to_one_in_the_scans_own_grid(trained):
 
 def test_the_same_seed_gives_the_same_weights():
     first, second = small_network(), small_network()
-    train(first, patches(), iterations=6)
-    train(second, patches(), iterations=6)
+    fit(first, patches(), iterations=6)
+    fit(second, patches(), iterations=6)
     for left, right in zip(first.parameters(), second.parameters(), strict=True):
         assert torch.equal(left, right)
 
@@ -77,7 +77,7 @@ def test_seconds_limit_the_training_and_lower_the_learning_rate(monkeypatch):
         return step(self, batch, index)
 
     monkeypatch.setattr(SegmentationTask, "training_step", record)
-    steps = train(small_network(), patches(), seconds=1.0)
+    steps = fit(small_network(), patches(), seconds=1.0)
     assert steps == len(rates) > 1
     assert rates[0] == pytest.approx(6e-3, rel=0.2)
     assert rates[-1] < 0.5 * rates[0]
@@ -86,7 +86,7 @@ def test_seconds_limit_the_training_and_lower_the_learning_rate(monkeypatch):
 
 def test_a_limit_is_needed():
     with pytest.raises(ValueError, match="`iterations` or `seconds`"):
-        train(small_network(), patches())
+        fit(small_network(), patches())
 
 
 def test_an_unknown_network_is_refused_with_those_there_are():

@@ -1,0 +1,122 @@
+"""What there is, where it goes and what it costs: ``list``, ``sites`` and ``plan``."""
+
+import itertools
+import json
+from importlib import import_module
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from attn3d import planning
+from attn3d.cli.app import one_line_errors
+from attn3d.factory import create_attention, names
+from attn3d.insertion import attention_sites
+
+
+def list_mechanisms(
+    channels: Annotated[int, typer.Option(min=1, help="Of the map.")] = 64,
+    shape: Annotated[tuple[int, int, int], typer.Option(help="Of the map, in voxels.")] = (32, 32, 32),
+) -> None:
+    """The mechanisms, and what each costs at a shape."""
+    title = f"{channels} channels, {' x '.join(map(str, shape))} voxels, float32"
+    table = _table(title, "Name", "Class", numbers=("Parameters", "Training\nmemory", "Training\nGFLOP"))
+    with one_line_errors("list"):
+        for name in names():
+            module = create_attention(name, spatial_dims=3, channels=channels)
+            cost = planning.estimate_cost(module, (1, channels, *shape))
+            parameters = sum(parameter.numel() for parameter in module.parameters())
+            table.add_row(
+                name, type(module).__name__, f"{parameters:,}", in_units(cost.memory), f"{cost.flops / 1e9:,.2f}"
+            )
+    Console().print(table)
+
+
+def sites(
+    network: Annotated[str, typer.Argument(help="A name of monai.networks.nets, or module:callable.")],
+    options: Annotated[str, typer.Option(help="Arguments of the network as JSON.")] = "{}",
+    shape: Annotated[
+        str, typer.Option(help='Of its input, "1,1,64,64,64"; by default it is guessed from the network.')
+    ] = "",
+) -> None:
+    """Where attention can go in a network: attn3d sites UNet."""
+    with one_line_errors("sites"):
+        net = _network(network, options)
+        found = attention_sites(net, _shape(shape))
+    print(found)
+
+
+def _network(name: str, options: str) -> Any:
+    """A network by name; those that an example has are built so where nothing else is said."""
+    try:
+        arguments = json.loads(options)
+    except ValueError as error:
+        raise ValueError(f"`options` must be JSON such as '{{\"spatial_dims\": 3}}', got {options!r}") from error
+    module, _, target = name.rpartition(":")
+    if not module:
+        from attn3d.segmentation import NETWORKS, create_network
+
+        if target in NETWORKS and not arguments:
+            return create_network(target, in_channels=1, out_channels=2)
+        module = "monai.networks.nets"
+    try:
+        build = getattr(import_module(module), target)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"`network` must be a name of monai.networks.nets or module:callable, got {name!r}") from error
+    try:
+        return build(**arguments)
+    except TypeError as error:
+        raise ValueError(f"`network` {name} needs --options: {error}") from error
+
+
+def _shape(text: str) -> tuple[int, ...] | None:
+    if not text:
+        return None
+    sizes = text.split(",")
+    if len(sizes) < 3 or not all(size.strip().isdecimal() and int(size) > 0 for size in sizes):
+        raise ValueError(f'`shape` must be batch, channels and sizes such as "1,1,64,64,64", got {text!r}')
+    return tuple(int(size) for size in sizes)
+
+
+def plan(
+    shape: Annotated[tuple[int, int, int], typer.Option(help="The volume that attention is over, in voxels.")],
+    channels: Annotated[int, typer.Option(help="Its channels.")],
+    mechanism: Annotated[str, typer.Option(help="non_local or mhsa.")] = "non_local",
+    memory: Annotated[str | None, typer.Option(help='Bytes there are, such as "8GiB" [what is free].')] = None,
+) -> None:
+    """What attention over a volume costs in every scope and method: the volume need not fit this machine."""
+    title = f"{mechanism}, {channels} channels, {' x '.join(map(str, shape))} voxels, float32"
+    table = _table(title, "Scope", "Method", numbers=("Forward", "Training", "Training\nTFLOP", "Fits"))
+    with one_line_errors("plan"):
+        rows = planning.plan(shape, channels, mechanism=mechanism, memory=memory)
+        first = next(rows)  # what is wrong with the arguments is said before a table is begun
+        with Live(table, console=Console()):
+            for row in itertools.chain([first], rows):
+                table.add_row(
+                    row.scope,
+                    row.method,
+                    in_units(row.forward.memory),
+                    in_units(row.training.memory),
+                    f"{row.training.flops / 1e12:,.2f}",
+                    "yes" if row.fits else "no",
+                )
+
+
+def _table(title: str, *words: str, numbers: tuple[str, ...]) -> Table:
+    table = Table(title=title, box=box.SIMPLE_HEAD)
+    for heading in words:
+        table.add_column(heading, no_wrap=True)
+    for heading in numbers:
+        table.add_column(heading, justify="right", no_wrap=True)
+    return table
+
+
+def in_units(count: int) -> str:
+    """Bytes in MiB, GiB or TiB."""
+    for unit, size in (("TiB", 2**40), ("GiB", 2**30)):
+        if count >= size:
+            return f"{count / size:,.1f} {unit}"
+    return f"{count / 2**20:,.1f} MiB"

@@ -1,0 +1,263 @@
+"""From scans to segmentations: ``simulate``, ``train``, ``predict``, ``evaluate``, ``report`` and ``compare``.
+
+Each is the function of the same name in `attn3d.segmentation`, which is imported when a command runs.
+"""
+
+import json
+import logging
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from attn3d.cli.app import one_line_errors
+
+Out = Annotated[Path, typer.Option("--out", "-o", help="Where to.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars; a line for each epoch instead.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+At = Annotated[str, typer.Option(help="Kinds of site, separated by commas: encoder, decoder, bottleneck, skip, ..")]
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        help="A folder: image/label pairs, Decathlon, BHSD, nnU-Net v2, INSTANCE 2022, ct-ich, MBH-Seg, Seg-CQ500 "
+        "[a simulated cohort]."
+    ),
+]
+
+
+def simulate(
+    out: Out,
+    cases: Annotated[int, typer.Option(min=1, help="How many.")] = 60,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same scans.")] = 0,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write simulated head CT with haemorrhage, to try everything on. It proves nothing clinical."""
+    from attn3d import segmentation
+
+    with one_line_errors("simulate"):
+        print(segmentation.simulate(out, cases, seed, overwrite=overwrite, quiet=quiet))
+
+
+def train(
+    data: Data = None,
+    out: Out = Path("run"),
+    config: Annotated[Path | None, typer.Option(help="Settings in YAML or JSON; options here override it.")] = None,
+    network: Annotated[str | None, typer.Option(help="UNet, DynUNet, SegResNet or BasicUNet [UNet].")] = None,
+    attention: Annotated[
+        str | None, typer.Option(help="A mechanism, its spec as JSON, or none: `attn3d list` [cbam].")
+    ] = None,
+    at: Annotated[str | None, typer.Option(help="Kinds of site, separated by commas [skip].")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the cases [30].")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of weights and patches [0].")] = None,
+    folds: Annotated[Path | None, typer.Option(help="Given splits, as nnU-Net's splits_final.json.")] = None,
+    fold: Annotated[int, typer.Option(min=0, help="Which of them.")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the training in --out.")] = False,
+    devices: Annotated[str, typer.Option(help="How many GPUs, or processes on the CPU.")] = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """Train a network with attention. All that follows from the data is printed, saved, and can be set in --config."""
+    from attn3d import segmentation
+
+    _log(quiet)
+    with one_line_errors("train"):
+        if devices != "auto" and not (devices.isdecimal() and int(devices)):
+            raise ValueError(f"`devices` must be auto or a positive number, got {devices!r}")
+        if resume and any(one is not None for one in (data, config, network, attention, at, epochs, seed, folds)):
+            raise ValueError("`resume` goes on with the settings in --out; give no others")
+        try:
+            run = segmentation.train(
+                data,
+                out=out,
+                config=config,
+                folds=folds,
+                fold=fold,
+                resume=resume,
+                devices=devices if devices == "auto" else int(devices),
+                quiet=quiet,
+                network=network,
+                attention=_spec(attention),
+                at=None if at is None else at.split(","),
+                epochs=epochs,
+                seed=seed,
+            )
+        except segmentation.Interrupted as stopped:
+            print(f"attn3d train: {stopped}", file=sys.stderr)
+            raise typer.Exit(130) from stopped
+        if run.finished:  # with several processes, the first one scores
+            scores = json.loads(run.scores.read_text())
+            _print_scores(scores, f"Held-out cases{' (simulated)' if run.config.simulated else ''}")
+            print(f"Everything is in {run.folder}/; attn3d report {run.folder} makes a page of it.")
+
+
+def predict(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders; several are averaged.")],
+    scans: Annotated[Path, typer.Option("--in", "-i", help="A scan, a folder of them, or a DICOM series.")],
+    out: Out,
+    statistics: Annotated[bool, typer.Option("--statistics", help="Volumes in ml, as JSON and CSV.")] = False,
+    preview: Annotated[bool, typer.Option("--preview", help="A picture of each.")] = False,
+    probabilities: Annotated[bool, typer.Option("--probabilities", help="Also what the labels come from.")] = False,
+    tta: Annotated[bool, typer.Option("--tta", help="Average with the mirrored scan.")] = False,
+    remove_small: Annotated[float, typer.Option(min=0, help="Drop pieces of less than so many ml.")] = 0.0,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Segment scans; labels come in exactly the geometry of each scan."""
+    from attn3d import segmentation
+
+    with one_line_errors("predict"):
+        found = segmentation.predict(
+            runs,
+            scans,
+            out,
+            statistics=statistics,
+            preview=preview,
+            probabilities=probabilities,
+            tta=tta,
+            remove_small=remove_small,
+            overwrite=overwrite,
+            quiet=quiet,
+        )
+    print(f"{len(found.written)} segmented, in {out}/")
+    if statistics and found.volume_ml:
+        table = Table(title="ml", box=box.SIMPLE_HEAD)
+        table.add_column("Case", no_wrap=True)
+        for label in next(iter(found.volume_ml.values())):
+            table.add_column(label, justify="right", no_wrap=True)
+        for case, volumes in found.volume_ml.items():
+            table.add_row(case, *(f"{volume:.1f}" for volume in volumes.values()))
+        Console().print(table)
+    _end("predict", found.failed)
+
+
+def evaluate(
+    prediction: Annotated[Path, typer.Argument(help="A file or a folder of them.")],
+    label: Annotated[Path, typer.Argument(help="The reference: a file, or a folder of files of the same names.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Where scores.csv and scores.json go.")] = None,
+    tolerance: Annotated[float, typer.Option(min=0, help="mm that a surface may be off.")] = 2.0,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Score segmentations against references: Dice, distances in mm, volumes in ml, lesions."""
+    from attn3d import segmentation
+
+    with one_line_errors("evaluate"):
+        scores = segmentation.evaluate(prediction, label, out, tolerance=tolerance, overwrite=overwrite, quiet=quiet)
+    _print_scores(scores, "All cases")
+    _end("evaluate", scores["failed"])
+
+
+def report(
+    run: Annotated[Path, typer.Argument(help="The folder of a finished training.")],
+    overwrite: Overwrite = False,
+) -> None:
+    """One page of a run: curves, tables, overlays and attention maps, in a file that needs no other."""
+    from attn3d import segmentation
+
+    with one_line_errors("report"):
+        print(segmentation.report(run, overwrite=overwrite))
+
+
+def compare(
+    mechanisms: Annotated[str, typer.Option(help="Separated by commas; none is always among them.")],
+    out: Out,
+    at: At = "skip",
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each.")] = 5,
+    data: Data = None,
+    config: Annotated[Path | None, typer.Option(help="Settings in YAML or JSON, the same for all.")] = None,
+    network: Annotated[str | None, typer.Option(help="As for train.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="As for train.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """The same budget for each mechanism and for none, several times: does it help, or is it noise? It resumes."""
+    from attn3d import segmentation
+
+    _log(quiet)
+    given = {"config": None if config is None else str(config), "network": network, "epochs": epochs}
+    with one_line_errors("compare"):
+        found = segmentation.compare(
+            data,
+            out=out,
+            mechanisms=mechanisms.split(","),
+            at=at.split(","),
+            seeds=seeds,
+            quiet=quiet,
+            **{name: value for name, value in given.items() if value is not None},
+        )
+    table = Table(title=f"Mean Dice{' (simulated scans)' if found['simulated'] else ''}", box=box.SIMPLE_HEAD)
+    table.add_column("Mechanism", no_wrap=True)
+    for heading in ("Dice", "95 % interval", "Difference\nto none", "95 % interval", "Parameters", "Seconds"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, one in found["mechanisms"].items():
+        difference = f"{one['difference']:+.3f}" if "difference" in one else ""
+        table.add_row(
+            name,
+            f"{one['mean']:.3f}",
+            _interval(one["interval"]),
+            difference,
+            _interval(one.get("difference_interval")),
+            f"{one['parameters']:,}",
+            f"{one['seconds']:.0f}",
+        )
+    Console().print(table)
+    for name, one in found["mechanisms"].items():
+        if name != "none" and one["difference_interval"] is None:
+            print(f"{name}: one seed says nothing about noise")
+        elif name != "none":
+            print(f"{name}: the difference is {'inside' if one['inside_noise'] else 'beyond'} the noise")
+
+
+def _interval(ends: list[float] | None) -> str:
+    return "" if ends is None else f"{ends[0]:.3f} to {ends[1]:.3f}"
+
+
+def _spec(text: str | None) -> Any:
+    """A name as it is, a list in JSON as a spec."""
+    if text is None or not text.startswith("["):
+        return text
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ValueError(
+            f'`attention` must be a name or JSON such as ["cbam", {{"reduction": 8}}], got {text!r}'
+        ) from (error)
+
+
+def _print_scores(scores: Mapping[str, Any], title: str) -> None:
+    """The scores over the cohort, a row for each label."""
+    table = Table(title=title, box=box.SIMPLE_HEAD)
+    table.add_column("Label", no_wrap=True)
+    surface = f"Surface\nDice {scores['tolerance_mm']:g} mm"
+    for heading in ("Cases", "Dice", "HD95\nmm", surface, "Lesions\nfound", "False\nlesions"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for label, one in scores["overall"].items():
+        numbers = [(one["dice_with"], 3), (one["hd95_mm_with"], 1), (one["surface_dice_with"], 3)]
+        table.add_row(
+            label,
+            f"{one['cases_with']} of {one['cases']}",
+            *("–" if value is None else f"{value:.{digits}f}" for value, digits in numbers),
+            f"{one['lesions_found']} of {one['lesions']}",
+            str(one["false_lesions"]),
+        )
+    table.caption = "Dice, HD95 and surface Dice: means over the cases with the label"
+    Console().print(table)
+
+
+def _end(command: str, failed: Mapping[str, str]) -> None:
+    """Lists what could not be used, and ends with exit code 1 where there is any."""
+    for path, problem in failed.items():
+        print(f"attn3d {command}: {path}: {problem}", file=sys.stderr)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _log(quiet: bool) -> None:
+    """A line for each epoch where there is no bar."""
+    if quiet:
+        logging.basicConfig(format="%(asctime)s %(message)s", stream=sys.stderr)
+        logging.getLogger("attn3d").setLevel(logging.INFO)

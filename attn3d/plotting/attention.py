@@ -1,0 +1,226 @@
+"""What inserted attention looked at, over the anatomy."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+
+from attn3d.arguments import one_of
+from attn3d.plotting.hanging import BACKGROUND, COLORS, FAINT, PLANES, TEXT
+from attn3d.plotting.scene import Scene, show_scale
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_WIDTH, _CHART_HEIGHT = 2.5, 1.5  # inches of a cell
+_HEAD, _SCALE, _GAP, _AXIS = 0.85, 0.75, 0.14, 0.55  # left of it, right of it, and below a picture and a chart
+_HEAT = {
+    "channel_map": "weighed features\nmean |weight × map|",
+    "spatial": "weights of voxels",
+    "axes_map": "weights of voxels\nproduct of the axes'",
+    "query": "what the cross sees\nmean of the heads",
+}
+_DIRECTIONS = ("left\nto right", "posterior\nto anterior", "inferior\nto superior")
+
+
+def plot_attention_maps(
+    image: np.ndarray | torch.Tensor,
+    maps: Mapping[str, Mapping[str, torch.Tensor]],
+    affine: np.ndarray | None = None,
+    *,
+    site: str | Sequence[str] | None = None,
+    voxels: Sequence[Sequence[int]] | None = None,
+    planes: str | Sequence[str] = "axial",
+    window: tuple[float, float] | None = None,
+    title: str = "",
+) -> Figure:
+    """What `attention_maps` found, a column for each site: heat over the grey anatomy, and charts.
+
+    Heat has a scale of its own in each picture, from the 0.5th to the 99.5th percentile of the volume. The weights of
+    channels are bars from 0, those along axes curves. Of a batch the first sample is shown.
+
+    Args:
+        image: what the network saw, (B, C, *S) or (C, *S), of which the first channel is shown; or any anatomy on
+            its grid, *S. Two axes are one slice.
+        maps: from `attention_maps`.
+        affine: voxel indices to millimetres; by default that of a MetaTensor. Without any, the axes are taken as
+            right, anterior, superior with voxels of 1 mm, and no sides are marked.
+        site: one of the names in ``maps``, or several; by default all that have something to show.
+        voxels: those that `attention_maps` was given, marked by a cross where they are asked about; all slices go
+            through the first. By default the one in the middle.
+        planes: "axial", "coronal", "sagittal", or several of them.
+        window: level and width of the intensities shown; by default nearly all.
+        title: of the figure.
+
+    Returns:
+        The figure; ``figure.savefig(path)`` writes it.
+
+    Raises:
+        ValueError: when a site or a plane is unknown, there is nothing to show, the image is on another grid, or
+            ``voxels`` are not those of the maps.
+
+    Example:
+        >>> net = attn3d.insert_attention(UNet(3, 1, 2, (8, 16, 32), (2, 2)), "cbam", at="encoder")
+        >>> x = torch.randn(1, 1, 32, 32, 16)
+        >>> figure = attn3d.plot_attention_maps(x, attn3d.attention_maps(net, x), site="encoder:model.0")
+    """
+    planes = [one_of("planes", plane, PLANES) for plane in ([planes] if isinstance(planes, str) else planes)]
+    wanted = [name for name in maps if maps[name]] if site is None else [site] if isinstance(site, str) else site
+    sites = {name: _first_sample(maps[one_of("site", name, maps)]) for name in wanted}
+    if not any(one.heat or one.charts for one in sites.values()):
+        raise ValueError(f"`maps` has nothing to show at {', '.join(wanted) or 'any site'}")
+
+    grids = {heat.shape for one in sites.values() for heat in one.heat.values()}
+    scene = Scene(image, affine, grids.pop(), window) if grids else None
+    rows = _rows(sites, planes if scene is not None and scene.rank == 3 else ["axial"])
+    heights = [_WIDTH * scene.ratio(plane) if plane else _CHART_HEIGHT for _, plane in rows]
+    figure, grid = _grid(heights, [plane is None for _, plane in rows], list(sites), title)
+    turned = scene.voxels(voxels, count=max(len(one.queries) for one in sites.values())) if scene else []
+    for line, (key, plane) in zip(grid, rows, strict=True):
+        if plane is None:
+            words, draw = _CHARTS[key]
+            _words(line[0], words)
+            for axes, one in zip(line[1:], sites.values(), strict=True):
+                if key in one.charts:
+                    _prepare(axes)
+                    draw(axes, one.charts[key], scene)
+            continue
+        name, _, query = key.partition(" ")
+        voxel = turned[int(query or 0)]
+        scene.show(line[0], plane, voxel, cross=bool(query))
+        line[0].set_ylabel(f"{_HEAT[name]}\n{scene.words(plane, voxel)}", color=TEXT, fontsize=10)
+        for axes, one in zip(line[1:], sites.values(), strict=True):
+            if key in one.heat:
+                scene.show(axes, plane, voxel, heat=one.heat[key], cross=bool(query))
+    return figure
+
+
+class _Site(NamedTuple):
+    """The weights of one sample: volumes, with a number behind "query", and what is charted."""
+
+    heat: dict[str, np.ndarray]
+    charts: dict[str, np.ndarray | list[np.ndarray]]
+
+    @property
+    def queries(self) -> list[str]:
+        """The names of the weights of one voxel for all."""
+        return [name for name in self.heat if name.startswith("query")]
+
+
+def _rows(sites: Mapping[str, _Site], planes: Sequence[str]) -> list[tuple[str, str | None]]:
+    """What is shown, heat first, and in which plane; charts have none."""
+    volumes = [key for name in _HEAT for one in sites.values() for key in one.heat if key.startswith(name)]
+    charts = [key for key in _CHARTS if any(key in one.charts for one in sites.values())]
+    return [(key, plane) for key in dict.fromkeys(volumes) for plane in planes] + [(key, None) for key in charts]
+
+
+def _first_sample(maps: Mapping[str, torch.Tensor]) -> _Site:
+    weights = {name: np.asarray(value[0].detach().float().cpu()) for name, value in maps.items()}
+    heat = {name: weights[name] for name in ("channel_map", "spatial", "axes_map") if name in weights}
+    if "query" in weights:
+        heat |= {f"query {index}": row for index, row in enumerate(weights["query"].mean(axis=0))}
+    charts = {name: weights[name] for name in ("channel", "branch", "affinity") if name in weights}
+    if "axis0" in weights:
+        charts["axes"] = [weights[f"axis{axis}"] for axis in range(sum(name[:4] == "axis" for name in weights))]
+    return _Site(heat, charts)
+
+
+def _grid(
+    heights: Sequence[float], charts: Sequence[bool], sites: Sequence[str], title: str
+) -> tuple[Figure, list[list[Axes]]]:
+    """A figure of rows with a head and a cell for each site; all that is not drawn on stays black."""
+    from matplotlib.figure import Figure
+
+    gaps = [_AXIS if chart else _GAP for chart in charts]
+    names = ["\n".join(textwrap.wrap(name.replace(".", ". "), 34)).replace(". ", ".") for name in sites]
+    above = 0.2 + 0.17 * max(name.count("\n") + 1 for name in names) + (0.4 if title else 0)
+    width = _HEAD + _WIDTH + len(sites) * (_SCALE + _WIDTH) + _SCALE
+    height = sum(heights) + sum(gaps) + above
+    figure = Figure(figsize=(width, height), facecolor=BACKGROUND)
+    lefts = [_HEAD, *(_HEAD + _WIDTH + _SCALE / 2 + index * (_WIDTH + _SCALE) for index in range(len(sites)))]
+    grid, bottom = [], height - above
+    for tall, gap in zip(heights, gaps, strict=True):
+        bottom -= tall
+        row = [figure.add_axes((left / width, bottom / height, _WIDTH / width, tall / height)) for left in lefts]
+        for axes in row:
+            axes.set(xticks=[], yticks=[], facecolor=BACKGROUND)
+            axes.spines[:].set_visible(False)
+        grid.append(row)
+        bottom -= gap
+    for axes, name in zip(grid[0][1:], names, strict=True):
+        axes.set_title(name, color=TEXT, fontsize=10, pad=7)
+    if title:
+        figure.text(0.5, 1 - 0.12 / height, title, color=TEXT, fontsize=13, ha="center", va="top")
+    return figure, grid
+
+
+def _words(axes: Axes, words: str) -> None:
+    """The head of a row of charts."""
+    axes.text(0.97, 0.5, words, ha="right", va="center", color=TEXT, fontsize=10, transform=axes.transAxes)
+
+
+def _prepare(axes: Axes) -> None:
+    """Axes of a chart on black."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.spines[["left", "bottom"]].set(visible=True, color=FAINT)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.tick_params(colors=FAINT, labelsize=8)
+
+
+def _draw_channels(axes: Axes, weights: np.ndarray, _: Scene | None) -> None:
+    axes.stairs(weights, np.arange(len(weights) + 1) - 0.5, fill=True, color=COLORS[1])
+    axes.set(xlim=(-0.5, len(weights) - 0.5), ylim=(min(0.0, weights.min()), max(1.0, weights.max() * 1.05)))
+    axes.set_xlabel(f"channel; {weights.min():.2g} to {weights.max():.2g}", color=FAINT, fontsize=8)
+
+
+def _draw_branches(axes: Axes, weights: np.ndarray, _: Scene | None) -> None:
+    below = np.zeros(weights.shape[1])
+    edges = np.arange(weights.shape[1] + 1) - 0.5
+    for index, branch in enumerate(weights):
+        axes.stairs(
+            below + branch, edges, baseline=below, fill=True, color=COLORS[index % len(COLORS)], label=f"{index}"
+        )
+        below = below + branch
+    axes.set(xlim=(edges[0], edges[-1]), ylim=(0, below.max()))
+    axes.set_xlabel("channel", color=FAINT, fontsize=8)
+    _legend(axes, title="branch")
+
+
+def _draw_axes(axes: Axes, weights: list[np.ndarray], scene: Scene) -> None:
+    for axis, gate in enumerate(weights):
+        ras, way = (int(number) for number in scene.hanging.orientation[axis])
+        place = (np.arange(len(gate)) + 0.5) * scene.hanging.spacing[ras]
+        axes.plot(place, gate[::way], color=COLORS[ras], label=_DIRECTIONS[ras] if scene.marked else f"axis {axis}")
+    axes.set_xlabel("mm" if scene.marked else "voxel", color=FAINT, fontsize=8)
+    axes.margins(x=0)
+    _legend(axes)
+
+
+def _draw_affinity(axes: Axes, weights: np.ndarray, _: Scene | None) -> None:
+    show_scale(axes, axes.imshow(weights, cmap="inferno", interpolation="nearest"))
+    axes.set_xlabel("channel", color=FAINT, fontsize=8)
+
+
+def _legend(axes: Axes, title: str = "") -> None:
+    """Beside a chart, where pictures have their scale, as lines of words in their colours."""
+    handles, labels = axes.get_legend_handles_labels()
+    legend = axes.legend(
+        handles, labels, frameon=False, labelcolor="linecolor", fontsize=7.5, handlelength=0, handletextpad=0,
+        title=title, loc="center left", bbox_to_anchor=(1, 0.5), borderaxespad=0.3,
+    )  # fmt: skip
+    legend.get_title().set(color=FAINT, fontsize=8)
+
+
+_CHARTS = {
+    "channel": ("weights of channels", _draw_channels),
+    "branch": ("weights of branches\nby channel", _draw_branches),
+    "axes": ("weights along the axes\nmean of the channels", _draw_axes),
+    "affinity": ("weights of channels\nfor channels", _draw_affinity),
+}

@@ -1,0 +1,139 @@
+"""Results as charts: how a training went, and which mechanism did how well."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from attn3d.plotting.hanging import COLORS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK = "#57606a"  # readable on white and on black
+
+
+def confidence_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
+    """Where the mean lies, by Student's t: mean ± t s / √n. A single value says nothing: (-inf, inf)."""
+    from scipy import stats
+
+    mean, count = sum(values) / len(values), len(values)
+    if count < 2:
+        return -math.inf, math.inf
+    deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (count - 1))
+    half = float(stats.t.ppf((1 + level) / 2, count - 1)) * deviation / math.sqrt(count)
+    return mean - half, mean + half
+
+
+def plot_comparison(
+    results: Mapping[str, Mapping[str, Any]], *, plain: str = "none", title: str = "", score: str = "Dice"
+) -> Figure:
+    """Networks with one mechanism each beside the plain network: every seed, the mean and its 95 % interval.
+
+    Args:
+        results: by mechanism ``"dice"``, one value for each seed, and ``"parameters"``.
+        plain: the key of the network without a mechanism, drawn as a line with its interval as a band.
+        title: of the figure.
+        score: what the values are called.
+
+    Returns:
+        The figure; ``figure.savefig(path)`` writes it.
+
+    Raises:
+        ValueError: when there is nothing to compare.
+    """
+    from matplotlib.figure import Figure
+
+    mechanisms = [name for name in results if name != plain]
+    if not mechanisms:
+        raise ValueError(f"`results` must hold at least one mechanism beside {plain!r}, got {list(results)}")
+    means = {name: sum(result["dice"]) / len(result["dice"]) for name, result in results.items()}
+    mechanisms.sort(key=means.__getitem__)
+
+    figure = Figure(figsize=(7.2, 1.5 + 0.42 * len(mechanisms)), layout="constrained")
+    axes = figure.subplots()
+    if plain in results:
+        low, high = confidence_interval(results[plain]["dice"])
+        if math.isfinite(low):
+            axes.axvspan(low, high, color=INK, alpha=0.16, lw=0)
+        axes.axvline(means[plain], color=INK, lw=1.4, label=f"plain network, {means[plain]:.3f}")
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), frameon=False, labelcolor=INK)
+    for row, name in enumerate(mechanisms):
+        values = results[name]["dice"]
+        low, high = confidence_interval(values)
+        if math.isfinite(low):
+            axes.plot([low, high], [row, row], color=COLORS[6], lw=2.4, solid_capstyle="butt")
+        axes.plot(values, [row - 0.2] * len(values), "o", color=COLORS[0], ms=4.5, mec="none")
+        axes.plot(means[name], row, "D", color=COLORS[6], ms=7)
+    labels = [f"{name}  {_more(results, name, plain)}" for name in mechanisms]
+    axes.set_yticks(range(len(mechanisms)), labels)
+    axes.set(ylim=(-0.6, len(mechanisms) - 0.4))
+    seeds = sorted({len(result["dice"]) for result in results.values()})
+    counted = "seed" if seeds == [1] else "seeds"
+    words = f"{score}: {' or '.join(map(str, seeds))} {counted}, mean and 95 % confidence interval"
+    more = "parameters added" if plain in results else "parameters"
+    axes.set_xlabel(f"{words}; in brackets {more}", color=INK)
+    _style(axes)
+    axes.grid(axis="x", color=INK, alpha=0.18)
+    if title:
+        figure.suptitle(title, color=INK)
+    return figure
+
+
+def plot_training(epochs: Sequence[Mapping[str, float | None]]) -> Figure:
+    """Loss, learning rate and the scores on the held-out cases by epoch.
+
+    Args:
+        epochs: the rows of ``metrics.csv`` as numbers: "epoch", "loss", "learning_rate" and, where there was a
+            validation, "dice" and "dice <label>"; None or no key where there is no value.
+
+    Returns:
+        The figure; ``figure.savefig(path)`` writes it.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10.5, 3.1), layout="constrained")
+    loss, rate, dice = figure.subplots(1, 3)
+    _line(loss, epochs, "loss", color=COLORS[6])
+    _line(rate, epochs, "learning_rate", color=COLORS[2])
+    names = [key for key in dict.fromkeys(key for row in epochs for key in row) if key.startswith("dice ")]
+    for index, name in enumerate(names):
+        _line(dice, epochs, name, color=COLORS[index % len(COLORS)], label=name.removeprefix("dice "), lw=1.3)
+    _line(dice, epochs, "dice", color=INK, label="mean", lw=2.4)
+    for axes, title in ((loss, "Loss"), (rate, "Learning rate"), (dice, "Dice of the held-out cases")):
+        axes.set_title(title, color=INK, fontsize=11, loc="left")
+        axes.set_xlabel("epoch", color=INK)
+        _style(axes)
+        axes.grid(color=INK, alpha=0.18)
+    rate.yaxis.set_major_formatter("{x:g}")
+    loss.set_ylim(bottom=0)
+    rate.set_ylim(bottom=0)
+    dice.set_ylim(0, 1)
+    if dice.lines:
+        dice.legend(frameon=False, labelcolor=INK, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def _line(axes: Axes, epochs: Sequence[Mapping[str, float | None]], key: str, **style: Any) -> None:
+    """A curve through the epochs that have a value; one alone is a point."""
+    points = [(row["epoch"], row[key]) for row in epochs if row.get(key) is not None]
+    if points:
+        axes.plot(*zip(*points, strict=True), marker="o" if len(points) < 30 else "", ms=3.5, **style)
+
+
+def _more(results: Mapping[str, Mapping[str, Any]], name: str, plain: str) -> str:
+    """The parameters that a mechanism adds."""
+    if plain not in results:
+        return f"({results[name]['parameters']:,})"
+    return f"({results[name]['parameters'] - results[plain]['parameters']:+,})"
+
+
+def _style(axes: Axes) -> None:
+    """On any background, with as few lines as will do."""
+    axes.patch.set_alpha(0)
+    axes.figure.patch.set_alpha(0)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(INK)
+    axes.tick_params(colors=INK)

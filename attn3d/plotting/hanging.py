@@ -1,0 +1,157 @@
+"""How a volume is hung: as a radiologist would, in true proportions and with its sides marked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+COLORS = ("#56b4e9", "#e69f00", "#009e73", "#cc79a7", "#f0e442", "#d55e00", "#0072b2")  # Okabe and Ito's
+BACKGROUND, TEXT, FAINT = "black", "#f2f2f2", "#9aa3ad"
+
+
+class Plane(NamedTuple):
+    """The RAS axis across a plane, the axes shown from left to right and from bottom to top, and the letters there."""
+
+    across: int
+    horizontal: int
+    vertical: int
+    letters: str  # at the left, right, bottom and top
+
+
+# Seen from the feet and from the front, so that the patient's left is at the right.
+PLANES = {
+    "axial": Plane(2, 0, 1, "RLPA"),
+    "coronal": Plane(1, 0, 2, "RLIS"),
+    "sagittal": Plane(0, 1, 2, "APIS"),
+}
+
+
+class Hanging:
+    """The axes of a volume nearest to right, anterior, superior, and a box of it that is shown.
+
+    Args:
+        shape: of the volume, in any orientation.
+        affine: its voxel indices to millimetres; an oblique one is shown along the nearest axes.
+    """
+
+    def __init__(self, shape: Sequence[int], affine: np.ndarray) -> None:
+        import nibabel as nib
+
+        self.orientation = nib.io_orientation(affine)
+        self.affine = affine @ nib.orientations.inv_ornt_aff(self.orientation, shape)
+        self.spacing = nib.affines.voxel_sizes(self.affine)
+        self.shape = tuple(shape[axis] for axis in np.argsort(self.orientation[:, 0]))
+        self.low, self.high = np.zeros(3, int), np.array(self.shape)
+
+    def turn(self, array: np.ndarray) -> np.ndarray:
+        """The array with its axes turned towards right, anterior, superior."""
+        import nibabel as nib
+
+        return nib.apply_orientation(array, self.orientation)
+
+    def crop(self, mask: np.ndarray, margin: float) -> None:
+        """Shows what is in a turned mask, with millimetres around it; all of the volume where nothing is."""
+        self.low, self.high = np.zeros(3, int), np.array(self.shape)
+        if mask.any():
+            inside = np.argwhere(mask)
+            around = np.ceil(np.minimum(margin / self.spacing, self.high)).astype(int)
+            self.low = np.maximum(inside.min(axis=0) - around, 0)
+            self.high = np.minimum(inside.max(axis=0) + 1 + around, self.high)
+
+    def voxel(self, place: Sequence[float]) -> np.ndarray:
+        """The turned voxel that is shown nearest to a place in millimetres."""
+        import nibabel as nib
+
+        nearest = np.rint(nib.affines.apply_affine(np.linalg.inv(self.affine), place))
+        return np.clip(nearest, self.low, self.high - 1).astype(int)
+
+    def place(self, voxel: Sequence[int]) -> np.ndarray:
+        """Where a turned voxel is, in millimetres."""
+        import nibabel as nib
+
+        return nib.affines.apply_affine(self.affine, voxel)
+
+    def extent(self, plane: Plane) -> tuple[float, float, float, float]:
+        """Left, right, bottom and top of a picture in millimetres."""
+        width, height = ((self.high - self.low) * self.spacing)[[plane.horizontal, plane.vertical]]
+        return 0, width, 0, height
+
+    def cut(self, array: np.ndarray, plane: Plane, voxel: Sequence[int]) -> np.ndarray:
+        """The picture of a turned array in the plane through a voxel, as rows from the bottom."""
+        shown = array[tuple(slice(*pair) for pair in zip(self.low, self.high, strict=True))]
+        return shown.take(voxel[plane.across] - self.low[plane.across], axis=plane.across).T[:, ::-1]
+
+    def spot(self, plane: Plane, voxel: Sequence[int]) -> tuple[float, float]:
+        """Where the middle of a turned voxel is in the picture of a plane."""
+        x, y = plane.horizontal, plane.vertical
+        right = (self.high[x] - voxel[x] - 0.5) * self.spacing[x]
+        return right, (voxel[y] - self.low[y] + 0.5) * self.spacing[y]
+
+
+def contrast(volume: np.ndarray, window: tuple[float, float] | None) -> tuple[float, float]:
+    """The intensities shown black and white: of a window (level, width), or nearly all that a volume has."""
+    if window is not None:
+        level, width = window
+        return level - width / 2, level + width / 2
+    if not np.ptp(volume):
+        return 0, 1
+    return tuple(np.percentile(volume[volume > volume.min()], (1, 99.9)))
+
+
+def show_scan(axes: Axes, picture: np.ndarray, extent: Sequence[float], limits: tuple[float, float]) -> None:
+    """A slice in grey."""
+    axes.imshow(
+        picture,
+        cmap="gray",
+        vmin=limits[0],
+        vmax=limits[1],
+        extent=extent,
+        origin="lower",
+        interpolation="bilinear",
+    )
+
+
+def show_labels(axes: Axes, labels: np.ndarray, colors: Mapping[int, str], extent: Sequence[float]) -> None:
+    """Labels in colour, the scan shining through."""
+    from matplotlib.colors import to_rgba
+
+    shades = np.zeros((*labels.shape, 4))
+    for value, color in colors.items():
+        shades[labels == value] = to_rgba(color, alpha=0.6)
+    axes.imshow(shades, extent=extent, origin="lower", interpolation="nearest")
+
+
+def show_outline(axes: Axes, mask: np.ndarray, extent: Sequence[float]) -> None:
+    """A dashed line around a region, closed where it meets the border of the picture."""
+    _, right, _, top = extent
+    rows, columns = mask.shape
+    x = (np.arange(-1, columns + 1) + 0.5) * right / columns
+    y = (np.arange(-1, rows + 1) + 0.5) * top / rows
+    x[[0, -1]], y[[0, -1]] = (0.004 * right, 0.996 * right), (0.004 * top, 0.996 * top)
+    axes.contour(x, y, np.pad(mask, 1).astype(float), [0.5], colors=TEXT, linestyles="dashed", linewidths=0.9)
+
+
+def mark_sides(axes: Axes, letters: str) -> None:
+    """The sides of the patient at the edges of a picture, and no ticks."""
+    from matplotlib.patheffects import withStroke
+
+    axes.set(xticks=[], yticks=[], facecolor=BACKGROUND)
+    axes.spines[:].set_visible(False)
+    spots = ((0.02, 0.5, "left", "center"), (0.98, 0.5, "right", "center"))
+    spots += ((0.5, 0.02, "center", "bottom"), (0.5, 0.98, "center", "top"))
+    for letter, (x, y, horizontal, vertical) in zip(letters, spots, strict=False):
+        axes.text(
+            *(x, y, letter),
+            transform=axes.transAxes,
+            ha=horizontal,
+            va=vertical,
+            color=FAINT,
+            fontsize=11,
+            fontweight="bold",
+            path_effects=[withStroke(linewidth=2, foreground=BACKGROUND)],
+        )

@@ -1,0 +1,194 @@
+"""Scans and their segmentations side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from attn3d.plotting.hanging import (
+    BACKGROUND,
+    COLORS,
+    PLANES,
+    TEXT,
+    Hanging,
+    contrast,
+    mark_sides,
+    show_labels,
+    show_outline,
+    show_scan,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_MILLIMETRES_PER_INCH = 52.0
+
+
+def plot_segmentation(
+    image: np.ndarray,
+    segmentations: Mapping[str, np.ndarray],
+    names: Mapping[int, str],
+    affine: np.ndarray,
+    *,
+    center: Sequence[float] | None = None,
+    outlines: Mapping[str, np.ndarray] | None = None,
+    margin: float = 10.0,
+    window: tuple[float, float] | None = None,
+    title: str = "",
+) -> Figure:
+    """A scan and its segmentations side by side, in an axial, a coronal and a sagittal plane.
+
+    The first segmentation, best the reference, sets what is shown: a stray voxel of another does not.
+
+    Args:
+        image: intensities, (X, Y, Z), in any orientation.
+        segmentations: title and labels of each column beside the scan.
+        names: label values, and what the legend calls them.
+        affine: voxel indices to millimetres; an oblique one is shown along the nearest axes.
+        center: where the planes cross, in the affine's millimetres. By default in the middle of what is shown.
+        outlines: legend and mask of regions to draw as a dashed line.
+        margin: millimetres shown around what the first segmentation labels; all of the scan where that is nothing.
+        window: level and width of the intensities shown, (40, 80) HU for blood in a brain; by default nearly all.
+        title: of the figure.
+
+    Returns:
+        The figure; ``figure.savefig(path)`` writes it.
+
+    Raises:
+        ValueError: when an array is not of the image's shape.
+    """
+    from matplotlib.lines import Line2D
+
+    outlines = outlines or {}
+    _check(image, {**segmentations, **outlines})
+    hanging = Hanging(image.shape, affine)
+    volume = hanging.turn(image)
+    columns = {name: hanging.turn(labels) for name, labels in segmentations.items()}
+    regions = {name: hanging.turn(mask) for name, mask in outlines.items()}
+    hanging.crop(next(iter(columns.values())) != 0, margin)
+    voxel = (hanging.low + hanging.high) // 2 if center is None else hanging.voxel(center)
+    place = hanging.place(voxel)
+
+    extents = [hanging.extent(plane) for plane in PLANES.values()]
+    figure, grid = _grid(extents, 1 + len(columns), (0.4, 1.3))
+    colors = _colors(names)
+    limits = contrast(volume, window)
+    for row, (name, plane), extent in zip(grid, PLANES.items(), extents, strict=True):
+        for axes, labels in zip(row, [None, *columns.values()], strict=True):
+            show_scan(axes, hanging.cut(volume, plane, voxel), extent, limits)
+            if labels is not None:
+                show_labels(axes, hanging.cut(labels, plane, voxel), colors, extent)
+            for mask in regions.values():
+                show_outline(axes, hanging.cut(mask, plane, voxel), extent)
+            mark_sides(axes, plane.letters)
+        words = f"{name}\n{'xyz'[plane.across]} = {place[plane.across]:.0f} mm"
+        row[0].set_ylabel(words, color=TEXT, fontsize=12)
+    lines = [Line2D([], [], color=TEXT, linestyle=(0, (4, 3)), linewidth=1, label=name) for name in regions]
+    _name(figure, grid[0], ["scan", *columns], {name: colors[value] for value, name in names.items()}, lines, title)
+    return figure
+
+
+def plot_lesions(
+    image: np.ndarray,
+    segmentations: Mapping[str, np.ndarray],
+    names: Mapping[int, str],
+    affine: np.ndarray,
+    *,
+    lesions: int = 1,
+    window: tuple[float, float] | None = None,
+    title: str = "",
+) -> Figure:
+    """A scan and its segmentations side by side, in the axial slices through the largest lesions.
+
+    A lesion is a connected component (26 neighbours) of what the first segmentation labels, best the reference, and
+    its slice is the one that has most of it. Where the first labels nothing, the next that does is taken.
+
+    Args:
+        image: intensities, (X, Y, Z), in any orientation.
+        segmentations: title and labels of each column beside the scan.
+        names: label values, and what the legend calls them.
+        affine: voxel indices to millimetres; an oblique one is shown along the nearest axes.
+        lesions: how many are shown, if there are as many, the largest first, a row for each.
+        window: level and width of the intensities shown, (40, 80) HU for blood in a brain; by default nearly all.
+        title: of the figure.
+
+    Returns:
+        The figure; ``figure.savefig(path)`` writes it.
+
+    Raises:
+        ValueError: when an array is not of the image's shape.
+    """
+    _check(image, segmentations)
+    hanging, plane = Hanging(image.shape, affine), PLANES["axial"]
+    volume = hanging.turn(image)
+    columns = {name: hanging.turn(labels) for name, labels in segmentations.items()}
+    limits = contrast(volume, window)
+    hanging.crop(volume > limits[0], margin=5.0)
+    of, found = next(
+        ((name, found) for name, labels in columns.items() if (found := _largest(labels != 0, lesions))),
+        ("", [(hanging.shape[plane.across] // 2, 0)]),
+    )
+    millilitres = abs(np.linalg.det(affine[:3, :3])) / 1000
+
+    extent = hanging.extent(plane)
+    figure, grid = _grid([extent] * len(found), 1 + len(columns), (0.7, 0.9))
+    colors = _colors(names)
+    for row, (index, voxels) in zip(grid, found, strict=True):
+        voxel = (0, 0, np.clip(index, hanging.low[2], hanging.high[2] - 1))
+        for axes, labels in zip(row, [None, *columns.values()], strict=True):
+            show_scan(axes, hanging.cut(volume, plane, voxel), extent, limits)
+            if labels is not None:
+                show_labels(axes, hanging.cut(labels, plane, voxel), colors, extent)
+            mark_sides(axes, plane.letters)
+        what = f"{of}, lesion of {voxels * millilitres:.1f} ml" if voxels else "nothing labelled"
+        row[0].set_ylabel(f"z = {hanging.place(voxel)[2]:.0f} mm\n{what}", color=TEXT, fontsize=11)
+    _name(figure, grid[0], ["scan", *columns], {name: colors[value] for value, name in names.items()}, [], title)
+    return figure
+
+
+def _check(image: np.ndarray, arrays: Mapping[str, np.ndarray]) -> None:
+    for name, array in arrays.items():
+        if array.shape != image.shape:
+            raise ValueError(f"{name!r} must have the image's shape {image.shape}, got {array.shape}")
+
+
+def _largest(mask: np.ndarray, count: int) -> list[tuple[int, int]]:
+    """The slice with most of it, and the voxels, of the largest components of a mask."""
+    from scipy import ndimage
+
+    components, _ = ndimage.label(mask, structure=np.ones((3, 3, 3)))
+    sizes = np.bincount(components.ravel())[1:]
+    found = np.argsort(-sizes, kind="stable")[:count] + 1
+    return [(int((components == one).sum(axis=(0, 1)).argmax()), int(sizes[one - 1])) for one in found]
+
+
+def _colors(names: Mapping[int, str]) -> dict[int, str]:
+    return {value: COLORS[index % len(COLORS)] for index, value in enumerate(names)}
+
+
+def _grid(extents: Sequence[Sequence[float]], columns: int, spare: tuple[float, float]) -> tuple[Figure, np.ndarray]:
+    """A figure with a row of pictures for each extent, and inches to spare beside and above them."""
+    from matplotlib.figure import Figure
+
+    width, heights = max(extent[1] for extent in extents), [extent[3] for extent in extents]
+    inches = np.array([columns * width, sum(heights)]) / _MILLIMETRES_PER_INCH + spare
+    figure = Figure(figsize=inches, facecolor=BACKGROUND, layout="constrained")
+    return figure, figure.subplots(len(extents), columns, height_ratios=heights, squeeze=False)
+
+
+def _name(
+    figure: Figure, axes: np.ndarray, columns: Sequence[str], labels: Mapping[str, str], lines: list[Any], title: str
+) -> None:
+    """The titles of the columns and of the figure, and the legend."""
+    from matplotlib.patches import Patch
+
+    for one, name in zip(axes, columns, strict=True):
+        one.set_title(name, color=TEXT, fontsize=14, pad=8)
+    handles = [Patch(facecolor=color, label=name) for name, color in labels.items()] + lines
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, labelcolor=TEXT, fontsize=12
+    )
+    if title:
+        figure.suptitle(title, color=TEXT, fontsize=15)

@@ -1,0 +1,121 @@
+"""Heat over a slice of the anatomy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from attn3d.plotting.hanging import BACKGROUND, FAINT, PLANES, Hanging, contrast, mark_sides, show_scan
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.image import AxesImage
+
+
+class Scene:
+    """The anatomy behind maps, one or two axes made three.
+
+    Args:
+        image: (B, C, *S), (C, *S) or *S, of which the first sample's first channel is shown.
+        affine: voxel indices to millimetres; by default the image's own, if it has one.
+        grid: S, that of the maps.
+        window: level and width of the intensities shown; by default nearly all.
+    """
+
+    def __init__(
+        self,
+        image: np.ndarray | torch.Tensor,
+        affine: np.ndarray | None,
+        grid: tuple[int, ...],
+        window: tuple[float, float] | None,
+    ) -> None:
+        self.rank, self.grid = len(grid), grid + (1,) * (3 - len(grid))
+        self.marked = affine is not None or hasattr(image, "affine")
+        if self.marked:
+            affine = np.asarray(image.affine if affine is None else affine, dtype=float)
+            affine = affine.reshape(-1, *affine.shape[-2:])[0]  # of a batch
+        image = np.asarray(image.detach().float().cpu() if isinstance(image, torch.Tensor) else image)
+        anatomy = image.reshape(-1, *image.shape[max(0, image.ndim - self.rank) :])[0]
+        if anatomy.shape != grid:
+            raise ValueError(f"`image` must lie on the grid of the maps, {grid}, got {image.shape}")
+        self.hanging = Hanging(self.grid, np.eye(4) if affine is None else affine)
+        self.volume = self.hanging.turn(anatomy.reshape(self.grid))
+        self.limits = contrast(self.volume, window)
+
+    def voxels(self, voxels: Sequence[Sequence[int]] | None, count: int) -> list[np.ndarray]:
+        """The voxels that were asked about, or the one in the middle, after the turn."""
+        grid = self.grid[: self.rank]
+        voxels = [[size // 2 for size in grid]] if voxels is None else list(voxels)
+        if not voxels or 0 < count != len(voxels):
+            raise ValueError(f"`voxels` must be the {count or 1} that attention_maps was given, got {voxels}")
+        marked = np.zeros((len(voxels), *self.grid), bool)
+        for index, voxel in enumerate(voxels):
+            if len(voxel) != self.rank or not all(0 <= at < size for at, size in zip(voxel, grid, strict=True)):
+                raise ValueError(f"`voxels` must lie on the grid {grid}, got {tuple(voxel)}")
+            marked[index][tuple(voxel)] = True
+        return [np.argwhere(self.hanging.turn(one))[0] for one in marked]
+
+    def ratio(self, plane: str) -> float:
+        """The height of a picture by its width."""
+        _, width, _, height = self.hanging.extent(PLANES[plane])
+        return height / width
+
+    def words(self, plane: str, voxel: np.ndarray) -> str:
+        """A plane and where it is."""
+        across = PLANES[plane].across
+        return f"{plane}, {'xyz'[across]} = {self.hanging.place(voxel)[across]:.0f} mm" if self.marked else plane
+
+    def show(
+        self, axes: Axes, plane: str, voxel: np.ndarray, *, heat: np.ndarray | None = None, cross: bool = False
+    ) -> None:
+        """A slice, with heat and a scale for it if there is any, and a cross at the voxel if there is to be one."""
+        extent = self.hanging.extent(PLANES[plane])
+        low, high = self.limits
+        dimmed = high if heat is None else low + 1.7 * (high - low)  # so that heat is seen on what is bright
+        show_scan(axes, self.hanging.cut(self.volume, PLANES[plane], voxel), extent, (low, dimmed))
+        mark_sides(axes, PLANES[plane].letters if self.marked else "")
+        if heat is not None:
+            low, high = np.percentile(heat, (0.5, 99.5))
+            if high - low <= 1e-6 * abs(low):  # the same everywhere
+                high = low + 0.1 * (abs(low) or 1)
+            picture = axes.imshow(
+                self.hanging.cut(self.hanging.turn(heat.reshape(self.grid)), PLANES[plane], voxel),
+                cmap=_heat_colors(),
+                vmin=low,
+                vmax=high,
+                extent=extent,
+                origin="lower",
+                interpolation="bilinear",
+            )
+            show_scale(axes, picture)
+        if cross:
+            x, y = self.hanging.spot(PLANES[plane], voxel)
+            for color, width in (("black", 3.5), ("#7ee7ff", 1.5)):
+                axes.plot(x, y, "+", color=color, markersize=13, markeredgewidth=width)
+
+
+def _heat_colors() -> LinearSegmentedColormap:
+    """From clear to bright, so that the anatomy is seen where the weight is low."""
+    from matplotlib import colormaps
+    from matplotlib.colors import LinearSegmentedColormap
+
+    shades = colormaps["inferno"](np.linspace(0.2, 1, 64))
+    shades[:, 3] = np.linspace(0, 0.85, 64)
+    return LinearSegmentedColormap.from_list("heat", shades)
+
+
+def show_scale(axes: Axes, picture: AxesImage) -> None:
+    """A bar beside the axes that says what the colours mean."""
+    from matplotlib.ticker import MaxNLocator
+
+    beside = axes.inset_axes((1.03, 0.04, 0.045, 0.84), facecolor=BACKGROUND)
+    bar = axes.figure.colorbar(picture, cax=beside, extend="both")
+    bar.locator = MaxNLocator(4)
+    bar.formatter.set_powerlimits((-2, 4))
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(colors=FAINT, labelsize=8, length=2)
+    bar.ax.yaxis.get_offset_text().set(color=FAINT, fontsize=8, ha="left", x=0.0)

@@ -1,0 +1,148 @@
+"""The command ``compare``: the same budget for each mechanism and for none."""
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from attn3d.arguments import one_of, positive_integer
+from attn3d.factory import names
+from attn3d.planning import estimate_memory
+from attn3d.plotting import confidence_interval, plot_comparison
+from attn3d.segmentation.evaluation import mean_dice
+from attn3d.segmentation.files import FileError, finished_file
+from attn3d.segmentation.runs import Run, write_json
+from attn3d.segmentation.simulation import simulate
+from attn3d.segmentation.training import train
+
+_LEVEL = 0.95
+
+
+def compare(
+    data: Path | str | None = None,
+    *,
+    out: Path | str,
+    mechanisms: Sequence[str],
+    at: Sequence[str] = ("skip",),
+    seeds: int = 5,
+    quiet: bool = False,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Trains the same network without attention and with each mechanism, several times, and says what differs.
+
+    All trainings have the same data, split, patches, number of steps and settings; a seed sets weights and patches, and
+    is the same for all mechanisms, so that differences are taken seed by seed. Each is a run folder in ``out``; what
+    is finished is not trained again, and what was stopped goes on.
+
+    The difference to the plain network is the mean over the seeds with its 95 % confidence interval (Student's t, of
+    the paired differences). Where the interval holds 0 the difference is inside the noise. With several mechanisms,
+    one in twenty such intervals leaves 0 out by chance alone.
+
+    Args:
+        data: as in `train`; without it one simulated cohort is written into ``out``.
+        out: the folder of the comparison.
+        mechanisms: names of mechanisms; the plain network is always there, as "none".
+        at: kinds of site.
+        seeds: how often each is trained, with the seeds 0, 1, ..
+        quiet: no progress bars.
+        **settings: as in `train`, the same for all.
+
+    Returns:
+        what ``comparison.json`` holds: by mechanism ``dice`` (mean over the labels, of each seed), ``mean``,
+        ``interval``, ``difference`` and ``difference_interval`` to the plain network, ``inside_noise``,
+        ``parameters``, ``seconds`` of training and ``memory_bytes`` of one training step, foretold. Beside it
+        ``comparison.csv`` and ``comparison.png``.
+
+    Raises:
+        FileError: when a file cannot be used, or ``out`` holds a comparison with other settings.
+        ValueError: when a mechanism or setting is wrong.
+    """
+    positive_integer("seeds", seeds)
+    for mechanism in mechanisms:
+        one_of("mechanisms", mechanism, names())
+    out = Path(out)
+    asked = {"data": None if data is None else str(data), "at": list(at), "settings": settings}
+    _same(out / "settings.json", json.loads(json.dumps(asked)))
+    if data is None:
+        data = simulate(out / "cohort", quiet=quiet).folder
+    runs: dict[str, list[Run]] = {mechanism: [] for mechanism in ("none", *dict.fromkeys(mechanisms))}
+    for seed in range(seeds):
+        for mechanism, finished in runs.items():
+            folder = out / f"{mechanism}-{seed}"
+            if not quiet:
+                print(f"{mechanism}, seed {seed}")
+            if (folder / "config.json").exists():
+                run = train(out=folder, resume=True, quiet=quiet)
+            else:
+                run = train(data, out=folder, attention=mechanism, at=at, seed=seed, quiet=quiet, **settings)
+            finished.append(run)
+
+    results = {mechanism: _measure(of) for mechanism, of in runs.items()}
+    plain = results["none"]["dice"]
+    for mechanism, result in results.items():
+        result["mean"] = float(np.mean(result["dice"]))
+        result["interval"] = _finite(confidence_interval(result["dice"], _LEVEL))
+        if mechanism != "none":
+            differences = [one - other for one, other in zip(result["dice"], plain, strict=True)]
+            low, high = confidence_interval(differences, _LEVEL)
+            result["difference"] = float(np.mean(differences))
+            result["difference_interval"] = _finite((low, high))
+            result["inside_noise"] = bool(low <= 0 <= high)
+    simulated = runs["none"][0].config.simulated
+    report = {"simulated": simulated, "at": list(at), "seeds": seeds, "level": _LEVEL, "mechanisms": results}
+    write_json(out / "comparison.json", report)
+    with finished_file(out / "comparison.csv") as unfinished:
+        unfinished.write_text(_table(results))
+    if len(results) > 1:
+        title = f"{runs['none'][0].config.network}, attention at {', '.join(at)}"
+        figure = plot_comparison(results, title=title + (" (simulated scans)" if simulated else ""))
+        with finished_file(out / "comparison.png") as unfinished:
+            figure.savefig(unfinished, dpi=150, format="png")
+    return report
+
+
+def _same(path: Path, settings: dict[str, Any]) -> None:
+    """Keeps the settings of a comparison, or checks that they are those of the one that is there."""
+    if path.exists():
+        if json.loads(path.read_text()) != settings:
+            raise FileError(path, "this folder holds a comparison with other settings; give another --out")
+        return
+    if path.parent.exists() and any(path.parent.iterdir()):
+        raise ValueError(f"`out` {path.parent} is in use; give a new folder")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, settings)
+
+
+def _measure(runs: Sequence[Run]) -> dict[str, Any]:
+    """What all seeds of a mechanism scored, and what it costs."""
+    net, config = runs[0].new_network(), runs[0].config
+    shape = (config.batch_size, config.in_channels, *config.patch_size)
+    with (runs[0].folder / "metrics.csv").open() as file:
+        last = list(csv.DictReader(file))[-1]
+    return {
+        "dice": [mean_dice(json.loads(run.scores.read_text())) for run in runs],
+        "parameters": sum(parameter.numel() for parameter in net.parameters()),
+        "seconds": float(last["seconds"]),
+        "memory_bytes": estimate_memory(net, shape, training=True),
+    }
+
+
+def _finite(interval: tuple[float, float]) -> list[float] | None:
+    """JSON has no infinity: with one seed there is no interval."""
+    return [*interval] if np.isfinite(interval).all() else None
+
+
+def _table(results: dict[str, dict[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text)
+    columns = ("mean", "interval", "difference", "difference_interval", "inside_noise", "parameters", "seconds")
+    writer.writerow(["mechanism", *columns, "memory_bytes", "dice of each seed"])
+    for mechanism, result in results.items():
+        row = [result.get(column) for column in (*columns, "memory_bytes")]
+        row = [" to ".join(f"{one:.4f}" for one in value) if isinstance(value, list) else value for value in row]
+        writer.writerow([mechanism, *row, " ".join(f"{value:.4f}" for value in result["dice"])])
+    return text.getvalue()

@@ -1,0 +1,197 @@
+"""The command ``predict``: from scans to labels in the geometry that they came in."""
+
+import csv
+import io
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import nibabel as nib
+import numpy as np
+import torch
+from rich.progress import track
+from scipy import ndimage
+
+from attn3d.plotting import plot_segmentation
+from attn3d.segmentation.datasets import Case, Dataset, find_dataset, read_case_image, read_case_label
+from attn3d.segmentation.files import FileError, finished_file, write_image, write_label
+from attn3d.segmentation.inference import grid_probabilities, most_probable
+from attn3d.segmentation.preprocessing import prepare
+from attn3d.segmentation.runs import Run, write_json
+
+_SUFFIX = re.compile(r"\.nii(\.gz)?$")
+_CHANNEL = re.compile(r"_(\d{4})$")
+
+
+class Prediction(NamedTuple):
+    """What came of a batch of scans.
+
+    Attributes:
+        written: the labels' file by the name of the case.
+        failed: why there is none, by the name of the file.
+        volume_ml: by case and label.
+    """
+
+    written: dict[str, Path]
+    failed: dict[str, str]
+    volume_ml: dict[str, dict[str, float]]
+
+
+def predict(
+    runs: Path | str | Sequence[Path | str],
+    scans: Path | str,
+    out: Path | str,
+    *,
+    statistics: bool = False,
+    preview: bool = False,
+    probabilities: bool = False,
+    tta: bool = False,
+    remove_small: float = 0.0,
+    overwrite: bool = False,
+    quiet: bool = False,
+) -> Prediction:
+    """Segments scans with one or several trained networks.
+
+    A scan may have any orientation, spacing or oblique affine; its labels are uint8 in exactly its geometry. A scan
+    that cannot be used does not stop the others.
+
+    Args:
+        runs: folders of finished trainings; the probabilities of several are averaged.
+        scans: a NIfTI file, a folder of them (``case_0000.nii.gz``, ``case_0001.nii.gz``, .. where a case has
+            several images), a DICOM series or the folder of a data set.
+        out: folder for ``case.nii.gz``.
+        statistics: also ``statistics.json`` and ``statistics.csv``, the volumes in ml.
+        preview: also ``case.png``.
+        probabilities: also ``case_probabilities.nii.gz``, float32 with a class in each last index.
+        tta: average with what is found in the mirrored scan, left and right exchanged: the flip of the training.
+        remove_small: ml; a connected piece of a label that is smaller becomes background.
+        overwrite: replace what is there.
+        quiet: no progress bar.
+
+    Raises:
+        FileError: when a run cannot be used, or there is no scan.
+        ValueError: when the runs have different labels, or ``remove_small`` is negative.
+    """
+    opened = [Run.open(run) for run in ([runs] if isinstance(runs, str | Path) else runs)]
+    if not remove_small >= 0:
+        raise ValueError(f"`remove_small` must be at least 0 ml, got {remove_small}")
+    labels = opened[0].config.labels
+    for run in opened[1:]:
+        if run.config.labels != labels or run.config.images != opened[0].config.images:
+            raise ValueError(f"`runs` must have the same labels and images, {run.folder} differs from the first")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    networks = [(run.network().to(device), run.config) for run in opened]
+    cases, failed = _find_cases(Path(scans), opened[0].config.images)
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+
+    written: dict[str, Path] = {}
+    volumes: dict[str, dict[str, float]] = {}
+    for case in track(cases, "segmenting", disable=quiet):
+        path = out / f"{case.name}.nii.gz"
+        try:
+            if path.exists() and not overwrite:
+                raise FileError(path, "is there already; choose another folder, or allow to overwrite it")
+            images = read_case_image(case)
+            found = [
+                grid_probabilities(net, prepare(images, config), config.patch_size, mirrored=tta)
+                for net, config in networks
+            ]
+            classes, kept = most_probable(found, images[0], keep=probabilities)
+        except FileError as error:
+            failed[str(error.path)] = error.problem
+            continue
+        segmentation = np.array([0, *sorted(labels)], np.uint8)[classes]
+        millilitres = abs(np.linalg.det(images[0].affine[:3, :3])) / 1000
+        if remove_small > 0:
+            segmentation = _without_small(segmentation, remove_small / millilitres)
+        if kept is not None:
+            write_image(out / f"{case.name}_probabilities.nii.gz", kept, images[0].affine, "scanner")
+        if preview:
+            with finished_file(out / f"{case.name}.png") as unfinished:
+                _preview(images[0], segmentation, opened[0]).savefig(unfinished, dpi=100, format="png")
+        write_label(path, segmentation, like=images[0])
+        written[case.name] = path
+        volumes[case.name] = {
+            name: float((segmentation == value).sum() * millilitres) for value, name in labels.items()
+        }
+    if statistics:
+        write_json(out / "statistics.json", {"unit": "ml", "volumes": volumes})
+        with finished_file(out / "statistics.csv") as unfinished:
+            unfinished.write_text(_table(volumes, list(labels.values())))
+    return Prediction(written, failed, volumes)
+
+
+def predict_held_out(run: Run, dataset: Dataset, *, quiet: bool = False) -> None:
+    """Segments the cases that a run was validated on, and puts their references beside them."""
+    net, folder = run.network(), run.scores.parent
+    net.to("cuda" if torch.cuda.is_available() else "cpu")
+    (folder / "references").mkdir(parents=True, exist_ok=True)
+    for case in track(run.cases("validation", dataset), "segmenting what was held out", disable=quiet):
+        images = read_case_image(case)
+        reference = read_case_label(case, dataset, images[0])
+        classes, _ = most_probable(
+            [grid_probabilities(net, prepare(images, run.config), run.config.patch_size)], images[0]
+        )
+        values = np.array([0, *sorted(run.config.labels)], np.uint8)
+        write_label(folder / "references" / f"{case.name}.nii.gz", np.asarray(reference.dataobj), like=images[0])
+        write_label(folder / f"{case.name}.nii.gz", values[classes], like=images[0])
+
+
+def _find_cases(scans: Path, images: int) -> tuple[list[Case], dict[str, str]]:
+    """The cases to segment, and files that make no case."""
+    if not scans.exists():
+        raise FileError(scans, "is not there; give a NIfTI file or a folder of scans")
+    if scans.is_file():
+        if images != 1:
+            raise FileError(scans, f"is one image, the network needs {images} of a case; give a folder")
+        return [Case(_SUFFIX.sub("", scans.name), (scans,))], {}
+    files = sorted(path for path in scans.iterdir() if _SUFFIX.search(path.name) and path.name[0] != ".")
+    if not files:
+        dataset = find_dataset(scans)
+        return [*dataset.test_cases, *dataset.cases], {}
+    by_name: dict[str, list[Path]] = defaultdict(list)
+    for path in files:
+        name = _SUFFIX.sub("", path.name)
+        numbered = images > 1 or name.endswith("_0000")
+        by_name[_CHANNEL.sub("", name) if numbered else name].append(path)
+    failed = {
+        str(paths[0]): f"its case has {len(paths)} images, the network needs {images}"
+        for paths in by_name.values()
+        if len(paths) != images
+    }
+    return [Case(name, tuple(paths)) for name, paths in by_name.items() if len(paths) == images], failed
+
+
+def _without_small(segmentation: np.ndarray, voxels: float) -> np.ndarray:
+    """Without the pieces of a label that have fewer voxels; they are connected by faces, edges and corners."""
+    kept = segmentation.copy()
+    for value in np.unique(segmentation[segmentation > 0]):
+        pieces, _ = ndimage.label(segmentation == value, structure=np.ones((3, 3, 3)))
+        small = np.bincount(pieces.ravel()) < voxels
+        small[0] = False
+        kept[small[pieces]] = 0
+    return kept
+
+
+def _preview(image: nib.Nifti1Image, segmentation: np.ndarray, run: Run) -> Any:
+    """Three planes through what was found."""
+    windows = run.config.windows
+    return plot_segmentation(
+        np.asarray(image.dataobj),
+        {"network": segmentation},
+        run.config.labels,
+        image.affine,
+        window=None if windows is None else windows[0],
+        title="simulated training data" if run.config.simulated else "",
+    )
+
+
+def _table(volumes: dict[str, dict[str, float]], labels: list[str]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["case", *(f"{label} ml" for label in labels)])
+    writer.writerows([case, *(f"{one[label]:.3f}" for label in labels)] for case, one in volumes.items())
+    return text.getvalue()

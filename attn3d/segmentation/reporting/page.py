@@ -1,0 +1,128 @@
+"""The command ``report``: from a run folder to one HTML file that holds all it shows."""
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from attn3d.plotting import plot_training
+from attn3d.segmentation.evaluation import ANY
+from attn3d.segmentation.files import FileError, finished_file
+from attn3d.segmentation.reporting.pictures import attention_figures, lesion_figures, spec_words, svg
+from attn3d.segmentation.runs import Run
+
+
+def report(run: Run | Path | str, *, overwrite: bool = False) -> Path:
+    """Writes the report of a finished run: ``report.html`` in its folder, to open in any browser.
+
+    It holds the scores on the held-out cases, the curves of the training, overlays centred on the lesions of the
+    best, the median and the worst case, attention maps over the anatomy, and the configuration with the data's
+    fingerprint and the versions. It refers to no other file, and says when the scans are simulated.
+
+    Args:
+        run: a run or its folder.
+        overwrite: whether a report that is there may be replaced.
+
+    Returns:
+        The path of the report.
+
+    Raises:
+        FileError: when the run is not finished, a file of it cannot be used, or a report is there already.
+    """
+    run = run if isinstance(run, Run) else Run.open(run)
+    path = run.folder / "report.html"
+    if path.exists() and not overwrite:
+        raise FileError(path, "is there already; allow to overwrite it")
+    scores = _json(run.folder / "validation" / "scores.json")
+    settings = run.config.as_dict()
+    page = (
+        _environment()
+        .get_template("report.html")
+        .render(
+            name=run.folder.resolve().name,
+            date=date.today().isoformat(),
+            attn3d=version("attn3d"),
+            simulated=run.config.simulated,
+            config=run.config,
+            mechanism=None if run.config.attention is None else spec_words(run.config.attention),
+            settings={name: value for name, value in settings.items() if name not in ("versions", "format")},
+            versions=run.config.versions,
+            fingerprint=_json(run.folder / "fingerprint.json"),
+            split=_json(run.folder / "split.json"),
+            scores=scores,
+            main=ANY if ANY in scores["overall"] else next(iter(scores["overall"])),
+            any=ANY,
+            macro=_mean([line["dice_with"] for label, line in scores["overall"].items() if label != ANY]),
+            curves=svg(plot_training(_epochs(run.folder / "metrics.csv"))),
+            lesions=lesion_figures(run, scores),
+            attention=attention_figures(run, scores),
+        )
+    )
+    with finished_file(path) as unfinished:
+        unfinished.write_text(page, encoding="utf-8")
+    return path
+
+
+def _environment() -> Environment:
+    """Templates that escape everything and refuse what they are not given."""
+    environment = Environment(
+        loader=PackageLoader("attn3d.segmentation.reporting", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": _number, "plain": _plain}
+    return environment
+
+
+def _number(value: float | None, digits: int = 2) -> str:
+    """A number as a table has it; a dash for none."""
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _plain(value: Any) -> str:
+    """A setting in words."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {_plain(one)}" for key, one in value.items())
+    if isinstance(value, list | tuple):
+        nested = any(isinstance(one, list | tuple | Mapping) for one in value)
+        return "; ".join(f"({_plain(one)})" for one in value) if nested else ", ".join(map(_plain, value))
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "yes", False: "no"}[value]
+    return str(value)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """Of those that there are."""
+    there = [value for value in values if value is not None]
+    return sum(there) / len(there) if there else None
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except OSError as error:
+        raise FileError(path, "is not there; finish the training with `attn3d train --resume`") from error
+    except ValueError as error:
+        raise FileError(path, f"is no JSON: {error}") from error
+
+
+def _epochs(path: Path) -> list[dict[str, float | None]]:
+    """The rows of ``metrics.csv`` as numbers."""
+    try:
+        with path.open(newline="") as file:
+            return [
+                {name: float(value) if value else None for name, value in row.items()} for row in csv.DictReader(file)
+            ]
+    except OSError as error:
+        raise FileError(path, "is not there; finish the training with `attn3d train --resume`") from error
+    except (ValueError, TypeError) as error:
+        raise FileError(path, f"is no table of numbers: {error}") from error

@@ -1,0 +1,157 @@
+"""The pictures of a report, each as what an HTML page holds in itself."""
+
+import base64
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+from markupsafe import Markup
+from matplotlib.figure import Figure
+from monai.data import MetaTensor
+from monai.transforms import SpatialCrop, SpatialPad
+from scipy import ndimage
+
+from attn3d.arguments import Spec, read_spec
+from attn3d.maps import attention_maps
+from attn3d.plotting import plot_attention_maps, plot_lesions
+from attn3d.plotting.charts import INK
+from attn3d.segmentation.datasets import read_case_image, read_case_label
+from attn3d.segmentation.evaluation import ANY
+from attn3d.segmentation.files import read_segmentation
+from attn3d.segmentation.grid import to_grid
+from attn3d.segmentation.preprocessing import prepare
+from attn3d.segmentation.runs import Run
+
+_BRAIN = (40.0, 80.0)  # level and width in HU
+_SITES = 3  # side by side; more would be too small to read
+
+
+class Picture(NamedTuple):
+    """A PNG as a data URI, its size in pixels of the page, and the caption under it."""
+
+    data: str
+    width: int
+    height: int
+    caption: str
+
+
+def png(figure: Figure, caption: str) -> Picture:
+    """A figure at twice the density of the page."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=144)
+    width, height = figure.get_size_inches() * 72
+    data = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return Picture(data, round(width), round(height), caption)
+
+
+def svg(figure: Figure) -> Markup:
+    """A chart as SVG in the page: its text is the page's, its ink and its yellow follow the page's colours."""
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "attn3d"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    drawing = buffer.getvalue()
+    drawing = re.sub(r"<metadata>.*?</metadata>", "", drawing[drawing.index("<svg") :], flags=re.DOTALL)
+    return Markup(drawing.replace(INK, "currentColor").replace("#f0e442", "var(--yellow)"))
+
+
+def lesion_figures(run: Run, scores: Mapping[str, Any]) -> list[Picture]:
+    """The best, the median and the worst of the held-out cases in which something is, or was found."""
+    dataset = run.dataset()
+    cases = {case.name: case for case in run.cases("validation", dataset)}
+    ranked = _ranked(scores)
+    last = len(ranked) - 1
+    chosen = {0: "Best", (last + 1) // 2: "Median", last: "Worst"} if last > 0 else {0: "Only"}  # of two: no median
+    pictures = []
+    for rank, what in chosen.items() if ranked else ():
+        name = ranked[rank]
+        image = read_case_image(cases[name])[0]
+        label = read_case_label(cases[name], dataset, image)
+        found = read_segmentation(run.folder / "validation" / f"{name}.nii.gz", image)
+        figure = plot_lesions(
+            np.asarray(image.dataobj),
+            {"reference": np.asarray(label.dataobj), "network": np.asarray(found.dataobj)},
+            run.config.labels,
+            image.affine,
+            window=_BRAIN if run.config.modality == "CT" else None,
+            title=_title(run, name),
+        )
+        says = [_says(label, line) for label, line in scores["cases"][name].items() if label != ANY]
+        pictures.append(png(figure, f"{what} case, {name}: {', '.join(filter(None, says))}."))
+    return pictures
+
+
+def attention_figures(run: Run, scores: Mapping[str, Any]) -> list[Picture]:
+    """What the network attended to in a patch around the largest lesion of the median case."""
+    if run.config.attention is None:
+        return []
+    dataset = run.dataset()
+    cases = {case.name: case for case in run.cases("validation", dataset)}
+    ranked = [name for name in _ranked(scores) if _main(scores["cases"][name])["reference_ml"]]
+    name = ranked[len(ranked) // 2] if ranked else next(iter(scores["cases"]))
+    images = read_case_image(cases[name])
+    label = to_grid(read_case_label(cases[name], dataset, images[0]), run.config.spacing, mode="nearest")
+    patch, voxel = patch_around(prepare(images, run.config), np.asarray(label[0]) > 0, run.config.patch_size)
+    maps = attention_maps(run.network(), patch[None], voxels=[voxel])
+    sites = [site for site, weights in maps.items() if weights]
+    pictures = []
+    for first in range(0, len(sites), _SITES):
+        figure = plot_attention_maps(
+            patch,
+            maps,
+            site=sites[first : first + _SITES],
+            voxels=[voxel],
+            planes=("axial", "coronal"),
+            window=None if run.config.windows is None else (0.0, 2.0),  # what is clipped to -1 and 1
+            title=_title(run, name),
+        )
+        where = f"around the largest lesion of {name}" if ranked else f"in the middle of {name}, which has no lesion"
+        pictures.append(png(figure, f"{spec_words(run.config.attention)} {where}."))
+    return pictures
+
+
+def patch_around(volume: MetaTensor, mask: np.ndarray, size: Sequence[int]) -> tuple[MetaTensor, tuple[int, ...]]:
+    """A patch with the largest component of a mask in its middle as far as the scan goes, and where in it that is."""
+    components, count = ndimage.label(mask, structure=np.ones((3, 3, 3)))
+    center = np.array(mask.shape) // 2
+    if count:
+        voxels = np.argwhere(components == np.bincount(components.ravel())[1:].argmax() + 1)
+        center = voxels[np.linalg.norm(voxels - voxels.mean(axis=0), axis=1).argmin()]  # a crescent's mean is outside
+    padded = SpatialPad(size, method="end", mode="edge")(volume)
+    low = np.clip(center - np.array(size) // 2, 0, np.array(padded.shape[1:]) - size)
+    patch = SpatialCrop(roi_start=low, roi_end=low + size)(padded)
+    return patch, tuple(int(place) for place in center - low)
+
+
+def _says(label: str, line: Mapping[str, Any]) -> str:
+    """How a label of a case went, nothing where it is rightly absent."""
+    if line["reference_ml"] and line["volume_ml"]:
+        return f"{label} Dice {line['dice']:.2f}"
+    if line["reference_ml"]:
+        return f"{label} missed"
+    return f"{label} found where there is none" if line["volume_ml"] else ""
+
+
+def _title(run: Run, name: str) -> str:
+    """The name of a case, and what it is, for a picture that is taken out of the page."""
+    return f"{name}, simulated" if run.config.simulated else name
+
+
+def spec_words(spec: Spec) -> str:
+    """A mechanism and its options in words."""
+    name, options = read_spec("attention", spec)
+    return f"{name} ({', '.join(f'{key}={value}' for key, value in options.items())})" if options else name
+
+
+def _ranked(scores: Mapping[str, Any]) -> list[str]:
+    """The cases in which something is, or was found, from the best Dice of all labels as one to the worst."""
+    lines = {name: _main(labels) for name, labels in scores["cases"].items()}
+    there = [name for name, line in lines.items() if line["reference_ml"] or line["volume_ml"]]
+    return sorted(there, key=lambda name: -lines[name]["dice"])
+
+
+def _main(labels: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The scores of all labels as one."""
+    return labels[ANY] if ANY in labels else next(iter(labels.values()))

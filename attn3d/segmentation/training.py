@@ -1,0 +1,266 @@
+"""The command ``train``: from a folder of scans to a run folder."""
+
+import csv
+import io
+import logging
+import os
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningModule, Trainer, seed_everything
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from attn3d.segmentation.configuration import configure, settings_from
+from attn3d.segmentation.datasets import find_dataset, read_fold, split_cases
+from attn3d.segmentation.evaluation import evaluate
+from attn3d.segmentation.files import FileError, finished_file
+from attn3d.segmentation.fingerprint import take_fingerprint
+from attn3d.segmentation.fitting import QUIET, BudgetBar, SegmentationTask, without_advice
+from attn3d.segmentation.patches import PatchData
+from attn3d.segmentation.prediction import predict_held_out
+from attn3d.segmentation.runs import Run
+from attn3d.segmentation.simulation import simulate
+
+logger = logging.getLogger("attn3d")
+
+
+class Interrupted(RuntimeError):
+    """The training was stopped before its end; it can be resumed."""
+
+
+def train(
+    data: Path | str | None = None,
+    *,
+    out: Path | str,
+    config: Path | str | None = None,
+    folds: Path | str | None = None,
+    fold: int = 0,
+    resume: bool = False,
+    devices: int | str = "auto",
+    quiet: bool = False,
+    network: str | None = None,
+    attention: Any = None,
+    at: Sequence[str] | None = None,
+    epochs: int | None = None,
+    seed: int | None = None,
+    **settings: Any,
+) -> Run:
+    """Trains a network with attention on a data set, and scores it on the cases that were held out.
+
+    Spacing, intensity windows, patch size, strides and kernels follow from a fingerprint of the training cases; every
+    one of them can be set. The weights of the last epoch are kept. After every epoch a checkpoint is written, from
+    which ``resume`` goes on as if nothing had happened: same patches, same weights. It runs on the GPUs there are, by
+    Lightning also on several (``torchrun``), and otherwise on the CPU.
+
+    Args:
+        data: the folder of a data set (see `find_dataset`); without one, a simulated cohort is written into ``out``.
+        out: the run folder to make.
+        config: a YAML or JSON file of settings.
+        folds: a JSON file of given splits, as nnU-Net's ``splits_final.json``; without one the split is drawn.
+        fold: which of them.
+        resume: go on with the training in ``out``; all settings are those that it has.
+        devices: how many GPUs, or processes on the CPU.
+        quiet: no progress bars; a line for each epoch goes to the logger "attn3d".
+        network: a key of `NETWORKS`.
+        attention: a spec for `attn3d.insert_attention`, or "none".
+        at: kinds of site.
+        epochs: passes over the training cases.
+        seed: of weights and patches.
+        **settings: any other key of `attn3d.segmentation.configuration.DEFAULTS`.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        FileError: when a file cannot be used.
+        ValueError: when a setting is wrong, or ``out`` is in use.
+        Interrupted: when it was stopped by Ctrl-C.
+    """
+    out = Path(out)
+    if resume:
+        run = Run.open(out)
+    else:
+        given = {"network": network, "attention": attention, "at": at, "epochs": epochs, "seed": seed, **settings}
+        run = _new_run(data, out, config, (folds, fold), given, quiet)
+    if run.finished:
+        return run
+    dataset = run.dataset()
+    training, validation = run.cases("training", dataset), run.cases("validation", dataset)
+    seed_everything(run.config.seed, verbose=False)
+    task = SegmentationTask(
+        run.new_network(), run.config.learning_rate, run.config.patch_size, [*run.config.labels.values()]
+    )
+    if not run.weights.exists():
+        _fit(run, task, PatchData(run.config, dataset, training, validation, out / "prepared", quiet), devices, quiet)
+    if rank_zero_only.rank == 0:
+        predict_held_out(run, dataset, quiet=quiet)
+        folder = run.scores.parent
+        evaluate(folder, folder / "references", folder, labels=run.config.labels, overwrite=True, quiet=quiet)
+    return run
+
+
+def _new_run(
+    data: Path | str | None,
+    out: Path,
+    config: Path | str | None,
+    folds: tuple[Path | str | None, int],
+    given: Mapping[str, Any],
+    quiet: bool,
+) -> Run:
+    """Looks at the data and settles how it is trained on."""
+    settings = settings_from(None if config is None else Path(config), given)
+    first = rank_zero_only.rank == 0
+    if first and out.exists() and (not out.is_dir() or any(path.name != "cohort" for path in out.iterdir())):
+        raise ValueError(f"`out` {out} is in use; give a new folder, or resume what is in it (--resume)")
+    if data is None:
+        if not first:
+            raise ValueError("`data` must be given to several processes; write a cohort with `attn3d simulate` first")
+        dataset = simulate(out / "cohort", quiet=quiet)
+    else:
+        dataset = find_dataset(data, labelled=True)
+    if not dataset.labels:
+        raise FileError(dataset.folder, "says of no label what it means; add a dataset.json")
+    if first and not quiet:
+        print(dataset)
+    if folds[0] is None:
+        training, validation = split_cases(dataset.cases, settings["held_out"], settings["split_seed"])
+    else:
+        training, validation = read_fold(folds[0], folds[1], dataset.cases)
+    images = len(dataset.cases[0].images)
+    if odd := [case for case in dataset.cases if len(case.images) != images]:
+        raise FileError(odd[0].images[0], f"its case has {len(odd[0].images)} images, others have {images}")
+
+    fingerprint = take_fingerprint(dataset, training, quiet=quiet or not first)
+    configuration = configure(dataset, images, fingerprint, settings)
+    run = Run(out, configuration)
+    run.new_network()  # what cannot be built is said before anything is written
+    if first:
+        split = {"training": [case.name for case in training], "validation": [case.name for case in validation]}
+        Run.create(out, configuration, fingerprint.as_dict(), split)
+        if not quiet:
+            print(_summary(configuration))
+    return run
+
+
+def _summary(configuration: Any) -> str:
+    """What follows from the data, in a few lines."""
+    spacing = " x ".join(f"{one:.3g}" for one in configuration.spacing)
+    patch = " x ".join(map(str, configuration.patch_size))
+    shown = "mean 0, deviation 1"
+    if configuration.windows is not None:
+        shown = ", ".join(f"{level:g}/{width:g}" for level, width in configuration.windows) + " HU"
+    attention = "no attention"
+    if configuration.attention is not None:
+        attention = f"{configuration.attention} at {', '.join(configuration.at)}"
+    return (
+        f"{configuration.network}, {attention}; {configuration.epochs} epochs\n"
+        f"  spacing {spacing} mm, patches {patch}, strides {configuration.strides}, kernels {configuration.kernels}\n"
+        f"  intensities {shown}"
+    )
+
+
+def _fit(run: Run, task: SegmentationTask, patches: PatchData, devices: int | str, quiet: bool) -> None:
+    """Trains to the last epoch and keeps the weights."""
+    on_gpu = torch.cuda.is_available()
+    started = os.environ.get("LOCAL_WORLD_SIZE")  # by torchrun, so many processes on this machine
+    devices = int(started) if started else devices if devices != "auto" or on_gpu else 1
+    several = devices != 1 and (devices != "auto" or torch.cuda.device_count() > 1)
+    with without_advice():
+        trainer = Trainer(
+            max_epochs=run.config.epochs,
+            devices=devices,
+            num_nodes=int(os.environ.get("GROUP_WORLD_SIZE", 1)),
+            strategy="ddp" if several else "auto",
+            precision="bf16-mixed" if on_gpu else "32-true",
+            callbacks=[Epochs(run.folder), Checkpoint(run.checkpoint), *([] if quiet else [BudgetBar()])],
+            logger=TensorBoardLogger(run.folder, "tensorboard", "") if find_spec("tensorboard") else False,
+            enable_checkpointing=False,  # Lightning's own writes in place: a kill would leave half a file
+            check_val_every_n_epoch=run.config.validate_every,
+            reload_dataloaders_every_n_epochs=1,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+            **QUIET,
+        )
+        last = run.checkpoint if run.checkpoint.exists() else None
+        on_interrupt = signal.getsignal(signal.SIGINT)
+        try:
+            trainer.fit(task, patches, ckpt_path=last, weights_only=True)
+        except SystemExit:  # Lightning's answer to Ctrl-C, with which it stops listening to it
+            signal.signal(signal.SIGINT, on_interrupt)
+            if not trainer.interrupted:
+                raise
+    if trainer.interrupted:
+        raise Interrupted(f"stopped in epoch {trainer.current_epoch + 1}; go on with --resume --out {run.folder}")
+    if trainer.is_global_zero:
+        run.write_network(task.network)
+    trainer.strategy.barrier()
+
+
+class Checkpoint(Callback):
+    """All that a training needs to go on, after every epoch; whole or not at all."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def on_train_epoch_end(self, trainer: Trainer, task: LightningModule) -> None:
+        """Replaces the checkpoint of the epoch before."""
+        if trainer.is_global_zero:
+            with finished_file(self.path) as unfinished:
+                trainer.save_checkpoint(unfinished)
+        else:
+            trainer.save_checkpoint(self.path)  # takes part in what the ranks gather, and writes nothing
+
+
+class Epochs(Callback):
+    """A row for each epoch in ``metrics.csv``; kept in the checkpoint, so that a resumed training goes on with it."""
+
+    def __init__(self, folder: Path):
+        self.path = folder / "metrics.csv"
+        self.rows: list[dict[str, Any]] = []
+
+    def on_train_epoch_start(self, trainer: Trainer, task: LightningModule) -> None:
+        """Starts the clock and the mean of the loss."""
+        self._start, self._losses = time.perf_counter(), []
+
+    def on_train_batch_end(
+        self, trainer: Trainer, task: LightningModule, outputs: Any, batch: Any, batch_index: int
+    ) -> None:
+        """Notes the loss of a step."""
+        self._losses.append(outputs["loss"].detach())
+
+    def on_train_epoch_end(self, trainer: Trainer, task: LightningModule) -> None:
+        """Writes the file anew with the epoch's row."""
+        before = self.rows[-1]["seconds"] if self.rows else 0.0
+        row = {
+            "epoch": trainer.current_epoch + 1,
+            "step": trainer.global_step,
+            "seconds": round(before + time.perf_counter() - self._start, 2),
+            "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
+            "loss": torch.stack(self._losses).mean().item(),
+            **(task.dice if (trainer.current_epoch + 1) % trainer.check_val_every_n_epoch == 0 else {}),
+        }
+        self.rows.append(row)
+        logger.info("  ".join(f"{name} {value:.5g}" for name, value in row.items()))
+        if trainer.is_global_zero:
+            columns = list(row)[:5] + ["dice", *(f"dice {name}" for name in task.names)]
+            text = io.StringIO()
+            writer = csv.DictWriter(text, columns)
+            writer.writeheader()
+            writer.writerows(self.rows)
+            with finished_file(self.path) as unfinished:
+                unfinished.write_text(text.getvalue())
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rows so far."""
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The rows of the checkpoint."""
+        self.rows = state["rows"]

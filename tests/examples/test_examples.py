@@ -1,0 +1,96 @@
+"""Every example, at a small size."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from attn3d.segmentation import HAEMORRHAGES
+from tests.segmentation.conftest import data  # noqa: F401
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+TESTED_ELSEWHERE = {"brain_tissue", "benchmark", "sharded_volume"}
+
+
+@pytest.fixture
+def example(tmp_path, monkeypatch):
+    """The function that a script runs, in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+
+    def load(name):
+        spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module.main
+
+    return load
+
+
+def test_each_is_tested():
+    tested = {name.removeprefix("test_") for name in globals() if name.startswith("test_")} | TESTED_ELSEWHERE
+    assert {path.stem for path in EXAMPLES.glob("*.py")} <= tested
+
+
+def test_haemorrhage(example, tmp_path, capsys):
+    example("haemorrhage")(attention="coord", at="skip", cases=3, test_cases=2, epochs=1, out=tmp_path / "all")
+    result = json.loads((tmp_path / "all" / "result.json").read_text())
+    assert "any label" in result["dice"]
+    assert set(result["dice"]) <= {*HAEMORRHAGES.values(), "any label", "mean of kinds"}
+    for row in result["dice"].values():
+        assert 0 <= row["network"] <= 1
+        assert 0 <= row["threshold"] <= 1
+    scores = json.loads((tmp_path / "all" / "scores" / "scores.json").read_text())
+    assert result["dice"]["any label"]["network"] == scores["overall"]["any label"]["dice_with"]
+    for path in (tmp_path / "all" / "unseen" / "labelsTr").iterdir():
+        found, true = nib.load(tmp_path / "all" / "predictions" / path.name), nib.load(path)
+        assert found.shape == true.shape
+        np.testing.assert_array_equal(found.affine, true.affine)
+    assert "simulated" in capsys.readouterr().out
+    assert "imulated" in (tmp_path / "all" / "run" / "report.html").read_text()
+
+
+def test_own_data(example, data, tmp_path, capsys):  # noqa: F811
+    example("own_data")(data=data, scans=data / "images", out=tmp_path / "all", epochs=1)
+    assert len(list((tmp_path / "all" / "predictions").glob("*.nii.gz"))) == 4
+    assert "4 scans segmented" in capsys.readouterr().out
+
+
+def test_compare_mechanisms(example, data, tmp_path, capsys):  # noqa: F811
+    example("compare_mechanisms")(
+        mechanisms="eca", at="encoder", seeds=2, epochs=1, cases=4, data=data, out=tmp_path / "all"
+    )
+    printed = capsys.readouterr().out
+    assert "the noise" in printed
+    assert (tmp_path / "all" / "comparison.png").exists()
+
+
+def test_monai_pipeline(example, tmp_path, capsys):
+    example("monai_pipeline")(steps=2, resolution=3, out=tmp_path)
+    assert "white matter" in capsys.readouterr().out
+
+
+def test_torchio_pipeline(example, tmp_path):
+    example("torchio_pipeline")(epochs=1, patches=2, resolution=4, out=tmp_path)
+    found, true = (nib.load(tmp_path / name) for name in ("segmentation.nii.gz", "mni152_tissues.nii.gz"))
+    assert found.shape == true.shape
+    np.testing.assert_allclose(found.affine, true.affine)
+
+
+def test_pretrained(example, tmp_path, capsys):
+    example("pretrained")(steps=4, resolution=4, out=tmp_path)
+    printed = capsys.readouterr().out
+    assert "the same output as before: True" in printed
+    gates = json.loads(printed.split("gates, which began at 0: ")[1].splitlines()[0])
+    assert len(gates) == 6
+    assert all(gates), "each has moved"
+
+
+def test_whole_volume(example, capsys):
+    example("whole_volume")(size=12, channels=8)
+    printed = capsys.readouterr().out
+    assert "sum to 1.0000" in printed
+    foretold, measured = (float(line.split(": ")[1].split(" MiB")[0]) for line in printed.splitlines()[1:3])
+    assert measured == pytest.approx(foretold, rel=0.1, abs=1)

@@ -1,0 +1,140 @@
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+from monai.networks.nets import UNet
+
+import attn3d
+from attn3d.plotting import plot_attention_maps
+from tests.segmentation.volumes import AFFINES
+
+GRID = (12, 10, 8)
+
+
+def maps_of(**weights):
+    return {"encoder:model.0": {name: torch.as_tensor(value)[None] for name, value in weights.items()}}
+
+
+def ramp(grid=GRID):
+    """Different at every voxel."""
+    return torch.arange(np.prod(grid), dtype=torch.float32).reshape(grid)
+
+
+def cells(figure):
+    """The axes of the grid by rows: those with a title are in the first."""
+    columns = sum(axes.get_title() != "" for axes in figure.axes) + 1
+    grid = [axes for axes in figure.axes if axes.get_position().width > 0.01]
+    return [grid[start : start + columns] for start in range(0, len(grid), columns)]
+
+
+def heat(axes):
+    return np.asarray(axes.images[1].get_array())
+
+
+@pytest.mark.parametrize("name", AFFINES)
+def test_heat_lies_over_the_anatomy_in_every_orientation(name):
+    affine = AFFINES[name]
+    maps = maps_of(spatial=ramp())
+    figure = plot_attention_maps(ramp(), maps, affine, planes=("axial", "coronal", "sagittal"))
+    for row, letters in zip(cells(figure), ("RLPA", "RLIS", "APIS"), strict=True):
+        np.testing.assert_array_equal(heat(row[1]), row[0].images[0].get_array())
+        assert [text.get_text() for text in row[1].texts] == list(letters)
+        assert row[1].images[1].get_extent() == row[0].images[0].get_extent()
+        assert row[1].get_aspect() == 1
+    assert len({heat(row[1]).min() for row in cells(figure)}) == 3
+
+
+def test_the_plane_goes_through_the_chosen_voxel_and_a_cross_marks_it():
+    affine = AFFINES["LAS, 5 mm slices"]
+    rows = torch.stack([ramp(), 5 * ramp()])[None].repeat(2, 1, 1, 1, 1)  # of two heads
+    voxels = [(3, 4, 1), (9, 2, 6)]
+    figure = plot_attention_maps(ramp(), maps_of(query=rows), affine, voxels=voxels)
+    for row, voxel, factor in zip(cells(figure), voxels, (1, 5), strict=True):
+        np.testing.assert_array_equal(heat(row[1]), factor * ramp()[:, :, voxel[2]].T)
+        for axes in row:
+            x, y = axes.lines[0].get_data()
+            assert (x, y) == (voxel[0] + 0.5, voxel[1] + 0.5)
+        place = nib.affines.apply_affine(affine, voxel)
+        assert f"z = {place[2]:.0f} mm" in row[0].get_ylabel()
+
+
+def test_channels_are_bars_from_zero_in_their_order():
+    gates = torch.tensor([0.2, 0.9, 0.5])
+    figure = plot_attention_maps(ramp(), maps_of(channel=gates))
+    ((_, axes),) = cells(figure)
+    (bars,) = axes.patches
+    np.testing.assert_allclose(bars.get_data().values, gates)
+    assert bars.get_data().baseline == 0
+    assert axes.get_ylim() == (0, 1)
+    assert "0.2 to 0.9" in axes.get_xlabel()
+
+
+def test_curves_run_from_left_posterior_and_inferior_in_millimetres():
+    affine = AFFINES["LAS, 5 mm slices"]
+    gates = {f"axis{axis}": torch.linspace(0, 1, size) for axis, size in enumerate(GRID)}
+    figure = plot_attention_maps(ramp(), maps_of(axes_map=ramp(), **gates), affine)
+    x, y, z = cells(figure)[1][1].lines
+    np.testing.assert_allclose(x.get_ydata(), torch.linspace(1, 0, 12), err_msg="stored from right to left")
+    np.testing.assert_allclose(z.get_ydata(), torch.linspace(0, 1, 8))
+    np.testing.assert_allclose(z.get_xdata(), 5 * (np.arange(8) + 0.5))
+    assert [line.get_label().replace("\n", " ") for line in (x, y, z)] == [
+        "left to right", "posterior to anterior", "inferior to superior",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "spatial_dims"), [*((name, 3) for name in attn3d.names()), ("cbam", 2), ("coord", 2), ("danet", 2)]
+)
+def test_what_every_mechanism_attends_to_can_be_drawn(name, spatial_dims, tmp_path):
+    torch.manual_seed(0)
+    net = UNet(spatial_dims, 1, 2, (8, 8), (2,))
+    attn3d.insert_attention(net, name, at="encoder")
+    x = torch.randn(1, 1, *(16, 12, 10)[:spatial_dims])
+    maps = attn3d.attention_maps(net, x)
+    figure = plot_attention_maps(x, maps)
+    assert figure.axes[1].get_title() == "encoder:model.0"
+    charts = {"channel", "branch", "axis0", "affinity"} & maps["encoder:model.0"].keys()
+    volumes = {"channel_map", "spatial", "axes_map", "query"} & maps["encoder:model.0"].keys()
+    assert len(cells(figure)) == len(charts) + len(volumes)
+    figure.savefig(tmp_path / "picture.png", dpi=20)
+
+
+def test_a_column_for_each_site_and_nothing_where_one_has_no_such_weights():
+    maps = {**maps_of(spatial=ramp()), "decoder:model.2": {"channel": torch.rand(1, 4)}, "skip:model.1": {}}
+    first, second = cells(plot_attention_maps(ramp(), maps, title="Maps"))
+    assert [axes.get_title() for axes in first] == ["", "encoder:model.0", "decoder:model.2"]
+    assert [len(axes.images) for axes in first] == [1, 2, 0]
+    assert [len(axes.patches) for axes in second] == [0, 0, 1]
+    assert len(cells(plot_attention_maps(ramp(), maps, site="encoder:model.0"))) == 1
+
+
+def test_what_the_network_saw_has_its_own_affine_and_any_number_of_channels():
+    x = MetaTensor(torch.stack([ramp(), -ramp()])[None], affine=torch.as_tensor(AFFINES["LAS, 5 mm slices"]))
+    ((anatomy, _),) = cells(plot_attention_maps(x, maps_of(spatial=ramp())))
+    assert anatomy.images[0].get_extent() == [0, 12, 0, 10]
+    np.testing.assert_array_equal(anatomy.images[0].get_array(), ramp()[:, :, 4].T)
+    ((plain, _),) = cells(plot_attention_maps(ramp(), maps_of(spatial=ramp())))
+    assert not plain.texts, "no sides without an affine"
+
+
+def test_weights_that_are_the_same_everywhere_have_a_scale_and_no_heat(tmp_path):
+    figure = plot_attention_maps(ramp(), maps_of(spatial=torch.full(GRID, 0.5)))
+    ((_, axes),) = cells(figure)
+    assert axes.images[1].get_clim() == pytest.approx((0.5, 0.55))
+    figure.savefig(tmp_path / "picture.png", dpi=20)
+
+
+def test_what_cannot_be_drawn_is_refused():
+    with pytest.raises(ValueError, match=r"`site` got 'encoder'.*encoder:model\.0"):
+        plot_attention_maps(ramp(), maps_of(spatial=ramp()), site="encoder")
+    with pytest.raises(ValueError, match="`planes` got 'axail'; did you mean 'axial'"):
+        plot_attention_maps(ramp(), maps_of(spatial=ramp()), planes="axail")
+    with pytest.raises(ValueError, match="`maps` has nothing to show at encoder:"):
+        plot_attention_maps(ramp(), {"encoder:": {}}, site="encoder:")
+    with pytest.raises(ValueError, match=r"`image` must lie on the grid of the maps, \(12, 10, 8\)"):
+        plot_attention_maps(ramp()[1:], maps_of(spatial=ramp()))
+    with pytest.raises(ValueError, match="`voxels` must be the 2 that attention_maps was given"):
+        plot_attention_maps(ramp(), maps_of(query=torch.stack([ramp(), ramp()])[None]))
+    with pytest.raises(ValueError, match=r"`voxels` must lie on the grid \(12, 10, 8\), got \(12, 0, 0\)"):
+        plot_attention_maps(ramp(), maps_of(spatial=ramp()), voxels=[(12, 0, 0)])

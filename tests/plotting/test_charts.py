@@ -1,0 +1,61 @@
+import math
+
+import numpy as np
+import pytest
+
+from attn3d.plotting import confidence_interval, plot_comparison, plot_training
+
+
+def test_the_interval_of_students_t():
+    low, high = confidence_interval([0.7, 0.8, 0.9])
+    half = 4.302653 * 0.1 / math.sqrt(3)  # t(0.975; 2), s = 0.1
+    assert (low, high) == (pytest.approx(0.8 - half), pytest.approx(0.8 + half))
+    assert confidence_interval([0.8]) == (-math.inf, math.inf)
+    assert confidence_interval([0.5, 0.5]) == (0.5, 0.5)
+
+
+def results(**dice):
+    parameters = {name: 1000 + 200 * index for index, name in enumerate(dice)}
+    return {name: {"dice": values, "parameters": parameters[name]} for name, values in dice.items()}
+
+
+def test_mechanisms_stand_in_order_beside_the_plain_network(tmp_path):
+    figure = plot_comparison(results(none=[0.7, 0.8], se=[0.9, 0.8], eca=[0.6, 0.7]), title="Simulated")
+    (axes,) = figure.axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["eca  (+400)", "se  (+200)"]
+    assert axes.get_legend().get_texts()[0].get_text() == "plain network, 0.750"
+    (band,) = axes.patches
+    low, high = confidence_interval([0.7, 0.8])
+    assert (band.get_x(), band.get_x() + band.get_width()) == (pytest.approx(low), pytest.approx(high))
+    seeds = [line.get_xdata() for line in axes.lines if line.get_marker() == "o"]
+    np.testing.assert_array_equal(seeds, [[0.6, 0.7], [0.9, 0.8]])
+    assert [line.get_xdata()[0] for line in axes.lines if line.get_marker() == "D"] == [
+        pytest.approx(0.65), pytest.approx(0.85),
+    ]  # fmt: skip
+    assert "2 seeds" in axes.get_xlabel()
+    figure.savefig(tmp_path / "comparison.png", dpi=20)
+
+
+def test_one_seed_has_no_interval_and_no_plain_network_no_band():
+    (axes,) = plot_comparison(results(se=[0.9], eca=[0.8])).axes
+    assert not axes.patches
+    assert {line.get_marker() for line in axes.lines} == {"o", "D"}
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["eca  (1,200)", "se  (1,000)"]
+    with pytest.raises(ValueError, match="at least one mechanism beside 'none'"):
+        plot_comparison(results(none=[0.8]))
+
+
+def test_curves_skip_the_epochs_without_a_value(tmp_path):
+    rows = [{"epoch": epoch, "loss": 1 / epoch, "learning_rate": 1e-3 / epoch, "dice": None} for epoch in range(1, 5)]
+    rows[1] |= {"dice": 0.5, "dice IPH": 0.6}
+    rows[3] |= {"dice": 0.7, "dice IPH": 0.8}
+    figure = plot_training(rows)
+    loss, rate, dice = figure.axes
+    np.testing.assert_allclose(loss.lines[0].get_ydata(), [1, 1 / 2, 1 / 3, 1 / 4])
+    assert rate.lines[0].get_ydata()[0] == 1e-3
+    assert {line.get_label(): list(zip(*line.get_data(), strict=True)) for line in dice.lines} == {
+        "IPH": [(2, 0.6), (4, 0.8)],
+        "mean": [(2, 0.5), (4, 0.7)],
+    }
+    figure.savefig(tmp_path / "training.svg")
+    assert plot_training([{"epoch": 1, "loss": 1.0, "learning_rate": 1e-3}]).axes[2].lines[:] == []

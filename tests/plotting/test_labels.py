@@ -1,0 +1,172 @@
+import nibabel as nib
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.image import imread
+
+from attn3d.plotting import COLORS, plot_lesions, plot_segmentation
+from tests.segmentation.volumes import AFFINES, affine_of
+
+NAMES = {1: "CSF", 2: "grey matter"}
+
+
+def draw(figure, path):
+    """The figure as a person sees it, (rows, columns, 4)."""
+    figure.savefig(path, dpi=60)
+    return imread(path)
+
+
+def pictures(figure):
+    """The axes with pictures, as (rows of planes, columns)."""
+    axes = [axes for axes in figure.axes if axes.images]
+    return np.array(axes, dtype=object).reshape(3, -1)
+
+
+def texts(axes):
+    return [text.get_text() for text in axes.texts]
+
+
+def volume(affine, shape=(30, 24, 12)):
+    """Bright towards right, anterior, superior; the label is the right anterior superior eighth."""
+    index = np.moveaxis(np.indices(shape), 0, -1)
+    place = nib.affines.apply_affine(affine, index)
+    place -= place.reshape(-1, 3).mean(axis=0)
+    labels = (place > 0).all(axis=-1).astype(np.uint8)
+    return place.sum(axis=-1), labels
+
+
+def centre(affine, shape):
+    return nib.affines.apply_affine(affine, (np.array(shape) - 1) / 2)
+
+
+@pytest.mark.parametrize("name", AFFINES)
+def test_right_and_anterior_are_at_the_left_and_superior_at_the_top(name):
+    affine = AFFINES[name]
+    image, labels = volume(affine)
+    figure = plot_segmentation(
+        image, {"reference": labels}, NAMES, affine, margin=1000, center=centre(affine, image.shape)
+    )
+    for axes, letters in zip(pictures(figure)[:, 0], ("RLPA", "RLIS", "APIS"), strict=True):
+        assert texts(axes) == list(letters)
+        pixels = np.asarray(axes.images[0].get_array())
+        row, column = np.unravel_index(pixels.argmax(), pixels.shape)
+        assert row > pixels.shape[0] / 2, "rows go upwards"
+        assert column < pixels.shape[1] / 2
+
+
+def test_proportions_are_those_in_millimetres():
+    affine = affine_of(np.diag([1.0, 2.0, 5.0]))
+    image, labels = volume(affine)
+    figure = plot_segmentation(image, {"reference": labels}, NAMES, affine, margin=1000)
+    for axes, extent in zip(pictures(figure)[:, 0], ((30, 48), (30, 60), (48, 60)), strict=True):
+        left, right, bottom, top = axes.images[0].get_extent()
+        assert (right - left, top - bottom) == pytest.approx(extent)
+        assert axes.get_aspect() == 1
+
+
+def test_labels_are_coloured_named_and_side_by_side(tmp_path):
+    affine = AFFINES["RAS"]
+    image, labels = volume(affine)
+    figure = plot_segmentation(image, {"reference": labels, "network": 2 * labels}, NAMES, affine, title="A phantom")
+    assert [axes.get_title() for axes in pictures(figure)[0]] == ["scan", "reference", "network"]
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["CSF", "grey matter"]
+    assert figure.get_suptitle() == "A phantom"
+    drawn = draw(figure, tmp_path / "picture.png")
+    for color in COLORS[:2]:
+        assert (np.abs(drawn[..., :3] - to_rgb(color)).max(axis=-1) < 0.02).sum() > 20, "in the legend at least"
+
+
+def test_planes_cross_where_they_are_told_and_say_so():
+    affine = AFFINES["LAS, 5 mm slices"]
+    image, labels = volume(affine)
+    center = nib.affines.apply_affine(affine, (7, 11, 3))
+    figure = plot_segmentation(image, {"reference": labels}, NAMES, affine, margin=1000, center=center)
+    said = [axes.get_ylabel().split("\n")[1] for axes in pictures(figure)[:, 0]]
+    assert said == [f"z = {center[2]:.0f} mm", f"y = {center[1]:.0f} mm", f"x = {center[0]:.0f} mm"]
+    axial = np.asarray(pictures(figure)[0, 0].images[0].get_array())
+    np.testing.assert_allclose(axial, image[:, :, 3].T)  # stored from left to right, hung from right to left
+
+
+def test_a_region_is_outlined_in_every_picture():
+    affine = AFFINES["RAS"]
+    image, labels = volume(affine)
+    region = np.zeros(image.shape, bool)
+    region[:, 12:] = True
+    figure = plot_segmentation(image, {"reference": labels}, NAMES, affine, margin=1000, outlines={"held out": region})
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()][-1] == "held out"
+    assert all(axes.collections for axes in pictures(figure).ravel()[:4])
+
+
+def test_nothing_labelled_shows_all_of_the_scan(tmp_path):
+    image, labels = volume(AFFINES["RAS"])
+    figure = plot_segmentation(image, {"network": 0 * labels}, NAMES, AFFINES["RAS"])
+    assert pictures(figure)[0, 0].images[0].get_extent() == [0, 60, 0, 48]
+    assert draw(figure, tmp_path / "picture.png").any()
+
+
+def test_stray_voxels_of_a_network_do_not_change_what_is_shown():
+    affine = AFFINES["RAS"]
+    image, labels = volume(affine)
+    stray = labels.copy()
+    stray[0, 0, 0] = 1
+    pairs = [{"reference": labels, "network": network} for network in (labels, stray)]
+    clean, strayed = (pictures(plot_segmentation(image, pair, NAMES, affine, margin=2)) for pair in pairs)
+    for one, other in zip(clean[:, 0], strayed[:, 0], strict=True):
+        assert one.images[0].get_extent() == other.images[0].get_extent()
+        assert one.get_ylabel() == other.get_ylabel()
+    assert clean[0, 0].images[0].get_extent() == [0, 32, 0, 26], "30 x 24 mm and 2 mm on the side that is not cut"
+
+
+@pytest.mark.parametrize("plot", [plot_segmentation, plot_lesions])
+def test_another_shape_is_refused(plot):
+    image, labels = volume(AFFINES["RAS"])
+    with pytest.raises(ValueError, match="'network' must have the image's shape"):
+        plot(image, {"network": labels[1:]}, NAMES, AFFINES["RAS"])
+
+
+def test_a_window_is_black_at_its_lower_and_white_at_its_upper_end():
+    image, labels = volume(AFFINES["RAS"])
+    for plot in (plot_segmentation, plot_lesions):
+        figure = plot(image, {"reference": labels}, NAMES, AFFINES["RAS"], window=(40, 80))
+        picture = next(axes for axes in figure.axes if axes.images).images[0]
+        assert picture.get_clim() == (0, 80)
+
+
+def lesions(affine, shape=(40, 40, 14)):
+    """Noise with a lesion of 8 voxels in slice 2, and one of 3 and 12 in slices 9 and 10."""
+    image = np.random.default_rng(0).uniform(10, 50, shape)
+    labels = np.zeros(shape, np.uint8)
+    labels[5:9, 6:8, 2] = 2
+    labels[30:33, 30, 9] = labels[30:33, 30:34, 10] = 1
+    return image, labels
+
+
+@pytest.mark.parametrize("name", ["RAS", "LAS, 5 mm slices", "oblique"])
+def test_slices_go_through_the_largest_lesions(name):
+    affine = AFFINES[name]
+    image, labels = lesions(affine)
+    figure = plot_lesions(image, {"reference": labels, "network": labels * 0}, NAMES, affine, lesions=5)
+    rows = np.array([axes for axes in figure.axes if axes.images], dtype=object).reshape(-1, 3)
+    assert len(rows) == 2
+    voxel = abs(np.linalg.det(affine[:3, :3])) / 1000
+    for row, index, voxels in zip(rows, (10, 2), (15, 8), strict=True):
+        np.testing.assert_allclose(np.sort(row[0].images[0].get_array(), None), np.sort(image[:, :, index], None))
+        assert row[0].get_ylabel().endswith(f"reference, lesion of {voxels * voxel:.1f} ml")
+        coloured = [np.asarray(axes.images[1].get_array())[..., 3].astype(bool).sum() for axes in row[1:]]
+        assert coloured == [12 if index == 10 else 8, 0]
+        assert texts(row[0]) == list("RLPA")
+        left, right, bottom, top = row[0].images[0].get_extent()
+        size = nib.affines.voxel_sizes(affine)[:2] * 40
+        assert (right - left, top - bottom) == pytest.approx(tuple(size))
+        assert row[0].get_aspect() == 1
+    assert [axes.get_title() for axes in rows[0]] == ["scan", "reference", "network"]
+
+
+def test_a_false_lesion_is_shown_where_there_is_no_other_and_else_the_middle():
+    image, labels = lesions(AFFINES["RAS"])
+    for network, says in ((labels, "network, lesion of 0.1 ml"), (labels * 0, "nothing labelled")):
+        figure = plot_lesions(image, {"reference": labels * 0, "network": network}, NAMES, AFFINES["RAS"], title="A")
+        assert says in figure.axes[0].get_ylabel()
+        assert figure.get_suptitle() == "A"

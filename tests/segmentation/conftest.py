@@ -1,0 +1,23 @@
+"""A data set and the settings of a training that takes a second."""
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from tests.segmentation.volumes import AFFINES, head, scan
+
+SMALL = {"patch_size": (16, 16, 16), "width": 4, "spacing": (4.0, 4.0, 4.0), "attention": "se", "at": ("encoder",)}
+SMALL |= {"epochs": 3, "patches_per_case": 2, "validate_every": 2, "held_out": 0.3, "quiet": True}
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    """Three balls in three geometries, as pairs."""
+    folder = tmp_path_factory.mktemp("data")
+    for part in ("images", "labels"):
+        (folder / part).mkdir()
+    for index, name in enumerate(("RAS", "LAS, 5 mm slices", "oblique", "permuted")):
+        image, labels = head(AFFINES[name], seed=index)
+        nib.save(scan(image, AFFINES[name]), folder / "images" / f"case{index}.nii.gz")
+        nib.save(scan(labels.astype(np.uint8), AFFINES[name]), folder / "labels" / f"case{index}.nii.gz")
+    return folder

@@ -1,0 +1,56 @@
+"""The same budget for each mechanism and for none."""
+
+import json
+
+import pytest
+
+from attn3d.segmentation import FileError, compare, comparison
+from tests.segmentation.conftest import SMALL
+
+SETTINGS = {name: value for name, value in SMALL.items() if name not in ("attention", "at", "quiet")} | {"epochs": 1}
+
+
+def test_it_trains_all_and_goes_on_where_it_was(data, tmp_path, monkeypatch):
+    trained = []
+    train = comparison.train
+
+    def stopped(*args, **settings):
+        if len(trained) == 3:
+            raise KeyboardInterrupt
+        trained.append(settings["out"].name)
+        return train(*args, **settings)
+
+    arguments = {"out": tmp_path / "all", "mechanisms": ["eca"], "at": ["encoder"], "seeds": 2, "quiet": True}
+    monkeypatch.setattr(comparison, "train", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        compare(data, **arguments, **SETTINGS)
+    assert trained == ["none-0", "eca-0", "none-1"]
+    assert not (tmp_path / "all" / "comparison.json").exists()
+    first = (tmp_path / "all" / "none-0" / "model.safetensors").stat().st_mtime_ns
+
+    monkeypatch.setattr(comparison, "train", train)
+    found = compare(data, **arguments, **SETTINGS)
+    assert (tmp_path / "all" / "none-0" / "model.safetensors").stat().st_mtime_ns == first
+    assert found == json.loads((tmp_path / "all" / "comparison.json").read_text())
+    plain, eca = found["mechanisms"]["none"], found["mechanisms"]["eca"]
+    assert len(plain["dice"]) == len(eca["dice"]) == 2
+    assert eca["parameters"] - plain["parameters"] > 0
+    assert eca["memory_bytes"] > 0
+    difference = sum(one - other for one, other in zip(eca["dice"], plain["dice"], strict=True)) / 2
+    assert eca["difference"] == pytest.approx(difference)
+    low, high = eca["difference_interval"]
+    assert low < eca["difference"] < high
+    assert eca["inside_noise"] == (low <= 0 <= high)
+    splits = {(tmp_path / "all" / name / "split.json").read_text() for name in ("none-0", "eca-0", "none-1", "eca-1")}
+    assert len(splits) == 1
+    assert (tmp_path / "all" / "comparison.png").read_bytes().startswith(b"\x89PNG")
+    assert len((tmp_path / "all" / "comparison.csv").read_text().splitlines()) == 3
+
+    with pytest.raises(FileError, match="other settings"):
+        compare(data, **(arguments | {"at": ["skip"]}), **SETTINGS)
+
+
+def test_an_unknown_mechanism_is_refused_before_anything_is_written(data, tmp_path):
+    with pytest.raises(ValueError, match="did you mean 'cbam'"):
+        compare(data, out=tmp_path / "all", mechanisms=["cbm"], quiet=True)
+    assert not (tmp_path / "all").exists()

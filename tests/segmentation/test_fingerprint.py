@@ -1,0 +1,63 @@
+"""What follows from the data: spacing, patches, strides and kernels."""
+
+import numpy as np
+import pytest
+
+from attn3d.segmentation.datasets import find_dataset
+from attn3d.segmentation.fingerprint import Fingerprint, propose_geometry, take_fingerprint
+
+
+def fingerprint(shape, spacing, smallest=None):
+    spread = tuple(zip(smallest or spacing, spacing, strict=True))
+    return Fingerprint(10, shape, spacing, spread, ({},), {}, {})
+
+
+def test_thick_slices_are_not_pooled_until_the_spacing_is_near_isotropic():
+    """nnU-Net's plan for 0.9 x 0.9 x 5 mm: kernels (3, 3, 1) until 5 mm is less than twice the plane's spacing."""
+    geometry = propose_geometry(fingerprint((230, 230, 34), (0.9, 0.9, 5.0)), patch_voxels=2**20)
+    assert geometry.strides[:2] == ((2, 2, 1), (2, 2, 1))
+    assert geometry.strides[2] == (2, 2, 2)
+    assert geometry.kernels[:3] == ((3, 3, 1), (3, 3, 1), (3, 3, 3))
+    assert len(geometry.kernels) == len(geometry.strides) + 1
+
+
+def test_isotropic_scans_are_halved_along_all_axes():
+    geometry = propose_geometry(fingerprint((180, 220, 180), (1.0, 1.0, 1.0)), patch_voxels=2**18)
+    assert set(geometry.strides) == {(2, 2, 2)}
+    assert geometry.patch_size == (64, 64, 64)
+    assert geometry.spacing == (1.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (0.45, 0.45, 5.0), (5.0, 0.6, 0.6), (2.0, 2.0, 4.9)], ids=str)
+@pytest.mark.parametrize("voxels", [2**12, 2**17, 2**21])
+@pytest.mark.parametrize("shape", [(512, 512, 30), (60, 70, 60), (9, 200, 3)], ids=str)
+def test_a_patch_is_a_multiple_of_the_strides_and_about_as_large_as_asked(shape, voxels, spacing):
+    geometry = propose_geometry(fingerprint(shape, spacing), voxels)
+    multiple = np.prod([(1, 1, 1), *geometry.strides], axis=0)
+    assert not (np.array(geometry.patch_size) % multiple).any()
+    assert np.prod(geometry.patch_size) <= 2.5 * voxels
+    assert (np.array(geometry.patch_size) < np.array(shape) + multiple).all()
+
+
+def test_slices_of_different_thickness_take_the_finer_part():
+    """The tenth part of the way from the smallest to the median, where slices are three times thicker."""
+    mixed = fingerprint((512, 512, 30), (0.5, 0.5, 5.0), smallest=(0.4, 0.4, 3.0))
+    assert propose_geometry(mixed, 2**17).spacing == (0.5, 0.5, 3.2)
+
+
+def test_what_is_decided_stays():
+    geometry = propose_geometry(fingerprint((100, 100, 40), (0.5, 0.5, 5.0)), 2**17, (1.0, 1.0, 3.0), (64, 64, 16))
+    assert (geometry.spacing, geometry.patch_size) == ((1.0, 1.0, 3.0), (64, 64, 16))
+    assert geometry.strides[0] == (2, 2, 1)
+
+
+def test_it_is_taken_from_the_files(data):
+    dataset = find_dataset(data)
+    taken = take_fingerprint(dataset, dataset.cases[:2], quiet=True)
+    assert taken.cases == 2
+    assert taken.spacing == (1.5, 1.5, 3.5), "the median of 2 mm cubes and of 1 x 1 x 5 mm"
+    assert taken.spacing_range == ((1.0, 2.0), (1.0, 2.0), (2.0, 5.0))
+    assert set(taken.cases_with.values()) == {2}
+    assert taken.intensities[0]["median"] == pytest.approx(200, abs=15), "of what is labelled"
+    inner = list(taken.volume_ml.values())[-1]
+    assert inner == pytest.approx(4 / 3 * np.pi * (64 * 0.24) ** 3 / 1000, rel=0.1)

@@ -1,0 +1,186 @@
+"""Labels land where the scan is, and what cannot be segmented stops nothing else."""
+
+import csv
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from attn3d.segmentation import FileError, Run, predict
+from attn3d.segmentation.configuration import DEFAULTS, configure
+from attn3d.segmentation.datasets import Dataset
+from attn3d.segmentation.fingerprint import Fingerprint
+from tests.segmentation.volumes import AFFINES, scan
+
+LABELS = {2: "bright", 5: "brightest"}
+SHAPE = (20, 24, 12)
+
+
+class Brightness(nn.Module):
+    """Class 1 from about half of 190 on, class 2 from 200."""
+
+    def __init__(self):
+        super().__init__()
+        self.nothing = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x):
+        x = x[:, :1] * 200 + 100  # the window from -100 to 300 undone
+        return torch.cat([1000.0 + 0 * x, 10 * x, 20 * x - 2000 + 0.0], 1) + self.nothing
+
+
+def make_run(folder, spacing=(2.0, 2.0, 2.0)):
+    """A run that is trained, as far as its folder says."""
+    dataset = Dataset("test", folder, labels=LABELS, modality="CT")
+    fingerprint = Fingerprint(2, (20, 24, 12), (2, 2, 2), ((2, 2),) * 3, ({},), {}, {})
+    settings = DEFAULTS | {"windows": ((100.0, 400.0),), "spacing": spacing, "patch_size": (16, 16, 16)}
+    run = Run(folder, configure(dataset, 1, fingerprint, settings | {"attention": None, "at": ()}))
+    Run.create(folder, run.config, {}, {"training": [], "validation": []})
+    return run
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    monkeypatch.setattr(Run, "network", lambda self: Brightness().eval())
+    return make_run(tmp_path / "run")
+
+
+def bright(place=(6, 9, 4), size=(4, 6, 4), value=190.0):
+    """A dark scan with a bright block in it, and where that is."""
+    data = np.zeros(SHAPE, np.float32)
+    block = tuple(slice(start, start + length) for start, length in zip(place, size, strict=True))
+    data[block] = value
+    return data, block
+
+
+@pytest.mark.parametrize("stored", ["float32", "int16", "uint8", "float64"])
+@pytest.mark.parametrize("geometry", AFFINES)
+def test_a_marked_block_stays_where_it_was(geometry, stored, run, tmp_path):
+    """In mm, and voxel by voxel but for the border that interpolation blurs."""
+    data, block = bright()
+    image = scan(data if stored != "int16" else (data + 1000) * 2, AFFINES[geometry])
+    image.header.set_data_dtype(stored)
+    if stored == "int16":
+        image.header.set_slope_inter(0.5, -1000)  # what is saved is multiplied and shifted when it is read
+    path = tmp_path / "scan.nii.gz"
+    nib.save(image, path)
+    np.testing.assert_allclose(nib.load(path).get_fdata(), data)
+
+    found = predict(run.folder, path, tmp_path / "out", quiet=True)
+    result, original = nib.load(found.written["scan"]), nib.load(path)
+    assert result.get_data_dtype() == np.uint8
+    assert result.shape == SHAPE
+    np.testing.assert_array_equal(result.affine, original.affine)
+    labels = np.asarray(result.dataobj)
+    assert set(np.unique(labels)) == {0, 2}
+    true = np.zeros(SHAPE, bool)
+    true[block] = True
+    places = [nib.affines.apply_affine(original.affine, np.argwhere(mask)).mean(0) for mask in (labels == 2, true)]
+    assert np.linalg.norm(places[0] - places[1]) < 0.5 * nib.affines.voxel_sizes(original.affine).max()
+    grown = np.zeros(SHAPE, bool)
+    grown[tuple(slice(one.start - 1, one.stop + 1) for one in block)] = True
+    assert not (labels[~grown]).any()
+
+
+def save(folder, **scans):
+    folder.mkdir()
+    for name, data in scans.items():
+        nib.save(scan(data, AFFINES["RAS"]), folder / f"{name}.nii.gz")
+    return folder
+
+
+def test_a_batch_goes_on_without_the_bad(run, tmp_path):
+    scans = save(tmp_path / "scans", first=bright()[0], flat=np.zeros(SHAPE, np.float32), last=bright()[0])
+    (scans / "torn.nii.gz").write_bytes((scans / "first.nii.gz").read_bytes()[:200])
+    found = predict(run.folder, scans, tmp_path / "out", quiet=True)
+    assert sorted(found.written) == ["first", "last"]
+    assert sorted(path.rsplit("/", 1)[1] for path in found.failed) == ["flat.nii.gz", "torn.nii.gz"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["first.nii.gz", "last.nii.gz"]
+
+
+def test_nothing_is_overwritten_unasked(run, tmp_path):
+    scans = save(tmp_path / "scans", one=bright()[0])
+    predict(run.folder, scans, tmp_path / "out", quiet=True)
+    before = (tmp_path / "out" / "one.nii.gz").stat().st_mtime_ns
+    found = predict(run.folder, scans, tmp_path / "out", quiet=True)
+    assert not found.written
+    assert "is there already" in next(iter(found.failed.values()))
+    assert (tmp_path / "out" / "one.nii.gz").stat().st_mtime_ns == before
+    assert predict(run.folder, scans, tmp_path / "out", overwrite=True, quiet=True).written
+
+
+def test_volumes_pictures_and_probabilities(run, tmp_path):
+    data, block = bright(size=(8, 8, 6))
+    data[block][:4] = 290.0
+    scans = save(tmp_path / "scans", one=data)
+    found = predict(
+        run.folder, scans, tmp_path / "out", statistics=True, preview=True, probabilities=True, tta=True, quiet=True
+    )
+    labels = np.asarray(nib.load(found.written["one"]).dataobj)
+    assert set(np.unique(labels)) == {0, 2, 5}
+    volumes = json.loads((tmp_path / "out" / "statistics.json").read_text())["volumes"]["one"]
+    assert volumes == {name: pytest.approx((labels == value).sum() * 8 / 1000) for value, name in LABELS.items()}
+    row = next(csv.DictReader((tmp_path / "out" / "statistics.csv").open()))
+    assert float(row["bright ml"]) == pytest.approx(volumes["bright"], abs=1e-3)
+    probabilities = nib.load(tmp_path / "out" / "one_probabilities.nii.gz").get_fdata()
+    np.testing.assert_allclose(probabilities.sum(-1), 1, atol=1e-5)
+    np.testing.assert_array_equal(np.array([0, 2, 5])[probabilities.argmax(-1)], labels)
+    assert (tmp_path / "out" / "one.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_small_pieces_are_dropped(run, tmp_path):
+    data, _ = bright(size=(6, 6, 4))
+    data[16:18, 20:22, 9:11] = 190.0  # 8 voxels of 8 mm^3
+    scans = save(tmp_path / "scans", one=data)
+    with_all = predict(run.folder, scans, tmp_path / "all", quiet=True).volume_ml["one"]["bright"]
+    large = predict(run.folder, scans, tmp_path / "large", remove_small=0.2, quiet=True)
+    assert 0 < with_all - large.volume_ml["one"]["bright"] < 0.2
+    assert not np.asarray(nib.load(large.written["one"]).dataobj)[15:].any()
+
+
+def test_several_runs_are_averaged_on_the_grid_of_the_scan(run, tmp_path):
+    other = make_run(tmp_path / "other", spacing=(3.0, 3.0, 3.0))
+    scans = save(tmp_path / "scans", one=bright(size=(8, 8, 6))[0])
+    parts = [
+        predict(one, scans, tmp_path / f"out{index}", probabilities=True, quiet=True)
+        for index, one in enumerate((run.folder, other.folder, [run.folder, other.folder]))
+    ]
+    assert all(part.written for part in parts)
+    one, two, mean = (nib.load(tmp_path / f"out{index}" / "one_probabilities.nii.gz").get_fdata() for index in range(3))
+    assert np.abs(one - two).max() > 0.1, "the grids differ"
+    np.testing.assert_allclose(mean, (one + two) / 2, atol=1e-6)
+
+
+def test_runs_of_other_labels_do_not_go_together(run, tmp_path):
+    other = make_run(tmp_path / "other")
+    config = json.loads((other.folder / "config.json").read_text())
+    (other.folder / "config.json").write_text(json.dumps(config | {"labels": {"1": "tumour"}}))
+    scans = save(tmp_path / "scans", one=bright()[0])
+    with pytest.raises(ValueError, match="same labels"):
+        predict([run.folder, other.folder], scans, tmp_path / "out", quiet=True)
+
+
+def test_a_slice_is_a_scan_too(run, tmp_path):
+    data, _ = bright(size=(8, 8, 6))
+    scans = save(tmp_path / "scans", one=data[:, :, 6:7])
+    found = predict(run.folder, scans, tmp_path / "out", quiet=True)
+    assert (np.asarray(nib.load(found.written["one"]).dataobj) == 2).any()
+
+
+@pytest.mark.parametrize("content", ["nothing", "an empty folder"])
+def test_without_scans(content, run, tmp_path):
+    if content == "an empty folder":
+        (tmp_path / "scans").mkdir()
+    with pytest.raises(FileError, match="scans"):
+        predict(run.folder, tmp_path / "scans", tmp_path / "out", quiet=True)
+
+
+def test_without_weights(tmp_path):
+    run = make_run(tmp_path / "run")
+    with pytest.raises(FileError, match="--resume"):
+        predict(run.folder, tmp_path, tmp_path / "out", quiet=True)
+    run.weights.write_bytes(b"no weights")
+    with pytest.raises(FileError, match="is damaged"):
+        predict(run.folder, tmp_path, tmp_path / "out", quiet=True)

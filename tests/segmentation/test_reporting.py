@@ -1,0 +1,221 @@
+import base64
+import csv
+import io
+import json
+import re
+from html.parser import HTMLParser
+
+import nibabel as nib
+import numpy as np
+import pytest
+from matplotlib.image import imread
+from monai.data import MetaTensor
+
+from attn3d.segmentation import FileError, evaluate, write_label
+from attn3d.segmentation.configuration import configure, settings_from
+from attn3d.segmentation.datasets import find_dataset
+from attn3d.segmentation.fingerprint import take_fingerprint
+from attn3d.segmentation.reporting import report
+from attn3d.segmentation.reporting.pictures import attention_figures, lesion_figures, patch_around
+from attn3d.segmentation.runs import Run
+from tests.segmentation.volumes import AFFINES, scan
+
+LABELS = {"IPH": 1, "SDH & <b>": 2}
+SHIFTS = {"good": 0, "fair": 2, "poor": 9, "empty": 0}
+
+
+def lesion(name):
+    """A box of 8 x 6 x 3 voxels, of one kind or the other."""
+    labels = np.zeros((32, 24, 12), np.uint8)
+    if name != "empty":
+        labels[6:14, 8:14, 5:8] = 2 if name == "fair" else 1
+    return labels
+
+
+def make_run(folder, *, simulated=True, attention="se"):
+    """A run with an untrained network, one case to train and four held out, as the files that it would leave."""
+    data, affine = folder / "data", AFFINES["LAS, 5 mm slices"]
+    random = np.random.default_rng(0)
+    for part in ("imagesTr", "labelsTr"):
+        (data / part).mkdir(parents=True)
+    for name in ("train", *SHIFTS):
+        image = random.normal(35, 4, (32, 24, 12)) + 30 * (lesion(name) > 0)
+        nib.save(scan(image.astype(np.float32), affine), data / "imagesTr" / f"{name}_0000.nii.gz")
+        nib.save(scan(lesion(name), affine), data / "labelsTr" / f"{name}.nii.gz")
+    description = {"channel_names": {"0": "CT"}, "labels": {"background": 0} | LABELS, "file_ending": ".nii.gz"}
+    description |= {"numTraining": 5} | ({"simulated": {"seed": 0}} if simulated else {})
+    (data / "dataset.json").write_text(json.dumps(description))
+
+    dataset = find_dataset(data)
+    cases = {case.name: case for case in dataset.cases}
+    fingerprint = take_fingerprint(dataset, [cases["train"]], quiet=True)
+    given = {"attention": attention, "width": 4, "patch_size": (16, 16, 8), "strides": ((2, 2, 1),)}
+    given |= {"kernels": ((3, 3, 1), (3, 3, 3)), "spacing": (1.0, 1.0, 5.0)}
+    config = configure(dataset, 1, fingerprint, settings_from(None, given))
+    run = Run.create(
+        folder / "run <1>", config, fingerprint.as_dict(), {"training": ["train"], "validation": list(SHIFTS)}
+    )
+    run.write_network(run.new_network())
+    with (run.folder / "metrics.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(
+            ["epoch", "step", "seconds", "learning_rate", "loss", "dice", *(f"dice {name}" for name in LABELS)]
+        )
+        rows.writerows([[1, 2, 0.5, 3e-3, 1.25, "", "", ""], [2, 4, 1.0, 1e-3, 0.75, 0.5, 0.4, 0.6]])
+    predictions = run.folder / "validation"
+    predictions.mkdir()
+    for name, shift in SHIFTS.items():
+        image = nib.load(cases[name].images[0])
+        write_label(predictions / f"{name}.nii.gz", np.roll(lesion(name), shift, axis=0), image)
+    evaluate(predictions, data / "labelsTr", predictions, labels=dataset.labels, quiet=True)
+    return run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("simulated"))
+
+
+@pytest.fixture(scope="module")
+def page(run):
+    return report(run.folder).read_text()
+
+
+ALONE = {"meta", "br", "img", "path", "use"}  # tags that are not closed
+
+
+class Page(HTMLParser):
+    """The tags, attributes and words of a page; complains of a tag that is not closed."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.open, self.tags, self.attributes, self.captions = [], [], [], []
+        self.feed(page)
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += attributes
+        if tag not in ALONE:
+            self.open.append(tag)
+        if tag == "figcaption":
+            self.captions.append("")
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += attributes
+
+    def handle_endtag(self, tag):
+        if tag not in ALONE:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "figcaption" in self.open:
+            self.captions[-1] += data
+
+
+def test_the_page_needs_no_other_file_and_no_script(page):
+    parsed = Page(page)
+    assert not {"script", "link", "iframe", "object"} & set(parsed.tags)
+    for name, value in parsed.attributes:
+        if name in ("src", "href", "xlink:href", "data"):
+            assert value.startswith(("data:image/png;base64,", "#")), value[:80]
+    assert not re.search(r"url\((?!#)|@import", page)
+
+
+def test_scores_are_those_of_the_run(run, page):
+    overall = json.loads((run.folder / "validation" / "scores.json").read_text())["overall"]
+    for label in overall.values():
+        for key in ("dice", "dice_with", "dice_pooled"):
+            assert f">{label[key]:.2f}<" in page
+    assert "missed or found where there is none 0" in page
+    assert "<td>3 of 4</td>" in page
+    assert "<b>2 / 3</b>" in page
+
+
+def test_names_are_escaped(page):
+    assert "run &lt;1&gt;" in page
+    assert "SDH &amp; &lt;b&gt;" in page
+    assert "SDH & <b>" not in page
+
+
+def test_it_is_said_to_be_simulated_at_the_top_and_under_every_picture(page):
+    assert page.index("All scans here are simulated.") < page.index("Dice of any label")
+    captions = Page(page).captions
+    assert len(captions) == 1 + 3 + 1  # curves, cases, attention
+    assert all(caption.startswith("Simulated. ") for caption in captions)
+
+
+def test_a_run_on_real_scans_without_attention(tmp_path):
+    run = make_run(tmp_path, simulated=False, attention="none")
+    page = report(run).read_text()
+    assert "imulated" not in page.split("</style>")[1].replace("<th>simulated</th><td>no</td>", "")
+    assert "without attention" in page
+    assert "This network has none." in page
+    assert len(Page(page).captions) == 1 + 3
+
+
+def test_the_best_the_median_and_the_worst_case_are_shown(run):
+    scores = json.loads((run.folder / "validation" / "scores.json").read_text())
+    pictures = lesion_figures(run, scores)
+    assert [one.caption for one in pictures] == [
+        "Best case, good: IPH Dice 1.00.",
+        "Median case, fair: SDH & <b> Dice 0.75.",
+        "Worst case, poor: IPH Dice 0.00.",
+    ]
+    for one in pictures:
+        drawn = imread(io.BytesIO(base64.b64decode(one.data.split(",")[1])))
+        assert drawn.shape[:2] == (pytest.approx(2 * one.height, abs=2), pytest.approx(2 * one.width, abs=2))
+    scores["cases"] = {"good": scores["cases"]["good"]}
+    assert [one.caption.split()[0] for one in lesion_figures(run, scores)] == ["Only"]
+
+
+def test_attention_is_shown_around_the_lesion_of_the_median_case(run):
+    scores = json.loads((run.folder / "validation" / "scores.json").read_text())
+    (picture,) = attention_figures(run, scores)
+    assert picture.caption == "se around the largest lesion of fair."
+    scores["cases"] = {"empty": scores["cases"]["empty"]}
+    (picture,) = attention_figures(run, scores)
+    assert picture.caption == "se in the middle of empty, which has no lesion."
+
+
+@pytest.mark.parametrize("corner", [(2, 2, 2), (17, 9, 5), (26, 18, 8)])
+def test_a_patch_has_the_largest_lesion_in_it_as_far_in_the_middle_as_the_scan_goes(corner):
+    mask = np.zeros((32, 24, 12), bool)
+    mask[tuple(slice(start, start + 3) for start in corner)] = True
+    mask[0, 23, 11] = True
+    place = np.stack(np.indices(mask.shape)).astype(np.float32)
+    affine = np.diag([1.0, 1.0, 5.0, 1.0])
+    patch, voxel = patch_around(MetaTensor(place, affine=affine), mask, (16, 16, 16))
+    assert patch.shape == (3, 16, 16, 16)
+    np.testing.assert_array_equal(patch[(slice(None), *voxel)], np.array(corner) + 1)
+    np.testing.assert_allclose(patch.affine[:3, 3], (np.array(corner) + 1 - voxel) * (1, 1, 5))
+    if corner == (17, 9, 5):
+        assert voxel[:2] == (8, 8)
+
+
+def test_a_report_is_not_overwritten_unasked(run, page, monkeypatch):
+    with pytest.raises(FileError, match=r"report\.html: is there already"):
+        report(run)
+    for figures in ("lesion_figures", "attention_figures"):
+        monkeypatch.setattr(f"attn3d.segmentation.reporting.page.{figures}", lambda run, scores: [])
+    bare = report(run, overwrite=True).read_text()
+    assert "Nothing is labelled in the held-out cases." in bare
+    assert "se has no weights to show." in bare
+    assert not [path for path in run.folder.iterdir() if "unfinished" in path.name]
+
+
+def test_an_unfinished_run_is_one_clear_line(tmp_path, run, page):
+    with pytest.raises(FileError, match=r"config\.json: is not there"):
+        report(tmp_path)
+    metrics = run.folder / "metrics.csv"
+    before = metrics.read_text()
+    try:
+        metrics.write_text("epoch,loss\n1,much\n")
+        with pytest.raises(FileError, match=r"metrics\.csv: is no table of numbers"):
+            report(run, overwrite=True)
+        metrics.unlink()
+        with pytest.raises(FileError, match=r"metrics\.csv: is not there; finish the training"):
+            report(run, overwrite=True)
+    finally:
+        metrics.write_text(before)

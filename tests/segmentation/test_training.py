@@ -1,0 +1,173 @@
+"""From a folder of scans to a run folder: what it holds, that it resumes exactly, and how it refuses."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from attn3d import segmentation
+from attn3d.segmentation import FileError, Interrupted, Run, train
+from attn3d.segmentation.fitting import SegmentationTask
+from tests.segmentation.conftest import SMALL
+
+
+@pytest.fixture(scope="module")
+def run(data, tmp_path_factory):
+    return train(data, out=tmp_path_factory.mktemp("runs") / "run", **SMALL)
+
+
+def test_a_run_holds_all_that_made_it(run, data):
+    config = json.loads((run.folder / "config.json").read_text())
+    assert config["data"] == str(data)
+    assert config["attention"] == "se"
+    assert config["versions"]["torch"] == torch.__version__
+    assert Run.open(run.folder).config == run.config
+    rows = list(csv.DictReader((run.folder / "metrics.csv").open()))
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    assert [bool(row["dice"]) for row in rows] == [False, True, False]
+    split = json.loads((run.folder / "split.json").read_text())
+    assert len(split["training"]) == 3
+    assert len(split["validation"]) == 1
+    (case,) = split["validation"]
+    scores = json.loads(run.scores.read_text())
+    assert list(scores["cases"]) == [case]
+    assert nib.load(run.folder / "validation" / f"{case}.nii.gz").get_data_dtype() == np.uint8
+
+
+def test_killed_and_resumed_it_ends_with_the_same_weights(run, data, tmp_path):
+    """SIGKILL after an epoch: what is done anew comes out bit for bit as if nothing had happened."""
+    out = tmp_path / "run"
+    settings = {name: value for name, value in SMALL.items() if name != "epochs"} | {"epochs": 3}
+    code = (
+        "import json, sys; from attn3d.segmentation import train;"
+        "train(sys.argv[1], out=sys.argv[2], **json.loads(sys.argv[3]))"
+    )
+    # Slower than the original by a wait in every epoch, so that there is time to kill it.
+    slow = "import time; from attn3d.segmentation.training import Epochs; start = Epochs.on_train_epoch_start;"
+    slow += "Epochs.on_train_epoch_start = lambda *a: (time.sleep(3 * bool(a[0].rows)), start(*a));"
+    command = [sys.executable, "-c", slow + code, str(data), str(out), json.dumps(settings)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE)
+    try:
+        deadline = time.monotonic() + 120
+        while not (out / "metrics.csv").exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        while not (out / "last.ckpt").exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert process.returncode == -signal.SIGKILL, process.stderr.read().decode()[-2000:]
+    assert not (out / "model.safetensors").exists()
+    again = train(out=out, resume=True, quiet=True)
+    expected, found = load_file(run.weights), load_file(again.weights)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    losses = [[row["loss"] for row in csv.DictReader((one.folder / "metrics.csv").open())] for one in (run, again)]
+    assert losses[0] == losses[1]
+
+
+def test_stopped_by_the_user_it_says_how_to_go_on(data, tmp_path, monkeypatch):
+    step = SegmentationTask.training_step
+
+    def interrupted(task, batch, index):
+        if task.trainer.current_epoch == 1:
+            raise KeyboardInterrupt
+        return step(task, batch, index)
+
+    monkeypatch.setattr(SegmentationTask, "training_step", interrupted)
+    with pytest.raises(Interrupted, match="--resume"):
+        train(data, out=tmp_path / "run", **SMALL)
+    assert (tmp_path / "run" / "last.ckpt").exists()
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_two_ranks_train_one_network(data, tmp_path):
+    """Over gloo by torchrun: one checkpoint, one set of weights, all validation cases scored."""
+    config = tmp_path / "config.json"
+    settings = {name: value for name, value in SMALL.items() if name not in ("quiet", "epochs")}
+    config.write_text(json.dumps(settings))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "attn3d"]
+    command += ["train", "--data", str(data), "--out", str(tmp_path / "run"), "--config", str(config)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        [*command, "--epochs", "1", "--quiet"], capture_output=True, text=True, check=False, env=environment
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    again = Run.open(tmp_path / "run")
+    assert again.finished
+    rows = list(csv.DictReader((again.folder / "metrics.csv").open()))
+    assert len(rows) == 1
+    assert int(rows[0]["step"]) == 2, "three cases of two patches in batches of two, on two ranks"
+
+
+def test_deep_supervision_and_spacing_per_axis(data, tmp_path):
+    """DynUNet's several outputs train, and the finest is what is predicted."""
+    settings = SMALL | {"network": "DynUNet", "epochs": 1, "at": ("skip",), "strides": [(2, 2, 1), (2, 2, 2)]}
+    again = train(data, out=tmp_path / "run", **settings, kernels=[(3, 3, 1), (3, 3, 3), (3, 3, 3)])
+    assert again.finished
+    assert again.network().training is False
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"network": "Unet"}, "did you mean 'UNet'"),
+        ({"attention": "cbm"}, "did you mean 'cbam'"),
+        ({"at": ("encoders",)}, "encoder"),
+        ({"epochs": 0}, "`epochs` must be a number of at least 1, got 0"),
+        ({"patch_size": (16, 16, 9)}, r"`patch_size` must be multiples of .* try \(16, 16, 10\)"),
+        ({"windows": [[40, 80]], "held_out": 1.5}, "`held_out` must be below 1"),
+    ],
+)
+def test_wrong_settings_are_refused_before_anything_is_written(settings, message, data, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        train(data, out=tmp_path / "run", **(SMALL | settings))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_file_of_settings(data, tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text("epoch: 3")
+    with pytest.raises(FileError, match="unknown setting 'epoch'; did you mean 'epochs'"):
+        train(data, out=tmp_path / "run", config=file)
+    file.write_text("epochs: [")
+    with pytest.raises(FileError, match="neither YAML nor JSON"):
+        train(data, out=tmp_path / "run", config=file)
+
+
+def test_a_folder_in_use_is_left_alone(run, data):
+    before = run.weights.read_bytes()
+    with pytest.raises(ValueError, match="is in use"):
+        train(data, out=run.folder, **SMALL)
+    assert run.weights.read_bytes() == before
+
+
+def test_a_run_of_another_version_is_refused(run, tmp_path):
+    settings = json.loads((run.folder / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(settings | {"format": 0}))
+    with pytest.raises(FileError, match="format 1"):
+        Run.open(tmp_path)
+    with pytest.raises(FileError, match=r"config\.json: is not there"):
+        train(out=tmp_path / "nothing", resume=True)
+
+
+def test_a_finished_run_is_not_trained_again(run):
+    before = run.weights.stat().st_mtime_ns
+    assert train(out=run.folder, resume=True, quiet=True).finished
+    assert run.weights.stat().st_mtime_ns == before
+
+
+def test_predictions_of_the_run_are_in_the_folder(run):
+    found = segmentation.predict(run.folder, run.cases("validation")[0].images[0], run.folder / "again", quiet=True)
+    ((name, path),) = found.written.items()
+    same = np.asarray(nib.load(path).dataobj)
+    assert np.array_equal(same, np.asarray(nib.load(run.folder / "validation" / f"{name}.nii.gz").dataobj))
