@@ -79,7 +79,9 @@ def compare_with_threshold(unseen: segmentation.Dataset, scores: dict) -> dict[s
         if values
     }
     kinds = [rows[name] for name in HAEMORRHAGES.values() if name in rows]
-    return rows | {"mean of kinds": {of: float(np.mean([row[of] for row in kinds])) for of in ("network", "threshold")}}
+    if kinds:
+        rows["mean of kinds"] = {of: float(np.mean([row[of] for row in kinds])) for of in ("network", "threshold")}
+    return rows
 
 
 def dice(found: np.ndarray, true: np.ndarray) -> float:

@@ -549,7 +549,7 @@ def test_any_norm_will_do(name, norm):
     check_attention(module, 3, C, checks=checks)
 
 
-@pytest.mark.parametrize("configuration", DEFAULTS, ids=identify)
+@pytest.mark.parametrize("configuration", some(DEFAULTS, lambda one: DEFAULTS.index(one) % 3), ids=identify)
 def test_every_mechanism_compiles_with_inductor(configuration):
     check_attention(mechanism(configuration, 3), 3, C, checks=("compile_static",), backends=("inductor",))
 

@@ -158,7 +158,7 @@ def write_configuration(
 
 
 def _read(path: Path) -> Plans:
-    content = _json(path.read_text(), str(path))
+    content = _json(path.read_text(encoding="utf-8"), str(path))
     if "configurations" not in content:
         raise ValueError(f"{path}: this is no plans file of nnU-Net v2; it has no 'configurations'")
     return content

@@ -90,7 +90,7 @@ def train(
             print(f"attn3d train: {stopped}", file=sys.stderr)
             raise typer.Exit(130) from stopped
         if run.finished:  # with several processes, the first one scores
-            scores = json.loads(run.scores.read_text())
+            scores = json.loads(run.scores.read_text(encoding="utf-8"))
             _print_scores(scores, f"Held-out cases{' (simulated)' if run.config.simulated else ''}")
             print(f"Everything is in {run.folder}/; attn3d report {run.folder} makes a page of it.")
 

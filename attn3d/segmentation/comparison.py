@@ -96,7 +96,7 @@ def compare(
     report = {"simulated": simulated, "at": list(at), "seeds": seeds, "level": _LEVEL, "mechanisms": results}
     write_json(out / "comparison.json", report)
     with finished_file(out / "comparison.csv") as unfinished:
-        unfinished.write_text(_table(results))
+        unfinished.write_text(_table(results), encoding="utf-8")
     if len(results) > 1:
         title = f"{runs['none'][0].config.network}, attention at {', '.join(at)}"
         figure = plot_comparison(results, title=title + (" (simulated scans)" if simulated else ""))
@@ -108,7 +108,7 @@ def compare(
 def _same(path: Path, settings: dict[str, Any]) -> None:
     """Keeps the settings of a comparison, or checks that they are those of the one that is there."""
     if path.exists():
-        if json.loads(path.read_text()) != settings:
+        if json.loads(path.read_text(encoding="utf-8")) != settings:
             raise FileError(path, "this folder holds a comparison with other settings; give another --out")
         return
     if path.parent.exists() and any(path.parent.iterdir()):
@@ -121,10 +121,10 @@ def _measure(runs: Sequence[Run]) -> dict[str, Any]:
     """What all seeds of a mechanism scored, and what it costs."""
     net, config = runs[0].new_network(), runs[0].config
     shape = (config.batch_size, config.in_channels, *config.patch_size)
-    with (runs[0].folder / "metrics.csv").open() as file:
+    with (runs[0].folder / "metrics.csv").open(encoding="utf-8") as file:
         last = list(csv.DictReader(file))[-1]
     return {
-        "dice": [mean_dice(json.loads(run.scores.read_text())) for run in runs],
+        "dice": [mean_dice(json.loads(run.scores.read_text(encoding="utf-8"))) for run in runs],
         "parameters": sum(parameter.numel() for parameter in net.parameters()),
         "seconds": float(last["seconds"]),
         "memory_bytes": estimate_memory(net, shape, training=True),

@@ -97,7 +97,7 @@ class Configuration:
             FileError: when it is not there, no JSON, or of another version.
         """
         try:
-            settings = json.loads(path.read_text())
+            settings = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise FileError(path, "is not there; give the folder of a run of `attn3d train`") from error
         except ValueError as error:
@@ -151,7 +151,7 @@ def settings_from(file: Path | None, given: Mapping[str, Any]) -> dict[str, Any]
     settings = dict(DEFAULTS)
     if file is not None:
         try:
-            read = yaml.safe_load(file.read_text())
+            read = yaml.safe_load(file.read_text(encoding="utf-8"))
         except OSError as error:
             raise FileError(file, f"cannot be read: {error.strerror}") from error
         except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -8,6 +8,7 @@ cases that have the label, since the first flatters where most cases are empty; 
 import csv
 import json
 import math
+import warnings
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -150,7 +151,7 @@ def evaluate(
         Path(out).mkdir(parents=True, exist_ok=True)
         with finished_file(files[0]) as path:
             path.write_text(json.dumps(scores, indent=2) + "\n")
-        with finished_file(files[1]) as path, path.open("w", newline="") as file:
+        with finished_file(files[1]) as path, path.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows(_rows(scores))
     return scores
 
@@ -162,9 +163,11 @@ def _score_mask(found: np.ndarray, true: np.ndarray, affine: np.ndarray, toleran
     if found.any() and true.any():
         masks = [torch.from_numpy(mask)[None, None].float() for mask in (found, true)]
         surface = {"include_background": True, "spacing": spacing.tolist()}
-        dice = compute_dice(*masks).item()
-        distance = compute_hausdorff_distance(*masks, percentile=95, **surface).item()
-        surface_dice = compute_surface_dice(*masks, class_thresholds=[tolerance], **surface).item()
+        with warnings.catch_warnings():  # of what MONAI's metrics ask of MONAI
+            warnings.filterwarnings("ignore", message=".*always_return_as_numpy", category=FutureWarning)
+            dice = compute_dice(*masks).item()
+            distance = compute_hausdorff_distance(*masks, percentile=95, **surface).item()
+            surface_dice = compute_surface_dice(*masks, class_thresholds=[tolerance], **surface).item()
     else:
         dice = surface_dice = float(not found.any() and not true.any())
         distance = (1 - dice) * math.hypot(*(spacing * true.shape))

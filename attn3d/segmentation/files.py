@@ -6,6 +6,7 @@ on another grid, and results that are written in half.
 """
 
 import gzip
+import locale
 import math
 import os
 import zlib
@@ -208,6 +209,17 @@ def _read(path: Path | str) -> nib.Nifti1Image:
     return image
 
 
+@contextmanager
+def same_locale() -> Iterator[None]:
+    """Undoes what GDCM may do: it leaves the whole process in the locale "C"."""
+    before = locale.setlocale(locale.LC_ALL)
+    try:
+        yield
+    finally:
+        locale.setlocale(locale.LC_ALL, before)
+
+
+@same_locale()
 def _read_dicom(folder: Path | str) -> nib.Nifti1Image:
     """The DICOM series in a folder, in HU where it is CT."""
     import SimpleITK as sitk
@@ -246,6 +258,7 @@ def _read_dicom(folder: Path | str) -> nib.Nifti1Image:
     return new
 
 
+@same_locale()
 def _slice_geometry(name: str) -> tuple[np.ndarray, np.ndarray]:
     """The corner of a DICOM slice in millimetres and the direction across it."""
     import SimpleITK as sitk

@@ -120,7 +120,7 @@ def predict(
     if statistics:
         write_json(out / "statistics.json", {"unit": "ml", "volumes": volumes})
         with finished_file(out / "statistics.csv") as unfinished:
-            unfinished.write_text(_table(volumes, list(labels.values())))
+            unfinished.write_text(_table(volumes, list(labels.values())), encoding="utf-8")
     return Prediction(written, failed, volumes)
 
 
@@ -177,16 +177,24 @@ def _without_small(segmentation: np.ndarray, voxels: float) -> np.ndarray:
 
 
 def _preview(image: nib.Nifti1Image, segmentation: np.ndarray, run: Run) -> Any:
-    """Three planes through what was found."""
+    """Three planes through the largest piece of what was found."""
     windows = run.config.windows
     return plot_segmentation(
         np.asarray(image.dataobj),
         {"network": segmentation},
         run.config.labels,
         image.affine,
+        center=nib.affines.apply_affine(image.affine, _middle_of_largest(segmentation)) if segmentation.any() else None,
         window=None if windows is None else windows[0],
-        title="simulated training data" if run.config.simulated else "",
+        title="trained on simulated scans" if run.config.simulated else "",
     )
+
+
+def _middle_of_largest(segmentation: np.ndarray) -> np.ndarray:
+    """The voxel of the largest connected piece that is nearest to its centre of mass."""
+    pieces, _ = ndimage.label(segmentation > 0, structure=np.ones((3, 3, 3)))
+    largest = np.argwhere(pieces == 1 + np.bincount(pieces.ravel())[1:].argmax())
+    return largest[np.linalg.norm(largest - largest.mean(axis=0), axis=1).argmin()]
 
 
 def _table(volumes: dict[str, dict[str, float]], labels: list[str]) -> str:

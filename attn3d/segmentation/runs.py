@@ -118,7 +118,7 @@ class Run:
             FileError: when a case is not in the data set any more.
         """
         known = {case.name: case for case in (dataset or self.dataset()).cases}
-        names = json.loads((self.folder / "split.json").read_text())[part]
+        names = json.loads((self.folder / "split.json").read_text(encoding="utf-8"))[part]
         if lost := [name for name in names if name not in known]:
             raise FileError(self.config.data, f"has no case {lost[0]!r} any more, which this run was split by")
         return [known[name] for name in names]

@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from attn3d.segmentation.configuration import configure, settings_from
-from attn3d.segmentation.datasets import find_dataset, read_fold, split_cases
+from attn3d.segmentation.datasets import Case, Dataset, find_dataset, read_fold, split_cases
 from attn3d.segmentation.evaluation import evaluate
 from attn3d.segmentation.files import FileError, finished_file
 from attn3d.segmentation.fingerprint import take_fingerprint
@@ -86,13 +86,13 @@ def train(
     out = Path(out)
     if resume:
         run = Run.open(out)
+        if run.finished:
+            return run
+        dataset = run.dataset()
+        training, validation = run.cases("training", dataset), run.cases("validation", dataset)
     else:
         given = {"network": network, "attention": attention, "at": at, "epochs": epochs, "seed": seed, **settings}
-        run = _new_run(data, out, config, (folds, fold), given, quiet)
-    if run.finished:
-        return run
-    dataset = run.dataset()
-    training, validation = run.cases("training", dataset), run.cases("validation", dataset)
+        run, dataset, training, validation = _new_run(data, out, config, (folds, fold), given, quiet)
     seed_everything(run.config.seed, verbose=False)
     task = SegmentationTask(
         run.new_network(), run.config.learning_rate, run.config.patch_size, [*run.config.labels.values()]
@@ -113,8 +113,8 @@ def _new_run(
     folds: tuple[Path | str | None, int],
     given: Mapping[str, Any],
     quiet: bool,
-) -> Run:
-    """Looks at the data and settles how it is trained on."""
+) -> tuple[Run, Dataset, list[Case], list[Case]]:
+    """Looks at the data and settles how it is trained on: the run, and the cases to train and to validate on."""
     settings = settings_from(None if config is None else Path(config), given)
     first = rank_zero_only.rank == 0
     if first and out.exists() and (not out.is_dir() or any(path.name != "cohort" for path in out.iterdir())):
@@ -146,7 +146,7 @@ def _new_run(
         Run.create(out, configuration, fingerprint.as_dict(), split)
         if not quiet:
             print(_summary(configuration))
-    return run
+    return run, dataset, training, validation
 
 
 def _summary(configuration: Any) -> str:
@@ -255,7 +255,7 @@ class Epochs(Callback):
             writer.writeheader()
             writer.writerows(self.rows)
             with finished_file(self.path) as unfinished:
-                unfinished.write_text(text.getvalue())
+                unfinished.write_text(text.getvalue(), encoding="utf-8")
 
     def state_dict(self) -> dict[str, Any]:
         """The rows so far."""

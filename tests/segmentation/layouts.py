@@ -5,6 +5,7 @@ import json
 import numpy as np
 
 from attn3d.segmentation import write_image
+from attn3d.segmentation.files import same_locale
 from tests.segmentation.volumes import AFFINES
 
 SHAPE = (8, 9, 5)
@@ -105,6 +106,7 @@ def pairs_side_by_side(folder):
         write(folder / f"{number}_seg.nii.gz", 3 * marks(number, 2))
 
 
+@same_locale()  # which GDCM's writer does not leave as it was
 def dicom_series(folder, affine=None, skip=None):
     """A CT series of a slice a file, as a scanner stores it: rescaled, the patient's left and back positive.
 

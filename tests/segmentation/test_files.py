@@ -1,4 +1,5 @@
 import gzip
+import locale
 import struct
 import tracemalloc
 
@@ -178,6 +179,7 @@ def test_a_tenth_of_a_voxel_is_the_same_grid(tmp_path, image):
 
 
 def test_a_dicom_series_with_a_slice_lost_or_with_another_beside_it_is_refused(tmp_path):
+    before = locale.setlocale(locale.LC_ALL)
     layouts.dicom_series(tmp_path / "whole")
     assert is_dicom(tmp_path / "whole/IM000.dcm")
     assert read_image(tmp_path / "whole").shape == layouts.SHAPE
@@ -195,6 +197,7 @@ def test_a_dicom_series_with_a_slice_lost_or_with_another_beside_it_is_refused(t
     (tmp_path / "short").write_bytes(b"DICM")
     assert not is_dicom(tmp_path / "short")
     assert not is_dicom(tmp_path)
+    assert locale.setlocale(locale.LC_ALL) == before, "nothing else is read otherwise from now on"
 
 
 def test_a_label_on_the_grid_is_read(tmp_path, image):

@@ -56,7 +56,7 @@ def description(folder: Path) -> dict | None:
     if not path.is_file():
         return None
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise FileError(path, f"is no JSON: {error}") from error
     if not isinstance(content, dict):

@@ -50,7 +50,7 @@ def read_fold(path: Path | str, fold: int, cases: Sequence[Case]) -> Split:
             parts.
     """
     try:
-        folds = json.loads(Path(path).read_text())
+        folds = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise FileError(path, f"cannot be read: {error.strerror or error}") from error
     except ValueError as error:

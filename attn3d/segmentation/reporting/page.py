@@ -108,7 +108,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 def _json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise FileError(path, "is not there; finish the training with `attn3d train --resume`") from error
     except ValueError as error:

@@ -80,7 +80,7 @@ def simulate(
 def _settings(folder: Path) -> dict | None:
     """What a simulated cohort in the folder was made with, None where there is none."""
     try:
-        return json.loads((folder / "dataset.json").read_text())["simulated"]
+        return json.loads((folder / "dataset.json").read_text(encoding="utf-8"))["simulated"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
