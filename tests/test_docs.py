@@ -28,12 +28,16 @@ def name_of(page):
 
 
 @functools.cache
-def tables():
-    """docs/tables.py, which is a script and no part of a package."""
-    spec = importlib.util.spec_from_file_location("tables", DOCS / "tables.py")
+def script(name):
+    """docs/<name>.py, which is no part of a package."""
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def tables():
+    return script("tables")
 
 
 @pytest.fixture(autouse=True)
@@ -79,6 +83,11 @@ def anchors(page):
 def test_tables_are_up_to_date(page):
     with tables().one_thread():
         assert page.read_text() == tables().rewritten(page), "run `python docs/tables.py`"
+
+
+def test_benchmarks_are_those_that_were_measured():
+    page = DOCS / "benchmarks.md"
+    assert page.read_text() == script("benchmarks").rewritten(page.read_text()), "run `python docs/benchmarks.py`"
 
 
 @pytest.mark.parametrize("name", ["se", "eca", "cbam", "bam", "coord", "sk", "gc", "non_local", "mhsa", "danet"])

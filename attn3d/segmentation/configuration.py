@@ -1,7 +1,7 @@
 """All settings of a training as plain data, and where they come from."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -9,12 +9,13 @@ from typing import Any
 
 import yaml
 
-from attn3d.arguments import nearest, one_of
+from attn3d.arguments import nearest, one_of, read_spec
 from attn3d.segmentation.files import FileError
 from attn3d.segmentation.fingerprint import Fingerprint, Geometry, propose_geometry
 from attn3d.segmentation.networks import NETWORKS, shape_multiple
 
 FORMAT = 1  # of run folders
+_WINDOW = 8  # voxels of an attention window along the finest axis
 BRAIN_WINDOWS = ((40.0, 80.0), (80.0, 200.0), (40.0, 380.0))  # level and width in HU: brain, subdural, soft tissue
 
 
@@ -194,7 +195,7 @@ def configure(dataset: Any, images: int, fingerprint: Fingerprint, settings: Map
         windows = BRAIN_WINDOWS if dataset.modality == "CT" and images == 1 else None
     if windows is not None and images != 1:
         raise ValueError(f"`windows` are for a CT of one image, got cases of {images}")
-    chosen = ("network", "width", "attention", "epochs", "patches_per_case", "batch_size", "learning_rate")
+    chosen = ("network", "width", "epochs", "patches_per_case", "batch_size", "learning_rate")
     return Configuration(
         data=str(dataset.folder.resolve()),
         layout=dataset.layout,
@@ -204,6 +205,7 @@ def configure(dataset: Any, images: int, fingerprint: Fingerprint, settings: Map
         images=images,
         strides=strides,
         kernels=kernels,
+        attention=with_window(settings["attention"], geometry.spacing),
         at=tuple(settings["at"]),
         spacing=geometry.spacing,
         patch_size=_fitting(geometry, multiple, given=settings["patch_size"] is not None),
@@ -211,6 +213,20 @@ def configure(dataset: Any, images: int, fingerprint: Fingerprint, settings: Map
         versions={name: version(name) for name in ("torch", "monai", "torchio", "lightning", "nibabel", "numpy")},
         **{name: settings[name] for name in (*chosen, "validate_every", "held_out", "split_seed", "seed")},
     )
+
+
+def with_window(attention: Any, spacing: Sequence[float]) -> Any:
+    """The spec of a mechanism, with a size for the scope "window" if it has none.
+
+    8 voxels along the finest axis and about as many mm along the others, but 2 voxels at least.
+    """
+    if attention is None:
+        return None
+    name, options = read_spec("attention", attention)
+    if options.get("scope") != "window":
+        return attention
+    size = [max(2, round(_WINDOW * min(spacing) / one)) for one in spacing]
+    return [name, {**options, "scope": ["window", {"size": size}]}]
 
 
 def _fitting(geometry: Geometry, multiple: tuple[int, ...], given: bool) -> tuple[int, ...]:

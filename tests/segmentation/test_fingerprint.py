@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+import attn3d
+from attn3d.segmentation.configuration import with_window
 from attn3d.segmentation.datasets import find_dataset
 from attn3d.segmentation.fingerprint import Fingerprint, propose_geometry, take_fingerprint
 
@@ -49,6 +51,17 @@ def test_what_is_decided_stays():
     geometry = propose_geometry(fingerprint((100, 100, 40), (0.5, 0.5, 5.0)), 2**17, (1.0, 1.0, 3.0), (64, 64, 16))
     assert (geometry.spacing, geometry.patch_size) == ((1.0, 1.0, 3.0), (64, 64, 16))
     assert geometry.strides[0] == (2, 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("spacing", "size"), [((1.9, 1.9, 5.0), [8, 8, 3]), ((0.4, 0.4, 5.0), [8, 8, 2]), ((1.0, 1.0, 1.0), [8, 8, 8])]
+)
+def test_attention_windows_are_as_wide_along_all_axes(spacing, size):
+    found = with_window(["mhsa", {"scope": "window", "num_heads": 2}], spacing)
+    assert found == ["mhsa", {"scope": ["window", {"size": size}], "num_heads": 2}]
+    attn3d.create_attention(found, spatial_dims=3, channels=8)
+    given = ["mhsa", {"scope": ["window", {"size": 4}]}]
+    assert [with_window(spec, spacing) for spec in (None, "cbam", given)] == [None, "cbam", given]
 
 
 def test_it_is_taken_from_the_files(data):
