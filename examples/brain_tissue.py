@@ -42,7 +42,7 @@ TOLERANCE = 2.0  # mm, for the surface Dice
 def main(
     attention: Annotated[str, typer.Option(help=f"One of {', '.join(attn3d.names())}; or none.")] = "eca",
     at: Annotated[str, typer.Option(help="Kinds of site, separated by commas: encoder, decoder, ..")] = "encoder",
-    network: Annotated[str, typer.Option(help=f"One of {', '.join(segmentation.NETWORKS)}.")] = "UNet",
+    network: Annotated[str, typer.Option(help=f"One of {', '.join(segmentation.NETWORKS)}.")] = "ResidualUNet",
     seconds: Annotated[float | None, typer.Option(min=1, help="Training time [135 if no limit is given].")] = None,
     iterations: Annotated[int | None, typer.Option(min=1, help="Training steps.")] = None,
     resolution: Annotated[int, typer.Option(min=1, help="Voxel size in mm that the network works at.")] = 2,

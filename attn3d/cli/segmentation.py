@@ -48,7 +48,9 @@ def train(
     data: Data = None,
     out: Out = Path("run"),
     config: Annotated[Path | None, typer.Option(help="Settings in YAML or JSON; options here override it.")] = None,
-    network: Annotated[str | None, typer.Option(help="UNet, DynUNet, SegResNet or BasicUNet [UNet].")] = None,
+    network: Annotated[
+        str | None, typer.Option(help="UNet, ResidualUNet, DynUNet, SegResNet or BasicUNet [UNet].")
+    ] = None,
     attention: Annotated[
         str | None, typer.Option(help="A mechanism, its spec as JSON, or none: `attn3d list` [cbam].")
     ] = None,
