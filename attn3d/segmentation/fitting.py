@@ -29,6 +29,8 @@ class SegmentationTask(LightningModule):
         learning_rate: at the start.
         patch_size: of the sliding window in validation.
         names: of the classes, without the background.
+        loss: of logits and class indices; by default Dice and cross-entropy of each patch on its own, for classes
+            that are in every patch.
     """
 
     def __init__(
@@ -37,15 +39,13 @@ class SegmentationTask(LightningModule):
         learning_rate: float = 6e-3,
         patch_size: Sequence[int] = (),
         names: Sequence[str] = (),
+        loss: nn.Module | None = None,
     ):
         super().__init__()
         self.network = network
         self.learning_rate = learning_rate
         self.patch_size, self.names = tuple(patch_size), tuple(names)
-        self.loss = DeepSupervisionLoss(
-            # Of the batch as one volume: a label that a patch lacks would else cost 1 for a single voxel.
-            DiceCELoss(to_onehot_y=True, softmax=True, include_background=False, batch=True)
-        )
+        self.loss = DeepSupervisionLoss(loss or DiceCELoss(to_onehot_y=True, softmax=True))
         self.dice: dict[str, float] = {}  # of the last validation
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:

@@ -73,7 +73,7 @@ def create_network(
 
     - ``UNet``: one convolution for each step; it goes down with the first, which costs a fourteenth of a network that
       starts at full resolution, and is what a CPU can train.
-    - ``ResidualUNet``: the same with residual units, the last at full resolution: finer borders at three times the cost.
+    - ``ResidualUNet``: the same with residual units, the last at full resolution: finer borders, thrice the cost.
     - ``DynUNet``: nnU-Net's, at full resolution from the start, kernels and strides per axis, deep supervision.
     - ``BasicUNet``, ``SegResNet``: halve every axis alike, whatever the strides.
 

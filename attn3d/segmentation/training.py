@@ -16,6 +16,7 @@ from lightning import LightningModule, Trainer, seed_everything
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
+from monai.losses import DiceCELoss
 
 from attn3d.segmentation.configuration import configure, settings_from
 from attn3d.segmentation.datasets import Case, Dataset, find_dataset, read_fold, split_cases
@@ -95,7 +96,12 @@ def train(
         run, dataset, training, validation = _new_run(data, out, config, (folds, fold), given, quiet)
     seed_everything(run.config.seed, verbose=False)
     task = SegmentationTask(
-        run.new_network(), run.config.learning_rate, run.config.patch_size, [*run.config.labels.values()]
+        run.new_network(),
+        run.config.learning_rate,
+        run.config.patch_size,
+        [*run.config.labels.values()],
+        # Of the batch as one volume: a label that a patch lacks would else cost 1 for a single voxel.
+        DiceCELoss(to_onehot_y=True, softmax=True, include_background=False, batch=True),
     )
     if not run.weights.exists():
         _fit(run, task, PatchData(run.config, dataset, training, validation, out / "prepared", quiet), devices, quiet)

@@ -54,7 +54,7 @@ def check_results(out, scan_path):
         np.testing.assert_array_equal(after.header[field], before.header[field])
     assert (out / "overlay.png").read_bytes().startswith(b"\x89PNG")
     with safe_open(out / "checkpoint.safetensors", "pt") as checkpoint:
-        assert checkpoint.metadata()["network"] == "UNet"
+        assert checkpoint.metadata()["network"] == "ResidualUNet"
         assert checkpoint.keys()
     assert not [entry for entry in out.iterdir() if "unfinished" in entry.name]
 

@@ -94,7 +94,7 @@ def test_an_unknown_network_is_refused_with_those_there_are():
         create_network("BasicUnet3D", 1, 4)
 
 
-@pytest.mark.parametrize("name", ["UNet", "BasicUNet", "SegResNet"])
+@pytest.mark.parametrize("name", ["UNet", "ResidualUNet", "BasicUNet", "SegResNet"])
 def test_each_network_maps_a_patch_to_classes(name):
     network = create_network(name, in_channels=1, out_channels=4).eval()
     with torch.no_grad():
