@@ -43,7 +43,7 @@ def main(
     attention: Annotated[str, typer.Option(help=f"One of {', '.join(attn3d.names())}; or none.")] = "eca",
     at: Annotated[str, typer.Option(help="Kinds of site, separated by commas: encoder, decoder, ..")] = "encoder",
     network: Annotated[str, typer.Option(help=f"One of {', '.join(segmentation.NETWORKS)}.")] = "ResidualUNet",
-    seconds: Annotated[float | None, typer.Option(min=1, help="Training time [135 if no limit is given].")] = None,
+    seconds: Annotated[float | None, typer.Option(min=1, help="Training time [150 if no limit is given].")] = None,
     iterations: Annotated[int | None, typer.Option(min=1, help="Training steps.")] = None,
     resolution: Annotated[int, typer.Option(min=1, help="Voxel size in mm that the network works at.")] = 2,
     seed: Annotated[int, typer.Option(help="The same seed and --iterations give the same weights.")] = 0,
@@ -61,7 +61,7 @@ def main(
     warnings.simplefilter("ignore", FutureWarning)  # what libraries have to tell one another
     seed_everything(seed, verbose=False)
     if seconds is None and iterations is None:
-        seconds = 135.0
+        seconds = 150.0
 
     with one_line_errors():
         net = segmentation.create_network(network, in_channels=1, out_channels=1 + len(TISSUES))

@@ -53,8 +53,8 @@ def _attend_on_cores_backward(
 
 
 def keys_at_a_time(keys: int, parts: int) -> int:
-    """What all parts bring for a run is then a quarter of the whole gradients, or that of a tile for each part."""
-    return max(512, -(-keys // (8 * parts)))
+    """What all parts bring for a run is then a quarter of the whole gradients, or less."""
+    return max(256, -(-keys // (8 * parts)))
 
 
 def _runs(length: int, step: int) -> list[slice]:
