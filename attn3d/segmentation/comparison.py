@@ -121,10 +121,13 @@ def _measure(runs: Sequence[Run]) -> dict[str, Any]:
     """What all seeds of a mechanism scored, and what it costs."""
     net, config = runs[0].new_network(), runs[0].config
     shape = (config.batch_size, config.in_channels, *config.patch_size)
+    dice = [mean_dice(json.loads(run.scores.read_text(encoding="utf-8"))) for run in runs]
+    if None in dice:
+        raise FileError(runs[0].scores, "no held-out case has any label; hold out more of them (held_out)")
     with (runs[0].folder / "metrics.csv").open(encoding="utf-8") as file:
         last = list(csv.DictReader(file))[-1]
     return {
-        "dice": [mean_dice(json.loads(run.scores.read_text(encoding="utf-8"))) for run in runs],
+        "dice": dice,
         "parameters": sum(parameter.numel() for parameter in net.parameters()),
         "seconds": float(last["seconds"]),
         "memory_bytes": estimate_memory(net, shape, training=True),

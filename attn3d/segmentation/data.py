@@ -39,13 +39,18 @@ def hold_out_anterior(label: nib.Nifti1Image, fraction: float) -> tuple[tuple[sl
 
 
 def training_subject(
-    image: nib.Nifti1Image, label: nib.Nifti1Image, spacing: Sequence[float], patch_size: Sequence[int]
+    images: nib.Nifti1Image | Sequence[nib.Nifti1Image],
+    label: nib.Nifti1Image,
+    spacing: Sequence[float],
+    patch_size: Sequence[int],
 ) -> tio.Subject:
-    """A pair on the working grid, extended by its edges where a patch is larger."""
-    affine = np.diag([*spacing, 1.0])
+    """A case, of one image or several, on the working grid, extended by its edges where a patch is larger."""
+    images = [images] if isinstance(images, nib.Nifti1Image) else images
+    volumes = [to_grid(image, spacing) for image in images]
+    affine = volumes[0].affine.numpy()
     labels = to_grid(label, spacing, mode="nearest").as_tensor()
     subject = tio.Subject(
-        image=tio.ScalarImage(tensor=to_grid(image, spacing).as_tensor(), affine=affine),
+        image=tio.ScalarImage(tensor=torch.cat([volume.as_tensor() for volume in volumes]), affine=affine),
         label=tio.LabelMap(tensor=labels.to(torch.uint8), affine=affine),
     )
     shape = [max(sizes) for sizes in zip(subject.spatial_shape, patch_size, strict=True)]

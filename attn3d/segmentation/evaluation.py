@@ -249,19 +249,18 @@ def _score_files(
     return scores
 
 
-def mean_dice(scores: Mapping[str, Any]) -> float:
+def mean_dice(scores: Mapping[str, Any]) -> float | None:
     """One number for a cohort: the mean over the labels of their mean Dice in the cases that have them.
 
     Args:
         scores: from `evaluate`.
 
-    Raises:
-        ValueError: when no case has any label.
+    Returns:
+        None when no case has any label.
     """
-    means = [line["dice_with"] for label, line in scores["overall"].items() if label != ANY and line["cases_with"]]
-    if not means:
-        raise ValueError("`scores` are of cases without any label; there is no Dice to average")
-    return sum(means) / len(means)
+    return _mean(
+        [line["dice_with"] for label, line in scores["overall"].items() if label != ANY and line["cases_with"]]
+    )
 
 
 def _overall(cases: Collection[Mapping[str, Any]]) -> dict[str, Any]:

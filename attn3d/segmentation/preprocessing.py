@@ -11,7 +11,7 @@ from monai.data import MetaTensor
 from torch import Tensor
 
 from attn3d.segmentation.configuration import Configuration
-from attn3d.segmentation.data import normalise
+from attn3d.segmentation.data import normalise, training_subject
 from attn3d.segmentation.datasets import Case, Dataset, read_case_image, read_case_label
 from attn3d.segmentation.files import finished_file
 from attn3d.segmentation.grid import to_grid
@@ -24,14 +24,9 @@ def prepare(images: Sequence[nib.Nifti1Image], configuration: Configuration) -> 
         images: of one case, from `read_case_image`, on one grid.
         configuration: of the run.
     """
-    volume = on_grid(images, configuration.spacing)
-    return MetaTensor(to_channels(volume.as_tensor(), configuration.windows), affine=volume.affine)
-
-
-def on_grid(images: Sequence[nib.Nifti1Image], spacing: Sequence[float]) -> MetaTensor:
-    """The intensities of a scan on the working grid, (images, *S)."""
-    volumes = [to_grid(image, spacing) for image in images]
-    return MetaTensor(torch.cat([volume.as_tensor() for volume in volumes]), affine=volumes[0].affine)
+    volumes = [to_grid(image, configuration.spacing) for image in images]
+    intensities = torch.cat([volume.as_tensor() for volume in volumes])
+    return MetaTensor(to_channels(intensities, configuration.windows), affine=volumes[0].affine)
 
 
 def to_channels(intensities: Tensor, windows: Sequence[Sequence[float]] | None) -> Tensor:
@@ -62,15 +57,8 @@ def write_prepared(case: Case, dataset: Dataset, configuration: Configuration, f
     classes = np.zeros(label.shape, np.uint8)
     for index, value in enumerate(sorted(configuration.labels), 1):
         classes[np.asarray(label.dataobj) == value] = index
-    volume = on_grid(images, configuration.spacing)
-    labels = to_grid(nib.Nifti1Image(classes, label.affine), configuration.spacing, mode="nearest")
-    affine = volume.affine.numpy()
-    subject = tio.Subject(
-        image=tio.ScalarImage(tensor=volume.as_tensor(), affine=affine),
-        label=tio.LabelMap(tensor=labels.as_tensor().to(torch.uint8), affine=affine),
-    )
-    shape = [max(sizes) for sizes in zip(subject.spatial_shape, configuration.patch_size, strict=True)]
-    subject = tio.CropOrPad(shape, padding_mode="edge")(subject)
+    label = nib.Nifti1Image(classes, label.affine)
+    subject = training_subject(images, label, configuration.spacing, configuration.patch_size)
     for path, image in ((image_path, subject["image"]), (label_path, subject["label"])):
         with finished_file(path) as unfinished:
             image.save(unfinished)

@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from attn3d.plotting import plot_training
-from attn3d.segmentation.evaluation import ANY
+from attn3d.segmentation.evaluation import ANY, mean_dice
 from attn3d.segmentation.files import FileError, finished_file
 from attn3d.segmentation.reporting.pictures import attention_figures, lesion_figures, spec_words, svg
 from attn3d.segmentation.runs import Run
@@ -57,7 +57,7 @@ def report(run: Run | Path | str, *, overwrite: bool = False) -> Path:
             scores=scores,
             main=ANY if ANY in scores["overall"] else next(iter(scores["overall"])),
             any=ANY,
-            macro=_mean([line["dice_with"] for label, line in scores["overall"].items() if label != ANY]),
+            macro=mean_dice(scores),
             curves=svg(plot_training(_epochs(run.folder / "metrics.csv"))),
             lesions=lesion_figures(run, scores),
             attention=attention_figures(run, scores),
@@ -98,12 +98,6 @@ def _plain(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "none", True: "yes", False: "no"}[value]
     return str(value)
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    """Of those that there are."""
-    there = [value for value in values if value is not None]
-    return sum(there) / len(there) if there else None
 
 
 def _json(path: Path) -> Any:
