@@ -125,6 +125,8 @@ def evaluate(
     pairs, failed = _pairs(Path(prediction), Path(reference))
     if labels is None:
         labels = _labels(pairs.values())
+    if not labels and failed:
+        raise FileError(*next(iter(failed.items())))
     if not labels:
         raise FileError(prediction, "nothing is labelled, here or in the reference; say which `labels` there may be")
 
