@@ -1,6 +1,8 @@
 """What captures a module by its operators, and so must be given plain ones."""
 
 import torch
+from torch import Tensor
+from torch.overrides import has_torch_function_unary
 
 
 def needs_plain_operators() -> bool:
@@ -11,3 +13,11 @@ def needs_plain_operators() -> bool:
     while it compiles, and leaves out the branch that is not taken.
     """
     return torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
+
+
+def takes_python_operators(x: Tensor) -> bool:
+    """Whether an `torch.autograd.Function` may stand in for plain operators on ``x``.
+
+    What one gives for a subclass such as MetaTensor is a view, on which nothing may work in place.
+    """
+    return not (needs_plain_operators() or has_torch_function_unary(x))

@@ -20,7 +20,7 @@ FILES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py"))
 FLOORS = [
     ["arguments", "capture", "precision"],
     ["spatial", "norms"],
-    ["gating", "attention"],
+    ["gating", "pooling", "attention"],
     ["mechanisms"],
     ["factory"],
     ["networks", "sharding"],

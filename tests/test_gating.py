@@ -3,63 +3,160 @@
 import pytest
 import torch
 
-from attn3d.gating import gate
+from attn3d.gating import gate, joint_gate
 
 
-def gates_of(x: torch.Tensor, count: int) -> list[torch.Tensor]:
-    batch, channels, *shape = x.shape
-    shapes = [(batch, channels, *(1 for _ in shape)), (batch, 1, *shape), (batch, channels, *shape[:1], 1, 1)]
-    return [torch.rand(shape, dtype=x.dtype, requires_grad=True) for shape in shapes[:count]]
+def two_gates(x: torch.Tensor) -> list[torch.Tensor]:
+    """One per channel, one per voxel."""
+    shapes = [(*x.shape[:2], *(1 for _ in x.shape[2:])), (x.shape[0], 1, *x.shape[2:])]
+    return [torch.randn(shape, dtype=x.dtype, requires_grad=True) for shape in shapes]
 
 
-@pytest.mark.parametrize("count", [1, 2, 3])
-def test_gradients_are_those_of_the_product(count):
-    x = torch.randn(2, 3, 4, 3, 2, dtype=torch.float64, requires_grad=True)
-    gates = gates_of(x, count)
-    product = x
-    for one in gates:
-        product = product * one
-    torch.testing.assert_close(gate(x, gates), product)
-    weight = torch.randn_like(x)
-    ours = torch.autograd.grad(gate(x, gates), [x, *gates], weight)
-    theirs = torch.autograd.grad(product, [x, *gates], weight)
+def rows_and_columns(x: torch.Tensor) -> list[torch.Tensor]:
+    """One along all axes but the last, one along the last."""
+    shapes = [(*x.shape[:-1], 1), (*x.shape[:2], *(1 for _ in x.shape[3:]), x.shape[-1])]
+    return [torch.randn(shape, dtype=x.dtype, requires_grad=True) for shape in shapes]
+
+
+def plain(x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, product: bool, offset: float) -> torch.Tensor:
+    return x * (offset + torch.sigmoid(a * b if product else a + b))
+
+
+def volume(*shape: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    return torch.randn(shape, dtype=dtype, requires_grad=True)
+
+
+def assert_same(ours, theirs, inputs):
+    """Outputs and gradients, from a random gradient above."""
     torch.testing.assert_close(ours, theirs)
+    weight = torch.randn_like(ours)
+    gradients = torch.autograd.grad(ours, inputs, weight), torch.autograd.grad(theirs, inputs, weight)
+    torch.testing.assert_close(*gradients)
 
 
-def test_first_and_second_derivatives():
-    x = torch.randn(1, 2, 2, 2, 2, dtype=torch.float64, requires_grad=True)
-    gates = gates_of(x, 2)
-    assert torch.autograd.gradcheck(lambda x, *gates: gate(x, list(gates)), (x, *gates))
-    assert torch.autograd.gradgradcheck(lambda x, *gates: gate(x, list(gates)), (x, *gates))
-
-
-def test_only_x_and_the_gates_are_kept():
-    x = torch.randn(1, 8, 6, 6, 6, requires_grad=True)
-    gates = gates_of(x, 3)
-    kept = set()
+def kept(function, *inputs: torch.Tensor) -> set[int]:
+    """The storages that autograd keeps."""
+    found = set()
 
     def keep(tensor):
-        kept.add(tensor.untyped_storage().data_ptr())
+        found.add(tensor.untyped_storage().data_ptr())
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        gate(x, gates)
-    assert kept == {tensor.untyped_storage().data_ptr() for tensor in (x, *gates)}
+        function(*inputs)
+    return found
+
+
+# Sizes of 1 along every axis, none of which may be summed or squeezed by mistake; a batch of none.
+SHAPES = [(2, 3, 4, 3, 2), (1, 3, 4, 3, 2), (2, 1, 4, 3, 2), (2, 3, 1, 1, 2), (2, 3, 4, 3, 1), (2, 3, 5), (0, 3, 4, 2)]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("gates_of", [two_gates, rows_and_columns])
+class TestGradients:
+    def test_are_those_of_the_product(self, gates_of, shape):
+        x = volume(*shape)
+        a, b = gates_of(x)
+        assert_same(gate(x, a), x * a, [x, a])
+        assert_same(gate(x, a, b), x * a * b, [x, a, b])
+
+    @pytest.mark.parametrize("offset", [0.0, 1.0])
+    @pytest.mark.parametrize("product", [False, True])
+    def test_are_those_of_the_sigmoid(self, gates_of, shape, product, offset):
+        x = volume(*shape)
+        a, b = gates_of(x)
+        assert_same(joint_gate(x, a, b, product, offset), plain(x, a, b, product, offset), [x, a, b])
+
+
+FUNCTIONS = {
+    "one": lambda x, a, b: gate(x, a),
+    "two": gate,
+    "sum": joint_gate,
+    "product": lambda x, a, b: joint_gate(x, a, b, True, 1.0),
+}
+functions = pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
+
+
+@functions
+def test_first_and_second_derivatives(function):
+    x = volume(1, 2, 2, 2, 2)
+    inputs = (x, *two_gates(x))
+    assert torch.autograd.gradcheck(function, inputs)
+    assert torch.autograd.gradgradcheck(function, inputs)
+
+
+@functions
+def test_a_gradient_with_a_graph_is_the_same(function):
+    """Then no tensor of backward's own may be overwritten."""
+    x = volume(2, 3, 4, 3, 2)
+    inputs = [x, *two_gates(x)]
+    y = function(*inputs)
+    with_graph = torch.autograd.grad(y.square().sum(), inputs, create_graph=True, allow_unused=True)
+    without = torch.autograd.grad(y.square().sum(), inputs, allow_unused=True)
+    torch.testing.assert_close(with_graph, without)
+
+
+@functions
+def test_only_x_and_the_gates_are_kept(function):
+    x = volume(1, 8, 6, 6, 6)
+    inputs = [x, *two_gates(x)]
+    assert kept(function, *inputs) <= {tensor.untyped_storage().data_ptr() for tensor in inputs}
+
+
+@functions
+def test_inputs_stay_as_they_are(function):
+    x = volume(1, 8, 6, 6, 6)
+    inputs = [x, *two_gates(x)]
+    before = [tensor.detach().clone() for tensor in inputs]
+    function(*inputs).sum().backward()
+    with torch.no_grad():
+        function(*inputs)
+    for tensor, copy in zip(inputs, before, strict=True):
+        assert torch.equal(tensor, copy)
 
 
 @pytest.mark.parametrize("frozen", range(3))
-def test_what_needs_no_gradient_gets_none(frozen):
-    x = torch.randn(1, 2, 3, 3, 3, requires_grad=True)
-    inputs = [x, *gates_of(x, 2)]
+@pytest.mark.parametrize("function", [gate, joint_gate])
+def test_what_needs_no_gradient_gets_none(function, frozen):
+    x = volume(1, 2, 3, 3, 3)
+    inputs = [x, *two_gates(x)]
     inputs[frozen].requires_grad_(False)
-    gate(inputs[0], inputs[1:]).sum().backward()
+    function(*inputs).sum().backward()
     assert [tensor.grad is None for tensor in inputs] == [index == frozen for index in range(3)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_dtype_and_memory_format_are_those_of_x(dtype):
-    x = torch.randn(2, 3, 4, 3, 2, dtype=dtype).contiguous(memory_format=torch.channels_last_3d)
-    gates = [one.float() for one in gates_of(x, 2)]
-    y = gate(x, gates)
+@functions
+def test_dtype_and_memory_format_are_those_of_x(function, dtype):
+    x = torch.randn(2, 3, 4, 3, 2, dtype=dtype).contiguous(memory_format=torch.channels_last_3d).requires_grad_()
+    gates = [one.detach().float().requires_grad_() for one in two_gates(x)]
+    y = function(x, *gates)
     assert y.dtype == dtype
     assert y.is_contiguous(memory_format=torch.channels_last_3d)
+    y.sum().backward()
+    assert x.grad.dtype == dtype
+    assert gates[0].grad.dtype == torch.float32
+
+
+@functions
+def test_gradients_under_autocast_are_in_full_precision(function):
+    """A backward pass within autocast sums matrix products in the dtype of what it is given."""
+    x = volume(2, 3, 4, 3, 2, dtype=torch.float32)
+    inputs = [x, *two_gates(x)]
+    expected = torch.autograd.grad(function(*inputs).sum(), inputs, allow_unused=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = torch.autograd.grad(function(*inputs).sum(), inputs, allow_unused=True)
+    torch.testing.assert_close(found, expected)
+
+
+def test_transforms_of_functions():
+    """`torch.func` differentiates and maps what has a rule for it."""
+    x = volume(3, 2, 2, 2, 2).detach()
+    gates = [one.detach() for one in two_gates(x)]
+
+    def loss(x, a, b):
+        return (gate(x[None], a[None], b[None]) + joint_gate(x[None], a[None], b[None])).sum()
+
+    found = torch.func.vmap(torch.func.grad(loss))(x, *gates)
+    expected = gates[0] * gates[1] + torch.sigmoid(gates[0] + gates[1])
+    torch.testing.assert_close(found, expected)

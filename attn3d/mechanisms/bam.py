@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from attn3d.arguments import odd_per_axis, one_of, per_axis, positive_integer
-from attn3d.gating import gate
+from attn3d.gating import joint_gate
 from attn3d.mechanisms.base import Mechanism
 from attn3d.norms import NormSpec, create_norm
-from attn3d.spatial import axes, broadcast_gate, convolution
+from attn3d.pooling import mean_and_maximum
+from attn3d.spatial import axes, broadcast_gate, convolution, map_convolution
 
 
 class BAM(Mechanism):
@@ -74,7 +75,9 @@ class BAM(Mechanism):
             self.channel_branch = nn.Sequential(
                 nn.Linear(channels, hidden, bias=False), nn.ReLU(), nn.Linear(hidden, channels, bias=False)
             )
-            self.spatial_branch = nn.Sequential(conv(1, 1, bias=False, **around), create_norm(norm, 1))
+            self.spatial_branch = nn.Sequential(
+                map_convolution(spatial_dims)(1, 1, bias=False, **around), create_norm(norm, 1)
+            )
             return
         self.channel_branch = nn.Sequential(
             nn.Linear(channels, hidden), create_norm(norm, hidden), nn.ReLU(), nn.Linear(hidden, channels)
@@ -93,15 +96,15 @@ class BAM(Mechanism):
     def spatial_map(self, x: Tensor) -> Tensor:
         """Ms, (B, 1, *S)."""
         if self.variant == "compact":
-            return self.spatial_branch(x.mean(1, keepdim=True) + x.amax(1, keepdim=True))
+            mean, largest = mean_and_maximum(x, [1])
+            return self.spatial_branch(mean + largest)
         return self.spatial_branch(x)
 
     def forward(self, x: Tensor) -> Tensor:
         """Gates (B, C, *S)."""
         self.check_input(x)
-        channel, spatial = self.channel_map(x), self.spatial_map(x)
-        weight = torch.sigmoid(channel + spatial if self.combine == "sum" else channel * spatial)
-        return gate(x, [weight if self.variant == "compact" else 1 + weight])
+        offset = 0.0 if self.variant == "compact" else 1.0
+        return joint_gate(x, self.channel_map(x), self.spatial_map(x), self.combine == "product", offset)
 
     def attention_weights(self, x: Tensor, queries: Tensor | None = None) -> dict[str, Tensor]:
         """Both maps through a sigmoid each, as "channel" and "spatial": what either would gate alone."""

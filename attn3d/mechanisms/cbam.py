@@ -13,7 +13,8 @@ from attn3d.arguments import boolean, odd_per_axis, positive_integer
 from attn3d.gating import gate
 from attn3d.mechanisms.base import Mechanism
 from attn3d.norms import NormSpec, create_norm
-from attn3d.spatial import axes, broadcast_gate, convolution
+from attn3d.pooling import mean_and_maximum
+from attn3d.spatial import axes, broadcast_gate, map_convolution
 
 
 class CBAM(Mechanism):
@@ -67,7 +68,7 @@ class CBAM(Mechanism):
         self.mean_first = order[0] == "mean"
         self.squeeze = nn.Linear(channels, hidden, bias=bias)
         self.excite = nn.Linear(hidden, channels, bias=bias)
-        self.convolution = convolution(spatial_dims)(
+        self.convolution = map_convolution(spatial_dims)(
             2, 1, kernel, padding=tuple(size // 2 for size in kernel), bias=False
         )
         self.norm = create_norm(self.by_variant(norm, compact=None, paper="batch"), 1)
@@ -76,15 +77,14 @@ class CBAM(Mechanism):
 
     def channel_gate(self, x: Tensor) -> Tensor:
         """sigmoid(MLP(mean(x)) + MLP(max(x))), (B, C, 1, ..)."""
-        mean = self.excite(torch.relu(self.squeeze(x.mean(axes(x)))))
-        largest = self.excite(torch.relu(self.squeeze(x.amax(axes(x)))))
-        return broadcast_gate(torch.sigmoid(mean + largest), x)
+        mean, largest = mean_and_maximum(x, axes(x))
+        of_mean = self.excite(torch.relu(self.squeeze(mean.flatten(1))))
+        of_largest = self.excite(torch.relu(self.squeeze(largest.flatten(1))))
+        return broadcast_gate(torch.sigmoid(of_mean + of_largest), x)
 
     def spatial_gate(self, x: Tensor, channel_gate: Tensor) -> Tensor:
         """The gate per voxel of x * channel_gate, (B, 1, *S)."""
-        gated = x * channel_gate
-        mean = gated.mean(1, keepdim=True)
-        largest = gated.amax(1, keepdim=True)
+        mean, largest = mean_and_maximum(x, [1], channel_gate)
         maps = torch.cat([mean, largest] if self.mean_first else [largest, mean], 1)
         return torch.sigmoid(self.norm(self.convolution(maps)))
 
@@ -92,7 +92,7 @@ class CBAM(Mechanism):
         """Gates (B, C, *S)."""
         self.check_input(x)
         channel = self.channel_gate(x)
-        return gate(x, [channel, self.spatial_gate(x, channel)])
+        return gate(x, channel, self.spatial_gate(x, channel))
 
     def attention_weights(self, x: Tensor, queries: Tensor | None = None) -> dict[str, Tensor]:
         """The gates as "channel" and "spatial"."""

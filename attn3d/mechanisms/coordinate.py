@@ -89,7 +89,12 @@ class CoordinateAttention(Mechanism):
     def forward(self, x: Tensor) -> Tensor:
         """Gates (B, C, *S)."""
         self.check_input(x)
-        return gate(x, self.axis_gates(x))
+        gates = self.axis_gates(x)
+        # Together, all but the last have the size of the map over that of its last axis, which is little.
+        first = gates[0]
+        for index in range(1, len(gates) - 1):
+            first = first * gates[index]
+        return gate(x, first, gates[-1] if len(gates) > 1 else None)
 
     def attention_weights(self, x: Tensor, queries: Tensor | None = None) -> dict[str, Tensor]:
         """The gates as "axis0", "axis1", .."""

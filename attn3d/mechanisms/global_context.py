@@ -75,7 +75,7 @@ class GlobalContext(Mechanism):
         context = self.context(x, self.spatial_weights(x))
         if self.fusion == "add":
             return x + context.to(x.dtype)
-        return gate(x, [torch.sigmoid(context)])
+        return gate(x, torch.sigmoid(context))
 
     def attention_weights(self, x: Tensor, queries: Tensor | None = None) -> dict[str, Tensor]:
         """alpha as "spatial", and what is added (or gates) as "channel"."""

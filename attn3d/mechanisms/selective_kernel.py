@@ -92,7 +92,7 @@ class SelectiveKernel(Mechanism):
         gates = self.branch_gates(convolved)
         y = convolved[0] * broadcast_gate(gates[:, 0], x)
         for index in range(1, len(convolved)):
-            y = y + convolved[index] * broadcast_gate(gates[:, index], x)
+            y = torch.addcmul(y, convolved[index], broadcast_gate(gates[:, index], x))
         return keep_format(y, x)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -58,7 +58,7 @@ class SqueezeExcitation(Mechanism):
     def forward(self, x: Tensor) -> Tensor:
         """Gates (B, C, *S)."""
         self.check_input(x)
-        return gate(x, [self.channel_gate(x)])
+        return gate(x, self.channel_gate(x))
 
     def attention_weights(self, x: Tensor, queries: Tensor | None = None) -> dict[str, Tensor]:
         """The gate as "channel"."""

@@ -1,0 +1,67 @@
+"""What a mechanism keeps for backward, beyond its own input and output."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import attn3d
+from tests.configurations import randomise
+
+CHANNELS, SHAPE = 128, (32, 32, 32)
+
+
+def kept_bytes(module: nn.Module, *inputs: Tensor) -> int:
+    """Of the storages that autograd keeps, those of inputs, output and parameters left out."""
+    kept: list[torch.UntypedStorage] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor.untyped_storage())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = module(*inputs)
+    given = {tensor.untyped_storage()._cdata for tensor in (*inputs, output, *module.parameters(), *module.buffers())}
+    return sum({storage._cdata: storage.nbytes() for storage in kept if storage._cdata not in given}.values())
+
+
+class CommonSpatialGate(nn.Module):
+    """A gate per voxel after one per channel as it is usually written: it keeps the map between the two."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * x.mean((2, 3, 4), keepdim=True).sigmoid()
+        return x * torch.cat([x.mean(1, keepdim=True), x.max(1, keepdim=True)[0]], 1).sum(1, keepdim=True).sigmoid()
+
+
+def test_a_map_that_is_kept_is_counted():
+    x = torch.randn(1, 32, 8, 8, 8, requires_grad=True)
+    assert kept_bytes(CommonSpatialGate(), x) > x.nbytes
+    assert kept_bytes(nn.Identity(), x) == 0
+
+
+@pytest.mark.parametrize("name", ["se", "eca", "gc", "cbam", "bam", "coord"])
+def test_gates_keep_a_twentieth_of_a_map(name):
+    x = torch.randn(1, CHANNELS, *SHAPE, requires_grad=True)
+    module = randomise(attn3d.create_attention(name, spatial_dims=3, channels=CHANNELS))
+    assert kept_bytes(module, x) <= 0.05 * x.nbytes
+
+
+def test_a_selection_between_kernels_keeps_no_copy_of_them():
+    """The maps of the branches are kept as they are, without a stacked copy or a product of them."""
+    module = randomise(attn3d.SelectiveKernel(3, 32))
+    convolved = [torch.randn(1, 32, 16, 16, 16, requires_grad=True) for _ in range(2)]
+
+    class Merge(nn.Module):
+        def forward(self, *convolved: Tensor) -> Tensor:
+            return module.merge(list(convolved), convolved[0])
+
+    own = sum(parameter.nbytes for parameter in module.parameters())
+    assert kept_bytes(Merge(), *convolved) <= own + 0.05 * convolved[0].nbytes
+
+
+@pytest.mark.parametrize("name", ["cbam", "bam", "coord"])
+def test_forward_alone_holds_two_maps_at_most(name):
+    x = torch.randn(1, CHANNELS, *SHAPE)
+    memory = attn3d.estimate_memory(name, x.shape, training=False)
+    assert memory <= 2.2 * x.nbytes

@@ -1,0 +1,85 @@
+"""The mean and the maximum over axes, keeping nothing more of the size of the map."""
+
+import pytest
+import torch
+
+from attn3d.pooling import mean_and_maximum
+from tests.test_gating import assert_same, kept, volume
+
+AXES = pytest.mark.parametrize("axes", [[1], [2, 3, 4], [3]], ids=str)
+
+
+def gate_of(x):
+    return torch.randn(*x.shape[:2], 1, 1, 1, dtype=x.dtype, requires_grad=True)
+
+
+def both(x, axes, gate=None):
+    """One tensor of the two, of which neither is symmetrical in the other."""
+    mean, largest = mean_and_maximum(x, axes, gate)
+    return mean + 2 * largest * largest
+
+
+def plain(x, axes, gate=None):
+    x = x if gate is None else x * gate
+    return x.mean(axes, keepdim=True) + 2 * x.amax(axes, keepdim=True).square()
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 3, 2), (1, 3, 1, 3, 2), (2, 1, 1, 1, 1), (0, 3, 2, 2, 2)], ids=str)
+@AXES
+def test_gradients_are_those_of_the_plain_operators(axes, shape):
+    x = volume(*shape)
+    gate = gate_of(x)
+    assert_same(both(x, axes), plain(x, axes), [x])
+    assert_same(both(x, axes, gate), plain(x, axes, gate), [x, gate])
+
+
+@AXES
+def test_ties_share_the_gradient(axes):
+    """As those of `torch.amax` do."""
+    x = torch.ones(2, 3, 4, 3, 2, dtype=torch.float64, requires_grad=True)
+    x.data[0, 1, 2, 0, 1] = 5
+    gate = torch.ones(2, 3, 1, 1, 1, dtype=torch.float64, requires_grad=True)
+    assert_same(both(x, axes), plain(x, axes), [x])
+    assert_same(both(x, axes, gate), plain(x, axes, gate), [x, gate])
+
+
+@AXES
+def test_first_and_second_derivatives(axes):
+    x = volume(1, 2, 2, 2, 2)
+    gate = gate_of(x)
+    for check in (torch.autograd.gradcheck, torch.autograd.gradgradcheck):
+        assert check(lambda x: both(x, axes), (x,))
+        assert check(lambda x, gate: both(x, axes, gate), (x, gate))
+
+
+@AXES
+def test_no_map_is_kept_but_x(axes):
+    x = volume(1, 8, 6, 6, 6)
+    gate = gate_of(x)
+    largest = []
+
+    def function(x, gate):
+        largest.append(mean_and_maximum(x, axes, gate)[1])
+
+    found = kept(function, x, gate)
+    assert found == {tensor.untyped_storage().data_ptr() for tensor in (x, gate, *largest)}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_dtypes_are_those_of_the_inputs(dtype):
+    x = volume(2, 3, 4, 3, 2, dtype=dtype)
+    gate = gate_of(x).detach().float().requires_grad_()
+    sum(mean_and_maximum(x, [1], gate)).sum().backward()
+    assert x.grad.dtype == dtype
+    assert gate.grad.dtype == torch.float32
+
+
+def test_transforms_of_functions():
+    x = volume(3, 2, 2, 2, 2).detach()
+
+    def loss(x):
+        return both(x[None], [1]).sum()
+
+    found = torch.func.vmap(torch.func.grad(loss))(x)
+    expected = torch.stack([torch.func.grad(lambda x: plain(x[None], [1]).sum())(each) for each in x])
+    torch.testing.assert_close(found, expected)
