@@ -18,6 +18,7 @@ def needs_plain_operators() -> bool:
 def takes_python_operators(x: Tensor) -> bool:
     """Whether an `torch.autograd.Function` may stand in for plain operators on ``x``.
 
-    What one gives for a subclass such as MetaTensor is a view, on which nothing may work in place.
+    A compiler fuses plain operators itself and decides what is kept for backward. What a function gives for a subclass
+    such as MetaTensor is a view, on which nothing may work in place.
     """
-    return not (needs_plain_operators() or has_torch_function_unary(x))
+    return not (needs_plain_operators() or torch.compiler.is_compiling() or has_torch_function_unary(x))

@@ -11,6 +11,36 @@ from attn3d.capture import takes_python_operators
 from attn3d.precision import without_autocast
 
 
+class _WeightedSum(torch.autograd.Function):
+    """x_1 * g_1 + .. + x_m * g_m."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(*tensors: Tensor) -> Tensor:
+        (x, *others), (gate, *of_others) = tensors[: len(tensors) // 2], tensors[len(tensors) // 2 :]
+        y = x * gate
+        for x, gate in zip(others, of_others, strict=True):
+            same = torch.promote_types(x.dtype, gate.dtype) == y.dtype
+            y = y.addcmul_(x, gate) if same else y + x * gate
+        return y
+
+    @staticmethod
+    def setup_context(context, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        context.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(context, gradient: Tensor) -> tuple[Tensor, ...]:
+        tensors = context.saved_tensors  # once, as checkpoints want it
+        half = len(tensors) // 2
+        of_maps, of_gates = [], []
+        for x, gate in zip(tensors[:half], tensors[half:], strict=True):
+            of_product = gradient * x
+            of_gates.append(_sum_like(of_product, gate))
+            of_maps.append(_product_into(of_product, gradient, gate).to(x.dtype))
+        return (*of_maps, *of_gates)
+
+
 class _Gate(torch.autograd.Function):
     """x * a * b."""
 
@@ -18,7 +48,8 @@ class _Gate(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        return _product(x, a, b)
+        y = x * a
+        return _product_into(y, y, b)
 
     @staticmethod
     def setup_context(context, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
@@ -27,9 +58,10 @@ class _Gate(torch.autograd.Function):
     @staticmethod
     def backward(context, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, a, b = context.saved_tensors
-        of_x = _product(gradient, a, b).to(x.dtype)
         of_product = gradient * x
-        return of_x, _sum_of_products(of_product, b, a), _sum_of_products(of_product, a, b)
+        of_a, of_b = _sum_of_products(of_product, b, a), _sum_of_products(of_product, a, b)
+        of_x = _product_into(of_product, gradient, a)
+        return _product_into(of_x, of_x, b).to(x.dtype), of_a, of_b
 
 
 class _JointGate(torch.autograd.Function):
@@ -50,11 +82,14 @@ class _JointGate(torch.autograd.Function):
     def backward(context, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, a, b = context.saved_tensors
         weight = torch.sigmoid(a * b if context.product else a + b)
-        of_x = (gradient * (weight + context.offset if context.offset else weight)).to(x.dtype)
         of_sum = torch.ops.aten.sigmoid_backward(gradient * x, weight)
         if context.product:
-            return of_x, _sum_of_products(of_sum, b, a), _sum_of_products(of_sum, a, b), None, None
-        return of_x, of_sum.sum_to_size(a.shape).to(a.dtype), of_sum.sum_to_size(b.shape).to(b.dtype), None, None
+            of_a, of_b = _sum_of_products(of_sum, b, a), _sum_of_products(of_sum, a, b)
+        else:
+            of_a, of_b = _sum_like(of_sum, a), _sum_like(of_sum, b)
+        if context.offset != 0.0:
+            weight = weight + context.offset
+        return _product_into(of_sum, gradient, weight).to(x.dtype), of_a, of_b, None, None
 
 
 def gate(x: Tensor, a: Tensor, b: Tensor | None = None) -> Tensor:
@@ -69,11 +104,30 @@ def gate(x: Tensor, a: Tensor, b: Tensor | None = None) -> Tensor:
         a tensor with the shape, dtype and memory format of ``x``.
     """
     if b is None:
-        return (x * a).to(x.dtype)
+        return weighted_sum([x], [a])
     if not torch.jit.is_scripting():
         if takes_python_operators(x):
             return _Gate.apply(x, a, b).to(x.dtype)
     return (x * a * b).to(x.dtype)
+
+
+def weighted_sum(maps: list[Tensor], gates: list[Tensor]) -> Tensor:
+    """The sum of maps times gates, keeping the maps and the gates alone for backward.
+
+    Args:
+        maps: one or more, of one shape.
+        gates: as many, which broadcast to the maps and have as many axes.
+
+    Returns:
+        a tensor with the shape, dtype and memory format of the first map.
+    """
+    if not torch.jit.is_scripting():
+        if takes_python_operators(maps[0]):
+            return _WeightedSum.apply(*maps, *gates).to(maps[0].dtype)
+    y = maps[0] * gates[0]
+    for index in range(1, len(maps)):
+        y = y + maps[index] * gates[index]
+    return y.to(maps[0].dtype)
 
 
 def joint_gate(x: Tensor, a: Tensor, b: Tensor, product: bool = False, offset: float = 0.0) -> Tensor:
@@ -95,16 +149,25 @@ def joint_gate(x: Tensor, a: Tensor, b: Tensor, product: bool = False, offset: f
     return _joint(x, a, b, product, offset).to(x.dtype)
 
 
-def _product(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    y = x * a
-    # It is a tensor of our own, which may be overwritten if nothing is differentiated.
-    own = not torch.is_grad_enabled() and torch.promote_types(y.dtype, b.dtype) == y.dtype
-    return y.mul_(b) if own else y * b
-
-
 def _joint(x: Tensor, a: Tensor, b: Tensor, product: bool, offset: float) -> Tensor:
     weight = torch.sigmoid(a * b if product else a + b)
-    return x * (weight + offset if offset else weight)
+    return x * (weight + offset if offset != 0.0 else weight)
+
+
+def _product_into(own: Tensor, x: Tensor, gate: Tensor) -> Tensor:
+    """x * gate, in the memory of a tensor that nobody else needs, if nothing is differentiated."""
+    if torch.is_grad_enabled() or torch.promote_types(x.dtype, gate.dtype) != own.dtype:
+        return x * gate
+    if own is not x:
+        own.copy_(x)  # memory that is at hand: to fetch as much anew takes longer
+    return own.mul_(gate)
+
+
+def _sum_like(x: Tensor, like: Tensor) -> Tensor:
+    """The sum over the axes along which ``like`` has size 1, in the shape and dtype of it, and memory of its own."""
+    if x.shape == like.shape:
+        return x.to(like.dtype, copy=True)
+    return x.sum_to_size(like.shape).to(like.dtype)
 
 
 @without_autocast

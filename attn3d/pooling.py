@@ -35,9 +35,11 @@ class _MeanAndMaximum(torch.autograd.Function):
         share = of_largest / at_largest.sum(context.axes, keepdim=True)
         count = math.prod(x.shape[axis] for axis in context.axes)
         of_each = torch.addcmul(of_mean / count, at_largest, share)
+        del at_largest  # before the next map is made
         if gate is None:
             return of_each.to(x.dtype), None, None
-        return (of_each * gate).to(x.dtype), (of_each * x).sum_to_size(gate.shape).to(gate.dtype), None
+        of_gate = (of_each * x).sum_to_size(gate.shape).to(gate.dtype)
+        return (of_each * gate).to(x.dtype), of_gate, None
 
 
 def mean_and_maximum(x: Tensor, axes: list[int], gate: Tensor | None = None) -> tuple[Tensor, Tensor]:

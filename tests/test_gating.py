@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from attn3d.gating import gate, joint_gate
+from attn3d.gating import gate, joint_gate, weighted_sum
 
 
 def two_gates(x: torch.Tensor) -> list[torch.Tensor]:
@@ -60,6 +60,12 @@ class TestGradients:
         assert_same(gate(x, a), x * a, [x, a])
         assert_same(gate(x, a, b), x * a * b, [x, a, b])
 
+    def test_are_those_of_the_sum(self, gates_of, shape):
+        x, y = volume(*shape), volume(*shape)
+        a, b = gates_of(x)
+        assert_same(weighted_sum([x, y], [a, b]), x * a + y * b, [x, y, a, b])
+        assert_same(weighted_sum([x, x, x], [a, b, a]), x * (a + b + a), [x, a, b])
+
     @pytest.mark.parametrize("offset", [0.0, 1.0])
     @pytest.mark.parametrize("product", [False, True])
     def test_are_those_of_the_sigmoid(self, gates_of, shape, product, offset):
@@ -71,6 +77,7 @@ class TestGradients:
 FUNCTIONS = {
     "one": lambda x, a, b: gate(x, a),
     "two": gate,
+    "weighted": lambda x, a, b: weighted_sum([x, x], [a, b]),
     "sum": joint_gate,
     "product": lambda x, a, b: joint_gate(x, a, b, True, 1.0),
 }

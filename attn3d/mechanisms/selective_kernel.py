@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from attn3d.arguments import positive_integer
+from attn3d.gating import weighted_sum
 from attn3d.mechanisms.base import Mechanism
 from attn3d.norms import NormSpec, create_norm
 from attn3d.spatial import axes, broadcast_gate, convolution, keep_format
@@ -90,10 +91,8 @@ class SelectiveKernel(Mechanism):
     def merge(self, convolved: list[Tensor], x: Tensor) -> Tensor:
         """sum_i a_i U_i, in the memory format of ``x``."""
         gates = self.branch_gates(convolved)
-        y = convolved[0] * broadcast_gate(gates[:, 0], x)
-        for index in range(1, len(convolved)):
-            y = torch.addcmul(y, convolved[index], broadcast_gate(gates[:, index], x))
-        return keep_format(y, x)
+        of_branch = [broadcast_gate(gates[:, index], x) for index in range(len(convolved))]
+        return keep_format(weighted_sum(convolved, of_branch), x)
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolves and selects over (B, C, *S)."""
