@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _WIDTH, _CHART_HEIGHT = 2.5, 1.5  # inches of a cell
 _HEAD, _SCALE, _GAP, _AXIS = 0.85, 0.75, 0.14, 0.55  # left of it, right of it, and below a picture and a chart
+_TICKS = 0.4  # left of a chart, whose numbers stand beside the legend of its neighbour
 _HEAT = {
     "channel_map": "weighed features\nmean |weight × map|",
     "spatial": "weights of voxels",
@@ -139,10 +140,11 @@ def _grid(
     gaps = [_AXIS if chart else _GAP for chart in charts]
     names = ["\n".join(textwrap.wrap(name.replace(".", ". "), 34)).replace(". ", ".") for name in sites]
     above = 0.2 + 0.17 * max(name.count("\n") + 1 for name in names) + (0.4 if title else 0)
-    width = _HEAD + _WIDTH + len(sites) * (_SCALE + _WIDTH) + _SCALE
+    pitch = _WIDTH + _SCALE + (_TICKS if any(charts) else 0)
+    width = _HEAD + _WIDTH + len(sites) * pitch + _SCALE
     height = sum(heights) + sum(gaps) + above
     figure = Figure(figsize=(width, height), facecolor=BACKGROUND)
-    lefts = [_HEAD, *(_HEAD + _WIDTH + _SCALE / 2 + index * (_WIDTH + _SCALE) for index in range(len(sites)))]
+    lefts = [_HEAD, *(_HEAD + pitch - _SCALE / 2 + index * pitch for index in range(len(sites)))]
     grid, bottom = [], height - above
     for tall, gap in zip(heights, gaps, strict=True):
         bottom -= tall

@@ -138,3 +138,15 @@ def test_what_cannot_be_drawn_is_refused():
         plot_attention_maps(ramp(), maps_of(query=torch.stack([ramp(), ramp()])[None]))
     with pytest.raises(ValueError, match=r"`voxels` must lie on the grid \(12, 10, 8\), got \(12, 0, 0\)"):
         plot_attention_maps(ramp(), maps_of(spatial=ramp()), voxels=[(12, 0, 0)])
+
+
+def test_a_legend_leaves_room_for_the_numbers_beside_it():
+    """Those of the chart in the next column."""
+    along = {f"axis{axis}": torch.rand(1, size) for axis, size in enumerate(GRID)}
+    maps = {name: along | {"axes_map": ramp()[None]} for name in ("encoder:a", "encoder:b")}
+    figure = plot_attention_maps(ramp(), maps, np.eye(4))
+    figure.canvas.draw()
+    left, right = cells(figure)[-1][1:]
+    numbers = [label.get_window_extent() for label in right.get_yticklabels() if label.get_text()]
+    assert numbers
+    assert left.get_legend().get_window_extent().x1 < min(box.x0 for box in numbers)
