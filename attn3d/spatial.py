@@ -85,7 +85,8 @@ def halve(x: Tensor) -> Tensor:
     """Max-pools every axis by 2; an axis of size 1 stays."""
     sizes = [min(2, size) for size in x.shape[2:]]
     if x.dim() == 3:
-        return functional.max_pool1d(x, sizes)
+        # Not in one dimension: that operator does not export with a dynamic size.
+        return functional.max_pool2d(x.unsqueeze(2), [1, sizes[0]]).squeeze(2)
     if x.dim() == 4:
         return functional.max_pool2d(x, sizes)
     return functional.max_pool3d(x, sizes)

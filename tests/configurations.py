@@ -73,7 +73,22 @@ CONFIGURATIONS = [
         root_scaled={"scale": "1/sqrt(N)"},
     ),
 ]
-BY_ID = {configuration.id: configuration for configuration in CONFIGURATIONS}
+# Softmax attention within the scopes that are not global; `tests/attention` holds these to loops of their own.
+SCOPED = [
+    *_cells(
+        "mhsa",
+        {},
+        window={"scope": ("window", {"size": 3, "shift": True}), "position_bias": "axis"},
+        grid={"scope": ("grid", {"size": 2}), "position_bias": "joint"},
+        axial={"scope": "axial"},
+        neighborhood={"scope": ("neighborhood", {"size": 3}), "position_bias": "axis"},
+        pooled_keys={"scope": ("pooled_keys", {"stride": 2})},
+    ),
+    *_cells("non_local", {}, axial={"scope": "axial"}),
+    *_cells("danet", {"reduction": 2}, window={"scope": ("window", {"size": 2})}),
+]
+EVERY = CONFIGURATIONS + SCOPED
+BY_ID = {configuration.id: configuration for configuration in EVERY}
 
 
 def build(

@@ -4,6 +4,8 @@ import os
 
 import torch
 
+pytest_plugins = ["tests.scorecard"]
+
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start

@@ -90,6 +90,11 @@ def test_benchmarks_are_those_that_were_measured():
     assert page.read_text() == script("benchmarks").rewritten(page.read_text()), "run `python docs/benchmarks.py`"
 
 
+def test_reliability_is_what_was_counted():
+    page = DOCS / "reliability.md"
+    assert page.read_text() == script("reliability").page(), "run `python docs/reliability.py`"
+
+
 @pytest.mark.parametrize("name", ["se", "eca", "cbam", "bam", "coord", "sk", "gc", "non_local", "mhsa", "danet"])
 def test_page_has_every_option_with_its_default(name):
     text = (DOCS / "mechanisms" / f"{name}.md").read_text()

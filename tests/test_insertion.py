@@ -331,6 +331,7 @@ class TestMechanisms:
         assert list(net.state_dict()) == keys
 
 
+@pytest.mark.scorecard("insertion")
 class TestIdentity:
     @pytest.mark.parametrize("variant", ["compact", "paper"])
     @pytest.mark.parametrize("name", attn3d.names())
@@ -364,6 +365,7 @@ class TestIdentity:
         assert not torch.equal(insert_attention(net, "se", at="encoder")(x), plain)
 
 
+@pytest.mark.scorecard("insertion")
 class TestCheckpoints:
     def test_one_from_before(self) -> None:
         net, other = unet(), unet()
@@ -444,6 +446,7 @@ class TestCheckpoints:
         assert len(own) == len(set(own))
 
 
+@pytest.mark.scorecard("insertion")
 @pytest.mark.parametrize("name", attn3d.names())
 def test_what_follows_may_work_in_place_on_meta_tensors(name: str) -> None:
     """MONAI trains on these, and many a network goes on with an in-place activation."""
@@ -455,6 +458,7 @@ def test_what_follows_may_work_in_place_on_meta_tensors(name: str) -> None:
     assert all(parameter.grad is not None for parameter in attention_parameters(net))
 
 
+@pytest.mark.scorecard("insertion")
 class TestHooks:
     def test_later_hooks_of_the_user_run_beside_ours(self) -> None:
         net, x = insert_attention(unet(), "se", at="encoder"), torch.randn(1, 1, 16, 16)

@@ -135,7 +135,7 @@ def cells_workspace(
     heads, batch, width, value_width = q.shape[1], q.shape[0], q.shape[3], v.shape[3]
     sequences = batch * heads
     tile = tile_within(room, sequences, queries, keys)
-    run = min(count, max(1, room // (4 * sequences * queries * keys))) if tile == (queries, keys) else 1
+    run = min(count, max(1, room // (4 * max(1, sequences) * queries * keys))) if tile == (queries, keys) else 1
     wide = _wide(q)
     whole = width + features
     if backward:

@@ -17,6 +17,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
+_HEADER_ERRORS = (nib.spatialimages.HeaderDataError, ValueError, OverflowError)
 _CHUNK = 1 << 20  # bytes; a header is believed only as far as the file goes on
 _GEOMETRY = (
     *("pixdim", "xyzt_units", "qform_code", "sform_code", "srow_x", "srow_y", "srow_z"),
@@ -202,8 +203,8 @@ def _read(path: Path | str) -> nib.Nifti1Image:
         raise FileError(path, "the compressed file is damaged or cut short; fetch it again") from error
     if len(image.shape) < 3 or any(size != 1 for size in image.shape[3:]):
         raise FileError(path, f"a 3-D volume is needed, got shape {image.shape}; extract one volume first")
-    if image.header.get_xyzt_units()[0] not in ("mm", "unknown"):
-        raise FileError(path, f"its units are {image.header.get_xyzt_units()[0]}; convert it to millimetres")
+    if (units := _units(image.header)) not in ("mm", "unknown"):
+        raise FileError(path, f"its units are {units}; convert it to millimetres")
     if not np.isfinite(image.affine).all() or abs(np.linalg.det(image.affine[:3, :3])) < 1e-9:
         raise FileError(path, "its affine is not finite or flat; repair the header's sform or qform")
     return image
@@ -281,7 +282,7 @@ def _from_stream(path: Path | str) -> nib.Nifti1Image:
             header = kind.header_class(bytes(content[: kind.header_class.template_dtype.itemsize]))
             claimed = header.get_data_offset() + math.prod(header.get_data_shape()) * (header.get_data_dtype().itemsize)
             numeric = header.get_data_dtype().kind in "iuf"
-        except (nib.spatialimages.HeaderDataError, nib.wrapstruct.WrapStructError, ValueError) as error:
+        except (*_HEADER_ERRORS, nib.wrapstruct.WrapStructError) as error:
             raise FileError(path, "this is not a NIfTI file; give a .nii or .nii.gz") from error
         if not header.is_single or min(header.get_data_shape(), default=0) < 1 or not numeric:
             raise FileError(path, "this is not a NIfTI file of one volume of numbers; convert it to .nii.gz")
@@ -293,7 +294,18 @@ def _from_stream(path: Path | str) -> nib.Nifti1Image:
             f"its header claims {claimed} bytes for shape {header.get_data_shape()} "
             f"but the file holds {len(content)}; it is damaged or cut short, fetch it again",
         )
-    return kind.from_bytes(bytes(content))
+    try:
+        return kind.from_bytes(bytes(content))
+    except _HEADER_ERRORS as error:  # fields that are looked at when the data are
+        raise FileError(path, f"its header makes no sense ({error}); repair it or fetch the file again") from error
+
+
+def _units(header: nib.Nifti1Header) -> str:
+    """The units of space."""
+    try:
+        return header.get_xyzt_units()[0]
+    except KeyError:
+        return f"unknown to NIfTI, which has no code {int(header['xyzt_units'])}"
 
 
 def _largest_displacement(affine: np.ndarray, other: np.ndarray, shape: tuple[int, ...]) -> float:

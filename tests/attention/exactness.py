@@ -65,7 +65,7 @@ def case(dtype: torch.dtype, mask: str) -> Case:
     double_bias = None if bias is None else bias.double()
     expected = _results(loops, doubles, key_mask, double_bias, upstream.double())
     plain = _results(_plain_form, inputs, key_mask, bias, upstream)
-    errors = [_distance(found, reference) for found, reference in zip(plain, expected, strict=True)]
+    errors = [error_of(found, reference) for found, reference in zip(plain, expected, strict=True)]
     return Case(inputs, key_mask, bias, upstream, expected, errors)
 
 
@@ -83,7 +83,7 @@ def assert_as_exact_as_the_plain_form(
         assert found.dtype == dtype
         allowed = (2 if name == "output" else 3) * plain
         allowed += 0.05 * torch.finfo(dtype).eps * reference.square().mean().sqrt().item()
-        error = _distance(found, reference)
+        error = error_of(found, reference)
         assert error <= allowed, f"{name}: error {error:.3g}, {plain:.3g} in the plain form"
 
 
@@ -115,7 +115,8 @@ def _plain_form(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, bias: 
     return weights @ v
 
 
-def _distance(found: Tensor, reference: Tensor) -> float:
+def error_of(found: Tensor, reference: Tensor) -> float:
+    """The root mean square of the differences."""
     return (found.double() - reference).square().mean().sqrt().item()
 
 

@@ -47,6 +47,7 @@ def test_cut_as_it_may_be(heads, queries, keys, parts, cut):
     torch.testing.assert_close(logsumexp, scores.logsumexp(3), rtol=0, atol=1e-13)
 
 
+@pytest.mark.scorecard("methods")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_as_exact_as_the_plain_form(dtype, cut):
     """Gradients at most at three times its error, root mean squares; with many runs of keys, as at large sizes."""

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from attn3d import attend
+from attn3d.attention import choose_method
+from attn3d.attention.methods import refusal_of_fused
 from attn3d.attention.operators import attend_tiled
 from tests.attention.exactness import (
     BATCH,
@@ -26,10 +29,11 @@ from tests.mechanisms.parity import assert_close, volume
 from tests.references import attention as loops
 
 
+@pytest.mark.scorecard("methods")
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_as_exact_as_the_plain_form(dtype, mask, method):
+def test_as_exact_as_the_plain_form(dtype, mask, method, count_cases):
     """Output and gradients, with a key mask, a batch item without a key, a bias, and a bias that hides."""
 
     def run(q, k, v, key_mask, bias):
@@ -40,12 +44,14 @@ def test_as_exact_as_the_plain_form(dtype, mask, method):
             attend(*case(dtype, mask).inputs, key_mask=case(dtype, mask).key_mask, method=method)
         return
     assert_as_exact_as_the_plain_form(run, dtype, mask, trains_the_bias=method != "fused")
+    count_cases(2)  # forward and backward
 
 
+@pytest.mark.scorecard("methods")
 @pytest.mark.parametrize("pairs", [1, 49, (QUERIES - 1) ** 2, QUERIES**2, (QUERIES + 5) ** 2])
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_the_operator_is_as_exact_in_any_room(dtype, mask, pairs):
+def test_the_operator_is_as_exact_in_any_room(dtype, mask, pairs, count_cases):
     """Tiles of as many pairs as there is room for; a room of one byte has one pair."""
     room = 4 * BATCH * HEADS * pairs if pairs > 1 else 1
 
@@ -53,6 +59,7 @@ def test_the_operator_is_as_exact_in_any_room(dtype, mask, pairs):
         return attend_tiled(q, k, v, bias, key_mask, None, SCALE, 0.0, room)[0]
 
     assert_as_exact_as_the_plain_form(run, dtype, mask)
+    count_cases(2)  # forward and backward
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -161,6 +168,7 @@ def test_keys_and_values_are_taken_in_the_dtype_of_the_queries(method):
     assert [gradient.dtype for gradient in gradients] == [torch.bfloat16, torch.float64]
 
 
+@pytest.mark.scorecard("errors")
 class TestRefusals:
     @pytest.mark.parametrize(
         ("options", "message"),
@@ -174,6 +182,7 @@ class TestRefusals:
             attend(*inputs(), **options, method="fused")
         attend(*inputs(), **options, method="auto")
 
+    @pytest.mark.scorecard  # no error
     def test_fused_takes_a_bias_where_no_gradient_is_asked_for(self):
         bias = volume(1, 1, QUERIES, KEYS).requires_grad_()
         with torch.no_grad():
@@ -210,3 +219,70 @@ class TestRefusals:
         arguments = {"q": self.ZEROS, "k": self.ZEROS, "v": self.ZEROS, "method": method} | replaced
         with pytest.raises((ValueError, TypeError), match=message):
             attend(**arguments)
+
+
+class TestOnCuda:
+    """What its kernels cannot serve, by tensors that have a device and no memory."""
+
+    @staticmethod
+    def refusal(*, batch=1, heads=1, queries=4, keys=4, width=8, value_width=8, masked=False, biased=False):
+        with FakeTensorMode():
+            sizes = ((queries, width), (keys, width), (keys, value_width))
+            q, k, v = (torch.empty(batch, heads, *size, device="cuda") for size in sizes)
+            key_mask = torch.empty(batch, keys, dtype=torch.bool, device="cuda") if masked else None
+            bias = torch.empty(1, 1, 1, 1, device="cuda") if biased else None
+            return refusal_of_fused(q, k, v, key_mask, bias, 0.0)
+
+    @pytest.mark.parametrize(
+        ("most", "more", "reason"),
+        [
+            ({"batch": 65_535}, {"batch": 65_536}, "a batch or heads of more than 65535"),
+            ({"heads": 65_535}, {"heads": 65_536}, "a batch or heads of more than 65535"),
+            ({"width": 256}, {"width": 257}, "head dimensions above 256"),
+            ({"value_width": 256}, {"value_width": 257}, "head dimensions above 256"),
+            ({"width": 255, "masked": True}, {"width": 256, "masked": True}, "head dimensions above 256"),
+            (
+                {"queries": 2**16, "keys": 2**15, "biased": True},
+                {"queries": 2**16, "keys": 2**15 + 1, "biased": True},
+                "a bias over more than 2^31 pairs",
+            ),
+            ({"queries": 2**20, "keys": 2**20}, {"width": 512}, "head dimensions above 256"),
+        ],
+    )
+    def test_the_most_and_one_more(self, most, more, reason):
+        assert self.refusal(**most) == ""
+        assert self.refusal(**more) == reason
+
+    def test_on_the_cpu_there_is_no_such_limit(self):
+        q = torch.empty(1, 65_536, 1, 300)
+        assert refusal_of_fused(q, q, q, None, None, 0.0) == ""
+
+
+class TestChoice:
+    """The method "auto" says what it takes, and why."""
+
+    def test_the_kernel_where_it_serves(self):
+        found = choose_method(*inputs())
+        assert found == ("fused", "PyTorch's kernel serves these arguments, and is the fastest")
+
+    @pytest.mark.parametrize(
+        ("options", "reason"),
+        [
+            ({"dropout": 0.1}, "dropout on the weights"),
+            ({"bias": torch.zeros(1, 1, 1, 1, requires_grad=True)}, "a bias that requires a gradient"),
+            ({"bias": torch.zeros(1, 1, 1, 1).double()}, "a bias of higher precision than the queries"),
+        ],
+    )
+    def test_tiles_where_it_does_not(self, options, reason):
+        leaves = [leaf.detach().float() for leaf in inputs()]
+        assert choose_method(*leaves, **options) == ("chunked", f"the fused kernel does not serve {reason}")
+
+    def test_tiles_where_it_takes_too_much(self):
+        q, k, v = (volume(1, 1, 1000, 8, seed=seed).float() for seed in range(3))
+        found = choose_method(q, k, v, memory_budget="128KiB")
+        assert found == ("chunked", "the fused kernel would take more than 128KiB")
+
+    def test_a_bias_of_the_precision_of_the_queries_or_less_is_served(self):
+        q, k, v = (leaf.detach() for leaf in inputs())
+        for dtype in (torch.float64, torch.float32, torch.float16):
+            assert choose_method(q, k, v, bias=torch.zeros(1, 1, 1, 1, dtype=dtype)).method == "fused"

@@ -220,6 +220,7 @@ def self_attention(scope, **options):
     return randomise(attn3d.MultiHeadSelfAttention(2, 4, num_heads=2, scope=scope, position_bias=bias, **options))
 
 
+@pytest.mark.scorecard("captures")
 class TestCompilers:
     """Without a graph break, forward and backward."""
 

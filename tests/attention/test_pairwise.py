@@ -79,6 +79,7 @@ class _Compared(nn.Module):
         return rectified_sum(a, b, v)
 
 
+@pytest.mark.scorecard("captures")
 @pytest.mark.parametrize("what", ["function", pytest.param("block", marks=pytest.mark.nightly)])
 def test_exports_to_onnx_with_dynamic_counts(what):
     """onnxruntime, on more voxels than the export saw."""

@@ -34,6 +34,7 @@ def module(scope):
     return randomise(layer).eval()
 
 
+@pytest.mark.scorecard("captures")
 @pytest.mark.parametrize("capture", ["script", "trace"])
 @pytest.mark.parametrize("scope", SCOPES, ids=str)
 def test_captured_by_torchscript(scope, capture):
@@ -46,6 +47,7 @@ def test_captured_by_torchscript(scope, capture):
     torch.testing.assert_close(*gradients)
 
 
+@pytest.mark.scorecard("captures")
 @pytest.mark.parametrize("scope", some(SCOPES, lambda scope: scope != SCOPES[0]), ids=str)
 def test_exports_to_onnx(scope):
     """onnxruntime gives what the module gives, on other values."""

@@ -39,11 +39,13 @@ def method_of(tile: tiles.Tile):
     return Attend.apply
 
 
+@pytest.mark.scorecard("methods")
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_a_tile_of_any_size_is_as_exact_as_the_plain_form(dtype, mask, size):
+def test_a_tile_of_any_size_is_as_exact_as_the_plain_form(dtype, mask, size, count_cases):
     assert_as_exact_as_the_plain_form(method_of(tiles.Tile(size, size)), dtype, mask)
+    count_cases(2)  # forward and backward
 
 
 @pytest.mark.parametrize("tile", [(1, 18), (18, 1), (4, 6), (13, 5)], ids=str)

@@ -10,6 +10,8 @@ import torch
 from tests.configurations import CONFIGURATIONS, build, running_statistics
 from tests.mechanisms.parity import assert_close, volume
 
+pytestmark = pytest.mark.scorecard("order")
+
 CHANNELS = 6
 configurations = pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=lambda cell: cell.id)
 
@@ -49,8 +51,9 @@ def collapse(configuration, module, axis):
     return smaller.train(module.training)
 
 
+@pytest.mark.scorecard("collapse")
 @configurations
-def test_an_axis_of_size_one_may_be_left_out(configuration):
+def test_an_axis_of_size_one_may_be_left_out(configuration, count_cases):
     """3-D with D, H or W of 1 equals 2-D, and 2-D with H or W of 1 equals 1-D.
 
     Coordinate attention does in eval alone: in training its norm counts the axis that is left out.
@@ -62,6 +65,7 @@ def test_an_axis_of_size_one_may_be_left_out(configuration):
         module = build(configuration, len(shape), CHANNELS).train(training)
         smaller = collapse(configuration, module, axis)
         assert_equal(module(x), smaller(x.squeeze(2 + axis)).unsqueeze(2 + axis))
+        count_cases()
 
 
 @torch.no_grad()

@@ -9,6 +9,8 @@ import torch
 
 import attn3d
 
+pytestmark = pytest.mark.scorecard("errors")
+
 NAMES = ["se", "eca", "cbam", "bam", "coord", "sk", "gc", "non_local", "mhsa", "danet"]
 REDUCED = ["se", "cbam", "bam", "coord", "sk", "gc", "non_local", "danet"]
 NORMED = ["cbam", "bam", "coord", "sk", "gc", "non_local"]
@@ -94,15 +96,18 @@ def test_a_value_of_the_wrong_kind(name, options):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_dimensions_and_channels(name):
+def test_dimensions_and_channels(name, count_cases):
     def make(spatial_dims, channels):
         return attn3d.create_attention(name, spatial_dims=spatial_dims, channels=channels)
 
     for spatial_dims in (0, 4, "3"):
         expect((TypeError, ValueError), "spatial_dims", spatial_dims, make, spatial_dims, 8)
+        count_cases()
     for channels in (0, -1):
         expect(ValueError, "channels", channels, make, 3, channels)
+        count_cases()
     expect(TypeError, "channels", 8.0, make, 3, 8.0)
+    count_cases()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -143,6 +148,7 @@ def test_the_dual_attention_head(argument, value):
     expect(ValueError, argument, value, attn3d.DualAttentionHead, **arguments | {argument: value})
 
 
+@pytest.mark.scorecard  # no error
 @pytest.mark.parametrize("name", NAMES)
 def test_both_variants_are_taken_by_all(name):
     for variant in ("compact", "paper"):

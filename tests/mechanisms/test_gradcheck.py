@@ -9,6 +9,8 @@ from torch.autograd import gradcheck, gradgradcheck
 from tests.configurations import CONFIGURATIONS, build
 from tests.mechanisms.parity import volume
 
+pytestmark = pytest.mark.scorecard("gradients")
+
 SHAPES = {1: (3,), 2: (2, 2), 3: (2, 1, 2)}
 # Small kernels keep the Jacobians small; the published ones are held to the references.
 SMALLER = {

@@ -30,6 +30,7 @@ def test_every_norm_trains(name, variant, spec, shape):
     assert x.grad.abs().max() > 0
 
 
+@pytest.mark.scorecard("repeats")
 @pytest.mark.parametrize("variant", ["compact", "paper"])
 @pytest.mark.parametrize("name", ["bam", "sk", "non_local"])
 def test_a_single_value_leaves_the_running_statistics(name, variant):

@@ -41,6 +41,7 @@ def test_the_default_heads_are_the_largest_divisor_up_to_eight(channels, heads):
     assert attn3d.MultiHeadSelfAttention(3, channels).num_heads == heads
 
 
+@pytest.mark.scorecard("repeats")
 @pytest.mark.parametrize("method", ["auto", "fused", "chunked", "reference"])
 def test_dropout_is_off_in_eval(method):
     """Bitwise, and in the scripted form too."""

@@ -4,6 +4,7 @@ import copy
 import io
 import itertools
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -22,9 +23,12 @@ from attn3d.insertion import (
 from attn3d.insertion.attach import containers
 from attn3d.insertion.probe import probe
 from attn3d.networks import KINDS
+from tests.marks import some
 from tests.networks.combinations import LACKS, combinations, main
 from tests.networks.every_way import maps
 from tests.networks.zoo import CONFIGURATIONS, Configuration
+
+pytestmark = pytest.mark.scorecard("insertion")
 
 _GROUPS = (("skip",), ("encoder", "bottleneck"), ("decoder", "block", "residual"), ("conv",))  # the skip alone first
 ATTENDING = ("non_local", "mhsa", "danet")
@@ -38,6 +42,8 @@ def _turns(configuration: Configuration) -> list[tuple[list[str], str, str]]:
 
 
 COMBINATIONS = [(configuration, _turns(configuration)) for configuration in CONFIGURATIONS]
+# The networks that meet every mechanism by default, all others by night: quick ones with all kinds of sites.
+BY_DAY = ("UNet-2", "SegResNet-2", "DynUNet residual-2", "BasicUNet-2", "AttentionUnet-2", "Regressor-2")
 # In 3-D by default, in 2-D by night.
 _PARAMETERS = [
     pytest.param(*each, id=each[0].id, marks=[pytest.mark.nightly] if each[0].dims == 2 else [])
@@ -67,7 +73,9 @@ def anatomy(net: nn.Module) -> list[Any]:
 
 @pytest.mark.filterwarnings("ignore:no attention at", "ignore:.*copying from a non-meta parameter")
 @pytest.mark.parametrize(("configuration", "turns"), _PARAMETERS)
-def test_every_kind(configuration: Configuration, turns: list[tuple[list[str], str, str]]) -> None:
+def test_every_kind(
+    configuration: Configuration, turns: list[tuple[list[str], str, str]], count_cases: Callable[..., None]
+) -> None:
     net, x = configuration.make().eval(), configuration.image(batch=2)
     kinds = configuration.kinds.split()
     sites = attention_sites(net, x.shape)
@@ -119,12 +127,18 @@ def test_every_kind(configuration: Configuration, turns: list[tuple[list[str], s
     assert remove_attention(net.eval()) is net
     assert anatomy(net) == before
     assert equal(run(configuration, net, x), plain)
+    count_cases(sum(len(kinds) for kinds, *_ in turns))
 
 
-@pytest.mark.nightly
 @pytest.mark.filterwarnings("ignore:no attention at", "ignore:.*copying from a non-meta parameter")
-@pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=lambda configuration: configuration.id)
-def test_every_mechanism(configuration: Configuration, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "configuration",
+    some(CONFIGURATIONS, lambda configuration: configuration.id not in BY_DAY),
+    ids=lambda configuration: configuration.id,
+)
+def test_every_mechanism(
+    configuration: Configuration, monkeypatch: pytest.MonkeyPatch, count_cases: Callable[..., None]
+) -> None:
     """The cheap half of the test above, on every combination; in double precision, which shows the least effect."""
     net, x = configuration.make().eval().double(), configuration.image(batch=2).double()
     found = probe(net, x.shape)
@@ -150,8 +164,10 @@ def test_every_mechanism(configuration: Configuration, monkeypatch: pytest.Monke
         remove_attention(net).zero_grad()
         assert anatomy(net) == before, each
         assert equal(run(configuration, net, x), plain), each
+        count_cases()
 
 
+@pytest.mark.scorecard  # counts, and inserts nothing
 def test_nothing_is_left_out_in_silence(capsys: pytest.CaptureFixture[str]) -> None:
     possible, impossible = combinations()
     assert len(possible) + len(impossible) == len(CONFIGURATIONS) * len(KINDS) * len(attn3d.names())

@@ -49,6 +49,8 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     ),
     "SegResNetDS": lambda: insert_attention(SegResNetDS(2, 4, blocks_down=(1, 1)), "gc", at=("decoder", "skip")),
 }
+pytestmark = pytest.mark.scorecard("insertion")
+
 SCRIPTING = [name for name in NETWORKS if name != "detours"]  # a map put aside is Python's, and not a tensor's, way
 
 

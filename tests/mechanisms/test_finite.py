@@ -1,0 +1,96 @@
+"""No NaN and no infinity, in the output and in the gradients, wherever the same in float64 fits the dtype."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.configurations import CONFIGURATIONS, EVERY, build
+from tests.mechanisms.parity import volume
+
+pytestmark = pytest.mark.scorecard("finite")
+
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+SCALES = [1e-4, 1.0, 1e2, 1e3]
+LARGE = [48, 64]
+# Seconds each: convolutions in half precision, and all pairs of voxels and pooled voxels.
+BY_NIGHT = {
+    *((name, 64) for name in ("cbam", "cbam-paper", "sk-three_branches")),
+    *((name, 48) for name in ("sk-three_branches", "non_local-sub_sample")),
+}
+
+
+def contents(spatial_dims):
+    """By name: random values of every scale, and volumes that have next to no contents."""
+    x = volume(2, 4, *(4, 5, 3)[:spatial_dims])
+    one_hot = torch.zeros_like(x)
+    one_hot[0].view(-1)[-1] = 1.0
+    plain = {"zero": torch.zeros_like(x), "constant": torch.full_like(x, -3.0), "one-hot": one_hot}
+    return {f"random, about {scale:g}": scale * x for scale in SCALES} | plain
+
+
+def results(module, x):
+    """The output and all gradients."""
+    x = x.clone().requires_grad_()
+    output = module(x)
+    upstream = torch.linspace(1.0, 9.0, output.numel()).sin().view(output.shape).to(output.dtype)
+    wanted = [x, *module.parameters()]
+    return [output.detach(), *torch.autograd.grad(output, wanted, upstream)]
+
+
+@pytest.mark.parametrize("spatial_dims", [1, 2, 3])
+@pytest.mark.parametrize("configuration", EVERY, ids=lambda cell: cell.id)
+def test_every_dtype_scale_and_content(configuration, spatial_dims, count_cases):
+    """In evaluation: in training a batch norm brings into range what overflowed before it.
+
+    A case is an input whose output fits the dtype, partial sums included. Gradients are looked at where all fit: one
+    that overflows reaches those behind it.
+    """
+    for what, x in contents(spatial_dims).items():
+        module = build(configuration, spatial_dims, 4).eval()
+        sizes = [float(value.abs().max()) for value in results(module, x)]
+        for dtype in DTYPES:
+            largest = torch.finfo(dtype).max / 16
+            if sizes[0] > largest:
+                continue
+            output, *gradients = results(module.to(dtype), x.to(dtype))
+            assert output.isfinite().all(), f"output in {dtype} for {what}"
+            if max(sizes) < largest:
+                assert all(gradient.isfinite().all() for gradient in gradients), f"gradients in {dtype} for {what}"
+            count_cases()
+
+
+def attends_to_all(configuration):
+    """Whether all voxels are compared with all."""
+    mode = configuration.options.get("mode", "embedded_gaussian")
+    return configuration.name in ("mhsa", "danet") or (configuration.name == "non_local" and "gaussian" in mode)
+
+
+def large_cases():
+    """Every configuration at both sizes; those that compare all voxels also with pooled keys."""
+    for configuration in CONFIGURATIONS:
+        for size in LARGE:
+            marks = [pytest.mark.nightly] if (configuration.id, size) in BY_NIGHT else []
+            if attends_to_all(configuration) and (configuration.id, size) not in BY_NIGHT:
+                marks = [
+                    pytest.mark.skipif(
+                        not torch.cuda.is_available(),
+                        reason=f"all pairs of {size}³ voxels in float16 take a CPU many minutes: on CUDA alone",
+                    )
+                ]
+                if not configuration.options.get("sub_sample"):
+                    yield pytest.param(configuration, size, 8, id=f"{configuration.id}-{size}-pooled")
+            yield pytest.param(configuration, size, None, id=f"{configuration.id}-{size}", marks=marks)
+
+
+@pytest.mark.parametrize(("configuration", "size", "stride"), [*large_cases()])
+def test_large_volumes_in_half_precision(configuration, size, stride):
+    """Sums over 110,592 and 262,144 voxels, of values about one whose mean is not zero."""
+    device = "cuda" if attends_to_all(configuration) and torch.cuda.is_available() else "cpu"
+    options = {} if stride is None else {"scope": ("pooled_keys", {"stride": stride})}
+    module = build(configuration, 3, 2, **options).eval().to(device, torch.float16)
+    x = (1.0 + torch.randn(1, 2, size, size, size, generator=torch.Generator().manual_seed(0))).to(device).half()
+    with torch.no_grad():
+        found = module(x)
+    assert found.dtype == torch.float16
+    assert found.isfinite().all()

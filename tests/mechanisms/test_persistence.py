@@ -1,0 +1,95 @@
+"""What a checkpoint relies on: keys and shapes that are frozen, strict loading, dtypes and devices.
+
+``python -m tests.mechanisms.test_persistence`` writes the frozen keys anew: a change there breaks every checkpoint.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from attn3d import create_attention
+from tests.configurations import EVERY, Configuration
+from tests.mechanisms.parity import volume
+
+pytestmark = pytest.mark.scorecard("persistence")
+
+FROZEN = Path(__file__).with_name("frozen_keys.json")
+CHANNELS = 8
+
+
+def make(configuration: Configuration, spatial_dims: int) -> torch.nn.Module:
+    return create_attention(
+        configuration.name, spatial_dims=spatial_dims, channels=CHANNELS, **configuration.options
+    ).eval()
+
+
+def keys(module: torch.nn.Module) -> list[str]:
+    """Names and sizes, in their order."""
+    return [f"{name} {'x'.join(map(str, value.shape))}".strip() for name, value in module.state_dict().items()]
+
+
+def written() -> dict[str, dict[str, list[str]]]:
+    """The keys of every configuration by the number of its axes."""
+    return {cell.id: {str(dims): keys(make(cell, dims)) for dims in (1, 2, 3)} for cell in EVERY}
+
+
+def frozen() -> dict[str, dict[str, list[str]]]:
+    return json.loads(FROZEN.read_text())
+
+
+def test_every_configuration_has_frozen_keys():
+    assert list(frozen()) == [cell.id for cell in EVERY]
+
+
+@pytest.mark.parametrize("spatial_dims", [1, 2, 3])
+@pytest.mark.parametrize("configuration", EVERY, ids=lambda cell: cell.id)
+class TestState:
+    def test_keys_are_those_of_every_checkpoint(self, configuration, spatial_dims):
+        assert keys(make(configuration, spatial_dims)) == frozen()[configuration.id][str(spatial_dims)]
+
+    def test_strict_loading_misses_nothing(self, configuration, spatial_dims):
+        """A key too few and one too many are named."""
+        module = make(configuration, spatial_dims)
+        state = module.state_dict()
+        for key in state:
+            without = copy.copy(state)  # with its versions: PyTorch forgives old batch norms
+            del without[key]
+            with pytest.raises(RuntimeError, match=rf'Missing key.*"{key}"'):
+                module.load_state_dict(without)
+        with pytest.raises(RuntimeError, match=r'Unexpected key.*"another"'):
+            module.load_state_dict(state | {"another": torch.zeros(1)})
+
+    def test_made_on_a_device_and_filled(self, configuration, spatial_dims):
+        module = make(configuration, spatial_dims)
+        with torch.device("meta"):
+            empty = make(configuration, spatial_dims)
+        assert all(value.is_meta for value in empty.state_dict().values())
+        empty.load_state_dict(module.state_dict(), assign=True)
+        x = volume(2, CHANNELS, *(4, 5, 3)[:spatial_dims]).float()
+        assert torch.equal(empty(x), module(x))
+
+    def test_made_in_a_dtype_or_moved_to_it(self, configuration, spatial_dims):
+        """By PyTorch's default, and by `to`: no parameter stays behind, and there and back is the same bitwise."""
+        torch.set_default_dtype(torch.float64)
+        try:
+            module = make(configuration, spatial_dims)
+        finally:
+            torch.set_default_dtype(torch.float32)
+        floating = [value for value in module.state_dict().values() if value.is_floating_point()]
+        assert all(value.dtype == torch.float64 for value in floating)
+        x = volume(2, CHANNELS, *(4, 5, 3)[:spatial_dims])
+        assert module(x).dtype == torch.float64
+        single = make(configuration, spatial_dims)
+        before = {name: value.clone() for name, value in single.state_dict().items()}
+        single.to(torch.float64).to("cpu", torch.float32)
+        assert all(torch.equal(value, before[name]) for name, value in single.state_dict().items())
+        assert single.to(torch.bfloat16)(x.bfloat16()).dtype == torch.bfloat16
+
+
+if __name__ == "__main__":
+    FROZEN.write_text(json.dumps(written(), indent=1) + "\n")

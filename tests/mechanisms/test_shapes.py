@@ -1,0 +1,50 @@
+"""Any batch, size and number of channels: the shape of the input, and the values of the loops."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.configurations import EVERY, SCOPED, build, running_statistics
+from tests.mechanisms.parity import assert_close, volume
+from tests.references import REFERENCES
+
+pytestmark = pytest.mark.scorecard("shapes")
+
+# A single voxel, primes, sizes far apart, a first axis of one.
+SIZES = [(1, 1, 1), (7, 2, 3), (2, 9, 3), (1, 5, 4)]
+CHANNELS = [1, 2, 3, 8, 33]
+
+
+def expected(configuration, module, x):
+    """What the loops give; within a scope, what the method that builds all pairs gives."""
+    if configuration in SCOPED:
+        twin = build(configuration, module.spatial_dims, module.channels, method="reference").eval()
+        return twin(x)
+    parameters = [parameter.detach() for parameter in module.parameters()]
+    return REFERENCES[configuration.name](x, parameters, running_statistics(module), False, **configuration.options)
+
+
+@pytest.mark.parametrize("spatial_dims", [1, 2, 3])
+@pytest.mark.parametrize("configuration", EVERY, ids=lambda cell: cell.id)
+class TestEvaluation:
+    def test_batches_at_every_size(self, configuration, spatial_dims, count_cases):
+        module = build(configuration, spatial_dims, 4).eval()
+        for size in SIZES:
+            x = volume(2, 4, *size[:spatial_dims])
+            values = expected(configuration, module, x)
+            for batch in (0, 1, 2):
+                leaf = x[:batch].clone().requires_grad_()
+                found = module(leaf)
+                assert found.shape == leaf.shape
+                if batch:
+                    assert_close(found, values[:batch])
+                assert torch.autograd.grad(found.sum(), leaf)[0].shape == leaf.shape
+                count_cases()
+
+    def test_any_number_of_channels(self, configuration, spatial_dims, count_cases):
+        for channels in CHANNELS:
+            module = build(configuration, spatial_dims, channels).eval()
+            x = volume(2, channels, *(3, 2, 2)[:spatial_dims])
+            assert_close(module(x), expected(configuration, module, x))
+            count_cases()

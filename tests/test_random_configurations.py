@@ -1,0 +1,258 @@
+"""Configurations that nobody thought of: every option drawn, by hypothesis, from the values it may have.
+
+Each must keep shape, dtype and memory format, be finite, train every parameter, and agree with a second module that
+loads its state, computes in float64 and builds all pairs. ``python -m pytest -m nightly`` runs them.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import hypothesis
+import pytest
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+import attn3d
+from tests.configurations import randomise
+
+pytestmark = [pytest.mark.nightly, pytest.mark.scorecard("random")]
+
+EXAMPLES = 540  # for each of ten mechanisms with one, two and three axes: 16,200
+ATTENDING = ("non_local", "mhsa", "danet")
+# The error that rounding may make, over the norm of what is right. A norm by statistics of the input itself makes
+# more of it where the few values that it sees are nearly the same: halves are not compared there.
+TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 3e-1}
+UNSTEADY = {torch.float64: 1e-9, torch.float32: 3e-2}
+
+
+class Case(NamedTuple):
+    """A module and its input."""
+
+    name: str
+    options: dict[str, Any]
+    shape: tuple[int, ...]  # B, C, *S
+    dtype: torch.dtype
+    layout: str
+    training: bool
+    seed: int
+
+
+VARIANTS = st.sampled_from(["compact", "paper"])
+REDUCTIONS = st.sampled_from([1, 2, 3, 8, 16])
+NORMS = st.sampled_from(["batch", ("group", {"num_groups": 1}), "instance", "layer", None])
+AUTO = st.just("auto")
+METHODS = st.sampled_from(["auto", "chunked", "fused", "reference"])
+BUDGETS = st.sampled_from([None, "64MiB", 2**28])
+
+
+def for_axes(values: list[int], dims: int) -> st.SearchStrategy:
+    """One value, or one for every axis."""
+    one = st.sampled_from(values)
+    return one | st.tuples(*[one] * dims)
+
+
+def scopes(dims: int, kinds: tuple[str, ...] = ()) -> st.SearchStrategy:
+    """Specs of scopes."""
+    sizes, odd = for_axes([1, 2, 3, 4], dims), for_axes([1, 3, 5], dims)
+    found = {
+        "global": st.just("global"),
+        "axial": st.just("axial"),
+        "window": st.fixed_dictionaries({"size": sizes, "shift": st.booleans()}),
+        "grid": st.fixed_dictionaries({"size": sizes}),
+        "neighborhood": st.fixed_dictionaries({"size": odd, "dilation": for_axes([1, 2], dims)}),
+        "pooled_keys": st.fixed_dictionaries({"stride": sizes}),
+    }
+    return st.one_of(
+        options if kind in ("global", "axial") else st.tuples(st.just(kind), options)
+        for kind, options in found.items()
+        if not kinds or kind in kinds
+    )
+
+
+def position_biases(scope: Any) -> list[str | None]:
+    kind = scope if isinstance(scope, str) else scope[0]
+    of_kind = {"window": ["axis", "joint"], "grid": ["axis", "joint"], "neighborhood": ["axis"]}
+    return [None, *of_kind.get(kind, [])]
+
+
+def plain_options(name: str, dims: int) -> dict[str, st.SearchStrategy]:
+    """The options that do not depend on each other."""
+    return {
+        "se": {"reduction": REDUCTIONS, "bias": AUTO | st.booleans()},
+        "eca": {"kernel_size": AUTO | st.sampled_from([None, 1, 3, 5, 9])},
+        "cbam": {
+            "reduction": REDUCTIONS,
+            "kernel_size": for_axes([1, 3, 7], dims),
+            "bias": AUTO | st.booleans(),
+            "norm": AUTO | NORMS,
+            "order": AUTO | st.sampled_from([("mean", "max"), ("max", "mean")]),
+        },
+        "bam": {
+            "reduction": REDUCTIONS,
+            "kernel_size": AUTO | for_axes([1, 3, 5], dims),
+            "dilation": AUTO | for_axes([1, 2, 4], dims),
+            "combine": st.sampled_from(["sum", "product"]),
+            "norm": NORMS,
+        },
+        "coord": {
+            "reduction": REDUCTIONS,
+            "min_channels": st.sampled_from([1, 3, 8]),
+            "activation": AUTO | st.sampled_from(["relu", "hardswish"]),
+            "norm": NORMS,
+        },
+        "sk": {
+            "branches": st.sampled_from([1, 2, 3]),
+            "reduction": REDUCTIONS,
+            "min_channels": st.sampled_from([1, 4, 32]),
+            "groups": st.sampled_from([1, 2, 32]),
+            "norm": NORMS,
+        },
+        "gc": {"reduction": REDUCTIONS, "fusion": st.sampled_from(["add", "mul"]), "norm": NORMS},
+        "non_local": {
+            "reduction": REDUCTIONS,
+            "mode": st.sampled_from(["embedded_gaussian", "gaussian", "dot_product", "concatenation"]),
+            "sub_sample": st.booleans(),
+            "norm": NORMS,
+        },
+        "mhsa": {"dropout": st.sampled_from([0.0, 0.0, 0.3])},
+        "danet": {
+            "reduction": REDUCTIONS,
+            "channel_energy": st.sampled_from(["paper", "official"]),
+            "scale": st.sampled_from(["none", "1/N", "1/sqrt(N)"]),
+        },
+    }[name]
+
+
+@st.composite
+def cases(draw: Callable[..., Any], name: str, dims: int) -> Case:
+    channels = draw(st.sampled_from([1, 2, 3, 4, 8, 12]))
+    options = draw(st.fixed_dictionaries({"variant": VARIANTS} | plain_options(name, dims)))
+    if name in ATTENDING:
+        kinds: tuple[str, ...] = ()
+        if options.get("sub_sample"):
+            kinds = ("global",)
+        elif options.get("mode") in ("dot_product", "concatenation"):
+            kinds = ("global", "pooled_keys")
+        options |= {"scope": draw(scopes(dims, kinds)), "method": draw(METHODS), "memory_budget": draw(BUDGETS)}
+    if name == "mhsa":
+        options["position_bias"] = draw(st.sampled_from(position_biases(options["scope"])))
+        heads = [heads for heads in range(1, channels + 1) if channels % heads == 0]
+        options["num_heads"] = draw(st.sampled_from([None, *heads]))
+    sizes = st.integers(1, {1: 17, 2: 7, 3: 5}[dims])
+    shape = (draw(st.integers(0, 3)), channels, *draw(st.tuples(*[sizes] * dims)))
+    return Case(
+        name,
+        options,
+        shape,
+        draw(st.sampled_from(list(TOLERANCES))),
+        draw(st.sampled_from(["contiguous", "channels_last", "strided"])),
+        draw(st.booleans()),
+        draw(st.integers(0, 2**16)),
+    )
+
+
+def make(case: Case, **options: Any) -> torch.nn.Module:
+    options = case.options | options
+    return attn3d.create_attention(case.name, spatial_dims=len(case.shape) - 2, channels=case.shape[1], **options)
+
+
+def laid_out(x: Tensor, layout: str) -> Tensor:
+    """The same values in another layout in memory."""
+    if layout == "channels_last":
+        return x.movedim(1, -1).contiguous().movedim(-1, 1)
+    return torch.stack([x, x], -1)[..., 0] if layout == "strided" else x
+
+
+def run(module: torch.nn.Module, x: Tensor, upstream: Tensor) -> list[Tensor]:
+    """The output and all gradients, dropping the same weights each time."""
+    torch.manual_seed(0)
+    output = module(x.requires_grad_())
+    wanted = [x, *module.parameters()]
+    return [output.detach(), *torch.autograd.grad(output, wanted, upstream.to(output.dtype))]
+
+
+def refuses(case: Case, error: ValueError) -> bool:
+    """Whether PyTorch's kernel, which was asked for, has no such thing."""
+    return case.options.get("method") == "fused" and "`method` 'fused' does not serve" in str(error)
+
+
+def is_steady(options: dict[str, Any]) -> bool:
+    """Whether in evaluation no norm has statistics of the input."""
+    return options.get("norm", "auto") in ("auto", "batch", None)
+
+
+def meets_fault_of_pytorch(case: Case) -> bool:
+    """Whether PyTorch 2.13 leaves parts of the gradient of a kernel uninitialised on a CPU.
+
+    `nn.Conv3d(4, 4, 3, padding=1).bfloat16()` on a channels-last (1, 4, 2, 3, 5) is enough for it.
+    """
+    return case.dtype == torch.bfloat16 and case.layout == "channels_last"
+
+
+def check(case: Case) -> None:
+    generator = torch.Generator().manual_seed(case.seed)
+    x, upstream = (torch.randn(case.shape, generator=generator, dtype=torch.float64) for _ in range(2))
+    x = laid_out(x.to(case.dtype), case.layout)
+    module = randomise(make(case).double(), case.seed).to(case.dtype).train(case.training)
+    options = {"method": "reference", "memory_budget": None} if case.name in ATTENDING else {}
+    twin = make(case, **options).double()
+    twin.load_state_dict(module.state_dict())
+    twin.train(case.training)
+
+    try:
+        found = run(module, x.detach(), upstream)
+    except ValueError as error:
+        if not refuses(case, error):
+            raise
+        module = make(case, method="auto").to(case.dtype).train(case.training)
+        module.load_state_dict(twin.state_dict())
+        found = run(module, x.detach(), upstream)
+    output = found[0]
+    assert output.shape == x.shape
+    assert all(value.dtype == case.dtype for value in found)
+    if case.layout == "contiguous":
+        assert output.is_contiguous()
+    elif case.layout == "channels_last" and len(case.shape) > 3:
+        assert output.movedim(1, -1).is_contiguous()
+    names = ["output", "x", *(name for name, _ in module.named_parameters())]
+    for name, value in zip(names, found, strict=True):
+        is_kernel = name not in ("output", "x") and value.dim() == 5
+        assert value.isfinite().all() or (is_kernel and meets_fault_of_pytorch(case)), name
+
+    expected = run(twin, x.detach().double(), upstream)
+    tolerances = TOLERANCES if not case.training and is_steady(case.options) else UNSTEADY
+    if case.dtype in tolerances:
+        assert_near("output", output, expected[0], tolerances[case.dtype])
+    if case.dtype == torch.float64:
+        largest = max(float(value.norm()) for value in expected[1:])
+        for name, value, right in zip(names[1:], found[1:], expected[1:], strict=True):
+            assert_near(f"gradient of {name}", value, right, 1e-7, at_least=1e-3 * largest)
+    for (name, value), right in zip(module.named_buffers(), twin.buffers(), strict=True):
+        assert_near(name, value, right, TOLERANCES[case.dtype], at_least=1.0)
+
+
+def assert_near(name: str, found: Tensor, right: Tensor, tolerance: float, at_least: float = 1e-3) -> None:
+    error, size = float((found.double() - right).norm()), float(right.double().norm())
+    assert error <= tolerance * max(size, at_least), f"{name}: an error of {error:.2g} on {size:.2g}"
+
+
+@pytest.mark.parametrize(("name", "dims"), list(itertools.product(attn3d.names(), (1, 2, 3))))
+def test_random_configurations(name, dims, count_cases):
+    @hypothesis.settings(
+        max_examples=EXAMPLES,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(hypothesis.HealthCheck),
+        report_multiple_bugs=False,
+    )
+    @hypothesis.given(cases(name, dims))
+    def holds(case: Case) -> None:
+        check(case)
+        count_cases()
+
+    holds()

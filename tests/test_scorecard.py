@@ -1,0 +1,89 @@
+"""The scorecard counts what has passed, failed and been skipped, in one process and in several."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.scorecard import CONDITIONS
+
+TESTS = """
+import pytest
+
+@pytest.mark.scorecard("finite")
+@pytest.mark.parametrize("value", range(3))
+def test_items(value): pass
+
+@pytest.mark.scorecard("shapes")
+def test_cases(count_cases):
+    for value in range(7):
+        assert value < 5
+        count_cases()
+
+@pytest.mark.scorecard("finite", "memory")
+def test_of_two(count_cases):
+    count_cases(2, "memory")
+    count_cases(4, "finite")
+
+@pytest.mark.scorecard("operators")
+@pytest.mark.skipif(True, reason="no device")
+def test_skipped(): pass
+
+@pytest.mark.scorecard("errors")
+def test_nothing_counted(count_cases): pass
+
+@pytest.mark.scorecard("memory")
+class TestGroup:
+    def test_inside(self): pass
+
+    @pytest.mark.scorecard
+    def test_taken_out(self): pass
+
+def test_without(): pass
+"""
+
+
+def run(tmp_path: Path, source: str, *options: str) -> subprocess.CompletedProcess:
+    (tmp_path / "test_some.py").write_text(source)
+    command = [sys.executable, "-m", "pytest", "-p", "tests.scorecard", "-p", "no:cacheprovider", *options]
+    command += [f"--rootdir={tmp_path}", "-c", "/dev/null", str(tmp_path), f"--scorecard={tmp_path}/card.json"]
+    return subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_counts(tmp_path, processes):
+    run(tmp_path, TESTS, *(["-n", "2"] if processes > 1 else []))
+    found = json.loads((tmp_path / "card.json").read_text())
+    assert found["items"] == {"passed": 8, "failed": 1, "skipped": 1}
+    assert found["cases"] == {
+        "finite": {"passed": 7, "failed": 0, "skipped": 0},
+        "shapes": {"passed": 5, "failed": 1, "skipped": 0},
+        "memory": {"passed": 3, "failed": 0, "skipped": 0},
+        "operators": {"passed": 0, "failed": 0, "skipped": 1, "reasons": {"no device": 1}},
+    }
+    assert found["processes"] == processes
+    assert found["command"].startswith("python -m pytest -p tests.scorecard")
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("@pytest.mark.scorecard('finit')\ndef test_it(): pass", "no condition of the scorecard is called 'finit'"),
+        ("@pytest.mark.scorecard('finite', 'memory')\ndef test_it(): pass", "which of its conditions"),
+        ("@pytest.mark.scorecard('finite')\ndef test_it(count_cases): count_cases(1, 'memory')", "not marked with"),
+    ],
+)
+def test_what_is_wrong_is_said(tmp_path, source, says):
+    outcome = run(tmp_path, f"import pytest\n{source}\n")
+    assert outcome.returncode != 0
+    assert says in outcome.stdout + outcome.stderr
+
+
+def test_every_condition_was_asked_for():
+    """What the card asks of a commit is about 8,400 cases, and 1,000 files; of a night, 16,200."""
+    asked = {name: condition.asked for name, condition in CONDITIONS.items()}
+    assert asked.pop("random") == 16_200
+    assert asked.pop("files") == 1000
+    assert sum(asked.values()) == 8426
