@@ -41,7 +41,8 @@ class MapConvolution(nn.Conv3d):
     def forward(self, x: Tensor) -> Tensor:
         """Convolves (B, C, D, H, W)."""
         if not torch.jit.is_scripting():
-            if x.device.type == "cpu" and not needs_plain_operators() and not torch.compiler.is_exporting():
+            # A compiler would lay the planes last, as channels, and with them all maps that are computed from these.
+            if x.device.type == "cpu" and not (needs_plain_operators() or torch.compiler.is_compiling()):
                 if self.dilation[0] == 1:
                     return self._over_planes(x)
         return self._conv_forward(x, self.weight, self.bias)

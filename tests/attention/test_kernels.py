@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+import attn3d
 from attn3d import attend
 from attn3d.attention import kernels, methods
 from attn3d.attention.kernels import attend_on_cores
@@ -117,3 +118,12 @@ class TestChoice:
 
     def test_as_many_parts_as_idle_threads(self):
         assert [parallel_parts(sequences) for sequences in (0, 1, 2, 3, 4, 9)] == [4, 4, 2, 1, 1, 1]
+
+
+@pytest.mark.parametrize("name", ["non_local", "mhsa", "danet"])
+def test_a_volume_that_is_spread_over_cores_compiles_into_one_graph(name):
+    """How many there are is a question that a compiler cannot trace, and which small volumes do not ask."""
+    torch.compiler.reset()
+    x = torch.randn(1, 8, 1024, requires_grad=True)
+    net = attn3d.create_attention(name, spatial_dims=1, channels=8)
+    torch.testing.assert_close(torch.compile(net, fullgraph=True, backend="eager")(x), net(x))
