@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from drawing.card import BLUE, FAINT, INK, LINE, ORANGE, TEAL, Card
-from matplotlib.axes import Axes
+from drawing.chart import beside, over_voxels, slope
 from matplotlib.colors import to_rgb
 from matplotlib.patches import PathPatch
 from matplotlib.path import Path as Outline
@@ -182,22 +182,18 @@ def seconds(net: torch.nn.Module, shape: tuple[int, ...], *, runs: int = 2) -> f
     return min(taken[1:])
 
 
-def slope(points: np.ndarray) -> float:
-    """The power of N with which it grows at the end: over the last factor of 8 in N."""
-    last = np.log(points[points[:, 0] >= points[-1, 0] / 8])
-    return float(np.polyfit(*last.T, 1)[0])
-
-
 def whole_volumes() -> Card:
     """Memory and time against the number of voxels."""
     found = json.loads(MEASURED.read_text())
     card = Card(
         1060, 455, "Memory and time against the number of voxels N", "logarithmic; slope: the power of N at the end"
     )
-    memory = _chart(
+    memory = over_voxels(
         card, 80, "Memory in training", (8, 16, 32, 64, 96), {2**20: "1 MiB", 2**30: "1 GiB", 2**40: "1 TiB"}
     )
-    time_axes = _chart(card, 430, "Time in training", (8, 16, 24), {0.01: "10 ms", 0.1: "0.1 s", 1: "1 s", 10: "10 s"})
+    time_axes = over_voxels(
+        card, 430, "Time in training", (8, 16, 24), {0.01: "10 ms", 0.1: "0.1 s", 1: "1 s", 10: "10 s"}
+    )
     for x, words in ((976, "slope of\nmemory"), (1024, "\ntime")):
         card.text(x, 378, words, size=9, color=FAINT)
     for place, (name, (*_, color, line)) in enumerate(ROWS.items()):
@@ -211,33 +207,13 @@ def whole_volumes() -> Card:
     last = {name: points[-1][1] for name, points in found["memory"].items()}
     full, *others = last.values()
     memory.set_ylim(top=10 * full)
-    _beside(memory, 96**3, full, f"{full / 2**40:.1f} TiB")
-    _beside(memory, 96**3, max(others), f"{min(others) / 2**30:.1f} to {max(others) / 2**30:.1f} GiB")
+    beside(memory, 96**3, full, f"{full / 2**40:.1f} TiB")
+    beside(memory, 96**3, max(others), f"{min(others) / 2**30:.1f} to {max(others) / 2**30:.1f} GiB")
     words = (
         "{channels} channels, one volume, fp32. Memory: foretold. Time: {machine}, {threads} threads, torch {torch}."
     )
     card.text(24, 24, words.format(**found), size=9, color=FAINT, ha="left")
     return card
-
-
-def _chart(card: Card, x: float, title: str, sizes: tuple[int, ...], ticks: dict[float, str]) -> Axes:
-    """Axes over N, both logarithmic."""
-    width, height = 280, 290
-    axes = card.figure.add_axes((x / card.width, 76 / card.height, width / card.width, height / card.height))
-    axes.set(xscale="log", yscale="log", xlim=(0.7 * sizes[0] ** 3, 1.4 * sizes[-1] ** 3))
-    axes.set_xticks([size**3 for size in sizes], [f"{size}³" for size in sizes])
-    axes.set_yticks(list(ticks), list(ticks.values()))
-    axes.minorticks_off()
-    axes.tick_params(labelsize=9, colors=FAINT, length=3)
-    axes.grid(color="#eaeef2", lw=0.8)
-    axes.spines[:].set_color("#d0d7de")
-    card.text(x, 386, title, size=10.5, ha="left")
-    return axes
-
-
-def _beside(axes: Axes, x: float, y: float, words: str) -> None:
-    """What a curve comes to, above its end."""
-    axes.annotate(words, (x, y), (2, 7), textcoords="offset points", ha="right", size=9, color=INK)
 
 
 if __name__ == "__main__":

@@ -1,93 +1,242 @@
-"""The benchmark at sizes of no meaning: that all of it runs, and what it says."""
+"""The benchmark at sizes of no meaning: that all of it runs, what it says and refuses, and what it counts."""
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
 import typer
+from torch import nn
 from typer.testing import CliRunner
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "benchmark.py"
+ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def example():
-    spec = importlib.util.spec_from_file_location("benchmark", SCRIPT)
+def script(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
+def example():
+    return script(ROOT / "examples" / "benchmark.py")
+
+
+@pytest.fixture(scope="module")
+def measuring(example):
+    from examples.benchmarks import measuring  # which the script makes importable
+
+    return measuring
+
+
+@pytest.fixture(scope="module")
 def invoke(example):
     app = typer.Typer()
     app.command()(example.main)
     return lambda *arguments: CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
-def test_attention(invoke, tmp_path):
-    file = tmp_path / "attention.json"
-    threads = torch.get_num_threads()
-    result = invoke("--what", "attention", "--small", "--runs", 1, "--threads", threads, "--json", file)
-    assert result.exit_code == 0, result.output
-    assert "bare SDPA" in result.output
-    assert "within" not in result.output  # small sizes are held to no limit
-    found = json.loads(file.read_text())
+@pytest.fixture(scope="module")
+def measured(invoke, tmp_path_factory):
+    """What a subject prints, saves and draws, of some mechanisms."""
+    known = {}
+
+    def measure(subject, *mechanisms):
+        if subject not in known:
+            folder = tmp_path_factory.mktemp(subject)
+            file, threads = folder / f"{subject}.json", torch.get_num_threads()
+            options = ["--small", "--runs", 2 if subject == "mechanisms" else 1, "--threads", threads, "--json", file]
+            options += [word for name in mechanisms for word in ("--mechanism", name)]
+            options += [] if subject == "attention" else ["--charts", folder / "charts"]
+            result = invoke("--what", subject, *options)
+            assert result.exit_code == 0, result.output
+            known[subject] = result.output, json.loads(file.read_text()), folder
+        return known[subject]
+
+    return measure
+
+
+def by_measure(found, subject, group):
+    return {row["measure"]: row for row in found[subject] if row["group"] == group}
+
+
+def test_attention(measured):
+    output, found, _ = measured("attention")
+    assert "bare SDPA" in output
+    assert "within" not in output  # small sizes are held to no limit
     assert found["small"]
-    assert found["threads"] == threads
+    assert found["threads"] == torch.get_num_threads()
     rows = {(row["what"], row["unit"], row["beside"]): row for row in found["attention"]}
     assert len(rows) == len(found["attention"])
     for subject in ("attend, auto", "attend, chunked", "dot_product", "NonLocal", "Window"):
         units = {unit for what, unit, _ in rows if what.startswith(subject)}
         assert "MiB" in units
         assert len(units) == 2
-    for row in rows.values():
+    for (_, unit, _), row in rows.items():
         assert row["ratio"] == pytest.approx(row["ours"] / row["other"])
         assert row["ratio"] > 0
+        assert (row["spread"] is None) == (unit == "MiB")
 
 
-def test_the_plain_block_is_the_block(example):
-    """So that what is compared is the same function."""
-    x = torch.randn(1, 8, 3, 4, 5)
-    plain, ours = example.PlainNonLocal(8), example.attn3d.NonLocal(3, 8)
-    layers = [plain.query, plain.key, plain.value, *plain.out]
-    for layer, own in zip(layers, [ours.query, ours.key, ours.value, ours.out, ours.norm], strict=True):
-        for parameter, of_own in zip(layer.parameters(), own.parameters(), strict=True):
-            of_own.data.copy_(parameter.data.view_as(of_own))
-    torch.testing.assert_close(plain(x), ours(x))
+def test_mechanisms(measured):
+    output, found, folder = measured("mechanisms", "se", "sk", "mhsa")
+    assert "no graph breaks" in output
+    assert {row["group"] for row in found["mechanisms"]} == {"se", "sk", "mhsa", ""}
+    for name in ("se", "sk", "mhsa"):
+        rows = by_measure(found, "mechanisms", name)
+        assert set(rows) == {
+            "kept / map", "kept / plain", "time / plain", "time / floor", "peak / plain", "compiled / plain",
+            "compiled / floor",
+        }  # fmt: skip
+        assert all(row["ratio"] > 0 for row in rows.values())
+        for measure in ("time / plain", "compiled / plain", "compiled / floor"):
+            assert rows[measure]["spread"][0] <= rows[measure]["spread"][1]
+    assert by_measure(found, "mechanisms", "se")["kept / map"]["ratio"] < 0.05
+    # The plain form stacks both maps, and the library does not.
+    assert by_measure(found, "mechanisms", "sk")["kept / plain"]["ratio"] < 0.1
+    assert (folder / "charts" / "mechanisms.svg").exists()
 
 
-def test_turns_are_taken_and_the_median_is_given(example, monkeypatch):
+def test_peers_are_beside_or_said_to_be_missing(measured):
+    _, found, _ = measured("mechanisms", "se", "sk", "mhsa")
+    peers = [row for row in found["mechanisms"] if row["measure"] == "peer"]
+    there = {row["beside"] for row in peers if row["ours"] is not None}
+    assert there >= {
+        "MONAI ChannelSELayer", "MONAI SABlock", "MONAI SpatialAttentionBlock", "MONAI Swin WindowAttention",
+        "PyTorch MultiheadAttention", "PyTorch, bare SDPA",
+    }  # fmt: skip
+    for name, package in (("timm_3d SEModule", "timm_3d"), ("NATTEN na3d", "natten")):
+        notes = {row["note"] for row in peers if row["beside"] == name}
+        assert notes, name
+        if importlib.util.find_spec(package) is None:
+            assert notes == {"not installed"}
+    assert "timm_3d EcaModule" not in {row["beside"] for row in peers}  # eca was not asked for
+
+
+def test_insertion(measured):
+    _, found, folder = measured("insertion", "eca", "mhsa")
+    measures = {f"{net}, {part}" for net in ("UNet", "SegResNet", "DynUNet") for part in ("time", "memory")}
+    for name in ("eca", "mhsa"):
+        rows = by_measure(found, "insertion", name)
+        assert set(rows) == measures
+        assert all("windows" in row["what"] for row in rows.values()) == (name == "mhsa")
+        assert "at 3 stages" in rows["UNet, time"]["what"]
+    assert by_measure(found, "insertion", "mhsa")["UNet, memory"]["ratio"] > 1
+    assert (folder / "charts" / "insertion.svg").exists()
+
+
+def test_scaling(measured):
+    output, found, folder = measured("scaling", "gc", "non_local")
+    curves = {one["name"]: one for one in found["scaling"]}
+    assert [one["name"] for one in found["scaling"] if one["kind"] == "mechanism"] == ["gc", "non_local"]
+    assert {"plain, all pairs", "global", "window 8", "axial"} <= set(curves)
+    for one in curves.values():
+        assert [count for count, *_ in one["points"]] == [64, 128, 256, 512]
+    assert curves["plain, all pairs"]["slopes"][1] > 1.8 > curves["non_local"]["slopes"][1]
+    assert "its slope" in output
+    assert {path.stem for path in (folder / "charts").iterdir()} == {"scaling_mechanisms", "scaling_scopes"}
+
+
+def test_the_command_stands_with_the_figures(measured):
+    _, found, _ = measured("scaling", "gc", "non_local")
+    threads = torch.get_num_threads()
+    assert found["command"] == (
+        f"python examples/benchmark.py --what scaling --threads {threads} --runs 1 --mechanism gc "
+        "--mechanism non_local --small --json scaling.json --charts charts"
+    )
+    assert found["versions"]["torch"] == torch.__version__.partition("+")[0]
+
+
+def test_turns_are_taken_and_the_median_is_given(measuring, monkeypatch):
     calls, clock = [], iter([0, 1, 10, 30, 100, 103, 200, 210, 300, 302, 400, 425])
-    monkeypatch.setattr(example.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(measuring.time, "perf_counter", lambda: next(clock))
     first, second = (lambda name=name: calls.append(name) for name in "ab")
-    assert example.Bench("cpu", 3, False).seconds(first, second) == [2, 20]
+    assert measuring.Bench("cpu", 3, False).seconds(first, second) == [2, 20]
     assert "".join(calls) == "ab" + "ababab"
 
 
-def test_the_peak_is_what_is_alive_at_once(example):
+def test_a_ratio_is_of_medians_and_its_spread_of_single_turns(measuring):
+    row = measuring.timed("ours", "other", [2, 4, 9, 8, 1], [2, 2, 3, 2, 10])
+    assert row.ratio == 4 / 2
+    assert row.spread == (1, 3)  # of 1, 2, 3, 4 and 0.1
+    assert measuring.timed("ours", "other", [3], [2]).spread == (1.5, 1.5)
+
+
+def test_the_peak_is_what_is_alive_at_once(measuring):
     def run():
         for _ in range(3):
             torch.empty(2**20)  # 4 MiB, one after another
         return torch.empty(2**18), torch.empty(2**18)
 
-    assert example.Bench("cpu", 1, False).peak(run) == 4 * 2**20
+    assert measuring.Bench("cpu", 1, False).peak(run) == 4 * 2**20
+
+
+class Chain(nn.Module):
+    """Keeps what its parts say."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+        self.layer = nn.Linear(4, 4, bias=False)
+
+    def forward(self, x):
+        return self.function(x, self.layer)
+
+
+@pytest.mark.parametrize(
+    ("function", "elements"),
+    [
+        (lambda x, layer: layer(x), 0),  # x and the weight, which are there anyway
+        (lambda x, layer: x.exp(), 0),  # its own output
+        (lambda x, layer: x.sigmoid().exp(), 32),  # the sigmoid
+        (lambda x, layer: x.sigmoid().mul(3.0), 32),  # the sigmoid, not the product
+        (lambda x, layer: layer(x.sigmoid()).exp(), 32),
+        (lambda x, layer: (lambda s: s[:, :2] * s[:, 2:])(x.sigmoid()), 32),  # once, though halves of it are saved
+        (lambda x, layer: x.sigmoid().tanh().mul(2.0), 64),
+    ],
+)
+def test_kept_is_what_no_one_else_holds(measuring, function, elements):
+    x = torch.randn(8, 4, requires_grad=True)
+    assert measuring.kept(Chain(function), x) == 4 * elements
+
+
+def test_the_floor_is_counted_for_every_mechanism(example):
+    from examples.benchmarks.floor import PASSES
+
+    assert set(PASSES) == set(example.attn3d.names())
+    for name, floor in PASSES.items():
+        for passes, words in ((floor.forward, floor.forward_passes), (floor.backward, floor.backward_passes)):
+            words = words.replace("both U", "U, U").replace("both dU", "dU, dU")
+            assert len(re.findall(r"\b(?:x|y|dx|dy|U|dU)\b", words)) == passes, name
 
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("--what", "attenton"), "'attenton' is none of attention"),
+        (("--what", "attenton"), "'attenton' is none of mechanisms, attention"),
         (("--what", "attention", "--device", "tpu"), "'tpu' is not at hand"),
+        (("--what", "attention", "--shape", 8, 8, 8), "attention is measured on tensors of its own"),
+        (("--what", "scaling", "--what", "attention", "--channels", 8), "attention is measured on tensors of its own"),
+        (("--what", "attention", "--dtype", "float16"), "attention is measured on tensors of its own"),
+        (("--what", "attention", "--mechanism", "se"), "attention is measured on tensors of its own"),
+        (("--what", "attention", "--charts", "charts"), "attention has no chart"),
+        (("--what", "mechanisms", "--mechanism", "sse"), "'sse' is none of"),
+        (("--what", "mechanisms", "--shape", 8, 0, 8), "must be positive"),
+        (("--what", "insertion", "--shape", 16, 16, 12), "insertion takes multiples of 8, got (16, 16, 12)"),
+        (("--what", "insertion", "--channels", 12), "insertion takes multiples of 8, got (12,)"),
+        (("--what", "mechanisms", "--shape", 8, 8, 8, "--small"), "a volume that is chosen is not cut"),
+        (("--what", "mechanisms", "--dtype", "int8"), "int8"),
         ((), "--what"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(invoke, arguments, says):
     result = invoke(*arguments)
     assert result.exit_code == 2
-    assert says in result.output
+    assert says in " ".join(result.output.replace("│", " ").split())
 
 
 def test_a_file_is_not_overwritten(invoke, tmp_path):
@@ -97,3 +246,58 @@ def test_a_file_is_not_overwritten(invoke, tmp_path):
     assert result.exit_code == 2
     assert "give a new file" in " ".join(result.output.replace("│", " ").split())
     assert file.read_text() == "mine"
+
+
+def test_the_volume_can_be_chosen(invoke, tmp_path):
+    file, options = tmp_path / "figures.json", ("--shape", 3, 4, 5, "--channels", 6, "--dtype", "bfloat16")
+    threads = torch.get_num_threads()
+    result = invoke(
+        "--what", "scaling", "--mechanism", "se", *options, "--runs", 1, "--threads", threads, "--json", file
+    )
+    assert result.exit_code == 0, result.output
+    (curve,) = json.loads(file.read_text())["scaling"]
+    assert [count for count, *_ in curve["points"]][-2:] == [3 * 4 * 2, 60]
+
+
+def test_all_pairs_are_measured_on_volumes_that_fit(example, measuring):
+    from examples.benchmarks import mechanisms
+
+    assert mechanisms.smaller(measuring.Bench("cpu", 1, False)) == (16, 16, 16)
+    assert mechanisms.smaller(measuring.Bench("cpu", 1, False, (64, 64, 64))) == (16, 16, 16)
+    assert mechanisms.smaller(measuring.Bench("cpu", 1, False, (4, 8, 8))) == (4, 8, 8)
+
+
+def test_the_page_has_what_was_measured(measured, monkeypatch, tmp_path):
+    docs = script(ROOT / "docs" / "benchmarks.py")
+    monkeypatch.setattr(docs, "FIGURES", tmp_path)
+    assert docs.table("insertion") == "`insertion`: not measured yet."
+    named = {"mechanisms": ("se", "sk", "mhsa"), "insertion": ("eca", "mhsa"), "scaling": ("gc", "non_local")}
+    for subject, mechanisms in (named | {"attention": ()}).items():
+        _, found, _ = measured(subject, *mechanisms)
+        (tmp_path / f"{subject}.json").write_text(json.dumps(found))
+        page = docs.table(subject)
+        assert found["command"] in page
+        assert found["versions"]["torch"] in page
+        assert "not measured" in page
+        for table in re.findall(r"(?:^\|.*\n?)+", page, re.MULTILINE):
+            assert len({line.count("|") for line in table.splitlines()}) == 1  # no cell too many
+        (tmp_path / f"{subject}_cuda.json").write_text(json.dumps(found))  # simulated: no such device
+        assert "not measured" not in docs.table(subject)
+    assert docs.charts_page().count("](figures/") == 8  # four charts and their files, and one of another page
+
+
+def test_a_missed_limit_is_bold(measuring):
+    docs = script(ROOT / "docs" / "benchmarks.py")
+    row = measuring.Row("a", "b", 3.0, 2.0, "s", 1.1, (1.4, 1.6), group="se", measure="time").saved()
+    assert docs.by_group([row], None, "mechanisms")[-1] == "| `se` | **1.5** ± 0.1 | not measured |"
+    assert (
+        docs.flat([row], None, "mechanisms")[-1]
+        == "| a | b | 3 s | 2 s | **1.5** | 1.4 to 1.6 | ≤ 1.1 | not measured |"
+    )
+    kept = docs.by_group([row | {"limit": 1.6}], None, "mechanisms")[-1]
+    assert kept == "| `se` | 1.5 ± 0.1 | not measured |"
+
+
+def test_the_page_of_charts_is_that_of_the_figures():
+    docs = script(ROOT / "docs" / "benchmarks.py")
+    assert docs.CHARTS_PAGE.read_text() == docs.charts_page(), "run `python docs/benchmarks.py`"

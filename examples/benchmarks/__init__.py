@@ -1,0 +1,1 @@
+"""What `examples/benchmark.py` measures, a file for each subject."""

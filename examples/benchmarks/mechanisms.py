@@ -1,0 +1,132 @@
+"""The ten mechanisms beside the forms that people copy, eager and compiled, and beside the bytes they must move."""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+import attn3d
+from examples.benchmarks.floor import PASSES
+from examples.benchmarks.measuring import MIB, Bench, Row, kept, sizes, timed, training, voxels
+from examples.benchmarks.peers import peers
+from tests.references.eager import PLAIN, copy_parameters
+
+PAIRWISE = ("non_local", "mhsa", "danet")  # whose plain forms build a score for every pair of voxels
+# Extents and channels of the volume. A matrix of all pairs of 32³ voxels takes 4 GiB, and mhsa has eight of them: where
+# a volume has more voxels than the most, these three are measured on the smaller one.
+MOST_IN_A_MATRIX = 2**13
+LARGE, SMALLER, CHANNELS = (32, 32, 32), (16, 16, 16), 128
+
+# What is asked of the ratios, at these sizes, in single precision.
+MOST_KEPT, MOST_COMPILED = 0.05, 1.1
+LEAN = ("se", "eca", "gc", "cbam", "bam", "coord", "sk")
+MOST_TIME = {"se": 1.1, "eca": 1.1, "gc": 1.1, "cbam": 0.75, "bam": 0.75, "coord": 0.6, "sk": 0.7}
+
+
+class Pair(NamedTuple):
+    """A mechanism and its plain form, with the same weights, and what both are given."""
+
+    name: str
+    ours: nn.Module
+    plain: nn.Module
+    inputs: tuple[Tensor, ...]
+    volume: str
+
+
+class Merge(nn.Module):
+    """Selective kernels without their convolutions: branches in, their weighed sum out."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        del net.branches  # whose parameters would get no gradient
+        self.net = net
+        self.library = isinstance(net, attn3d.SelectiveKernel)
+
+    def forward(self, *maps: Tensor) -> Tensor:
+        """y of the maps U_i."""
+        return self.net.merge(list(maps), maps[0]) if self.library else self.net.merge(list(maps))
+
+
+def mechanisms(bench: Bench) -> Iterator[Row]:
+    """Every mechanism beside its plain form, then beside what other libraries have."""
+    for name in bench.chosen(PLAIN):
+        pair = paired(bench, name)
+        yield from what_is_kept(bench, pair)
+        yield from eager(bench, pair)
+        yield from compiled(bench, pair)
+    yield from peers(bench, bench.volume(*LARGE), smaller(bench), bench.width(CHANNELS))
+
+
+def smaller(bench: Bench) -> tuple[int, ...]:
+    """The volume for a score of every pair."""
+    chosen = bench.shape is not None and voxels(bench.shape) <= MOST_IN_A_MATRIX
+    return bench.shape if chosen else tuple(bench.size(extent) for extent in SMALLER)
+
+
+def paired(bench: Bench, name: str) -> Pair:
+    """The mechanism and its plain form on the bench's volume."""
+    shape = smaller(bench) if name in PAIRWISE else bench.volume(*LARGE)
+    channels = bench.width(CHANNELS)
+    plain = PLAIN[name](channels)
+    ours = attn3d.create_attention(name, spatial_dims=3, channels=channels)
+    copy_parameters(plain, ours)
+    count, volume = 1, sizes(shape, channels)
+    if name == "sk":
+        plain, ours = Merge(plain), Merge(ours)
+        count, volume = 2, f"two branches of {volume}"
+    inputs = tuple(bench.random(1, channels, *shape) for _ in range(count))
+    return Pair(name, bench.placed(ours), bench.placed(plain), inputs, volume)
+
+
+def what_is_kept(bench: Bench, pair: Pair) -> Iterator[Row]:
+    """Bytes for backward beyond input and output, beside those of x and of what the plain form keeps."""
+    ours, plain = (kept(net, *pair.inputs) / MIB for net in (pair.ours, pair.plain))
+    what = f"{pair.name}, kept, {pair.volume}"
+    limit = MOST_KEPT if bench.standard and pair.name in LEAN else None
+    of_map = pair.inputs[0].nbytes / MIB
+    yield Row(what, "one map", ours, of_map, "MiB", limit, group=pair.name, measure="kept / map")
+    yield Row(what, "plain form", ours, plain, "MiB", group=pair.name, measure="kept / plain")
+
+
+def eager(bench: Bench, pair: Pair) -> Iterator[Row]:
+    """Time and memory of a forward and a backward pass."""
+    steps = [training(net, *pair.inputs) for net in (pair.ours, pair.plain)]
+    what = f"{pair.name}, training, {pair.volume}"
+    limit = MOST_TIME.get(pair.name) if bench.standard else None
+    yield from beside_the_floor(bench, pair, what, "plain form", steps, limit, ("time / plain", "time / floor"))
+    yield bench.memory(what, "plain form", *steps, group=pair.name, measure="peak / plain")
+
+
+def compiled(bench: Bench, pair: Pair) -> Iterator[Row]:
+    """The same, both of them compiled."""
+    # Small, the compiler's front end is enough, which is what graph breaks show in.
+    backend = "aot_eager" if bench.small else "inductor"
+    torch.compiler.reset()
+    breaks = torch._dynamo.explain(pair.ours)(*pair.inputs).graph_break_count
+    torch.compiler.reset()
+    nets = [torch.compile(net, backend=backend, dynamic=False) for net in (pair.ours, pair.plain)]
+    steps = [training(net, *pair.inputs) for net in nets]
+    what = f"{pair.name}, compiled, {breaks or 'no'} graph breaks, {pair.volume}"
+    limit = MOST_COMPILED if bench.standard else None
+    measures = ("compiled / plain", "compiled / floor")
+    yield from beside_the_floor(bench, pair, what, "compiled plain form", steps, limit, measures)
+
+
+def beside_the_floor(
+    bench: Bench,
+    pair: Pair,
+    what: str,
+    beside: str,
+    steps: list[Callable],
+    limit: float | None,
+    measures: tuple[str, str],
+) -> Iterator[Row]:
+    """Ours beside the plain form, and beside the time in which the bytes of the floor could be copied."""
+    x = pair.inputs[0].detach()
+    to = torch.empty_like(x)
+    ours, plain, copies = bench.turns(*steps, lambda: to.copy_(x))
+    yield timed(what, beside, ours, plain, limit=limit, group=pair.name, measure=measures[0])
+    passes = PASSES[pair.name].passes
+    floor = [seconds * passes / 2 for seconds in copies]  # a copy is two: it reads and writes
+    yield timed(what, f"floor, {passes} passes", ours, floor, group=pair.name, measure=measures[1])

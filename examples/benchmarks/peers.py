@@ -1,0 +1,151 @@
+"""Modules of other libraries that do the same or nearly, where they are installed."""
+
+import importlib.util
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from monai.networks.blocks import ChannelSELayer, SABlock, SpatialAttentionBlock
+from monai.networks.nets.swin_unetr import WindowAttention, window_partition, window_reverse
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+import attn3d
+from examples.benchmarks.measuring import Bench, Row, sizes, training
+
+WINDOW, NEIGHBORHOOD = 8, 7
+
+
+class OnTokens(nn.Module):
+    """A module of tokens (B, N, C) on a volume."""
+
+    def __init__(self, net: nn.Module, call: Callable[[nn.Module, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.net = net
+        self.call = call
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, *S) -> (B, C, *S)."""
+        return self.call(self.net, x.flatten(2).mT).mT.unflatten(2, x.shape[2:])
+
+
+class InWindows(nn.Module):
+    """MONAI's attention of Swin, with the cutting into windows that it needs."""
+
+    def __init__(self, channels: int, heads: int, size: tuple[int, ...]) -> None:
+        super().__init__()
+        self.size = size
+        self.net = WindowAttention(channels, heads, size, qkv_bias=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, *S) -> (B, C, *S), S being multiples of the window."""
+        windows = self.net(window_partition(x.movedim(1, -1).contiguous(), self.size), None)
+        dims = [x.shape[0], *x.shape[2:]]
+        return window_reverse(windows.unflatten(1, self.size), self.size, dims).movedim(-1, 1)
+
+
+class Peer(NamedTuple):
+    """What is compared: two functions of the same inputs, as functions that make them, and the package it needs."""
+
+    mechanism: str
+    ours: str
+    name: str
+    package: str
+    inputs: Callable[[], tuple[Tensor, ...]]
+    make: Callable[[], tuple[Callable, Callable]]
+    where: str
+
+
+def peers(bench: Bench, large: tuple[int, ...], smaller: tuple[int, ...], channels: int) -> Iterator[Row]:
+    """Time and memory in training beside every peer: gates and windows on a large map, all pairs on a smaller one."""
+    for peer in listed(bench, large, smaller, channels):
+        if not bench.chosen([peer.mechanism]):
+            continue
+        what = f"{peer.ours}, training, {peer.where}"
+        if importlib.util.find_spec(peer.package) is None:
+            yield Row(what, peer.name, None, None, "", note="not installed", measure="peer")
+            continue
+        inputs = peer.inputs()
+        try:
+            steps = [training(function, *inputs) for function in peer.make()]
+        except (ImportError, AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+            # Those that are no part of the tested set may come in a version, or want a device, that is not known here.
+            if peer.package in ("monai", "torch"):
+                raise
+            yield Row(what, peer.name, None, None, "", note=f"refuses: {type(error).__name__}", measure="peer")
+            continue
+        yield bench.time(what, peer.name, *steps, measure="peer")
+        yield bench.memory(what, peer.name, *steps, measure="peer")
+
+
+def listed(bench: Bench, large: tuple[int, ...], smaller: tuple[int, ...], channels: int) -> list[Peer]:
+    """All of them, installed or not."""
+    heads = max(heads for heads in range(1, 9) if channels % heads == 0)
+    groups = max(groups for groups in range(1, 33) if channels % groups == 0)
+    # MONAI's are cut without padding.
+    window = tuple(max(size for size in range(1, WINDOW + 1) if extent % size == 0) for extent in large)
+    on_large, on_smaller = sizes(large, channels), sizes(smaller, channels)
+
+    def volume(shape: tuple[int, ...]) -> Callable[[], tuple[Tensor, ...]]:
+        return lambda: (bench.random(1, channels, *shape),)
+
+    def tokens() -> tuple[Tensor, ...]:
+        count = smaller[0] * smaller[1] * smaller[2]
+        return tuple(bench.random(1, heads, count, channels // heads) for _ in range(3))
+
+    def of_volume() -> tuple[Tensor, ...]:
+        return tuple(bench.random(1, *large, heads, channels // heads) for _ in range(3))
+
+    def nets(ours: tuple[str, dict[str, Any]], theirs: Callable[[], nn.Module]) -> Callable:
+        return lambda: tuple(
+            bench.placed(net) for net in (attn3d.create_attention(ours, spatial_dims=3, channels=channels), theirs())
+        )
+
+    def self_attention(**options: Any) -> Callable[[], nn.Module]:
+        return lambda: OnTokens(SABlock(channels, heads, qkv_bias=True, **options), lambda net, x: net(x))
+
+    def pytorch() -> nn.Module:
+        net = nn.MultiheadAttention(channels, heads, batch_first=True)
+        return OnTokens(net, lambda net, x: net(x, x, x, need_weights=False)[0])
+
+    def spatial() -> nn.Module:
+        return SpatialAttentionBlock(3, channels, num_head_channels=channels // heads, norm_num_groups=groups)
+
+    def timm(name: str) -> Callable[[], nn.Module]:
+        return lambda: getattr(importlib.import_module("timm_3d.layers"), name)(channels)
+
+    mhsa = ("mhsa", {"num_heads": heads})
+    in_windows = ("mhsa", {"num_heads": heads, "scope": ("window", {"size": window}), "position_bias": "joint"})
+    biased = ("se", {"bias": True})
+    found = [
+        Peer("se", "se", "MONAI ChannelSELayer", "monai", volume(large),
+             nets(biased, lambda: ChannelSELayer(3, channels, r=16 if channels >= 16 else 1)), on_large),
+        Peer("mhsa", "mhsa", "MONAI SABlock", "monai", volume(smaller), nets(mhsa, self_attention()), on_smaller),
+        Peer("mhsa", "mhsa", "MONAI SABlock, flash", "monai", volume(smaller),
+             nets(mhsa, self_attention(use_flash_attention=True)), on_smaller),
+        Peer("mhsa", "mhsa", "MONAI SpatialAttentionBlock", "monai", volume(smaller), nets(mhsa, spatial), on_smaller),
+        Peer("mhsa", "mhsa", "PyTorch MultiheadAttention", "torch", volume(smaller), nets(mhsa, pytorch), on_smaller),
+        Peer("mhsa", "attend", "PyTorch, bare SDPA", "torch", tokens,
+             lambda: (attn3d.attend, scaled_dot_product_attention), f"{heads} heads, {on_smaller}"),
+        Peer("mhsa", f"mhsa, windows of {sizes(window)}", "MONAI Swin WindowAttention", "monai", volume(large),
+             nets(in_windows, lambda: InWindows(channels, heads, window)), on_large),
+        Peer("mhsa", "attend, neighbourhoods of 7³", "NATTEN na3d", "natten", of_volume,
+             lambda: neighbourhoods(large, heads), f"{heads} heads, {on_large}"),
+    ]  # fmt: skip
+    for ours, theirs in ((biased, "SEModule"), ("eca", "EcaModule"), (("gc", {"fusion": "mul"}), "GlobalContext")):
+        name = ours if isinstance(ours, str) else ours[0]
+        found.append(
+            Peer(name, name, f"timm_3d {theirs}", "timm_3d", volume(large), nets(ours, timm(theirs)), on_large)
+        )
+    return found
+
+
+def neighbourhoods(shape: tuple[int, ...], heads: int) -> tuple[Callable, Callable]:
+    """Both on (B, *S, H, d), as NATTEN has it."""
+    theirs = importlib.import_module("natten").na3d
+    layer = attn3d.attention.VolumeAttention(3, heads, scope=attn3d.Neighborhood(NEIGHBORHOOD))
+
+    def ours(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        y = layer(*(x.flatten(1, 3).transpose(1, 2) for x in (q, k, v)), list(shape))
+        return y.transpose(1, 2).unflatten(1, shape)
+
+    return ours, lambda q, k, v: theirs(q, k, v, kernel_size=NEIGHBORHOOD)

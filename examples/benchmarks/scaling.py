@@ -1,0 +1,103 @@
+"""Time and memory in training against the number of voxels N, of every mechanism and every scope of attention."""
+
+import statistics
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch import nn
+
+import attn3d
+from docs.drawing.chart import slope
+from examples.benchmarks.measuring import Bench, quartiles, training, voxels
+from tests.references.eager import PlainNonLocal
+
+LARGEST, CHANNELS = (32, 32, 32), 64
+OCTAVES, FEW_OCTAVES = 6, 3  # from the largest volume down to a 64th of it; an 8th is what a slope needs
+# Beyond so many voxels all pairs take longer than they tell; as a matrix they do not fit long before.
+MOST_PAIRED, MOST_IN_A_MATRIX = 2**14, 2**12
+PAIRWISE = ("non_local", "mhsa", "danet")
+SCOPES: dict[str, Any] = {
+    "window 8": ("window", {"size": 8}),
+    "window 8, shifted": ("window", {"size": 8, "shift": True}),
+    "grid 8": ("grid", {"size": 8}),
+    "axial": "axial",
+    "neighborhood 7": ("neighborhood", {"size": 7}),
+    "pooled_keys 8": ("pooled_keys", {"stride": 8}),
+}
+
+
+class Curve(NamedTuple):
+    """How something grows.
+
+    Attributes:
+        name: of a mechanism or a scope.
+        kind: "mechanism" or "scope".
+        points: (N, median of seconds, most bytes alive beyond the input, quartiles of the seconds), by N.
+    """
+
+    name: str
+    kind: str
+    points: list[tuple[int, float, int, float, float]]
+
+    def slope(self, column: int) -> float:
+        """The power of N with which time (1) or memory (2) grows at the end: over the last factor of 8 in N."""
+        return slope(np.array(self.points)[:, [0, column]])
+
+    def saved(self) -> dict[str, Any]:
+        """As it stands in a file."""
+        return self._asdict() | {"slopes": [self.slope(1), self.slope(2)]}
+
+
+def scaling(bench: Bench) -> Iterator[Curve]:
+    """Every curve."""
+    channels = bench.width(CHANNELS)
+    shapes = halved(bench.volume(*LARGEST), FEW_OCTAVES if bench.small else OCTAVES)
+    for name in bench.chosen(attn3d.names()):
+        most = MOST_PAIRED if name in PAIRWISE else None
+        yield curve(bench, name, "mechanism", lambda name=name: create(name, channels), shapes, channels, most)
+    if bench.chosen(["non_local"]):
+        yield from scopes(bench, channels, shapes)
+
+
+def scopes(bench: Bench, channels: int, shapes: list[tuple[int, ...]]) -> Iterator[Curve]:
+    """A non-local block in every scope, and with all pairs in a matrix."""
+    yield curve(bench, "plain, all pairs", "scope", lambda: PlainNonLocal(channels), shapes, channels, MOST_IN_A_MATRIX)
+    yield curve(bench, "global", "scope", lambda: create("non_local", channels), shapes, channels, MOST_PAIRED)
+    for name, scope in SCOPES.items():
+        make = lambda scope=scope: create(("non_local", {"scope": scope}), channels)  # noqa: E731
+        yield curve(bench, name, "scope", make, shapes, channels)
+
+
+def create(spec: Any, channels: int) -> nn.Module:
+    """A mechanism for volumes."""
+    return attn3d.create_attention(spec, spatial_dims=3, channels=channels)
+
+
+def halved(largest: tuple[int, ...], octaves: int) -> list[tuple[int, ...]]:
+    """The volume, half of it, a quarter .., the first of the longest extents being halved; the smallest first."""
+    shapes = [largest]
+    while len(shapes) <= octaves and max(shapes[0]) > 1:
+        shape = list(shapes[0])
+        shape[shape.index(max(shape))] //= 2
+        shapes.insert(0, tuple(shape))
+    return shapes
+
+
+def curve(
+    bench: Bench,
+    name: str,
+    kind: str,
+    make: Callable[[], nn.Module],
+    shapes: list[tuple[int, ...]],
+    channels: int,
+    most: int | None = None,
+) -> Curve:
+    """Forward and backward on every volume of at most ``most`` voxels."""
+    points = []
+    for shape in shapes:
+        if most is None or voxels(shape) <= most:
+            step = training(bench.placed(make()), bench.random(1, channels, *shape))
+            (seconds,) = bench.turns(step)
+            points.append((voxels(shape), statistics.median(seconds), bench.peak(step), *quartiles(seconds)))
+    return Curve(name, kind, points)
