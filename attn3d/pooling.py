@@ -30,16 +30,18 @@ class _MeanAndMaximum(torch.autograd.Function):
     def backward(context, of_mean: Tensor, of_largest: Tensor) -> tuple[Tensor | None, ...]:
         x, gate, largest = context.saved_tensors
         with torch.no_grad():
-            at_largest = (x if gate is None else x * gate).eq(largest).to(largest.dtype)
+            at_largest = (x.clone() if gate is None else x * gate).eq_(largest)
         # Those that share the maximum share its gradient.
         share = of_largest / at_largest.sum(context.axes, keepdim=True)
-        count = math.prod(x.shape[axis] for axis in context.axes)
-        of_each = torch.addcmul(of_mean / count, at_largest, share)
-        del at_largest  # before the next map is made
+        of_mean = of_mean / math.prod(x.shape[axis] for axis in context.axes)
+        # If nothing is differentiated, in memory that is at hand: to fetch as much anew takes longer.
+        anew = torch.is_grad_enabled()
+        of_each = at_largest * share + of_mean if anew else at_largest.mul_(share).add_(of_mean)
         if gate is None:
             return of_each.to(x.dtype), None, None
         of_gate = (of_each * x).sum_to_size(gate.shape).to(gate.dtype)
-        return (of_each * gate).to(x.dtype), of_gate, None
+        of_x = of_each * gate if anew else of_each.mul_(gate)
+        return of_x.to(x.dtype), of_gate, None
 
 
 def mean_and_maximum(x: Tensor, axes: list[int], gate: Tensor | None = None) -> tuple[Tensor, Tensor]:
