@@ -1,7 +1,8 @@
 """The mean and the maximum of a map over some of its axes, such that backward keeps nothing more of its size.
 
-PyTorch's maximum keeps the map that it is taken of, which a product with a gate makes anew, and its backward multiplies
-by a mask of another dtype, in several passes through memory. Here backward computes the product again.
+The gradient of a sum is a view of what comes from above, that of PyTorch's mean a map. PyTorch's maximum keeps the map
+that it is taken of, which a product with a gate makes anew, and its backward multiplies by a mask of another dtype, in
+several passes through memory. Here backward computes the product again.
 """
 
 import math
@@ -42,6 +43,20 @@ class _MeanAndMaximum(torch.autograd.Function):
         of_gate = (of_each * x).sum_to_size(gate.shape).to(gate.dtype)
         of_x = of_each * gate if anew else of_each.mul_(gate)
         return of_x.to(x.dtype), of_gate, None
+
+
+def mean(x: Tensor, axes: list[int]) -> Tensor:
+    """The mean over ``axes``, which it drops, in the dtype of ``x``.
+
+    Args:
+        x: (B, C, *S).
+        axes: one or more.
+    """
+    if not torch.jit.is_scripting():
+        if takes_python_operators(x):
+            total = x.sum(axes, dtype=torch.promote_types(x.dtype, torch.float32))
+            return (total / math.prod(x.shape[axis] for axis in axes)).to(x.dtype)
+    return x.mean(axes)
 
 
 def mean_and_maximum(x: Tensor, axes: list[int], gate: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from attn3d.pooling import mean_and_maximum
+from attn3d.pooling import mean, mean_and_maximum
 from tests.test_gating import assert_same, kept, volume
 
 AXES = pytest.mark.parametrize("axes", [[1], [2, 3, 4], [3]], ids=str)
@@ -15,8 +15,8 @@ def gate_of(x):
 
 def both(x, axes, gate=None):
     """One tensor of the two, of which neither is symmetrical in the other."""
-    mean, largest = mean_and_maximum(x, axes, gate)
-    return mean + 2 * largest * largest
+    average, largest = mean_and_maximum(x, axes, gate)
+    return average + 2 * largest * largest
 
 
 def plain(x, axes, gate=None):
@@ -83,3 +83,21 @@ def test_transforms_of_functions():
     found = torch.func.vmap(torch.func.grad(loss))(x)
     expected = torch.stack([torch.func.grad(lambda x: plain(x[None], [1]).sum())(each) for each in x])
     torch.testing.assert_close(found, expected)
+
+
+@AXES
+def test_the_mean_is_that_of_pytorch(axes):
+    x = volume(2, 3, 4, 3, 2)
+    assert_same(mean(x, axes), x.mean(axes), [x])
+
+
+def test_the_gradient_of_a_mean_is_no_map():
+    """It is a view of a value per channel, which is added to what else comes without being written out."""
+    x = volume(2, 3, 4, 3, 2)
+    (gradient,) = torch.autograd.grad(mean(x, [2, 3, 4]).sum(), x)
+    assert gradient.untyped_storage().nbytes() <= 2 * 3 * x.element_size()
+
+
+def test_a_mean_in_half_precision_does_not_overflow_where_a_sum_does():
+    x = torch.full((1, 2, 40, 40, 40), 100.0, dtype=torch.float16)
+    assert torch.equal(mean(x, [2, 3, 4]), torch.full((1, 2), 100.0, dtype=torch.float16))

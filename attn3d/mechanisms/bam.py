@@ -14,7 +14,7 @@ from attn3d.arguments import odd_per_axis, one_of, per_axis, positive_integer
 from attn3d.gating import joint_gate
 from attn3d.mechanisms.base import Mechanism
 from attn3d.norms import NormSpec, create_norm
-from attn3d.pooling import mean_and_maximum
+from attn3d.pooling import mean, mean_and_maximum
 from attn3d.spatial import axes, broadcast_gate, convolution, map_convolution
 
 
@@ -91,13 +91,13 @@ class BAM(Mechanism):
 
     def channel_map(self, x: Tensor) -> Tensor:
         """Mc, (B, C, 1, ..)."""
-        return broadcast_gate(self.channel_branch(x.mean(axes(x))), x)
+        return broadcast_gate(self.channel_branch(mean(x, axes(x))), x)
 
     def spatial_map(self, x: Tensor) -> Tensor:
         """Ms, (B, 1, *S)."""
         if self.variant == "compact":
-            mean, largest = mean_and_maximum(x, [1])
-            return self.spatial_branch(mean + largest)
+            average, largest = mean_and_maximum(x, [1])
+            return self.spatial_branch(average + largest)
         return self.spatial_branch(x)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from attn3d.arguments import one_of, positive_integer
 from attn3d.gating import gate
 from attn3d.mechanisms.base import Mechanism
 from attn3d.norms import NormSpec, create_norm
+from attn3d.pooling import mean
 from attn3d.spatial import axes, convolution
 
 
@@ -72,7 +73,7 @@ class CoordinateAttention(Mechanism):
             others = axes(x)
             others.remove(axis)
             # A mean over no axis would be one over all of them.
-            profiles.append(x.mean(others) if len(others) > 0 else x)
+            profiles.append(mean(x, others) if len(others) > 0 else x)
         hidden = self.norm(self.shared(torch.cat(profiles, 2)))
         hidden = torch.relu(hidden) if self.activation == "relu" else functional.hardswish(hidden)
         start = 0

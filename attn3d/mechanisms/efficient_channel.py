@@ -11,6 +11,7 @@ from torch import Tensor
 from attn3d.arguments import odd_per_axis
 from attn3d.gating import gate
 from attn3d.mechanisms.base import Mechanism
+from attn3d.pooling import mean
 from attn3d.spatial import axes, broadcast_gate, convolution
 
 
@@ -55,7 +56,7 @@ class ECA(Mechanism):
 
     def channel_gate(self, x: Tensor) -> Tensor:
         """sigmoid(conv_k(mean(x))), (B, C, 1, ..)."""
-        mixed = self.convolution(x.mean(axes(x)).unsqueeze(1)).squeeze(1)
+        mixed = self.convolution(mean(x, axes(x)).unsqueeze(1)).squeeze(1)
         return broadcast_gate(torch.sigmoid(mixed), x)
 
     def forward(self, x: Tensor) -> Tensor:

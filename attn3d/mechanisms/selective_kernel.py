@@ -11,6 +11,7 @@ from attn3d.arguments import positive_integer
 from attn3d.gating import weighted_sum
 from attn3d.mechanisms.base import Mechanism
 from attn3d.norms import NormSpec, create_norm
+from attn3d.pooling import mean
 from attn3d.spatial import axes, broadcast_gate, convolution, keep_format
 
 
@@ -82,9 +83,9 @@ class SelectiveKernel(Mechanism):
 
     def branch_gates(self, convolved: list[Tensor]) -> Tensor:
         """The softmax over the branches, (B, M, C)."""
-        pooled = convolved[0].mean(axes(convolved[0]))
+        pooled = mean(convolved[0], axes(convolved[0]))
         for map_ in convolved[1:]:
-            pooled = pooled + map_.mean(axes(map_))
+            pooled = pooled + mean(map_, axes(map_))
         hidden = self.squeeze(pooled)
         return torch.stack([select(hidden) for select in self.select], 1).softmax(1)
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from attn3d.arguments import boolean, positive_integer
 from attn3d.gating import gate
 from attn3d.mechanisms.base import Mechanism
+from attn3d.pooling import mean
 from attn3d.spatial import axes, broadcast_gate
 
 
@@ -52,7 +53,7 @@ class SqueezeExcitation(Mechanism):
 
     def channel_gate(self, x: Tensor) -> Tensor:
         """sigmoid(W2 relu(W1 mean(x))), (B, C, 1, ..)."""
-        hidden = torch.relu(self.squeeze(x.mean(axes(x))))
+        hidden = torch.relu(self.squeeze(mean(x, axes(x))))
         return broadcast_gate(torch.sigmoid(self.excite(hidden)), x)
 
     def forward(self, x: Tensor) -> Tensor:
