@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 import attn3d
 from attn3d.cli import app
+from attn3d.cli.costs import in_units
 from tests.segmentation.conftest import SMALL
 from tests.segmentation.volumes import AFFINES, head, scan
 
@@ -147,3 +148,66 @@ def test_the_documentation_has_every_option_and_no_other(command):
     documented = {option for row in rows for option in re.findall(r"--[a-z-]+[a-z]", row)}
     options = set(re.findall(r"--[a-z-]+[a-z]", run(command, "--help").stdout)) - {"--help"}
     assert documented | {"--quiet"} == options
+
+
+def test_a_comparison_is_a_table_and_a_word_on_noise(monkeypatch):
+    """Which is said of every mechanism but none, and cannot be said after one seed."""
+    from attn3d import segmentation
+
+    common = {"mean": 0.8125, "interval": [0.7, 0.9], "parameters": 1234, "seconds": 5.4}
+    found = {
+        "none": common | {"mean": 0.75},
+        "cbam": common | {"difference": 0.0625, "difference_interval": [0.01, 0.11], "inside_noise": False},
+        "eca": common | {"difference": -0.01, "difference_interval": [-0.2, 0.1], "inside_noise": True},
+        "se": common | {"difference": 0.02, "difference_interval": None, "inside_noise": True, "interval": None},
+    }
+    asked = {}
+
+    def planted(data, **settings):
+        asked.update(settings, data=data)
+        return {"simulated": True, "mechanisms": found}
+
+    monkeypatch.setattr(segmentation, "compare", planted)
+    monkeypatch.setenv("COLUMNS", "120")
+    result = run("compare", "--mechanisms", "cbam,eca,se", "--out", "new", "--at", "skip,encoder", "--epochs", 3)
+    assert result.exit_code == 0, result.stderr
+    assert asked == {
+        "data": None, "out": Path("new"), "mechanisms": ["cbam", "eca", "se"], "at": ["skip", "encoder"],
+        "seeds": 5, "quiet": False, "epochs": 3,
+    }  # fmt: skip
+    assert "Mean Dice (simulated scans)" in result.stdout
+    rows = {words[0]: words[1:] for words in map(str.split, result.stdout.splitlines()) if words}
+    assert rows["none"] == ["0.750", "0.700", "to", "0.900", "1,234", "5"]
+    assert rows["cbam"] == ["0.812", "0.700", "to", "0.900", "+0.062", "0.010", "to", "0.110", "1,234", "5"]
+    assert rows["se"] == ["0.812", "+0.020", "1,234", "5"]
+    assert result.stdout.strip().splitlines()[-3:] == [
+        "cbam: the difference is beyond the noise",
+        "eca: the difference is inside the noise",
+        "se: one seed says nothing about noise",
+    ]
+
+
+def test_a_training_that_is_stopped_says_so_and_fails_as_shells_expect(monkeypatch):
+    from attn3d import segmentation
+
+    def stopped(*_, **__):
+        raise segmentation.Interrupted("go on with --resume")
+
+    monkeypatch.setattr(segmentation, "train", stopped)
+    result = run("train", "--out", "new")
+    assert result.exit_code == 130
+    assert lines(result)[-1] == "attn3d train: go on with --resume"
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (2**20, "1.0 MiB"),
+        (2**30 - 1, "1,024.0 MiB"),
+        (2**30, "1.0 GiB"),
+        (2**40, "1.0 TiB"),
+        (3 * 2**50, "3,072.0 TiB"),
+    ],
+)
+def test_bytes_in_the_largest_unit_that_they_fill(count, text):
+    assert in_units(count) == text

@@ -555,3 +555,8 @@ def test_detour_needs_its_stage() -> None:
     net = insert_attention(SegResNet(2, 8, blocks_down=(1, 1), blocks_up=(1,)), "se", at="skip")
     with pytest.raises(RuntimeError, match="use_reentrant=False"):
         net.down_layers[1](torch.randn(1, 8, 8, 8))
+
+
+def test_what_is_no_network_is_refused():
+    with pytest.raises(TypeError, match=r"`net` must be a torch\.nn\.Module, got int"):
+        attn3d.insert_attention(3, "se", at="encoder")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import attn3d
-from attn3d.planning import plan
+from attn3d.planning import free_memory, plan
 from tests.marks import some
 from tests.memory import peak
 
@@ -122,3 +122,10 @@ def test_plan_says_what_fits():
 def test_plan_refuses(arguments, message):
     with pytest.raises(ValueError, match=message):
         list(plan(**arguments))
+
+
+def test_free_memory_is_that_of_the_gpu_where_there_is_one(monkeypatch):
+    assert free_memory() > 0
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (123, 456))
+    assert free_memory() == 123

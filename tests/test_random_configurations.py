@@ -144,12 +144,18 @@ def cases(draw: Callable[..., Any], name: str, dims: int) -> Case:
         options["num_heads"] = draw(st.sampled_from([None, *heads]))
     sizes = st.integers(1, {1: 17, 2: 7, 3: 5}[dims])
     shape = (draw(st.integers(0, 3)), channels, *draw(st.tuples(*[sizes] * dims)))
+    dtype = draw(st.sampled_from(list(TOLERANCES)))
+    layouts = ["contiguous", "strided", "channels_last"]
+    if dtype == torch.bfloat16 and dims == 3:
+        # PyTorch 2.13 reads and writes beyond its memory for the gradient of a kernel there, on the CPU:
+        # `nn.Conv3d(4, 4, 3, padding=1).bfloat16()` on a channels-last (1, 4, 2, 3, 5) is enough.
+        layouts.remove("channels_last")
     return Case(
         name,
         options,
         shape,
-        draw(st.sampled_from(list(TOLERANCES))),
-        draw(st.sampled_from(["contiguous", "channels_last", "strided"])),
+        dtype,
+        draw(st.sampled_from(layouts)),
         draw(st.booleans()),
         draw(st.integers(0, 2**16)),
     )
@@ -185,14 +191,6 @@ def is_steady(options: dict[str, Any]) -> bool:
     return options.get("norm", "auto") in ("auto", "batch", None)
 
 
-def meets_fault_of_pytorch(case: Case) -> bool:
-    """Whether PyTorch 2.13 leaves parts of the gradient of a kernel uninitialised on a CPU.
-
-    `nn.Conv3d(4, 4, 3, padding=1).bfloat16()` on a channels-last (1, 4, 2, 3, 5) is enough for it.
-    """
-    return case.dtype == torch.bfloat16 and case.layout == "channels_last"
-
-
 def check(case: Case) -> None:
     generator = torch.Generator().manual_seed(case.seed)
     x, upstream = (torch.randn(case.shape, generator=generator, dtype=torch.float64) for _ in range(2))
@@ -220,8 +218,7 @@ def check(case: Case) -> None:
         assert output.movedim(1, -1).is_contiguous()
     names = ["output", "x", *(name for name, _ in module.named_parameters())]
     for name, value in zip(names, found, strict=True):
-        is_kernel = name not in ("output", "x") and value.dim() == 5
-        assert value.isfinite().all() or (is_kernel and meets_fault_of_pytorch(case)), name
+        assert value.isfinite().all(), name
 
     expected = run(twin, x.detach().double(), upstream)
     tolerances = TOLERANCES if not case.training and is_steady(case.options) else UNSTEADY

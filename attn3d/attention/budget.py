@@ -32,11 +32,16 @@ def fused_bytes(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None) -> int
         for x, size in ((q, rows), (k, columns), (v, columns))
         if x.shape[3] < width or x.stride(3) != 1 or (folded and x is not v)
     )
+    if folded and width > q.shape[3] + 1:  # the mask is folded in before they are widened
+        copied += (rows + columns) * (q.shape[3] + 1)
     taken = copied + rows * width * (1 + folded) + 4 * q.shape[0] * q.shape[1] * q.shape[2]
     training = needs_gradient(q, k, v)
     if training:
         taken += copied + (rows + 2 * columns) * width
-    return taken if torch.compiler.is_compiling() else taken + fused_workspace(q, k, training)
+    if torch.compiler.is_compiling():
+        return taken
+    widened = q.new_empty([1]).expand(*q.shape[:3], width)
+    return taken + fused_workspace(widened, k, training)
 
 
 def chunked_bytes(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: bool, room: int) -> int:
@@ -207,6 +212,15 @@ def pooling_bytes(q: Tensor, k: Tensor, v: Tensor, shape: Sequence[int], stride:
     return numbers * k.element_size()
 
 
+def means_like(k: Tensor, v: Tensor, shape: Sequence[int], stride: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Tensors without memory that have the sizes of the means of keys and values."""
+    means = math.prod(pooled_shape(list(shape), list(stride)))
+    of_keys, of_values = (
+        x.new_empty([*x.shape[:2], means, x.shape[3]], device="meta", requires_grad=x.requires_grad) for x in (k, v)
+    )
+    return of_keys, of_values
+
+
 def least_bytes(
     scope: Scope,
     q: Tensor,
@@ -223,9 +237,8 @@ def least_bytes(
     if kind == "global":
         return chunked_bytes(q, k, v, None, dropout, LEAST_ROOM)
     if kind == "pooled_keys":
-        means = math.prod(pooled_shape(list(shape), size))
-        of_keys, of_values = (x.new_empty([*x.shape[:2], means, x.shape[3]], device="meta") for x in (k, v))
-        return chunked_bytes(q, of_keys, of_values, None, dropout, LEAST_ROOM) + pooling_bytes(q, k, v, shape, size)
+        means = means_like(k, v, shape, size)
+        return chunked_bytes(q, *means, None, dropout, LEAST_ROOM) + pooling_bytes(q, k, v, shape, size)
     shift = bool(getattr(scope, "shift", False))
     scopes = scopes_of_axes(kind, len(shape))
     dilation = scope.dilation_per_axis(len(shape))

@@ -13,6 +13,7 @@ from attn3d.attention.budget import (
     fused_bytes,
     fused_cells_bytes,
     least_bytes,
+    means_like,
     over_budget,
     pooling_bytes,
     room_for_cells,
@@ -173,9 +174,11 @@ class VolumeAttention(nn.Module):
         table = self.position_table
         if method == "chunked":
             return least_bytes(self.scope, q, k, v, table, self.position_bias == "joint", dropout, shape)
-        if self.kind in ("global", "pooled_keys"):
-            pooled = 0 if self.kind == "global" else pooling_bytes(q, k, v, shape, self.size)
-            return fused_bytes(q, k, v, None) + pooled
+        if self.kind == "global":
+            return fused_bytes(q, k, v, None)
+        if self.kind == "pooled_keys":
+            means = means_like(k, v, shape, self.size)
+            return fused_bytes(q, *means, None) + pooling_bytes(q, k, v, shape, self.size)
         return fused_cells_bytes(q, k, v, table, shape, self.kind, self.size, self.dilation, self.shift)
 
     @torch.jit.unused

@@ -72,3 +72,10 @@ class TestClippedWindow:
             expected = torch.zeros(16, dtype=torch.bool)
             expected[:3] = expected[3 + 6 - 2 : 3 + 6 + 3] = True
         assert torch.equal(moved, expected.flatten())
+
+
+def test_tokens_that_do_not_fill_the_volume_are_refused():
+    q = torch.zeros(1, 1, 12, 2)
+    args = (None, None, None, [3, 5], "window,window", [2, 2], [1, 1], False, 1.0, 0.0, 1000)
+    with pytest.raises(ValueError, match=r"`shape` must have 12 voxels, as many as there are tokens, got \[3, 5\]"):
+        torch.ops.attn3d.attend_cells(q, q, q, *args)

@@ -111,3 +111,16 @@ def test_pooled_tokens(stride):
     assert_close(found, expected, 1e-14)
     upstream = volume(*found.shape, seed=5)
     assert_close(*(torch.autograd.grad(out, x, upstream)[0] for out in (found, expected)), 1e-14)
+
+
+@pytest.mark.parametrize("joint", [False, True])
+def test_cells_in_half_precision_are_computed_in_single(joint):
+    """Which alone has room for what hides a pair."""
+    q, k, v = (leaf.detach().half() for leaf in tokens((5, 7)))
+    pair = volume(1, 2, 9, 9).half() if joint else None
+    options = (["window"] * 2, [3, 3], [1, 1], not joint, 0.5, 0.0)
+    found = plain_cells(q, k, v, [], pair, [5, 7], *options)
+    pair = None if pair is None else pair.float()
+    expected = plain_cells(q.float(), k.float(), v.float(), [], pair, [5, 7], *options)
+    assert found.dtype == torch.float16
+    assert torch.equal(found, expected.half())

@@ -26,7 +26,8 @@ import attn3d
 from attn3d.attention import Neighborhood, VolumeAttention, Window
 from attn3d.attention.dense import dense_bias
 from attn3d.attention.sharded.ranks import rows_seen
-from attn3d.sharding import shard_over
+from attn3d.norms import BatchNorm
+from attn3d.sharding import shard_over, sum_gradients
 from tests.attention.over_ranks import PATIENCE, work
 from tests.configurations import randomise
 from tests.marks import some
@@ -169,7 +170,8 @@ def test_wrong_arguments(group: dist.ProcessGroup) -> None:
 
 
 def test_hosts_that_look_past_the_border_are_named(group: dist.ProcessGroup, recwarn: Any) -> None:
-    shard_over(nn.Sequential(nn.Conv3d(8, 8, (1, 3, 3)), nn.ReLU(), attn3d.NonLocal(3, 8)), group)
+    norms = (nn.SyncBatchNorm(8), BatchNorm(8))
+    shard_over(nn.Sequential(nn.Conv3d(8, 8, (1, 3, 3)), *norms, nn.ReLU(), attn3d.NonLocal(3, 8)), group)
     assert not recwarn
     net = nn.Sequential(nn.Conv3d(8, 8, 3), nn.BatchNorm3d(8), nn.MaxPool3d(2), attn3d.NonLocal(3, 8))
     with pytest.warns(UserWarning, match=r"left so: 0 \(Conv3d\), 1 \(BatchNorm3d\), 2 \(MaxPool3d\)$"):
@@ -215,3 +217,19 @@ def test_the_example_runs() -> None:
     assert "rank 0 of 2: rows 0 to 6" in done.stdout
     assert "rank 1 of 2: rows 6 to 12" in done.stdout
     assert done.stdout.count("differs from the whole by") == 2
+
+
+@pytest.mark.parametrize("mode", ["embedded_gaussian", "dot_product", "concatenation"])
+def test_a_shard_has_no_row_of_weights(group: dist.ProcessGroup, mode: str) -> None:
+    module = shard_over(attn3d.NonLocal(3, 8, mode=mode), group).eval()
+    with pytest.raises(ValueError, match="a shard has no row of weights: ask a copy"):
+        module.attention_weights(X)
+
+
+def test_parameters_without_a_gradient_are_passed_over(group: dist.ProcessGroup) -> None:
+    module = nn.Linear(2, 2)
+    module.bias.requires_grad_(False)
+    module(torch.ones(1, 2)).sum().backward()
+    sum_gradients(module, group)
+    assert torch.equal(module.weight.grad, torch.ones(2, 2))
+    assert module.bias.grad is None

@@ -9,6 +9,7 @@ import torch
 
 import attn3d
 from attn3d import Axial, Global, Window
+from attn3d.attention import VolumeAttention
 from tests.attention.layers import (
     ANISOTROPIC,
     HEADS,
@@ -167,3 +168,30 @@ class TestBatches:
         views = [leaf.detach().permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1) for leaf in leaves]
         assert not any(view.is_contiguous() for view in views)
         assert_close(layer_of(scoped, 2, method)(*views, [5, 7]), reference["output"])
+
+
+@pytest.mark.parametrize(
+    ("position_bias", "scope", "message"),
+    [
+        (
+            "axis",
+            "axial",
+            "`position_bias` 'axis' needs a scope of fixed size, window or grid or neighborhood, got Axial",
+        ),
+        (
+            "joint",
+            ("neighborhood", {"size": 3}),
+            "`position_bias` 'joint' needs a scope of fixed size, window or grid,",
+        ),
+        ("axis", "global", "`position_bias` 'axis' needs .* got Global"),
+    ],
+)
+def test_a_position_bias_needs_a_scope_of_fixed_size(position_bias, scope, message):
+    with pytest.raises(ValueError, match=message):
+        attn3d.MultiHeadSelfAttention(3, 4, scope=scope, position_bias=position_bias)
+
+
+@pytest.mark.parametrize("scope", ["global", ("pooled_keys", {"stride": 2})])
+def test_a_scope_that_adds_nothing_has_no_bias(scope):
+    with pytest.raises(ValueError, match="adds nothing"):
+        VolumeAttention(2, 1, scope=scope).bias_of(torch.arange(4), [2, 2])

@@ -151,3 +151,38 @@ def test_the_activation_of_coordinate_attention_wins_over_the_variant(activation
     options = {"activation": activation, "variant": variant, "min_channels": 3}
     module = make("coord", 4, **options)
     assert_close_to_reference(module, REFERENCES["coord"], 4 * volume(2, 4, 2, 3, 2), options)
+
+
+# (B, C, *S) = (2, 8, 4, 3, 5).
+CHANNEL, SPATIAL = {"channel": (2, 8, 1, 1, 1)}, {"spatial": (2, 1, 4, 3, 5)}
+WEIGHTS = {
+    "se": CHANNEL,
+    "eca": CHANNEL,
+    "cbam": CHANNEL | SPATIAL,
+    "bam": CHANNEL | SPATIAL,
+    "coord": {"axis0": (2, 8, 4, 1, 1), "axis1": (2, 8, 1, 3, 1), "axis2": (2, 8, 1, 1, 5)},
+    "sk": {"branch": (2, 2, 8, 1, 1, 1)},
+    "gc": CHANNEL | SPATIAL,
+    "non_local": {"query": (2, 1, 3, 4, 3, 5)},
+    "mhsa": {"query": (2, 8, 3, 4, 3, 5)},
+    "danet": {"query": (2, 1, 3, 4, 3, 5), "affinity": (2, 8, 8)},
+}
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_weights_have_the_names_and_shapes_that_are_documented(name):
+    """Of three queries where every voxel has weights of its own, else of the one in the middle."""
+    module, x = make(name, 8).eval(), volume(2, 8, 4, 3, 5)
+    found = module.attention_weights(x, torch.tensor([0, 7, 59]))
+    assert {key: tuple(weights.shape) for key, weights in found.items()} == WEIGHTS[name]
+    if "query" in found:
+        middle = torch.tensor([2 * 15 + 1 * 5 + 2])
+        torch.testing.assert_close(module.attention_weights(x)["query"], module.attention_weights(x, middle)["query"])
+
+
+def test_weights_of_bam_are_those_of_either_map():
+    """Through a sigmoid each."""
+    module, x = build(BY_ID["bam"], 3, 6).eval(), volume(2, 6, 4, 2, 3)
+    found = module.attention_weights(x)
+    logits = {name: torch.logit(weights) for name, weights in found.items()}
+    torch.testing.assert_close(module(x), x * torch.sigmoid(logits["channel"] + logits["spatial"]))

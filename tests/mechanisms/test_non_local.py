@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.nn.functional import linear, max_pool3d
+from torch.nn.functional import avg_pool2d, linear, max_pool3d
 
 import attn3d
 from tests.configurations import randomise, running_statistics
@@ -103,3 +103,36 @@ def test_the_reported_rows_are_those_of_the_block(mode, sub_sample):
         torch.testing.assert_close(rows.sum((3, 4, 5)), torch.ones_like(rows[..., 0, 0, 0]))
     expected = torch.einsum("bqn,bcn->bcq", rows[:, 0].flatten(2), values.flatten(2))
     torch.testing.assert_close((module(x) - x).flatten(2)[:, :, queries], expected)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_reported_rows_are_over_the_means_of_pooled_keys(mode):
+    """With identity maps and no norm, z - x is the rows times the means of cells."""
+    module = attn3d.NonLocal(2, 4, mode=mode, reduction=1, norm=None, scope=attn3d.PooledKeys((2, 3))).double()
+    randomise(module)
+    with torch.no_grad():
+        value, value_bias, *_, out, out_bias = module.parameters()
+        for weight, bias in ((value, value_bias), (out, out_bias)):
+            weight.copy_(torch.eye(4).view_as(weight))
+            bias.zero_()
+    x = volume(2, 4, 6, 9)
+    rows = module.attention_weights(x, torch.tensor([0, 5, 53]))["query"]
+    assert rows.shape == (2, 1, 3, 3, 3)
+    expected = torch.einsum("bqn,bcn->bcq", rows[:, 0].flatten(2), avg_pool2d(x, (2, 3)).flatten(2))
+    torch.testing.assert_close((module(x) - x).flatten(2)[:, :, [0, 5, 53]], expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sub_sample": True, "scope": "axial"}, r"`sub_sample` pools the keys of the scope 'global' alone, got Axial"),
+        (
+            {"mode": "dot_product", "scope": "axial"},
+            r"`mode` 'dot_product' takes the scopes Global and PooledKeys, got",
+        ),
+        ({"mode": "concatenation", "scope": ("window", {"size": 2})}, r"`mode` 'concatenation' takes .* got Window"),
+    ],
+)
+def test_scopes_that_a_form_does_not_have(options, message):
+    with pytest.raises(ValueError, match=message):
+        attn3d.NonLocal(3, 4, **options)

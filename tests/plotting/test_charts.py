@@ -59,3 +59,8 @@ def test_curves_skip_the_epochs_without_a_value(tmp_path):
     }
     figure.savefig(tmp_path / "training.svg")
     assert plot_training([{"epoch": 1, "loss": 1.0, "learning_rate": 1e-3}]).axes[2].lines[:] == []
+
+
+def test_one_seed_of_the_plain_network_has_no_band():
+    (axes,) = plot_comparison(results(none=[0.7], se=[0.9])).axes
+    assert not axes.patches

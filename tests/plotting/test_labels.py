@@ -5,6 +5,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
 from attn3d.plotting import COLORS, plot_lesions, plot_segmentation
+from attn3d.plotting.hanging import contrast
 from tests.segmentation.volumes import AFFINES, affine_of
 
 NAMES = {1: "CSF", 2: "grey matter"}
@@ -170,3 +171,9 @@ def test_a_false_lesion_is_shown_where_there_is_no_other_and_else_the_middle():
         figure = plot_lesions(image, {"reference": labels * 0, "network": network}, NAMES, AFFINES["RAS"], title="A")
         assert says in figure.axes[0].get_ylabel()
         assert figure.get_suptitle() == "A"
+
+
+def test_a_scan_without_contrast_is_all_black():
+    assert contrast(np.full((3, 3, 3), 7.0), None) == (0, 1)
+    low, high = contrast(np.arange(1000.0), None)
+    assert (low, high) == pytest.approx((11, 998), abs=1)

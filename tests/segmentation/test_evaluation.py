@@ -251,3 +251,12 @@ def test_arguments_that_cannot_be_scored_say_what_would_work(folders, tmp_path):
         evaluate(predictions / "rightly empty.nii.gz", references / "rightly empty.nii.gz")
     with pytest.raises(ValueError, match="`tolerance` must be at least 0 mm, got -1"):
         evaluate(predictions, references, tolerance=-1)
+
+
+def test_when_none_can_be_scored_a_file_that_failed_is_named(tmp_path):
+    """A pair in which nothing is labelled, and a prediction that has no reference."""
+    for part, name in (("found", "case"), ("found", "alone"), ("reference", "case")):
+        (tmp_path / part).mkdir(exist_ok=True)
+        nib.save(scan(NOTHING, AFFINE), tmp_path / part / f"{name}.nii.gz")
+    with pytest.raises(FileError, match=r"alone"):
+        evaluate(tmp_path / "found", tmp_path / "reference", quiet=True)

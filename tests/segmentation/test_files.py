@@ -44,6 +44,14 @@ def test_an_image_is_read_as_float32_where_it_was(tmp_path, name, suffix):
     np.testing.assert_allclose(image.affine, AFFINES[name], atol=1e-5)
 
 
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_an_image_of_more_than_a_chunk_is_read_whole(tmp_path, suffix):
+    """A file is read by the MiB, as far as its header claims."""
+    data = np.random.default_rng(0).integers(0, 1000, (64, 72, 150), dtype=np.int16)
+    nib.save(scan(data, AFFINES["RAS"]), tmp_path / f"scan{suffix}")
+    np.testing.assert_array_equal(read_image(tmp_path / f"scan{suffix}").get_fdata(), data)
+
+
 def test_scaled_integers_doubles_nifti2_and_singletons_are_read(tmp_path):
     scaled = scan(DATA, AFFINES["RAS"])
     scaled.header.set_slope_inter(0.5, -1024)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from attn3d.segmentation import FileError, Run, predict
+from attn3d.segmentation import FileError, Run, predict, prediction
 from attn3d.segmentation.configuration import DEFAULTS, configure
 from attn3d.segmentation.datasets import Dataset
 from attn3d.segmentation.fingerprint import Fingerprint
@@ -184,3 +184,15 @@ def test_without_weights(tmp_path):
     run.weights.write_bytes(b"no weights")
     with pytest.raises(FileError, match="is damaged"):
         predict(run.folder, tmp_path, tmp_path / "out", quiet=True)
+
+
+@pytest.mark.parametrize("millilitres", [-1.0, float("nan")])
+def test_pieces_cannot_be_smaller_than_nothing(millilitres, run, tmp_path):
+    with pytest.raises(ValueError, match="`remove_small` must be at least 0 ml, got"):
+        predict(run.folder, tmp_path, tmp_path / "out", remove_small=millilitres, quiet=True)
+
+
+def test_one_image_is_no_case_of_a_network_that_needs_more(tmp_path):
+    nib.save(scan(bright()[0], AFFINES["RAS"]), tmp_path / "scan.nii.gz")
+    with pytest.raises(FileError, match=r"scan.nii.gz: is one image, the network needs 2 of a case; give a folder"):
+        prediction._find_cases(tmp_path / "scan.nii.gz", 2)

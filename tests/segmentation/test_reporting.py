@@ -15,7 +15,7 @@ from attn3d.segmentation import FileError, evaluate, write_label
 from attn3d.segmentation.configuration import configure, settings_from
 from attn3d.segmentation.datasets import find_dataset
 from attn3d.segmentation.fingerprint import take_fingerprint
-from attn3d.segmentation.reporting import report
+from attn3d.segmentation.reporting import pictures, report
 from attn3d.segmentation.reporting.pictures import attention_figures, lesion_figures, patch_around
 from attn3d.segmentation.runs import Run
 from tests.segmentation.volumes import AFFINES, scan
@@ -219,3 +219,16 @@ def test_an_unfinished_run_is_one_clear_line(tmp_path, run, page):
             report(run, overwrite=True)
     finally:
         metrics.write_text(before)
+
+
+@pytest.mark.parametrize(
+    ("reference", "found", "says"),
+    [
+        (2.0, 3.0, "tumour Dice 0.50"),
+        (2.0, 0.0, "tumour missed"),
+        (0.0, 3.0, "tumour found where there is none"),
+        (0, 0, ""),
+    ],
+)
+def test_how_a_label_went_in_a_word(reference, found, says):
+    assert pictures._says("tumour", {"reference_ml": reference, "volume_ml": found, "dice": 0.5}) == says

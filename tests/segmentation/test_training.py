@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from safetensors.torch import load_file
 from attn3d import segmentation
 from attn3d.segmentation import FileError, Interrupted, Run, train
 from attn3d.segmentation.fitting import SegmentationTask
+from attn3d.segmentation.networks import create_network, shape_multiple
 from tests.segmentation.conftest import SMALL
 
 
@@ -125,6 +127,8 @@ def test_deep_supervision_and_spacing_per_axis(data, tmp_path):
         ({"at": ("encoders",)}, "encoder"),
         ({"epochs": 0}, "`epochs` must be a number of at least 1, got 0"),
         ({"patch_size": (16, 16, 9)}, r"`patch_size` must be multiples of .* try \(16, 16, 10\)"),
+        ({"patch_size": (16, 16)}, r"`patch_size` must be three positive numbers, got \(16, 16\)"),
+        ({"spacing": (1.0, 0.0, 1.0)}, "`spacing` must be three positive numbers"),
         ({"windows": [[40, 80]], "held_out": 1.5}, "`held_out` must be below 1"),
     ],
 )
@@ -171,3 +175,58 @@ def test_predictions_of_the_run_are_in_the_folder(run):
     ((name, path),) = found.written.items()
     same = np.asarray(nib.load(path).dataobj)
     assert np.array_equal(same, np.asarray(nib.load(run.folder / "validation" / f"{name}.nii.gz").dataobj))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("- epochs", "settings by name are needed, got list"),
+        ("epochs: [", "is neither YAML nor JSON"),
+        (None, "cannot be read: Is a directory"),
+    ],
+)
+def test_a_file_that_holds_no_settings(content, message, data, tmp_path):
+    file = tmp_path / "config.yaml"
+    file.mkdir() if content is None else file.write_text(content)
+    with pytest.raises(FileError, match=f"config.yaml: {message}"):
+        train(data, out=tmp_path / "run", config=file)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: text[:-9], "is no JSON"),
+        (lambda text: json.dumps(json.loads(text) | {"colour": "blue"}), "has another set of settings .*'colour'"),
+        (lambda text: json.dumps({"format": 0}), "is not of the format"),
+    ],
+)
+def test_a_run_whose_settings_are_not_those_of_this_version(change, message, run, tmp_path):
+    (tmp_path / "config.json").write_text(change((run.folder / "config.json").read_text()))
+    with pytest.raises(FileError, match=f"config.json: {message}"):
+        Run.open(tmp_path)
+
+
+def test_weights_of_another_network_are_refused(run, tmp_path):
+    shutil.copytree(run.folder, tmp_path / "run")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config | {"width": 2 * config["width"]}))
+    with pytest.raises(FileError, match=r"model.safetensors: does not fit the network of config.json: .*size mismatch"):
+        Run.open(tmp_path / "run").network()
+
+
+def test_a_case_that_is_gone_is_named(run, data, tmp_path):
+    lost = json.loads((run.folder / "split.json").read_text())["validation"][0]
+    shutil.copytree(data, tmp_path / "data")
+    (tmp_path / "data" / "images" / f"{lost}.nii.gz").unlink()
+    (tmp_path / "data" / "labels" / f"{lost}.nii.gz").unlink()
+    dataset = segmentation.datasets.find_dataset(tmp_path / "data", labelled=True)
+    with pytest.raises(FileError, match=f"has no case '{lost}' any more"):
+        run.cases("validation", dataset)
+
+
+@pytest.mark.parametrize(("network", "multiple"), [("BasicUNet", 16), ("SegResNet", 8)])
+def test_a_patch_fits_networks_that_no_stride_reaches(network, multiple):
+    """They halve all axes as often as their layers say, which the smallest patch that they take is."""
+    assert shape_multiple(network, [(1, 1, 1)]) == (multiple,) * 3
+    net = create_network(network, 1, 2, width=4).eval()
+    assert net(torch.zeros(1, 1, multiple, 2 * multiple, multiple)).shape == (1, 2, multiple, 2 * multiple, multiple)

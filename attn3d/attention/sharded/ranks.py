@@ -145,20 +145,18 @@ def rows_seen(layer: VolumeAttention, begin: int, end: int, extent: int) -> Span
     Over these rows alone the layer's scope has, for those queries, the pairs that it has over all rows.
 
     Args:
-        layer: that is to attend, for its scope.
+        layer: that is to attend, for its scope, which is "window" or "neighborhood".
         begin: of the rows.
         end: behind the last.
         extent: of the whole volume along its first axis.
     """
     if layer.kind == "window":
         return _rows_of_windows(layer.size[0], layer.shift, begin, end, extent)
-    if layer.kind == "neighborhood":
-        step = layer.dilation[0]
-        half = step * (layer.size[0] // 2)
-        least = step * min(layer.size[0], max(1, extent // step))  # fewer rows would clip the neighbourhood
-        first = max(0, min(begin - half, extent - least))
-        return first, min(extent, max(end + half, first + least))
-    return 0, extent
+    step = layer.dilation[0]
+    half = step * (layer.size[0] // 2)
+    least = step * min(layer.size[0], max(1, extent // step))  # fewer rows would clip the neighbourhood
+    first = max(0, min(begin - half, extent - least))
+    return first, min(extent, max(end + half, first + least))
 
 
 def _rows_of_windows(size: int, shift: bool, begin: int, end: int, extent: int) -> Span:
