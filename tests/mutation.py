@@ -97,9 +97,11 @@ def run_tests(tests: dict[str, float], root: Path, stop: bool) -> tuple[str, lis
         finally:
             os._exit(code)  # never back into the loop over mutants
     os.close(writer)
-    status, paused = _wait(process)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process, signal.SIGKILL)  # whatever the tests started and left
+    try:
+        status, paused = _wait(process)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process, signal.SIGKILL)  # whatever the tests started and left
     with os.fdopen(reader) as told:
         failed = told.read().split("\n")[:-1]
     if os.WIFSIGNALED(status):

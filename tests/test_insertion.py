@@ -560,3 +560,16 @@ def test_detour_needs_its_stage() -> None:
 def test_what_is_no_network_is_refused():
     with pytest.raises(TypeError, match=r"`net` must be a torch\.nn\.Module, got int"):
         attn3d.insert_attention(3, "se", at="encoder")
+
+
+def test_a_network_that_takes_no_guess_asks_for_a_shape():
+    class Choosy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv3d(1, 2, 3)
+
+        def forward(self, x):
+            raise RuntimeError("never so")
+
+    with pytest.raises(ValueError, match=r"`input_shape` .* must be given: .* the last failed with: never so"):
+        attn3d.insert_attention(Choosy(), "se", at="path:conv")

@@ -61,13 +61,13 @@ def test_memory_with_dropout_is_foretold(scope):
 
 @pytest.mark.parametrize("name", ["se", "eca", "cbam", "bam", "coord", "gc"])
 def test_memory_of_the_light_mechanisms_is_foretold_from_above(name):
-    # Fake tensors are not added up in place, as autograd does with real gradients: up to a map more.
+    # Fake tensors are not added up in place, as autograd does with real gradients: a map more, of three or four.
     shape = (1, 32, 16, 16, 16)
     module = attn3d.create_attention(name, spatial_dims=3, channels=32)
     x = torch.randn(shape, requires_grad=True)
     pass_over(module, x, True)
     real = peak(lambda: pass_over(module, x, True))
-    assert 0.95 * real <= attn3d.estimate_memory(module, shape) <= 1.3 * real
+    assert 0.95 * real <= attn3d.estimate_memory(module, shape) <= 1.35 * real
 
 
 def test_a_volume_that_fits_no_machine_is_planned():

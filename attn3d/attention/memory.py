@@ -24,6 +24,8 @@ _UNITS = {
 # The scores of a tile without a budget: large enough for matrix products to run at full speed.
 TILE_BYTES = 4 * 2**20
 
+MOST_PARTS = 8  # into which a sequence is cut
+
 
 def read_bytes(argument: str, value: MemoryBudget) -> int | None:
     """A number of bytes from a number, ``"2GiB"`` or None.
@@ -51,15 +53,9 @@ def needs_gradient(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
-@torch.compiler.assume_constant_result
-def threads() -> int:
-    """As many as PyTorch computes on; a compiler asks once, since it cannot trace the question."""
-    return torch.get_num_threads()
-
-
 def parallel_parts(sequences: int) -> int:
     """Into how many parts one of so many sequences is cut to keep all cores busy."""
-    return max(1, min(8, threads() // max(1, sequences)))
+    return max(1, min(MOST_PARTS, torch.get_num_threads() // max(1, sequences)))
 
 
 def tile_within(room: int, sequences: int, queries: int, keys: int) -> Tile:

@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from attn3d.arguments import one_of, probability
 from attn3d.attention.budget import room_for_scores, within_budget
 from attn3d.attention.kernels import attend_on_cores
-from attn3d.attention.memory import MemoryBudget, needs_gradient, parallel_parts, read_bytes
+from attn3d.attention.memory import MOST_PARTS, MemoryBudget, needs_gradient, parallel_parts, read_bytes
 from attn3d.attention.operators import attend_tiled, row_numbers
 from attn3d.attention.plain import LARGEST_CUDA_GRID, equal_widths, plain_attention
 from attn3d.attention.tiles import Dropout
@@ -238,4 +238,8 @@ def _leaves_cores_idle(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> 
     """Whether the kernel's backward would have fewer sequences than there are cores, and enough to do."""
     if q.device.type != "cpu" or bias is not None or torch.compiler.is_exporting():
         return False
-    return needs_gradient(q, k, v) and q.shape[2] * k.shape[2] >= 2**20 and parallel_parts(q.shape[0] * q.shape[1]) > 1
+    if not needs_gradient(q, k, v) or q.shape[2] * k.shape[2] < 2**20:
+        return False
+    sequences = q.shape[0] * q.shape[1]
+    # How many cores there are is a question that a compiler cannot trace: then the operator asks it when it runs.
+    return sequences < MOST_PARTS if torch.compiler.is_compiling() else parallel_parts(sequences) > 1

@@ -181,7 +181,6 @@ class VolumeAttention(nn.Module):
             return fused_bytes(q, *means, None) + pooling_bytes(q, k, v, shape, self.size)
         return fused_cells_bytes(q, k, v, table, shape, self.kind, self.size, self.dilation, self.shift)
 
-    @torch.jit.unused
     @without_autocast
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, shape: list[int], method: str, budget: int | None) -> Tensor:
         """With the operators that are made for it."""

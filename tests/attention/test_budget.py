@@ -274,3 +274,17 @@ def test_what_means_take():
     means = 2 * (2 * 3 * 6 * (3 + 4)) * 4  # keys and values, and the sums that they are divided from
     assert pooling_bytes(q, k, v, [5, 6], [2, 3]) == means
     assert pooling_bytes(q.requires_grad_(), k, v, [5, 6], [2, 3]) == means + 2 * 30 * (3 + 4) * 4
+
+
+@pytest.mark.parametrize("scope", [Window(4), Neighborhood(3)], ids=str)
+@pytest.mark.parametrize("width", [2, 30])
+def test_cells_of_values_wider_or_narrower_than_the_keys(width, scope):
+    """What is gathered of either is counted by its own width."""
+    q, k, v = (volume(1, 2, 240, of).float() for of in (16, 16, width))
+
+    def run(limit):
+        return VolumeAttention(3, 2, scope=scope, method="chunked", memory_budget=limit)(q, k, v, SHAPE)
+
+    least = smallest(lambda: run(1))
+    run(least)
+    assert 0.8 * least <= peak(lambda: run(least)) <= 1.05 * least

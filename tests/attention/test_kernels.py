@@ -119,6 +119,10 @@ class TestChoice:
     def test_as_many_parts_as_idle_threads(self):
         assert [parallel_parts(sequences) for sequences in (0, 1, 2, 3, 4, 9)] == [4, 4, 2, 1, 1, 1]
 
+    def test_eight_parts_at_most(self, monkeypatch):
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
+        assert [parallel_parts(sequences) for sequences in (1, 8, 9)] == [8, 8, 7]
+
 
 @pytest.mark.parametrize("name", ["non_local", "mhsa", "danet"])
 def test_a_volume_that_is_spread_over_cores_compiles_into_one_graph(name):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import attn3d
+from attn3d.attention import VolumeAttention
 from tests.configurations import randomise
 from tests.mechanisms.parity import (
     assert_close,
@@ -106,3 +107,13 @@ def test_the_reported_rows_are_those_of_the_positions():
     assert rows.shape == (2, 1, 3, 4, 3, 2)
     expected = torch.einsum("bqn,bcn->bcq", rows[:, 0].flatten(2), x.flatten(2))
     torch.testing.assert_close((module(x) - x).flatten(2)[:, :, queries], expected)
+
+
+@pytest.mark.parametrize(
+    "build", [attn3d.DualAttention, lambda *args, **kw: attn3d.DualAttentionHead(*args, 8, 2, **kw)]
+)
+def test_how_positions_attend_is_passed_on(build):
+    """To the mechanism's layer, and to that of the published head."""
+    module = build(3, 16, scope=("window", {"size": 2}), method="reference", memory_budget="1GiB")
+    (layer,) = (part for part in module.modules() if isinstance(part, VolumeAttention))
+    assert (layer.scope, layer.method, layer.memory_budget) == (attn3d.Window(2), "reference", "1GiB")
