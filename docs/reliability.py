@@ -96,12 +96,15 @@ def mutation() -> str:
         rows.append([f"`{path}`", f"{counts['mutants']:,}", f"{counts['killed']:,}", share(counts)])
     total = {key: sum(counts[key] for counts in found["files"].values()) for key in ("mutants", "killed")}
     rows.append(["all", f"{total['mutants']:,}", f"{total['killed']:,}", share(total)])
-    which = "a sample of the mutants of each file" if found["sampled"] else "every mutant"
-    survivors = "".join(
-        f"| `{each['file']}` | {each['line']} | {one_cell(each['mutation'])} |\n" for each in found["survivors"]
+    low, high = found["interval_percent"]
+    drawn = f"{found['sampled']:,} of {found['total_mutants']:,} mutants, drawn at random"
+    survivors = [["file", "line", "mutation", "what of it"]] + [
+        [f"`{each['file']}`", str(each["line"]), one_cell(each["mutation"]), each["why"]] for each in found["survivors"]
+    ]
+    return (
+        f"`{found['command']}`: {drawn}. {found['killed_percent']} % were killed; of all, with a certainty of 95 %, "
+        f"{low} to {high} %.\n\n{table(rows, 1)}\nSurvivors:\n\n{table(survivors, 4)}"
     )
-    listed = f"\nSurvivors:\n\n| file | line | mutation |\n| --- | ---: | --- |\n{survivors}" if survivors else ""
-    return f"`{found['command']}`, {which}.\n\n{table(rows, 1)}{listed}"
 
 
 def one_cell(source: str) -> str:
@@ -117,15 +120,12 @@ def share(counts: dict) -> str:
 def coverage() -> str:
     """The share of branches, and the files of which a part is not reached."""
     found = measured("coverage.json")
-    rows = [["file", "percent", "not reached"]]
-    for path, of_file in sorted(found["files"].items()):
-        if of_file["percent"] < 100:
-            missing = ", ".join(
-                "→".join(map(str, each)) if isinstance(each, list) else str(each) for each in of_file["missing"]
-            )
-            rows.append([f"`{path}`", f"{of_file['percent']:.1f}", missing])
-    whole = f"`{found['command']}`: {found['branch_percent']:.1f} % of the branches are taken.\n"
-    return f"{whole}\n{table(rows, 1)}" if len(rows) > 1 else whole
+    reached = f"{found['branch_percent']} % of the branches and {found['line_percent']} % of the lines"
+    rows = [["file", "function", "not reached", "why"]] + [
+        [f"`{each['file']}`", f"`{each['function']}`", ", ".join(each["lines"]), each["why"]]
+        for each in found["unreached"]
+    ]
+    return f"`{found['command']}`: {reached} are reached.\n\n{table(rows, 4)}"
 
 
 def page() -> str:
