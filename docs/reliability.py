@@ -103,7 +103,7 @@ def mutation() -> str:
     ]
     return (
         f"`{found['command']}`: {drawn}. {found['killed_percent']} % were killed; of all, with a certainty of 95 %, "
-        f"{low} to {high} %.\n\n{table(rows, 1)}\nSurvivors:\n\n{table(survivors, 4)}"
+        f"{low} to {high} %. {found.get('note', '')}\n\n{table(rows, 1)}\nSurvivors:\n\n{table(survivors, 4)}"
     )
 
 
