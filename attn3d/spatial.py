@@ -33,7 +33,7 @@ def convolution(spatial_dims: int) -> type[nn.Module]:
 class MapConvolution(nn.Conv3d):
     """A 3-D convolution of a few maps to one, as for a gate per voxel, whose sizes stay what they were.
 
-    PyTorch's CPU kernel is slow with so few channels, ten times so in backward. There the planes of a run stand in
+    PyTorch's CPU kernel is slow with so few channels, most of all in backward. There the planes of a run stand in
     the place of channels: from the planes that it sees come the planes that it gives, by one 2-D convolution with a
     banded weight.
     """
