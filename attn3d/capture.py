@@ -1,4 +1,12 @@
-"""What captures a module by its operators, and so must be given plain ones."""
+"""What a module must know of how it is run: whether it is being traced, compiled or exported, and under autocast.
+
+Half precision is not enough for softmax, Gram matrices and sums over all voxels: they are computed in at least single
+precision, with autocast off.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -8,17 +16,39 @@ from torch.overrides import has_torch_function_unary
 def needs_plain_operators() -> bool:
     """Whether a trace or an ONNX export is being taken.
 
-    Neither keeps an operator of Python's, such as an `torch.autograd.Function`, and a size that is asked for
-    is frozen into a trace. Scripting is a question of its own: TorchScript answers `torch.jit.is_scripting`
-    while it compiles, and leaves out the branch that is not taken.
+    Neither keeps a `torch.autograd.Function` or an operator written in Python, and a size that is read as a number
+    becomes a constant of a trace. Scripting is asked separately: TorchScript answers `torch.jit.is_scripting` while
+    it compiles, and leaves out the branch that is not taken.
     """
     return torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
 
 
 def takes_python_operators(x: Tensor) -> bool:
-    """Whether an `torch.autograd.Function` may stand in for plain operators on ``x``.
+    """Whether a `torch.autograd.Function` may stand in for plain operators on ``x``.
 
-    A compiler fuses plain operators itself and decides what is kept for backward. What a function gives for a subclass
-    such as MetaTensor is a view, on which nothing may work in place.
+    A compiler fuses plain operators itself and decides what is saved for backward. For a subclass such as MetaTensor,
+    a function returns a view, which nothing may change in place.
     """
     return not (needs_plain_operators() or torch.compiler.is_compiling() or has_torch_function_unary(x))
+
+
+def at_least_single(x: Tensor) -> Tensor:
+    """``x`` in single precision, or in its own where that is higher."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def no_autocast(x: Tensor) -> torch.autocast:
+    """Autocast off on the device of ``x``; a tensor on "meta" counts as one on the CPU."""
+    return torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False)
+
+
+def without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function`` with autocast off on the device of its first tensor."""
+
+    @functools.wraps(function)
+    def run(*args: Any, **options: Any) -> Any:
+        given = next(arg for arg in (*args, *options.values()) if isinstance(arg, Tensor))
+        with no_autocast(given):
+            return function(*args, **options)
+
+    return run

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from attn3d.insertion.attach import containers
+from attn3d.layers.spatial import resize
 from attn3d.networks.registry import run
-from attn3d.spatial import resize
 
 
 def attention_maps(

@@ -9,6 +9,7 @@ from torch.nn.modules import batchnorm, conv, pooling
 
 from attn3d.arguments import one_of
 from attn3d.attention import VolumeAttention
+from attn3d.layers.norms import BatchNorm, GroupNorm
 from attn3d.mechanisms import (
     ChannelAttention,
     DualAttention,
@@ -18,7 +19,6 @@ from attn3d.mechanisms import (
 )
 from attn3d.mechanisms.base import Mechanism
 from attn3d.mechanisms.non_local import Concatenation, DotProduct
-from attn3d.norms import BatchNorm, GroupNorm
 
 _EXACT = (ChannelAttention, DualAttention, MultiHeadSelfAttention, PositionAttention)
 _SHARDED = (VolumeAttention, DotProduct, Concatenation, ChannelAttention, BatchNorm)  # what asks the other ranks
@@ -45,7 +45,7 @@ def shard_over(module: Module, process_group: dist.ProcessGroup | None, *, shari
     The volume is cut along its first spatial axis: rank r of the group gives the r-th piece, of as many rows as it
     likes but one at least, and gets the same rows of the output. `NonLocal` in all its modes,
     `MultiHeadSelfAttention` and `DualAttention` with its two branches work so, inserted into a network or not, in
-    the scopes Global, PooledKeys, Window and Neighborhood, and with them `attn3d.norms.BatchNorm`, whose
+    the scopes Global, PooledKeys, Window and Neighborhood, and with them `attn3d.layers.norms.BatchNorm`, whose
     statistics are of the whole.
 
     Every rank calls forward and backward of the same modules in the same order. The gradient of the input is then

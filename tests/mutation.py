@@ -34,7 +34,7 @@ from typing import Any, NamedTuple
 from tests.mutants import Mutant, mutants_of
 from tests.reach import OPTIONS, Reach, chosen_for, environment, learn_reach
 
-DEFAULT = ["attn3d/attention", "attn3d/mechanisms", "attn3d/gating.py"]
+DEFAULT = ["attn3d/attention", "attn3d/mechanisms", "attn3d/layers/gating.py"]
 COPIED = ("attn3d", "tests", "docs", "examples", "pyproject.toml", "README.md", "constraints.txt")
 # Imported once, before a process is forked for every mutant.
 WARM = ("torch", "torch._dynamo", "torch.export", "torch.onnx", "torch.distributed", "monai.networks.nets", "pytest",

@@ -17,7 +17,7 @@ from tests.mutants import Mutant
 
 # The tests that may kill: those of networks, of examples and of the application run the same lines for longer.
 TESTS = [
-    "attention", "mechanisms", "test_gating.py", "test_pooling.py", "test_spatial.py", "test_norms.py",
+    "attention", "mechanisms", "layers",
     "test_arguments.py", "test_factory.py", "test_planning.py", "test_maps.py",
     "test_testing.py::test_every_configuration_keeps_the_contract",
     "test_testing.py::test_a_script_equals_eager_and_can_be_saved",

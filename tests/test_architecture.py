@@ -18,9 +18,9 @@ FILES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py"))
 
 # From the ground up. A file imports from the floors below its own and, within a folder, from its neighbours.
 FLOORS = [
-    ["arguments", "capture", "precision"],
-    ["spatial", "norms"],
-    ["gating", "pooling", "attention"],
+    ["arguments", "capture"],
+    ["layers"],
+    ["attention"],
     ["mechanisms"],
     ["factory"],
     ["networks", "sharding"],
@@ -107,8 +107,8 @@ def check_asserts(path, source):
 
 
 def check_dimensions(path, source):
-    """Names that end in 1d, 2d or 3d stand in spatial.py alone, but for those of other libraries than PyTorch."""
-    if path == PurePath("spatial.py"):
+    """Names that end in 1d, 2d or 3d stand in layers/spatial.py alone, those of other libraries aside."""
+    if path == PurePath("layers/spatial.py"):
         return
     foreign = set()
     for node in ast.walk(ast.parse(source)):
@@ -147,12 +147,12 @@ def test_a_file_keeps_the_rule(path, rule):
 
 
 VIOLATIONS = [
-    (check_floors, "gating.py", "from attn3d.mechanisms import CBAM", "gating imports mechanisms"),
-    (check_floors, "gating.py", "import attn3d.attention.methods", "gating imports attention"),
+    (check_floors, "layers/gating.py", "from attn3d.mechanisms import CBAM", "layers imports mechanisms"),
+    (check_floors, "layers/gating.py", "import attn3d.attention.methods", "layers imports attention"),
     (check_floors, "factory.py", "from attn3d import insertion", "factory imports insertion"),
     (check_floors, "factory.py", "import attn3d", "factory imports the package itself"),
     (check_floors, "factory.py", "def f():\n    from .networks.monai import unets", "factory imports networks"),
-    (check_floors, "spatial.py", "from .gating import gate", "spatial imports gating"),
+    (check_floors, "layers/spatial.py", "from ..factory import create_attention", "layers imports factory"),
     (check_floors, "attention/scopes.py", "from ..mechanisms import base", "attention imports mechanisms"),
     (check_floors, "networks/registry.py", "importlib.import_module('attn3d.insertion')", "networks imports insertion"),
     (check_floors, "mechanisms/bam.py", "from attn3d.mechanisms.cbam import CBAM", "a mechanism imports"),
@@ -162,14 +162,14 @@ VIOLATIONS = [
     (check_monai, "mechanisms/bam.py", "from monai.networks import nets", "monai.networks is imported"),
     (check_monai, "insertion/sites.py", "__import__('monai.data')", "monai.data is imported"),
     (check_monai, "testing/inputs.py", "from monai.data import MetaTensor", "monai.data is imported"),
-    (check_asserts, "norms.py", "def f(x):\n    assert x > 0", "line 2: an assert"),
+    (check_asserts, "layers/norms.py", "def f(x):\n    assert x > 0", "line 2: an assert"),
     (check_dimensions, "mechanisms/bam.py", "layer = nn.Conv3d(1, 1, 1)", "Conv3d"),
-    (check_dimensions, "norms.py", "class BatchNorm2D: pass", "BatchNorm2D"),
-    (check_dimensions, "norms.py", "from torch.nn import Conv1d as convolution", "Conv1d"),
-    (check_dimensions, "norms.py", "layer = getattr(nn, 'Conv3d')", "Conv3d"),
-    (check_dimensions, "gating.py", "x.contiguous(memory_format=torch.channels_last_3d)", "channels_last_3d"),
-    (check_dimensions, "gating.py", "def pool_3d_map(x): ...", "pool_3d_map"),
-    (check_length, "gating.py", "\n" * 351, "351 lines"),
+    (check_dimensions, "layers/norms.py", "class BatchNorm2D: pass", "BatchNorm2D"),
+    (check_dimensions, "layers/norms.py", "from torch.nn import Conv1d as convolution", "Conv1d"),
+    (check_dimensions, "layers/norms.py", "layer = getattr(nn, 'Conv3d')", "Conv3d"),
+    (check_dimensions, "layers/gating.py", "x.contiguous(memory_format=torch.channels_last_3d)", "channels_last_3d"),
+    (check_dimensions, "layers/gating.py", "def pool_3d_map(x): ...", "pool_3d_map"),
+    (check_length, "layers/gating.py", "\n" * 351, "351 lines"),
 ]
 
 
@@ -181,17 +181,21 @@ def test_a_planted_violation_is_found(rule, path, source, message):
 
 
 KEPT = [
-    (check_floors, "mechanisms/bam.py", "from attn3d.mechanisms.base import Mechanism\nfrom attn3d.gating import gate"),
+    (
+        check_floors,
+        "mechanisms/bam.py",
+        "from attn3d.mechanisms.base import Mechanism\nfrom attn3d.layers.gating import gate",
+    ),
     (check_floors, "mechanisms/__init__.py", "from attn3d.mechanisms.bam import BAM"),
     (check_floors, "attention/methods.py", "from attn3d.attention import tiles\nfrom . import memory"),
     (check_floors, "segmentation/training.py", "import attn3d.insertion\nimport torch\nimport monai"),
     (check_floors, "__init__.py", "from attn3d.segmentation import train"),
     (check_monai, "testing/inputs.py", "def f():\n    from monai.data import MetaTensor"),
     (check_monai, "networks/monai/unets.py", "from monai.networks.nets import UNet"),
-    (check_dimensions, "spatial.py", "from torch.nn import Conv3d"),
-    (check_dimensions, "gating.py", '"""For 3-D and 2d."""\nimport attn3d\nx = 0x3d\nattn3d.gate  # Conv3d'),
+    (check_dimensions, "layers/spatial.py", "from torch.nn import Conv3d"),
+    (check_dimensions, "layers/gating.py", '"""For 3-D and 2d."""\nimport attn3d\nx = 0x3d\nattn3d.gate  # Conv3d'),
     (check_dimensions, "networks/unets.py", "from monai.networks.nets.vista3d import VISTA3D\nVISTA3D()"),
-    (check_length, "gating.py", "\n" * 350),
+    (check_length, "layers/gating.py", "\n" * 350),
 ]
 
 

@@ -147,7 +147,7 @@ def test_planted_mutants_are_killed_or_survive(tmp_path):
         "attn3d/__init__.py": "",
         "attn3d/planted.py": PLANTED,
         "tests/__init__.py": "",
-        "tests/test_gating.py": TESTS,
+        "tests/layers/test_gating.py": TESTS,
     }.items():
         (tmp_path / path).parent.mkdir(exist_ok=True)
         (tmp_path / path).write_text(text)

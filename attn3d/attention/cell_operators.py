@@ -22,7 +22,7 @@ from attn3d.attention.cells import (
 )
 from attn3d.attention.memory import tile_within
 from attn3d.attention.operators import logsumexp_like, refuse_second_derivative, row_numbers
-from attn3d.precision import at_least_single
+from attn3d.capture import at_least_single
 
 
 class CellsOf:

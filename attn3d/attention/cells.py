@@ -12,7 +12,7 @@ Plain functions of integers and tensors, which TorchScript can read.
 import torch
 from torch import Tensor
 
-from attn3d.precision import at_least_single
+from attn3d.capture import at_least_single
 
 # What is added to the score of a pair that must not see each other: finite, so that it survives products with
 # 0, and so large that single precision keeps nothing of the score beside it.

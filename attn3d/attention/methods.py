@@ -15,7 +15,7 @@ from attn3d.attention.memory import MOST_PARTS, MemoryBudget, needs_gradient, pa
 from attn3d.attention.operators import attend_tiled, row_numbers
 from attn3d.attention.plain import LARGEST_CUDA_GRID, equal_widths, plain_attention
 from attn3d.attention.tiles import Dropout
-from attn3d.precision import at_least_single, without_autocast
+from attn3d.capture import at_least_single, without_autocast
 
 METHODS = ("auto", "fused", "chunked", "reference")
 

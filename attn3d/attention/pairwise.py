@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from attn3d.precision import at_least_single, no_autocast
+from attn3d.capture import at_least_single, no_autocast
 
 
 def dot_product(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from attn3d.attention.cells import (
     query_features,
     token_index,
 )
-from attn3d.precision import at_least_single, no_autocast
+from attn3d.capture import at_least_single, no_autocast
 
 LARGEST_CUDA_GRID = 65_535  # what the CUDA kernels take of batch or heads
 

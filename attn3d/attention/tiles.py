@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from attn3d.precision import at_least_single, without_autocast
+from attn3d.capture import at_least_single, without_autocast
 
 
 class Tile(NamedTuple):

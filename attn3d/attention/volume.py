@@ -28,8 +28,7 @@ from attn3d.attention.memory import MemoryBudget, read_bytes
 from attn3d.attention.methods import KERNELS, METHODS, attend, attention_rows, draw_seed, refusal_of_fused
 from attn3d.attention.plain import plain_attention, plain_axial, plain_cells, pool_tokens, pooled_shape
 from attn3d.attention.scopes import Scope, create_scope, name_of
-from attn3d.capture import needs_plain_operators
-from attn3d.precision import at_least_single, without_autocast
+from attn3d.capture import at_least_single, needs_plain_operators, without_autocast
 
 POSITION_BIASES = (None, "axis", "joint")
 

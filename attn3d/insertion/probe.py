@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from attn3d.insertion.attach import detach
+from attn3d.layers.spatial import is_convolution
 from attn3d.networks.registry import run
-from attn3d.spatial import is_convolution
 
 _SIZES = (
     64,

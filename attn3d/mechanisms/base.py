@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from attn3d.arguments import one_of, positive_integer
-from attn3d.spatial import check_spatial_dims
+from attn3d.layers.spatial import check_spatial_dims
 
 AUTO = "auto"
 

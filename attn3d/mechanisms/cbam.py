@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from attn3d.arguments import boolean, odd_per_axis, positive_integer
-from attn3d.gating import gate
+from attn3d.layers.gating import gate
+from attn3d.layers.norms import NormSpec, create_norm
+from attn3d.layers.pooling import mean_and_maximum
+from attn3d.layers.spatial import axes, broadcast_gate, map_convolution
 from attn3d.mechanisms.base import Mechanism
-from attn3d.norms import NormSpec, create_norm
-from attn3d.pooling import mean_and_maximum
-from attn3d.spatial import axes, broadcast_gate, map_convolution
 
 
 class CBAM(Mechanism):

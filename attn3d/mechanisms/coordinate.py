@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from attn3d.arguments import one_of, positive_integer
-from attn3d.gating import gate
+from attn3d.layers.gating import gate
+from attn3d.layers.norms import NormSpec, create_norm
+from attn3d.layers.pooling import mean
+from attn3d.layers.spatial import axes, convolution
 from attn3d.mechanisms.base import Mechanism
-from attn3d.norms import NormSpec, create_norm
-from attn3d.pooling import mean
-from attn3d.spatial import axes, convolution
 
 
 class CoordinateAttention(Mechanism):

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from attn3d.arguments import one_of, positive_integer
 from attn3d.attention import Scope, VolumeAttention
 from attn3d.attention.memory import MemoryBudget
+from attn3d.capture import at_least_single, no_autocast
+from attn3d.layers.norms import BatchNorm
+from attn3d.layers.spatial import central_voxel, convolution, keep_format, spatial_shape, to_tokens, to_volume
 from attn3d.mechanisms.base import Mechanism
-from attn3d.norms import BatchNorm
-from attn3d.precision import at_least_single, no_autocast
-from attn3d.spatial import central_voxel, convolution, keep_format, spatial_shape, to_tokens, to_volume
 
 # The power of N that multiplies each of the two factors of the channel energy.
 _POWERS = {"none": 0.0, "1/N": -0.5, "1/sqrt(N)": -0.25}

@@ -4,11 +4,11 @@ import torch
 from torch import Tensor, nn
 
 from attn3d.arguments import one_of, positive_integer
-from attn3d.gating import gate
+from attn3d.capture import at_least_single
+from attn3d.layers.gating import gate
+from attn3d.layers.norms import NormSpec, create_norm
+from attn3d.layers.spatial import broadcast_gate, spatial_shape
 from attn3d.mechanisms.base import Mechanism
-from attn3d.norms import NormSpec, create_norm
-from attn3d.precision import at_least_single
-from attn3d.spatial import broadcast_gate, spatial_shape
 
 
 class GlobalContext(Mechanism):

@@ -16,9 +16,9 @@ from attn3d.attention import Global, PooledKeys, Scope, VolumeAttention, dot_pro
 from attn3d.attention.memory import MemoryBudget
 from attn3d.attention.plain import pool_tokens, pooled_shape
 from attn3d.attention.scopes import create_scope
+from attn3d.layers.norms import NormSpec, create_norm
+from attn3d.layers.spatial import central_voxel, convolution, halve, keep_format, spatial_shape, to_tokens, to_volume
 from attn3d.mechanisms.base import Mechanism
-from attn3d.norms import NormSpec, create_norm
-from attn3d.spatial import central_voxel, convolution, halve, keep_format, spatial_shape, to_tokens, to_volume
 
 MODES = ("embedded_gaussian", "gaussian", "dot_product", "concatenation")
 

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from attn3d.arguments import positive_integer
 from attn3d.attention import Scope, VolumeAttention
 from attn3d.attention.memory import MemoryBudget
+from attn3d.layers.spatial import central_voxel, convolution, keep_format, spatial_shape, to_tokens, to_volume
 from attn3d.mechanisms.base import Mechanism
-from attn3d.spatial import central_voxel, convolution, keep_format, spatial_shape, to_tokens, to_volume
 
 
 class MultiHeadSelfAttention(Mechanism):

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from attn3d.arguments import boolean, positive_integer
-from attn3d.gating import gate
+from attn3d.layers.gating import gate
+from attn3d.layers.pooling import mean
+from attn3d.layers.spatial import axes, broadcast_gate
 from attn3d.mechanisms.base import Mechanism
-from attn3d.pooling import mean
-from attn3d.spatial import axes, broadcast_gate
 
 
 class SqueezeExcitation(Mechanism):

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 from torch import nn
 
+from attn3d.layers.spatial import is_convolution
 from attn3d.networks.places import Place, is_inserted
-from attn3d.spatial import is_convolution
 
 Staged = list[tuple[int, Place]]
 

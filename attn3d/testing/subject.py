@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from attn3d.arguments import positive_integer
-from attn3d.spatial import check_spatial_dims
+from attn3d.layers.spatial import check_spatial_dims
 
 SIZE = (4, 5, 3)
 _TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}

@@ -26,7 +26,7 @@ import attn3d
 from attn3d.attention import Neighborhood, VolumeAttention, Window
 from attn3d.attention.dense import dense_bias
 from attn3d.attention.sharded.ranks import rows_seen
-from attn3d.norms import BatchNorm
+from attn3d.layers.norms import BatchNorm
 from attn3d.sharding import shard_over, sum_gradients
 from tests.attention.over_ranks import PATIENCE, work
 from tests.configurations import randomise

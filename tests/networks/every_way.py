@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from attn3d.layers.spatial import convolution
 from attn3d.networks import first_argument, items, joined, register_block, register_sites, second_argument
-from attn3d.spatial import convolution
 
 CHANNELS = 8
 AT = ("encoder", "decoder", "bottleneck", "skip", "block", "residual")

@@ -12,8 +12,7 @@ from attn3d.attention.plain import pool_tokens, pooled_shape
 from attn3d.attention.sharded.collectives import Fetch, Span, Sum
 from attn3d.attention.sharded.ring import Ring
 from attn3d.attention.volume import VolumeAttention
-from attn3d.capture import needs_plain_operators
-from attn3d.precision import no_autocast
+from attn3d.capture import needs_plain_operators, no_autocast
 
 SHARINGS = ("ring", "all_gather")
 

@@ -15,7 +15,7 @@ from attn3d.attention import tiles
 from attn3d.attention.memory import tile_within
 from attn3d.attention.operators import attend_tiled
 from attn3d.attention.sharded.collectives import post, refuse_second_derivative, wait
-from attn3d.precision import at_least_single
+from attn3d.capture import at_least_single
 
 
 class Ring(torch.autograd.Function):

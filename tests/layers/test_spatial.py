@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from attn3d.spatial import (
+from attn3d.layers.spatial import (
     axes,
     broadcast_gate,
     central_voxel,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from attn3d.arguments import Spec, check_options, nearest, read_spec
-from attn3d.precision import at_least_single
+from attn3d.capture import at_least_single
 
 NormSpec = Spec | None
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from attn3d.gating import gate, joint_gate, weighted_sum
+from attn3d.layers.gating import gate, joint_gate, weighted_sum
 
 
 def two_gates(x: torch.Tensor) -> list[torch.Tensor]:

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from attn3d.pooling import mean, mean_and_maximum
-from tests.test_gating import assert_same, kept, volume
+from attn3d.layers.pooling import mean, mean_and_maximum
+from tests.layers.test_gating import assert_same, kept, volume
 
 AXES = pytest.mark.parametrize("axes", [[1], [2, 3, 4], [3]], ids=str)
 

@@ -7,8 +7,7 @@ sigmoid of a sum of two. Here they are computed anew in backward, from operators
 import torch
 from torch import Tensor
 
-from attn3d.capture import takes_python_operators
-from attn3d.precision import without_autocast
+from attn3d.capture import takes_python_operators, without_autocast
 
 
 class _WeightedSum(torch.autograd.Function):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from attn3d.norms import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, create_norm
+from attn3d.layers.norms import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, create_norm
 
 SHAPES = [(2, 6), (2, 6, 5), (3, 6, 4, 3), (2, 6, 3, 4, 2)]
 SPECS = ["batch", ("group", {"num_groups": 3}), "instance", "layer", None]

@@ -1,0 +1,1 @@
+"""What mechanisms are built of: axes and shapes, convolutions, norms and gates."""
