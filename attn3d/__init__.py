@@ -1,12 +1,12 @@
 """Attention for 3-D medical-image networks."""
 
-from attn3d.attention import Axial, Global, Grid, Neighborhood, PooledKeys, Window, attend, choose_method
-from attn3d.factory import create_attention, names, register
+from attn3d.attention import Axial, Global, Grid, Neighborhood, PooledKeys, Window, attend
+from attn3d.factory import create_attention, list_attention, register_attention
 from attn3d.insertion import (
     attention_parameters,
     attention_sites,
     insert_attention,
-    insertions,
+    inserted_attention,
     load_pretrained,
     remove_attention,
 )
@@ -28,7 +28,6 @@ from attn3d.mechanisms import (
 )
 from attn3d.planning import estimate_cost, estimate_memory
 from attn3d.plotting import plot_attention_maps
-from attn3d.sharding import shard_over, sum_gradients
 
 __version__ = "0.1.0"
 
@@ -56,17 +55,14 @@ __all__ = [
     "attention_maps",
     "attention_parameters",
     "attention_sites",
-    "choose_method",
     "create_attention",
     "estimate_cost",
     "estimate_memory",
     "insert_attention",
-    "insertions",
+    "inserted_attention",
+    "list_attention",
     "load_pretrained",
-    "names",
     "plot_attention_maps",
-    "register",
+    "register_attention",
     "remove_attention",
-    "shard_over",
-    "sum_gradients",
 ]

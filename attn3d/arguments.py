@@ -7,10 +7,23 @@ are read.
 
 import difflib
 import inspect
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 Spec = str | Sequence[Any]
+MemoryBudget = int | str | None
+
+_UNITS = {
+    "B": 1,
+    "KIB": 2**10,
+    "MIB": 2**20,
+    "GIB": 2**30,
+    "TIB": 2**40,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+}
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -129,3 +142,24 @@ def check_options(what: str, function: Callable[..., Any], options: Mapping[str,
     for name in options:
         if name not in known:
             raise TypeError(f"{what} has no option `{name}`; {nearest(name, known)}")
+
+
+def read_bytes(argument: str, value: MemoryBudget) -> int | None:
+    """A number of bytes from a number, ``"2GiB"`` or None.
+
+    Raises:
+        TypeError: when it is none of these.
+        ValueError: when it is a text that gives no bytes, or not positive.
+    """
+    if value is None:
+        return None
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*", value)
+        if not match or match[2].upper() not in _UNITS:
+            raise ValueError(f'`{argument}` must be bytes, such as "512MiB" or "2GiB", got {value!r}')
+        value = int(float(match[1]) * _UNITS[match[2].upper()])
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f'`{argument}` must be a number of bytes, a text such as "2GiB", or None, got {value!r}')
+    if value < 1:
+        raise ValueError(f"`{argument}` must be positive, got {value}")
+    return value

@@ -1,13 +1,15 @@
 """What a module must know of how it is run: whether it is being traced, compiled or exported, and under autocast.
 
-Half precision is not enough for softmax, Gram matrices and sums over all voxels: they are computed in at least single
-precision, with autocast off.
+In a capture a size may be a symbol or a tensor, on which Python's ``if``, ``min`` and ``max`` would hold for one size
+alone. Half precision is not enough for softmax, Gram matrices and sums over all voxels: they are computed in at least
+single precision, with autocast off.
 """
 
 import functools
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.overrides import has_torch_function_unary
@@ -23,13 +25,40 @@ def needs_plain_operators() -> bool:
     return torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
 
 
+def is_captured() -> bool:
+    """Whether a trace, an export or a compiled graph is being taken, which is to hold for other sizes too."""
+    return torch.jit.is_tracing() or torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export()
+
+
+def smaller(x: Any, y: Any) -> Any:
+    """The smaller of two sizes, elementwise of arrays and tensors; in a capture it holds for every size."""
+    if isinstance(x, Tensor):
+        return x.clamp(max=y)
+    if isinstance(y, Tensor):
+        return y.clamp(max=x)
+    if isinstance(x, np.ndarray) or isinstance(y, np.ndarray):
+        return np.minimum(x, y)
+    return torch.sym_min(x, y)
+
+
+def larger(x: Any, y: Any) -> Any:
+    """The larger of two, as `smaller`."""
+    if isinstance(x, Tensor):
+        return x.clamp(min=y)
+    if isinstance(y, Tensor):
+        return y.clamp(min=x)
+    if isinstance(x, np.ndarray) or isinstance(y, np.ndarray):
+        return np.maximum(x, y)
+    return torch.sym_max(x, y)
+
+
 def takes_python_operators(x: Tensor) -> bool:
     """Whether a `torch.autograd.Function` may stand in for plain operators on ``x``.
 
     A compiler fuses plain operators itself and decides what is saved for backward. For a subclass such as MetaTensor,
     a function returns a view, which nothing may change in place.
     """
-    return not (needs_plain_operators() or torch.compiler.is_compiling() or has_torch_function_unary(x))
+    return not (is_captured() or has_torch_function_unary(x))
 
 
 def at_least_single(x: Tensor) -> Tensor:

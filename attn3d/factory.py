@@ -25,12 +25,12 @@ _REGISTRY: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def names() -> list[str]:
+def list_attention() -> list[str]:
     """The registered names, in the order of their registration."""
     return list(_REGISTRY)
 
 
-def register(name: str) -> Callable[[_Maker], _Maker]:
+def register_attention(name: str) -> Callable[[_Maker], _Maker]:
     """A decorator that registers a mechanism of one's own.
 
     Args:
@@ -44,7 +44,7 @@ def register(name: str) -> Callable[[_Maker], _Maker]:
         ValueError: when the name is taken, or is no identifier.
 
     Example:
-        >>> @attn3d.register("mean_gate")
+        >>> @attn3d.register_attention("mean_gate")
         ... class MeanGate(torch.nn.Module):
         ...     def __init__(self, spatial_dims, channels):
         ...         super().__init__()

@@ -15,10 +15,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
 
-from attn3d.arguments import one_of, positive_integer
-from attn3d.attention.memory import MemoryBudget, read_bytes
-from attn3d.attention.workspace import operations, workspace
+from attn3d.arguments import MemoryBudget, one_of, positive_integer, read_bytes
 from attn3d.factory import AttentionSpec, create_attention
 
 
@@ -32,6 +31,18 @@ class Cost(NamedTuple):
 
     memory: int
     flops: int
+
+
+@register_scratch(torch.ops.aten.convolution.default)
+def _convolution(x: Tensor, weight: Tensor, *_: Any) -> int:
+    """The CPU's library lays input and output out anew."""
+    size = x.numel() * x.element_size()
+    return size + size // x.shape[1] * weight.shape[0]
+
+
+@register_scratch(torch.ops.aten.convolution_backward.default)
+def _convolution_backward(grad: Tensor, x: Tensor, *_: Any) -> int:
+    return max(grad.numel(), x.numel()) * x.element_size()
 
 
 class _Meter(TorchDispatchMode):
@@ -50,8 +61,10 @@ class _Meter(TorchDispatchMode):
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor):
                 self._count(tensor.untyped_storage())
-        self.peak = max(self.peak, self.live + workspace(operator, args))
-        self.flops += operations(operator, args, kwargs, result)
+        self.peak = max(self.peak, self.live + scratch_bytes(operator, args))
+        packet = getattr(operator, "_overloadpacket", None)
+        if packet in flop_registry:
+            self.flops += flop_registry[packet](*args, **kwargs, out_val=result)
         return result
 
     def _count(self, storage: torch.UntypedStorage) -> None:
@@ -128,24 +141,24 @@ def estimate_memory(
 
 
 class Plan(NamedTuple):
-    """A scope and a method at a shape.
+    """A pattern and a backend at a shape.
 
     Attributes:
-        scope: its spec.
-        method: its name.
+        pattern: its spec.
+        backend: its name.
         forward: what inference costs.
         training: what forward and backward cost.
         fits: whether training fits the memory that was asked for.
     """
 
-    scope: str
-    method: str
+    pattern: str
+    backend: str
     forward: Cost
     training: Cost
     fits: bool
 
 
-SCOPES: dict[str, Any] = {
+PATTERNS: dict[str, Any] = {
     "global": "global",
     "window 8": ("window", {"size": 8}),
     "window 8, shifted": ("window", {"size": 8, "shift": True}),
@@ -164,7 +177,7 @@ def plan(
     memory: MemoryBudget = None,
     dtype: torch.dtype = torch.float32,
 ) -> Iterator[Plan]:
-    """What an attention over a volume costs in every scope and method, for a volume that need not fit this machine.
+    """What an attention over a volume costs in every pattern and backend, for a volume that need not fit this machine.
 
     Args:
         shape: S, the volume.
@@ -183,14 +196,14 @@ def plan(
     for size in shape:
         positive_integer("shape", size)
     limit = free_memory() if memory is None else read_bytes("memory", memory)
-    for name, scope in SCOPES.items():
-        for method in ("fused", "chunked", "reference"):
-            if (name, method) == ("axial", "fused"):
+    for name, pattern in PATTERNS.items():
+        for backend in ("sdpa", "chunked", "math"):
+            if (name, backend) == ("axial", "sdpa"):
                 continue  # merged from parts that the kernel does not give
-            of = (mechanism, {"scope": scope, "method": method})
+            of = (mechanism, {"pattern": pattern, "backend": backend})
             whole = (1, positive_integer("channels", channels), *shape)
             forward, training = (estimate_cost(of, whole, dtype=dtype, training=mode) for mode in (False, True))
-            yield Plan(name, method, forward, training, training.memory <= limit)
+            yield Plan(name, backend, forward, training, training.memory <= limit)
 
 
 def free_memory() -> int:

@@ -36,9 +36,9 @@ WORDS = {
         "Slope 1 is linear. `non_local`, `mhsa` and `danet` see all voxels here: their time grows with N², their "
         "memory with N.",
     ),
-    "scaling_scopes": (
-        "Time and memory of a non-local block in every scope against the number of voxels",
-        "The same block: as a matrix of all pairs, over all voxels without one, and in every other scope.",
+    "scaling_patterns": (
+        "Time and memory of a non-local block in every pattern against the number of voxels",
+        "The same block: as a matrix of all pairs, over all voxels without one, and in every other pattern.",
     ),
 }
 

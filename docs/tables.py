@@ -141,9 +141,9 @@ def modes(name: str) -> list[list[str]]:
     return rows
 
 
-def scopes(name: str) -> list[list[str]]:
+def patterns(name: str) -> list[list[str]]:
     """Which voxels see which, for an attention over 32^3 voxels."""
-    rows = [["scope", "a voxel sees", "multiply-adds", "most memory in training"]]
+    rows = [["pattern", "a voxel sees", "multiply-adds", "most memory in training"]]
     seen = [
         ("global", "all 32,768"),
         (("window", {"size": 8}), "512, those of its window"),
@@ -153,11 +153,11 @@ def scopes(name: str) -> list[list[str]]:
         (("pooled_keys", {"stride": 4}), "512 means of 4³ voxels"),
     ]
     x_shape = (1, CHANNELS, *MAPS["3-D, 32 × 32 × 32"])
-    for scope, sees in seen:
-        spec = (name, {"scope": scope})
+    for pattern, sees in seen:
+        spec = (name, {"pattern": pattern})
         flops = attn3d.estimate_cost(spec, x_shape, training=False).flops
         memory = training_memory(spec, x_shape)
-        rows.append([f"`{scope!r}`".replace("'", '"'), sees, short(flops // 2), size(memory)])
+        rows.append([f"`{pattern!r}`".replace("'", '"'), sees, short(flops // 2), size(memory)])
     return rows
 
 
@@ -189,7 +189,7 @@ def sizes(_: str) -> list[list[str]]:
     rows = [["map", "voxels", "N × N in single precision", "`non_local`", "`non_local` in windows of 8", "`cbam`"]]
     for edge in (8, 16, 32, 64):
         shape = (1, CHANNELS, edge, edge, edge)
-        specs = ("non_local", ("non_local", {"scope": ("window", {"size": 8})}), "cbam")
+        specs = ("non_local", ("non_local", {"pattern": ("window", {"size": 8})}), "cbam")
         found = [attn3d.estimate_cost(spec, shape, training=False) for spec in specs]
         memory = [training_memory(spec, shape) for spec in specs]
         cells = [f"{short(run.flops // 2)}, {size(most)}" for run, most in zip(found, memory, strict=True)]
@@ -198,7 +198,7 @@ def sizes(_: str) -> list[list[str]]:
 
 
 TABLES: dict[str, Callable[[str], list[list[str]]]] = {
-    function.__name__: function for function in (cost, modes, scopes, summary, sizes)
+    function.__name__: function for function in (cost, modes, patterns, summary, sizes)
 }
 
 

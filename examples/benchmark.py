@@ -121,7 +121,7 @@ def check_subjects(
     small: bool,
 ) -> None:
     """Refuses subjects that there are not, and options that say nothing to those there are."""
-    for option, names, known in (("what", what, SUBJECTS), ("mechanism", mechanism, attn3d.names())):
+    for option, names, known in (("what", what, SUBJECTS), ("mechanism", mechanism, attn3d.list_attention())):
         for name in names:
             if name not in known:
                 raise typer.BadParameter(f"{name!r} is none of {', '.join(known)}", param_hint=f"--{option}")

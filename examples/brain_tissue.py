@@ -40,7 +40,7 @@ TOLERANCE = 2.0  # mm, for the surface Dice
 
 
 def main(
-    attention: Annotated[str, typer.Option(help=f"One of {', '.join(attn3d.names())}; or none.")] = "eca",
+    attention: Annotated[str, typer.Option(help=f"One of {', '.join(attn3d.list_attention())}; or none.")] = "eca",
     at: Annotated[str, typer.Option(help="Kinds of site, separated by commas: encoder, decoder, ..")] = "encoder",
     network: Annotated[str, typer.Option(help=f"One of {', '.join(segmentation.NETWORKS)}.")] = "ResidualUNet",
     seconds: Annotated[float | None, typer.Option(min=1, help="Training time [150 if no limit is given].")] = None,

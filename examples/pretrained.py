@@ -61,7 +61,7 @@ def main(
     print("gates, which began at 0:", [round(gate, 4) for gate in gates])
 
     # A checkpoint from after insertion is rebuilt from what `insertions` gives.
-    torch.save({"weights": net.state_dict(), "insertions": attn3d.insertions(net)}, out / "after.pt")
+    torch.save({"weights": net.state_dict(), "insertions": attn3d.inserted_attention(net)}, out / "after.pt")
     print(f"{len(attention)} parameters of attention beside {len(host)} of the network, saved in {out / 'after.pt'}")
 
 

@@ -51,7 +51,7 @@ parts = volume.tensor_split(ranks, 2)
 first = sum(part.shape[2] for part in parts[:rank])
 last = first + parts[rank].shape[2]
 
-attn3d.shard_over(module, dist.group.WORLD)
+attn3d.parallelize_attention(module, dist.group.WORLD)
 shard_output, shard_peak = peak_bytes(lambda: train_step(module, parts[rank]))
 attn3d.sum_gradients(module, dist.group.WORLD)
 

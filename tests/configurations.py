@@ -73,19 +73,19 @@ CONFIGURATIONS = [
         root_scaled={"scale": "1/sqrt(N)"},
     ),
 ]
-# Softmax attention within the scopes that are not global; `tests/attention` holds these to loops of their own.
+# Softmax attention within the patterns that are not global; `tests/attention` holds these to loops of their own.
 SCOPED = [
     *_cells(
         "mhsa",
         {},
-        window={"scope": ("window", {"size": 3, "shift": True}), "position_bias": "axis"},
-        grid={"scope": ("grid", {"size": 2}), "position_bias": "joint"},
-        axial={"scope": "axial"},
-        neighborhood={"scope": ("neighborhood", {"size": 3}), "position_bias": "axis"},
-        pooled_keys={"scope": ("pooled_keys", {"stride": 2})},
+        window={"pattern": ("window", {"size": 3, "shift": True}), "position_bias": "axis"},
+        grid={"pattern": ("grid", {"size": 2}), "position_bias": "joint"},
+        axial={"pattern": "axial"},
+        neighborhood={"pattern": ("neighborhood", {"size": 3}), "position_bias": "axis"},
+        pooled_keys={"pattern": ("pooled_keys", {"stride": 2})},
     ),
-    *_cells("non_local", {}, axial={"scope": "axial"}),
-    *_cells("danet", {"reduction": 2}, window={"scope": ("window", {"size": 2})}),
+    *_cells("non_local", {}, axial={"pattern": "axial"}),
+    *_cells("danet", {"reduction": 2}, window={"pattern": ("window", {"size": 2})}),
 ]
 EVERY = CONFIGURATIONS + SCOPED
 BY_ID = {configuration.id: configuration for configuration in EVERY}

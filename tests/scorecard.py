@@ -29,7 +29,7 @@ class Condition(NamedTuple):
 
 
 CONDITIONS = {
-    "reference": Condition(
+    "math": Condition(
         "output and all gradients equal those of independent loops in float64, every parameter random, five shapes",
         "1e-10, gradients 1e-9",
         810,
@@ -41,8 +41,8 @@ CONDITIONS = {
     ),
     "collapse": Condition("an axis of size one may be left out: 3-D equals 2-D equals 1-D", "1e-12", 54),
     "order": Condition("axes permuted with the weights, samples permuted, samples alone", "1e-12", 243),
-    "methods": Condition(
-        "every method, dtype, chunk size (1, 7, N - 1, N, N + 5), mask and number of axes, forward and backward",
+    "backends": Condition(
+        "every backend, dtype, chunk size (1, 7, N - 1, N, N + 5), mask and number of axes, forward and backward",
         "at most 2 times the error of the plain form in the same dtype, gradients 3 times; tables a unit more",
         1440,
     ),

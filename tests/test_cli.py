@@ -31,7 +31,7 @@ def lines(result):
 def test_plan_prints_a_table():
     result = run("plan", "--shape", 8, 8, 8, "--channels", 8, "--memory", "1MiB")
     assert result.exit_code == 0
-    for word in ("global", "window 8, shifted", "chunked", "reference", "yes", "no", "8 x 8 x 8"):
+    for word in ("global", "window 8, shifted", "chunked", "math", "yes", "no", "8 x 8 x 8"):
         assert word in result.stdout
 
 
@@ -47,7 +47,7 @@ def test_refused_in_one_line_by_the_module_too():
 def test_list_has_every_mechanism_with_its_cost():
     result = run("list", "--channels", 16, "--shape", 8, 8, 8)
     assert result.exit_code == 0
-    for name in attn3d.names():
+    for name in attn3d.list_attention():
         parameters = sum(one.numel() for one in attn3d.create_attention(name, spatial_dims=3, channels=16).parameters())
         row = next(line for line in result.stdout.splitlines() if line.split()[:1] == [name])
         assert f" {parameters:,} " in row

@@ -107,7 +107,7 @@ def test_page_has_every_option_with_its_default(name):
 
 
 def test_every_mechanism_has_a_page_and_a_figure():
-    for name in attn3d.names():
+    for name in attn3d.list_attention():
         assert f"../figures/{name}.svg" in (DOCS / "mechanisms" / f"{name}.md").read_text()
         assert (DOCS / "figures" / f"{name}.svg").stat().st_size < 70_000
 

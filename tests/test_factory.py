@@ -27,10 +27,10 @@ class Same(nn.Module):
 
 
 def test_the_ten_names():
-    assert attn3d.names() == ["se", "eca", "cbam", "bam", "coord", "sk", "gc", "non_local", "mhsa", "danet"]
+    assert attn3d.list_attention() == ["se", "eca", "cbam", "bam", "coord", "sk", "gc", "non_local", "mhsa", "danet"]
 
 
-@pytest.mark.parametrize("name", attn3d.names())
+@pytest.mark.parametrize("name", attn3d.list_attention())
 @pytest.mark.parametrize("spatial_dims", [1, 2, 3])
 def test_every_name_makes_its_mechanism(name, spatial_dims):
     module = attn3d.create_attention(name, spatial_dims=spatial_dims, channels=8)
@@ -57,14 +57,14 @@ def test_options_of_the_call_win():
 
 
 def test_a_scope_is_reached_from_plain_data():
-    spec = ["non_local", {"scope": ["window", {"size": [2, 4, 4], "shift": True}]}]
+    spec = ["non_local", {"pattern": ["window", {"size": [2, 4, 4], "shift": True}]}]
     module = attn3d.create_attention(spec, spatial_dims=3, channels=8)
-    assert module.pairwise.scope == attn3d.Window((2, 4, 4), shift=True)
+    assert module.pairwise.pattern == attn3d.Window((2, 4, 4), shift=True)
 
 
 def test_a_mechanism_of_ones_own(registry):
-    attn3d.register("same")(Same)
-    assert attn3d.names()[-1] == "same"
+    attn3d.register_attention("same")(Same)
+    assert attn3d.list_attention()[-1] == "same"
     assert attn3d.create_attention("same", spatial_dims=3, channels=8, strength=2.0).strength == 2.0
 
 
@@ -78,8 +78,8 @@ def test_a_mechanism_of_ones_own(registry):
             "CBAM has no option `kernel`; did you mean 'kernel_size'",
         ),
         (lambda: attn3d.create_attention(3, spatial_dims=3, channels=8), TypeError, "`spec` must be a name"),
-        (lambda: attn3d.register("se")(Same), ValueError, "`name` 'se' is taken by SqueezeExcitation"),
-        (lambda: attn3d.register("my attention")(Same), ValueError, "`name` must be an identifier"),
+        (lambda: attn3d.register_attention("se")(Same), ValueError, "`name` 'se' is taken by SqueezeExcitation"),
+        (lambda: attn3d.register_attention("my attention")(Same), ValueError, "`name` must be an identifier"),
     ],
 )
 def test_refusals(call, error, message):

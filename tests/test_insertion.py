@@ -15,7 +15,7 @@ from attn3d.insertion import (
     attention_parameters,
     attention_sites,
     insert_attention,
-    insertions,
+    inserted_attention,
     load_pretrained,
     remove_attention,
 )
@@ -270,7 +270,7 @@ class TestMechanisms:
         plain = net(x)
         insert_attention(net, Scale, at="encoder", start=2.0)
         assert not torch.equal(net(x), plain)
-        assert insertions(net)[0]["spec"] == [Scale, {"start": 2.0}]
+        assert inserted_attention(net)[0]["spec"] == [Scale, {"start": 2.0}]
 
     def test_two_at_one_site_in_order(self) -> None:
         net = insert_attention(unet(), "se", at="encoder", stages=0)
@@ -334,7 +334,7 @@ class TestMechanisms:
 @pytest.mark.scorecard("insertion")
 class TestIdentity:
     @pytest.mark.parametrize("variant", ["compact", "paper"])
-    @pytest.mark.parametrize("name", attn3d.names())
+    @pytest.mark.parametrize("name", attn3d.list_attention())
     def test_outputs_are_equal_until_training_moves_every_parameter(self, name: str, variant: str) -> None:
         torch.manual_seed(0)
         net, x = UNet(2, 1, 2, (8, 8), (2,), num_res_units=1, norm="batch").eval(), torch.randn(2, 1, 8, 8)
@@ -414,7 +414,7 @@ class TestCheckpoints:
         insert_attention(net, ("cbam", {"kernel_size": 3}), at="decoder", identity=True, input_shape=(1, 1, 32, 32))
         insert_attention(net, "eca", at="encoder", stages=-1)
         insert_attention(net, "sk", at="conv:.*2.1.conv.unit0.conv")
-        plan = json.loads(json.dumps(insertions(net)))
+        plan = json.loads(json.dumps(inserted_attention(net)))
         assert [item["spec"][0] for item in plan] == ["se", "cbam", "eca", "sk"]
         assert plan[1] == {
             "spec": ["cbam", {"kernel_size": 3}],
@@ -423,7 +423,7 @@ class TestCheckpoints:
             "input_shape": [1, 1, 32, 32],
         }
         buffer = io.BytesIO()
-        torch.save({"state": net.state_dict(), "attention": insertions(net)}, buffer)
+        torch.save({"state": net.state_dict(), "attention": inserted_attention(net)}, buffer)
         buffer.seek(0)
         saved = torch.load(buffer, weights_only=True)
         again = unet()
@@ -433,8 +433,8 @@ class TestCheckpoints:
         again.load_state_dict(saved["state"])
         x = torch.randn(1, 1, 16, 16)
         assert torch.equal(again(x), net(x))
-        assert insertions(again) == insertions(net)
-        assert insertions(remove_attention(again)) == []
+        assert inserted_attention(again) == inserted_attention(net)
+        assert inserted_attention(remove_attention(again)) == []
 
     def test_parameters_are_separate(self) -> None:
         net = unet()
@@ -447,7 +447,7 @@ class TestCheckpoints:
 
 
 @pytest.mark.scorecard("insertion")
-@pytest.mark.parametrize("name", attn3d.names())
+@pytest.mark.parametrize("name", attn3d.list_attention())
 def test_what_follows_may_work_in_place_on_meta_tensors(name: str) -> None:
     """MONAI trains on these, and many a network goes on with an in-place activation."""
     net = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(inplace=True), nn.AvgPool2d(2))

@@ -8,7 +8,7 @@ from attn3d.planning import free_memory, plan
 from tests.marks import some
 from tests.memory import peak
 
-SCOPES = [
+PATTERNS = [
     "global",
     ("window", {"size": 6}),
     ("window", {"size": 6, "shift": True}),
@@ -18,10 +18,10 @@ SCOPES = [
     ("pooled_keys", {"stride": 3}),
 ]
 CASES = [
-    (scope, method)
-    for scope in SCOPES
-    for method in ("fused", "chunked", "reference")
-    if (scope, method) != ("axial", "fused")
+    (pattern, backend)
+    for pattern in PATTERNS
+    for backend in ("sdpa", "chunked", "math")
+    if (pattern, backend) != ("axial", "sdpa")
 ]
 
 
@@ -37,10 +37,10 @@ def pass_over(module: torch.nn.Module, x: torch.Tensor, training: bool) -> None:
 
 
 @pytest.mark.parametrize("training", some([False, True], lambda training: not training), ids=["forward", "training"])
-@pytest.mark.parametrize(("scope", "method"), CASES, ids=str)
-def test_memory_is_foretold_within_a_tenth(scope, method, training):
+@pytest.mark.parametrize(("pattern", "backend"), CASES, ids=str)
+def test_memory_is_foretold_within_a_tenth(pattern, backend, training):
     shape = (1, 32, 12, 12, 12)
-    module = attn3d.NonLocal(3, 32, scope=scope, method=method).train(training)
+    module = attn3d.NonLocal(3, 32, pattern=pattern, backend=backend).train(training)
     x = torch.randn(shape, requires_grad=training)
     pass_over(module, x, training)  # first calls allocate what stays
     real = peak(lambda: pass_over(module, x, training))
@@ -48,11 +48,13 @@ def test_memory_is_foretold_within_a_tenth(scope, method, training):
     assert told == pytest.approx(real, rel=0.1)
 
 
-@pytest.mark.parametrize("scope", some(["global", "axial", ("window", {"size": 6})], lambda scope: scope == "axial"))
-def test_memory_with_dropout_is_foretold(scope):
+@pytest.mark.parametrize(
+    "pattern", some(["global", "axial", ("window", {"size": 6})], lambda pattern: pattern == "axial")
+)
+def test_memory_with_dropout_is_foretold(pattern):
     """Whose masks are of the size of a tile."""
     shape = (1, 16, 8, 8, 8)
-    module = attn3d.MultiHeadSelfAttention(3, 16, num_heads=2, scope=scope, dropout=0.2)
+    module = attn3d.MultiHeadSelfAttention(3, 16, num_heads=2, pattern=pattern, dropout=0.2)
     x = torch.randn(shape, requires_grad=True)
     pass_over(module, x, True)
     real = peak(lambda: pass_over(module, x, True))
@@ -73,8 +75,8 @@ def test_memory_of_the_light_mechanisms_is_foretold_from_above(name):
 def test_a_volume_that_fits_no_machine_is_planned():
     shape = (1, 64, 96, 96, 96)
     voxels = 96**3
-    chunked = attn3d.estimate_memory("non_local", shape, method="chunked")
-    reference = attn3d.estimate_memory("non_local", shape, method="reference")
+    chunked = attn3d.estimate_memory("non_local", shape, backend="chunked")
+    reference = attn3d.estimate_memory("non_local", shape, backend="math")
     assert reference > 2 * 4 * voxels**2
     assert chunked < 12 * 4 * 64 * voxels
 
@@ -90,24 +92,24 @@ def test_a_module_is_left_as_it_is():
 
 def test_operations_of_methods_agree():
     costs = [
-        attn3d.estimate_cost("non_local", (1, 16, 8, 8, 8), training=False, method=method).flops
-        for method in ("fused", "chunked", "reference")
+        attn3d.estimate_cost("non_local", (1, 16, 8, 8, 8), training=False, backend=backend).flops
+        for backend in ("sdpa", "chunked", "math")
     ]
     assert costs[0] == costs[1] == costs[2]
 
 
 def test_a_window_costs_less_than_the_whole():
-    def operations(scope):
-        return attn3d.estimate_cost("mhsa", (1, 32, 16, 16, 16), scope=scope, method="chunked").flops
+    def operations(pattern):
+        return attn3d.estimate_cost("mhsa", (1, 32, 16, 16, 16), pattern=pattern, backend="chunked").flops
 
     assert operations(("window", {"size": 4})) < operations("global") / 4
 
 
 def test_plan_says_what_fits():
-    rows = {(row.scope, row.method): row for row in plan((16, 16, 16), 16, memory="64MiB")}
+    rows = {(row.pattern, row.backend): row for row in plan((16, 16, 16), 16, memory="64MiB")}
     assert rows["global", "chunked"].fits
-    assert not rows["global", "reference"].fits
-    assert ("axial", "fused") not in rows
+    assert not rows["global", "math"].fits
+    assert ("axial", "sdpa") not in rows
 
 
 @pytest.mark.parametrize(

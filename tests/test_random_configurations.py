@@ -45,7 +45,7 @@ VARIANTS = st.sampled_from(["compact", "paper"])
 REDUCTIONS = st.sampled_from([1, 2, 3, 8, 16])
 NORMS = st.sampled_from(["batch", ("group", {"num_groups": 1}), "instance", "layer", None])
 AUTO = st.just("auto")
-METHODS = st.sampled_from(["auto", "chunked", "fused", "reference"])
+BACKENDS = st.sampled_from(["auto", "chunked", "sdpa", "math"])
 BUDGETS = st.sampled_from([None, "64MiB", 2**28])
 
 
@@ -55,8 +55,8 @@ def for_axes(values: list[int], dims: int) -> st.SearchStrategy:
     return one | st.tuples(*[one] * dims)
 
 
-def scopes(dims: int, kinds: tuple[str, ...] = ()) -> st.SearchStrategy:
-    """Specs of scopes."""
+def patterns(dims: int, kinds: tuple[str, ...] = ()) -> st.SearchStrategy:
+    """Specs of patterns."""
     sizes, odd = for_axes([1, 2, 3, 4], dims), for_axes([1, 3, 5], dims)
     found = {
         "global": st.just("global"),
@@ -73,8 +73,8 @@ def scopes(dims: int, kinds: tuple[str, ...] = ()) -> st.SearchStrategy:
     )
 
 
-def position_biases(scope: Any) -> list[str | None]:
-    kind = scope if isinstance(scope, str) else scope[0]
+def position_biases(pattern: Any) -> list[str | None]:
+    kind = pattern if isinstance(pattern, str) else pattern[0]
     of_kind = {"window": ["axis", "joint"], "grid": ["axis", "joint"], "neighborhood": ["axis"]}
     return [None, *of_kind.get(kind, [])]
 
@@ -137,9 +137,9 @@ def cases(draw: Callable[..., Any], name: str, dims: int) -> Case:
             kinds = ("global",)
         elif options.get("mode") in ("dot_product", "concatenation"):
             kinds = ("global", "pooled_keys")
-        options |= {"scope": draw(scopes(dims, kinds)), "method": draw(METHODS), "memory_budget": draw(BUDGETS)}
+        options |= {"pattern": draw(patterns(dims, kinds)), "backend": draw(BACKENDS), "memory_budget": draw(BUDGETS)}
     if name == "mhsa":
-        options["position_bias"] = draw(st.sampled_from(position_biases(options["scope"])))
+        options["position_bias"] = draw(st.sampled_from(position_biases(options["pattern"])))
         heads = [heads for heads in range(1, channels + 1) if channels % heads == 0]
         options["num_heads"] = draw(st.sampled_from([None, *heads]))
     sizes = st.integers(1, {1: 17, 2: 7, 3: 5}[dims])
@@ -183,7 +183,7 @@ def run(module: torch.nn.Module, x: Tensor, upstream: Tensor) -> list[Tensor]:
 
 def refuses(case: Case, error: ValueError) -> bool:
     """Whether PyTorch's kernel, which was asked for, has no such thing."""
-    return case.options.get("method") == "fused" and "`method` 'fused' does not serve" in str(error)
+    return case.options.get("backend") == "sdpa" and "`backend` 'sdpa' does not serve" in str(error)
 
 
 def is_steady(options: dict[str, Any]) -> bool:
@@ -196,7 +196,7 @@ def check(case: Case) -> None:
     x, upstream = (torch.randn(case.shape, generator=generator, dtype=torch.float64) for _ in range(2))
     x = laid_out(x.to(case.dtype), case.layout)
     module = randomise(make(case).double(), case.seed).to(case.dtype).train(case.training)
-    options = {"method": "reference", "memory_budget": None} if case.name in ATTENDING else {}
+    options = {"backend": "math", "memory_budget": None} if case.name in ATTENDING else {}
     twin = make(case, **options).double()
     twin.load_state_dict(module.state_dict())
     twin.train(case.training)
@@ -206,7 +206,7 @@ def check(case: Case) -> None:
     except ValueError as error:
         if not refuses(case, error):
             raise
-        module = make(case, method="auto").to(case.dtype).train(case.training)
+        module = make(case, backend="auto").to(case.dtype).train(case.training)
         module.load_state_dict(twin.state_dict())
         found = run(module, x.detach(), upstream)
     output = found[0]
@@ -237,7 +237,7 @@ def assert_near(name: str, found: Tensor, right: Tensor, tolerance: float, at_le
     assert error <= tolerance * max(size, at_least), f"{name}: an error of {error:.2g} on {size:.2g}"
 
 
-@pytest.mark.parametrize(("name", "dims"), list(itertools.product(attn3d.names(), (1, 2, 3))))
+@pytest.mark.parametrize(("name", "dims"), list(itertools.product(attn3d.list_attention(), (1, 2, 3))))
 def test_random_configurations(name, dims, count_cases):
     @hypothesis.settings(
         max_examples=EXAMPLES,

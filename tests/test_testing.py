@@ -498,8 +498,8 @@ def identify(value):
 
 
 # Of each mechanism the default cell; and the paper's form where it has one, which has the most operators.
-DEFAULTS = [BY_ID[name] for name in attn3d.names()]
-FULLEST = [BY_ID.get(f"{name}-paper", BY_ID[name]) for name in attn3d.names()]
+DEFAULTS = [BY_ID[name] for name in attn3d.list_attention()]
+FULLEST = [BY_ID.get(f"{name}-paper", BY_ID[name]) for name in attn3d.list_attention()]
 DIMS = (1, 2, 3)
 
 # What a condition of the contract adds to the scorecard: the inputs, views, copies or captures that it checks. Those

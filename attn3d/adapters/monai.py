@@ -2,7 +2,7 @@
 
 from monai.networks.layers.factories import LayerFactory
 
-from attn3d.factory import create_attention, find, names
+from attn3d.factory import create_attention, find
 
 
 class _AttentionFactory(LayerFactory):
@@ -13,7 +13,7 @@ class _AttentionFactory(LayerFactory):
 
     @property
     def names(self) -> tuple[str, ...]:
-        return tuple(names())
+        return tuple(list_attention())
 
     def get_constructor(self, factory_name: str, *args):
         spec = factory_name.lower()
@@ -27,10 +27,10 @@ class _AttentionFactory(LayerFactory):
         return construct
 
     def __contains__(self, name: str) -> bool:
-        return name.lower() in names()
+        return name.lower() in list_attention()
 
     def __getattr__(self, key: str):
-        return key if key.lower() in names() else super().__getattr__(key)
+        return key if key.lower() in list_attention() else super().__getattr__(key)
 
 
 Attention = _AttentionFactory(name="Attention", description="attention modules (B, C, *S) -> (B, C, *S)")

@@ -16,7 +16,7 @@ import torch
 import typer
 from torch import nn
 
-from attn3d.insertion import attention_parameters, insert_attention, insertions
+from attn3d.insertion import attention_parameters, insert_attention, inserted_attention
 
 NETWORK = "attn3d.adapters.nnunet.UNetWithAttention"
 Plans = dict[str, Any]
@@ -152,7 +152,7 @@ def write_configuration(
     except (OSError, TypeError, ValueError) as error:
         print(f"nnunet: {' '.join(str(error).split())}", file=sys.stderr)
         raise typer.Exit(2) from error
-    sites = [site for call in insertions(net) for site in call["at"]]
+    sites = [site for call in inserted_attention(net) for site in call["at"]]
     parameters = sum(parameter.numel() for parameter in attention_parameters(net))
     print(f"{plans}: {name} has attention at {', '.join(sites)}; {parameters:,} parameters more")
 

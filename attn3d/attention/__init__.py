@@ -1,22 +1,31 @@
 """Attention over the tokens of a volume, in memory that grows with their number and not its square."""
 
-from attn3d.attention.methods import Choice, attend, choose_method
+from attn3d.attention.functional import BACKENDS, attend
+from attn3d.attention.layer import VolumeAttention
 from attn3d.attention.pairwise import dot_product, rectified_sum
-from attn3d.attention.scopes import Axial, Global, Grid, Neighborhood, PooledKeys, Scope, Window
-from attn3d.attention.volume import VolumeAttention
+from attn3d.attention.patterns import (
+    Axial,
+    Global,
+    Grid,
+    Neighborhood,
+    Pattern,
+    PooledKeys,
+    Window,
+    create_pattern,
+)
 
 __all__ = [
+    "BACKENDS",
     "Axial",
-    "Choice",
     "Global",
     "Grid",
     "Neighborhood",
+    "Pattern",
     "PooledKeys",
-    "Scope",
     "VolumeAttention",
     "Window",
     "attend",
-    "choose_method",
+    "create_pattern",
     "dot_product",
     "rectified_sum",
 ]

@@ -1,71 +1,72 @@
-"""Numbers of bytes, and the tiles of scores that so many bytes hold."""
+"""How much memory attention takes beside queries, keys and values, and what fits a budget.
 
-import math
-import re
+Closed forms with a margin: results, gradients, and what is alive at once while a tile or a few groups are computed.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from attn3d.attention.tiles import Tile
-
-MemoryBudget = int | str | None
-
-_UNITS = {
-    "B": 1,
-    "KIB": 2**10,
-    "MIB": 2**20,
-    "GIB": 2**30,
-    "TIB": 2**40,
-    "KB": 10**3,
-    "MB": 10**6,
-    "GB": 10**9,
-}
-
-# The scores of a tile without a budget: large enough for matrix products to run at full speed.
+# What is computed at once without a budget: large enough for matrix products to run at full speed.
 TILE_BYTES = 4 * 2**20
-
-MOST_PARTS = 8  # into which a sequence is cut
-
-
-def read_bytes(argument: str, value: MemoryBudget) -> int | None:
-    """A number of bytes from a number, ``"2GiB"`` or None.
-
-    Raises:
-        TypeError: when it is none of these.
-        ValueError: when it is a text that gives no bytes, or not positive.
-    """
-    if value is None:
-        return None
-    if isinstance(value, str):
-        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*", value)
-        if not match or match[2].upper() not in _UNITS:
-            raise ValueError(f'`{argument}` must be bytes, such as "512MiB" or "2GiB", got {value!r}')
-        value = int(float(match[1]) * _UNITS[match[2].upper()])
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f'`{argument}` must be a number of bytes, a text such as "2GiB", or None, got {value!r}')
-    if value < 1:
-        raise ValueError(f"`{argument}` must be positive, got {value}")
-    return value
+LEAST_TILE_BYTES = 2**11  # below which tiles are too small to be worth their while
 
 
-def needs_gradient(*tensors: Tensor | None) -> bool:
+def needs_grad(*tensors: Tensor | None) -> bool:
     """Whether a backward pass may follow."""
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
-def parallel_parts(sequences: int) -> int:
-    """Into how many parts one of so many sequences is cut to keep all cores busy."""
-    return max(1, min(MOST_PARTS, torch.get_num_threads() // max(1, sequences)))
+def result_bytes(q: Tensor, k: Tensor, v: Tensor, training: bool) -> int:
+    """The output, the log-sum-exp of the rows and, in training, the gradients of q, k and v.
+
+    Gradients of half precision are summed in single precision first.
+    """
+    wide = max(4, q.element_size())
+    taken = q.shape[0] * q.shape[1] * q.shape[2] * (v.shape[3] * q.element_size() + wide)
+    if training:
+        summed = q.element_size() if q.element_size() >= 4 else 4 + q.element_size()
+        taken += summed * (q.numel() + k.numel() + v.numel())
+    return taken
 
 
-def tile_within(room: int, sequences: int, queries: int, keys: int) -> Tile:
-    """A tile of at most ``room`` bytes in single precision for each of its copies; at least one pair."""
-    pairs = max(1, room // (4 * max(1, sequences)))
-    rows = min(queries, max(1, math.isqrt(pairs) // 2))
-    columns = min(keys, max(1, pairs // rows))
-    return Tile(min(queries, max(1, pairs // columns)), columns)
+def largest_tile(budget: int | None, taken: Callable[[int], int]) -> int:
+    """The largest of `TILE_BYTES`, its half, its quarter and so on with which no more than the budget is taken.
+
+    Args:
+        budget: bytes, or None.
+        taken: all bytes that are taken with a tile of so many.
+
+    Raises:
+        ValueError: when the smallest tile takes more, with the smallest budget that works.
+    """
+    tile_bytes = TILE_BYTES
+    if budget is None:
+        return tile_bytes
+    while taken(tile_bytes) > budget:
+        tile_bytes //= 2
+        if tile_bytes < LEAST_TILE_BYTES:
+            least = taken(LEAST_TILE_BYTES)
+            raise ValueError(f"`memory_budget` of {budget} bytes cannot be met: {least} is the smallest that works")
+    return tile_bytes
 
 
-def tile_copies(training: bool, dropout: bool) -> int:
-    """How many tensors of the size of a tile in single precision are alive at once."""
-    return (2 if training else 1) + (6 if dropout else 0)
+_SCRATCH: dict[Any, Callable[..., int]] = {}
+
+
+def register_scratch(operator: Any) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """A decorator: the function says how many bytes ``operator`` takes while it runs, beyond its results."""
+
+    def register(function: Callable[..., int]) -> Callable[..., int]:
+        _SCRATCH[operator] = function
+        return function
+
+    return register
+
+
+def scratch_bytes(operator: Any, args: Sequence[Any]) -> int:
+    """The bytes that an operator takes while it runs, beyond its results; 0 for those that take few."""
+    scratch = _SCRATCH.get(operator)
+    return 0 if scratch is None else scratch(*args)

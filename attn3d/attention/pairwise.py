@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor
 
-from attn3d.capture import at_least_single, no_autocast
+from attn3d.capture import at_least_single, without_autocast
 
 
+@without_autocast
 def dot_product(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """y_i = sum_j (q_i . k_j) v_j / M, computed as q (k^T v) / M.
 
@@ -17,17 +18,11 @@ def dot_product(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     Returns:
         (B, H, N, d_v).
     """
-    if not torch.jit.is_scripting():
-        with no_autocast(q):
-            return _dot_product(q, k, v)
-    return _dot_product(q, k, v)
-
-
-def _dot_product(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     summary = (at_least_single(k) / k.shape[2]).transpose(2, 3) @ at_least_single(v)
     return (at_least_single(q) @ summary).to(q.dtype)
 
 
+@without_autocast
 def rectified_sum(a: Tensor, b: Tensor, v: Tensor) -> Tensor:
     """y_i = sum_j relu(a_i + b_j) v_j / M in O((N + M) log (N + M)).
 
@@ -43,13 +38,6 @@ def rectified_sum(a: Tensor, b: Tensor, v: Tensor) -> Tensor:
     Returns:
         (B, H, N, d_v). On CUDA its sums are not deterministic, as `torch.cumsum` is not.
     """
-    if not torch.jit.is_scripting():
-        with no_autocast(a):
-            return _rectified_sum(a, b, v)
-    return _rectified_sum(a, b, v)
-
-
-def _rectified_sum(a: Tensor, b: Tensor, v: Tensor) -> Tensor:
     a, b = at_least_single(a), at_least_single(b)
     offset = ((a.mean(2, keepdim=True) - b.mean(2, keepdim=True)) / 2).detach()
     a, b = a - offset, b + offset

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from attn3d import planning
 from attn3d.cli.app import one_line_errors
-from attn3d.factory import create_attention, names
+from attn3d.factory import create_attention, list_attention
 from attn3d.insertion import attention_sites
 
 
@@ -25,7 +25,7 @@ def list_mechanisms(
     title = f"{channels} channels, {' x '.join(map(str, shape))} voxels, float32"
     table = _table(title, "Name", "Class", numbers=("Parameters", "Training\nmemory", "Training\nGFLOP"))
     with one_line_errors("list"):
-        for name in names():
+        for name in list_attention():
             module = create_attention(name, spatial_dims=3, channels=channels)
             cost = planning.estimate_cost(module, (1, channels, *shape))
             parameters = sum(parameter.numel() for parameter in module.parameters())
@@ -87,17 +87,17 @@ def plan(
     mechanism: Annotated[str, typer.Option(help="non_local or mhsa.")] = "non_local",
     memory: Annotated[str | None, typer.Option(help='Bytes there are, such as "8GiB" [what is free].')] = None,
 ) -> None:
-    """What attention over a volume costs in every scope and method: the volume need not fit this machine."""
+    """What attention over a volume costs in every pattern and backend: the volume need not fit this machine."""
     title = f"{mechanism}, {channels} channels, {' x '.join(map(str, shape))} voxels, float32"
-    table = _table(title, "Scope", "Method", numbers=("Forward", "Training", "Training\nTFLOP", "Fits"))
+    table = _table(title, "Pattern", "Method", numbers=("Forward", "Training", "Training\nTFLOP", "Fits"))
     with one_line_errors("plan"):
         rows = planning.plan(shape, channels, mechanism=mechanism, memory=memory)
         first = next(rows)  # what is wrong with the arguments is said before a table is begun
         with Live(table, console=Console()):
             for row in itertools.chain([first], rows):
                 table.add_row(
-                    row.scope,
-                    row.method,
+                    row.pattern,
+                    row.backend,
                     in_units(row.forward.memory),
                     in_units(row.training.memory),
                     f"{row.training.flops / 1e12:,.2f}",

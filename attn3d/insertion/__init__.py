@@ -26,7 +26,7 @@ __all__ = [
     "attention_parameters",
     "attention_sites",
     "insert_attention",
-    "insertions",
+    "inserted_attention",
     "load_pretrained",
     "remove_attention",
 ]
@@ -142,7 +142,7 @@ def remove_attention(net: Network) -> Network:
     return net
 
 
-def insertions(net: nn.Module) -> list[dict[str, Any]]:
+def inserted_attention(net: nn.Module) -> list[dict[str, Any]]:
     """What is in ``net``, as plain data: arguments of `insert_attention`, one dictionary for each call.
 
     It is JSON where specs are names and options are numbers and strings, and may lie in a checkpoint. In another

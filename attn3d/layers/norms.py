@@ -27,7 +27,7 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
 
     def __init__(self, channels: int, *, eps: float = 1e-5, momentum: float = 0.1, affine: bool = True) -> None:
         super().__init__(channels, eps=eps, momentum=momentum, affine=affine)
-        self.ranks = None  # those that the volume is cut over, see `attn3d.shard_over`
+        self.ranks = None  # those that the volume is cut over, see `attn3d.parallelize_attention`
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalises (B, C, ...)."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from attn3d.capture import needs_plain_operators
+from attn3d.capture import needs_plain_operators, takes_python_operators
 
 _CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _PLANES = 16  # that a run gives; more waste products with zeros, fewer leave the matrix products narrow
@@ -99,9 +99,39 @@ def resize(x: Tensor, shape: list[int]) -> Tensor:
     return functional.interpolate(x, size=shape, mode=mode, align_corners=False)
 
 
-def to_tokens(flat: Tensor, heads: int = 1) -> Tensor:
-    """A view of (B, H d, N) as tokens (B, H, N, d)."""
-    return flat.unflatten(1, [heads, -1]).transpose(2, 3)
+class _Tokens(torch.autograd.Function):
+    """(B, C, *S) as (B, N, C). The gradient comes back in the memory format of the input.
+
+    PyTorch 2.13 and 2.14 compute wrong gradients of a batch or instance norm in front, on a CPU at batch 1, where what
+    comes back is transposed.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        ctx.shape, ctx.channels_first = x.shape, x.is_contiguous()
+        return x.flatten(2).transpose(1, 2)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        grad = grad.transpose(1, 2)
+        return (grad.contiguous() if ctx.channels_first else grad).unflatten(2, ctx.shape[2:])
+
+
+def to_tokens(x: Tensor) -> Tensor:
+    """A view of (B, C, *S) as tokens (B, N, C)."""
+    if takes_python_operators(x):
+        return _Tokens.apply(x)
+    return x.flatten(2).transpose(1, 2)
+
+
+def split_heads(tokens: Tensor, heads: int = 1) -> Tensor:
+    """A view of (B, N, H d) as (B, H, N, d)."""
+    return tokens.unflatten(2, [heads, -1]).transpose(1, 2)
+
+
+def join_heads(tokens: Tensor) -> Tensor:
+    """(B, H, N, d) as (B, N, H d)."""
+    return tokens.transpose(1, 2).flatten(2)
 
 
 def to_volume(tokens: Tensor, shape: list[int]) -> Tensor:

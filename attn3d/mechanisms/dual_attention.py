@@ -12,10 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attn3d.arguments import one_of, positive_integer
-from attn3d.attention import Scope, VolumeAttention
-from attn3d.attention.memory import MemoryBudget
-from attn3d.capture import at_least_single, no_autocast
+from attn3d.arguments import MemoryBudget, one_of, positive_integer
+from attn3d.attention import Pattern, VolumeAttention
+from attn3d.capture import at_least_single, without_autocast
 from attn3d.layers.norms import BatchNorm
 from attn3d.layers.spatial import central_voxel, convolution, keep_format, spatial_shape, to_tokens, to_volume
 from attn3d.mechanisms.base import Mechanism
@@ -25,7 +24,7 @@ _POWERS = {"none": 0.0, "1/N": -0.5, "1/sqrt(N)": -0.25}
 
 
 class PositionAttention(Mechanism):
-    """Every voxel adds to itself the voxels that are like it.
+    """Adds to every voxel a weighted sum of the voxels that are similar to it.
 
     y = x + alpha P, P = softmax(q k^T) v over the voxels, unscaled, q, k: C -> max(1, C // reduction),
     v: C -> C, with biases; alpha is learnt and starts at 0.
@@ -34,8 +33,8 @@ class PositionAttention(Mechanism):
         spatial_dims: 1, 2 or 3.
         channels: C.
         reduction: C over the width of q and k.
-        scope: which voxels see which: a scope such as ``attn3d.Window(8)``, its name or ``(name, {options})``.
-        method: how it is computed, see `attn3d.attend`.
+        pattern: which voxels see which: a pattern such as ``attn3d.Window(8)``, its name or ``(name, {options})``.
+        backend: how it is computed, see `attn3d.attend`.
         memory_budget: bytes that the attention may take, see `attn3d.attend`.
         variant: "compact" or "paper"; both are the same.
 
@@ -52,27 +51,26 @@ class PositionAttention(Mechanism):
         channels: int,
         *,
         reduction: int = 8,
-        scope: Scope | str | Sequence[Any] = "global",
-        method: str = "auto",
+        pattern: Pattern | str | Sequence[Any] = "global",
+        backend: str = "auto",
         memory_budget: MemoryBudget = None,
         variant: str = "compact",
     ) -> None:
         super().__init__(spatial_dims, channels, variant)
         inner = max(1, channels // positive_integer("reduction", reduction))
         self.identity_at_start = True
-        self.alpha = nn.Parameter(torch.zeros(()))
-        line = convolution(1)  # over the voxels as they lie in memory, so that nothing is copied
-        self.query = line(channels, inner, 1)
-        self.key = line(channels, inner, 1)
-        self.value = line(channels, channels, 1)
+        self.alpha = nn.Parameter(torch.zeros(1))
+        self.query = nn.Linear(channels, inner)
+        self.key = nn.Linear(channels, inner)
+        self.value = nn.Linear(channels, channels)
         self.attention = VolumeAttention(
-            spatial_dims, 1, scope=scope, scale=1.0, method=method, memory_budget=memory_budget
+            spatial_dims, 1, pattern=pattern, scale=1.0, backend=backend, memory_budget=memory_budget
         )
 
     def context(self, x: Tensor) -> Tensor:
         """P, (B, C, *S)."""
-        flat = x.flatten(2)
-        q, k, v = to_tokens(self.query(flat)), to_tokens(self.key(flat)), to_tokens(self.value(flat))
+        tokens = to_tokens(x)
+        q, k, v = (layer(tokens).unsqueeze(1) for layer in (self.query, self.key, self.value))
         p = self.attention(q, k, v, spatial_shape(x))
         return to_volume(p.squeeze(1), spatial_shape(x))
 
@@ -83,14 +81,14 @@ class PositionAttention(Mechanism):
 
     def attention_weights(self, x: Tensor, queries: Tensor | None = None) -> dict[str, Tensor]:
         """The softmax rows of the chosen voxels as "query", (B, 1, Q, *S)."""
-        flat = x.flatten(2)
+        tokens = to_tokens(x)
         chosen = central_voxel(x) if queries is None else queries
-        q, k = to_tokens(self.query(flat)), to_tokens(self.key(flat))
+        q, k = self.query(tokens).unsqueeze(1), self.key(tokens).unsqueeze(1)
         return {"query": self.attention.rows(q, k, chosen, spatial_shape(x))}
 
 
 class ChannelAttention(Mechanism):
-    """Every channel adds to itself the channels that are like it.
+    """Adds to every channel a weighted sum of the channels that are similar to it.
 
     y = x + beta Q, Q = softmax(E) A, E = A A^T, A = x as (C, N); "official": E becomes its row's maximum less
     E. beta is learnt and starts at 0. E is computed in at least single precision.
@@ -123,28 +121,20 @@ class ChannelAttention(Mechanism):
         one_of("scale", scale, _POWERS)
         self.power = _POWERS[scale]
         self.identity_at_start = True
-        self.beta = nn.Parameter(torch.zeros(()))
-        self.ranks = None  # those that the volume is cut over, see `attn3d.shard_over`
+        self.beta = nn.Parameter(torch.zeros(1))
 
+    @without_autocast
     def affinity(self, x: Tensor) -> Tensor:
         """softmax(E), (B, C, C)."""
-        if not torch.jit.is_scripting():
-            with no_autocast(x):
-                return self._affinity(x)
-        return self._affinity(x)
-
-    def _affinity(self, x: Tensor) -> Tensor:
-        flat = at_least_single(x.flatten(2))
-        voxels = flat.shape[2]
-        if self.ranks is not None:
-            voxels = self.ranks.total(voxels, x)
-        flat = flat * voxels**self.power  # of each factor, before the product
-        energy = flat @ flat.transpose(1, 2)
-        if self.ranks is not None:
-            energy = self.ranks.sum(energy)
+        energy = self.energy(at_least_single(x.flatten(2)))
         if self.channel_energy == "official":
             energy = energy.amax(2, keepdim=True) - energy
         return energy.softmax(2)
+
+    def energy(self, flat: Tensor) -> Tensor:
+        """E of (B, C, N), scaled, (B, C, C)."""
+        flat = flat * flat.shape[2] ** self.power  # each factor, before the product
+        return flat @ flat.transpose(1, 2)
 
     def context(self, x: Tensor) -> Tensor:
         """Q, (B, C, *S)."""
@@ -161,7 +151,7 @@ class ChannelAttention(Mechanism):
 
 
 class DualAttention(Mechanism):
-    """Every voxel adds to itself the voxels, and every channel the channels, that are like it.
+    """Adds a weighted sum of similar voxels, and one of similar channels.
 
     y = x + alpha P + beta Q, P of `PositionAttention` and Q of `ChannelAttention`; starts as the identity.
 
@@ -171,8 +161,8 @@ class DualAttention(Mechanism):
         reduction: C over the width of q and k of the positions.
         channel_energy: "paper" (A A^T) or "official" (the row's maximum less it).
         scale: of the channel energy: "none", "1/N" or "1/sqrt(N)".
-        scope: which voxels see which in the position branch: a scope, its name or ``(name, {options})``.
-        method: how the position branch is computed, see `attn3d.attend`.
+        pattern: which voxels see which in the position branch: a pattern, its name or ``(name, {options})``.
+        backend: how the position branch is computed, see `attn3d.attend`.
         memory_budget: bytes that the position branch may take, see `attn3d.attend`.
         variant: "compact" or "paper"; both are the same.
 
@@ -195,8 +185,8 @@ class DualAttention(Mechanism):
         reduction: int = 8,
         channel_energy: str = "paper",
         scale: str = "none",
-        scope: Scope | str | Sequence[Any] = "global",
-        method: str = "auto",
+        pattern: Pattern | str | Sequence[Any] = "global",
+        backend: str = "auto",
         memory_budget: MemoryBudget = None,
         variant: str = "compact",
     ) -> None:
@@ -206,8 +196,8 @@ class DualAttention(Mechanism):
             spatial_dims,
             channels,
             reduction=reduction,
-            scope=scope,
-            method=method,
+            pattern=pattern,
+            backend=backend,
             memory_budget=memory_budget,
         )
         self.channel = ChannelAttention(spatial_dims, channels, channel_energy=channel_energy, scale=scale)
@@ -240,8 +230,8 @@ class DualAttentionHead(nn.Module):
         num_classes: channels of the logits.
         channel_energy: see `ChannelAttention`.
         scale: see `ChannelAttention`.
-        scope: see `PositionAttention`.
-        method: see `attn3d.attend`.
+        pattern: see `PositionAttention`.
+        backend: see `attn3d.attend`.
         memory_budget: see `attn3d.attend`.
 
     Raises:
@@ -260,8 +250,8 @@ class DualAttentionHead(nn.Module):
         *,
         channel_energy: str = "paper",
         scale: str = "none",
-        scope: Scope | str | Sequence[Any] = "global",
-        method: str = "auto",
+        pattern: Pattern | str | Sequence[Any] = "global",
+        backend: str = "auto",
         memory_budget: MemoryBudget = None,
     ) -> None:
         super().__init__()
@@ -280,7 +270,7 @@ class DualAttentionHead(nn.Module):
 
         self.position = nn.Sequential(
             convolve(in_channels, middle),
-            PositionAttention(spatial_dims, middle, scope=scope, method=method, memory_budget=memory_budget),
+            PositionAttention(spatial_dims, middle, pattern=pattern, backend=backend, memory_budget=memory_budget),
             convolve(middle, out_channels),
         )
         self.channel = nn.Sequential(

@@ -11,20 +11,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from attn3d.arguments import boolean, one_of, positive_integer
-from attn3d.attention import Global, PooledKeys, Scope, VolumeAttention, dot_product, rectified_sum
-from attn3d.attention.memory import MemoryBudget
-from attn3d.attention.plain import pool_tokens, pooled_shape
-from attn3d.attention.scopes import create_scope
+from attn3d.arguments import MemoryBudget, boolean, one_of, positive_integer
+from attn3d.attention import Global, Pattern, VolumeAttention, create_pattern, dot_product, rectified_sum
 from attn3d.layers.norms import NormSpec, create_norm
-from attn3d.layers.spatial import central_voxel, convolution, halve, keep_format, spatial_shape, to_tokens, to_volume
+from attn3d.layers.spatial import central_voxel, halve, keep_format, spatial_shape, to_tokens, to_volume
 from attn3d.mechanisms.base import Mechanism
 
 MODES = ("embedded_gaussian", "gaussian", "dot_product", "concatenation")
 
 
 class NonLocal(Mechanism):
-    """Every voxel adds to itself what all voxels say, weighed by how alike they are.
+    """Adds to every voxel a weighted sum of all voxels, weighted by pairwise similarity.
 
     z = x + norm(W y), y_i = sum_j f(x_i, x_j) g(x_j) / n, over the M voxels j of the keys, with
     theta, phi, g: C -> C' and W: C' -> C, C' = max(1, C // reduction), with biases, and by ``mode``
@@ -41,9 +38,9 @@ class NonLocal(Mechanism):
         reduction: C over the inner width C'.
         sub_sample: max-pool keys and values by 2 along every axis.
         norm: spec of the norm after W; None starts W at 0 in the paper's form.
-        scope: which voxels see which: a scope such as ``attn3d.Window((4, 8, 8), shift=True)``, its name or
+        pattern: which voxels see which: a pattern such as ``attn3d.Window((4, 8, 8), shift=True)``, its name or
             ``(name, {options})``. "dot_product" and "concatenation" take Global and PooledKeys.
-        method: how the softmax modes are computed, see `attn3d.attend`.
+        backend: how the softmax modes are computed, see `attn3d.attend`.
         memory_budget: bytes that the attention may take, see `attn3d.attend`.
         variant: "compact", or "paper", which starts as the identity.
 
@@ -68,8 +65,8 @@ class NonLocal(Mechanism):
         reduction: int = 2,
         sub_sample: bool = False,
         norm: NormSpec = "batch",
-        scope: Scope | str | Sequence[Any] = "global",
-        method: str = "auto",
+        pattern: Pattern | str | Sequence[Any] = "global",
+        backend: str = "auto",
         memory_budget: MemoryBudget = None,
         variant: str = "compact",
     ) -> None:
@@ -77,21 +74,20 @@ class NonLocal(Mechanism):
         self.mode = one_of("mode", mode, MODES)
         inner = max(1, channels // positive_integer("reduction", reduction))
         self.sub_sample = boolean("sub_sample", sub_sample)
-        line = convolution(1)  # over the voxels as they lie in memory, so that nothing is copied
-        self.value = line(channels, inner, 1)
-        self.query = nn.Identity() if mode == "gaussian" else line(channels, inner, 1)
-        self.key = nn.Identity() if mode == "gaussian" else line(channels, inner, 1)
-        scope = create_scope(scope)
-        if sub_sample and not isinstance(scope, Global):
-            raise ValueError(f"`sub_sample` pools the keys of the scope 'global' alone, got {scope}")
+        self.value = nn.Linear(channels, inner)
+        self.query = nn.Identity() if mode == "gaussian" else nn.Linear(channels, inner)
+        self.key = nn.Identity() if mode == "gaussian" else nn.Linear(channels, inner)
+        pattern = create_pattern(pattern)
+        if sub_sample and not isinstance(pattern, Global):
+            raise ValueError(f"`sub_sample` pools the keys of the pattern 'global' alone, got {pattern}")
         if mode in ("dot_product", "concatenation"):
-            if not isinstance(scope, Global | PooledKeys):
-                raise ValueError(f"`mode` {mode!r} takes the scopes Global and PooledKeys, got {scope}")
-            stride = scope.per_axis(spatial_dims)
-            self.pairwise = DotProduct(stride) if mode == "dot_product" else Concatenation(stride, inner)
+            if pattern.local:
+                raise ValueError(f"`mode` {mode!r} takes the patterns Global and PooledKeys, got {pattern}")
+            pattern.sizes(spatial_dims)
+            self.pairwise = DotProduct(pattern) if mode == "dot_product" else Concatenation(pattern, inner)
         else:
             self.pairwise = VolumeAttention(
-                spatial_dims, 1, scope=scope, scale=1.0, method=method, memory_budget=memory_budget
+                spatial_dims, 1, pattern=pattern, scale=1.0, backend=backend, memory_budget=memory_budget
             )
         self.out = nn.Linear(inner, channels)
         self.norm = create_norm(norm, channels)
@@ -104,23 +100,20 @@ class NonLocal(Mechanism):
     def compared(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, list[int]]:
         """Queries, keys and values, each (B, 1, N or M, .), and the shape of the volume of keys."""
         shape = spatial_shape(x)
-        flat = x.flatten(2)
-        q, k, v = self.query(flat), self.key(flat), self.value(flat)
+        tokens = to_tokens(x)
+        q, k, v = self.query(tokens), self.key(tokens), self.value(tokens)
         if self.sub_sample:
-            k_volume = halve(k.unflatten(2, shape))
-            k, v = k_volume.flatten(2), halve(v.unflatten(2, shape)).flatten(2)
-            shape = spatial_shape(k_volume)
-        return to_tokens(q), to_tokens(k), to_tokens(v), shape
-
-    def response(self, x: Tensor) -> Tensor:
-        """y, (B, N, C'). On return queries, keys and values are free but for what backward keeps."""
-        q, k, v, shape = self.compared(x)
-        return self.pairwise(q, k, v, shape).squeeze(1)
+            k, v = halve(to_volume(k, shape)), halve(to_volume(v, shape))
+            shape = spatial_shape(k)
+            k, v = to_tokens(k), to_tokens(v)
+        return q.unsqueeze(1), k.unsqueeze(1), v.unsqueeze(1), shape
 
     def forward(self, x: Tensor) -> Tensor:
-        """Adds to (B, C, *S) what its voxels say to each other."""
+        """Adds to (B, C, *S) the weighted sums."""
         self.check_input(x)
-        y = to_volume(self.out(self.response(x)), spatial_shape(x))
+        # Without names, so that queries, keys and values are free on return but for what is saved for backward.
+        y = self.pairwise(*self.compared(x)).squeeze(1)
+        y = to_volume(self.out(y), spatial_shape(x))
         return keep_format(x + self.norm(y), x)
 
     def attention_weights(self, x: Tensor, queries: Tensor | None = None) -> dict[str, Tensor]:
@@ -131,65 +124,45 @@ class NonLocal(Mechanism):
 
 
 class DotProduct(nn.Module):
-    """f = theta_i . phi_j, the keys being means of cells where there is a stride."""
+    """f = theta_i . phi_j, over the keys that a pattern leaves."""
 
-    stride: list[int]
-
-    def __init__(self, stride: list[int]) -> None:
+    def __init__(self, pattern: Pattern) -> None:
         super().__init__()
-        self.stride = stride
-        self.ranks = None  # those that the volume is cut over, see `attn3d.shard_over`
+        self.pattern = pattern
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, shape: list[int]) -> Tensor:
-        """y_i = sum_j f_ij v_j, (B, 1, N, C')."""
-        if self.ranks is not None:
-            k, v, shape = self.ranks.all_keys(k, v, shape)
-        if len(self.stride) > 0:
-            k, v = pool_tokens(k, shape, self.stride), pool_tokens(v, shape, self.stride)
-        return dot_product(q, k, v)
+        """y_i = sum_j f_ij v_j / M, (B, 1, N, C')."""
+        return dot_product(q, self.pattern.pool(k, shape)[0], self.pattern.pool(v, shape)[0])
 
     def rows(self, q: Tensor, k: Tensor, chosen: Tensor, shape: list[int]) -> Tensor:
         """f_ij / M of the queries ``chosen``, (Q,), over the volume of the keys: (B, 1, Q, *S)."""
-        if self.ranks is not None:
-            raise ValueError("a shard has no row of weights: ask a copy, which works on whole volumes")
-        if len(self.stride) > 0:
-            k, shape = pool_tokens(k, shape, self.stride), pooled_shape(shape, self.stride)
+        k, shape = self.pattern.pool(k, shape)
         return (q[:, :, chosen] @ k.transpose(2, 3) / k.shape[2]).unflatten(3, shape)
 
 
 class Concatenation(nn.Module):
     """f = relu(w_f . [theta_i; phi_j]): w_f splits, so that f_ij = relu(a_i + b_j)."""
 
-    stride: list[int]
-
-    def __init__(self, stride: list[int], inner: int) -> None:
+    def __init__(self, pattern: Pattern, inner: int) -> None:
         super().__init__()
-        self.stride = stride
-        self.ranks = None  # those that the volume is cut over, see `attn3d.shard_over`
+        self.pattern = pattern
         self.inner = inner
         self.weight = nn.Parameter(torch.empty(1, 2 * inner))
         nn.init.kaiming_uniform_(self.weight, a=5**0.5)  # as nn.Linear
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, shape: list[int]) -> Tensor:
-        """y_i = sum_j f_ij v_j, (B, 1, N, C')."""
-        if self.ranks is not None:
-            k, v, shape = self.ranks.all_keys(k, v, shape)
-        if len(self.stride) > 0:
-            k, v = pool_tokens(k, shape, self.stride), pool_tokens(v, shape, self.stride)
-        a, b = self._compared(q, k)
-        return rectified_sum(a, b, v)
+        """y_i = sum_j f_ij v_j / M, (B, 1, N, C')."""
+        k, v = self.pattern.pool(k, shape)[0], self.pattern.pool(v, shape)[0]
+        return rectified_sum(*self._split(q, k), v)
 
-    def _compared(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    def _split(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """a and b, (B, H, N) and (B, H, M)."""
-        # Not `q @ weight[0]`: torch's ONNX exporter gets a product with a slice of a parameter wrong.
+        # Not `q @ weight[0]`: PyTorch's ONNX exporter gets a product with a slice of a parameter wrong.
         of_q, of_k = self.weight[:, : self.inner], self.weight[:, self.inner :]
         return linear(q, of_q).squeeze(3), linear(k, of_k).squeeze(3)
 
     def rows(self, q: Tensor, k: Tensor, chosen: Tensor, shape: list[int]) -> Tensor:
         """f_ij / M of the queries ``chosen``, (Q,), over the volume of the keys: (B, 1, Q, *S)."""
-        if self.ranks is not None:
-            raise ValueError("a shard has no row of weights: ask a copy, which works on whole volumes")
-        if len(self.stride) > 0:
-            k, shape = pool_tokens(k, shape, self.stride), pooled_shape(shape, self.stride)
-        a, b = self._compared(q[:, :, chosen], k)
+        k, shape = self.pattern.pool(k, shape)
+        a, b = self._split(q[:, :, chosen], k)
         return (torch.relu(a.unsqueeze(3) + b.unsqueeze(2)) / k.shape[2]).unflatten(3, shape)

@@ -5,15 +5,22 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from attn3d.arguments import positive_integer
-from attn3d.attention import Scope, VolumeAttention
-from attn3d.attention.memory import MemoryBudget
-from attn3d.layers.spatial import central_voxel, convolution, keep_format, spatial_shape, to_tokens, to_volume
+from attn3d.arguments import MemoryBudget, positive_integer
+from attn3d.attention import Pattern, VolumeAttention
+from attn3d.layers.spatial import (
+    central_voxel,
+    join_heads,
+    keep_format,
+    spatial_shape,
+    split_heads,
+    to_tokens,
+    to_volume,
+)
 from attn3d.mechanisms.base import Mechanism
 
 
 class MultiHeadSelfAttention(Mechanism):
-    """Every voxel becomes a mean of all voxels, weighed anew by every head.
+    """Multi-head attention of the voxels of a map to each other.
 
     q, k, v = split(W x + b), W: C -> 3 C; y = W_o [softmax(q_h k_h^T / sqrt(C / H)) v_h over heads h] + b_o.
     No residual: y replaces x.
@@ -22,12 +29,12 @@ class MultiHeadSelfAttention(Mechanism):
         spatial_dims: 1, 2 or 3.
         channels: C.
         num_heads: H, a divisor of C; by default the largest that is not above 8.
-        scope: which voxels see which: a scope such as ``attn3d.Window(8)``, its name or ``(name, {options})``.
+        pattern: which voxels see which: a pattern such as ``attn3d.Window(8)``, its name or ``(name, {options})``.
         position_bias: learnt for every head by the distance of two voxels, 0 at start: "axis", a sum over the
-            axes; "joint", one for every offset; None. For scopes of fixed size: Window, Grid, and Neighborhood
+            axes; "joint", one for every offset; None. For patterns of fixed size: Window, Grid, and Neighborhood
             with "axis".
         dropout: probability of dropping a weight in training.
-        method: how it is computed, see `attn3d.attend`.
+        backend: how it is computed, see `attn3d.attend`.
         memory_budget: bytes that the attention may take, see `attn3d.attend`.
         variant: "compact" or "paper"; both are the same.
 
@@ -48,10 +55,10 @@ class MultiHeadSelfAttention(Mechanism):
         channels: int,
         *,
         num_heads: int | None = None,
-        scope: Scope | str | Sequence[Any] = "global",
+        pattern: Pattern | str | Sequence[Any] = "global",
         position_bias: str | None = None,
         dropout: float = 0.0,
-        method: str = "auto",
+        backend: str = "auto",
         memory_budget: MemoryBudget = None,
         variant: str = "compact",
     ) -> None:
@@ -62,28 +69,27 @@ class MultiHeadSelfAttention(Mechanism):
         if positive_integer("num_heads", num_heads) not in divisors:
             raise ValueError(f"`num_heads` must divide {channels} channels, got {num_heads}; {divisors} do")
         self.num_heads = num_heads
-        self.qkv = convolution(1)(channels, 3 * channels, 1)
+        self.qkv = nn.Linear(channels, 3 * channels)
         self.attention = VolumeAttention(
             spatial_dims,
             num_heads,
-            scope=scope,
+            pattern=pattern,
             position_bias=position_bias,
             dropout=dropout,
-            method=method,
+            backend=backend,
             memory_budget=memory_budget,
         )
         self.out = nn.Linear(channels, channels)
 
     def heads(self, x: Tensor) -> list[Tensor]:
         """q, k and v, each (B, H, N, C / H)."""
-        return [to_tokens(part, self.num_heads) for part in self.qkv(x.flatten(2)).chunk(3, 1)]
+        return [split_heads(part, self.num_heads) for part in self.qkv(to_tokens(x)).chunk(3, 2)]
 
     def forward(self, x: Tensor) -> Tensor:
         """Attends over (B, C, *S)."""
         self.check_input(x)
-        q, k, v = self.heads(x)
-        y = self.attention(q, k, v, spatial_shape(x)).transpose(1, 2).flatten(2)
-        return keep_format(to_volume(self.out(y), spatial_shape(x)), x)
+        y = self.attention(*self.heads(x), spatial_shape(x))
+        return keep_format(to_volume(self.out(join_heads(y)), spatial_shape(x)), x)
 
     def attention_weights(self, x: Tensor, queries: Tensor | None = None) -> dict[str, Tensor]:
         """The softmax rows of the chosen voxels as "query", (B, H, Q, *S of the keys)."""

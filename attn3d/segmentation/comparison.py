@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from attn3d.arguments import one_of, positive_integer
-from attn3d.factory import names
+from attn3d.factory import list_attention
 from attn3d.planning import estimate_memory
 from attn3d.plotting import confidence_interval, plot_comparison
 from attn3d.segmentation.evaluation import mean_dice
@@ -63,7 +63,7 @@ def compare(
     """
     positive_integer("seeds", seeds)
     for mechanism in mechanisms:
-        one_of("mechanisms", mechanism, names())
+        one_of("mechanisms", mechanism, list_attention())
     out = Path(out)
     asked = {"data": None if data is None else str(data), "at": list(at), "settings": settings}
     _same(out / "settings.json", json.loads(json.dumps(asked)))

@@ -216,17 +216,17 @@ def configure(dataset: Any, images: int, fingerprint: Fingerprint, settings: Map
 
 
 def with_window(attention: Any, spacing: Sequence[float]) -> Any:
-    """The spec of a mechanism, with a size for the scope "window" if it has none.
+    """The spec of a mechanism, with a size for the pattern "window" if it has none.
 
     8 voxels along the finest axis and about as many mm along the others, but 2 voxels at least.
     """
     if attention is None:
         return None
     name, options = read_spec("attention", attention)
-    if options.get("scope") != "window":
+    if options.get("pattern") != "window":
         return attention
     size = [max(2, round(_WINDOW * min(spacing) / one)) for one in spacing]
-    return [name, {**options, "scope": ["window", {"size": size}]}]
+    return [name, {**options, "pattern": ["window", {"size": size}]}]
 
 
 def _fitting(geometry: Geometry, multiple: tuple[int, ...], given: bool) -> tuple[int, ...]:

@@ -27,18 +27,18 @@ def attention(bench: Bench) -> Iterator[Row]:
 
 def one_head(bench: Bench) -> Iterator[Row]:
     """One head of width 64, as in a non-local block, against PyTorch's function on the same contiguous tensors."""
-    for count, methods in ((4096, ("auto", "chunked")), (8000, ("auto",))):
+    for count, backends in ((4096, ("auto", "chunked")), (8000, ("auto",))):
         count = bench.size(count)
         tokens = [bench.random(1, 1, count, 64) for _ in range(3)]
-        for method in methods:
+        for backend in backends:
 
-            def ours(q: Tensor, k: Tensor, v: Tensor, method: str = method) -> Tensor:
-                return attn3d.attend(q, k, v, method=method)
+            def ours(q: Tensor, k: Tensor, v: Tensor, backend: str = backend) -> Tensor:
+                return attn3d.attend(q, k, v, backend=backend)
 
-            limits = (1.1, 0.85) if method == "auto" else (None, None)
+            limits = (1.1, 0.85) if backend == "auto" else (None, None)
             for step, name, limit in ((inference, "forward", limits[0]), (training, "training", limits[1])):
                 pair = step(ours, *tokens), step(scaled_dot_product_attention, *tokens)
-                what = f"attend, {method}, {name}, N = {count}"
+                what = f"attend, {backend}, {name}, N = {count}"
                 yield bench.time(what, "bare SDPA", *pair, limit)
                 yield bench.memory(what, "bare SDPA", *pair)
 
@@ -67,14 +67,14 @@ def blocks(bench: Bench) -> Iterator[Row]:
     extent = bench.size(32)
     x = bench.random(1, 32, *[extent] * 3)
     net = bench.placed(attn3d.NonLocal(3, 32))
-    plain = attn3d.estimate_memory("non_local", x.shape, method="reference") / MIB
+    plain = attn3d.estimate_memory("non_local", x.shape, backend="math") / MIB
     what = f"NonLocal, training, {extent}³, C = 32"
     yield Row(what, "plain, foretold", bench.peak(training(net, x)) / MIB, plain, "MiB", 60 / plain)
 
 
 def windows(bench: Bench) -> Iterator[Row]:
     """Windows of 8³ voxels: memory beside that of their inputs and output, and time as the volume grows."""
-    layer = VolumeAttention(3, 4, scope=attn3d.Window(8))
+    layer = VolumeAttention(3, 4, pattern=attn3d.Window(8))
     volumes = [[bench.size(size)] * 3 for size in (24, 32, 48)]
     tokens = [[bench.random(1, 4, math.prod(shape), 16) for _ in range(3)] for shape in volumes]
     for step, name, limit in ((inference, "forward", 1.3), (training, "training", 2.0)):

@@ -147,6 +147,8 @@ CHARTS: dict[str, dict[str, Callable[[dict[str, Any]], Card]]] = {
     "insertion": {"insertion": overheads},
     "scaling": {
         "scaling_mechanisms": lambda found: growth(found, "mechanism", "Mechanisms against the number of voxels N"),
-        "scaling_scopes": lambda found: growth(found, "scope", "Scopes of a non-local block against the voxels N"),
+        "scaling_patterns": lambda found: growth(
+            found, "pattern", "Patterns of attention against the number of voxels N"
+        ),
     },
 }

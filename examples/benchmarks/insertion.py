@@ -13,7 +13,7 @@ from examples.benchmarks.measuring import MIB, Bench, Row, sizes
 
 PATCH, SMALL_PATCH, CHANNELS, CLASSES = (48, 48, 48), (16, 16, 16), 16, 3  # three halvings deep
 WINDOWED = ("non_local", "mhsa", "danet")  # all pairs of the first stage would take longer than the network
-WINDOW = {"scope": ("window", {"size": 8})}
+WINDOW = {"pattern": ("window", {"size": 8})}
 
 
 def unet(width: int) -> nn.Module:
@@ -44,10 +44,10 @@ def insertion(bench: Bench) -> Iterator[Row]:
         host = build(width)
         plain = step(bench.placed(copy.deepcopy(host)), x, target)
         of_plain = bench.peak(plain) / MIB
-        for name in bench.chosen(attn3d.names()):
+        for name in bench.chosen(attn3d.list_attention()):
             options = WINDOW if name in WINDOWED else {}
             with_it = attn3d.insert_attention(copy.deepcopy(host), name, at="encoder", **options)
-            stages = sum(len(one["at"]) for one in attn3d.insertions(with_it))
+            stages = sum(len(one["at"]) for one in attn3d.inserted_attention(with_it))
             pair = step(bench.placed(with_it), x, target), plain
             what = f"{network} with {name}{', windows of 8³,' if options else ''} at {stages} stages, "
             what += sizes(patch, width)

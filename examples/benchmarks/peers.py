@@ -114,7 +114,7 @@ def listed(bench: Bench, large: tuple[int, ...], smaller: tuple[int, ...], chann
         return lambda: getattr(importlib.import_module("timm_3d.layers"), name)(channels)
 
     mhsa = ("mhsa", {"num_heads": heads})
-    in_windows = ("mhsa", {"num_heads": heads, "scope": ("window", {"size": window}), "position_bias": "joint"})
+    in_windows = ("mhsa", {"num_heads": heads, "pattern": ("window", {"size": window}), "position_bias": "joint"})
     biased = ("se", {"bias": True})
     found = [
         Peer("se", "se", "MONAI ChannelSELayer", "monai", volume(large),
@@ -142,7 +142,7 @@ def listed(bench: Bench, large: tuple[int, ...], smaller: tuple[int, ...], chann
 def neighbourhoods(shape: tuple[int, ...], heads: int) -> tuple[Callable, Callable]:
     """Both on (B, *S, H, d), as NATTEN has it."""
     theirs = importlib.import_module("natten").na3d
-    layer = attn3d.attention.VolumeAttention(3, heads, scope=attn3d.Neighborhood(NEIGHBORHOOD))
+    layer = attn3d.attention.VolumeAttention(3, heads, pattern=attn3d.Neighborhood(NEIGHBORHOOD))
 
     def ours(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         y = layer(*(x.flatten(1, 3).transpose(1, 2) for x in (q, k, v)), list(shape))

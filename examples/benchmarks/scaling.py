@@ -1,4 +1,4 @@
-"""Time and memory in training against the number of voxels N, of every mechanism and every scope of attention."""
+"""Time and memory in training against the number of voxels N, of every mechanism and every pattern of attention."""
 
 import statistics
 from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ OCTAVES, FEW_OCTAVES = 6, 3  # from the largest volume down to a 64th of it; an 
 # Beyond so many voxels all pairs take longer than they tell; as a matrix they do not fit long before.
 MOST_PAIRED, MOST_IN_A_MATRIX = 2**14, 2**12
 PAIRWISE = ("non_local", "mhsa", "danet")
-SCOPES: dict[str, Any] = {
+PATTERNS: dict[str, Any] = {
     "window 8": ("window", {"size": 8}),
     "window 8, shifted": ("window", {"size": 8, "shift": True}),
     "grid 8": ("grid", {"size": 8}),
@@ -31,8 +31,8 @@ class Curve(NamedTuple):
     """How something grows.
 
     Attributes:
-        name: of a mechanism or a scope.
-        kind: "mechanism" or "scope".
+        name: of a mechanism or a pattern.
+        kind: "mechanism" or "pattern".
         points: (N, median of seconds, most bytes alive beyond the input, quartiles of the seconds), by N.
     """
 
@@ -53,20 +53,22 @@ def scaling(bench: Bench) -> Iterator[Curve]:
     """Every curve."""
     channels = bench.width(CHANNELS)
     shapes = halved(bench.volume(*LARGEST), FEW_OCTAVES if bench.small else OCTAVES)
-    for name in bench.chosen(attn3d.names()):
+    for name in bench.chosen(attn3d.list_attention()):
         most = MOST_PAIRED if name in PAIRWISE else None
         yield curve(bench, name, "mechanism", lambda name=name: create(name, channels), shapes, channels, most)
     if bench.chosen(["non_local"]):
-        yield from scopes(bench, channels, shapes)
+        yield from patterns(bench, channels, shapes)
 
 
-def scopes(bench: Bench, channels: int, shapes: list[tuple[int, ...]]) -> Iterator[Curve]:
-    """A non-local block in every scope, and with all pairs in a matrix."""
-    yield curve(bench, "plain, all pairs", "scope", lambda: PlainNonLocal(channels), shapes, channels, MOST_IN_A_MATRIX)
-    yield curve(bench, "global", "scope", lambda: create("non_local", channels), shapes, channels, MOST_PAIRED)
-    for name, scope in SCOPES.items():
-        make = lambda scope=scope: create(("non_local", {"scope": scope}), channels)  # noqa: E731
-        yield curve(bench, name, "scope", make, shapes, channels)
+def patterns(bench: Bench, channels: int, shapes: list[tuple[int, ...]]) -> Iterator[Curve]:
+    """A non-local block in every pattern, and with all pairs in a matrix."""
+    yield curve(
+        bench, "plain, all pairs", "pattern", lambda: PlainNonLocal(channels), shapes, channels, MOST_IN_A_MATRIX
+    )
+    yield curve(bench, "global", "pattern", lambda: create("non_local", channels), shapes, channels, MOST_PAIRED)
+    for name, pattern in PATTERNS.items():
+        make = lambda pattern=pattern: create(("non_local", {"pattern": pattern}), channels)  # noqa: E731
+        yield curve(bench, name, "pattern", make, shapes, channels)
 
 
 def create(spec: Any, channels: int) -> nn.Module:

@@ -11,7 +11,7 @@ from attn3d.adapters.monai import Attention
 
 def test_it_is_a_layer_factory():
     assert isinstance(Attention, LayerFactory)
-    assert Attention.names == tuple(attn3d.names())
+    assert Attention.names == tuple(attn3d.list_attention())
     assert "cbam" in Attention
     assert "CBAM" in Attention
     assert "conv" not in Attention

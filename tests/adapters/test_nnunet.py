@@ -18,7 +18,13 @@ from typer.testing import CliRunner
 
 import attn3d
 from attn3d.adapters.nnunet import NETWORK, add_configuration, app
-from attn3d.insertion import attention_parameters, attention_sites, insertions, load_pretrained, remove_attention
+from attn3d.insertion import (
+    attention_parameters,
+    attention_sites,
+    inserted_attention,
+    load_pretrained,
+    remove_attention,
+)
 from tests.adapters import stand_in
 from tests.marks import some
 
@@ -133,7 +139,7 @@ def test_it_is_copied_and_pickled() -> None:
     net, x = build(with_attention({"spec": "cbam", "at": ["encoder", "skip"]}), True).eval(), torch.randn(1, 2, 8, 8, 8)
     for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
         assert torch.equal(other(x)[0], net(x)[0])
-        assert insertions(other) == insertions(net)
+        assert inserted_attention(other) == inserted_attention(net)
 
 
 class TestCommand:
@@ -168,7 +174,7 @@ class TestCommand:
         result = CliRunner().invoke(app, [str(path), *arguments])
         assert result.exit_code == 0, result.output
         net = build(json.loads(path.read_text())["configurations"]["both"]["architecture"], False)
-        assert [item["spec"][0] for item in insertions(net)] == ["cbam", "eca"]
+        assert [item["spec"][0] for item in inserted_attention(net)] == ["cbam", "eca"]
 
     def test_what_is_inherited_is_found(self, tmp_path: Any) -> None:
         arguments = [str(self.file(tmp_path)), "--configuration", "low", "--attention", "se", "--at", "encoder"]

@@ -16,8 +16,8 @@ from tests.references.attention import attend
 BATCH, HEADS, QUERIES, KEYS, WIDTH, VALUE_WIDTH = 2, 2, 13, 11, 5, 6
 SCALE = WIDTH**-0.5
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
-METHODS = ["fused", "chunked", "reference", "auto"]
-EXACT = ["fused", "chunked", "auto"]
+BACKENDS = ["sdpa", "chunked", "math", "auto"]
+EXACT = ["sdpa", "chunked", "auto"]
 MASKS = ["none", "keys", "keyless", "bias", "hiding_bias", "keys_and_bias"]
 
 # Computes the output from q, k, v, the key mask and the bias.
@@ -70,14 +70,14 @@ def case(dtype: torch.dtype, mask: str) -> Case:
 
 
 def assert_as_exact_as_the_plain_form(
-    method: Method, dtype: torch.dtype, mask: str, *, trains_the_bias: bool = True
+    backend: Method, dtype: torch.dtype, mask: str, *, trains_the_bias: bool = True
 ) -> None:
     """Holds outputs to 2 and gradients to 3 times the error of the plain form, root mean squares.
 
     A twentieth of a unit in the last place is granted, for a plain form that is right by chance.
     """
     inputs, key_mask, bias, upstream, expected, plain_errors = case(dtype, mask)
-    results = _results(method, inputs, key_mask, bias, upstream, trains_the_bias)
+    results = _results(backend, inputs, key_mask, bias, upstream, trains_the_bias)
     names = ["output", "q", "k", "v", "bias"]
     for name, found, reference, plain in zip(names, results, expected, plain_errors, strict=False):
         assert found.dtype == dtype
@@ -88,7 +88,7 @@ def assert_as_exact_as_the_plain_form(
 
 
 def _results(
-    method: Method,
+    backend: Method,
     inputs: Sequence[Tensor],
     key_mask: Tensor | None,
     bias: Tensor | None,
@@ -98,7 +98,7 @@ def _results(
     leaves = [tensor.clone().requires_grad_() for tensor in inputs]
     if bias is not None:
         bias = bias.clone().requires_grad_(trains_the_bias)
-    output = method(*leaves, key_mask, bias)
+    output = backend(*leaves, key_mask, bias)
     trained = leaves if bias is None or not trains_the_bias else [*leaves, bias]
     return [output.detach(), *torch.autograd.grad(output, trained, upstream)]
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from attn3d import Axial, Global, Grid, Neighborhood, PooledKeys, Window
-from attn3d.attention import Scope, VolumeAttention
+from attn3d.attention import Pattern, VolumeAttention
 from tests.mechanisms.parity import volume
 from tests.references.attention import Rule, attend_within
 
@@ -29,21 +29,21 @@ NAMES = {
 
 
 class Scoped(NamedTuple):
-    """A scope with a position bias."""
+    """A pattern with a position bias."""
 
-    scope: Scope
+    pattern: Pattern
     position_bias: str | None = None
 
     def __str__(self) -> str:
-        return f"{self.scope}{'' if self.position_bias is None else self.position_bias}"
+        return f"{self.pattern}{'' if self.position_bias is None else self.position_bias}"
 
     @property
     def name(self) -> str:
-        return NAMES[type(self.scope)]
+        return NAMES[type(self.pattern)]
 
     def rule(self, spatial_dims: int) -> Rule:
         """What it says, for the references."""
-        options = vars(self.scope)
+        options = vars(self.pattern)
 
         def per_axis(value: int | tuple[int, ...]) -> tuple[int, ...]:
             return (value,) * spatial_dims if isinstance(value, int) else value
@@ -58,7 +58,7 @@ class Scoped(NamedTuple):
     def layer(self, spatial_dims: int, heads: int = HEADS, **options: Any) -> VolumeAttention:
         """In float64, with random position tables."""
         layer = VolumeAttention(
-            spatial_dims, heads, scope=self.scope, position_bias=self.position_bias, **options
+            spatial_dims, heads, pattern=self.pattern, position_bias=self.position_bias, **options
         ).double()
         for parameter in layer.parameters():
             nn.init.normal_(parameter, generator=torch.Generator().manual_seed(3))
@@ -98,7 +98,7 @@ def assert_results(found: dict[str, Tensor], expected: dict[str, Tensor]) -> Non
 
 # Size 1, smaller than a window, equal to it, prime, a multiple, one more than a multiple.
 SHAPES = [(1,), (2,), (7,), (8,), (13,), (1, 6), (5, 7), (9, 1), (4, 8), (3, 4, 5), (1, 5, 6), (2, 1, 7), (7, 3, 3)]
-SCOPES = [
+PATTERNS = [
     Scoped(Global()),
     Scoped(Window(3)),
     Scoped(Window(4, shift=True)),
@@ -128,7 +128,7 @@ ANISOTROPIC = [
     Scoped(PooledKeys((1, 2, 4))),
     Scoped(PooledKeys((9, 5, 1))),
 ]
-METHODS = ["chunked", "fused", "reference", "auto", "scripted"]
+BACKENDS = ["chunked", "sdpa", "math", "auto", "scripted"]
 
 
 @functools.cache
@@ -139,19 +139,19 @@ def case(scoped: Scoped, shape: tuple[int, ...]):
 
 
 @functools.cache
-def layer_of(scoped: Scoped, spatial_dims: int, method: str) -> nn.Module:
-    """The layer of a method, or as TorchScript has it."""
-    if method == "scripted":
+def layer_of(scoped: Scoped, spatial_dims: int, backend: str) -> nn.Module:
+    """The layer of a backend, or as TorchScript has it."""
+    if backend == "scripted":
         return torch.jit.script(scoped.layer(spatial_dims))
-    return scoped.layer(spatial_dims, method=method)
+    return scoped.layer(spatial_dims, backend=backend)
 
 
-def assert_equal_to_the_loops(scoped: Scoped, shape: tuple[int, ...], method: str) -> None:
-    """Holds output and gradients to the loops; what "fused" does not serve is refused."""
+def assert_equal_to_the_loops(scoped: Scoped, shape: tuple[int, ...], backend: str) -> None:
+    """Holds output and gradients to the loops; what "sdpa" does not serve is refused."""
     leaves, reference = case(scoped, shape)
-    layer = layer_of(scoped, len(shape), method)
-    if method == "fused" and (scoped.name == "axial" or scoped.position_bias == "joint"):
-        with pytest.raises(ValueError, match="`method` 'fused' does not serve"):
+    layer = layer_of(scoped, len(shape), backend)
+    if backend == "sdpa" and (scoped.name == "axial" or scoped.position_bias == "joint"):
+        with pytest.raises(ValueError, match="`backend` 'sdpa' does not serve"):
             layer(*leaves, list(shape))
         return
     assert_results(results(layer(*leaves, list(shape)), leaves, layer.position_table), reference)

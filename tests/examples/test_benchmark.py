@@ -207,7 +207,7 @@ def test_kept_is_what_no_one_else_holds(measuring, function, elements):
 def test_the_floor_is_counted_for_every_mechanism(example):
     from examples.benchmarks.floor import PASSES
 
-    assert set(PASSES) == set(example.attn3d.names())
+    assert set(PASSES) == set(example.attn3d.list_attention())
     for name, floor in PASSES.items():
         for passes, words in ((floor.forward, floor.forward_passes), (floor.backward, floor.backward_passes)):
             words = words.replace("both U", "U, U").replace("both dU", "dU, dU")

@@ -77,10 +77,10 @@ def network(config: str) -> torch.nn.Module:
 
 def test_both_configurations_have_the_same_network_with_attention(root: Path) -> None:
     one, two = network("configs/train.json"), network("configs/inference.json")
-    [item] = attn3d.insertions(one)
+    [item] = attn3d.inserted_attention(one)
     assert item["spec"] == ["cbam", {"reduction": 8}]
     assert {name.split(":")[0] for name in item["at"]} == {"encoder", "skip"}
-    assert attn3d.insertions(two) == [item]
+    assert attn3d.inserted_attention(two) == [item]
     assert list(one.state_dict()) == list(two.state_dict())
 
 

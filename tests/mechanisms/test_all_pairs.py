@@ -1,4 +1,4 @@
-"""N x N is built by nothing but the reference method."""
+"""N x N is built by nothing but the reference backend."""
 
 from __future__ import annotations
 
@@ -25,4 +25,4 @@ def test_no_operator_gives_all_pairs(configuration):
 
 @pytest.mark.parametrize("configuration", ["non_local", "non_local-gaussian", "mhsa-one_head", "danet"])
 def test_the_reference_method_does(configuration):
-    assert largest_in_training(BY_ID[configuration], method="reference") >= VOXELS**2
+    assert largest_in_training(BY_ID[configuration], backend="math") >= VOXELS**2

@@ -114,6 +114,6 @@ def test_the_reported_rows_are_those_of_the_positions():
 )
 def test_how_positions_attend_is_passed_on(build):
     """To the mechanism's layer, and to that of the published head."""
-    module = build(3, 16, scope=("window", {"size": 2}), method="reference", memory_budget="1GiB")
+    module = build(3, 16, pattern=("window", {"size": 2}), backend="math", memory_budget="1GiB")
     (layer,) = (part for part in module.modules() if isinstance(part, VolumeAttention))
-    assert (layer.scope, layer.method, layer.memory_budget) == (attn3d.Window(2), "reference", "1GiB")
+    assert (layer.pattern, layer.backend, layer.memory_budget) == (attn3d.Window(2), "math", "1GiB")

@@ -19,7 +19,7 @@ VALUES = [
     *((name, {"reduction": value}) for name in REDUCED for value in (0, -4)),
     *((name, {"norm": "bach"}) for name in NORMED),
     *((name, {"variant": "papper"}) for name in NAMES),
-    *((name, {"method": "fsued"}) for name in ("non_local", "mhsa", "danet")),
+    *((name, {"backend": "fsued"}) for name in ("non_local", "mhsa", "danet")),
     ("eca", {"kernel_size": 4}),
     ("eca", {"kernel_size": 0}),
     ("cbam", {"kernel_size": 4}),

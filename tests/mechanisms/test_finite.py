@@ -87,7 +87,7 @@ def large_cases():
 def test_large_volumes_in_half_precision(configuration, size, stride):
     """Sums over 110,592 and 262,144 voxels, of values about one whose mean is not zero."""
     device = "cuda" if attends_to_all(configuration) and torch.cuda.is_available() else "cpu"
-    options = {} if stride is None else {"scope": ("pooled_keys", {"stride": stride})}
+    options = {} if stride is None else {"pattern": ("pooled_keys", {"stride": stride})}
     module = build(configuration, 3, 2, **options).eval().to(device, torch.float16)
     x = (1.0 + torch.randn(1, 2, size, size, size, generator=torch.Generator().manual_seed(0))).to(device).half()
     with torch.no_grad():

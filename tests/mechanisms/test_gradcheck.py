@@ -61,19 +61,19 @@ def test_first_derivative(configuration, spatial_dims):
 @dimensions
 @configurations
 def test_second_derivative(configuration, spatial_dims):
-    options = {"method": "reference"} if attends_with_softmax(configuration) else {}
+    options = {"backend": "math"} if attends_with_softmax(configuration) else {}
     function, inputs = as_function(configuration, spatial_dims, **options)
     assert gradgradcheck(function, inputs, fast_mode=is_large(inputs))
 
 
-@pytest.mark.parametrize("method", ["fused", "chunked"])
+@pytest.mark.parametrize("backend", ["sdpa", "chunked"])
 @pytest.mark.parametrize(
     "configuration",
     [configuration for configuration in CONFIGURATIONS if attends_with_softmax(configuration)],
     ids=lambda cell: cell.id,
 )
-def test_only_the_reference_method_has_a_second_derivative(configuration, method):
-    function, inputs = as_function(configuration, 3, method=method)
+def test_only_the_reference_method_has_a_second_derivative(configuration, backend):
+    function, inputs = as_function(configuration, 3, backend=backend)
     (gradient,) = torch.autograd.grad(function(*inputs).square().sum(), inputs[:1], create_graph=True)
     with pytest.raises(RuntimeError, match=r"derivative|autograd formula"):
         torch.autograd.grad(gradient.square().sum(), inputs[:1])

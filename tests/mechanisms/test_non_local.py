@@ -108,7 +108,7 @@ def test_the_reported_rows_are_those_of_the_block(mode, sub_sample):
 @pytest.mark.parametrize("mode", MODES)
 def test_the_reported_rows_are_over_the_means_of_pooled_keys(mode):
     """With identity maps and no norm, z - x is the rows times the means of cells."""
-    module = attn3d.NonLocal(2, 4, mode=mode, reduction=1, norm=None, scope=attn3d.PooledKeys((2, 3))).double()
+    module = attn3d.NonLocal(2, 4, mode=mode, reduction=1, norm=None, pattern=attn3d.PooledKeys((2, 3))).double()
     randomise(module)
     with torch.no_grad():
         value, value_bias, *_, out, out_bias = module.parameters()
@@ -125,12 +125,15 @@ def test_the_reported_rows_are_over_the_means_of_pooled_keys(mode):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sub_sample": True, "scope": "axial"}, r"`sub_sample` pools the keys of the scope 'global' alone, got Axial"),
         (
-            {"mode": "dot_product", "scope": "axial"},
-            r"`mode` 'dot_product' takes the scopes Global and PooledKeys, got",
+            {"sub_sample": True, "pattern": "axial"},
+            r"`sub_sample` pools the keys of the pattern 'global' alone, got Axial",
         ),
-        ({"mode": "concatenation", "scope": ("window", {"size": 2})}, r"`mode` 'concatenation' takes .* got Window"),
+        (
+            {"mode": "dot_product", "pattern": "axial"},
+            r"`mode` 'dot_product' takes the patterns Global and PooledKeys, got",
+        ),
+        ({"mode": "concatenation", "pattern": ("window", {"size": 2})}, r"`mode` 'concatenation' takes .* got Window"),
     ],
 )
 def test_scopes_that_a_form_does_not_have(options, message):

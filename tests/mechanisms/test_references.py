@@ -9,7 +9,7 @@ from tests.configurations import BY_ID, CONFIGURATIONS, build
 from tests.mechanisms.parity import assert_close_to_reference, volume
 from tests.references import REFERENCES
 
-pytestmark = pytest.mark.scorecard("reference")
+pytestmark = pytest.mark.scorecard("math")
 
 # (batch, channels, shape): no two sizes equal; batch 1 with as many channels as voxels along the first axis;
 # axes of size 1; a single voxel; extents that the dilated kernels reach across.
@@ -63,9 +63,9 @@ def test_a_batch_of_one_keeps_its_strides(configuration, shape):
 
 
 @pytest.mark.parametrize("shape", [(5,), (3, 4), (2, 3, 2)], ids=str)
-@pytest.mark.parametrize("method", ["fused", "chunked", "reference"])
+@pytest.mark.parametrize("backend", ["sdpa", "chunked", "math"])
 @pytest.mark.parametrize("configuration", ["non_local", "non_local-gaussian", "mhsa", "danet"])
-def test_every_method(configuration, method, shape):
+def test_every_method(configuration, backend, shape):
     configuration = BY_ID[configuration]
-    module = build(configuration, len(shape), 8, method=method).train()
+    module = build(configuration, len(shape), 8, backend=backend).train()
     assert_close_to_reference(module, REFERENCES[configuration.name], volume(2, 8, *shape), configuration.options)

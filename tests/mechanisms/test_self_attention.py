@@ -15,11 +15,11 @@ def self_attention(spatial_dims, channels, **options):
     return randomise(attn3d.MultiHeadSelfAttention(spatial_dims, channels, **options).double())
 
 
-@pytest.mark.parametrize("method", ["auto", "fused", "chunked", "reference"])
+@pytest.mark.parametrize("backend", ["auto", "sdpa", "chunked", "math"])
 @pytest.mark.parametrize("heads", [1, 2, 4, 8])
 @pytest.mark.parametrize("shape", [(7,), (3, 4), (2, 3, 4)], ids=str)
-def test_equals_the_attention_of_pytorch(shape, heads, method):
-    module = self_attention(len(shape), 8, num_heads=heads, method=method)
+def test_equals_the_attention_of_pytorch(shape, heads, backend):
+    module = self_attention(len(shape), 8, num_heads=heads, backend=backend)
     oracle = nn.MultiheadAttention(8, heads, batch_first=True).double()
     with torch.no_grad():
         for parameter, value in zip(oracle.parameters(), module.parameters(), strict=True):
@@ -42,21 +42,21 @@ def test_the_default_heads_are_the_largest_divisor_up_to_eight(channels, heads):
 
 
 @pytest.mark.scorecard("repeats")
-@pytest.mark.parametrize("method", ["auto", "fused", "chunked", "reference"])
-def test_dropout_is_off_in_eval(method):
+@pytest.mark.parametrize("backend", ["auto", "sdpa", "chunked", "math"])
+def test_dropout_is_off_in_eval(backend):
     """Bitwise, and in the scripted form too."""
     x = volume(2, 8, 2, 3, 4)
-    module = self_attention(3, 8, dropout=0.9, method=method).eval()
-    assert torch.equal(module(x), self_attention(3, 8, method=method).eval()(x))
+    module = self_attention(3, 8, dropout=0.9, backend=backend).eval()
+    assert torch.equal(module(x), self_attention(3, 8, backend=backend).eval()(x))
     torch.testing.assert_close(torch.jit.script(module)(x), module(x))
 
 
-@pytest.mark.parametrize("method", ["auto", "chunked", "reference"])
-def test_dropout_keeps_the_mean_of_the_weights(method):
+@pytest.mark.parametrize("backend", ["auto", "chunked", "math"])
+def test_dropout_keeps_the_mean_of_the_weights(backend):
     """Over many draws the output in training averages to that in eval, to five standard errors."""
     draws = 4096
     torch.manual_seed(0)
-    module = self_attention(1, 4, num_heads=2, dropout=0.5, method=method)
+    module = self_attention(1, 4, num_heads=2, dropout=0.5, backend=backend)
     x = volume(1, 4, 3)
     drawn = module.train()(x.expand(draws, -1, -1))
     error = 5 * drawn.std(0) / draws**0.5

@@ -17,9 +17,9 @@ CHANNELS = [1, 2, 3, 8, 33]
 
 
 def expected(configuration, module, x):
-    """What the loops give; within a scope, what the method that builds all pairs gives."""
+    """What the loops give; within a pattern, what the backend that builds all pairs gives."""
     if configuration in SCOPED:
-        twin = build(configuration, module.spatial_dims, module.channels, method="reference").eval()
+        twin = build(configuration, module.spatial_dims, module.channels, backend="math").eval()
         return twin(x)
     parameters = [parameter.detach() for parameter in module.parameters()]
     return REFERENCES[configuration.name](x, parameters, running_statistics(module), False, **configuration.options)

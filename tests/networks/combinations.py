@@ -48,7 +48,7 @@ def combinations() -> tuple[list[Combination], list[Combination]]:
     possible, impossible = [], []
     for configuration in CONFIGURATIONS:
         for kind in KINDS:
-            for mechanism in attn3d.names():
+            for mechanism in attn3d.list_attention():
                 reason = why_not(configuration, kind, mechanism)
                 (impossible if reason else possible).append(Combination(configuration, kind, mechanism, reason))
     return possible, impossible
@@ -65,7 +65,9 @@ def main() -> None:
     """Prints the counts, and what cannot be with its reason."""
     possible, impossible = combinations()
     networks = {configuration.name for configuration in CONFIGURATIONS}
-    print(f"{len(possible)} combinations of {len(networks)} networks, {len(attn3d.names())} mechanisms, 2-D and 3-D")
+    print(
+        f"{len(possible)} combinations of {len(networks)} networks, {len(attn3d.list_attention())} mechanisms, 2-D and 3-D"
+    )
     reasons: dict[tuple[str, str], list[str]] = {}
     for combination in impossible:
         reasons.setdefault((combination.kind, combination.reason), []).append(combination.configuration.name)

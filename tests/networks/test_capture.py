@@ -161,7 +161,7 @@ def test_a_network(configuration: Configuration, capture: Callable[[nn.Module, T
     capture(Called(configuration, attended(configuration)), configuration.image(2))
 
 
-@pytest.mark.parametrize("name", attn3d.names())
+@pytest.mark.parametrize("name", attn3d.list_attention())
 @pytest.mark.parametrize("variant", ["compact", "paper"])
 @pytest.mark.parametrize("capture", [*IN_USE, scripted, traced, compiled, exported_in_space, in_onnx])
 def test_a_mechanism(name: str, variant: str, capture: Callable[[nn.Module, Tensor], None]) -> None:

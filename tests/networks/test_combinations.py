@@ -32,7 +32,7 @@ pytestmark = pytest.mark.scorecard("insertion")
 
 _GROUPS = (("skip",), ("encoder", "bottleneck"), ("decoder", "block", "residual"), ("conv",))  # the skip alone first
 ATTENDING = ("non_local", "mhsa", "danet")
-_TURNS = itertools.cycle(itertools.product(("compact", "paper"), attn3d.names()))
+_TURNS = itertools.cycle(itertools.product(("compact", "paper"), attn3d.list_attention()))
 
 
 def _turns(configuration: Configuration) -> list[tuple[list[str], str, str]]:
@@ -170,7 +170,7 @@ def test_every_mechanism(
 @pytest.mark.scorecard  # counts, and inserts nothing
 def test_nothing_is_left_out_in_silence(capsys: pytest.CaptureFixture[str]) -> None:
     possible, impossible = combinations()
-    assert len(possible) + len(impossible) == len(CONFIGURATIONS) * len(KINDS) * len(attn3d.names())
+    assert len(possible) + len(impossible) == len(CONFIGURATIONS) * len(KINDS) * len(attn3d.list_attention())
     assert all(each.reason for each in impossible)
     assert {name.split()[0] for name in LACKS} <= {each.name.split()[0] for each in CONFIGURATIONS}
     main()

@@ -148,7 +148,7 @@ def test_autocast_and_metatensor_and_sliding_windows() -> None:
 
 
 @pytest.mark.parametrize("variant", ["compact", "paper"])
-@pytest.mark.parametrize("name", attn3d.names())
+@pytest.mark.parametrize("name", attn3d.list_attention())
 def test_every_mechanism_at_every_way(name: str, variant: str) -> None:
     """In 3-D: a finite output, and a gradient for every parameter."""
     net, x = every_way(3, name, variant=variant).train(), torch.randn(2, 1, 4, 6, 8)
@@ -170,7 +170,7 @@ def of_the_zoo() -> list[tuple[nn.Module, Tensor]]:
 
 
 def of_every_mechanism() -> list[tuple[nn.Module, Tensor]]:
-    return [(every_way(2, name, variant="paper"), image("every way")) for name in attn3d.names()]
+    return [(every_way(2, name, variant="paper"), image("every way")) for name in attn3d.list_attention()]
 
 
 def of_the_default() -> list[tuple[nn.Module, Tensor]]:

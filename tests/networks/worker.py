@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from attn3d.insertion import attention_parameters, insertions, remove_attention
+from attn3d.insertion import attention_parameters, inserted_attention, remove_attention
 from attn3d.networks.registry import run
 from tests.networks.every_way import maps
 
@@ -57,8 +57,8 @@ def main(folder: pathlib.Path, rank: int) -> None:
         torch.testing.assert_close(net(x), expected)
         hook_all(net, x, expected)
         train(net, x, rank)
-        assert insertions(saved)
-        assert not insertions(remove_attention(saved.eval()))
+        assert inserted_attention(saved)
+        assert not inserted_attention(remove_attention(saved.eval()))
         assert not all(torch.equal(*pair) for pair in zip(net(x), expected, strict=True))
     dist.destroy_process_group()
 

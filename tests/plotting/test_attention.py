@@ -84,7 +84,8 @@ def test_curves_run_from_left_posterior_and_inferior_in_millimetres():
 
 
 @pytest.mark.parametrize(
-    ("name", "spatial_dims"), [*((name, 3) for name in attn3d.names()), ("cbam", 2), ("coord", 2), ("danet", 2)]
+    ("name", "spatial_dims"),
+    [*((name, 3) for name in attn3d.list_attention()), ("cbam", 2), ("coord", 2), ("danet", 2)],
 )
 def test_what_every_mechanism_attends_to_can_be_drawn(name, spatial_dims, tmp_path):
     torch.manual_seed(0)

@@ -8,7 +8,7 @@ from tests.references.eager import PLAIN, copy_parameters
 
 
 def test_there_is_one_of_each():
-    assert sorted(PLAIN) == sorted(attn3d.names())
+    assert sorted(PLAIN) == sorted(attn3d.list_attention())
 
 
 @pytest.mark.parametrize("train", [True, False], ids=["training", "inference"])

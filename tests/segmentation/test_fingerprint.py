@@ -57,10 +57,10 @@ def test_what_is_decided_stays():
     ("spacing", "size"), [((1.9, 1.9, 5.0), [8, 8, 3]), ((0.4, 0.4, 5.0), [8, 8, 2]), ((1.0, 1.0, 1.0), [8, 8, 8])]
 )
 def test_attention_windows_are_as_wide_along_all_axes(spacing, size):
-    found = with_window(["mhsa", {"scope": "window", "num_heads": 2}], spacing)
-    assert found == ["mhsa", {"scope": ["window", {"size": size}], "num_heads": 2}]
+    found = with_window(["mhsa", {"pattern": "window", "num_heads": 2}], spacing)
+    assert found == ["mhsa", {"pattern": ["window", {"size": size}], "num_heads": 2}]
     attn3d.create_attention(found, spatial_dims=3, channels=8)
-    given = ["mhsa", {"scope": ["window", {"size": 4}]}]
+    given = ["mhsa", {"pattern": ["window", {"size": 4}]}]
     assert [with_window(spec, spacing) for spec in (None, "cbam", given)] == [None, "cbam", given]
 
 

@@ -1,7 +1,7 @@
 """Draws the figures of docs/whole-volumes.md.
 
-``python docs/scope_figures.py`` draws docs/figures/scopes.svg, by the library's own weights, and
-docs/figures/whole_volumes.svg, from docs/figures/whole_volumes.json. ``python docs/scope_figures.py measure`` writes
+``python docs/pattern_figures.py`` draws docs/figures/patterns.svg, by the library's own weights, and
+docs/figures/whole_volumes.svg, from docs/figures/whole_volumes.json. ``python docs/pattern_figures.py measure`` writes
 that file anew and draws: give it an idle machine and a minute.
 """
 
@@ -25,7 +25,7 @@ from matplotlib.patches import PathPatch
 from matplotlib.path import Path as Outline
 
 import attn3d
-from attn3d.attention import Scope
+from attn3d.attention import Pattern
 
 FOLDER = Path(__file__).parent / "figures"
 MEASURED = FOLDER / "whole_volumes.json"
@@ -49,16 +49,16 @@ PANELS = {
 
 # What it costs. Every extent is a multiple of 8, so that no window is padded.
 WINDOW, SHIFTED = ("window", {"size": 8}), ("window", {"size": 8, "shift": True})
-ROWS = {  # scope, method, colour, line
-    "global, reference": ("global", "reference", LINE, "--"),
-    "global, fused": ("global", "fused", "#8c959f", "-"),
+ROWS = {  # pattern, backend, colour, line
+    "global, reference": ("global", "math", LINE, "--"),
+    "global, fused": ("global", "sdpa", "#8c959f", "-"),
     "global, chunked": ("global", "chunked", INK, "-"),
     "window 8, chunked": (WINDOW, "chunked", ORANGE, "-"),
     "the same, shifted": (SHIFTED, "chunked", "#d4a72c", "-"),
     "grid 8, chunked": (("grid", {"size": 8}), "chunked", "#8250df", "-"),
     "axial, chunked": ("axial", "chunked", BLUE, "-"),
     "neighborhood 7, chunked": (("neighborhood", {"size": 7}), "chunked", "#bf3989", "-"),
-    "pooled_keys 8, fused": (("pooled_keys", {"stride": 8}), "fused", TEAL, "-"),
+    "pooled_keys 8, fused": (("pooled_keys", {"stride": 8}), "sdpa", TEAL, "-"),
 }
 CHANNELS, THREADS = 64, 2
 PLANNED = [(size,) * 3 for size in (8, 16, 24, 32, 48, 64, 96)]
@@ -66,29 +66,29 @@ RUN = [(8, 8, 8), (8, 8, 16), (8, 16, 16), (16, 16, 16), (16, 16, 32), (24, 24, 
 LARGEST_REFERENCE = 16**3  # that is run
 
 
-def scopes() -> Card:
-    """Each scope on a small volume with thick slices."""
+def patterns() -> Card:
+    """Each pattern on a small volume with thick slices."""
     note = "{} thick slices × {} rows × {} columns  ·  in colour: weights above 0".format(*VOLUME)
-    card = Card(1060, 675, "Scope: what the red voxel sees", note)
-    for place, (name, (scope, words)) in enumerate(PANELS.items()):
+    card = Card(1060, 675, "Pattern: what the red voxel sees", note)
+    for place, (name, (pattern, words)) in enumerate(PANELS.items()):
         x, top = POINT * (18 + 187 * (place % 4)), POINT * (434 - 224 * (place // 4))
-        row = weights(scope, torch.tensor([np.ravel_multi_index(QUERY, VOLUME)]))[0]
+        row = weights(pattern, torch.tensor([np.ravel_multi_index(QUERY, VOLUME)]))[0]
         count, of = int((row > 0).sum()), "voxels" if row.shape == VOLUME else "means"
         card.text(x, top + 12, name, size=10.5, ha="left")
         card.text(x, top - 6, f"{words}: {count} {of}", size=9.5, ha="left", color=FAINT)
-        stack(card, np.array([x, top - 53 * POINT]), scope, row)
+        stack(card, np.array([x, top - 53 * POINT]), pattern, row)
     return card
 
 
-def weights(scope: Scope, queries: torch.Tensor) -> torch.Tensor:
+def weights(pattern: Pattern, queries: torch.Tensor) -> torch.Tensor:
     """The attention of the chosen voxels, (Q, *S of the keys), by the library."""
     torch.manual_seed(0)
-    attention = attn3d.MultiHeadSelfAttention(3, 4, num_heads=1, scope=scope)
+    attention = attn3d.MultiHeadSelfAttention(3, 4, num_heads=1, pattern=pattern)
     with torch.no_grad():
         return attention.attention_weights(torch.randn(1, 4, *VOLUME), queries)["query"][0, 0]
 
 
-def stack(card: Card, corner: np.ndarray, scope: Scope, row: torch.Tensor) -> None:
+def stack(card: Card, corner: np.ndarray, pattern: Pattern, row: torch.Tensor) -> None:
     """The slices of the volume from the top down, in colour what the marked voxel sees."""
     cell = [whole // size for whole, size in zip(VOLUME, row.shape, strict=True)]  # of pooled keys, else a voxel
     kinds = np.where((row > 0).numpy(), "seen" if row.shape == VOLUME else "mean", "none").astype("U5")
@@ -113,7 +113,7 @@ def stack(card: Card, corner: np.ndarray, scope: Scope, row: torch.Tensor) -> No
         for kind, first, last in runs(kinds[z, :, -1]):
             side = [at(z, first, columns), at(z, last, columns), at(z, last, columns, 1), at(z, first, columns, 1)]
             faces.setdefault((kind, "side"), []).append(side)
-        cuts = cut_between(scope, cell, z)
+        cuts = cut_between(pattern, cell, z)
         for y in range(1, rows):
             (borders if y in cuts[0] else lines).append([at(z, y, 0), at(z, y, columns), at(z, y, columns, 1)])
         for x in range(1, columns):
@@ -136,14 +136,14 @@ def runs(line: Sequence[Any]) -> list[tuple[Any, int, int]]:
     return [(line[first], first, last) for first, last in itertools.pairwise(ends)]
 
 
-def cut_between(scope: Scope, cell: list[int], z: int) -> tuple[set[int], set[int]]:
+def cut_between(pattern: Pattern, cell: list[int], z: int) -> tuple[set[int], set[int]]:
     """Before which rows and columns of a slice a window or a pooled cell begins."""
     if cell != [1, 1, 1]:
         return set(range(0, VOLUME[1], cell[1])), set(range(0, VOLUME[2], cell[2]))
-    if not isinstance(scope, attn3d.Window):
+    if not isinstance(pattern, attn3d.Window):
         return set(), set()
     tokens = torch.arange(math.prod(VOLUME)).view(VOLUME)
-    down, across = ((weights(scope, line) > 0).flatten(1) for line in (tokens[z, :, 0], tokens[z, 0]))
+    down, across = ((weights(pattern, line) > 0).flatten(1) for line in (tokens[z, :, 0], tokens[z, 0]))
     return tuple({i for i in range(1, len(seen)) if (seen[i] != seen[i - 1]).any()} for seen in (down, across))
 
 
@@ -162,9 +162,9 @@ def measure() -> dict:
     cpu = f"{platform.machine()} with {torch.backends.cpu.get_cpu_capability()}, {os.cpu_count()} cores"
     version = torch.__version__.partition("+")[0]
     found = {"machine": cpu, "threads": THREADS, "torch": version, "channels": CHANNELS, "memory": {}, "seconds": {}}
-    for name, (scope, method, _, _) in ROWS.items():
-        net = attn3d.NonLocal(3, CHANNELS, scope=scope, method=method)
-        run = [shape for shape in RUN if method != "reference" or math.prod(shape) <= LARGEST_REFERENCE]
+    for name, (pattern, backend, _, _) in ROWS.items():
+        net = attn3d.NonLocal(3, CHANNELS, pattern=pattern, backend=backend)
+        run = [shape for shape in RUN if backend != "math" or math.prod(shape) <= LARGEST_REFERENCE]
         memory = {math.prod(shape): attn3d.estimate_memory(net, (1, CHANNELS, *shape)) for shape in PLANNED}
         found["memory"][name] = list(memory.items())
         found["seconds"][name] = [(math.prod(shape), round(seconds(net, shape), 5)) for shape in run]
@@ -220,5 +220,5 @@ if __name__ == "__main__":
     FOLDER.mkdir(exist_ok=True)
     if sys.argv[1:] == ["measure"]:
         MEASURED.write_text(json.dumps(measure(), indent=1) + "\n")
-    scopes().save(FOLDER / "scopes.svg")
+    patterns().save(FOLDER / "patterns.svg")
     whole_volumes().save(FOLDER / "whole_volumes.svg")

@@ -5,13 +5,13 @@ from itertools import accumulate, pairwise
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
-from torch.nn import functional
-
 from attn3d.attention.plain import pool_tokens, pooled_shape
 from attn3d.attention.sharded.collectives import Fetch, Span, Sum
 from attn3d.attention.sharded.ring import Ring
 from attn3d.attention.volume import VolumeAttention
+from torch import Tensor
+from torch.nn import functional
+
 from attn3d.capture import needs_plain_operators, no_autocast
 
 SHARINGS = ("ring", "all_gather")

@@ -9,12 +9,12 @@ import math
 
 import torch
 import torch.distributed as dist
+from attn3d.attention.operators import attend_tiled
+from attn3d.attention.sharded.collectives import post, refuse_second_derivative, wait
 from torch import Tensor
 
 from attn3d.attention import tiles
 from attn3d.attention.memory import tile_within
-from attn3d.attention.operators import attend_tiled
-from attn3d.attention.sharded.collectives import post, refuse_second_derivative, wait
 from attn3d.capture import at_least_single
 
 

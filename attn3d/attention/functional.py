@@ -1,0 +1,153 @@
+"""`attend`: softmax attention by the backend that is asked for, or by the fastest that serves the arguments."""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from attn3d.arguments import MemoryBudget, one_of, probability, read_bytes
+from attn3d.attention import sdpa
+from attn3d.attention.memory import needs_grad
+from attn3d.attention.tiled import attend_tiled, dropout_of
+from attn3d.capture import at_least_single, without_autocast
+
+BACKENDS = ("auto", "sdpa", "chunked", "math")
+
+
+@without_autocast
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scale: float | None = None,
+    key_mask: Tensor | None = None,
+    bias: Tensor | None = None,
+    dropout: float = 0.0,
+    backend: str = "auto",
+    memory_budget: MemoryBudget = None,
+) -> Tensor:
+    """softmax(scale q k^T + bias) v over N queries and M keys (arXiv 1706.03762, equation 1), without building N x M.
+
+    A query all of whose keys are masked, or have a bias of -inf, gets 0. Autocast is off: the result has the dtype of
+    the queries, to which keys and values are cast.
+
+    Args:
+        q: (B, H, N, d).
+        k: (B, H, M, d).
+        v: (B, H, M, d_v); d_v may differ from d.
+        scale: of the products; 1 / sqrt(d) by default.
+        key_mask: (B, M), true where a key may be seen.
+        bias: added to the scaled products, broadcastable to (B, H, N, M); it may require a gradient.
+        dropout: probability of dropping a weight. It is applied whenever it is above 0: pass 0 in evaluation.
+            Which weights are dropped is drawn from PyTorch's generator, and is the same with every backend.
+        backend: "sdpa", PyTorch's kernel; "chunked", an exact operator by tiles, which serves what the kernel cannot;
+            "math", the plain form, which builds N x M; "auto", the kernel where it serves the arguments within the
+            budget, else tiles. The backend never changes the result beyond rounding.
+        memory_budget: bytes beside q, k and v that forward and, where a gradient is asked for, backward may take, as
+            a number or as "2GiB"; None: tiles of a few MiB. In a compiled graph "auto" with a budget is "chunked".
+
+    Returns:
+        (B, H, N, d_v).
+
+    Raises:
+        TypeError: when ``memory_budget`` is no number of bytes, or an argument has a dtype that does not fit.
+        ValueError: when shapes do not fit, ``backend`` is unknown or cannot serve these arguments, or the budget
+            cannot be met, with the smallest that works.
+    """
+    _check(q, k, v, key_mask, bias)
+    one_of("backend", backend, BACKENDS)
+    probability("dropout", dropout)
+    budget = read_bytes("memory_budget", memory_budget)
+    scale = 1.0 / math.sqrt(max(1, q.shape[-1])) if scale is None else scale
+    k, v = k.to(q.dtype), v.to(q.dtype)
+    seed = draw_seed(q) if dropout > 0.0 else None
+    training = needs_grad(q, k, v, bias)
+    if backend == "math" or q.shape[0] == 0:  # the kernels take no empty batch
+        return _plain(q, k, v, scale, key_mask, bias, dropout, seed)
+    reason = sdpa.refusal(q, k, v, key_mask, bias, dropout)
+    if backend == "sdpa" and reason:
+        raise ValueError(f"`backend` 'sdpa' does not serve {reason}; backend='chunked' does")
+    fused = backend == "sdpa" or (backend == "auto" and not reason)
+    if fused and budget is not None:
+        if torch.compiler.is_compiling():  # sizes may be symbols, which are not to be compared
+            fused = backend == "sdpa"
+        else:
+            needed = sdpa.fused_bytes(q, k, v, training)
+            if needed > budget and backend == "sdpa":
+                raise ValueError(f"`memory_budget` of {budget} bytes cannot be met: 'sdpa' takes {needed}")
+            fused = needed <= budget
+    if fused:
+        return sdpa.attend_fused(q, k, v, scale, key_mask, bias)
+    return attend_tiled(q, k, v, bias, key_mask, seed, scale, dropout, training, budget)[0]
+
+
+def draw_seed(q: Tensor) -> Tensor:
+    """A seed from PyTorch's generator, for the hash that drops weights."""
+    return torch.randint(2**31, (), device=q.device)
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, bias: Tensor | None) -> None:
+    if q.dim() != 4 or k.dim() != 4 or v.dim() != 4:
+        raise ValueError(f"`q`, `k` and `v` must be (B, H, N, d), got {q.dim()}, {k.dim()} and {v.dim()} dimensions")
+    if q.shape[-1] != k.shape[-1]:
+        raise ValueError(f"`q` and `k` must have the same last size, got {q.shape[-1]} and {k.shape[-1]}")
+    if k.shape[:3] != v.shape[:3]:
+        raise ValueError(f"`k` and `v` must agree in (B, H, M), got {tuple(k.shape[:3])} and {tuple(v.shape[:3])}")
+    if q.shape[:2] != k.shape[:2]:
+        raise ValueError(f"`q` and `k` must agree in (B, H), got {tuple(q.shape[:2])} and {tuple(k.shape[:2])}")
+    if not q.is_floating_point():
+        raise TypeError(f"`q` must be of floating point numbers, got {q.dtype}")
+    if 0 in q.shape[1:3] or k.shape[2] == 0:
+        raise ValueError(
+            f"`q` and `k` must have at least one head, query and key, got {tuple(q.shape)} and {tuple(k.shape)}"
+        )
+    if key_mask is not None:
+        if key_mask.dtype != torch.bool:
+            raise ValueError(f"`key_mask` must be boolean, got {key_mask.dtype}")
+        if key_mask.shape != (k.shape[0], k.shape[2]):
+            raise ValueError(f"`key_mask` must be (B, M) = {(k.shape[0], k.shape[2])}, got {tuple(key_mask.shape)}")
+    if bias is not None:
+        if not bias.is_floating_point():
+            raise TypeError(f"`bias` must be of floating point numbers, which are added, got {bias.dtype}")
+        full = (*q.shape[:3], k.shape[2])
+        if bias.dim() != 4 or any(size not in (1, whole) for size, whole in zip(bias.shape, full, strict=True)):
+            raise ValueError(f"`bias` must broadcast to (B, H, N, M) = {full} in 4-D, got {tuple(bias.shape)}")
+
+
+def _plain(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float,
+    key_mask: Tensor | None,
+    bias: Tensor | None,
+    dropout: float,
+    seed: Tensor | None,
+) -> Tensor:
+    """The formula, in at least single precision."""
+    weights = attention_rows(q, k, scale, key_mask, bias)
+    dropped = dropout_of(q, k, dropout, seed)
+    if dropped is not None:
+        weights = weights * dropped.factor(slice(None), slice(None), weights.dtype)
+    return (weights @ v.to(weights.dtype)).to(q.dtype)
+
+
+@without_autocast
+def attention_rows(
+    q: Tensor, k: Tensor, scale: float, key_mask: Tensor | None = None, bias: Tensor | None = None
+) -> Tensor:
+    """The softmax rows of the queries ``q``, (B, H, N, M), in at least single precision.
+
+    It builds what it returns: ask for few queries.
+    """
+    scores = (at_least_single(q) * scale) @ at_least_single(k).transpose(-2, -1)
+    if bias is not None:
+        scores = scores + bias
+    if key_mask is not None:
+        scores = scores.masked_fill(~key_mask[:, None, None, :], -math.inf)
+    if bias is None and key_mask is None:
+        return functional.softmax(scores, -1)
+    keyless = (scores == -math.inf).all(-1, keepdim=True)  # its softmax is 0 / 0
+    return functional.softmax(scores.masked_fill(keyless, 0.0), -1).masked_fill(keyless, 0.0)

@@ -1,0 +1,228 @@
+"""Attention within the groups of a pattern: gather a few groups, attend, write back; again in backward.
+
+No more is alive than a few groups beside queries, keys, values and output. A query that is in several groups, as on
+the lines of `Axial`, gets one softmax over all their keys: parts are merged by their log-sum-exp. Backward needs no
+merging, since with the output and the log-sum-exp of the whole softmax every group gives its share of the gradients.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from attn3d.attention import sdpa, tiled
+from attn3d.attention.groups import Groups
+from attn3d.attention.memory import TILE_BYTES, largest_tile, needs_grad, result_bytes
+
+
+class Way(NamedTuple):
+    """How groups are computed.
+
+    Attributes:
+        fused: by the CPU's kernel; else by tiles.
+        scale: of the products.
+        dropout: probability of dropping a weight.
+        run_bytes: what may be alive at once of the groups that are gathered.
+    """
+
+    fused: bool
+    scale: float
+    dropout: float
+    run_bytes: int
+
+
+def attend_groups(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    groups: list[Groups],
+    biases: list[Tensor | None],
+    seed: Tensor | None,
+    fused: bool,
+    scale: float,
+    dropout: float,
+    budget: int | None,
+) -> Tensor:
+    """softmax(scale q k^T + bias) v over the keys that each query's groups have.
+
+    Args:
+        q: (B, H, N, d).
+        k: (B, H, N, d).
+        v: (B, H, N, d_v).
+        groups: of a pattern; every token is a query of one at least.
+        biases: of each entry of ``groups``, (H, w_q, w_k), or None.
+        seed: of the dropout; None without.
+        fused: by PyTorch's kernel; else by tiles. On a CPU a bias may be learnt with it too.
+        scale: of the products.
+        dropout: probability of dropping a weight.
+        budget: bytes beside q, k and v.
+
+    Returns:
+        (B, H, N, d_v).
+
+    Raises:
+        ValueError: when the budget cannot be met, with the smallest that works, or the tokens are not the groups'.
+    """
+    if math.prod(groups[0].shape) != q.shape[2]:
+        raise ValueError(f"`shape` must have {q.shape[2]} voxels, as many as there are tokens, got {groups[0].shape}")
+    width = v.shape[3]
+    if fused and q.shape[3] != width:
+        q, k, v = sdpa.equal_widths(q, k, v)
+    rows = [q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)]
+    if fused and q.device.type != "cpu":
+        return _attend_at_once(*rows, groups, biases, scale).transpose(1, 2)[..., :width]
+    run_bytes = TILE_BYTES if budget is None else _run_bytes(budget, *rows, groups, biases, fused, dropout)
+    way = Way(fused, scale, dropout, run_bytes)
+    return _Grouped.apply(*rows, seed, groups, way, *biases).transpose(1, 2)[..., :width]
+
+
+def _run_bytes(
+    budget: int,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    groups: list[Groups],
+    biases: list[Tensor | None],
+    fused: bool,
+    dropout: float,
+) -> int:
+    """The largest `Way.run_bytes` within the budget."""
+    results = result_bytes(*(x.transpose(1, 2) for x in (q, k, v)), needs_grad(q, k, v, *biases))
+    results += sum(2 * bias.nbytes for bias in biases if bias is not None)
+    sequences = q.shape[0] * q.shape[2]
+
+    def taken(run_bytes: int) -> int:
+        runs = []
+        for one in groups:
+            count = max(1, run_bytes // _group_bytes(one, q))
+            tile = tiled.tile_of(run_bytes, sequences * count, *one.size)
+            scores = 2 * sdpa.kernel_bytes(*one.size, q.shape[3]) if fused else 0
+            if not fused or needs_grad(*biases):
+                pairs = sequences * count * tile.queries * tile.keys
+                scores += max(4, q.element_size()) * pairs * (8 if dropout > 0.0 else 2)
+            runs.append(count * _group_bytes(one, q) + scores)
+        return results + max(runs)
+
+    return largest_tile(budget, taken)
+
+
+def _group_bytes(groups: Groups, q: Tensor) -> int:
+    """What is gathered of one group in a backward pass: queries, keys and values, output and gradients."""
+    return 4 * max(4, q.element_size()) * q.shape[0] * q.shape[2] * q.shape[3] * sum(groups.size)
+
+
+class _Grouped(torch.autograd.Function):
+    """On rows: every tensor is (B, N, H, d), so that a token's heads lie together and are gathered as one."""
+
+    @staticmethod
+    def forward(ctx, q, k, v, seed, groups, way, *biases):
+        wide = torch.promote_types(q.dtype, torch.float32)
+        out = v.new_empty([*q.shape[:3], v.shape[3]], dtype=wide if groups[-1].again else v.dtype)
+        logsumexp = q.new_empty([*q.shape[:3], 1], dtype=wide)
+        for one, bias in zip(groups, biases, strict=True):
+            added = None if bias is None and one.seen is None else _added(one, bias, q, q.dtype if way.fused else wide)
+            for queries, keys in one.runs(way.run_bytes // _group_bytes(one, q), q.device):
+                parts = _take(q, queries), _take(k, keys), _take(v, keys)
+                if way.fused:
+                    part, sums = sdpa.kernel_forward(*parts, 0.0, False, attn_mask=added, scale=way.scale)
+                else:
+                    dropped = _dropout(q, queries, keys, seed, way.dropout)
+                    part, sums = tiled.forward(*parts, way.scale, _tile(*parts, way), added, None, dropped)
+                sums = sums.unsqueeze(3)
+                if one.again:
+                    part, sums = tiled.merge((_take(out, queries), _take(logsumexp, queries)), (part, sums))
+                _put(out, queries, part)
+                _put(logsumexp, queries, sums)
+        out = out.to(v.dtype)
+        ctx.save_for_backward(q, k, v, seed, out, logsumexp, *biases)
+        ctx.groups, ctx.way = groups, way
+        return out
+
+    @staticmethod
+    def backward(ctx, grad_out):
+        if torch.is_grad_enabled():
+            tiled.refuse_second_derivative()
+        q, k, v, seed, out, logsumexp, *biases = ctx.saved_tensors
+        groups, wide, learnt = ctx.groups, logsumexp.dtype, any(ctx.needs_input_grad[6:])
+        way = ctx.way._replace(fused=ctx.way.fused and not learnt)  # the kernel gives no gradient of a bias
+        grad_q, add_q = _gradient(q, [one.queries for one in groups], wide)
+        grad_k, add_k = _gradient(k, [one.keys for one in groups], wide)
+        grad_v, _ = _gradient(v, [one.keys for one in groups], wide)
+        grad_biases = [torch.zeros_like(bias[None], dtype=wide) if learnt else None for bias in biases]
+        for one, bias, grad_bias in zip(groups, biases, grad_biases, strict=True):
+            added = _added(one, bias, q, q.dtype if way.fused else wide)
+            for queries, keys in one.runs(way.run_bytes // _group_bytes(one, q), q.device):
+                grad, sums = _take(grad_out, queries), _take(logsumexp, queries).squeeze(3)
+                parts = _take(q, queries), _take(k, keys), _take(v, keys)
+                if way.fused:
+                    grads = sdpa.kernel_backward(
+                        grad, *parts, _take(out, queries), sums, 0.0, False, attn_mask=added, scale=way.scale
+                    )
+                else:
+                    tile, dropped = _tile(*parts, way), _dropout(q, queries, keys, seed, way.dropout)
+                    grads = tiled.backward(
+                        grad, None, *parts, _take(out, queries), sums, way.scale, tile, added, None, dropped, grad_bias
+                    )
+                _put(grad_q, queries, grads[0], add_q)
+                _put(grad_k, keys, grads[1], add_k)
+                _put(grad_v, keys, grads[2], add_k)
+        if learnt:
+            grad_biases = [grad[0].to(bias.dtype) for grad, bias in zip(grad_biases, biases, strict=True)]
+        return grad_q.to(q.dtype), grad_k.to(k.dtype), grad_v.to(v.dtype), None, None, None, *grad_biases
+
+
+def _attend_at_once(
+    q: Tensor, k: Tensor, v: Tensor, groups: list[Groups], biases: list[Tensor | None], scale: float
+) -> Tensor:
+    """All groups that are alike in one call of PyTorch's function, which autograd differentiates."""
+    outs, tokens = [], []
+    for one, bias in zip(groups, biases, strict=True):
+        added = _added(one, bias, q, q.dtype)
+        for queries, keys in one.runs(sdpa.LARGEST_CUDA_GRID // q.shape[0], q.device):
+            out = scaled_dot_product_attention(_take(q, queries), _take(k, keys), _take(v, keys), added, scale=scale)
+            outs.append(out.transpose(1, 2).unflatten(0, (q.shape[0], -1)).flatten(1, 2))
+            tokens.append(queries.flatten())
+    return torch.cat(outs, 1).index_select(1, torch.cat(tokens).argsort())
+
+
+def _take(x: Tensor, tokens: Tensor) -> Tensor:
+    """(B, N, H, d) at the tokens (G, w), as (B G, H, w, d)."""
+    return x.index_select(1, tokens.flatten()).unflatten(1, tokens.shape).flatten(0, 1).transpose(1, 2)
+
+
+def _put(x: Tensor, tokens: Tensor, part: Tensor, add: bool = False) -> None:
+    """Writes (B G, H, w, d) to the tokens (G, w) of (B, N, H, d), or adds it to what is there."""
+    part = part.transpose(1, 2).unflatten(0, (x.shape[0], -1)).flatten(1, 2).to(x.dtype)
+    write = x.index_add_ if add else x.index_copy_
+    write(1, tokens.flatten(), part)
+
+
+def _gradient(x: Tensor, positions: list[list[np.ndarray]], wide: torch.dtype) -> tuple[Tensor, bool]:
+    """Memory for a gradient of the tokens at positions along every axis, and whether groups add to each other's."""
+    add = sum(math.prod(along.size for along in axes) for axes in positions) > x.shape[1]
+    return x.new_zeros(list(x.shape), dtype=wide) if add else x.new_empty(list(x.shape)), add
+
+
+def _added(groups: Groups, bias: Tensor | None, q: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """What is added to the scores, (1, H or 1, w_q, w_k)."""
+    added = None if bias is None else bias.unsqueeze(0).to(dtype)
+    if groups.seen is None:
+        return added
+    if added is None:
+        added = torch.zeros(1, 1, *groups.size, dtype=dtype, device=q.device)
+    return added.masked_fill(torch.tensor(~groups.seen, device=q.device), -math.inf)
+
+
+def _tile(q: Tensor, k: Tensor, v: Tensor, way: Way) -> tiled.Tile:
+    return tiled.tile_of(way.run_bytes, q.shape[0] * q.shape[1], q.shape[2], k.shape[2])
+
+
+def _dropout(q: Tensor, queries: Tensor, keys: Tensor, seed: Tensor | None, probability: float) -> tiled.Dropout | None:
+    """Which weights are dropped, by the numbers that rows and keys have in the whole volume."""
+    if seed is None:
+        return None
+    numbers = tiled.row_numbers(q.transpose(1, 2)).transpose(1, 2).unsqueeze(3)
+    return tiled.Dropout(probability, seed, _take(numbers, queries).squeeze(3), keys.repeat(q.shape[0], 1)[:, None])

@@ -1,0 +1,177 @@
+"""Attention over a volume as the layer that mechanisms hold: a pattern, a position bias, a backend."""
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from attn3d.arguments import MemoryBudget, one_of, probability, read_bytes
+from attn3d.attention import sdpa
+from attn3d.attention.captured import attend_captured
+from attn3d.attention.functional import BACKENDS, attend, attention_rows, draw_seed
+from attn3d.attention.grouped import attend_groups
+from attn3d.attention.groups import Groups, outer
+from attn3d.attention.memory import needs_grad
+from attn3d.attention.patterns import Pattern, create_pattern
+from attn3d.capture import is_captured, needs_plain_operators, no_autocast
+
+POSITION_BIASES = (None, "axis", "joint")
+
+
+class VolumeAttention(nn.Module):
+    """softmax(scale q k^T + position bias) v over the tokens of a volume, among those that see each other.
+
+    Args:
+        spatial_dims: 1, 2 or 3.
+        heads: H.
+        pattern: who sees whom: a pattern, its name or ``(name, {options})``.
+        scale: of the products; 1 / sqrt(d) by default.
+        position_bias: learnt for every head and distance, 0 at start: "axis", one for the distance along each
+            axis, which add up; "joint", one for every offset; None. It needs a pattern of fixed size: Window,
+            Grid, or, for "axis", Neighborhood.
+        dropout: probability of dropping a weight in training.
+        backend: "auto", "sdpa", "chunked" or "math", see `attn3d.attend`.
+        memory_budget: see `attn3d.attend`. A capture takes all groups of a pattern at once and heeds no budget.
+
+    Raises:
+        TypeError, ValueError: when an argument is of the wrong kind or out of range.
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        heads: int,
+        *,
+        pattern: Pattern | str | Sequence[Any] = "global",
+        scale: float | None = None,
+        position_bias: str | None = None,
+        dropout: float = 0.0,
+        backend: str = "auto",
+        memory_budget: MemoryBudget = None,
+    ) -> None:
+        super().__init__()
+        self.pattern = create_pattern(pattern)
+        self.sizes = self.pattern.sizes(spatial_dims)
+        self.scale = scale
+        self.dropout = probability("dropout", dropout)
+        self.backend = one_of("backend", backend, BACKENDS)
+        self.memory_budget = read_bytes("memory_budget", memory_budget)
+        self.position_bias = one_of("position_bias", position_bias, POSITION_BIASES)
+        if position_bias is None:
+            self.register_parameter("position_table", None)
+            return
+        if position_bias not in self.pattern.biases:
+            raise ValueError(
+                f"`position_bias` {position_bias!r} needs a pattern of fixed size that serves it, got {self.pattern}"
+            )
+        lengths = [2 * size - 1 for size in self.sizes]
+        entries = sum(lengths) if position_bias == "axis" else math.prod(lengths)
+        self.position_table = nn.Parameter(torch.zeros(heads, entries))
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, shape: list[int]) -> Tensor:
+        """Attends.
+
+        Args:
+            q: (B, H, N, d).
+            k: (B, H, M, d); M is N but for the patterns Global and PooledKeys.
+            v: (B, H, M, d_v).
+            shape: S of the keys, whose product is M.
+
+        Returns:
+            (B, H, N, d_v).
+        """
+        dropout = self.dropout if self.training else 0.0
+        scale = 1.0 / math.sqrt(max(1, q.shape[-1])) if self.scale is None else self.scale
+        if not self.pattern.local:
+            return self._attend_pooled(q, k, v, shape, scale, dropout)
+        if is_captured():
+            return attend_captured(q, k, v, shape, self.pattern, self._bias, scale, dropout)
+        k, v = k.to(q.dtype), v.to(q.dtype)
+        if self.backend == "math" or q.shape[0] == 0:
+            bias = self.bias_of(torch.arange(q.shape[2], device=q.device), shape)
+            return attend(q, k, v, scale=scale, bias=bias, dropout=dropout, backend="math")
+        groups = self.pattern.groups(shape)
+        biases = [None] * len(groups)
+        if self.position_table is not None:
+            biases = [self._bias([torch.tensor(along, device=q.device) for along in one.distances]) for one in groups]
+        seed = draw_seed(q) if dropout > 0.0 else None
+        fused = self.backend != "chunked" and seed is None
+        if self.backend == "sdpa" or q.device.type != "cpu":
+            fused = self._fused(q, k, v, groups, biases)
+        with no_autocast(q):
+            return attend_groups(q, k, v, groups, biases, seed, fused, scale, dropout, self.memory_budget)
+
+    def _attend_pooled(self, q: Tensor, k: Tensor, v: Tensor, shape: list[int], scale: float, dropout: float) -> Tensor:
+        """Every query with all keys that the pattern leaves."""
+        k, v = self.pattern.pool(k, shape)[0], self.pattern.pool(v, shape)[0]
+        if needs_plain_operators():
+            width = v.shape[-1]
+            q, k, v = sdpa.equal_widths(q, k, v)
+            return scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scale)[..., :width]
+        return attend(q, k, v, scale=scale, dropout=dropout, backend=self.backend, memory_budget=self.memory_budget)
+
+    def _fused(self, q: Tensor, k: Tensor, v: Tensor, groups: list[Groups], biases: list[Tensor | None]) -> bool:
+        """Whether PyTorch's kernel computes the groups; else tiles.
+
+        Raises:
+            ValueError: when the kernel is asked for and does not serve.
+        """
+        if self.backend == "chunked":
+            return False
+        reason = sdpa.refusal(q[:, :, :1], k[:, :, :1], v, None, None, self.dropout if self.training else 0.0)
+        if q.device.type != "cpu" and groups[-1].again:
+            reason = f"{self.pattern} on {q.device.type}, which gives no parts of a softmax to merge"
+        if needs_grad(*biases) and (self.backend == "sdpa" or q.device.type != "cpu"):
+            reason = "a position bias that is learnt"
+        if reason and self.backend == "sdpa":
+            raise ValueError(f"`backend` 'sdpa' does not serve {reason}; backend='chunked' does")
+        return not reason
+
+    def _bias(self, distances: list[Tensor], shared: int = 0) -> Tensor | None:
+        """The position bias at distances along every axis, (H, products of their axes but for those shared)."""
+        table = self.position_table
+        if table is None:
+            return None
+        lengths = [2 * size - 1 for size in self.sizes]
+        entries = [
+            distance.clamp(1 - size, size - 1) + size - 1  # what lies further is not seen
+            for distance, size in zip(distances, self.sizes, strict=True)
+        ]
+        if self.position_bias == "joint":
+            entry = entries[0]
+            for along, length in zip(entries[1:], lengths[1:], strict=True):
+                entry = outer(lambda one, other, length=length: one * length + other, entry, along, shared)
+            return table[:, entry]
+        parts = [part[:, along] for part, along in zip(table.split(lengths, 1), entries, strict=True)]
+        return functools.reduce(lambda one, other: outer(torch.add, one, other, 1 + shared), parts)
+
+    def _pairs(self, chosen: Tensor, shape: list[int]) -> tuple[Tensor, Tensor | None]:
+        """Which keys the queries ``chosen``, (Q,), see, (Q, N), and the position bias there, (H, Q, N)."""
+        positions = torch.unravel_index(chosen, shape)
+        seen, bias = torch.zeros(1, dtype=torch.bool, device=chosen.device), None
+        for axes in self.pattern.relations(shape):
+            here = [relation[0].to(chosen.device)[at] for relation, at in zip(axes, positions, strict=True)]
+            away = [relation[1].to(chosen.device)[at] for relation, at in zip(axes, positions, strict=True)]
+            seen = seen | functools.reduce(lambda one, other: outer(torch.logical_and, one, other, 1), here)
+            bias = self._bias(away, shared=1)
+        return seen, bias
+
+    def bias_of(self, chosen: Tensor, shape: list[int]) -> Tensor:
+        """What is added to the scores of the queries ``chosen``, (Q,), against all keys: (1, H or 1, Q, N)."""
+        seen, bias = self._pairs(chosen, shape)
+        bias = torch.zeros(1, *seen.shape, device=seen.device) if bias is None else bias
+        return bias.masked_fill(~seen, float("-inf")).unsqueeze(0)
+
+    def rows(self, q: Tensor, k: Tensor, chosen: Tensor, shape: list[int]) -> Tensor:
+        """The weights of the queries ``chosen``, (Q,), over the volume of the keys: (B, H, Q, *S).
+
+        They are built whole: ask for few. With pooled keys, S is the shape of the pooled volume.
+        """
+        bias = self.bias_of(chosen, shape) if self.pattern.local else None
+        k, shape = self.pattern.pool(k, shape)
+        scale = 1.0 / math.sqrt(max(1, q.shape[-1])) if self.scale is None else self.scale
+        return attention_rows(q[:, :, chosen], k, scale, None, bias).unflatten(3, shape)

@@ -1,0 +1,376 @@
+"""Exact attention by tiles: an online softmax forward, recomputation backward (arXiv 2112.05682, 2205.14135).
+
+A tile is the scores of a run of queries against a run of keys. Nothing larger is alive: forward returns the output and
+the logarithm of every row's sum of exponentials, from which backward computes the tiles again. All sums are in at
+least single precision. `attend_tiled` is the same as one operator of PyTorch, which a compiler does not unroll.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from attn3d.attention.memory import largest_tile, register_scratch, result_bytes
+from attn3d.capture import at_least_single, without_autocast
+
+
+class Tile(NamedTuple):
+    """How many queries and keys a tile has."""
+
+    queries: int
+    keys: int
+
+
+def tile_of(tile_bytes: int, sequences: int, queries: int, keys: int) -> Tile:
+    """The tile whose scores take at most ``tile_bytes`` in single precision, of all sequences; at least one pair."""
+    pairs = max(1, tile_bytes // (4 * max(1, sequences)))
+    rows = min(queries, max(1, math.isqrt(pairs) // 2))
+    columns = min(keys, max(1, pairs // rows))
+    return Tile(min(queries, max(1, pairs // columns)), columns)
+
+
+def tile_within(
+    budget: int | None, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float, training: bool
+) -> Tile:
+    """The largest tile with which attention takes no more than the budget beside q, k and v.
+
+    Raises:
+        ValueError: when none does, with the smallest budget that works.
+    """
+
+    def tile(tile_bytes: int) -> Tile:
+        return tile_of(tile_bytes, q.shape[0] * q.shape[1], q.shape[2], k.shape[2])
+
+    results = result_bytes(q, k, v, training)
+    if bias is not None and training:
+        results += bias.numel() * max(4, bias.element_size())
+    return tile(
+        largest_tile(budget, lambda tile_bytes: results + tile_scratch(tile(tile_bytes), q, v, dropout, training))
+    )
+
+
+def tile_scratch(tile: Tile, q: Tensor, v: Tensor, dropout: float, training: bool) -> int:
+    """The bytes of a tile's scores, of all copies that are alive at once, and of its rows and keys."""
+    scores = (2 if training else 1) + (6 if dropout > 0.0 else 0)
+    numbers = tile.queries * tile.keys * scores + (tile.queries * (2 if training else 1) + tile.keys) * q.shape[3]
+    numbers += (2 * tile.queries + tile.keys) * v.shape[3] + 4 * tile.queries
+    return max(4, q.element_size()) * q.shape[0] * q.shape[1] * numbers
+
+
+class Dropout(NamedTuple):
+    """Which weights are dropped: a hash of the seed, the row's number and the key's, whatever the tiles.
+
+    Attributes:
+        probability: of dropping a weight.
+        seed: (), an integer.
+        rows: numbers of the rows, (B, H, N).
+        keys: numbers of the keys, broadcastable to (B, H, M).
+    """
+
+    probability: float
+    seed: Tensor
+    rows: Tensor
+    keys: Tensor
+
+    def factor(self, rows: slice, keys: slice, dtype: torch.dtype) -> Tensor:
+        """For a tile, 1 / (1 - probability) where a weight is kept and 0 where it is dropped."""
+        row = _hash(self.rows[:, :, rows] + self.seed)
+        mixed = _hash(row.unsqueeze(3) + self.keys[:, :, None, keys] * 0x9E3779B1)
+        return (mixed >= self.probability * 2.0**32).to(dtype) / (1.0 - self.probability)
+
+
+def dropout_of(q: Tensor, k: Tensor, probability: float, seed: Tensor | None) -> Dropout | None:
+    """Which weights of all queries and all keys are dropped; none without a seed."""
+    if seed is None:
+        return None
+    keys = torch.arange(k.shape[2], device=k.device).view(1, 1, -1)
+    return Dropout(probability, seed, row_numbers(q), keys)
+
+
+def row_numbers(q: Tensor) -> Tensor:
+    """A number for every row of the scores, (B, H, N)."""
+    return torch.arange(q[..., 0].numel(), device=q.device).view(q.shape[:3])
+
+
+def _hash(x: Tensor) -> Tensor:
+    """Mixes the lower 32 bits of integers."""
+    mask = 0xFFFFFFFF
+    x = x & mask
+    x = ((x ^ (x >> 16)) * 0x7FEB352D) & mask
+    x = ((x ^ (x >> 15)) * 0x846CA68B) & mask
+    return x ^ (x >> 16)
+
+
+def _scores(q: Tensor, k: Tensor, bias: Tensor | None, key_mask: Tensor | None, rows: slice, keys: slice) -> Tensor:
+    scores = q @ at_least_single(k[:, :, keys]).transpose(2, 3)
+    if bias is not None:
+        scores += bias[:, :, _part(bias, 2, rows), _part(bias, 3, keys)]
+    if key_mask is not None:
+        scores.masked_fill_(~key_mask[:, None, None, keys], -math.inf)
+    return scores
+
+
+def _part(bias: Tensor, axis: int, run: slice) -> slice:
+    """The part of a bias that a tile meets: all of it along an axis that broadcasts."""
+    return slice(None) if bias.shape[axis] == 1 else run
+
+
+def _runs(length: int, step: int) -> list[slice]:
+    return [slice(start, min(start + step, length)) for start in range(0, length, step)]
+
+
+@without_autocast
+def forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float,
+    tile: Tile,
+    bias: Tensor | None = None,
+    key_mask: Tensor | None = None,
+    dropout: Dropout | None = None,
+) -> tuple[Tensor, Tensor]:
+    """softmax(scale q k^T + bias) v and the rows' log-sum-exp, -inf for a row without a key, whose output is 0.
+
+    Args:
+        q: (B, H, N, d).
+        k: (B, H, M, d).
+        v: (B, H, M, d_v).
+        scale: of the products.
+        tile: its size.
+        bias: broadcastable to (B, H, N, M).
+        key_mask: (B, M), true where a key may be seen.
+        dropout: which weights are dropped.
+
+    Returns:
+        (B, H, N, d_v) in the dtype of q, and (B, H, N) in at least single precision.
+    """
+    out = q.new_empty([*q.shape[:3], v.shape[3]])
+    logsumexp = logsumexp_like(q)
+    for rows in _runs(q.shape[2], tile.queries):
+        q_tile = at_least_single(q[:, :, rows]) * scale
+        largest = sums = total = None
+        for keys in _runs(k.shape[2], tile.keys):
+            weights = _scores(q_tile, k, bias, key_mask, rows, keys)
+            top = weights.amax(3, keepdim=True)
+            if largest is not None:
+                top = torch.maximum(top, largest)
+            base = top.masked_fill(top == -math.inf, 0.0)
+            weights.sub_(base).exp_()
+            row_sums = weights.sum(3, keepdim=True)
+            if dropout is not None:
+                weights *= dropout.factor(rows, keys, weights.dtype)
+            part = weights @ at_least_single(v[:, :, keys])
+            if largest is not None:
+                shrink = torch.exp(largest - base)
+                row_sums = row_sums.addcmul_(sums, shrink)
+                part = part.addcmul_(total, shrink)
+            largest, sums, total = top, row_sums, part
+            del weights, part  # before the next tile is made
+        out[:, :, rows] = total.div_(sums.masked_fill(sums == 0, 1.0))
+        logsumexp[:, :, rows] = (largest + sums.log()).squeeze(3)
+    return out, logsumexp
+
+
+@without_autocast
+def backward(
+    grad_out: Tensor,
+    grad_logsumexp: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    logsumexp: Tensor,
+    scale: float,
+    tile: Tile,
+    bias: Tensor | None = None,
+    key_mask: Tensor | None = None,
+    dropout: Dropout | None = None,
+    grad_bias: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of q, k and v, in at least single precision.
+
+    Args:
+        grad_out: of the output.
+        grad_logsumexp: of the log-sum-exp, (B, H, N), or None.
+        q: as in `forward`, and so the others of its names.
+        k: see there.
+        v: see there.
+        out: what it returned.
+        logsumexp: what it returned. If out and logsumexp are those of a softmax over more keys than these, so are
+            the gradients.
+        scale: see there.
+        tile: see there.
+        bias: see there.
+        key_mask: see there.
+        dropout: see there.
+        grad_bias: in at least single precision and of the bias's shape: its gradient is added here.
+    """
+    wide = logsumexp.dtype
+    grad_q = q.new_empty(list(q.shape), dtype=wide)
+    grad_k = k.new_zeros(list(k.shape), dtype=wide)
+    grad_v = v.new_zeros(list(v.shape), dtype=wide)
+    for rows in _runs(q.shape[2], tile.queries):
+        q_tile = at_least_single(q[:, :, rows]) * scale
+        grad_tile = grad_out[:, :, rows].to(wide)
+        inner = (grad_tile * out[:, :, rows]).sum(3, keepdim=True)
+        if grad_logsumexp is not None:
+            inner = inner - grad_logsumexp[:, :, rows].unsqueeze(3)
+        base = logsumexp[:, :, rows].unsqueeze(3)
+        base = base.masked_fill(base == -math.inf, math.inf)
+        grad_q_tile = torch.zeros_like(q_tile)
+        for keys in _runs(k.shape[2], tile.keys):
+            weights = _scores(q_tile, k, bias, key_mask, rows, keys).sub_(base).exp_()
+            grad_scores = grad_tile @ v[:, :, keys].to(wide).transpose(2, 3)
+            if dropout is None:
+                grad_v[:, :, keys] += weights.transpose(2, 3) @ grad_tile
+            else:
+                factor = dropout.factor(rows, keys, wide)
+                grad_scores *= factor
+                grad_v[:, :, keys] += (weights * factor).transpose(2, 3) @ grad_tile
+            grad_scores.sub_(inner).mul_(weights)
+            grad_q_tile += grad_scores @ k[:, :, keys].to(wide)
+            grad_k[:, :, keys] += grad_scores.transpose(2, 3) @ q_tile
+            if grad_bias is not None:
+                met = grad_bias[:, :, _part(grad_bias, 2, rows), _part(grad_bias, 3, keys)]
+                met += grad_scores.sum_to_size(met.shape)
+            del weights, grad_scores  # before the next tile is made
+        grad_q[:, :, rows] = grad_q_tile * scale
+    return grad_q, grad_k, grad_v
+
+
+def logsumexp_like(q: Tensor) -> Tensor:
+    """An empty (B, H, N) in at least single precision."""
+    return q.new_empty(list(q.shape[:3]), dtype=torch.promote_types(q.dtype, torch.float32))
+
+
+def merge(before: tuple[Tensor, Tensor], part: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Two parts of a softmax over disjoint keys, an output (.., d) and its log-sum-exp (.., 1) each, as one.
+
+    A query that neither has a key for, with log-sum-exp -inf in both, has an output of 0.
+    """
+    total = torch.logaddexp(before[1], part[1])
+    base = total.masked_fill(total == -math.inf, 0.0)
+    share, share_of_part = torch.exp(before[1] - base), torch.exp(part[1] - base)
+    return before[0] * share + part[0] * share_of_part, total
+
+
+@torch.library.custom_op("attn3d::attend_tiled", mutates_args=())
+def attend_tiled(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    key_mask: Tensor | None,
+    seed: Tensor | None,
+    scale: float,
+    dropout: float,
+    training: bool,
+    budget: int | None,
+) -> tuple[Tensor, Tensor]:
+    """`forward` as an operator.
+
+    ``seed`` is None without dropout. ``training`` is whether a backward pass may follow, whose memory the ``budget``
+    then holds too.
+    """
+    tile = tile_within(budget, q, k, v, bias, dropout, training)
+    return forward(q, k, v, scale, tile, bias, key_mask, dropout_of(q, k, dropout, seed))
+
+
+@attend_tiled.register_fake
+def _(q, k, v, *_):
+    return q.new_empty([*q.shape[:3], v.shape[3]]), logsumexp_like(q)
+
+
+@torch.library.custom_op("attn3d::attend_tiled_backward", mutates_args=())
+def _attend_tiled_backward(
+    grad_out: Tensor,
+    grad_logsumexp: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    logsumexp: Tensor,
+    bias: Tensor | None,
+    key_mask: Tensor | None,
+    seed: Tensor | None,
+    bias_needs_grad: bool,
+    scale: float,
+    dropout: float,
+    training: bool,
+    budget: int | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    tile = tile_within(budget, q, k, v, bias, dropout, training)
+    grad_bias = torch.zeros_like(bias, dtype=logsumexp.dtype) if bias_needs_grad else None
+    grad_q, grad_k, grad_v = backward(
+        grad_out, grad_logsumexp, q, k, v, out, logsumexp, scale, tile,
+        bias, key_mask, dropout_of(q, k, dropout, seed), grad_bias,
+    )  # fmt: skip
+    grad_bias = q.new_empty([0]) if grad_bias is None else grad_bias.to(bias.dtype)
+    return grad_q.to(q.dtype), grad_k.to(k.dtype), grad_v.to(v.dtype), grad_bias
+
+
+@_attend_tiled_backward.register_fake
+def _(grad_out, grad_logsumexp, q, k, v, out, logsumexp, bias, key_mask, seed, bias_needs_grad, *_):
+    grad_bias = torch.empty_like(bias) if bias_needs_grad else q.new_empty([0])
+    return q.new_empty(list(q.shape)), k.new_empty(list(k.shape)), v.new_empty(list(v.shape)), grad_bias
+
+
+def _save(ctx, inputs, output):
+    q, k, v, bias, key_mask, seed, *ctx.constants = inputs
+    ctx.save_for_backward(q, k, v, bias, key_mask, seed, *output)
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx, grad_out, grad_logsumexp):
+    q, k, v, bias, key_mask, seed, out, logsumexp = ctx.saved_tensors
+    grad_out = torch.zeros_like(out) if grad_out is None else grad_out
+    grads = _attend_tiled_backward(
+        grad_out, grad_logsumexp, q, k, v, out, logsumexp, bias, key_mask, seed,
+        ctx.needs_input_grad[3], *ctx.constants,
+    )  # fmt: skip
+    grad_bias = grads[3] if ctx.needs_input_grad[3] else None
+    return *grads[:3], grad_bias, *[None] * 6
+
+
+attend_tiled.register_autograd(_differentiate, setup_context=_save)
+
+
+def refuse_second_derivative(*_):
+    """Says which way of computing attention has a second derivative."""
+    raise RuntimeError("attention with this backend has no second derivative; backend='math' has one")
+
+
+_attend_tiled_backward.register_autograd(refuse_second_derivative)
+
+
+@register_flop_formula(torch.ops.attn3d.attend_tiled)
+def _flops(q: list[int], k: list[int], v: list[int], *_, **__) -> int:
+    return attention_flops(q, k, v, products=2)
+
+
+@register_flop_formula(torch.ops.attn3d.attend_tiled_backward)
+def _flops_backward(grad_out: list[int], grad_logsumexp: list[int], q: list[int], k: list[int], v: list[int], *_, **__):
+    return attention_flops(q, k, v, products=5)
+
+
+@register_scratch(torch.ops.attn3d.attend_tiled.default)
+def _scratch(q, k, v, bias, key_mask, seed, scale, dropout, training, budget) -> int:
+    return tile_scratch(tile_within(budget, q, k, v, bias, dropout, training), q, v, dropout, False)
+
+
+@register_scratch(torch.ops.attn3d.attend_tiled_backward.default)
+def _scratch_backward(*args) -> int:
+    _, _, q, k, v, _, _, bias, _, _, _, _, dropout, training, budget = args
+    return tile_scratch(tile_within(budget, q, k, v, bias, dropout, training), q, v, dropout, True)
+
+
+def attention_flops(q: list[int], k: list[int], v: list[int], products: int) -> int:
+    """Floating point operations of products over all pairs; half of them have the width of q, half that of v.
+
+    Forward has two: scores and output. Backward has five: the scores again, and the gradients of weights, values,
+    queries and keys.
+    """
+    return products * q[0] * q[1] * q[2] * k[2] * (q[3] + v[3])
