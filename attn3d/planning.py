@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from attn3d.arguments import MemoryBudget, one_of, positive_integer, read_bytes
+from attn3d.attention.memory import register_scratch, scratch_bytes
 from attn3d.factory import AttentionSpec, create_attention
 
 

@@ -2,13 +2,13 @@
 
 from monai.networks.layers.factories import LayerFactory
 
-from attn3d.factory import create_attention, find
+from attn3d.factory import create_attention, find, list_attention
 
 
 class _AttentionFactory(LayerFactory):
     """MONAI's idiom, ``Attention["cbam", 3](channels=64)``, over the one registry.
 
-    It holds no mechanisms of its own: names registered with `attn3d.register` are here at once.
+    It holds no mechanisms of its own: names registered with `attn3d.register_attention` are here at once.
     """
 
     @property

@@ -65,9 +65,8 @@ def main() -> None:
     """Prints the counts, and what cannot be with its reason."""
     possible, impossible = combinations()
     networks = {configuration.name for configuration in CONFIGURATIONS}
-    print(
-        f"{len(possible)} combinations of {len(networks)} networks, {len(attn3d.list_attention())} mechanisms, 2-D and 3-D"
-    )
+    mechanisms = len(attn3d.list_attention())
+    print(f"{len(possible)} combinations of {len(networks)} networks, {mechanisms} mechanisms, 2-D and 3-D")
     reasons: dict[tuple[str, str], list[str]] = {}
     for combination in impossible:
         reasons.setdefault((combination.kind, combination.reason), []).append(combination.configuration.name)
