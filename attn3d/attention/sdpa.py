@@ -200,13 +200,11 @@ def _cores_scratch(grad_out: Tensor, q: Tensor, k: Tensor, *_: object) -> int:
     return gradients + 2 * kernel_bytes(max(1, q.shape[2] // parts), keys, 0)
 
 
-@register_flop_formula(torch.ops.attn3d.attend_on_cores)
-@register_flop_formula(kernel_forward)
+@register_flop_formula([torch.ops.attn3d.attend_on_cores, kernel_forward])
 def _flops(q: list[int], k: list[int], v: list[int], *_, **__) -> int:
     return attention_flops(q, k, v, products=2)
 
 
-@register_flop_formula(torch.ops.attn3d.attend_on_cores_backward)
-@register_flop_formula(kernel_backward)
+@register_flop_formula([torch.ops.attn3d.attend_on_cores_backward, kernel_backward])
 def _flops_backward(grad_out: list[int], q: list[int], k: list[int], v: list[int], *_, **__) -> int:
     return attention_flops(q, k, v, products=5)
