@@ -11,7 +11,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
 from attn3d.attention import sdpa, tiled
 from attn3d.attention.groups import Groups
@@ -73,11 +72,8 @@ def attend_groups(
         q, k, v = sdpa.equal_widths(q, k, v)
     # A token's heads lie together and are gathered as one.
     rows = [x.transpose(1, 2).flatten(0, 1) for x in (q, k, v)]
-    if fused and q.device.type != "cpu":
-        out = _attend_at_once(*rows, groups, biases, scale)
-    else:
-        run_bytes = TILE_BYTES if budget is None else _run_bytes(budget, q, k, v, groups, biases, fused, dropout)
-        out = _Grouped.apply(*rows, seed, groups, Way(fused, scale, dropout, run_bytes), *biases)
+    run_bytes = TILE_BYTES if budget is None else _run_bytes(budget, q, k, v, groups, biases, fused, dropout)
+    out = _Grouped.apply(*rows, seed, groups, Way(fused, scale, dropout, run_bytes), *biases)
     return out.unflatten(0, (-1, q.shape[2])).transpose(1, 2)[..., :width]
 
 
@@ -178,20 +174,6 @@ class _Grouped(torch.autograd.Function):
         if learnt:
             grad_biases = [grad[0].to(bias.dtype) for grad, bias in zip(grad_biases, biases, strict=True)]
         return grad_q.to(q.dtype), grad_k.to(k.dtype), grad_v.to(v.dtype), None, None, None, *grad_biases
-
-
-def _attend_at_once(
-    q: Tensor, k: Tensor, v: Tensor, groups: list[Groups], biases: list[Tensor | None], scale: float
-) -> Tensor:
-    """All groups that are alike in one call of PyTorch's function, which autograd differentiates."""
-    outs, tokens = [], []
-    for one, bias in zip(groups, biases, strict=True):
-        added = _added(one, bias, q, q.dtype)
-        for queries, keys in one.runs(sdpa.LARGEST_CUDA_GRID, q):
-            out = scaled_dot_product_attention(_take(q, queries), _take(k, keys), _take(v, keys), added, scale=scale)
-            outs.append(out.transpose(1, 2).flatten(0, 1))
-            tokens.append(queries.flatten())
-    return torch.cat(outs).index_select(0, torch.cat(tokens).argsort())
 
 
 def _take(x: Tensor, tokens: Tensor) -> Tensor:
