@@ -199,8 +199,6 @@ def plan(
     limit = free_memory() if memory is None else read_bytes("memory", memory)
     for name, pattern in PATTERNS.items():
         for backend in ("sdpa", "chunked", "math"):
-            if (name, backend) == ("axial", "sdpa"):
-                continue  # merged from parts that the kernel does not give
             of = (mechanism, {"pattern": pattern, "backend": backend})
             whole = (1, positive_integer("channels", channels), *shape)
             forward, training = (estimate_cost(of, whole, dtype=dtype, training=mode) for mode in (False, True))

@@ -89,7 +89,7 @@ def plan(
 ) -> None:
     """What attention over a volume costs in every pattern and backend: the volume need not fit this machine."""
     title = f"{mechanism}, {channels} channels, {' x '.join(map(str, shape))} voxels, float32"
-    table = _table(title, "Pattern", "Method", numbers=("Forward", "Training", "Training\nTFLOP", "Fits"))
+    table = _table(title, "Pattern", "Backend", numbers=("Forward", "Training", "Training\nTFLOP", "Fits"))
     with one_line_errors("plan"):
         rows = planning.plan(shape, channels, mechanism=mechanism, memory=memory)
         first = next(rows)  # what is wrong with the arguments is said before a table is begun
