@@ -1,4 +1,4 @@
-"""The benchmark at sizes of no meaning: that all of it runs, what it says and refuses, and what it counts."""
+"""The benchmark at sizes of no meaning: that all of it runs, what it says and what it refuses."""
 
 import importlib.util
 import json
@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 import typer
-from torch import nn
 from typer.testing import CliRunner
 
 ROOT = Path(__file__).parents[2]
@@ -175,40 +174,6 @@ def test_groups_are_beside_matrix_products_and_swin(measured):
     assert len(at_peak) + len(swin) == len(others)
 
 
-def test_without_an_older_checkout_its_table_is_left_out(example, measuring):
-    from examples.benchmarks import groups
-
-    first = next(groups.groups(measuring.Bench("cpu", 1, True, threads=[1])))
-    assert first.ours is None
-    assert first.note == "left out: --beside names none"
-
-
-def test_pairs_are_those_that_see_each_other(example):
-    from examples.benchmarks import groups
-
-    for extent, size, shift in ((8, 4, False), (8, 4, True), (7, 3, True), (5, 8, True)):
-        pattern = example.attn3d.Window(size, shift=shift)
-        seen = [torch.stack([sees for sees, _ in axes]).sum((1, 2)).prod() for axes in pattern.relations([extent] * 3)]
-        assert groups.pairs(extent, size, shift) == sum(seen)
-
-
-@pytest.mark.parametrize("shifted", [False, True])
-@pytest.mark.parametrize(("size", "extent"), [(4, 8), (3, 9), (4, 4)])
-def test_swin_is_the_same_function(example, size, extent, shifted):
-    from examples.benchmarks import swin
-
-    torch.manual_seed(0)
-    ours, theirs = swin.in_windows(16, size, shifted), swin.InWindows(16, swin.HEADS, size, extent, shifted)
-    ours.qkv.load_state_dict(theirs.net.qkv.state_dict())
-    ours.out.load_state_dict(theirs.net.proj.state_dict())
-    with torch.no_grad():
-        theirs.net.relative_position_bias_table.normal_()
-        # Their offsets are from keys to queries, ours from queries to keys.
-        ours.attention.position_table.copy_(theirs.net.relative_position_bias_table.mT.flip(1))
-    x = torch.randn(2, 16, extent, extent, extent)
-    torch.testing.assert_close(ours(x), theirs(x))
-
-
 def test_insertion(measured):
     _, found, folder = measured("insertion", "eca", "mhsa")
     measures = {f"{net}, {part}" for net in ("UNet", "SegResNet", "DynUNet") for part in ("time", "memory")}
@@ -243,43 +208,6 @@ def test_the_command_stands_with_the_figures(measured):
     assert found["versions"]["torch"] == torch.__version__.partition("+")[0]
 
 
-def test_turns_are_taken_and_the_median_is_given(measuring, monkeypatch):
-    calls, now = [], 0.0
-    lasting = {"a": iter([9, 1, 3, 2]), "b": iter([9, 20, 10, 25])}
-
-    def run(name):
-        nonlocal now
-        now += next(lasting[name])
-        calls.append(name)
-
-    monkeypatch.setattr(measuring.time, "perf_counter", lambda: now)
-    bench = measuring.Bench("cpu", 3, False)
-    monkeypatch.setattr(bench, "_work", lambda: calls.append("w") or 0.5)
-    turns = bench.turns(lambda: run("a"), lambda: run("b"))
-    assert turns == ([[1, 3, 2], [20, 10, 25]], 1)  # the first run of each does not count
-    assert "".join(calls) == measuring.WARM_UP * "w" + "ab" + "w" + "abwabwabw"
-
-
-@pytest.mark.parametrize(
-    ("work", "slowdown", "loaded"),
-    [
-        ([2, 2, 2, 2, 2], 1, False),
-        ([2, 2, 9, 2, 2], 1, False),  # one of them is no load
-        ([2, 2.5, 2.5, 2.5, 2.5], 1.25, False),
-        ([2, 3, 2, 3, 2], 1.5, True),
-        ([4, 4, 4, 4, 4], 2, True),  # the best was before
-        ([1, 2, 2, 2, 2], 2, True),  # the best is among them
-    ],
-)
-def test_a_loaded_machine_is_seen_by_a_fixed_piece_of_work(measuring, monkeypatch, work, slowdown, loaded):
-    bench = measuring.Bench("cpu", 4, False)
-    times = iter(measuring.WARM_UP * [2] + work)
-    monkeypatch.setattr(bench, "_work", lambda: next(times))
-    row = bench.time("ours", "other", lambda: None, lambda: None, 1.1)
-    assert row.slowdown == slowdown
-    assert row.loaded == row.saved()["loaded"] == loaded
-
-
 def test_what_was_measured_on_a_loaded_machine_is_not_judged(example, measuring):
     from examples.benchmarks import scaling
 
@@ -296,51 +224,6 @@ def test_what_was_measured_on_a_loaded_machine_is_not_judged(example, measuring)
     curve = scaling.Curve("se", "mechanism", [(8, 1.0, 8, 1.0, 1.0), (64, 8.0, 64, 8.0, 8.0)], 2.0)
     assert docs.ending(curve.saved())[2] == "1.00, loaded"
     assert "1.00, loaded" in [next(iter(column.cells)) for column in example.table_of_curves("", [curve]).columns]
-
-
-def test_a_ratio_is_of_medians_and_its_spread_of_single_turns(measuring):
-    row = measuring.timed("ours", "other", [2, 4, 9, 8, 1], [2, 2, 3, 2, 10])
-    assert row.ratio == 4 / 2
-    assert row.spread == (1, 3)  # of 1, 2, 3, 4 and 0.1
-    assert measuring.timed("ours", "other", [3], [2]).spread == (1.5, 1.5)
-
-
-def test_the_peak_is_what_is_alive_at_once(measuring):
-    def run():
-        for _ in range(3):
-            torch.empty(2**20)  # 4 MiB, one after another
-        return torch.empty(2**18), torch.empty(2**18)
-
-    assert measuring.Bench("cpu", 1, False).peak(run) == 4 * 2**20
-
-
-class Chain(nn.Module):
-    """Keeps what its parts say."""
-
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-        self.layer = nn.Linear(4, 4, bias=False)
-
-    def forward(self, x):
-        return self.function(x, self.layer)
-
-
-@pytest.mark.parametrize(
-    ("function", "elements"),
-    [
-        (lambda x, layer: layer(x), 0),  # x and the weight, which are there anyway
-        (lambda x, layer: x.exp(), 0),  # its own output
-        (lambda x, layer: x.sigmoid().exp(), 32),  # the sigmoid
-        (lambda x, layer: x.sigmoid().mul(3.0), 32),  # the sigmoid, not the product
-        (lambda x, layer: layer(x.sigmoid()).exp(), 32),
-        (lambda x, layer: (lambda s: s[:, :2] * s[:, 2:])(x.sigmoid()), 32),  # once, though halves of it are saved
-        (lambda x, layer: x.sigmoid().tanh().mul(2.0), 64),
-    ],
-)
-def test_kept_is_what_no_one_else_holds(measuring, function, elements):
-    x = torch.randn(8, 4, requires_grad=True)
-    assert measuring.kept(Chain(function), x) == 4 * elements
 
 
 def test_the_floor_is_counted_for_every_mechanism(example):
