@@ -165,8 +165,8 @@ def check_comparison(what: list[str], threads: list[int], beside: Path | None) -
                 raise typer.BadParameter(f"{name} is measured on one count of threads", param_hint="--threads")
             if beside is not None:
                 raise typer.BadParameter(f"{name} is measured beside no older checkout", param_hint="--beside")
-    if beside is not None and not (beside / "attn3d" / "attention").is_dir():
-        message = f"{beside} is no checkout of the library: there is no folder attn3d/attention in it"
+    if beside is not None and not (beside / "attn3d" / "__init__.py").is_file():
+        message = f"{beside} is no checkout of the library: there is no attn3d/__init__.py in it"
         raise typer.BadParameter(message, param_hint="--beside")
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import typer
 from torch import Tensor, nn
 
 from examples.benchmarks.measuring import Bench, inference, training
@@ -71,7 +72,8 @@ def checkout(root: Path, device: str) -> Iterator[Callable[[str, Case], float]]:
             print(json.dumps([measure, case]), file=process.stdin, flush=True)
             answer = process.stdout.readline()
             if not answer:
-                raise RuntimeError(f"the library in {root} does not run {case}; its process ended with the error above")
+                message = f"the library in {root} does not run {case}; its process ended with the error above"
+                raise typer.BadParameter(message, param_hint="--beside")
             return json.loads(answer)
 
         yield ask

@@ -266,6 +266,17 @@ def test_what_cannot_be_measured_is_refused(invoke, arguments, says):
     assert says in " ".join(result.output.replace("│", " ").split())
 
 
+def test_a_checkout_that_does_not_run_is_one_error(invoke, tmp_path):
+    package = tmp_path / "attn3d" / "attention"
+    package.mkdir(parents=True)
+    (package.parent / "__init__.py").touch()
+    (package / "__init__.py").write_text("raise ImportError('needs an older torch')")
+    options = ("--small", "--runs", 1, "--threads", torch.get_num_threads())
+    result = invoke("--what", "groups", *options, "--beside", tmp_path)
+    assert result.exit_code == 2
+    assert "its process ended with the error above" in " ".join(result.output.replace("│", " ").split())
+
+
 def test_a_file_is_not_overwritten(invoke, tmp_path):
     file = tmp_path / "figures.json"
     file.write_text("mine")
