@@ -3,12 +3,17 @@
     python examples/benchmark.py --what attention
     python examples/benchmark.py --what mechanisms --shape 32 32 32 --channels 64 --dtype bfloat16
     python examples/benchmark.py --what insertion --what scaling --json figures.json --charts charts
+    python examples/benchmark.py --what groups --threads 1 --threads 2 --beside ../v01
     python examples/benchmark.py --what mechanisms --small
 
 Every figure is compared with another of the same run, since times differ from machine to machine: the two take turns
 after one run that does not count, the ratio is that of the medians, and its spread the quartiles of the ratios of
 single turns. Memory is the most that is alive at once beyond what a function is given, as the allocator reports it, and
-does not depend on what else the machine does. ``--small`` runs everything at sizes of no meaning.
+does not depend on what else the machine does. Times do: a fixed piece of work is timed before, between and after the
+turns, and where a quarter of its times exceed the best of the run by more than a quarter, the ratio is marked "loaded"
+and not held to its limit. ``--small`` runs everything at sizes of no meaning.
+
+``--beside`` names an older checkout of the library, such as ``git worktree add ../v01 041d8b1`` makes.
 """
 
 import json
@@ -34,6 +39,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from examples.benchmarks.attention import attention
 from examples.benchmarks.charts import CHARTS, measured_on
+from examples.benchmarks.groups import groups
 from examples.benchmarks.insertion import insertion
 from examples.benchmarks.measuring import Bench, Row
 from examples.benchmarks.mechanisms import mechanisms
@@ -41,16 +47,25 @@ from examples.benchmarks.scaling import Curve, scaling
 
 
 class Subject(NamedTuple):
-    """What can be measured, whether its volume can be chosen, and of what its extents and channels are multiples."""
+    """What can be measured.
+
+    Attributes:
+        measure: it.
+        of_a_volume: whether its volume can be chosen.
+        multiples: of what its extents and channels are multiples.
+        comparing: whether it takes several counts of threads and an older checkout.
+    """
 
     measure: Callable[[Bench], Iterator[Row | Curve]]
     of_a_volume: bool = True
     multiples: int = 1
+    comparing: bool = False
 
 
 SUBJECTS = {
     "mechanisms": Subject(mechanisms),
     "attention": Subject(attention, of_a_volume=False),
+    "groups": Subject(groups, of_a_volume=False, comparing=True),
     "insertion": Subject(insertion, multiples=8),
     "scaling": Subject(scaling),
 }
@@ -67,13 +82,14 @@ class Dtype(StrEnum):
 def main(
     context: typer.Context,
     what: Annotated[list[str], typer.Option(help=f"Of {', '.join(SUBJECTS)}; may be given more than once.")],
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
-    runs: Annotated[int, typer.Option(min=1, help="Runs of which a median is taken.")] = 5,
+    threads: Annotated[list[int], typer.Option(min=1, help="CPU threads; for groups more than once.")] = (2,),
+    runs: Annotated[int, typer.Option(min=1, help="Runs of which a median is taken.")] = 9,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     shape: Annotated[tuple[int, int, int] | None, typer.Option(help="The volume [by subject].")] = None,
     channels: Annotated[int | None, typer.Option(min=1, help="Its channels; a network's first [by subject].")] = None,
     dtype: Annotated[Dtype, typer.Option(help="Of volumes and parameters.")] = Dtype.float32,
     mechanism: Annotated[list[str] | None, typer.Option(help="Only this one; may be given more than once.")] = None,
+    beside: Annotated[Path | None, typer.Option(help="An older checkout of the library, for groups.")] = None,
     small: Annotated[bool, typer.Option("--small", help="Tiny sizes, whose ratios mean nothing.")] = False,
     file: Annotated[Path | None, typer.Option("--json", help="A new file for the figures.")] = None,
     charts: Annotated[Path | None, typer.Option(help="A folder for charts of the figures.")] = None,
@@ -81,19 +97,21 @@ def main(
     """Measure attn3d beside plain forms and print the ratios."""
     given = commanded(context)
     check_subjects(what, given, shape, channels, mechanism or [], small)
+    check_comparison(what, threads, beside)
     check_surroundings(what, device, file, charts)
 
-    torch.set_num_threads(threads)
+    torch.set_num_threads(threads[0])
     torch.manual_seed(0)
     versions = {package: version(package).partition("+")[0] for package in ("torch", "monai", "attn3d")}
     versions |= {"CUDA": torch.version.cuda} if device == "cuda" else {}
-    bench = Bench(device, runs, small, shape, channels, getattr(torch, dtype), mechanism or ())
+    chosen = shape, channels, getattr(torch, dtype), mechanism or ()
+    bench = Bench(device, runs, small, *chosen, threads, beside)
     console = Console(width=None if sys.stdout.isatty() else 132)
     found: dict[str, Any] = {
         "command": " ".join(["python examples/benchmark.py", *given.values()]),
         "machine": machine(device),
         "versions": versions,
-        "threads": threads,
+        "threads": threads[0] if len(threads) == 1 else " and ".join(map(str, threads)),
         "runs": runs,
         "dtype": str(dtype),
         "small": small,
@@ -137,6 +155,19 @@ def check_subjects(
         raise typer.BadParameter(f"must be positive, got {shape}", param_hint="--shape")
     if small and shape is not None:
         raise typer.BadParameter("a volume that is chosen is not cut; leave one of them out", param_hint="--small")
+
+
+def check_comparison(what: list[str], threads: list[int], beside: Path | None) -> None:
+    """Refuses counts of threads and a checkout for what is measured with one count, or beside none."""
+    for name in what:
+        if not SUBJECTS[name].comparing:
+            if len(threads) > 1:
+                raise typer.BadParameter(f"{name} is measured on one count of threads", param_hint="--threads")
+            if beside is not None:
+                raise typer.BadParameter(f"{name} is measured beside no older checkout", param_hint="--beside")
+    if beside is not None and not (beside / "attn3d" / "__init__.py").is_file():
+        message = f"{beside} is no checkout of the library: there is no attn3d/__init__.py in it"
+        raise typer.BadParameter(message, param_hint="--beside")
 
 
 def check_surroundings(what: list[str], device: str, file: Path | None, charts: Path | None) -> None:
@@ -187,11 +218,18 @@ def table(title: str, rows: list[Row]) -> Table:
             shown.add_row(row.what, row.beside, row.note, "", "", "", "")
             continue
         figures = [f"{figure:.3g} {row.unit}" for figure in (row.ours, row.other)]
-        ratio = "" if row.ratio is None else f"{row.ratio:.3g}"
+        ratio = "" if row.ratio is None else f"{row.ratio:.3g}{', loaded' if row.loaded else ''}"
         spread = "" if row.spread is None else "{:.3g} - {:.3g}".format(*row.spread)
-        limit = "" if row.limit is None else f"{'within' if row.ratio <= row.limit else 'beyond'} {row.limit:.2g}"
+        limit = "" if row.limit is None else f"{judged(row)} {row.limit:.2g}"
         shown.add_row(row.what, row.beside, *figures, ratio, spread, limit)
     return shown
+
+
+def judged(row: Row) -> str:
+    """Whether a ratio stays within its limit."""
+    if row.loaded:
+        return "asked:"
+    return "within" if row.ratio <= row.limit else "beyond"
 
 
 def table_of_curves(title: str, curves: list[Curve]) -> Table:
@@ -199,7 +237,7 @@ def table_of_curves(title: str, curves: list[Curve]) -> Table:
     shown = columns(title, ("of", "name"), ("N", "time", "its slope", "memory", "its slope"))
     for curve in curves:
         count, seconds, memory, *_ = curve.points[-1]
-        slopes = [f"{curve.slope(column):.2f}" for column in (1, 2)]
+        slopes = [f"{curve.slope(1):.2f}{', loaded' if curve.loaded else ''}", f"{curve.slope(2):.2f}"]
         shown.add_row(
             curve.kind, curve.name, str(count), f"{seconds:.3g} s", slopes[0], f"{memory / 2**20:.3g} MiB", slopes[1]
         )

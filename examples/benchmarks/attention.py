@@ -85,10 +85,12 @@ def windows(bench: Bench) -> Iterator[Row]:
         given = sum(x.nbytes for x in tokens[-1]) / MIB
         what = f"Window, {name}, {volumes[-1][0]}³, with q, k, v"
         yield Row(what, "q, k, v and out", given + bench.peak(passes[-1]) / MIB, given * 4 / 3, "MiB", limit)
+        turns = bench.turns(*passes)
         of_voxel = [
             [1e6 * seconds / math.prod(shape) for seconds in times]
-            for times, shape in zip(bench.turns(*passes), volumes, strict=True)
+            for times, shape in zip(turns.seconds, volumes, strict=True)
         ]
         for shape, microseconds in zip(volumes[1:], of_voxel[1:], strict=True):
             what = f"Window, {name}, {shape[0]}³, a voxel"
-            yield timed(what, f"{volumes[0][0]}³", microseconds, of_voxel[0], "µs", limit=1.1)
+            times = microseconds, of_voxel[0]
+            yield timed(what, f"{volumes[0][0]}³", *times, "µs", limit=1.1, slowdown=turns.slowdown)

@@ -1,5 +1,6 @@
 """Time, memory and what is kept for backward, of functions that take turns."""
 
+import functools
 import gc
 import itertools
 import math
@@ -7,12 +8,18 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 MIB = 2**20
+# The fixed piece of work is a product of square matrices of so many rows, some milliseconds on either device.
+WORK = {"cpu": 640, "cuda": 4096}
+WARM_UP = 20  # runs of it, before the first turn, of which the least is the best of the run to begin with
+# The machine is loaded where a quarter of the runs of that work beside a row take so much longer than the best.
+LOADED = 1.25
 os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # the profiler says nothing of its own
 
 
@@ -30,6 +37,8 @@ class Row(NamedTuple):
         note: what else is to be said.
         group: whose figure it is, in tables that have a line for each.
         measure: which figure it is, in tables that have a column for each.
+        slowdown: how many times its best the fixed piece of work took beside it; None where a figure is not one of
+            time.
     """
 
     what: str
@@ -42,15 +51,34 @@ class Row(NamedTuple):
     note: str = ""
     group: str = ""
     measure: str = ""
+    slowdown: float | None = None
 
     @property
     def ratio(self) -> float | None:
         """Of ours to the other: in times, of the two medians."""
         return self.ours / self.other if self.ours is not None and self.other else None
 
+    @property
+    def loaded(self) -> bool:
+        """Whether others used the machine meanwhile: then the ratio says nothing and is not held to its limit."""
+        return is_loaded(self.slowdown)
+
     def saved(self) -> dict[str, Any]:
         """As it stands in a file."""
-        return self._asdict() | {"ratio": self.ratio}
+        return self._asdict() | {"ratio": self.ratio, "loaded": self.loaded}
+
+
+class Turns(NamedTuple):
+    """What was found in turns.
+
+    Attributes:
+        seconds: of every run of each function.
+        slowdown: the third quartile of the times that the fixed piece of work took before, between and after the
+            turns, over its best of the run.
+    """
+
+    seconds: list[list[float]]
+    slowdown: float
 
 
 class Bench:
@@ -64,6 +92,8 @@ class Bench:
         channels: where they are chosen.
         dtype: of volumes and parameters.
         names: of the mechanisms to measure; none: all.
+        threads: the counts of CPU threads, for what is measured with several.
+        beside: an older checkout of the library, for what is measured beside one.
     """
 
     def __init__(
@@ -75,6 +105,8 @@ class Bench:
         channels: int | None = None,
         dtype: torch.dtype = torch.float32,
         names: Sequence[str] = (),
+        threads: Sequence[int] = (),
+        beside: Path | None = None,
     ) -> None:
         self.device = torch.device(device)
         self.runs = runs
@@ -83,6 +115,11 @@ class Bench:
         self.channels = channels
         self.dtype = dtype
         self.names = names
+        self.threads = threads
+        self.beside = beside
+        rows = WORK[self.device.type]
+        self._factor, self._product = (torch.ones(rows, rows, device=self.device) for _ in range(2))
+        self._best: dict[int, float] = {}  # for every count of threads, the least time of the fixed piece of work
 
     @property
     def standard(self) -> bool:
@@ -113,23 +150,37 @@ class Bench:
         """A module on the device, in the dtype of the volumes."""
         return net.to(self.device, self.dtype)
 
-    def turns(self, *functions: Callable[[], Any]) -> list[list[float]]:
+    def turns(self, *functions: Callable[[], Any]) -> Turns:
         """The seconds of every run of each, taken in turns."""
-        taken: list[list[float]] = [[] for _ in functions]
-        for function in functions:
-            function()
-        for _ in range(self.runs):
-            for function, times in zip(functions, taken, strict=True):
-                self._wait()
-                start = time.perf_counter()
-                function()
-                self._wait()
-                times.append(time.perf_counter() - start)
-        return taken
+        return self.clocked_turns(*(functools.partial(self.seconds, function) for function in functions))
 
-    def seconds(self, *functions: Callable[[], Any]) -> list[float]:
-        """The median of each, taken in turns."""
-        return [statistics.median(times) for times in self.turns(*functions)]
+    def clocked_turns(self, *clocks: Callable[[], float]) -> Turns:
+        """The same of functions that run something, here or in another process, and give the seconds that it took."""
+        taken: list[list[float]] = [[] for _ in clocks]
+        threads = torch.get_num_threads()
+        if threads not in self._best:
+            self._best[threads] = min(self._work() for _ in range(WARM_UP))
+        for clock in clocks:
+            clock()
+        work = [self._work()]
+        for _ in range(self.runs):
+            for clock, times in zip(clocks, taken, strict=True):
+                times.append(clock())
+            work.append(self._work())
+        self._best[threads] = min(self._best[threads], *work)
+        return Turns(taken, quartiles(work)[1] / self._best[threads])
+
+    def seconds(self, function: Callable[[], Any]) -> float:
+        """The time of one run."""
+        self._wait()
+        start = time.perf_counter()
+        function()
+        self._wait()
+        return time.perf_counter() - start
+
+    def _work(self) -> float:
+        """The seconds of the fixed piece of work."""
+        return self.seconds(lambda: torch.mm(self._factor, self._factor, out=self._product))
 
     def peak(self, function: Callable[[], Any]) -> int:
         """The most bytes that are alive at once, beyond those before it."""
@@ -154,7 +205,8 @@ class Bench:
 
     def time(self, what: str, beside: str, ours: Callable, other: Callable, limit: float | None = None, **of) -> Row:
         """A row of two times."""
-        return timed(what, beside, *self.turns(ours, other), limit=limit, **of)
+        (one, two), slowdown = self.turns(ours, other)
+        return timed(what, beside, one, two, slowdown=slowdown, limit=limit, **of)
 
     def memory(self, what: str, beside: str, ours: Callable, other: Callable, limit: float | None = None, **of) -> Row:
         """A row of two peaks."""
@@ -170,6 +222,11 @@ def timed(what: str, beside: str, ours: Sequence[float], other: Sequence[float],
     ratios = [one / two for one, two in zip(ours, other, strict=True)]
     medians = statistics.median(ours), statistics.median(other)
     return Row(what, beside, *medians, unit, spread=quartiles(ratios), **of)
+
+
+def is_loaded(slowdown: float | None) -> bool:
+    """Whether the fixed piece of work took so long that others must have used the machine."""
+    return slowdown is not None and slowdown > LOADED
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float]:

@@ -125,8 +125,9 @@ def beside_the_floor(
     """Ours beside the plain form, and beside the time in which the bytes of the floor could be copied."""
     x = pair.inputs[0].detach()
     to = torch.empty_like(x)
-    ours, plain, copies = bench.turns(*steps, lambda: to.copy_(x))
-    yield timed(what, beside, ours, plain, limit=limit, group=pair.name, measure=measures[0])
+    (ours, plain, copies), slowdown = bench.turns(*steps, lambda: to.copy_(x))
+    yield timed(what, beside, ours, plain, slowdown=slowdown, limit=limit, group=pair.name, measure=measures[0])
     passes = PASSES[pair.name].passes
     floor = [seconds * passes / 2 for seconds in copies]  # a copy is two: it reads and writes
-    yield timed(what, f"floor, {passes} passes", ours, floor, group=pair.name, measure=measures[1])
+    beside = f"floor, {passes} passes"
+    yield timed(what, beside, ours, floor, slowdown=slowdown, group=pair.name, measure=measures[1])

@@ -5,14 +5,13 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from monai.networks.blocks import ChannelSELayer, SABlock, SpatialAttentionBlock
-from monai.networks.nets.swin_unetr import WindowAttention, window_partition, window_reverse
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 import attn3d
 from examples.benchmarks.measuring import Bench, Row, sizes, training
 
-WINDOW, NEIGHBORHOOD = 8, 7
+NEIGHBORHOOD = 7
 
 
 class OnTokens(nn.Module):
@@ -28,21 +27,6 @@ class OnTokens(nn.Module):
         return self.call(self.net, x.flatten(2).mT).mT.unflatten(2, x.shape[2:])
 
 
-class InWindows(nn.Module):
-    """MONAI's attention of Swin, with the cutting into windows that it needs."""
-
-    def __init__(self, channels: int, heads: int, size: tuple[int, ...]) -> None:
-        super().__init__()
-        self.size = size
-        self.net = WindowAttention(channels, heads, size, qkv_bias=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, *S) -> (B, C, *S), S being multiples of the window."""
-        windows = self.net(window_partition(x.movedim(1, -1).contiguous(), self.size), None)
-        dims = [x.shape[0], *x.shape[2:]]
-        return window_reverse(windows.unflatten(1, self.size), self.size, dims).movedim(-1, 1)
-
-
 class Peer(NamedTuple):
     """What is compared: two functions of the same inputs, as functions that make them, and the package it needs."""
 
@@ -56,7 +40,7 @@ class Peer(NamedTuple):
 
 
 def peers(bench: Bench, large: tuple[int, ...], smaller: tuple[int, ...], channels: int) -> Iterator[Row]:
-    """Time and memory in training beside every peer: gates and windows on a large map, all pairs on a smaller one."""
+    """Time and memory in training beside every peer; what sees all pairs is on the smaller map."""
     for peer in listed(bench, large, smaller, channels):
         if not bench.chosen([peer.mechanism]):
             continue
@@ -81,8 +65,6 @@ def listed(bench: Bench, large: tuple[int, ...], smaller: tuple[int, ...], chann
     """All of them, installed or not."""
     heads = max(heads for heads in range(1, 9) if channels % heads == 0)
     groups = max(groups for groups in range(1, 33) if channels % groups == 0)
-    # MONAI's are cut without padding.
-    window = tuple(max(size for size in range(1, WINDOW + 1) if extent % size == 0) for extent in large)
     on_large, on_smaller = sizes(large, channels), sizes(smaller, channels)
 
     def volume(shape: tuple[int, ...]) -> Callable[[], tuple[Tensor, ...]]:
@@ -114,7 +96,6 @@ def listed(bench: Bench, large: tuple[int, ...], smaller: tuple[int, ...], chann
         return lambda: getattr(importlib.import_module("timm_3d.layers"), name)(channels)
 
     mhsa = ("mhsa", {"num_heads": heads})
-    in_windows = ("mhsa", {"num_heads": heads, "pattern": ("window", {"size": window}), "position_bias": "joint"})
     biased = ("se", {"bias": True})
     found = [
         Peer("se", "se", "MONAI ChannelSELayer", "monai", volume(large),
@@ -126,8 +107,6 @@ def listed(bench: Bench, large: tuple[int, ...], smaller: tuple[int, ...], chann
         Peer("mhsa", "mhsa", "PyTorch MultiheadAttention", "torch", volume(smaller), nets(mhsa, pytorch), on_smaller),
         Peer("mhsa", "attend", "PyTorch, bare SDPA", "torch", tokens,
              lambda: (attn3d.attend, scaled_dot_product_attention), f"{heads} heads, {on_smaller}"),
-        Peer("mhsa", f"mhsa, windows of {sizes(window)}", "MONAI Swin WindowAttention", "monai", volume(large),
-             nets(in_windows, lambda: InWindows(channels, heads, window)), on_large),
         Peer("mhsa", "attend, neighbourhoods of 7³", "NATTEN na3d", "natten", of_volume,
              lambda: neighbourhoods(large, heads), f"{heads} heads, {on_large}"),
     ]  # fmt: skip

@@ -9,7 +9,7 @@ from torch import nn
 
 import attn3d
 from docs.drawing.chart import slope
-from examples.benchmarks.measuring import Bench, quartiles, training, voxels
+from examples.benchmarks.measuring import Bench, is_loaded, quartiles, training, voxels
 from tests.references.eager import PlainNonLocal
 
 LARGEST, CHANNELS = (32, 32, 32), 64
@@ -34,19 +34,26 @@ class Curve(NamedTuple):
         name: of a mechanism or a pattern.
         kind: "mechanism" or "pattern".
         points: (N, median of seconds, most bytes alive beyond the input, quartiles of the seconds), by N.
+        slowdown: how many times its best the fixed piece of work took, beside the point where it took longest.
     """
 
     name: str
     kind: str
     points: list[tuple[int, float, int, float, float]]
+    slowdown: float
 
     def slope(self, column: int) -> float:
         """The power of N with which time (1) or memory (2) grows at the end: over the last factor of 8 in N."""
         return slope(np.array(self.points)[:, [0, column]])
 
+    @property
+    def loaded(self) -> bool:
+        """Whether others used the machine meanwhile: then the slope of the time says nothing."""
+        return is_loaded(self.slowdown)
+
     def saved(self) -> dict[str, Any]:
         """As it stands in a file."""
-        return self._asdict() | {"slopes": [self.slope(1), self.slope(2)]}
+        return self._asdict() | {"slopes": [self.slope(1), self.slope(2)], "loaded": self.loaded}
 
 
 def scaling(bench: Bench) -> Iterator[Curve]:
@@ -96,10 +103,11 @@ def curve(
     most: int | None = None,
 ) -> Curve:
     """Forward and backward on every volume of at most ``most`` voxels."""
-    points = []
+    points, slowdowns = [], []
     for shape in shapes:
         if most is None or voxels(shape) <= most:
             step = training(bench.placed(make()), bench.random(1, channels, *shape))
-            (seconds,) = bench.turns(step)
+            (seconds,), slowdown = bench.turns(step)
+            slowdowns.append(slowdown)
             points.append((voxels(shape), statistics.median(seconds), bench.peak(step), *quartiles(seconds)))
-    return Curve(name, kind, points)
+    return Curve(name, kind, points, max(slowdowns))

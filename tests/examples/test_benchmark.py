@@ -1,4 +1,4 @@
-"""The benchmark at sizes of no meaning: that all of it runs, what it says and refuses, and what it counts."""
+"""The benchmark at sizes of no meaning: that all of it runs, what it says and what it refuses."""
 
 import importlib.util
 import json
@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 import typer
-from torch import nn
 from typer.testing import CliRunner
 
 ROOT = Path(__file__).parents[2]
@@ -50,14 +49,40 @@ def measured(invoke, tmp_path_factory):
             folder = tmp_path_factory.mktemp(subject)
             file, threads = folder / f"{subject}.json", torch.get_num_threads()
             options = ["--small", "--runs", 2 if subject == "mechanisms" else 1, "--threads", threads, "--json", file]
+            options += ["--beside", older_checkout(folder)] if subject == "groups" else []
             options += [word for name in mechanisms for word in ("--mechanism", name)]
-            options += [] if subject == "attention" else ["--charts", folder / "charts"]
+            options += [] if subject in ("attention", "groups") else ["--charts", folder / "charts"]
             result = invoke("--what", subject, *options)
             assert result.exit_code == 0, result.output
             known[subject] = result.output, json.loads(file.read_text()), folder
         return known[subject]
 
     return measure
+
+
+def older_checkout(folder):
+    """Stands for one in which patterns were called scopes; it says on standard error what it is given."""
+    package = folder / "older" / "attn3d" / "attention"
+    package.mkdir(parents=True)
+    (package.parent / "__init__.py").touch()
+    (package / "__init__.py").write_text(OLDER)
+    return folder / "older"
+
+
+OLDER = """
+import torch
+
+class VolumeAttention(torch.nn.Module):
+    def __init__(self, spatial_dims, heads, *, scope):
+        super().__init__()
+        assert spatial_dims == 3 and heads == 4 and scope[0] in ("window", "grid", "neighborhood"), scope
+
+    def forward(self, q, k, v, shape):
+        assert q.shape == k.shape == v.shape == (1, 4, shape[0] ** 3, 32), q.shape
+        assert q.stride()[2:] == (1, shape[0] ** 3), "channels come first"
+        torch.empty(2**22, dtype=torch.uint8)  # its peak
+        return q * k * v
+"""
 
 
 def by_measure(found, subject, group):
@@ -83,8 +108,9 @@ def test_attention(measured):
 
 
 def test_mechanisms(measured):
-    output, found, folder = measured("mechanisms", "se", "sk", "mhsa")
-    assert "no graph breaks" in output
+    _, found, folder = measured("mechanisms", "se", "sk", "mhsa")
+    compiled = [row["what"] for row in found["mechanisms"] if "compiled" in row["measure"]]
+    assert all("no graph breaks" in what for what in compiled)
     assert {row["group"] for row in found["mechanisms"]} == {"se", "sk", "mhsa", ""}
     for name in ("se", "sk", "mhsa"):
         rows = by_measure(found, "mechanisms", name)
@@ -106,8 +132,8 @@ def test_peers_are_beside_or_said_to_be_missing(measured):
     peers = [row for row in found["mechanisms"] if row["measure"] == "peer"]
     there = {row["beside"] for row in peers if row["ours"] is not None}
     assert there >= {
-        "MONAI ChannelSELayer", "MONAI SABlock", "MONAI SpatialAttentionBlock", "MONAI Swin WindowAttention",
-        "PyTorch MultiheadAttention", "PyTorch, bare SDPA",
+        "MONAI ChannelSELayer", "MONAI SABlock", "MONAI SpatialAttentionBlock", "PyTorch MultiheadAttention",
+        "PyTorch, bare SDPA",
     }  # fmt: skip
     for name, package in (("timm_3d SEModule", "timm_3d"), ("NATTEN na3d", "natten")):
         notes = {row["note"] for row in peers if row["beside"] == name}
@@ -115,6 +141,37 @@ def test_peers_are_beside_or_said_to_be_missing(measured):
         if importlib.util.find_spec(package) is None:
             assert notes == {"not installed"}
     assert "timm_3d EcaModule" not in {row["beside"] for row in peers}  # eca was not asked for
+
+
+def test_groups_are_beside_an_older_checkout(measured):
+    _, found, _ = measured("groups")
+    rows = [row for row in found["groups"] if row["group"]]
+    assert {row["beside"] for row in rows} == {"checkout older"}
+    assert {row["group"] for row in rows} == {
+        "windows of 8³, 8³", "windows of 8³, shifted, 8³", "windows of 7³, 6³", "grid of 8³, 8³",
+        "neighbourhoods of 7³, 6³", "windows of 8³, bfloat16, 8³", "windows of 8³, shifted, bfloat16, 8³",
+    }  # fmt: skip
+    threads = found["threads"]
+    counted = "1 thread" if threads == 1 else f"{threads} threads"
+    for group in {row["group"] for row in rows}:
+        measures = by_measure(found, "groups", group)
+        assert set(measures) == {
+            f"{peak}{step}, {counted}" for peak in ("", "peak, ") for step in ("forward", "training")
+        }
+        assert measures[f"forward, {counted}"]["unit"] == "s"
+        assert 4 <= measures[f"peak, forward, {counted}"]["other"] < 6  # MiB: the older one, not ours, was measured
+
+
+def test_groups_are_beside_matrix_products_and_swin(measured):
+    _, found, _ = measured("groups")
+    others = [row for row in found["groups"] if not row["group"]]
+    at_peak = [row["what"] for row in others if row["beside"].startswith("its products")]
+    assert len(at_peak) == 2
+    assert sum("shifted" in what for what in at_peak) == 1
+    swin = [row for row in others if row["beside"] == "MONAI Swin WindowAttention"]
+    assert len({row["what"] for row in swin}) == 6
+    assert [row["unit"] for row in swin] == 6 * ["s", "MiB"]
+    assert len(at_peak) + len(swin) == len(others)
 
 
 def test_insertion(measured):
@@ -138,7 +195,7 @@ def test_scaling(measured):
         assert [count for count, *_ in one["points"]] == [64, 128, 256, 512]
     assert curves["plain, all pairs"]["slopes"][1] > 1.8 > curves["non_local"]["slopes"][1]
     assert "its slope" in output
-    assert {path.stem for path in (folder / "charts").iterdir()} == {"scaling_mechanisms", "scaling_scopes"}
+    assert {path.stem for path in (folder / "charts").iterdir()} == {"scaling_mechanisms", "scaling_patterns"}
 
 
 def test_the_command_stands_with_the_figures(measured):
@@ -151,57 +208,22 @@ def test_the_command_stands_with_the_figures(measured):
     assert found["versions"]["torch"] == torch.__version__.partition("+")[0]
 
 
-def test_turns_are_taken_and_the_median_is_given(measuring, monkeypatch):
-    calls, clock = [], iter([0, 1, 10, 30, 100, 103, 200, 210, 300, 302, 400, 425])
-    monkeypatch.setattr(measuring.time, "perf_counter", lambda: next(clock))
-    first, second = (lambda name=name: calls.append(name) for name in "ab")
-    assert measuring.Bench("cpu", 3, False).seconds(first, second) == [2, 20]
-    assert "".join(calls) == "ab" + "ababab"
+def test_what_was_measured_on_a_loaded_machine_is_not_judged(example, measuring):
+    from examples.benchmarks import scaling
 
-
-def test_a_ratio_is_of_medians_and_its_spread_of_single_turns(measuring):
-    row = measuring.timed("ours", "other", [2, 4, 9, 8, 1], [2, 2, 3, 2, 10])
-    assert row.ratio == 4 / 2
-    assert row.spread == (1, 3)  # of 1, 2, 3, 4 and 0.1
-    assert measuring.timed("ours", "other", [3], [2]).spread == (1.5, 1.5)
-
-
-def test_the_peak_is_what_is_alive_at_once(measuring):
-    def run():
-        for _ in range(3):
-            torch.empty(2**20)  # 4 MiB, one after another
-        return torch.empty(2**18), torch.empty(2**18)
-
-    assert measuring.Bench("cpu", 1, False).peak(run) == 4 * 2**20
-
-
-class Chain(nn.Module):
-    """Keeps what its parts say."""
-
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-        self.layer = nn.Linear(4, 4, bias=False)
-
-    def forward(self, x):
-        return self.function(x, self.layer)
-
-
-@pytest.mark.parametrize(
-    ("function", "elements"),
-    [
-        (lambda x, layer: layer(x), 0),  # x and the weight, which are there anyway
-        (lambda x, layer: x.exp(), 0),  # its own output
-        (lambda x, layer: x.sigmoid().exp(), 32),  # the sigmoid
-        (lambda x, layer: x.sigmoid().mul(3.0), 32),  # the sigmoid, not the product
-        (lambda x, layer: layer(x.sigmoid()).exp(), 32),
-        (lambda x, layer: (lambda s: s[:, :2] * s[:, 2:])(x.sigmoid()), 32),  # once, though halves of it are saved
-        (lambda x, layer: x.sigmoid().tanh().mul(2.0), 64),
-    ],
-)
-def test_kept_is_what_no_one_else_holds(measuring, function, elements):
-    x = torch.randn(8, 4, requires_grad=True)
-    assert measuring.kept(Chain(function), x) == 4 * elements
+    docs = script(ROOT / "docs" / "benchmarks.py")
+    row = measuring.Row("a", "b", 3.0, 2.0, "s", 1.1, (1.4, 1.6), group="se", measure="time")
+    for slowdown, ratio, limit, of_page in (
+        (1.0, "1.5", "beyond 1.1", "**1.5**"),
+        (2.0, "1.5, loaded", "asked: 1.1", "1.5, loaded"),
+    ):
+        one = row._replace(slowdown=slowdown)
+        cells = [next(iter(column.cells)) for column in example.table("", [one]).columns]
+        assert (cells[4], cells[6]) == (ratio, limit)
+        assert docs.ratio(one.saved()) == of_page
+    curve = scaling.Curve("se", "mechanism", [(8, 1.0, 8, 1.0, 1.0), (64, 8.0, 64, 8.0, 8.0)], 2.0)
+    assert docs.ending(curve.saved())[2] == "1.00, loaded"
+    assert "1.00, loaded" in [next(iter(column.cells)) for column in example.table_of_curves("", [curve]).columns]
 
 
 def test_the_floor_is_counted_for_every_mechanism(example):
@@ -224,6 +246,11 @@ def test_the_floor_is_counted_for_every_mechanism(example):
         (("--what", "attention", "--dtype", "float16"), "attention is measured on tensors of its own"),
         (("--what", "attention", "--mechanism", "se"), "attention is measured on tensors of its own"),
         (("--what", "attention", "--charts", "charts"), "attention has no chart"),
+        (("--what", "groups", "--channels", 8), "groups is measured on tensors of its own"),
+        (("--what", "groups", "--threads", 0), "greater than or equal to 1"),
+        (("--what", "scaling", "--threads", 1, "--threads", 2), "scaling is measured on one count of threads"),
+        (("--what", "groups", "--what", "scaling", "--beside", ROOT), "scaling is measured beside no older checkout"),
+        (("--what", "groups", "--beside", "nowhere"), "nowhere is no checkout of the library"),
         (("--what", "mechanisms", "--mechanism", "sse"), "'sse' is none of"),
         (("--what", "mechanisms", "--shape", 8, 0, 8), "must be positive"),
         (("--what", "insertion", "--shape", 16, 16, 12), "insertion takes multiples of 8, got (16, 16, 12)"),
@@ -237,6 +264,17 @@ def test_what_cannot_be_measured_is_refused(invoke, arguments, says):
     result = invoke(*arguments)
     assert result.exit_code == 2
     assert says in " ".join(result.output.replace("│", " ").split())
+
+
+def test_a_checkout_that_does_not_run_is_one_error(invoke, tmp_path):
+    package = tmp_path / "attn3d" / "attention"
+    package.mkdir(parents=True)
+    (package.parent / "__init__.py").touch()
+    (package / "__init__.py").write_text("raise ImportError('needs an older torch')")
+    options = ("--small", "--runs", 1, "--threads", torch.get_num_threads())
+    result = invoke("--what", "groups", *options, "--beside", tmp_path)
+    assert result.exit_code == 2
+    assert "its process ended with the error above" in " ".join(result.output.replace("│", " ").split())
 
 
 def test_a_file_is_not_overwritten(invoke, tmp_path):
@@ -272,7 +310,7 @@ def test_the_page_has_what_was_measured(measured, monkeypatch, tmp_path):
     monkeypatch.setattr(docs, "FIGURES", tmp_path)
     assert docs.table("insertion") == "`insertion`: not measured yet."
     named = {"mechanisms": ("se", "sk", "mhsa"), "insertion": ("eca", "mhsa"), "scaling": ("gc", "non_local")}
-    for subject, mechanisms in (named | {"attention": ()}).items():
+    for subject, mechanisms in (named | {"attention": (), "groups": ()}).items():
         _, found, _ = measured(subject, *mechanisms)
         (tmp_path / f"{subject}.json").write_text(json.dumps(found))
         page = docs.table(subject)

@@ -1,0 +1,98 @@
+"""Attention in groups as a checkout of the library computes it, in a process of its own.
+
+Two checkouts cannot be imported into one process. So each has its own, which waits until it is told to run a case, and
+answers with the seconds that the run took or with its most bytes: a line of JSON for a line of JSON.
+"""
+
+import inspect
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import typer
+from torch import Tensor, nn
+
+from examples.benchmarks.measuring import Bench, inference, training
+
+ROOT = Path(__file__).parents[2]
+HEADS, WIDTH = 4, 32
+PAUSE = 0.01  # seconds in which the threads of the process whose turn it was fall asleep
+
+
+class Case(NamedTuple):
+    """What is run: heads of 32 channels over the voxels of a cube."""
+
+    pattern: str
+    options: dict[str, Any]
+    extent: int
+    dtype: str
+    training: bool
+    threads: int
+
+    def step(self, volume_attention: type[nn.Module], device: str) -> Callable[[], Any]:
+        """A forward pass, in training a backward pass too, with ``VolumeAttention`` of any checkout.
+
+        q, k and v lie in memory as multi-head self-attention gives them there: where patterns were called scopes, its
+        first layer was a convolution and its channels came first. The output goes on with channels last in both.
+        """
+        torch.set_num_threads(self.threads)
+        torch.manual_seed(0)
+        channels_first = "scope" in inspect.signature(volume_attention).parameters
+        layer = volume_attention(3, HEADS, **{"scope" if channels_first else "pattern": (self.pattern, self.options)})
+        shape, channels = [self.extent] * 3, 3 * HEADS * WIDTH
+        options = {"device": device, "dtype": getattr(torch, self.dtype)}
+        if channels_first:
+            parts = torch.randn(1, channels, self.extent**3, **options).chunk(3, 1)
+            tokens = [part.unflatten(1, (HEADS, WIDTH)).transpose(2, 3) for part in parts]
+        else:
+            parts = torch.randn(1, self.extent**3, channels, **options).chunk(3, 2)
+            tokens = [part.unflatten(2, (HEADS, WIDTH)).transpose(1, 2) for part in parts]
+
+        def attended(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return layer(q, k, v, shape).transpose(1, 2)
+
+        inputs = [x.requires_grad_(self.training) for x in tokens]
+        return (training if self.training else inference)(attended, *inputs)
+
+
+@contextmanager
+def checkout(root: Path, device: str) -> Iterator[Callable[[str, Case], float]]:
+    """A process with the library of a checkout: a function that has it measure "seconds" or "peak" of a case."""
+    command = [sys.executable, "-m", __name__, str(root.resolve()), device]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True) as process:
+
+        def ask(measure: str, case: Case) -> float:
+            print(json.dumps([measure, case]), file=process.stdin, flush=True)
+            answer = process.stdout.readline()
+            if not answer:
+                message = f"the library in {root} does not run {case}; its process ended with the error above"
+                raise typer.BadParameter(message, param_hint="--beside")
+            return json.loads(answer)
+
+        yield ask
+
+
+def answer(root: str, device: str) -> None:
+    """Measures what it is told to with the library in ``root``, until there is nothing more."""
+    sys.path.insert(0, root)
+    from attn3d.attention import VolumeAttention
+
+    bench = Bench(device, 1, False)
+    known = step = None
+    for line in sys.stdin:
+        measure, case = json.loads(line)
+        if case != known:
+            known, step = case, Case(*case).step(VolumeAttention, device)
+        time.sleep(PAUSE)
+        print(json.dumps(getattr(bench, measure)(step)), flush=True)
+
+
+if __name__ == "__main__":
+    answer(*sys.argv[1:])
