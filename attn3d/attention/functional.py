@@ -9,7 +9,8 @@ from torch.nn import functional
 from attn3d.arguments import MemoryBudget, one_of, probability, read_bytes
 from attn3d.attention import sdpa
 from attn3d.attention.memory import needs_grad
-from attn3d.attention.tiled import attend_tiled, dropout_of
+from attn3d.attention.operator import attend_tiled
+from attn3d.attention.tiled import dropout_of
 from attn3d.capture import at_least_single, without_autocast
 
 BACKENDS = ("auto", "sdpa", "chunked", "math")

@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
 from attn3d.attention import sdpa, tiled
 from attn3d.attention.groups import Groups
@@ -70,12 +69,11 @@ def attend_groups(
     width = v.shape[3]
     if fused and q.shape[3] != width:
         q, k, v = sdpa.equal_widths(q, k, v)
-    rows = [q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)]
-    if fused and q.device.type != "cpu":
-        return _attend_at_once(*rows, groups, biases, scale).transpose(1, 2)[..., :width]
-    run_bytes = TILE_BYTES if budget is None else _run_bytes(budget, *rows, groups, biases, fused, dropout)
-    way = Way(fused, scale, dropout, run_bytes)
-    return _Grouped.apply(*rows, seed, groups, way, *biases).transpose(1, 2)[..., :width]
+    # A token's heads lie together and are gathered as one.
+    rows = [x.transpose(1, 2).flatten(0, 1) for x in (q, k, v)]
+    run_bytes = TILE_BYTES if budget is None else _run_bytes(budget, q, k, v, groups, biases, fused, dropout)
+    out = _Grouped.apply(*rows, seed, groups, Way(fused, scale, dropout, run_bytes), *biases)
+    return out.unflatten(0, (-1, q.shape[2])).transpose(1, 2)[..., :width]
 
 
 def _run_bytes(
@@ -89,46 +87,48 @@ def _run_bytes(
     dropout: float,
 ) -> int:
     """The largest `Way.run_bytes` within the budget."""
-    results = result_bytes(*(x.transpose(1, 2) for x in (q, k, v)), needs_grad(q, k, v, *biases))
+    results = result_bytes(q, k, v, needs_grad(q, k, v, *biases))
     results += sum(2 * bias.nbytes for bias in biases if bias is not None)
-    sequences = q.shape[0] * q.shape[2]
+    heads, number = q.shape[1], max(4, q.element_size())
+    row = number * heads * q.shape[3]
 
     def taken(run_bytes: int) -> int:
         runs = []
         for one in groups:
-            count = max(1, run_bytes // _group_bytes(one, q))
-            tile = tiled.tile_of(run_bytes, sequences * count, *one.size)
+            count = max(1, run_bytes // _group_bytes(one, row))
+            tile = tiled.tile_of(run_bytes, heads * count, *one.size)
             scores = 2 * sdpa.kernel_bytes(*one.size, q.shape[3]) if fused else 0
             if not fused or needs_grad(*biases):
-                pairs = sequences * count * tile.queries * tile.keys
-                scores += max(4, q.element_size()) * pairs * (8 if dropout > 0.0 else 2)
-            runs.append(count * _group_bytes(one, q) + scores)
+                pairs = heads * count * tile.queries * tile.keys
+                scores += number * pairs * (8 if dropout > 0.0 else 2)
+            runs.append(count * _group_bytes(one, row) + scores)
         return results + max(runs)
 
     return largest_tile(budget, taken)
 
 
-def _group_bytes(groups: Groups, q: Tensor) -> int:
+def _group_bytes(groups: Groups, row: int) -> int:
     """What is gathered of one group in a backward pass: queries, keys and values, output and gradients."""
-    return 4 * max(4, q.element_size()) * q.shape[0] * q.shape[2] * q.shape[3] * sum(groups.size)
+    return 4 * row * sum(groups.size)
 
 
 class _Grouped(torch.autograd.Function):
-    """On rows: every tensor is (B, N, H, d), so that a token's heads lie together and are gathered as one."""
+    """Attention of rows, (B N, H, d): one for every token of the batch."""
 
     @staticmethod
     def forward(ctx, q, k, v, seed, groups, way, *biases):
         wide = torch.promote_types(q.dtype, torch.float32)
-        out = v.new_empty([*q.shape[:3], v.shape[3]], dtype=wide if groups[-1].again else v.dtype)
-        logsumexp = q.new_empty([*q.shape[:3], 1], dtype=wide)
+        out = v.new_empty(list(v.shape), dtype=wide if groups[-1].again else v.dtype)
+        logsumexp = q.new_empty([*q.shape[:2], 1], dtype=wide)
+        row = max(4, q.element_size()) * q.shape[1] * q.shape[2]
         for one, bias in zip(groups, biases, strict=True):
             added = None if bias is None and one.seen is None else _added(one, bias, q, q.dtype if way.fused else wide)
-            for queries, keys in one.runs(way.run_bytes // _group_bytes(one, q), q.device):
+            for queries, keys in one.runs(way.run_bytes // _group_bytes(one, row), q):
                 parts = _take(q, queries), _take(k, keys), _take(v, keys)
                 if way.fused:
                     part, sums = sdpa.kernel_forward(*parts, 0.0, False, attn_mask=added, scale=way.scale)
                 else:
-                    dropped = _dropout(q, queries, keys, seed, way.dropout)
+                    dropped = _dropout(q, one, queries, keys, seed, way.dropout)
                     part, sums = tiled.forward(*parts, way.scale, _tile(*parts, way), added, None, dropped)
                 sums = sums.unsqueeze(3)
                 if one.again:
@@ -150,10 +150,11 @@ class _Grouped(torch.autograd.Function):
         add_q = groups[-1].again
         add_k = add_q or not all(one.partition for one in groups)
         grad_q, grad_k, grad_v = _gradient(q, add_q, wide), _gradient(k, add_k, wide), _gradient(v, add_k, wide)
+        row = max(4, q.element_size()) * q.shape[1] * q.shape[2]
         grad_biases = [torch.zeros_like(bias[None], dtype=wide) if learnt else None for bias in biases]
         for one, bias, grad_bias in zip(groups, biases, grad_biases, strict=True):
             added = _added(one, bias, q, q.dtype if way.fused else wide)
-            for queries, keys in one.runs(way.run_bytes // _group_bytes(one, q), q.device):
+            for queries, keys in one.runs(way.run_bytes // _group_bytes(one, row), q):
                 grad, sums = _take(grad_out, queries), _take(logsumexp, queries).squeeze(3)
                 parts = _take(q, queries), _take(k, keys), _take(v, keys)
                 if way.fused:
@@ -161,7 +162,7 @@ class _Grouped(torch.autograd.Function):
                         grad, *parts, _take(out, queries), sums, 0.0, False, attn_mask=added, scale=way.scale
                     )
                 else:
-                    tile, dropped = _tile(*parts, way), _dropout(q, queries, keys, seed, way.dropout)
+                    tile, dropped = _tile(*parts, way), _dropout(q, one, queries, keys, seed, way.dropout)
                     grads = tiled.backward(
                         grad, None, *parts, _take(out, queries), sums, way.scale, tile, added, None, dropped, grad_bias
                     )
@@ -173,31 +174,15 @@ class _Grouped(torch.autograd.Function):
         return grad_q.to(q.dtype), grad_k.to(k.dtype), grad_v.to(v.dtype), None, None, None, *grad_biases
 
 
-def _attend_at_once(
-    q: Tensor, k: Tensor, v: Tensor, groups: list[Groups], biases: list[Tensor | None], scale: float
-) -> Tensor:
-    """All groups that are alike in one call of PyTorch's function, which autograd differentiates."""
-    outs, tokens = [], []
-    for one, bias in zip(groups, biases, strict=True):
-        added = _added(one, bias, q, q.dtype)
-        for queries, keys in one.runs(sdpa.LARGEST_CUDA_GRID // q.shape[0], q.device):
-            out = scaled_dot_product_attention(_take(q, queries), _take(k, keys), _take(v, keys), added, scale=scale)
-            outs.append(out.transpose(1, 2).unflatten(0, (q.shape[0], -1)).flatten(1, 2))
-            tokens.append(queries.flatten())
-    out = torch.cat(outs, 1)
-    return out.new_empty([out.shape[0], q.shape[1], *out.shape[2:]]).index_copy_(1, torch.cat(tokens), out)
-
-
 def _take(x: Tensor, tokens: Tensor) -> Tensor:
-    """(B, N, H, d) at the tokens (G, w), as (B G, H, w, d)."""
-    return x.index_select(1, tokens.flatten()).unflatten(1, tokens.shape).flatten(0, 1).transpose(1, 2)
+    """Rows (B N, H, d) at the tokens (G, w), as (G, H, w, d)."""
+    return x.index_select(0, tokens.flatten()).unflatten(0, tokens.shape).transpose(1, 2)
 
 
 def _put(x: Tensor, tokens: Tensor, part: Tensor, add: bool = False) -> None:
-    """Writes (B G, H, w, d) to the tokens (G, w) of (B, N, H, d), or adds it to what is there."""
-    part = part.transpose(1, 2).unflatten(0, (x.shape[0], -1)).flatten(1, 2).to(x.dtype)
+    """Writes (G, H, w, d) to the tokens (G, w) of rows (B N, H, d), or adds it to what is there."""
     write = x.index_add_ if add else x.index_copy_
-    write(1, tokens.flatten(), part)
+    write(0, tokens.flatten(), part.transpose(1, 2).flatten(0, 1).to(x.dtype))
 
 
 def _gradient(x: Tensor, add: bool, wide: torch.dtype) -> Tensor:
@@ -219,9 +204,12 @@ def _tile(q: Tensor, k: Tensor, v: Tensor, way: Way) -> tiled.Tile:
     return tiled.tile_of(way.run_bytes, q.shape[0] * q.shape[1], q.shape[2], k.shape[2])
 
 
-def _dropout(q: Tensor, queries: Tensor, keys: Tensor, seed: Tensor | None, probability: float) -> tiled.Dropout | None:
+def _dropout(
+    q: Tensor, groups: Groups, queries: Tensor, keys: Tensor, seed: Tensor | None, probability: float
+) -> tiled.Dropout | None:
     """Which weights are dropped, by the numbers that rows and keys have in the whole volume."""
     if seed is None:
         return None
-    numbers = tiled.row_numbers(q.transpose(1, 2)).transpose(1, 2).unsqueeze(3)
-    return tiled.Dropout(probability, seed, _take(numbers, queries).squeeze(3), keys.repeat(q.shape[0], 1)[:, None])
+    voxels, heads = math.prod(groups.shape), torch.arange(q.shape[1], device=q.device)
+    rows = (queries // voxels * q.shape[1])[:, None] + heads[:, None]  # the number of the sequence, (G, H, w)
+    return tiled.Dropout(probability, seed, rows * voxels + (queries % voxels)[:, None], (keys % voxels)[:, None])

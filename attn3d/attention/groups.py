@@ -59,16 +59,21 @@ class Groups(NamedTuple):
         """Whether the keys of each group are its queries, so that no two groups have a key in common."""
         return all(map(np.array_equal, self.queries, self.keys))
 
-    def runs(self, count: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-        """The tokens of ``count`` groups at a time, at least of one: queries (g, w_q) and keys (g, w_k)."""
-        groups, count = tuple(map(len, self.queries)), max(1, count)
+    def runs(self, count: int, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """The tokens of ``count`` groups at a time, at least of one: queries (g, w_q) and keys (g, w_k).
+
+        Args:
+            count: g, but for the last.
+            rows: a row for every token of a batch, (B N, ..), in which the tokens of the groups are numbered.
+        """
+        count, groups = max(1, count), (len(rows) // math.prod(self.shape), *map(len, self.queries))
         for start in range(0, math.prod(groups), count):
-            numbers = np.unravel_index(np.arange(start, min(start + count, math.prod(groups))), groups)
-            queries = keys = np.zeros((len(numbers[0]), 1), int)
+            volume, *numbers = np.unravel_index(np.arange(start, min(start + count, math.prod(groups))), groups)
+            queries = keys = volume[:, None]
             for extent, number, of_queries, of_keys in zip(self.shape, numbers, self.queries, self.keys, strict=True):
                 queries = (queries[:, :, None] * extent + of_queries[number][:, None]).reshape(len(number), -1)
                 keys = (keys[:, :, None] * extent + of_keys[number][:, None]).reshape(len(number), -1)
-            yield torch.tensor(queries, device=device), torch.tensor(keys, device=device)
+            yield torch.tensor(queries, device=rows.device), torch.tensor(keys, device=rows.device)
 
 
 def outer(combine: Callable[[Array, Array], Array], x: Array, y: Array, shared: int = 0) -> Array:

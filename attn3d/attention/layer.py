@@ -14,8 +14,7 @@ from attn3d.attention import sdpa
 from attn3d.attention.captured import attend_captured
 from attn3d.attention.functional import BACKENDS, attend, attention_rows, draw_seed
 from attn3d.attention.grouped import attend_groups
-from attn3d.attention.groups import Groups, outer
-from attn3d.attention.memory import needs_grad
+from attn3d.attention.groups import outer
 from attn3d.attention.patterns import Pattern, create_pattern
 from attn3d.capture import is_captured, needs_plain_operators, no_autocast
 
@@ -87,25 +86,27 @@ class VolumeAttention(nn.Module):
         dropout = self.dropout if self.training else 0.0
         scale = 1.0 / math.sqrt(max(1, q.shape[-1])) if self.scale is None else self.scale
         if not self.pattern.local:
-            return self._attend_pooled(q, k, v, shape, scale, dropout)
+            return self._attend_all(q, k, v, shape, scale, dropout)
         if is_captured():
             return attend_captured(q, k, v, shape, self.pattern, self._bias, scale, dropout)
         k, v = k.to(q.dtype), v.to(q.dtype)
         if self.backend == "math" or q.shape[0] == 0:
             bias = self.bias_of(torch.arange(q.shape[2], device=q.device), shape)
             return attend(q, k, v, scale=scale, bias=bias, dropout=dropout, backend="math")
+        fused = self.backend != "chunked" and dropout == 0.0
+        if self.backend == "sdpa" or q.device.type != "cpu":
+            fused = self._kernel_serves(q, k, v, dropout)
+            if fused and q.device.type != "cpu":
+                return attend_captured(q, k, v, shape, self.pattern, self._bias, scale, dropout)
         groups = self.pattern.groups(shape)
-        biases = [None] * len(groups)
+        biases: list[Tensor | None] = [None] * len(groups)
         if self.position_table is not None:
             biases = [self._bias([torch.tensor(along, device=q.device) for along in one.distances]) for one in groups]
         seed = draw_seed(q) if dropout > 0.0 else None
-        fused = self.backend != "chunked" and seed is None
-        if self.backend == "sdpa" or q.device.type != "cpu":
-            fused = self._fused(q, k, v, groups, biases)
         with no_autocast(q):
             return attend_groups(q, k, v, groups, biases, seed, fused, scale, dropout, self.memory_budget)
 
-    def _attend_pooled(self, q: Tensor, k: Tensor, v: Tensor, shape: list[int], scale: float, dropout: float) -> Tensor:
+    def _attend_all(self, q: Tensor, k: Tensor, v: Tensor, shape: list[int], scale: float, dropout: float) -> Tensor:
         """Every query with all keys that the pattern leaves."""
         k, v = self.pattern.pool(k, shape)[0], self.pattern.pool(v, shape)[0]
         if needs_plain_operators():
@@ -114,27 +115,18 @@ class VolumeAttention(nn.Module):
             return scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scale)[..., :width]
         return attend(q, k, v, scale=scale, dropout=dropout, backend=self.backend, memory_budget=self.memory_budget)
 
-    def _fused(self, q: Tensor, k: Tensor, v: Tensor, groups: list[Groups], biases: list[Tensor | None]) -> bool:
-        """Whether PyTorch's kernel computes the groups; else tiles.
-
-        Raises:
-            ValueError: when the kernel is asked for and does not serve.
-        """
-        if self.backend == "chunked":
-            return False
-        reason = sdpa.refusal(q[:, :, :1], k[:, :, :1], v, None, None, self.dropout if self.training else 0.0)
-        if q.device.type != "cpu" and groups[-1].again:
-            reason = f"{self.pattern} on {q.device.type}, which gives no parts of a softmax to merge"
-        if needs_grad(*biases) and (self.backend == "sdpa" or q.device.type != "cpu"):
-            reason = "a position bias that is learnt"
+    def _kernel_serves(self, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> bool:
+        """Whether PyTorch's kernel can compute the groups; a ValueError if it cannot and is asked for."""
+        reason = sdpa.refusal(q[:, :, :1], k[:, :, :1], v, None, self.position_table, dropout)
+        if not reason and self.backend == "auto" and self.memory_budget is not None:
+            reason = "a budget on this device"
         if reason and self.backend == "sdpa":
             raise ValueError(f"`backend` 'sdpa' does not serve {reason}; backend='chunked' does")
-        return not reason
+        return self.backend != "chunked" and not reason
 
     def _bias(self, distances: list[Tensor], shared: int = 0) -> Tensor | None:
         """The position bias at distances along every axis, (H, products of their axes but for those shared)."""
-        table = self.position_table
-        if table is None:
+        if self.position_table is None:
             return None
         lengths = [2 * size - 1 for size in self.sizes]
         entries = [
@@ -144,26 +136,23 @@ class VolumeAttention(nn.Module):
         if self.position_bias == "joint":
             entry = entries[0]
             for along, length in zip(entries[1:], lengths[1:], strict=True):
-                entry = outer(lambda one, other, length=length: one * length + other, entry, along, shared)
-            return table[:, entry]
-        parts = [part[:, along] for part, along in zip(table.split(lengths, 1), entries, strict=True)]
+                entry = outer(torch.add, entry * length, along, shared)
+            return self.position_table[:, entry]
+        tables = self.position_table.split(lengths, 1)
+        parts = [table[:, along] for table, along in zip(tables, entries, strict=True)]
         return functools.reduce(lambda one, other: outer(torch.add, one, other, 1 + shared), parts)
-
-    def _pairs(self, chosen: Tensor, shape: list[int]) -> tuple[Tensor, Tensor | None]:
-        """Which keys the queries ``chosen``, (Q,), see, (Q, N), and the position bias there, (H, Q, N)."""
-        positions = torch.unravel_index(chosen, shape)
-        seen, bias = torch.zeros(1, dtype=torch.bool, device=chosen.device), None
-        for axes in self.pattern.relations(shape):
-            here = [relation[0].to(chosen.device)[at] for relation, at in zip(axes, positions, strict=True)]
-            away = [relation[1].to(chosen.device)[at] for relation, at in zip(axes, positions, strict=True)]
-            seen = seen | functools.reduce(lambda one, other: outer(torch.logical_and, one, other, 1), here)
-            bias = self._bias(away, shared=1)
-        return seen, bias
 
     def bias_of(self, chosen: Tensor, shape: list[int]) -> Tensor:
         """What is added to the scores of the queries ``chosen``, (Q,), against all keys: (1, H or 1, Q, N)."""
-        seen, bias = self._pairs(chosen, shape)
-        bias = torch.zeros(1, *seen.shape, device=seen.device) if bias is None else bias
+        positions = torch.unravel_index(chosen, shape)
+        seen, bias = torch.zeros(len(chosen), 1, dtype=torch.bool, device=chosen.device), None
+        for axes in self.pattern.relations(shape):
+            rows = [
+                [x.to(chosen.device)[at] for x in relation] for relation, at in zip(axes, positions, strict=True)
+            ]  # of every axis which positions each query sees, and how far they are, (Q, S_a)
+            seen = seen | functools.reduce(lambda x, y: outer(torch.logical_and, x, y, 1), [row[0] for row in rows])
+            bias = self._bias([row[1] for row in rows], shared=1)
+        bias = torch.zeros(1, *seen.shape, device=chosen.device) if bias is None else bias
         return bias.masked_fill(~seen, float("-inf")).unsqueeze(0)
 
     def rows(self, q: Tensor, k: Tensor, chosen: Tensor, shape: list[int]) -> Tensor:

@@ -52,7 +52,7 @@ class Pattern:
         Raises:
             TypeError, ValueError: when an option is not one positive integer, or one for each axis.
         """
-        return (1,) * spatial_dims
+        return per_axis("size", getattr(self, "size", 1), spatial_dims)
 
     def along(self, axis: int, extent: Any, spatial_dims: int, arange: Any) -> AxisGroups:
         """The groups along an axis.
@@ -172,10 +172,6 @@ class Window(Pattern):
         super().__post_init__()
         boolean("shift", self.shift)
 
-    def sizes(self, spatial_dims: int) -> tuple[int, ...]:
-        """The window's size along every axis."""
-        return per_axis("size", self.size, spatial_dims)
-
     def along(self, axis: int, extent: Any, spatial_dims: int, arange: Any) -> AxisGroups:
         """Runs of ``size`` positions; with a shift, the first begins before the axis does."""
         size = self.sizes(spatial_dims)[axis]
@@ -197,10 +193,6 @@ class Grid(Pattern):
 
     name = "grid"
     biases = ("axis", "joint")
-
-    def sizes(self, spatial_dims: int) -> tuple[int, ...]:
-        """The grid's size along every axis."""
-        return per_axis("size", self.size, spatial_dims)
 
     def along(self, axis: int, extent: Any, spatial_dims: int, arange: Any) -> AxisGroups:
         """The positions of equal remainder by the step."""

@@ -1,12 +1,7 @@
 """PyTorch's fused kernel, `torch.nn.functional.scaled_dot_product_attention`, made eligible.
 
 PyTorch falls back silently to a form that builds N x M where its kernels refuse. Here that form is forbidden, and
-`refusal` says beforehand why a kernel cannot serve.
-
-What is special to the CPU's kernel is in this file alone. Its backward runs in parallel over batch and heads, so that a
-non-local block, which has one head, would train on one core. Given the rows' log-sum-exp, the gradients of a part of
-the queries over a part of the keys need no other part. So `attend_on_cores` cuts the queries into as many parts as
-there are idle cores, and takes the keys in runs, since every part brings gradients for all keys of a run.
+`refusal` says beforehand why a kernel cannot serve. What is special to the CPU's kernel is in this file alone.
 """
 
 import torch
@@ -16,11 +11,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import register_flop_formula
 
 from attn3d.attention.memory import needs_grad, register_scratch, result_bytes
-from attn3d.attention.tiled import attention_flops, logsumexp_like, refuse_second_derivative
+from attn3d.attention.tiled import attention_flops, refuse_second_derivative
+from attn3d.capture import is_captured
 
 KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION]
-MOST_PARTS = 8  # into which a sequence is cut
 LARGEST_CUDA_GRID = 65_535  # what the CUDA kernels take of batch or heads
+MOST_PARTS = 8  # into which a sequence is cut
 
 # The CPU's kernel. Backward takes the output and the log-sum-exp: if they are those of a softmax over more keys than it
 # is given, so are the gradients.
@@ -57,7 +53,7 @@ def attend_fused(
     width = v.shape[3]
     q, k, v = equal_widths(q, k, v)
     if mask is None and _leaves_cores_idle(q, k, v):
-        return attend_on_cores(q, k, v, scale)[0][..., :width]
+        return _OnCores.apply(q, k, v, scale)[..., :width]
     with sdpa_kernel(KERNELS):
         return functional.scaled_dot_product_attention(q, k, v, mask, scale=scale)[..., :width]
 
@@ -77,85 +73,6 @@ def _widen(x: Tensor, width: int) -> Tensor:
     return x if x.stride(-1) == 1 else x.clone(memory_format=torch.contiguous_format)
 
 
-def parallel_parts(sequences: int) -> int:
-    """Into how many parts each of so many sequences is cut to keep all cores busy."""
-    return max(1, min(MOST_PARTS, torch.get_num_threads() // max(1, sequences)))
-
-
-def _leaves_cores_idle(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether the kernel's backward would have fewer sequences than there are cores, and enough to do."""
-    if q.device.type != "cpu" or torch.compiler.is_exporting():
-        return False
-    if not needs_grad(q, k, v) or q.shape[2] * k.shape[2] < 2**20:
-        return False
-    sequences = q.shape[0] * q.shape[1]
-    # A compiler cannot trace how many cores there are: then the operator asks when it runs.
-    return sequences < MOST_PARTS if torch.compiler.is_compiling() else parallel_parts(sequences) > 1
-
-
-@torch.library.custom_op("attn3d::attend_on_cores", mutates_args=())
-def attend_on_cores(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """softmax(scale q k^T) v and the log-sum-exp of the rows, for inputs of equal head dimension."""
-    out, logsumexp = kernel_forward(q, k, v, 0.0, False, scale=scale)
-    return out.contiguous(), logsumexp.contiguous()
-
-
-@attend_on_cores.register_fake
-def _(q, k, v, scale):
-    return q.new_empty(list(q.shape)), logsumexp_like(q)
-
-
-@torch.library.custom_op("attn3d::attend_on_cores_backward", mutates_args=())
-def _attend_on_cores_backward(
-    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, logsumexp: Tensor, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    parts = parallel_parts(q.shape[0] * q.shape[1])
-    grad_q, grad_k, grad_v = (x.new_zeros(list(x.shape)) for x in (q, k, v))
-    even = q.shape[2] // parts * parts
-    cuts = [(slice(0, even), parts), (slice(even, q.shape[2]), 1)]  # equal parts, and the rest as one part
-    for queries, count in cuts:
-        if queries.start == queries.stop:
-            continue
-        # Every part is a batch entry with one head: the kernel then reads it as it lies in memory.
-        rows = [x[:, :, queries] for x in (grad_out, q, out, logsumexp)]
-        rows = [x.unflatten(2, (count, -1)).flatten(0, 2).unsqueeze(1) for x in rows]
-        run = keys_at_a_time(k.shape[2], parts)
-        for start in range(0, k.shape[2], run):
-            keys = slice(start, start + run)
-            shared = [x[:, :, keys].unsqueeze(2).expand(-1, -1, count, -1, -1) for x in (k, v)]
-            shared = [x.flatten(0, 2).unsqueeze(1) for x in shared]
-            part_q, part_k, part_v = kernel_backward(*rows[:2], *shared, *rows[2:], 0.0, False, scale=scale)
-            grad_q[:, :, queries] += part_q.view(*q.shape[:2], -1, q.shape[3])
-            grad_k[:, :, keys] += part_k.view(*k.shape[:2], count, *part_k.shape[2:]).sum(2)
-            grad_v[:, :, keys] += part_v.view(*v.shape[:2], count, *part_v.shape[2:]).sum(2)
-            del part_q, part_k, part_v  # before the kernel allocates the next
-    return grad_q, grad_k, grad_v
-
-
-def keys_at_a_time(keys: int, parts: int) -> int:
-    """What all parts bring for a run is then a quarter of the whole gradients, or less."""
-    return max(256, -(-keys // (8 * parts)))
-
-
-@_attend_on_cores_backward.register_fake
-def _(grad_out, q, k, v, *_):
-    return tuple(x.new_empty(list(x.shape)) for x in (q, k, v))
-
-
-def _save(ctx, inputs, output):
-    *tensors, ctx.scale = inputs
-    ctx.save_for_backward(*tensors, *output)
-    ctx.mark_non_differentiable(output[1])
-
-
-def _differentiate(ctx, grad_out, _):
-    return *_attend_on_cores_backward(grad_out, *ctx.saved_tensors, ctx.scale), None
-
-
-attend_on_cores.register_autograd(_differentiate, setup_context=_save)
-_attend_on_cores_backward.register_autograd(refuse_second_derivative)
-
-
 def fused_bytes(q: Tensor, k: Tensor, v: Tensor, training: bool) -> int:
     """What `attend_fused` takes beside q, k and v, with the copies that make them eligible and a margin."""
     width = max(q.shape[3], v.shape[3])
@@ -164,10 +81,10 @@ def fused_bytes(q: Tensor, k: Tensor, v: Tensor, training: bool) -> int:
         for x in (q, k, v)
         if x.shape[3] < width or x.stride(3) != 1
     )
-    taken = result_bytes(q, k, v, training) + copied * (2 if training else 1)
-    if q.device.type == "cpu":
-        taken += _cores_scratch(q, q, k) if training else _kernel_scratch(q, k)
-    return taken
+    scratch = 2 * kernel_bytes(q.shape[2], k.shape[2], width)
+    if training:  # the gradients of parts of the queries
+        copied, scratch = 2 * copied, scratch + 2 * q.element_size() * max(q.numel(), k.numel())
+    return result_bytes(q, k, v, training) + copied + scratch
 
 
 def kernel_bytes(queries: int, keys: int, width: int) -> int:
@@ -177,34 +94,76 @@ def kernel_bytes(queries: int, keys: int, width: int) -> int:
 
 
 @register_scratch(kernel_forward.default)
-@register_scratch(torch.ops.attn3d.attend_on_cores.default)
-def _kernel_scratch(q: Tensor, k: Tensor, *_: object) -> int:
+def _scratch(q: Tensor, k: Tensor, *_: object) -> int:
     return kernel_bytes(q.shape[2], k.shape[2], q.shape[3])
 
 
 @register_scratch(kernel_backward.default)
-def _kernel_scratch_backward(grad_out: Tensor, q: Tensor, k: Tensor, *_: object) -> int:
-    """Two tiles for every thread; and the gradient of the output laid out anew, where there are several heads."""
-    several = q.shape[1] > 1
-    return 2 * kernel_bytes(q.shape[2], k.shape[2], 0) + several * q.numel() * q.element_size()
+def _scratch_backward(grad_out: Tensor, q: Tensor, k: Tensor, *_: object) -> int:
+    # Two tiles for every thread; and the gradient of the output laid out anew, where there are several heads.
+    return 2 * kernel_bytes(q.shape[2], k.shape[2], 0) + (q.shape[1] > 1) * q.numel() * q.element_size()
 
 
-@register_scratch(torch.ops.attn3d.attend_on_cores_backward.default)
-def _cores_scratch(grad_out: Tensor, q: Tensor, k: Tensor, *_: object) -> int:
-    """The gradients that the parts of a run of keys bring, and the kernel's scratch."""
-    parts = parallel_parts(q.shape[0] * q.shape[1])
-    if parts == 1:
-        return _kernel_scratch_backward(q, q, k)
-    keys = min(k.shape[2], keys_at_a_time(k.shape[2], parts))
-    gradients = q.shape[0] * q.shape[1] * q.shape[3] * (q.shape[2] + 3 * parts * keys) * q.element_size()
-    return gradients + 2 * kernel_bytes(max(1, q.shape[2] // parts), keys, 0)
-
-
-@register_flop_formula([torch.ops.attn3d.attend_on_cores, kernel_forward])
+@register_flop_formula(kernel_forward)
 def _flops(q: list[int], k: list[int], v: list[int], *_, **__) -> int:
     return attention_flops(q, k, v, products=2)
 
 
-@register_flop_formula([torch.ops.attn3d.attend_on_cores_backward, kernel_backward])
+@register_flop_formula(kernel_backward)
 def _flops_backward(grad_out: list[int], q: list[int], k: list[int], v: list[int], *_, **__) -> int:
     return attention_flops(q, k, v, products=5)
+
+
+def parallel_parts(sequences: int) -> int:
+    """Into how many parts each of so many sequences is cut to keep all cores busy."""
+    return max(1, min(MOST_PARTS, torch.get_num_threads() // max(1, sequences)))
+
+
+def _leaves_cores_idle(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether the kernel's backward would have fewer sequences than there are cores, and enough to do."""
+    if q.device.type != "cpu" or is_captured() or not needs_grad(q, k, v):
+        return False
+    return q.shape[2] * k.shape[2] >= 2**20 and parallel_parts(q.shape[0] * q.shape[1]) > 1
+
+
+class _OnCores(torch.autograd.Function):
+    """softmax(scale q k^T) v by the CPU's kernel, with a backward that uses all cores.
+
+    The kernel's own runs in parallel over batch and heads, so that a non-local block, which has one head, would train
+    on one core. Given the rows' log-sum-exp, the gradients of a part of the queries over a part of the keys need no
+    other part. So the queries are cut into as many parts as there are idle cores, and the keys are taken in runs, since
+    every part brings gradients for all keys of a run.
+    """
+
+    @staticmethod
+    def forward(ctx, q, k, v, scale):
+        out, logsumexp = kernel_forward(q, k, v, 0.0, False, scale=scale)
+        ctx.save_for_backward(q, k, v, out, logsumexp)
+        ctx.scale = scale
+        return out
+
+    @staticmethod
+    def backward(ctx, grad_out):
+        if torch.is_grad_enabled():
+            refuse_second_derivative()
+        q, k, v, out, logsumexp = ctx.saved_tensors
+        parts = parallel_parts(q.shape[0] * q.shape[1])
+        run = max(256, -(-k.shape[2] // (8 * parts)))  # what all parts bring for a run is a quarter of the whole
+        grad_q, grad_k, grad_v = (x.new_zeros(list(x.shape)) for x in (q, k, v))
+        even = q.shape[2] // parts * parts
+        for queries, count in ((slice(0, even), parts), (slice(even, q.shape[2]), 1)):  # equal parts, and the rest
+            if queries.start == queries.stop:
+                continue
+            # Every part is a batch entry with one head: the kernel then reads it as it lies in memory.
+            rows = [x[:, :, queries] for x in (grad_out, q, out, logsumexp)]
+            rows = [x.unflatten(2, (count, -1)).flatten(0, 2).unsqueeze(1) for x in rows]
+            for start in range(0, k.shape[2], run):
+                keys = slice(start, start + run)
+                shared = [x[:, :, keys].unsqueeze(2).expand(-1, -1, count, -1, -1) for x in (k, v)]
+                shared = [x.flatten(0, 2).unsqueeze(1) for x in shared]
+                part_q, part_k, part_v = kernel_backward(*rows[:2], *shared, *rows[2:], 0.0, False, scale=ctx.scale)
+                grad_q[:, :, queries] += part_q.view(*q.shape[:2], -1, q.shape[3])
+                grad_k[:, :, keys] += part_k.view(*k.shape[:2], count, *part_k.shape[2:]).sum(2)
+                grad_v[:, :, keys] += part_v.view(*v.shape[:2], count, *part_v.shape[2:]).sum(2)
+                del part_q, part_k, part_v  # before the kernel allocates the next
+        return grad_q, grad_k, grad_v, None

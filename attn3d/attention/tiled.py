@@ -2,7 +2,7 @@
 
 A tile is the scores of a run of queries against a run of keys. Nothing larger is alive: forward returns the output and
 the logarithm of every row's sum of exponentials, from which backward computes the tiles again. All sums are in at
-least single precision. `attend_tiled` is the same as one operator of PyTorch, which a compiler does not unroll.
+least single precision.
 """
 
 import math
@@ -10,9 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
-from attn3d.attention.memory import largest_tile, register_scratch, result_bytes
 from attn3d.capture import at_least_single, without_autocast
 
 
@@ -29,34 +27,6 @@ def tile_of(tile_bytes: int, sequences: int, queries: int, keys: int) -> Tile:
     rows = min(queries, max(1, math.isqrt(pairs) // 2))
     columns = min(keys, max(1, pairs // rows))
     return Tile(min(queries, max(1, pairs // columns)), columns)
-
-
-def tile_within(
-    budget: int | None, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float, training: bool
-) -> Tile:
-    """The largest tile with which attention takes no more than the budget beside q, k and v.
-
-    Raises:
-        ValueError: when none does, with the smallest budget that works.
-    """
-
-    def tile(tile_bytes: int) -> Tile:
-        return tile_of(tile_bytes, q.shape[0] * q.shape[1], q.shape[2], k.shape[2])
-
-    results = result_bytes(q, k, v, training)
-    if bias is not None and training:
-        results += bias.numel() * max(4, bias.element_size())
-    return tile(
-        largest_tile(budget, lambda tile_bytes: results + tile_scratch(tile(tile_bytes), q, v, dropout, training))
-    )
-
-
-def tile_scratch(tile: Tile, q: Tensor, v: Tensor, dropout: float, training: bool) -> int:
-    """The bytes of a tile's scores, of all copies that are alive at once, and of its rows and keys."""
-    scores = (2 if training else 1) + (6 if dropout > 0.0 else 0)
-    numbers = tile.queries * tile.keys * scores + (tile.queries * (2 if training else 1) + tile.keys) * q.shape[3]
-    numbers += (2 * tile.queries + tile.keys) * v.shape[3] + 4 * tile.queries
-    return max(4, q.element_size()) * q.shape[0] * q.shape[1] * numbers
 
 
 class Dropout(NamedTuple):
@@ -104,7 +74,8 @@ def _hash(x: Tensor) -> Tensor:
 
 
 def _scores(q: Tensor, k: Tensor, bias: Tensor | None, key_mask: Tensor | None, rows: slice, keys: slice) -> Tensor:
-    scores = q @ at_least_single(k[:, :, keys]).transpose(2, 3)
+    """The scores of a tile, of its queries, scaled, and its keys; bias and mask are those of all."""
+    scores = q @ k.transpose(2, 3)
     if bias is not None:
         scores += bias[:, :, _part(bias, 2, rows), _part(bias, 3, keys)]
     if key_mask is not None:
@@ -153,7 +124,7 @@ def forward(
         q_tile = at_least_single(q[:, :, rows]) * scale
         largest = sums = total = None
         for keys in _runs(k.shape[2], tile.keys):
-            weights = _scores(q_tile, k, bias, key_mask, rows, keys)
+            weights = _scores(q_tile, at_least_single(k[:, :, keys]), bias, key_mask, rows, keys)
             top = weights.amax(3, keepdim=True)
             if largest is not None:
                 top = torch.maximum(top, largest)
@@ -209,35 +180,41 @@ def backward(
         grad_bias: in at least single precision and of the bias's shape: its gradient is added here.
     """
     wide = logsumexp.dtype
-    grad_q = q.new_empty(list(q.shape), dtype=wide)
-    grad_k = k.new_zeros(list(k.shape), dtype=wide)
-    grad_v = v.new_zeros(list(v.shape), dtype=wide)
-    for rows in _runs(q.shape[2], tile.queries):
-        q_tile = at_least_single(q[:, :, rows]) * scale
-        grad_tile = grad_out[:, :, rows].to(wide)
-        inner = (grad_tile * out[:, :, rows]).sum(3, keepdim=True)
-        if grad_logsumexp is not None:
-            inner = inner - grad_logsumexp[:, :, rows].unsqueeze(3)
-        base = logsumexp[:, :, rows].unsqueeze(3)
-        base = base.masked_fill(base == -math.inf, math.inf)
-        grad_q_tile = torch.zeros_like(q_tile)
-        for keys in _runs(k.shape[2], tile.keys):
-            weights = _scores(q_tile, k, bias, key_mask, rows, keys).sub_(base).exp_()
-            grad_scores = grad_tile @ v[:, :, keys].to(wide).transpose(2, 3)
-            if dropout is None:
-                grad_v[:, :, keys] += weights.transpose(2, 3) @ grad_tile
-            else:
-                factor = dropout.factor(rows, keys, wide)
-                grad_scores *= factor
-                grad_v[:, :, keys] += (weights * factor).transpose(2, 3) @ grad_tile
-            grad_scores.sub_(inner).mul_(weights)
-            grad_q_tile += grad_scores @ k[:, :, keys].to(wide)
-            grad_k[:, :, keys] += grad_scores.transpose(2, 3) @ q_tile
-            if grad_bias is not None:
-                met = grad_bias[:, :, _part(grad_bias, 2, rows), _part(grad_bias, 3, keys)]
-                met += grad_scores.sum_to_size(met.shape)
-            del weights, grad_scores  # before the next tile is made
-        grad_q[:, :, rows] = grad_q_tile * scale
+    inner = (grad_out.to(wide) * out).sum(3, keepdim=True)
+    if grad_logsumexp is not None:
+        inner = inner - grad_logsumexp.unsqueeze(3)
+    base = logsumexp.unsqueeze(3)
+    base = base.masked_fill(base == -math.inf, math.inf)
+
+    def tile_of_gradients(rows: slice, keys: slice) -> tuple[Tensor, Tensor, Tensor]:
+        # Contiguous, since each is in two products, which would lay it out anew.
+        grad_tile, k_tile, v_tile = (
+            at_least_single(x[:, :, run]).contiguous() for x, run in ((grad_out, rows), (k, keys), (v, keys))
+        )
+        q_tile = (at_least_single(q[:, :, rows]) * scale).contiguous()
+        weights = _scores(q_tile, k_tile, bias, key_mask, rows, keys).sub_(base[:, :, rows]).exp_()
+        grad_scores = grad_tile @ v_tile.transpose(2, 3)
+        kept = weights
+        if dropout is not None:
+            factor = dropout.factor(rows, keys, wide)
+            grad_scores *= factor
+            kept = weights * factor
+        grad_v_tile = kept.transpose(2, 3) @ grad_tile
+        grad_scores.sub_(inner[:, :, rows]).mul_(weights)
+        if grad_bias is not None:
+            met = grad_bias[:, :, _part(grad_bias, 2, rows), _part(grad_bias, 3, keys)]
+            met += grad_scores.sum_to_size(met.shape)
+        return (grad_scores @ k_tile).mul_(scale), grad_scores.transpose(2, 3) @ q_tile, grad_v_tile
+
+    row_runs, key_runs = _runs(q.shape[2], tile.queries), _runs(k.shape[2], tile.keys)
+    if len(row_runs) == len(key_runs) == 1:
+        return tile_of_gradients(row_runs[0], key_runs[0])
+    grad_q, grad_k, grad_v = (x.new_zeros(list(x.shape), dtype=wide) for x in (q, k, v))
+    for rows in row_runs:
+        for keys in key_runs:
+            parts = tile_of_gradients(rows, keys)
+            for grad, part, run in zip((grad_q, grad_k, grad_v), parts, (rows, keys, keys), strict=True):
+                grad[:, :, run] += part
     return grad_q, grad_k, grad_v
 
 
@@ -257,114 +234,9 @@ def merge(before: tuple[Tensor, Tensor], part: tuple[Tensor, Tensor]) -> tuple[T
     return before[0] * share + part[0] * share_of_part, total
 
 
-@torch.library.custom_op("attn3d::attend_tiled", mutates_args=())
-def attend_tiled(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    bias: Tensor | None,
-    key_mask: Tensor | None,
-    seed: Tensor | None,
-    scale: float,
-    dropout: float,
-    training: bool,
-    budget: int | None,
-) -> tuple[Tensor, Tensor]:
-    """`forward` as an operator.
-
-    ``seed`` is None without dropout. ``training`` is whether a backward pass may follow, whose memory the ``budget``
-    then holds too.
-    """
-    tile = tile_within(budget, q, k, v, bias, dropout, training)
-    return forward(q, k, v, scale, tile, bias, key_mask, dropout_of(q, k, dropout, seed))
-
-
-@attend_tiled.register_fake
-def _(q, k, v, *_):
-    return q.new_empty([*q.shape[:3], v.shape[3]]), logsumexp_like(q)
-
-
-@torch.library.custom_op("attn3d::attend_tiled_backward", mutates_args=())
-def _attend_tiled_backward(
-    grad_out: Tensor,
-    grad_logsumexp: Tensor | None,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    logsumexp: Tensor,
-    bias: Tensor | None,
-    key_mask: Tensor | None,
-    seed: Tensor | None,
-    bias_needs_grad: bool,
-    scale: float,
-    dropout: float,
-    training: bool,
-    budget: int | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    tile = tile_within(budget, q, k, v, bias, dropout, training)
-    grad_bias = torch.zeros_like(bias, dtype=logsumexp.dtype) if bias_needs_grad else None
-    grad_q, grad_k, grad_v = backward(
-        grad_out, grad_logsumexp, q, k, v, out, logsumexp, scale, tile,
-        bias, key_mask, dropout_of(q, k, dropout, seed), grad_bias,
-    )  # fmt: skip
-    grad_bias = q.new_empty([0]) if grad_bias is None else grad_bias.to(bias.dtype)
-    return grad_q.to(q.dtype), grad_k.to(k.dtype), grad_v.to(v.dtype), grad_bias
-
-
-@_attend_tiled_backward.register_fake
-def _(grad_out, grad_logsumexp, q, k, v, out, logsumexp, bias, key_mask, seed, bias_needs_grad, *_):
-    grad_bias = torch.empty_like(bias) if bias_needs_grad else q.new_empty([0])
-    return q.new_empty(list(q.shape)), k.new_empty(list(k.shape)), v.new_empty(list(v.shape)), grad_bias
-
-
-def _save(ctx, inputs, output):
-    q, k, v, bias, key_mask, seed, *ctx.constants = inputs
-    ctx.save_for_backward(q, k, v, bias, key_mask, seed, *output)
-    ctx.set_materialize_grads(False)
-
-
-def _differentiate(ctx, grad_out, grad_logsumexp):
-    q, k, v, bias, key_mask, seed, out, logsumexp = ctx.saved_tensors
-    grad_out = torch.zeros_like(out) if grad_out is None else grad_out
-    grads = _attend_tiled_backward(
-        grad_out, grad_logsumexp, q, k, v, out, logsumexp, bias, key_mask, seed,
-        ctx.needs_input_grad[3], *ctx.constants,
-    )  # fmt: skip
-    grad_bias = grads[3] if ctx.needs_input_grad[3] else None
-    return *grads[:3], grad_bias, *[None] * 6
-
-
-attend_tiled.register_autograd(_differentiate, setup_context=_save)
-
-
 def refuse_second_derivative(*_):
     """Says which way of computing attention has a second derivative."""
     raise RuntimeError("attention with this backend has no second derivative; backend='math' has one")
-
-
-_attend_tiled_backward.register_autograd(refuse_second_derivative)
-
-
-@register_flop_formula(torch.ops.attn3d.attend_tiled)
-def _flops(q: list[int], k: list[int], v: list[int], *_, **__) -> int:
-    return attention_flops(q, k, v, products=2)
-
-
-@register_flop_formula(torch.ops.attn3d.attend_tiled_backward)
-def _flops_backward(grad_out: list[int], grad_logsumexp: list[int], q: list[int], k: list[int], v: list[int], *_, **__):
-    return attention_flops(q, k, v, products=5)
-
-
-@register_scratch(torch.ops.attn3d.attend_tiled.default)
-def _scratch(q, k, v, bias, key_mask, seed, scale, dropout, training, budget) -> int:
-    return tile_scratch(tile_within(budget, q, k, v, bias, dropout, training), q, v, dropout, False)
-
-
-@register_scratch(torch.ops.attn3d.attend_tiled_backward.default)
-def _scratch_backward(*args) -> int:
-    _, _, q, k, v, _, _, bias, _, _, _, _, dropout, training, budget = args
-    return tile_scratch(tile_within(budget, q, k, v, bias, dropout, training), q, v, dropout, True)
 
 
 def attention_flops(q: list[int], k: list[int], v: list[int], products: int) -> int:

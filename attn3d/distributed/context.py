@@ -200,5 +200,5 @@ class Rows(Pattern):
     def _here(self, groups: AxisGroups) -> AxisGroups:
         begin, end = self.queries
         own = (groups.queries >= begin) & (groups.queries < end)
-        # A position below 0 stands for no voxel.
-        return groups._replace(queries=np.where(own, groups.queries - self.first, -1), keys=groups.keys - self.first)
+        queries = own * (groups.queries - self.first + 1) - 1  # -1, which stands for no voxel, where it is not own
+        return groups._replace(queries=queries, keys=groups.keys - self.first)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from attn3d.attention import tiled
 from attn3d.attention.memory import needs_grad
+from attn3d.attention.operator import tile_within
 from attn3d.capture import at_least_single, without_autocast
 from attn3d.distributed.collectives import post, refuse_second_derivative, wait
 
@@ -49,7 +50,7 @@ def attend_ring(
     training = needs_grad(q, k, v)
     largest_q = q.new_empty([*q.shape[:2], queries, q.shape[3]], device="meta")
     largest_k, largest_v = (x.new_empty([*x.shape[:2], max(counts), x.shape[3]], device="meta") for x in (k, v))
-    tile = tiled.tile_within(budget, largest_q, largest_k, largest_v, None, 0.0, training)
+    tile = tile_within(budget, largest_q, largest_k, largest_v, None, 0.0, training)
     return _Ring.apply(q, k, v, counts, scale, tile, group)
 
 

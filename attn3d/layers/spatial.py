@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from attn3d.capture import needs_plain_operators, takes_python_operators
+from attn3d.capture import is_captured, needs_plain_operators
 
 _CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _PLANES = 16  # that a run gives; more waste products with zeros, fewer leave the matrix products narrow
@@ -118,10 +118,10 @@ class _Tokens(torch.autograd.Function):
 
 
 def to_tokens(x: Tensor) -> Tensor:
-    """A view of (B, C, *S) as tokens (B, N, C)."""
-    if takes_python_operators(x):
-        return _Tokens.apply(x)
-    return x.flatten(2).transpose(1, 2)
+    """A view of (B, C, *S) as tokens (B, N, C); a plain tensor, also of a subclass such as MetaTensor."""
+    if is_captured():
+        return x.flatten(2).transpose(1, 2)
+    return _Tokens.apply(x.as_subclass(Tensor))
 
 
 def split_heads(tokens: Tensor, heads: int = 1) -> Tensor:
@@ -149,8 +149,8 @@ def broadcast_gate(gate: Tensor, x: Tensor) -> Tensor:
 
 
 def keep_format(y: Tensor, x: Tensor) -> Tensor:
-    """``y`` in the dtype and the memory format of ``x``, whose shape it has."""
-    y = y.to(x.dtype)
+    """``y`` in the dtype and the memory format of ``x``, whose shape it has; of its subclass of tensors, too."""
+    y = y.to(x.dtype).view_as(x)
     if x.is_contiguous():
         return y.contiguous()
     if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):

@@ -25,6 +25,7 @@ from torch import nn
 
 import attn3d
 from attn3d.attention import VolumeAttention
+from attn3d.attention.captured import attend_captured
 from attn3d.distributed.context import Rows, rows_seen
 from attn3d.layers.norms import BatchNorm
 from attn3d.mechanisms.non_local import Concatenation
@@ -217,6 +218,23 @@ def test_rows_stand_for_the_volume(pattern: Any) -> None:
             assert torch.equal(steps[own][there[own]], distance[begin:end, first:last][there[own]])
             assert not there[: own.start].any()
             assert not there[own.stop :].any()
+
+
+@pytest.mark.parametrize("pattern", [attn3d.Window(3, True), attn3d.Neighborhood(3, 2), attn3d.Grid(2), attn3d.Axial()])
+def test_rows_serve_the_captured_form_too(pattern: Any) -> None:
+    """It is what computes on CUDA, which need not be there."""
+    shape, (begin, end) = (7, 3, 2), (2, 5)
+    q, k, v = torch.randn(3, 2, 2, 42, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    first, last = rows_seen(pattern, (begin, end), shape)
+    there = slice(6 * first, 6 * last)
+    rows = Rows(pattern, 7, first, (begin, end))
+    own = (x[:, :, there] for x in (q, k, v))
+    found = attend_captured(*own, (last - first, 3, 2), rows, lambda _: None, 0.5, 0.0)[:, :, 6 * (begin - first) :]
+    found = found[:, :, : 6 * (end - begin)]
+    whole = attend_captured(q, k, v, shape, pattern, lambda _: None, 0.5, 0.0)[:, :, 6 * begin : 6 * end]
+    torch.testing.assert_close(found, whole)
+    for grad, wanted in zip(*(torch.autograd.grad(y.square().sum(), (q, k, v)) for y in (found, whole)), strict=True):
+        torch.testing.assert_close(grad, wanted)
 
 
 def test_the_example_runs() -> None:

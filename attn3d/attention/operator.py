@@ -1,0 +1,154 @@
+"""Attention by tiles as one operator of PyTorch, which a compiler does not unroll; it keeps to a budget by itself.
+
+It returns the log-sum-exp of the rows too, and is differentiable in it, so that parts of a softmax can be merged. It
+has no second derivative.
+"""
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from attn3d.attention.memory import largest_tile, register_scratch, result_bytes
+from attn3d.attention.tiled import (
+    Tile,
+    attention_flops,
+    backward,
+    dropout_of,
+    forward,
+    logsumexp_like,
+    refuse_second_derivative,
+    tile_of,
+)
+
+
+def tile_within(
+    budget: int | None, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float, training: bool
+) -> Tile:
+    """The largest tile with which attention takes no more than the budget beside q, k and v.
+
+    Raises:
+        ValueError: when none does, with the smallest budget that works.
+    """
+
+    def tile(tile_bytes: int) -> Tile:
+        return tile_of(tile_bytes, q.shape[0] * q.shape[1], q.shape[2], k.shape[2])
+
+    results = result_bytes(q, k, v, training)
+    if bias is not None and training:
+        results += bias.numel() * max(4, bias.element_size())
+    return tile(
+        largest_tile(budget, lambda tile_bytes: results + tile_scratch(tile(tile_bytes), q, v, dropout, training))
+    )
+
+
+def tile_scratch(tile: Tile, q: Tensor, v: Tensor, dropout: float, training: bool) -> int:
+    """The bytes of a tile's scores, of all copies that are alive at once, and of its rows and keys."""
+    scores = (2 if training else 1) + (6 if dropout > 0.0 else 0)
+    numbers = tile.queries * tile.keys * scores + (tile.queries * (2 if training else 1) + tile.keys) * q.shape[3]
+    numbers += (2 * tile.queries + tile.keys) * v.shape[3] + 4 * tile.queries
+    return max(4, q.element_size()) * q.shape[0] * q.shape[1] * numbers
+
+
+@torch.library.custom_op("attn3d::attend_tiled", mutates_args=())
+def attend_tiled(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    key_mask: Tensor | None,
+    seed: Tensor | None,
+    scale: float,
+    dropout: float,
+    training: bool,
+    budget: int | None,
+) -> tuple[Tensor, Tensor]:
+    """`forward` as an operator.
+
+    ``seed`` is None without dropout. ``training`` is whether a backward pass may follow, whose memory the ``budget``
+    then holds too.
+    """
+    tile = tile_within(budget, q, k, v, bias, dropout, training)
+    return forward(q, k, v, scale, tile, bias, key_mask, dropout_of(q, k, dropout, seed))
+
+
+@attend_tiled.register_fake
+def _(q, k, v, *_):
+    return q.new_empty([*q.shape[:3], v.shape[3]]), logsumexp_like(q)
+
+
+@torch.library.custom_op("attn3d::attend_tiled_backward", mutates_args=())
+def _attend_tiled_backward(
+    grad_out: Tensor,
+    grad_logsumexp: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    logsumexp: Tensor,
+    bias: Tensor | None,
+    key_mask: Tensor | None,
+    seed: Tensor | None,
+    bias_needs_grad: bool,
+    scale: float,
+    dropout: float,
+    training: bool,
+    budget: int | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    tile = tile_within(budget, q, k, v, bias, dropout, training)
+    grad_bias = torch.zeros_like(bias, dtype=logsumexp.dtype) if bias_needs_grad else None
+    grad_q, grad_k, grad_v = backward(
+        grad_out, grad_logsumexp, q, k, v, out, logsumexp, scale, tile,
+        bias, key_mask, dropout_of(q, k, dropout, seed), grad_bias,
+    )  # fmt: skip
+    grad_bias = q.new_empty([0]) if grad_bias is None else grad_bias.to(bias.dtype)
+    return grad_q.to(q.dtype), grad_k.to(k.dtype), grad_v.to(v.dtype), grad_bias
+
+
+@_attend_tiled_backward.register_fake
+def _(grad_out, grad_logsumexp, q, k, v, out, logsumexp, bias, key_mask, seed, bias_needs_grad, *_):
+    grad_bias = torch.empty_like(bias) if bias_needs_grad else q.new_empty([0])
+    return q.new_empty(list(q.shape)), k.new_empty(list(k.shape)), v.new_empty(list(v.shape)), grad_bias
+
+
+def _save(ctx, inputs, output):
+    q, k, v, bias, key_mask, seed, *ctx.constants = inputs
+    ctx.save_for_backward(q, k, v, bias, key_mask, seed, *output)
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx, grad_out, grad_logsumexp):
+    q, k, v, bias, key_mask, seed, out, logsumexp = ctx.saved_tensors
+    grad_out = torch.zeros_like(out) if grad_out is None else grad_out
+    grads = _attend_tiled_backward(
+        grad_out, grad_logsumexp, q, k, v, out, logsumexp, bias, key_mask, seed,
+        ctx.needs_input_grad[3], *ctx.constants,
+    )  # fmt: skip
+    grad_bias = grads[3] if ctx.needs_input_grad[3] else None
+    return *grads[:3], grad_bias, *[None] * 6
+
+
+attend_tiled.register_autograd(_differentiate, setup_context=_save)
+
+
+_attend_tiled_backward.register_autograd(refuse_second_derivative)
+
+
+@register_flop_formula(torch.ops.attn3d.attend_tiled)
+def _flops(q: list[int], k: list[int], v: list[int], *_, **__) -> int:
+    return attention_flops(q, k, v, products=2)
+
+
+@register_flop_formula(torch.ops.attn3d.attend_tiled_backward)
+def _flops_backward(grad_out: list[int], grad_logsumexp: list[int], q: list[int], k: list[int], v: list[int], *_, **__):
+    return attention_flops(q, k, v, products=5)
+
+
+@register_scratch(torch.ops.attn3d.attend_tiled.default)
+def _scratch(q, k, v, bias, key_mask, seed, scale, dropout, training, budget) -> int:
+    return tile_scratch(tile_within(budget, q, k, v, bias, dropout, training), q, v, dropout, False)
+
+
+@register_scratch(torch.ops.attn3d.attend_tiled_backward.default)
+def _scratch_backward(*args) -> int:
+    _, _, q, k, v, _, _, bias, _, _, _, _, dropout, training, budget = args
+    return tile_scratch(tile_within(budget, q, k, v, bias, dropout, training), q, v, dropout, True)
