@@ -201,14 +201,21 @@ def data_and_volume() -> dict[str, float]:
     }
 
 
-def message_of_unlike_shards(group: dist.ProcessGroup) -> str:
-    """What a rank hears when the shards do not make a volume."""
-    module = attn3d.parallelize_attention(attn3d.NonLocal(3, 4), group)
-    try:
-        module(torch.randn(1, 4, 2, 3 + group.rank(), 5))
-    except ValueError as error:
-        return str(error)
-    return "nothing"
+def messages(group: dist.ProcessGroup) -> list[str]:
+    """What a rank is told when shards do not make a volume, and when a budget is too small for the largest."""
+    rank = group.rank()
+    wrong = [
+        (attn3d.NonLocal(3, 4), torch.randn(1, 4, 2, 3 + rank, 5)),
+        (attn3d.NonLocal(3, 4, memory_budget="8KiB"), torch.randn(1, 4, 20 if rank else 1, 4, 4)),
+    ]
+    found = []
+    for module, x in wrong:
+        try:
+            attn3d.parallelize_attention(module, group, rotate="ring")(x)
+            found.append("nothing")
+        except ValueError as error:
+            found.append(str(error))
+    return found
 
 
 def work(rank: int, ranks: int, folder: str) -> None:
@@ -223,5 +230,5 @@ def work(rank: int, ranks: int, folder: str) -> None:
         results["single precision", str(case)] = compare(case, group, torch.float32)
     if ranks == 4:
         results["data and volume"] = data_and_volume()
-    torch.save((results, message_of_unlike_shards(group)), f"{folder}/{rank}.pt")
+    torch.save((results, messages(group)), f"{folder}/{rank}.pt")
     dist.destroy_process_group()

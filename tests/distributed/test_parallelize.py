@@ -56,8 +56,9 @@ def test_shards_equal_the_whole(ranks: int, tmp_path: Path) -> None:
         if worst:
             failures.append(f"{case}: {worst}")
     assert not failures, "\n".join(failures)
-    for _, message in found:
-        assert "first spatial axis alone, got (B, *S) [(1, 2, 3, 5), (1, 2, 4, 5)" in message
+    for _, (unlike, over_budget) in found:
+        assert "first spatial axis alone, got (B, *S) [(1, 2, 3, 5), (1, 2, 4, 5)" in unlike
+        assert "`memory_budget` of 8192 bytes cannot be met" in over_budget
 
 
 @pytest.fixture
