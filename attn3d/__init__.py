@@ -1,6 +1,7 @@
 """Attention for 3-D medical-image networks."""
 
 from attn3d.attention import Axial, Global, Grid, Neighborhood, PooledKeys, Window, attend
+from attn3d.distributed import parallelize_attention, sum_gradients
 from attn3d.factory import create_attention, list_attention, register_attention
 from attn3d.insertion import (
     attention_parameters,
@@ -62,7 +63,9 @@ __all__ = [
     "inserted_attention",
     "list_attention",
     "load_pretrained",
+    "parallelize_attention",
     "plot_attention_maps",
     "register_attention",
     "remove_attention",
+    "sum_gradients",
 ]

@@ -8,7 +8,6 @@ merging, since with the output and the log-sum-exp of the whole softmax every gr
 import math
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -51,7 +50,7 @@ def attend_groups(
         q: (B, H, N, d).
         k: (B, H, N, d).
         v: (B, H, N, d_v).
-        groups: of a pattern; every token is a query of one at least.
+        groups: of a pattern. A token that is a query of none has an output that means nothing.
         biases: of each entry of ``groups``, (H, w_q, w_k), or None.
         seed: of the dropout; None without.
         fused: by PyTorch's kernel; else by tiles. On a CPU a bias may be learnt with it too.
@@ -148,10 +147,9 @@ class _Grouped(torch.autograd.Function):
         q, k, v, seed, out, logsumexp, *biases = ctx.saved_tensors
         groups, wide, learnt = ctx.groups, logsumexp.dtype, any(ctx.needs_input_grad[6:])
         way = ctx.way._replace(fused=ctx.way.fused and not learnt)  # the kernel gives no gradient of a bias
-        voxels = math.prod(groups[0].shape)
-        grad_q, add_q = _gradient(q, [one.queries for one in groups], voxels, wide)
-        grad_k, add_k = _gradient(k, [one.keys for one in groups], voxels, wide)
-        grad_v, _ = _gradient(v, [one.keys for one in groups], voxels, wide)
+        add_q = groups[-1].again
+        add_k = add_q or not all(one.partition for one in groups)
+        grad_q, grad_k, grad_v = _gradient(q, add_q, wide), _gradient(k, add_k, wide), _gradient(v, add_k, wide)
         row = max(4, q.element_size()) * q.shape[1] * q.shape[2]
         grad_biases = [torch.zeros_like(bias[None], dtype=wide) if learnt else None for bias in biases]
         for one, bias, grad_bias in zip(groups, biases, grad_biases, strict=True):
@@ -187,10 +185,9 @@ def _put(x: Tensor, tokens: Tensor, part: Tensor, add: bool = False) -> None:
     write(0, tokens.flatten(), part.transpose(1, 2).flatten(0, 1).to(x.dtype))
 
 
-def _gradient(x: Tensor, positions: list[list[np.ndarray]], voxels: int, wide: torch.dtype) -> tuple[Tensor, bool]:
-    """Memory for a gradient of the tokens at positions along every axis, and whether groups add to each other's."""
-    add = sum(math.prod(along.size for along in axes) for axes in positions) > voxels
-    return x.new_zeros(list(x.shape), dtype=wide) if add else x.new_empty(list(x.shape)), add
+def _gradient(x: Tensor, add: bool, wide: torch.dtype) -> Tensor:
+    """Memory for a gradient, which is written, or if ``add`` added up."""
+    return x.new_zeros(list(x.shape), dtype=wide) if add else x.new_empty(list(x.shape))
 
 
 def _added(groups: Groups, bias: Tensor | None, q: Tensor, dtype: torch.dtype) -> Tensor | None:

@@ -54,6 +54,11 @@ class Groups(NamedTuple):
     distances: list[np.ndarray]
     again: bool
 
+    @property
+    def partition(self) -> bool:
+        """Whether the keys of each group are its queries, so that no two groups have a key in common."""
+        return all(map(np.array_equal, self.queries, self.keys))
+
     def runs(self, count: int, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """The tokens of ``count`` groups at a time, at least of one: queries (g, w_q) and keys (g, w_k).
 

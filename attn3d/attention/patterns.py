@@ -27,7 +27,8 @@ class Pattern:
     Attributes:
         name: in specs.
         biases: the position biases that it serves, of "axis" and "joint".
-        local: whether it has groups. If not, every query sees all keys that `pool` leaves.
+        local: whether it has groups. If not, every query sees all keys that `pool` leaves, which pools blocks of
+            `sizes` voxels, each without the others.
     """
 
     name: ClassVar[str] = ""

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from attn3d.arguments import Spec, check_options, nearest, read_spec
-from attn3d.capture import at_least_single
 
 NormSpec = Spec | None
 
@@ -27,13 +26,9 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
 
     def __init__(self, channels: int, *, eps: float = 1e-5, momentum: float = 0.1, affine: bool = True) -> None:
         super().__init__(channels, eps=eps, momentum=momentum, affine=affine)
-        self.ranks = None  # those that the volume is cut over, see `attn3d.parallelize_attention`
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalises (B, C, ...)."""
-        if self.ranks is not None:
-            if self.training:
-                return self._train_over_ranks(x)
         from_batch = False
         if self.training and x.numel() > x.shape[1]:  # a condition, not a value: sizes may be symbols
             from_batch = True
@@ -49,26 +44,6 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
             self.momentum,
             self.eps,
         )
-
-    @torch.jit.unused
-    def _train_over_ranks(self, x: Tensor) -> Tensor:
-        """Normalises a shard by the mean and the variance of the whole volume."""
-        count = self.ranks.total(x.numel() // x.shape[1], x)
-        if count < 2:
-            return functional.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
-        wide = at_least_single(x).movedim(1, -1)
-        others = tuple(range(x.dim() - 1))
-        mean = self.ranks.sum(wide.sum(others)) / count
-        centred = wide - mean
-        variance = self.ranks.sum(centred.square().sum(others)) / count
-        with torch.no_grad():
-            self.num_batches_tracked.add_(1)
-            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
-            self.running_var.lerp_((variance * count / (count - 1)).to(self.running_var.dtype), self.momentum)
-        y = centred * torch.rsqrt(variance + self.eps)
-        if self.weight is not None:
-            y = y * self.weight + self.bias
-        return y.movedim(-1, 1).to(x.dtype)
 
 
 class GroupNorm(nn.GroupNorm):

@@ -7,10 +7,6 @@ import re
 
 import pytest
 import torch
-
-import attn3d
-from attn3d import Axial, Global, Grid, Neighborhood, PooledKeys, Window, attend
-from attn3d.attention import VolumeAttention
 from attn3d.attention.budget import (
     LEAST_ROOM,
     cells_bytes,
@@ -22,6 +18,10 @@ from attn3d.attention.budget import (
     room_for_scores,
     scopes_of_axes,
 )
+
+import attn3d
+from attn3d import Axial, Global, Grid, Neighborhood, PooledKeys, Window, attend
+from attn3d.attention import VolumeAttention
 from attn3d.attention.memory import TILE_BYTES, read_bytes
 from tests.attention.layers import Scoped
 from tests.marks import some

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from attn3d.attention.kernels import attend_on_cores
 
 import attn3d
 from attn3d import attend
 from attn3d.attention import kernels, methods
-from attn3d.attention.kernels import attend_on_cores
 from attn3d.attention.memory import parallel_parts
 from tests.mechanisms.parity import assert_close, assert_gradients_close, volume
 from tests.references import attention as loops

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from attn3d.attention.methods import refusal_of_fused
+from attn3d.attention.operators import attend_tiled
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from attn3d import attend
 from attn3d.attention import choose_method
-from attn3d.attention.methods import refusal_of_fused
-from attn3d.attention.operators import attend_tiled
 from tests.attention.exactness import (
     BATCH,
     DTYPES,

@@ -9,11 +9,11 @@ import math
 
 import pytest
 import torch
+from attn3d.attention.cells import joint_bias
 from torch.nn.functional import dropout, pad
 
 from attn3d import Window, attend
 from attn3d.attention import VolumeAttention
-from attn3d.attention.cells import joint_bias
 from tests.mechanisms.parity import assert_close, volume
 from tests.references.attention import Rule, attend_within
 from tests.references.attention import attend as loops

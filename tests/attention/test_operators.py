@@ -6,15 +6,15 @@ import itertools
 
 import pytest
 import torch
-
-import attn3d
-from attn3d import attend
-from attn3d.attention import VolumeAttention
 from attn3d.attention.cell_operators import attend_cells
 from attn3d.attention.kernels import attend_on_cores
 from attn3d.attention.operators import attend_tiled
 from attn3d.attention.sharded.ring import merge_with
 from attn3d.attention.volume import merge
+
+import attn3d
+from attn3d import attend
+from attn3d.attention import VolumeAttention
 from tests.configurations import randomise
 from tests.marks import some
 from tests.mechanisms.parity import assert_close, assert_gradients_close, volume

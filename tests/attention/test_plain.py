@@ -5,9 +5,9 @@ from __future__ import annotations
 import onnxruntime
 import pytest
 import torch
+from attn3d.attention.plain import plain_attention, plain_cells, pool_tokens, pooled_shape
 
 import attn3d
-from attn3d.attention.plain import plain_attention, plain_cells, pool_tokens, pooled_shape
 from tests.attention.layers import results, tokens
 from tests.configurations import randomise
 from tests.marks import some

@@ -6,9 +6,9 @@ import math
 
 import pytest
 import torch
+from attn3d.attention.plain import pool_tokens
 
 from attn3d import Axial, Global, Grid, Neighborhood, PooledKeys, Window
-from attn3d.attention.plain import pool_tokens
 from tests.attention.exactness import DTYPES, error_of
 from tests.attention.layers import BATCH, HEADS, Scoped, loops, results, tokens
 

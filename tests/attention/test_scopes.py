@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from attn3d.attention.scopes import create_scope, name_of
 
 import attn3d
 from attn3d import Axial, Global, Grid, Neighborhood, PooledKeys, Window
 from attn3d.attention import Scope, VolumeAttention
-from attn3d.attention.scopes import create_scope, name_of
 from tests.attention.layers import (
     Scoped,
     tokens,

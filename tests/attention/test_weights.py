@@ -7,11 +7,11 @@ import math
 
 import pytest
 import torch
+from attn3d.attention.operators import attend_tiled
 from torch.nn import functional
 
 import attn3d
 from attn3d import attend
-from attn3d.attention.operators import attend_tiled
 from tests.attention.exactness import (
     BATCH,
     HEADS,

@@ -6,12 +6,12 @@ import math
 
 import pytest
 import torch
+from attn3d.attention.workspace import operations
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from attn3d import Axial, Global, Grid, Neighborhood, PooledKeys, Window
 from attn3d.attention import VolumeAttention, kernels, workspace
-from attn3d.attention.workspace import operations
 from attn3d.planning import estimate_cost
 from tests.mechanisms.parity import volume
 from tests.memory import peak

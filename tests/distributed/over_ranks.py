@@ -1,9 +1,10 @@
-"""What the ranks do in `test_sharded.py`: every case, and the whole volume beside it to compare a shard with."""
+"""What the ranks do in `test_parallelize.py`: every case, and the whole volume beside it to compare a shard with."""
 
 from __future__ import annotations
 
 import copy
 import datetime
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 import attn3d
-from attn3d.sharding import shard_over, sum_gradients
+from attn3d.attention.groups import AxisGroups
 from tests.configurations import randomise
 
 PATIENCE = 240  # seconds after which processes that wait for each other are ended
@@ -26,25 +27,39 @@ class Case(NamedTuple):
     mechanism: Any
     options: dict[str, Any]
     shape: tuple[int, ...] = (2, 6, 11, 3, 4)
-    sharing: str = "all_gather"
+    rotate: str = "all_gather"
     rows: tuple[int, ...] | None = None  # of every rank; by default as equal as can be
     training: bool = True
     differs_alone: bool = True  # whether a rank that knows of no other would give something else
 
 
 def window(size: Any, shift: bool = False) -> dict[str, Any]:
-    """The option of a window scope."""
-    return {"scope": ("window", {"size": size, "shift": shift})}
+    """The option of a window."""
+    return {"pattern": ("window", {"size": size, "shift": shift})}
 
 
 def neighborhood(size: Any, dilation: Any = 1) -> dict[str, Any]:
-    """The option of a neighbourhood scope."""
-    return {"scope": ("neighborhood", {"size": size, "dilation": dilation})}
+    """The option of a neighbourhood."""
+    return {"pattern": ("neighborhood", {"size": size, "dilation": dilation})}
 
 
 def pooled(stride: Any) -> dict[str, Any]:
-    """The option of a scope of pooled keys."""
-    return {"scope": ("pooled_keys", {"stride": stride})}
+    """The option of pooled keys."""
+    return {"pattern": ("pooled_keys", {"stride": stride})}
+
+
+@dataclass(frozen=True)
+class EveryOtherRow(attn3d.attention.Pattern):
+    """A pattern of a user's own: a voxel sees the rows that are an even number of rows away."""
+
+    name = "every_other_row"
+
+    def along(self, axis: int, extent: Any, spatial_dims: int, arange: Any) -> AxisGroups:
+        """The even rows and the odd; along the other axes a voxel sees its own position alone."""
+        if axis > 0:
+            return AxisGroups(arange(extent)[:, None], arange(extent)[:, None])
+        positions = arange(2)[:, None] + 2 * arange((extent + 1) // 2)
+        return AxisGroups(positions, positions)
 
 
 class Network(nn.Sequential):
@@ -75,38 +90,40 @@ def cases(ranks: int) -> list[Case]:
         Case("non_local", pooled(2) | {"norm": "layer"}, rows=uneven),
         Case("non_local", pooled((5, 2, 3)), rows=uneven),
         Case("non_local", pooled(40) | {"norm": "layer"}),
-        Case(attn3d.PositionAttention, {"reduction": 2}, sharing="ring"),
+        Case("non_local", pooled((5, 2, 3)), rotate="ring", rows=uneven),
+        Case(attn3d.PositionAttention, {"reduction": 2}, rotate="ring"),
         Case(attn3d.PositionAttention, {"reduction": 2} | neighborhood(3)),
-        Case("mhsa", {"num_heads": 2, "memory_budget": "128KiB"}, sharing="ring", rows=uneven),
-        Case("mhsa", {"num_heads": 2, "method": "reference"}),
-        Case("mhsa", {"num_heads": 3, "method": "fused"}, rows=uneven),
-        Case(Network, {}, sharing="ring"),
-        Case("danet", {"reduction": 2}, sharing="ring", rows=uneven),
+        Case("mhsa", {"num_heads": 2, "memory_budget": "128KiB"}, rotate="ring", rows=uneven),
+        Case("mhsa", {"num_heads": 2, "backend": "math"}),
+        Case("mhsa", {"num_heads": 3, "backend": "sdpa"}, rows=uneven),
+        Case(Network, {}, rotate="ring"),
+        Case("danet", {"reduction": 2}, rotate="ring", rows=uneven),
         Case("danet", {"reduction": 2, "channel_energy": "official", "scale": "1/N"} | window(3)),
         Case("non_local", {"mode": "dot_product"}, rows=uneven),
-        Case("non_local", {"mode": "dot_product"} | pooled(2), sharing="ring"),
-        Case("non_local", {"mode": "concatenation", "norm": "layer"}, sharing="ring"),
+        Case("non_local", {"mode": "dot_product"} | pooled(2), rotate="ring"),
+        Case("non_local", {"mode": "concatenation", "norm": "layer"}, rotate="ring"),
         Case("non_local", {"mode": "concatenation"} | pooled((3, 2, 2)), rows=uneven),
-        Case(Network, {"checkpointed": True}, sharing="ring", rows=uneven),
+        Case(Network, {"checkpointed": True}, rotate="ring", rows=uneven),
     ]
-    for sharing in ("ring", "all_gather"):
+    for rotate in ("ring", "all_gather"):
         found += [
-            Case("non_local", {}, sharing=sharing, rows=uneven),
-            Case("non_local", {"variant": "paper"}, sharing=sharing, training=False),
-            Case("non_local", {"mode": "gaussian", "norm": None}, (1, 5, 13, 4), sharing),
-            Case("non_local", {}, (2, 4, 19), sharing),
-            Case("non_local", {}, (1, 4, ranks, 1, 1), sharing),
+            Case("non_local", {}, rotate=rotate, rows=uneven),
+            Case("non_local", {"variant": "paper"}, rotate=rotate, training=False),
+            Case("non_local", {"mode": "gaussian", "norm": None}, (1, 5, 13, 4), rotate),
+            Case("non_local", {}, (2, 4, 19), rotate),
+            Case("non_local", {}, (1, 4, ranks, 1, 1), rotate),
         ]
-    for method in ("auto", "fused", "reference"):
-        options = {"num_heads": 2, "method": method}
-        for bias in ("axis", "joint") if method != "fused" else ("axis",):
-            found.append(Case("mhsa", options | {"position_bias": bias} | window((3, 2, 2), True), rows=uneven))
-        found.append(
-            Case("mhsa", options | {"position_bias": "axis"} | neighborhood((5, 3, 1), (2, 1, 1)), rows=uneven)
-        )
+    for backend in ("auto", "sdpa", "chunked", "math"):
+        for bias in ("axis", "joint") if backend != "sdpa" else (None,):
+            options = {"num_heads": 2, "backend": backend, "position_bias": bias}
+            found.append(Case("mhsa", options | window((3, 2, 2), True), rows=uneven))
+            if bias != "joint":
+                found.append(Case("mhsa", options | neighborhood((5, 3, 1), (2, 1, 1)), rows=uneven))
     found += [Case("non_local", window(size, True), rows=uneven) for size in (1, 4, 30)]
     found += [Case("non_local", window(size)) for size in (2, 5)]
     found += [Case("non_local", neighborhood(*sizes)) for sizes in ((3,), (31,), (3, 2), (7, 5))]
+    for pattern in ("axial", ("grid", {"size": (3, 2, 2)}), ("every_other_row", {})):
+        found.append(Case("mhsa", {"num_heads": 2, "pattern": pattern}, rows=uneven))
     return found
 
 
@@ -140,10 +157,10 @@ def compare(case: Case, group: dist.ProcessGroup, dtype: torch.dtype = torch.flo
     y, grad = run(whole, x, weight)
     wanted = {"output": shards(case, y, group), "input": shards(case, grad, group)} | kept(whole)
 
-    shard_over(module.to(dtype), group, sharing=case.sharing)
+    attn3d.parallelize_attention(module.to(dtype), group, rotate=case.rotate)
     part_x, part_weight = shards(case, x, group), shards(case, weight, group)
     y, grad = run(module, part_x.to(dtype), part_weight.to(dtype))
-    sum_gradients(module, group)
+    attn3d.sum_gradients(module, group)
     got = {"output": y, "input": grad} | kept(module)
     errors = {name: error(got[name], wanted[name]) for name in wanted}
     y, _ = run(alone, part_x, part_weight)
@@ -173,9 +190,9 @@ def data_and_volume() -> dict[str, float]:
     wholes = [copy.deepcopy(module) for _ in range(2)]
     for index, whole in enumerate(wholes):
         run(whole, *(both.chunk(2)[index] for both in (x, weight)))
-    replica = DistributedDataParallel(shard_over(module, volume, sharing="ring"), process_group=data)
+    replica = DistributedDataParallel(attn3d.parallelize_attention(module, volume, rotate="ring"), process_group=data)
     run(replica, *(both.chunk(2)[data.rank()].tensor_split(2, 2)[volume.rank()] for both in (x, weight)))
-    sum_gradients(module, volume)
+    attn3d.sum_gradients(module, volume)
     return {
         name: error(one.grad, (first.grad + second.grad) / 2)
         for (name, one), first, second in zip(
@@ -184,14 +201,21 @@ def data_and_volume() -> dict[str, float]:
     }
 
 
-def message_of_unlike_shards(group: dist.ProcessGroup) -> str:
-    """What a rank hears when the shards do not make a volume."""
-    module = shard_over(attn3d.NonLocal(3, 4), group)
-    try:
-        module(torch.randn(1, 4, 2, 3 + group.rank(), 5))
-    except ValueError as error:
-        return str(error)
-    return "nothing"
+def messages(group: dist.ProcessGroup) -> list[str]:
+    """What a rank is told when shards do not make a volume, and when a budget is too small for the largest."""
+    rank = group.rank()
+    wrong = [
+        (attn3d.NonLocal(3, 4), torch.randn(1, 4, 2, 3 + rank, 5)),
+        (attn3d.NonLocal(3, 4, memory_budget="8KiB"), torch.randn(1, 4, 20 if rank else 1, 4, 4)),
+    ]
+    found = []
+    for module, x in wrong:
+        try:
+            attn3d.parallelize_attention(module, group, rotate="ring")(x)
+            found.append("nothing")
+        except ValueError as error:
+            found.append(str(error))
+    return found
 
 
 def work(rank: int, ranks: int, folder: str) -> None:
@@ -201,10 +225,10 @@ def work(rank: int, ranks: int, folder: str) -> None:
     dist.init_process_group("gloo", f"file://{folder}/store", timeout, ranks, rank)
     group = dist.group.WORLD
     results = {str(case): compare(case, group) for case in cases(ranks)}
-    for sharing in ("ring", "all_gather"):
-        case = Case("non_local", {"norm": None}, (2, 8, 12, 6, 5), sharing)
+    for rotate in ("ring", "all_gather"):
+        case = Case("non_local", {"norm": None}, (2, 8, 12, 6, 5), rotate)
         results["single precision", str(case)] = compare(case, group, torch.float32)
     if ranks == 4:
         results["data and volume"] = data_and_volume()
-    torch.save((results, message_of_unlike_shards(group)), f"{folder}/{rank}.pt")
+    torch.save((results, messages(group)), f"{folder}/{rank}.pt")
     dist.destroy_process_group()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import io
+import itertools
 import os
 import pickle
 import subprocess
@@ -20,16 +21,16 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from torch import Tensor, nn
+from torch import nn
 
 import attn3d
-from attn3d.attention import Neighborhood, VolumeAttention, Window
-from attn3d.attention.dense import dense_bias
-from attn3d.attention.sharded.ranks import rows_seen
+from attn3d.attention import VolumeAttention
+from attn3d.attention.captured import attend_captured
+from attn3d.distributed.context import Rows, rows_seen
 from attn3d.layers.norms import BatchNorm
-from attn3d.sharding import shard_over, sum_gradients
-from tests.attention.over_ranks import PATIENCE, work
+from attn3d.mechanisms.non_local import Concatenation
 from tests.configurations import randomise
+from tests.distributed.over_ranks import PATIENCE, work
 from tests.marks import some
 
 ROOT = Path(__file__).parents[2]
@@ -55,8 +56,9 @@ def test_shards_equal_the_whole(ranks: int, tmp_path: Path) -> None:
         if worst:
             failures.append(f"{case}: {worst}")
     assert not failures, "\n".join(failures)
-    for _, message in found:
-        assert "first spatial axis alone, got (B, *S) [(1, 2, 3, 5), (1, 2, 4, 5)" in message
+    for _, (unlike, over_budget) in found:
+        assert "first spatial axis alone, got (B, *S) [(1, 2, 3, 5), (1, 2, 4, 5)" in unlike
+        assert "`memory_budget` of 8192 bytes cannot be met" in over_budget
 
 
 @pytest.fixture
@@ -70,35 +72,53 @@ def group() -> Iterator[dist.ProcessGroup]:
 X = torch.randn(2, 8, 5, 4, 3, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("sharing", ["ring", "all_gather"])
-def test_copies_work_on_whole_volumes(group: dist.ProcessGroup, sharing: str) -> None:
-    net = nn.Sequential(attn3d.NonLocal(3, 8))
+@pytest.mark.parametrize("rotate", ["ring", "all_gather"])
+def test_copies_work_on_whole_volumes(group: dist.ProcessGroup, rotate: str) -> None:
+    net = nn.Sequential(attn3d.NonLocal(3, 8), attn3d.ChannelAttention(3, 8))
     plain = copy.deepcopy(net)
-    assert shard_over(net, group, sharing=sharing) is net
-    assert net.state_dict().keys() == plain.state_dict().keys()
+    assert attn3d.parallelize_attention(net, group, rotate=rotate) is net
+    assert classes(net).isdisjoint(classes(plain) - {nn.Sequential, attn3d.NonLocal, nn.Linear})
     file = io.BytesIO()
     torch.save(net, file)
     file.seek(0)
     copies = [copy.deepcopy(net), pickle.loads(pickle.dumps(net)), torch.load(file, weights_only=False)]
-    for twin in copies:
-        assert twin[0].pairwise.ranks is None
-        assert twin[0].norm.ranks is None
+    for twin in [*copies, attn3d.parallelize_attention(net, None)]:
+        assert classes(twin) == classes(plain)
+        assert vars(twin[0].pairwise).keys() == vars(plain[0].pairwise).keys()
         torch.testing.assert_close(twin(X), plain(X), rtol=0, atol=0)
-    torch.jit.script(copies[0])
-    assert net[0].pairwise.ranks is not None
-    shard_over(net, None)
-    assert net[0].pairwise.ranks is None
-    assert net[0].norm.ranks is None
 
 
-def test_does_not_script(group: dist.ProcessGroup) -> None:
-    with pytest.raises(RuntimeError, match="ranks"):
-        torch.jit.script(shard_over(attn3d.MultiHeadSelfAttention(3, 8), group))
+def classes(net: nn.Module) -> set[type]:
+    return {type(part) for part in net.modules()}
 
 
-@pytest.mark.parametrize("sharing", ["ring", "all_gather"])
-def test_what_cannot_be_captured_says_so(group: dist.ProcessGroup, sharing: str) -> None:
-    module = shard_over(attn3d.NonLocal(3, 8), group, sharing=sharing).eval()
+def test_parameters_keys_and_hooks_stay(group: dist.ProcessGroup) -> None:
+    net = attn3d.NonLocal(3, 8, mode="concatenation")
+    keys, parameters, calls = list(net.state_dict()), list(net.parameters()), []
+    net.pairwise.register_forward_hook(lambda *_: calls.append("called"))
+    for _ in range(2):  # again is as once
+        attn3d.parallelize_attention(net, group)
+    assert list(net.state_dict()) == keys
+    assert all(one is other for one, other in zip(net.parameters(), parameters, strict=True))
+    net(X)
+    assert calls == ["called"]
+    assert isinstance(net.pairwise, Concatenation)
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_batch_norm_is_pytorchs(group: dist.ProcessGroup, momentum: float | None) -> None:
+    norm = attn3d.parallelize_attention(BatchNorm(8, momentum=momentum, affine=False), group)
+    theirs = nn.BatchNorm3d(8, momentum=momentum, affine=False)
+    for x in (X, 2 * X + 1):
+        torch.testing.assert_close(norm(x), theirs(x))
+    single = X[:1, :, :1, :1, :1]
+    torch.testing.assert_close(norm(single), theirs.eval()(single))
+    torch.testing.assert_close(norm.state_dict(), theirs.state_dict())
+
+
+@pytest.mark.parametrize("rotate", ["ring", "all_gather"])
+def test_what_cannot_be_captured_says_so(group: dist.ProcessGroup, rotate: str) -> None:
+    module = attn3d.parallelize_attention(attn3d.NonLocal(3, 8), group, rotate=rotate).eval()
     with pytest.raises(ValueError, match="cannot be traced or exported"):
         torch.jit.trace(module, (X,))
     with pytest.raises(ValueError, match="cannot be traced or exported"):
@@ -108,13 +128,13 @@ def test_what_cannot_be_captured_says_so(group: dist.ProcessGroup, sharing: str)
 
 
 def test_compiles_around_the_messages(group: dist.ProcessGroup) -> None:
-    module = shard_over(attn3d.NonLocal(3, 8), group).eval()
+    module = attn3d.parallelize_attention(attn3d.NonLocal(3, 8), group).eval()
     torch.testing.assert_close(torch.compile(module, backend="eager")(X), module(X))
 
 
-@pytest.mark.parametrize("options", [{"sharing": "ring"}, {"sharing": "all_gather"}])
+@pytest.mark.parametrize("options", [{"rotate": "ring"}, {"rotate": "all_gather"}])
 def test_a_second_derivative_is_refused(group: dist.ProcessGroup, options: dict[str, str]) -> None:
-    module = shard_over(attn3d.NonLocal(3, 8, norm=None), group, **options)
+    module = attn3d.parallelize_attention(attn3d.NonLocal(3, 8, norm=None), group, **options)
     x = X.clone().requires_grad_()
     with pytest.raises(RuntimeError, match="no second derivative"):
         torch.autograd.grad(module(x).square().sum(), x, create_graph=True)
@@ -122,8 +142,8 @@ def test_a_second_derivative_is_refused(group: dist.ProcessGroup, options: dict[
 
 def test_halves_and_autocast(group: dist.ProcessGroup) -> None:
     plain = randomise(attn3d.NonLocal(3, 8)).eval()
-    for sharing in ("ring", "all_gather"):
-        module = shard_over(copy.deepcopy(plain), group, sharing=sharing)
+    for rotate in ("ring", "all_gather"):
+        module = attn3d.parallelize_attention(copy.deepcopy(plain), group, rotate=rotate)
         y = module.bfloat16()(X.bfloat16())
         assert y.dtype == torch.bfloat16
         torch.testing.assert_close(y.float(), plain(X), rtol=0.1, atol=0.1)
@@ -136,12 +156,10 @@ REFUSED = [
         (name, {}, "over voxels of other ranks; non_local, mhsa and danet work")
         for name in ("se", "eca", "cbam", "bam", "coord", "sk", "gc")
     ],
-    ("non_local", {"sub_sample": True}, r"scope=PooledKeys\(2\)"),
+    ("non_local", {"sub_sample": True}, r"pattern=PooledKeys\(2\)"),
     ("non_local", {"norm": "instance"}, r"norm \(InstanceNorm\).* 'batch' and 'layer' work"),
     ("non_local", {"norm": ("group", {"num_groups": 2})}, r"norm \(GroupNorm\)"),
-    ("non_local", {"scope": "axial"}, "scope 'axial'"),
-    ("mhsa", {"scope": ("grid", {"size": 2})}, "scope 'grid'"),
-    ("mhsa", {"method": "fused"}, "sharing='all_gather'"),
+    ("mhsa", {"backend": "sdpa"}, "rotate='all_gather'"),
 ]
 
 
@@ -151,19 +169,19 @@ def test_what_would_be_wrong_is_refused(
 ) -> None:
     module = attn3d.create_attention(name, spatial_dims=3, channels=8, **options)
     net = nn.Sequential(attn3d.NonLocal(3, 8), module)
-    with pytest.raises(ValueError, match=f"`module` has what would be wrong on shards: 1.*{reason}"):
-        shard_over(net, group, sharing="ring")
-    assert net[0].pairwise.ranks is None
+    with pytest.raises(ValueError, match=f"`net` has what would be wrong on shards: 1.*{reason}"):
+        attn3d.parallelize_attention(net, group, rotate="ring")
+    assert type(net[0].pairwise) is VolumeAttention
 
 
 def test_wrong_arguments(group: dist.ProcessGroup) -> None:
     with pytest.raises(
         TypeError, match=r"`process_group` must be a torch\.distributed\.ProcessGroup or None, got 'gloo'"
     ):
-        shard_over(nn.Identity(), "gloo")
-    with pytest.raises(ValueError, match="`sharing` got 'rings'; did you mean 'ring'"):
-        shard_over(nn.Identity(), group, sharing="rings")
-    module = shard_over(attn3d.MultiHeadSelfAttention(3, 8, dropout=0.1), group)
+        attn3d.parallelize_attention(nn.Identity(), "gloo")
+    with pytest.raises(ValueError, match="`rotate` got 'rings'; did you mean 'ring'"):
+        attn3d.parallelize_attention(nn.Identity(), group, rotate="rings")
+    module = attn3d.parallelize_attention(attn3d.MultiHeadSelfAttention(3, 8, dropout=0.1), group)
     with pytest.raises(ValueError, match="`dropout`"):
         module(X)
     assert module.eval()(X).shape == X.shape
@@ -171,39 +189,53 @@ def test_wrong_arguments(group: dist.ProcessGroup) -> None:
 
 def test_hosts_that_look_past_the_border_are_named(group: dist.ProcessGroup, recwarn: Any) -> None:
     norms = (nn.SyncBatchNorm(8), BatchNorm(8))
-    shard_over(nn.Sequential(nn.Conv3d(8, 8, (1, 3, 3)), *norms, nn.ReLU(), attn3d.NonLocal(3, 8)), group)
+    attn3d.parallelize_attention(
+        nn.Sequential(nn.Conv3d(8, 8, (1, 3, 3)), *norms, nn.ReLU(), attn3d.NonLocal(3, 8)), group
+    )
     assert not recwarn
     net = nn.Sequential(nn.Conv3d(8, 8, 3), nn.BatchNorm3d(8), nn.MaxPool3d(2), attn3d.NonLocal(3, 8))
     with pytest.warns(UserWarning, match=r"left so: 0 \(Conv3d\), 1 \(BatchNorm3d\), 2 \(MaxPool3d\)$"):
-        shard_over(net, group)
+        attn3d.parallelize_attention(net, group)
 
 
-SCOPES = [Window(size, shift) for size in (1, 2, 3, 5) for shift in (False, True)]
-SCOPES += [Neighborhood(size, dilation) for size in (1, 3, 5) for dilation in (1, 2, 3)]
+PATTERNS = [attn3d.Window(size, shift) for size in (1, 2, 3, 5) for shift in (False, True)]
+PATTERNS += [attn3d.Neighborhood(size, dilation) for size in (1, 3, 5) for dilation in (1, 2, 3)]
+PATTERNS += [attn3d.Grid(2), attn3d.Grid(3), attn3d.Axial()]
 
 
-@pytest.mark.parametrize("scope", SCOPES, ids=str)
-def test_rows_stand_for_the_volume(scope: Any) -> None:
+@pytest.mark.parametrize("pattern", PATTERNS, ids=str)
+def test_rows_stand_for_the_volume(pattern: Any) -> None:
     """Every run of rows, on every extent: over the rows that it sees it has the pairs that it has over all."""
-    layer = VolumeAttention(1, 1, scope=scope)
-    tables = [torch.randn(1, 2 * layer.size[0] - 1)]
+    for extent in range(1, 12):
+        [[(seen, distance)]] = pattern.relations((extent,))
+        for begin, end in itertools.combinations(range(extent + 1), 2):
+            first, last = rows_seen(pattern, (begin, end), (extent,))
+            assert 0 <= first <= begin < end <= last <= extent
+            assert not seen[begin:end, :first].any()
+            assert not seen[begin:end, last:].any()
+            [[(there, steps)]] = Rows(pattern, extent, first, (begin, end)).relations((last - first,))
+            own = slice(begin - first, end - first)
+            assert torch.equal(there[own], seen[begin:end, first:last])
+            assert torch.equal(steps[own][there[own]], distance[begin:end, first:last][there[own]])
+            assert not there[: own.start].any()
+            assert not there[own.stop :].any()
 
-    def pairs(extent: int) -> Tensor:
-        every = torch.arange(extent)
-        bias = dense_bias(every, [extent], layer.kind, layer.size, layer.dilation, layer.shift, tables, None)
-        return bias[0, 0].masked_fill(bias[0, 0] < -1e20, float("-inf"))
 
-    whole = {extent: pairs(extent) for extent in range(1, 15)}
-    for extent in whole:
-        for begin in range(extent):
-            for end in range(begin + 1, extent + 1):
-                first, last = rows_seen(layer, begin, end, extent)
-                assert 0 <= first <= begin
-                assert end <= last <= extent
-                rows = whole[extent][begin:end]
-                beyond = torch.cat([rows[:, :first], rows[:, last:]], 1)
-                assert (beyond == float("-inf")).all()
-                assert torch.equal(rows[:, first:last], whole[last - first][begin - first : end - first])
+@pytest.mark.parametrize("pattern", [attn3d.Window(3, True), attn3d.Neighborhood(3, 2), attn3d.Grid(2), attn3d.Axial()])
+def test_rows_serve_the_captured_form_too(pattern: Any) -> None:
+    """It is what computes on CUDA, which need not be there."""
+    shape, (begin, end) = (7, 3, 2), (2, 5)
+    q, k, v = torch.randn(3, 2, 2, 42, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    first, last = rows_seen(pattern, (begin, end), shape)
+    there = slice(6 * first, 6 * last)
+    rows = Rows(pattern, 7, first, (begin, end))
+    own = (x[:, :, there] for x in (q, k, v))
+    found = attend_captured(*own, (last - first, 3, 2), rows, lambda _: None, 0.5, 0.0)[:, :, 6 * (begin - first) :]
+    found = found[:, :, : 6 * (end - begin)]
+    whole = attend_captured(q, k, v, shape, pattern, lambda _: None, 0.5, 0.0)[:, :, 6 * begin : 6 * end]
+    torch.testing.assert_close(found, whole)
+    for grad, wanted in zip(*(torch.autograd.grad(y.square().sum(), (q, k, v)) for y in (found, whole)), strict=True):
+        torch.testing.assert_close(grad, wanted)
 
 
 def test_the_example_runs() -> None:
@@ -221,7 +253,7 @@ def test_the_example_runs() -> None:
 
 @pytest.mark.parametrize("mode", ["embedded_gaussian", "dot_product", "concatenation"])
 def test_a_shard_has_no_row_of_weights(group: dist.ProcessGroup, mode: str) -> None:
-    module = shard_over(attn3d.NonLocal(3, 8, mode=mode), group).eval()
+    module = attn3d.parallelize_attention(attn3d.NonLocal(3, 8, mode=mode), group).eval()
     with pytest.raises(ValueError, match="a shard has no row of weights: ask a copy"):
         module.attention_weights(X)
 
@@ -230,6 +262,6 @@ def test_parameters_without_a_gradient_are_passed_over(group: dist.ProcessGroup)
     module = nn.Linear(2, 2)
     module.bias.requires_grad_(False)
     module(torch.ones(1, 2)).sum().backward()
-    sum_gradients(module, group)
+    attn3d.sum_gradients(module, group)
     assert torch.equal(module.weight.grad, torch.ones(2, 2))
     assert module.bias.grad is None

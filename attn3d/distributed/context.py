@@ -1,0 +1,204 @@
+"""The context-parallel forms of modules: their input is a shard of a volume, their output that of the whole volume."""
+
+import copy
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional
+
+from attn3d.attention import Global, Pattern
+from attn3d.attention.groups import AxisGroups, relation
+from attn3d.distributed.collectives import Span, all_reduce, fetch, shard_borders, sum_of
+from attn3d.distributed.ring import attend_ring
+
+
+class ContextParallel(nn.Module):
+    """What a module is besides its own class while its input is a shard of a volume.
+
+    Its parameters, buffers and hooks are what they were. A process group neither copies nor pickles: a copy, deep or
+    pickled, is of the plain class and works on whole volumes.
+
+    Attributes:
+        plain: the class of the module.
+        process_group: of the ranks that have a shard each, in the order of ranks.
+        rotate: how the keys of other ranks come to a rank whose queries see all: "all_gather" or "ring".
+    """
+
+    plain: ClassVar[type[nn.Module]]
+    process_group: dist.ProcessGroup
+    rotate: str
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        state = {name: value for name, value in self.__dict__.items() if name not in ("process_group", "rotate")}
+        return object.__new__, (self.plain,), state
+
+    def rows(self, *_: Any) -> Tensor:
+        """Refused: the weights of a voxel are for voxels of all ranks."""
+        raise ValueError("a shard has no row of weights: ask a copy, which works on whole volumes")
+
+    def with_pattern(self, pattern: Pattern) -> nn.Module:
+        """The plain form with another pattern; the parameters are the same."""
+        plain = copy.copy(self)
+        plain.pattern = pattern
+        return plain
+
+
+@functools.cache
+def _parallel_class(form: type[ContextParallel], plain: type[nn.Module]) -> type[ContextParallel]:
+    return type(f"ContextParallel{plain.__name__}", (form, plain), {"plain": plain, "__module__": __name__})
+
+
+def make_parallel(
+    module: nn.Module, form: type[ContextParallel], process_group: dist.ProcessGroup, rotate: str
+) -> None:
+    """Gives a module of a plain class its context-parallel form, in place."""
+    module.__class__ = _parallel_class(form, type(module))
+    module.process_group, module.rotate = process_group, rotate
+
+
+def make_plain(module: ContextParallel) -> None:
+    """Gives a module its plain class back, in place."""
+    del module.process_group, module.rotate
+    module.__class__ = module.plain
+
+
+class ShardedAttention(ContextParallel):
+    """`VolumeAttention` of a shard's queries to the keys that they see, wherever those are."""
+
+    @torch.compiler.disable
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, shape: list[int]) -> Tensor:
+        """Attends, as `VolumeAttention`; ``shape`` is S of the shard."""
+        if self.dropout > 0.0 and self.training:
+            raise ValueError("`dropout` on the weights is not served over shards: set it to 0, or call `eval`")
+        k, v = k.to(q.dtype), v.to(q.dtype)
+        borders = shard_borders(q, shape, self.process_group)
+        if self.pattern.local:
+            return self._attend_rows(q, k, v, shape, borders)
+        if self.rotate == "all_gather":
+            return attend_all(self, q, k, v, shape, borders)
+        k, v, blocks, plane = pooled_keys(self, k, v, shape, borders)
+        largest = math.prod(shape[1:]) * max(end - begin for begin, end in pairwise(borders))
+        counts = [plane * (end - begin) for begin, end in pairwise(blocks)]
+        scale = 1.0 / math.sqrt(max(1, q.shape[-1])) if self.scale is None else self.scale
+        return attend_ring(q, k, v, largest, counts, scale, self.memory_budget, self.process_group)
+
+    def _attend_rows(self, q: Tensor, k: Tensor, v: Tensor, shape: list[int], borders: list[int]) -> Tensor:
+        """With the rows of keys that the queries of the shard see."""
+        rank, plane = self.process_group.rank(), math.prod(shape[1:])
+        whole = (borders[-1], *shape[1:])
+        wanted = [rows_seen(self.pattern, span, whole) for span in pairwise(borders)]
+        tokens = fetch(torch.cat([k, v], 3), borders, wanted, plane, self.process_group)
+        k, v = tokens.split([k.shape[3], v.shape[3]], 3)
+        first, last = wanted[rank]
+        begin, end = borders[rank], borders[rank + 1]
+        attention = self.with_pattern(Rows(self.pattern, borders[-1], first, (begin, end)))
+        q = functional.pad(q, (0, 0, plane * (begin - first), plane * (last - end)))
+        out = attention.forward(q, k, v, [last - first, *shape[1:]])
+        return out[:, :, plane * (begin - first) : plane * (end - first)]
+
+
+class ShardedPairwise(ContextParallel):
+    """`DotProduct` and `Concatenation` of a shard's queries with the keys of all ranks."""
+
+    @torch.compiler.disable
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, shape: list[int]) -> Tensor:
+        """As the plain form; ``shape`` is S of the shard."""
+        return attend_all(self, q, k, v, shape, shard_borders(q, shape, self.process_group))
+
+
+class ShardedChannels(ContextParallel):
+    """`ChannelAttention` by the energy of the whole volume."""
+
+    def energy(self, flat: Tensor) -> Tensor:
+        """The sum of the shards' energies, scaled by the number of all voxels."""
+        voxels = sum_of(flat.shape[2], flat, self.process_group)
+        return all_reduce(super().energy(flat * (voxels / flat.shape[2]) ** self.power), self.process_group)
+
+
+def pooled_keys(
+    module: ContextParallel, k: Tensor, v: Tensor, shape: list[int], borders: list[int]
+) -> tuple[Tensor, Tensor, list[int], int]:
+    """What the pattern of a module leaves of this rank's keys and values.
+
+    A block is pooled by the rank that has its first row, which fetches the others.
+
+    Returns:
+        keys and values; the row of blocks at which every rank begins, and that behind the last; how many tokens a
+        row of blocks has.
+    """
+    group, extent = module.process_group, borders[-1]
+    size, *sizes = module.pattern.sizes(len(shape))
+    blocks = [-(-border // size) for border in borders]
+    wanted = list(pairwise(min(size * block, extent) for block in blocks))
+    if wanted != list(pairwise(borders)):
+        tokens = fetch(torch.cat([k, v], 3), borders, wanted, math.prod(shape[1:]), group)
+        k, v = tokens.split([k.shape[3], v.shape[3]], 3)
+    first, last = wanted[group.rank()]
+    if last > first:
+        shape = [last - first, *shape[1:]]
+        k, v = module.pattern.pool(k, shape)[0], module.pattern.pool(v, shape)[0]
+    plane = math.prod(-(-along // size) for along, size in zip(shape[1:], sizes, strict=True))
+    return k, v, blocks, plane
+
+
+def attend_all(
+    module: ContextParallel, q: Tensor, k: Tensor, v: Tensor, shape: list[int], borders: list[int]
+) -> Tensor:
+    """What the plain form gives with all keys that its pattern leaves."""
+    k, v, blocks, plane = pooled_keys(module, k, v, shape, borders)
+    group, every = module.process_group, (0, blocks[-1])
+    tokens = fetch(torch.cat([k, v], 3), blocks, [every] * group.size(), plane, group)
+    k, v = tokens.split([k.shape[3], v.shape[3]], 3)
+    return module.with_pattern(Global()).forward(q, k, v, shape)
+
+
+@functools.lru_cache(maxsize=256)
+def rows_seen(pattern: Pattern, span: Span, shape: tuple[int, ...]) -> Span:
+    """The rows that hold all keys of the queries in the rows ``span``, and these themselves.
+
+    Args:
+        pattern: one with groups.
+        span: of the queries.
+        shape: S of the whole volume.
+    """
+    begin, end = span
+    rows = [begin, end - 1]
+    for first_axis, *_ in pattern.covers(shape, np.arange):
+        rows += relation(first_axis, shape[0])[0][begin:end].any(0).nonzero()[0].tolist()
+    return min(rows), max(rows) + 1
+
+
+@dataclass(frozen=True)
+class Rows(Pattern):
+    """What the queries of a shard see by a pattern over the whole volume, with the rows of it that are there.
+
+    Args:
+        pattern: of the whole volume.
+        extent: of the whole volume along its first axis.
+        first: of its rows that is there.
+        queries: the rows of the queries in the whole volume; other rows are of keys alone.
+    """
+
+    pattern: Pattern
+    extent: int
+    first: int
+    queries: Span
+
+    def covers(self, shape: Sequence[Any], arange: Any) -> list[list[AxisGroups]]:
+        """Those of the pattern, in the rows that are there."""
+        whole = self.pattern.covers((self.extent, *shape[1:]), arange)
+        return [[self._here(first_axis), *others] for first_axis, *others in whole]
+
+    def _here(self, groups: AxisGroups) -> AxisGroups:
+        begin, end = self.queries
+        own = (groups.queries >= begin) & (groups.queries < end)
+        queries = own * (groups.queries - self.first + 1) - 1  # -1, which stands for no voxel, where it is not own
+        return groups._replace(queries=queries, keys=groups.keys - self.first)
