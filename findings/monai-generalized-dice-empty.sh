@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# GeneralizedDiceLoss: false positives in a patch without a lesion cost nothing.
+#
+# monai 1.6.1, torch 2.13.0. A binary network, one channel with a sigmoid, and a patch with an empty label, as most
+# patches of a volume with small lesions are. The weight of a class is one over its squared volume; for a sample in
+# which every class is empty MONAI replaces the infinite weight by the largest finite one of that sample, which is then
+# 0: the loss is 0 and its gradient is 0 whatever is predicted. In a batch beside a patch with a lesion it is the same.
+# DiceLoss gives 1 there. batch=True (volumes summed over the batch), or a background channel, gives the empty patch a
+# weight again.
+#
+# Seen (loss for an empty label, everything predicted as lesion; largest gradient):
+#   DiceLoss                           1.0   above 0
+#   GeneralizedDiceLoss                0.0   0.0
+#   GeneralizedDiceLoss(batch=True)    above 0.5 beside a patch with a lesion
+set -euo pipefail
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+python3 -m venv "$folder/venv"
+"$folder/venv/bin/pip" install -q torch==2.13.0 numpy==2.4.6 monai==1.6.1
+cd "$folder"
+"$folder/venv/bin/python" -W ignore - <<'END'
+import torch
+from monai.losses import DiceLoss, GeneralizedDiceLoss
+
+empty = torch.zeros(1, 1, 8, 8, 8)
+lesion = empty.clone()
+lesion[..., 2:4, 2:4, 2:4] = 1
+
+
+def loss(function, label, logits):
+    logits = logits.clone().requires_grad_()
+    value = function(logits, label)
+    value.backward()
+    return value.item(), logits.grad.abs().amax((1, 2, 3, 4)).tolist()
+
+
+everything = torch.full((1, 1, 8, 8, 8), 3.0)
+dice = loss(DiceLoss(sigmoid=True), empty, everything)
+generalized = loss(GeneralizedDiceLoss(sigmoid=True), empty, everything)
+print("DiceLoss", *dice)
+print("GeneralizedDiceLoss", *generalized)
+assert dice[0] > 0.99 and dice[1][0] > 0
+assert generalized == (0.0, [0.0]), "the behaviour has changed"
+
+labels = torch.cat([lesion, empty])
+logits = torch.cat([lesion * 20 - 10, everything])
+beside = loss(GeneralizedDiceLoss(sigmoid=True), labels, logits)
+summed = loss(GeneralizedDiceLoss(sigmoid=True, batch=True), labels, logits)
+print("beside a perfect patch", *beside)
+print("with batch=True", *summed)
+assert beside[0] < 0.01 and beside[1][1] == 0.0, "the behaviour has changed"
+assert summed[0] > 0.5 and summed[1][1] > 0
+END
