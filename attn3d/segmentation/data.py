@@ -7,7 +7,7 @@ import numpy as np
 import torch
 import torchio as tio
 
-from attn3d.segmentation.grid import to_grid
+from attn3d.segmentation.grid import label_to_grid, to_grid
 
 normalise = tio.ZNormalization(masking_method=tio.ZNormalization.mean)  # air must not set the scale
 
@@ -48,10 +48,10 @@ def training_subject(
     images = [images] if isinstance(images, nib.Nifti1Image) else images
     volumes = [to_grid(image, spacing) for image in images]
     affine = volumes[0].affine.numpy()
-    labels = to_grid(label, spacing, mode="nearest").as_tensor()
+    labels = label_to_grid(label, spacing).as_tensor()
     subject = tio.Subject(
         image=tio.ScalarImage(tensor=torch.cat([volume.as_tensor() for volume in volumes]), affine=affine),
-        label=tio.LabelMap(tensor=labels.to(torch.uint8), affine=affine),
+        label=tio.LabelMap(tensor=labels, affine=affine),
     )
     shape = [max(sizes) for sizes in zip(subject.spatial_shape, patch_size, strict=True)]
     return tio.CropOrPad(shape, padding_mode="edge")(subject)
