@@ -41,7 +41,8 @@ class Configuration:
         windows: level and width of each channel that a CT is shown in; None for any other scan, which is shown
             with mean 0 and standard deviation 1.
         epochs: passes over the cases.
-        patches_per_case: that each pass takes of a case; two of three have a label in their middle.
+        patches_per_case: that each pass takes of a case; two of three hold a label, in their middle where the border
+            allows it.
         batch_size: patches for each step, on each device.
         learning_rate: at the start; it falls to zero.
         validate_every: epochs between two validations.

@@ -83,7 +83,7 @@ def take_fingerprint(dataset: Dataset, cases: Sequence[Case], *, quiet: bool = F
         spacings.append(nib.affines.voxel_sizes(affine))
         chosen = labels > 0 if labels.any() else np.ones(labels.shape, bool)
         every = 1 + int(chosen.sum()) // 10_000
-        samples.append([np.asarray(image.dataobj)[chosen][::every] for image in images])
+        samples.append([np.asarray(image.dataobj)[chosen][::every].astype(np.float64) for image in images])
         millilitres = abs(np.linalg.det(affine[:3, :3])) / 1000
         for value, name in dataset.labels.items():
             if count := int((labels == value).sum()):

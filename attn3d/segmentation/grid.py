@@ -58,7 +58,7 @@ def label_to_grid(label: nib.Nifti1Image, spacing: Sequence[float]) -> MetaTenso
     for value in labels[labels > 0].unique().tolist():
         places = (labels == value).nonzero()
         low, high = places.amin(dim=0).tolist(), (places.amax(dim=0) + 1).tolist()
-        box = [slice(*ends) for ends in zip(low, high, strict=True)]
+        box = tuple(slice(*ends) for ends in zip(low, high, strict=True))
         parts = [overlap[:, one] for overlap, one in zip(overlaps, box, strict=True)]
         covered = torch.einsum("abc,ia,jb,kc->ijk", (labels[box] == value).float(), *parts)
         background -= covered

@@ -40,7 +40,7 @@ def to_channels(intensities: Tensor, windows: Sequence[Sequence[float]] | None) 
         (windows, *S), or (images, *S) where there are none.
     """
     if windows is None:
-        return torch.cat([normalise(intensities[index : index + 1]) for index in range(len(intensities))])
+        return normalise(intensities)
     return torch.cat([((intensities - level) / (width / 2)).clamp(-1, 1) for level, width in windows])
 
 
@@ -72,4 +72,4 @@ def prepared_paths(case: Case, folder: Path) -> tuple[Path, Path]:
 def prepared_subject(case: Case, folder: Path) -> tio.Subject:
     """A case as `write_prepared` wrote it, read when it is needed."""
     image, label = prepared_paths(case, folder)
-    return tio.Subject(image=tio.ScalarImage(image), label=tio.LabelMap(label))
+    return tio.Subject(image=tio.ScalarImage(image), label=tio.LabelMap(label), name=case.name)
