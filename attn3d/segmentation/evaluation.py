@@ -21,13 +21,13 @@ from monai.metrics import compute_dice, compute_hausdorff_distance, compute_surf
 from rich.progress import track
 from scipy import ndimage
 
+from attn3d.segmentation.datasets import ANY, check_names
+from attn3d.segmentation.datasets.listing import files_by_name, stem
 from attn3d.segmentation.files import FileError, finished_file, read_segmentation
 
-ANY = "any label"  # all labels taken as one, where there are several
 _AGREEMENT = ("dice", "hd95_mm", "surface_dice")
 _TOTALS = ("volume_ml", "reference_ml", "lesions", "lesions_found", "false_lesions")
 _COLUMNS = (*_AGREEMENT, "relative_volume_difference", *_TOTALS)
-_SUFFIXES = (".nii.gz", ".nii")
 
 
 def score(
@@ -64,10 +64,11 @@ def score(
         The scores by name of the label.
 
     Raises:
-        ValueError: when the shapes differ.
+        ValueError: when the shapes differ, or two labels have one name.
     """
     if prediction.shape != reference.shape:
         raise ValueError(f"`prediction` must have the shape {reference.shape}, got {prediction.shape}")
+    check_names(names)
     return {
         name: _score_mask(prediction == value, reference == value, affine, tolerance) for value, name in names.items()
     }
@@ -114,10 +115,11 @@ def evaluate(
 
     Raises:
         FileError: when nothing can be scored, or scores are there and may not be replaced.
-        ValueError: when ``tolerance`` is negative.
+        ValueError: when ``tolerance`` is negative, or two labels have one name.
     """
     if not tolerance >= 0:
         raise ValueError(f"`tolerance` must be at least 0 mm, got {tolerance}")
+    check_names(labels or {})
     files = None if out is None else [Path(out) / name for name in ("scores.json", "scores.csv")]
     for path in files or ():
         if path.exists() and not overwrite:
@@ -209,14 +211,20 @@ def _pairs(prediction: Path, reference: Path) -> tuple[dict[str, tuple[Path, Pat
         file = reference if prediction.is_dir() else prediction
         raise FileError(file, "is one file for a folder; give two files or two folders")
     if not prediction.is_dir():
-        return {_case(reference): (prediction, reference)}, {}
-    predictions, references = _files(prediction), _files(reference)
+        return {stem(reference): (prediction, reference)}, {}
+    (predictions, twice), (references, others) = files_by_name(prediction), files_by_name(reference)
+    ambiguous = {str(path): problem for path, problem in (twice | others).items()}
+    named = {stem(path) for path in ambiguous}
     pairs = {name: (predictions[name], path) for name, path in references.items() if name in predictions}
-    if not pairs:
+    if not pairs and not ambiguous:
         raise FileError(prediction, "no .nii or .nii.gz here has the name of a reference; name them alike")
-    alone = {str(path): "has no reference" for name, path in predictions.items() if name not in pairs}
-    alone |= {str(path): f"has no prediction in {prediction}" for name, path in references.items() if name not in pairs}
-    return pairs, alone
+    alone = {str(path): "has no reference" for name, path in predictions.items() if name not in pairs.keys() | named}
+    alone |= {
+        str(path): f"has no prediction in {prediction}"
+        for name, path in references.items()
+        if name not in pairs.keys() | named
+    }
+    return pairs, ambiguous | alone
 
 
 def _labels(pairs: Collection[tuple[Path, Path]]) -> dict[int, str]:
@@ -226,16 +234,6 @@ def _labels(pairs: Collection[tuple[Path, Path]]) -> dict[int, str]:
         with suppress(FileError):  # said when the file is scored
             values.update(np.unique(np.asarray(read_segmentation(path).dataobj)).tolist())
     return {value: f"label {value}" for value in sorted(values - {0})}
-
-
-def _files(folder: Path) -> dict[str, Path]:
-    """The NIfTI files in a folder by the names of their cases, those still being written left out."""
-    paths = sorted(path for path in folder.iterdir() if path.name.endswith(_SUFFIXES) and path.name[0] != ".")
-    return {_case(path): path for path in paths}
-
-
-def _case(path: Path) -> str:
-    return path.name.removesuffix(".gz").removesuffix(".nii")
 
 
 def _score_files(

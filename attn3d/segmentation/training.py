@@ -137,8 +137,13 @@ def _new_run(
         raise FileError(dataset.folder, "says of no label what it means; add a dataset.json")
     if first and not quiet:
         print(dataset)
+    elif first:
+        for problem in dataset.problems:
+            logger.warning("left out: %s", problem)
     if folds[0] is None:
-        training, validation = split_cases(dataset.cases, settings["held_out"], settings["split_seed"])
+        training, validation = split_cases(
+            dataset.cases, settings["held_out"], settings["split_seed"], dataset.validation
+        )
     else:
         training, validation = read_fold(folds[0], folds[1], dataset.cases)
     images = len(dataset.cases[0].images)

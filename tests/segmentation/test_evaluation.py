@@ -260,3 +260,28 @@ def test_when_none_can_be_scored_a_file_that_failed_is_named(tmp_path):
         nib.save(scan(NOTHING, AFFINE), tmp_path / part / f"{name}.nii.gz")
     with pytest.raises(FileError, match=r"alone"):
         evaluate(tmp_path / "found", tmp_path / "reference", quiet=True)
+
+
+def test_a_name_that_is_there_twice_is_not_scored(folders):
+    """Not the one that happens to be listed last."""
+    predictions, references = folders
+    nib.save(scan(BOX, AFFINE), predictions / "half.nii")
+    nib.save(scan(BOX, AFFINE), references / "missed.nii")
+    scores = evaluate(predictions, references, labels=NAMES, quiet=True)
+    assert sorted(scores["cases"]) == ["false alarm", "rightly empty"]
+    problems = {path.rsplit("/", 2)[1] + "/" + path.rsplit("/", 1)[1]: text for path, text in scores["failed"].items()}
+    assert problems == {
+        "predictions/half.nii": "is there as half.nii.gz too; remove one of them",
+        "predictions/half.nii.gz": "is there as half.nii too; remove one of them",
+        "references/missed.nii": "is there as missed.nii.gz too; remove one of them",
+        "references/missed.nii.gz": "is there as missed.nii too; remove one of them",
+    }
+
+
+@pytest.mark.parametrize("names", [{1: "bleed", 2: "bleed"}, {1: "EDH", 2: "any label"}])
+def test_labels_without_a_name_of_their_own_are_not_scored(names, folders, tmp_path):
+    with pytest.raises(ValueError, match="give each a name of its own"):
+        evaluate(*folders, tmp_path / "out", labels=names, quiet=True)
+    with pytest.raises(ValueError, match=r"`labels` call 2 '.*', a name that"):
+        score(BOX, BOX, AFFINE, names)
+    assert not (tmp_path / "out").exists()

@@ -18,8 +18,7 @@ from attn3d.arguments import Spec, read_spec
 from attn3d.maps import attention_maps
 from attn3d.plotting import plot_attention_maps, plot_lesions
 from attn3d.plotting.charts import INK
-from attn3d.segmentation.datasets import read_case_image, read_case_label
-from attn3d.segmentation.evaluation import ANY
+from attn3d.segmentation.datasets import ANY, read_case_image, read_case_label
 from attn3d.segmentation.files import read_segmentation
 from attn3d.segmentation.grid import label_to_grid
 from attn3d.segmentation.preprocessing import prepare
