@@ -1,5 +1,4 @@
 import gzip
-import locale
 import struct
 import tracemalloc
 
@@ -8,8 +7,7 @@ import numpy as np
 import pytest
 
 from attn3d.segmentation import FileError, finished_file, read_image, read_label, write_image, write_label
-from attn3d.segmentation.files import check_same_grid, is_dicom, read_segmentation
-from tests.segmentation import layouts
+from attn3d.segmentation.files import check_same_grid, read_segmentation
 from tests.segmentation.volumes import AFFINES, scan
 
 SHAPE = (6, 7, 5)
@@ -184,28 +182,6 @@ def test_a_tenth_of_a_voxel_is_the_same_grid(tmp_path, image):
     moved = nib.Nifti1Image(DATA, image.affine + 0.16 * np.eye(4, k=3))
     with pytest.raises(FileError, match=r"^label.nii.gz: .* 0.16 mm off"):
         check_same_grid("label.nii.gz", moved, image)
-
-
-def test_a_dicom_series_with_a_slice_lost_or_with_another_beside_it_is_refused(tmp_path):
-    before = locale.setlocale(locale.LC_ALL)
-    layouts.dicom_series(tmp_path / "whole")
-    assert is_dicom(tmp_path / "whole/IM000.dcm")
-    assert read_image(tmp_path / "whole").shape == layouts.SHAPE
-    layouts.dicom_series(tmp_path / "lost", skip=2)
-    with pytest.raises(FileError, match=r"off an even grid .* convert it with dcm2niix"):
-        read_image(tmp_path / "lost")
-    content = (tmp_path / "whole/IM000.dcm").read_bytes().replace(b"1.2.3.4\0", b"1.2.3.5\0")
-    (tmp_path / "whole/other.dcm").write_bytes(content)
-    with pytest.raises(FileError, match="holds 2 DICOM series"):
-        read_image(tmp_path / "whole")
-    for path in (tmp_path / "lost").iterdir():
-        path.write_bytes(path.read_bytes()[:600])
-    with pytest.raises(FileError, match="DICOM series"):
-        read_image(tmp_path / "lost")
-    (tmp_path / "short").write_bytes(b"DICM")
-    assert not is_dicom(tmp_path / "short")
-    assert not is_dicom(tmp_path)
-    assert locale.setlocale(locale.LC_ALL) == before, "nothing else is read otherwise from now on"
 
 
 def test_a_label_on_the_grid_is_read(tmp_path, image):
