@@ -21,6 +21,7 @@ from attn3d.segmentation.errors import FileError
 
 _HEADER_ERRORS = (nib.spatialimages.HeaderDataError, ValueError, OverflowError)
 _CHUNK = 1 << 20  # bytes; a header is believed only as far as the file goes on
+_SPACINGS = (0.01, 50.0)  # mm
 _GEOMETRY = (
     *("pixdim", "xyzt_units", "qform_code", "sform_code", "srow_x", "srow_y", "srow_z"),
     *("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
@@ -40,6 +41,7 @@ def read_image(path: Path | str) -> nib.Nifti1Image:
             evenly above each other, straight or shifted as under a tilted gantry.
     """
     image = read_series(path) if Path(path).is_dir() or is_dicom(path) else _read(path)
+    _check_spacing(path, image.affine)
     data = image.get_fdata(dtype=np.float32)
     if not np.isfinite(data).all():
         bad = int((~np.isfinite(data)).sum())
@@ -86,6 +88,7 @@ def read_segmentation(
         FileError: as `read_image`; and when it is off the grid or holds another value.
     """
     label = _read(path)
+    _check_spacing(path, label.affine)
     data = np.asanyarray(label.dataobj).reshape(label.shape[:3])
     if image is None:
         image = type(label)(data, label.affine, label.header)
@@ -196,6 +199,17 @@ def _read(path: Path | str) -> nib.Nifti1Image:
     return image
 
 
+def _check_spacing(path: Path | str, affine: np.ndarray) -> None:
+    """Refuses voxels of a size that no scan has: nothing that is said in mm would be true."""
+    sizes, (least, most) = nib.affines.voxel_sizes(affine), _SPACINGS
+    if sizes.min() < least or sizes.max() > most:
+        found = " x ".join(f"{size:.3g}" for size in sizes)
+        raise FileError(
+            path,
+            f"its voxels are {found} mm, those of a scan {least:g} to {most:g} mm; repair the spacing or its units",
+        )
+
+
 def _from_stream(path: Path | str) -> nib.Nifti1Image:
     """Reads no more than the header claims and allocates no more than the file holds."""
     with Path(path).open("rb") as file:
@@ -204,6 +218,7 @@ def _from_stream(path: Path | str) -> nib.Nifti1Image:
         stream = gzip.GzipFile(fileobj=file) if compressed else file
         content = bytearray(stream.read(_CHUNK))
         kind = nib.Nifti2Image if content[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c") else nib.Nifti1Image
+        _check_offset(path, kind.header_class, bytes(content))
         try:
             header = kind.header_class(bytes(content[: kind.header_class.template_dtype.itemsize]))
             claimed = header.get_data_offset() + math.prod(header.get_data_shape()) * (header.get_data_dtype().itemsize)
@@ -224,6 +239,20 @@ def _from_stream(path: Path | str) -> nib.Nifti1Image:
         return kind.from_bytes(bytes(content))
     except _HEADER_ERRORS as error:  # fields that are looked at when the data are
         raise FileError(path, f"its header makes no sense ({error}); repair it or fetch the file again") from error
+
+
+def _check_offset(path: Path | str, kind: type[nib.Nifti1Header], content: bytes) -> None:
+    """Refuses voxels that begin within the header; nibabel would read it as voxels where the offset is 0."""
+    size = kind.template_dtype.itemsize
+    if len(content) < size:
+        return
+    header = kind(content[:size], check=False)
+    if header["magic"].item() == kind.single_magic and header["vox_offset"] < kind.single_vox_offset:
+        raise FileError(
+            path,
+            f"its voxels begin at byte {header['vox_offset']:g} (vox_offset), which is in its header; "
+            f"set {kind.single_vox_offset}, or fetch the file again",
+        )
 
 
 def _units(header: nib.Nifti1Header) -> str:

@@ -149,6 +149,34 @@ def test_a_lying_header_is_refused_before_its_volume_is_allocated(tmp_path):
     assert peak < 8 * 2**20
 
 
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+@pytest.mark.parametrize(
+    ("kind", "place", "code", "whole"), [(nib.Nifti1Image, 108, "f", 352), (nib.Nifti2Image, 168, "q", 544)]
+)
+@pytest.mark.parametrize("order", "<>")
+def test_voxels_that_begin_in_the_header_are_refused(kind, place, code, whole, order, suffix, tmp_path):
+    path = tmp_path / f"scan{suffix}"
+    image = kind(DATA, AFFINES["RAS"], kind.header_class().as_byteswapped(order))
+    for offset in (0, 1, whole - 1, whole):
+        content = bytearray(image.to_bytes())
+        struct.pack_into(f"{order}{code}", content, place, offset)
+        path.write_bytes(gzip.compress(bytes(content)) if suffix == ".nii.gz" else content)
+        if offset == whole:
+            np.testing.assert_array_equal(read_image(path).get_fdata(), DATA)
+            continue
+        with pytest.raises(FileError, match=rf"begin at byte {offset} \(vox_offset\), .*; set {whole}"):
+            read_image(path)
+
+
+@pytest.mark.parametrize(("sizes", "found"), [((1, 1, 100), "1 x 1 x 100"), ((0.001, 1, 1), "0.001 x 1 x 1")])
+def test_spacings_that_no_scan_has_are_refused(sizes, found, tmp_path, image):
+    path = tmp_path / "scan.nii.gz"
+    nib.save(scan(DATA % 4, np.diag([*sizes, 1.0])), path)
+    for read in (read_image, read_segmentation):
+        with pytest.raises(FileError, match=f"its voxels are {found} mm, those of a scan 0.01 to 50 mm"):
+            read(path)
+
+
 def test_a_scan_of_one_slice_is_read(tmp_path):
     nib.save(scan(DATA[..., :1], AFFINES["oblique"]), tmp_path / "slice.nii.gz")
     image = read_image(tmp_path / "slice.nii.gz")
