@@ -13,7 +13,7 @@ class Case:
 
     Attributes:
         name: unique in its data set.
-        images: a file for each channel, or a folder of a DICOM series.
+        images: a file for each channel, or the folder of a DICOM series.
         label: none, one file, or one of each rater.
     """
 
