@@ -12,6 +12,7 @@ from torch import Tensor
 from attn3d.segmentation.grid import label_to_grid, to_grid
 
 _PERCENTILES = (0.5, 99.5)  # a hot voxel, however bright, must not set the scale
+_SAMPLE = 2**20  # voxels that percentiles are taken of at most
 _FURTHEST = 10.0  # deviations from the mean
 
 
@@ -25,16 +26,17 @@ def normalise(intensities: Tensor) -> Tensor:
     Args:
         intensities: (channels, *S), finite.
     """
-    return torch.stack([torch.from_numpy(_normalised(channel.numpy())) for channel in intensities])
+    return torch.stack([_normalised(channel.float()) for channel in intensities])
 
 
-def _normalised(values: np.ndarray) -> np.ndarray:
-    clipped = values.clip(*np.percentile(values, _PERCENTILES, method="nearest"))
-    for chosen in (clipped[clipped > clipped.mean(dtype=np.float64)], clipped, values):
-        if chosen.size and chosen.min() < chosen.max():
-            mean, deviation = chosen.mean(dtype=np.float64), chosen.std(dtype=np.float64)
-            return ((values - mean) / deviation).clip(-_FURTHEST, _FURTHEST).astype(np.float32)
-    return np.zeros(values.shape, np.float32)
+def _normalised(values: Tensor) -> Tensor:
+    some = values.flatten()[:: 1 + values.numel() // _SAMPLE].numpy()
+    clipped = values.clamp(*np.percentile(some, _PERCENTILES, method="nearest").tolist())
+    for chosen in (clipped[clipped > clipped.mean(dtype=torch.float64)], clipped, values):
+        if chosen.numel() and chosen.min() < chosen.max():
+            deviation, mean = torch.std_mean(chosen.double())
+            return ((values - mean.item()) / deviation.item()).clamp_(-_FURTHEST, _FURTHEST)
+    return torch.zeros_like(values)
 
 
 def hold_out_anterior(label: nib.Nifti1Image, fraction: float) -> tuple[tuple[slice, ...], tuple[slice, ...]]:

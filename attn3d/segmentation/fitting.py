@@ -70,7 +70,7 @@ class SegmentationTask(LightningModule):
         Raises:
             Diverged: always.
         """
-        where = f" and look at the voxels of {', '.join(sorted(set(cases)))}" if cases else ""
+        where = f", or look at the voxels of {', '.join(sorted(set(cases)))}" if cases else ""
         raise Diverged(
             f"{problem} in epoch {self.trainer.current_epoch + 1}; train again with a `learning_rate` below "
             f"{self.learning_rate:g}{where}"
