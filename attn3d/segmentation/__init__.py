@@ -17,7 +17,7 @@ from attn3d.segmentation.files import (
     write_image,
     write_label,
 )
-from attn3d.segmentation.fitting import SegmentationTask, fit
+from attn3d.segmentation.fitting import Diverged, SegmentationTask, fit
 from attn3d.segmentation.inference import predict_probabilities, segment
 from attn3d.segmentation.mixture import gaussian_mixture
 from attn3d.segmentation.mni152 import TISSUES, write_mni152
@@ -34,6 +34,7 @@ __all__ = [
     "TISSUES",
     "Case",
     "Dataset",
+    "Diverged",
     "FileError",
     "Interrupted",
     "Prediction",

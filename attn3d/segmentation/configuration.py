@@ -13,10 +13,10 @@ from attn3d.arguments import nearest, one_of, read_spec
 from attn3d.segmentation.files import FileError
 from attn3d.segmentation.fingerprint import Fingerprint, Geometry, propose_geometry
 from attn3d.segmentation.networks import NETWORKS, shape_multiple
+from attn3d.segmentation.windows import propose_windows, warn_of_invisible
 
 FORMAT = 1  # of run folders
 _WINDOW = 8  # voxels of an attention window along the finest axis
-BRAIN_WINDOWS = ((40.0, 80.0), (80.0, 200.0), (40.0, 380.0))  # level and width in HU: brain, subdural, soft tissue
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,8 @@ class Configuration:
         windows: level and width of each channel that a CT is shown in; None for any other scan, which is shown
             with mean 0 and standard deviation 1.
         epochs: passes over the cases.
-        patches_per_case: that each pass takes of a case; two of three have a label in their middle.
+        patches_per_case: that each pass takes of a case; two of three hold a label, in their middle where the border
+            allows it.
         batch_size: patches for each step, on each device.
         learning_rate: at the start; it falls to zero.
         validate_every: epochs between two validations.
@@ -192,9 +193,10 @@ def configure(dataset: Any, images: int, fingerprint: Fingerprint, settings: Map
     multiple = shape_multiple(settings["network"], strides)
     windows = settings["windows"]
     if windows == "auto":
-        windows = BRAIN_WINDOWS if dataset.modality == "CT" and images == 1 else None
+        windows = propose_windows(dataset.modality, fingerprint) if images == 1 else None
     if windows is not None and images != 1:
         raise ValueError(f"`windows` are for a CT of one image, got cases of {images}")
+    warn_of_invisible(windows, fingerprint)
     chosen = ("network", "width", "epochs", "patches_per_case", "batch_size", "learning_rate")
     return Configuration(
         data=str(dataset.folder.resolve()),

@@ -7,27 +7,23 @@ cases that have the label, since the first flatters where most cases are empty; 
 
 import csv
 import json
-import math
-import warnings
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
-import torch
-from monai.metrics import compute_dice, compute_hausdorff_distance, compute_surface_dice
 from rich.progress import track
-from scipy import ndimage
+from scipy import ndimage, spatial
 
+from attn3d.segmentation.datasets import ANY, check_names
+from attn3d.segmentation.datasets.listing import files_by_name, stem
 from attn3d.segmentation.files import FileError, finished_file, read_segmentation
 
-ANY = "any label"  # all labels taken as one, where there are several
+_ROUNDING = 1e-6  # mm; a surface at the tolerance is within it
 _AGREEMENT = ("dice", "hd95_mm", "surface_dice")
 _TOTALS = ("volume_ml", "reference_ml", "lesions", "lesions_found", "false_lesions")
 _COLUMNS = (*_AGREEMENT, "relative_volume_difference", *_TOTALS)
-_SUFFIXES = (".nii.gz", ".nii")
 
 
 def score(
@@ -56,7 +52,7 @@ def score(
     Args:
         prediction: labels, (X, Y, Z).
         reference: labels of the same shape.
-        affine: voxel indices to millimetres; gives spacing and the volume of a voxel.
+        affine: voxel indices to millimetres; gives distances, whatever its shear, and the volume of a voxel.
         names: label values, and what to call them.
         tolerance: millimetres that a surface may be off for the surface Dice.
 
@@ -64,10 +60,11 @@ def score(
         The scores by name of the label.
 
     Raises:
-        ValueError: when the shapes differ.
+        ValueError: when the shapes differ, or two labels have one name.
     """
     if prediction.shape != reference.shape:
         raise ValueError(f"`prediction` must have the shape {reference.shape}, got {prediction.shape}")
+    check_names(names)
     return {
         name: _score_mask(prediction == value, reference == value, affine, tolerance) for value, name in names.items()
     }
@@ -114,10 +111,11 @@ def evaluate(
 
     Raises:
         FileError: when nothing can be scored, or scores are there and may not be replaced.
-        ValueError: when ``tolerance`` is negative.
+        ValueError: when ``tolerance`` is negative, or two labels have one name.
     """
     if not tolerance >= 0:
         raise ValueError(f"`tolerance` must be at least 0 mm, got {tolerance}")
+    check_names(labels or {})
     files = None if out is None else [Path(out) / name for name in ("scores.json", "scores.csv")]
     for path in files or ():
         if path.exists() and not overwrite:
@@ -161,18 +159,14 @@ def evaluate(
 def _score_mask(found: np.ndarray, true: np.ndarray, affine: np.ndarray, tolerance: float) -> dict[str, float | None]:
     """The scores of one label."""
     millilitres = abs(np.linalg.det(affine[:3, :3])) / 1000
-    spacing = nib.affines.voxel_sizes(affine)
     if found.any() and true.any():
-        masks = [torch.from_numpy(mask)[None, None].float() for mask in (found, true)]
-        surface = {"include_background": True, "spacing": spacing.tolist()}
-        with warnings.catch_warnings():  # of what MONAI's metrics ask of MONAI
-            warnings.filterwarnings("ignore", message=".*always_return_as_numpy", category=FutureWarning)
-            dice = compute_dice(*masks).item()
-            distance = compute_hausdorff_distance(*masks, percentile=95, **surface).item()
-            surface_dice = compute_surface_dice(*masks, class_thresholds=[tolerance], **surface).item()
+        dice = float(2 * (found & true).sum() / (found.sum() + true.sum()))
+        distances = _surface_distances(found, true, affine)
+        distance = max(float(np.percentile(one, 95)) for one in distances)
+        surface_dice = float((np.concatenate(distances) <= tolerance + _ROUNDING).mean())
     else:
         dice = surface_dice = float(not found.any() and not true.any())
-        distance = (1 - dice) * math.hypot(*(spacing * true.shape))
+        distance = (1 - dice) * _diagonal(affine, true.shape)
     lesions, lesions_found = _components(true, touching=found)
     components, touching = _components(found, touching=true)
     return {
@@ -186,6 +180,24 @@ def _score_mask(found: np.ndarray, true: np.ndarray, affine: np.ndarray, toleran
         "lesions_found": lesions_found,
         "false_lesions": components - touching,
     }
+
+
+def _surface_distances(found: np.ndarray, true: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """From each voxel of one surface to the nearest of the other, in mm, and back; on sheared grids too.
+
+    The surface of a mask are its voxels with a face that belongs to no other of them.
+    """
+    surfaces = [np.argwhere(mask & ~ndimage.binary_erosion(mask)) @ affine[:3, :3].T for mask in (found, true)]
+    one, other = (spatial.KDTree(surface) for surface in surfaces)
+    return other.query(surfaces[0])[0], one.query(surfaces[1])[0]
+
+
+def _diagonal(affine: np.ndarray, shape: tuple[int, ...]) -> float:
+    """Millimetres between the two corners of a grid that are farthest from each other."""
+    diagonals = [
+        affine[:3, :3] @ (np.array(shape) * signs) for signs in ((1, 1, 1), (1, 1, -1), (1, -1, 1), (-1, 1, 1))
+    ]
+    return float(np.linalg.norm(diagonals, axis=1).max())
 
 
 def _components(mask: np.ndarray, touching: np.ndarray) -> tuple[int, int]:
@@ -209,14 +221,20 @@ def _pairs(prediction: Path, reference: Path) -> tuple[dict[str, tuple[Path, Pat
         file = reference if prediction.is_dir() else prediction
         raise FileError(file, "is one file for a folder; give two files or two folders")
     if not prediction.is_dir():
-        return {_case(reference): (prediction, reference)}, {}
-    predictions, references = _files(prediction), _files(reference)
+        return {stem(reference): (prediction, reference)}, {}
+    (predictions, twice), (references, others) = files_by_name(prediction), files_by_name(reference)
+    ambiguous = {str(path): problem for path, problem in (twice | others).items()}
+    named = {stem(path) for path in ambiguous}
     pairs = {name: (predictions[name], path) for name, path in references.items() if name in predictions}
-    if not pairs:
+    if not pairs and not ambiguous:
         raise FileError(prediction, "no .nii or .nii.gz here has the name of a reference; name them alike")
-    alone = {str(path): "has no reference" for name, path in predictions.items() if name not in pairs}
-    alone |= {str(path): f"has no prediction in {prediction}" for name, path in references.items() if name not in pairs}
-    return pairs, alone
+    alone = {str(path): "has no reference" for name, path in predictions.items() if name not in pairs.keys() | named}
+    alone |= {
+        str(path): f"has no prediction in {prediction}"
+        for name, path in references.items()
+        if name not in pairs.keys() | named
+    }
+    return pairs, ambiguous | alone
 
 
 def _labels(pairs: Collection[tuple[Path, Path]]) -> dict[int, str]:
@@ -226,16 +244,6 @@ def _labels(pairs: Collection[tuple[Path, Path]]) -> dict[int, str]:
         with suppress(FileError):  # said when the file is scored
             values.update(np.unique(np.asarray(read_segmentation(path).dataobj)).tolist())
     return {value: f"label {value}" for value in sorted(values - {0})}
-
-
-def _files(folder: Path) -> dict[str, Path]:
-    """The NIfTI files in a folder by the names of their cases, those still being written left out."""
-    paths = sorted(path for path in folder.iterdir() if path.name.endswith(_SUFFIXES) and path.name[0] != ".")
-    return {_case(path): path for path in paths}
-
-
-def _case(path: Path) -> str:
-    return path.name.removesuffix(".gz").removesuffix(".nii")
 
 
 def _score_files(

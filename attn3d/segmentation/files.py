@@ -1,12 +1,11 @@
 """From a NIfTI file or a DICOM series to an array that can be trusted, and back into the same geometry.
 
-Files are nibabel's business, and SimpleITK's where they are DICOM. What is added is what goes wrong on the way:
+Files are nibabel's business, those of DICOM have a file of their own. What is added is what goes wrong on the way:
 headers that lie about the size of their data, affines that are no geometry, labels that are no whole numbers or lie
 on another grid, and results that are written in half.
 """
 
 import gzip
-import locale
 import math
 import os
 import zlib
@@ -17,35 +16,32 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
+from attn3d.segmentation.dicom import is_dicom, read_series
+from attn3d.segmentation.errors import FileError
+
 _HEADER_ERRORS = (nib.spatialimages.HeaderDataError, ValueError, OverflowError)
 _CHUNK = 1 << 20  # bytes; a header is believed only as far as the file goes on
+_SPACINGS = (0.01, 50.0)  # mm
 _GEOMETRY = (
     *("pixdim", "xyzt_units", "qform_code", "sform_code", "srow_x", "srow_y", "srow_z"),
     *("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
 )
 
 
-class FileError(ValueError):
-    """A file that cannot be used: one line with its name, what is wrong and what to do."""
-
-    def __init__(self, path: Path | str, problem: str):
-        super().__init__(f"{path}: {problem}")
-        self.path, self.problem = path, problem
-
-
 def read_image(path: Path | str) -> nib.Nifti1Image:
     """A 3-D scan as float32, with its header as it was.
 
     Args:
-        path: a NIfTI-1 or NIfTI-2 file, compressed or not, whatever its name says, or the folder of a DICOM series.
-            Trailing axes of length 1 are dropped.
+        path: a NIfTI-1 or NIfTI-2 file, compressed or not, whatever its name says, the folder of a DICOM series, or
+            a DICOM file of several frames. Trailing axes of length 1 are dropped.
 
     Raises:
         FileError: when the file is missing, truncated, no NIfTI or not 3-D, when its affine is no geometry,
-            when a voxel is not finite, or when all are the same; when a folder does not hold one DICOM series whose
-            slices lie evenly above each other.
+            when a voxel is not finite, or when all are the same; when DICOM is not one volume whose slices lie
+            evenly above each other, straight or shifted as under a tilted gantry.
     """
-    image = _read_dicom(path) if Path(path).is_dir() else _read(path)
+    image = read_series(path) if Path(path).is_dir() or is_dicom(path) else _read(path)
+    _check_spacing(path, image.affine)
     data = image.get_fdata(dtype=np.float32)
     if not np.isfinite(data).all():
         bad = int((~np.isfinite(data)).sum())
@@ -92,6 +88,7 @@ def read_segmentation(
         FileError: as `read_image`; and when it is off the grid or holds another value.
     """
     label = _read(path)
+    _check_spacing(path, label.affine)
     data = np.asanyarray(label.dataobj).reshape(label.shape[:3])
     if image is None:
         image = type(label)(data, label.affine, label.header)
@@ -119,14 +116,6 @@ def check_same_grid(path: Path | str, image: nib.Nifti1Image, other: nib.Nifti1I
     distance = _largest_displacement(image.affine, other.affine, shape)
     if distance > 0.1 * nib.affines.voxel_sizes(other.affine).min():
         raise FileError(path, f"it lies up to {distance:.3g} mm off its image's grid; resample it to the image's grid")
-
-
-def is_dicom(path: Path | str) -> bool:
-    """Whether a file is a part of DICOM, whatever its name says."""
-    if not Path(path).is_file():
-        return False
-    with Path(path).open("rb") as file:
-        return file.read(132)[128:] == b"DICM"
 
 
 def write_image(
@@ -210,64 +199,15 @@ def _read(path: Path | str) -> nib.Nifti1Image:
     return image
 
 
-@contextmanager
-def same_locale() -> Iterator[None]:
-    """Undoes what GDCM may do: it leaves the whole process in the locale "C"."""
-    before = locale.setlocale(locale.LC_ALL)
-    try:
-        yield
-    finally:
-        locale.setlocale(locale.LC_ALL, before)
-
-
-@same_locale()
-def _read_dicom(folder: Path | str) -> nib.Nifti1Image:
-    """The DICOM series in a folder, in HU where it is CT."""
-    import SimpleITK as sitk
-
-    reader = sitk.ImageSeriesReader()
-    series = reader.GetGDCMSeriesIDs(str(folder))
-    if len(series) != 1:
-        found = f"holds {len(series)} DICOM series" if series else "is a folder without a DICOM series"
-        raise FileError(folder, f"{found}; give a NIfTI file, or a folder of one series")
-    names = reader.GetGDCMSeriesFileNames(str(folder), series[0])
-    try:
-        corners, normals = zip(*[_slice_geometry(name) for name in names], strict=True)
-        steps = np.diff(corners, axis=0)
-        off = np.linalg.norm(steps - np.mean(steps @ normals[0]) * normals[0], axis=1).max() if len(steps) else 0.0
-        if off > 0.1:
-            raise FileError(
-                folder,
-                f"its slices lie up to {off:.3g} mm off an even grid (a tilted gantry or missing slices); "
-                "convert it with dcm2niix",
-            )
-        reader.SetFileNames(names)
-        image = reader.Execute()
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise FileError(folder, f"its DICOM series cannot be read ({reason}); convert it with dcm2niix") from error
-    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
-        raise FileError(folder, "its DICOM series is no volume of numbers; convert it with dcm2niix")
-    affine = np.eye(4)
-    affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
-    affine[:3, 3] = image.GetOrigin()
-    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine  # DICOM's axes point left and back, NIfTI's right and forwards
-    new = nib.Nifti1Image(sitk.GetArrayFromImage(image).T.astype(np.float32), affine)
-    new.set_qform(affine, "scanner")
-    new.set_sform(affine, "scanner")
-    new.header.set_xyzt_units("mm")
-    return new
-
-
-@same_locale()
-def _slice_geometry(name: str) -> tuple[np.ndarray, np.ndarray]:
-    """The corner of a DICOM slice in millimetres and the direction across it."""
-    import SimpleITK as sitk
-
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(name)
-    reader.ReadImageInformation()
-    return np.array(reader.GetOrigin()), np.reshape(reader.GetDirection(), (3, 3))[:, 2]
+def _check_spacing(path: Path | str, affine: np.ndarray) -> None:
+    """Refuses voxels of a size that no scan has: nothing that is said in mm would be true."""
+    sizes, (least, most) = nib.affines.voxel_sizes(affine), _SPACINGS
+    if sizes.min() < least or sizes.max() > most:
+        found = " x ".join(f"{size:.3g}" for size in sizes)
+        raise FileError(
+            path,
+            f"its voxels are {found} mm, those of a scan {least:g} to {most:g} mm; repair the spacing or its units",
+        )
 
 
 def _from_stream(path: Path | str) -> nib.Nifti1Image:
@@ -278,6 +218,7 @@ def _from_stream(path: Path | str) -> nib.Nifti1Image:
         stream = gzip.GzipFile(fileobj=file) if compressed else file
         content = bytearray(stream.read(_CHUNK))
         kind = nib.Nifti2Image if content[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c") else nib.Nifti1Image
+        _check_offset(path, kind.header_class, bytes(content))
         try:
             header = kind.header_class(bytes(content[: kind.header_class.template_dtype.itemsize]))
             claimed = header.get_data_offset() + math.prod(header.get_data_shape()) * (header.get_data_dtype().itemsize)
@@ -298,6 +239,20 @@ def _from_stream(path: Path | str) -> nib.Nifti1Image:
         return kind.from_bytes(bytes(content))
     except _HEADER_ERRORS as error:  # fields that are looked at when the data are
         raise FileError(path, f"its header makes no sense ({error}); repair it or fetch the file again") from error
+
+
+def _check_offset(path: Path | str, kind: type[nib.Nifti1Header], content: bytes) -> None:
+    """Refuses voxels that begin within the header; nibabel would read it as voxels where the offset is 0."""
+    size = kind.template_dtype.itemsize
+    if len(content) < size:
+        return
+    header = kind(content[:size], check=False)
+    if header["magic"].item() == kind.single_magic and header["vox_offset"] < kind.single_vox_offset:
+        raise FileError(
+            path,
+            f"its voxels begin at byte {header['vox_offset']:g} (vox_offset), which is in its header; "
+            f"set {kind.single_vox_offset}, or fetch the file again",
+        )
 
 
 def _units(header: nib.Nifti1Header) -> str:

@@ -1,7 +1,7 @@
 """What a data set looks like, and what that asks of a network: its grid, its patches, its strides and kernels."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import nibabel as nib
@@ -29,6 +29,8 @@ class Fingerprint:
             voxels where there are any.
         cases_with: by label, in how many cases it occurs.
         volume_ml: by label, the median over these cases.
+        scans: as ``intensities``, over all voxels.
+        labelled: as ``intensities`` of the first channel, by label.
     """
 
     cases: int
@@ -38,6 +40,8 @@ class Fingerprint:
     intensities: tuple[dict[str, float], ...]
     cases_with: dict[str, int]
     volume_ml: dict[str, float]
+    scans: tuple[dict[str, float], ...] = ()
+    labelled: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
@@ -72,7 +76,8 @@ def take_fingerprint(dataset: Dataset, cases: Sequence[Case], *, quiet: bool = F
     Raises:
         FileError: when a file cannot be used, or a case has another number of channels than the first.
     """
-    shapes, spacings, samples = [], [], []
+    shapes, spacings, samples, scans = [], [], [], []
+    inside: dict[str, list[np.ndarray]] = {name: [] for name in dataset.labels.values()}
     volumes: dict[str, list[float]] = {name: [] for name in dataset.labels.values()}
     for case in track(cases, "looking at the data", disable=quiet):
         images = read_case_image(case)
@@ -82,13 +87,13 @@ def take_fingerprint(dataset: Dataset, cases: Sequence[Case], *, quiet: bool = F
         shapes.append(nib.as_closest_canonical(images[0]).shape)
         spacings.append(nib.affines.voxel_sizes(affine))
         chosen = labels > 0 if labels.any() else np.ones(labels.shape, bool)
-        every = 1 + int(chosen.sum()) // 10_000
-        samples.append([np.asarray(image.dataobj)[chosen][::every] for image in images])
+        samples.append([_sample(image, chosen) for image in images])
+        scans.append([_sample(image, ...) for image in images])
         millilitres = abs(np.linalg.det(affine[:3, :3])) / 1000
         for value, name in dataset.labels.items():
             if count := int((labels == value).sum()):
                 volumes[name].append(count * millilitres)
-    channels = [np.concatenate(channel) for channel in zip(*samples, strict=True)]
+                inside[name].append(_sample(images[0], labels == value))
     return Fingerprint(
         cases=len(cases),
         shape=tuple(np.median(shapes, axis=0).tolist()),
@@ -97,9 +102,11 @@ def take_fingerprint(dataset: Dataset, cases: Sequence[Case], *, quiet: bool = F
             (round(low, 4), round(high, 4))
             for low, high in zip(np.min(spacings, axis=0).tolist(), np.max(spacings, axis=0).tolist(), strict=True)
         ),
-        intensities=tuple(_summary(channel) for channel in channels),
+        intensities=tuple(_summary(channel) for channel in zip(*samples, strict=True)),
         cases_with={name: len(found) for name, found in volumes.items()},
         volume_ml={name: round(float(np.median(found)), 3) for name, found in volumes.items() if found},
+        scans=tuple(_summary(channel) for channel in zip(*scans, strict=True)),
+        labelled={name: _summary(found) for name, found in inside.items() if found},
     )
 
 
@@ -169,7 +176,14 @@ def _steps(size: np.ndarray, spacing: np.ndarray) -> tuple[tuple[tuple[int, ...]
         size, spacing = size / step, spacing * step
 
 
-def _summary(values: np.ndarray) -> dict[str, float]:
+def _sample(image: nib.Nifti1Image, chosen: Any) -> np.ndarray:
+    """At most 10,000 of the chosen voxels, evenly."""
+    values = np.asarray(image.dataobj)[chosen].ravel()
+    return values[:: 1 + len(values) // 10_000].astype(np.float64)
+
+
+def _summary(parts: Sequence[np.ndarray]) -> dict[str, float]:
+    values = np.concatenate(parts)
     low, middle, high = np.percentile(values, (0.5, 50, 99.5))
     return {
         "percentile_0.5": round(float(low), 4),

@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torchio as tio
@@ -17,11 +17,16 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from torch import Tensor, nn
 
 
+class Diverged(ValueError):
+    """A training whose loss, output or weights are not finite any more; its message says where and what to do."""
+
+
 class SegmentationTask(LightningModule):
     """Dice and cross-entropy under AdamW, its learning rate falling to zero over the budget.
 
     Batches to train are torchio's: ``batch["image"]`` and ``batch["label"]``, the label as class indices. To
-    validate, whole volumes: an image (1, C, *S) and its classes (*S); Dice is that of all volumes taken as one.
+    validate, whole volumes: an image (1, C, *S), its classes (*S) and the ``"name"`` of the case; Dice is that of all
+    volumes taken as one.
 
     Args:
         network: (B, C, *S) to logits (B, classes, *S), or in training to several, the finest first (as a list, or
@@ -54,7 +59,22 @@ class SegmentationTask(LightningModule):
         outputs = self.network(image)
         if isinstance(outputs, Tensor):
             outputs = [outputs] if outputs.dim() == image.dim() else list(outputs.unbind(1))
-        return self.loss(outputs, batch["label"][tio.DATA])
+        loss = self.loss(outputs, batch["label"][tio.DATA])
+        if not loss.isfinite():
+            self.stop(f"the loss is {loss.item()}", batch.get("name", ()))
+        return loss
+
+    def stop(self, problem: str, cases: Sequence[str] = ()) -> NoReturn:
+        """Ends a training that cannot go on.
+
+        Raises:
+            Diverged: always.
+        """
+        where = f", or look at the voxels of {', '.join(sorted(set(cases)))}" if cases else ""
+        raise Diverged(
+            f"{problem} in epoch {self.trainer.current_epoch + 1}; train again with a `learning_rate` below "
+            f"{self.learning_rate:g}{where}"
+        )
 
     def on_validation_epoch_start(self) -> None:
         """Forgets the volumes of the last validation."""
@@ -65,6 +85,8 @@ class SegmentationTask(LightningModule):
         logits = sliding_window_inference(
             batch["image"], self.patch_size, 2, self.network, overlap=0.25, device="cpu", sw_device=self.device
         )
+        if not logits.isfinite().all():
+            self.stop("the network's output is not finite", [batch["name"]])
         found, true = logits[0].argmax(0), batch["label"].cpu()
         for index in range(len(self.names)):
             one, other = found == index + 1, true == index + 1

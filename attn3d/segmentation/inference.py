@@ -25,7 +25,12 @@ def grid_probabilities(
         volume: what the network sees, (C, *S), as it was trained on.
         patch_size: voxels of the sliding window; a smaller volume is extended by its edges.
         mirrored: whether it is averaged with what is found in the volume with left and right exchanged.
+
+    Raises:
+        ValueError: when the volume, or what the network makes of it, is not finite.
     """
+    if not volume.isfinite().all():
+        raise ValueError(f"`volume` must be finite, got {int((~volume.isfinite()).sum())} voxels that are not")
     network.eval()
     total: Tensor | float = 0.0
     for axes in [(), (2,)] if mirrored else [()]:
@@ -41,6 +46,8 @@ def grid_probabilities(
             device="cpu",
         )
         total = total + logits.flip(axes)[0].softmax(dim=0)
+    if not total.isfinite().all():
+        raise ValueError("`network` gives values that are not finite for this volume; look at its voxels and weights")
     return MetaTensor(total / 2 if mirrored else total, affine=volume.affine)
 
 

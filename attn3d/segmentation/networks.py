@@ -1,11 +1,11 @@
 """Networks by name, shaped by the geometry of the data."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from monai.networks import nets
-from torch import nn
+from torch import Tensor, nn
 
 from attn3d.arguments import one_of
 from attn3d.insertion import insert_attention
@@ -93,6 +93,11 @@ def create_network(
     build = NETWORKS[one_of("network", name, NETWORKS)]
     net = build(strides=strides, kernels=kernels, width=width, in_channels=in_channels, out_channels=out_channels)
     return net if attention is None else insert_attention(net, attention, at=tuple(at))
+
+
+def not_finite(state: Mapping[str, Tensor]) -> str | None:
+    """The name of the first tensor of a state dictionary with a NaN or an infinity in it, None if there is none."""
+    return next((name for name, values in state.items() if not values.isfinite().all()), None)
 
 
 def shape_multiple(name: str, strides: Sequence[Sequence[int]]) -> tuple[int, ...]:

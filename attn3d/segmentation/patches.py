@@ -11,7 +11,7 @@ from rich.progress import track
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from attn3d.segmentation.configuration import Configuration
-from attn3d.segmentation.data import augmentation
+from attn3d.segmentation.data import LabelledPatches, augmentation
 from attn3d.segmentation.datasets import Case
 from attn3d.segmentation.datasets import Dataset as CaseDataset
 from attn3d.segmentation.preprocessing import prepared_subject, to_channels, write_prepared
@@ -82,16 +82,12 @@ class PatchData(LightningDataModule):
         if ranks > 1:
             shares = DistributedSampler(subjects, ranks, rank, seed=self.configuration.seed)
             shares.set_epoch(self.trainer.current_epoch)
-        classes = self.configuration.out_channels
-        around = dict.fromkeys(range(1, classes), _AROUND_LABELS / (classes - 1))
         count = self.configuration.patches_per_case
         queue = tio.Queue(
             subjects,
             max_length=count * min(len(cases), _CASES_IN_QUEUE),
             samples_per_volume=count,
-            sampler=tio.LabelSampler(
-                self.configuration.patch_size, "label", label_probabilities={0: 1 - _AROUND_LABELS, **around}
-            ),
+            sampler=LabelledPatches(self.configuration.patch_size, _AROUND_LABELS),
             subject_sampler=shares,
             shuffle_subjects=shares is None,
             num_workers=0 if self.trainer.accelerator.__class__.__name__ == "CPUAccelerator" else 4,
@@ -106,7 +102,7 @@ class PatchData(LightningDataModule):
 
 
 class _Volumes(Dataset):
-    """Channels (1, C, *S) and classes (*S) of prepared cases."""
+    """Channels (1, C, *S), classes (*S) and the name of prepared cases."""
 
     def __init__(self, cases: Sequence[Case], folder: Path, configuration: Configuration):
         self.cases, self.folder, self.windows = cases, folder, configuration.windows
@@ -119,6 +115,7 @@ class _Volumes(Dataset):
         return {
             "image": to_channels(subject["image"].data.float(), self.windows)[None],
             "label": subject["label"].data[0].long(),
+            "name": subject["name"],
         }
 
 

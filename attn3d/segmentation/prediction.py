@@ -2,8 +2,6 @@
 
 import csv
 import io
-import re
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,14 +13,11 @@ from rich.progress import track
 from scipy import ndimage
 
 from attn3d.plotting import plot_segmentation
-from attn3d.segmentation.datasets import Case, Dataset, find_dataset, read_case_image, read_case_label
+from attn3d.segmentation.datasets import Dataset, find_scans, read_case_image, read_case_label
 from attn3d.segmentation.files import FileError, finished_file, write_image, write_label
 from attn3d.segmentation.inference import grid_probabilities, most_probable
 from attn3d.segmentation.preprocessing import prepare
 from attn3d.segmentation.runs import Run, write_json
-
-_SUFFIX = re.compile(r"\.nii(\.gz)?$")
-_CHANNEL = re.compile(r"_(\d{4})$")
 
 
 class Prediction(NamedTuple):
@@ -83,7 +78,7 @@ def predict(
             raise ValueError(f"`runs` must have the same labels and images, {run.folder} differs from the first")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     networks = [(run.network().to(device), run.config) for run in opened]
-    cases, failed = _find_cases(Path(scans), opened[0].config.images)
+    cases, failed = find_scans(Path(scans), opened[0].config.images)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
 
@@ -138,31 +133,6 @@ def predict_held_out(run: Run, dataset: Dataset, *, quiet: bool = False) -> None
         values = np.array([0, *sorted(run.config.labels)], np.uint8)
         write_label(folder / "references" / f"{case.name}.nii.gz", np.asarray(reference.dataobj), like=images[0])
         write_label(folder / f"{case.name}.nii.gz", values[classes], like=images[0])
-
-
-def _find_cases(scans: Path, images: int) -> tuple[list[Case], dict[str, str]]:
-    """The cases to segment, and files that make no case."""
-    if not scans.exists():
-        raise FileError(scans, "is not there; give a NIfTI file or a folder of scans")
-    if scans.is_file():
-        if images != 1:
-            raise FileError(scans, f"is one image, the network needs {images} of a case; give a folder")
-        return [Case(_SUFFIX.sub("", scans.name), (scans,))], {}
-    files = sorted(path for path in scans.iterdir() if _SUFFIX.search(path.name) and path.name[0] != ".")
-    if not files:
-        dataset = find_dataset(scans)
-        return [*dataset.test_cases, *dataset.cases], {}
-    by_name: dict[str, list[Path]] = defaultdict(list)
-    for path in files:
-        name = _SUFFIX.sub("", path.name)
-        numbered = images > 1 or name.endswith("_0000")
-        by_name[_CHANNEL.sub("", name) if numbered else name].append(path)
-    failed = {
-        str(paths[0]): f"its case has {len(paths)} images, the network needs {images}"
-        for paths in by_name.values()
-        if len(paths) != images
-    }
-    return [Case(name, tuple(paths)) for name, paths in by_name.items() if len(paths) == images], failed
 
 
 def _without_small(segmentation: np.ndarray, voxels: float) -> np.ndarray:

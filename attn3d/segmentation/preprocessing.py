@@ -1,7 +1,11 @@
 """From a case to what a network sees: the working grid, classes instead of label values, windows as channels."""
 
-from collections.abc import Sequence
+import hashlib
+import json
+import logging
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -13,8 +17,12 @@ from torch import Tensor
 from attn3d.segmentation.configuration import Configuration
 from attn3d.segmentation.data import normalise, training_subject
 from attn3d.segmentation.datasets import Case, Dataset, read_case_image, read_case_label
-from attn3d.segmentation.files import finished_file
+from attn3d.segmentation.files import FileError, finished_file
 from attn3d.segmentation.grid import to_grid
+from attn3d.segmentation.runs import write_json
+
+logger = logging.getLogger("attn3d")
+_HEADER = 352  # bytes of a NIfTI file before its voxels
 
 
 def prepare(images: Sequence[nib.Nifti1Image], configuration: Configuration) -> MetaTensor:
@@ -40,18 +48,26 @@ def to_channels(intensities: Tensor, windows: Sequence[Sequence[float]] | None) 
         (windows, *S), or (images, *S) where there are none.
     """
     if windows is None:
-        return torch.cat([normalise(intensities[index : index + 1]) for index in range(len(intensities))])
+        return normalise(intensities)
     return torch.cat([((intensities - level) / (width / 2)).clamp(-1, 1) for level, width in windows])
 
 
 def write_prepared(case: Case, dataset: Dataset, configuration: Configuration, folder: Path) -> None:
-    """Writes a case on the working grid, if it is not there: intensities and classes as two NIfTI files.
+    """Writes a case on the working grid: intensities and classes as two NIfTI files, and a manifest of both.
 
-    Scans smaller than a patch are extended by their edges.
+    What is there is kept if it is what the manifest says, in its size, its digest and the settings that it was made
+    with, and is otherwise made anew. Scans smaller than a patch are extended by their edges.
+
+    Raises:
+        FileError: when a file of the case cannot be used, or is not written whole.
     """
-    image_path, label_path = prepared_paths(case, folder)
-    if image_path.exists() and label_path.exists():
-        return
+    paths, manifest = prepared_paths(case, folder), folder / f"{case.name}.json"
+    settings = {name: getattr(configuration, name) for name in ("labels", "spacing", "patch_size")}
+    made_with = json.loads(json.dumps(settings))
+    if manifest.exists():
+        if _manifest(manifest) == {"made_with": made_with, **_contents(paths)}:
+            return
+        logger.warning("%s: is not what its manifest says; the case is prepared anew", paths[0])
     images = read_case_image(case)
     label = read_case_label(case, dataset, images[0])
     classes = np.zeros(label.shape, np.uint8)
@@ -59,9 +75,12 @@ def write_prepared(case: Case, dataset: Dataset, configuration: Configuration, f
         classes[np.asarray(label.dataobj) == value] = index
     label = nib.Nifti1Image(classes, label.affine)
     subject = training_subject(images, label, configuration.spacing, configuration.patch_size)
-    for path, image in ((image_path, subject["image"]), (label_path, subject["label"])):
+    for path, image in zip(paths, (subject["image"], subject["label"]), strict=True):
         with finished_file(path) as unfinished:
             image.save(unfinished)
+            if unfinished.stat().st_size != _HEADER + image.data.nbytes:
+                raise FileError(path, "is not written whole; is the disk full?")
+    write_json(manifest, {"made_with": made_with, **_contents(paths)})
 
 
 def prepared_paths(case: Case, folder: Path) -> tuple[Path, Path]:
@@ -69,7 +88,27 @@ def prepared_paths(case: Case, folder: Path) -> tuple[Path, Path]:
     return folder / f"{case.name}_image.nii", folder / f"{case.name}_classes.nii"
 
 
+def _contents(paths: Iterable[Path]) -> dict[str, Any]:
+    """Size and digest of files; None for one that is not there."""
+    found: dict[str, Any] = {}
+    for path in paths:
+        found[path.name] = None
+        if path.is_file():
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            found[path.name] = {"size": path.stat().st_size, "sha256": digest}
+    return found
+
+
+def _manifest(path: Path) -> Any:
+    """What a manifest says, None if it cannot be read."""
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
 def prepared_subject(case: Case, folder: Path) -> tio.Subject:
     """A case as `write_prepared` wrote it, read when it is needed."""
     image, label = prepared_paths(case, folder)
-    return tio.Subject(image=tio.ScalarImage(image), label=tio.LabelMap(label))
+    return tio.Subject(image=tio.ScalarImage(image), label=tio.LabelMap(label), name=case.name)

@@ -12,7 +12,7 @@ from torch import nn
 from attn3d.segmentation.configuration import Configuration
 from attn3d.segmentation.datasets import Case, Dataset, find_dataset
 from attn3d.segmentation.files import FileError, finished_file
-from attn3d.segmentation.networks import create_network
+from attn3d.segmentation.networks import create_network, not_finite
 
 
 class Run:
@@ -88,7 +88,7 @@ class Run:
         """The trained network, in evaluation mode on the CPU.
 
         Raises:
-            FileError: when it is not trained to the end, or the weights are those of another network.
+            FileError: when it is not trained to the end, the weights are those of another network or not finite.
         """
         if not self.weights.exists():
             raise FileError(self.weights, "is not there; finish the training with `attn3d train --resume`")
@@ -100,6 +100,8 @@ class Run:
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:200]
             raise FileError(self.weights, f"does not fit the network of config.json: {reason}") from error
+        if name := not_finite(net.state_dict()):
+            raise FileError(self.weights, f"its weights {name!r} are not finite; train again")
         return net.eval()
 
     def write_network(self, net: nn.Module) -> None:

@@ -24,6 +24,7 @@ from attn3d.segmentation.evaluation import evaluate
 from attn3d.segmentation.files import FileError, finished_file
 from attn3d.segmentation.fingerprint import take_fingerprint
 from attn3d.segmentation.fitting import QUIET, BudgetBar, SegmentationTask, without_advice
+from attn3d.segmentation.networks import not_finite
 from attn3d.segmentation.patches import PatchData
 from attn3d.segmentation.prediction import predict_held_out
 from attn3d.segmentation.runs import Run
@@ -82,6 +83,7 @@ def train(
     Raises:
         FileError: when a file cannot be used.
         ValueError: when a setting is wrong, or ``out`` is in use.
+        Diverged: when loss, output or weights are not finite any more; the last good checkpoint is kept.
         Interrupted: when it was stopped by Ctrl-C.
     """
     out = Path(out)
@@ -135,8 +137,13 @@ def _new_run(
         raise FileError(dataset.folder, "says of no label what it means; add a dataset.json")
     if first and not quiet:
         print(dataset)
+    elif first:
+        for problem in dataset.problems:
+            logger.warning("left out: %s", problem)
     if folds[0] is None:
-        training, validation = split_cases(dataset.cases, settings["held_out"], settings["split_seed"])
+        training, validation = split_cases(
+            dataset.cases, settings["held_out"], settings["split_seed"], dataset.validation
+        )
     else:
         training, validation = read_fold(folds[0], folds[1], dataset.cases)
     images = len(dataset.cases[0].images)
@@ -216,12 +223,19 @@ class Checkpoint(Callback):
         self.path = path
 
     def on_train_epoch_end(self, trainer: Trainer, task: LightningModule) -> None:
-        """Replaces the checkpoint of the epoch before."""
+        """Replaces the checkpoint of the epoch before, unless the weights are of no use."""
+        if name := not_finite(task.network.state_dict()):
+            task.stop(f"the weights {name!r} are not finite")
         if trainer.is_global_zero:
             with finished_file(self.path) as unfinished:
                 trainer.save_checkpoint(unfinished)
         else:
             trainer.save_checkpoint(self.path)  # takes part in what the ranks gather, and writes nothing
+
+    def on_load_checkpoint(self, trainer: Trainer, task: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Refuses weights that are of no use."""
+        if name := not_finite(checkpoint["state_dict"]):
+            raise FileError(self.path, f"its weights {name!r} are not finite; remove it to train from the start")
 
 
 class Epochs(Callback):

@@ -1,5 +1,8 @@
 """A data set and the settings of a training that takes a second."""
 
+import os
+from pathlib import Path
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -20,4 +23,14 @@ def data(tmp_path_factory):
         image, labels = head(AFFINES[name], seed=index)
         nib.save(scan(image, AFFINES[name]), folder / "images" / f"case{index}.nii.gz")
         nib.save(scan(labels.astype(np.uint8), AFFINES[name]), folder / "labels" / f"case{index}.nii.gz")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared_data():
+    """Real scans that are not part of the library."""
+    root = Path(__file__).parents[2].parent / "shared" / "data"
+    folder = Path(os.environ.get("ATTN3D_SHARED_DATA", root))
+    if not folder.is_dir():
+        pytest.skip(f"real scans are not there: {folder}; ATTN3D_SHARED_DATA says where they are")
     return folder

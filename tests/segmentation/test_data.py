@@ -5,6 +5,7 @@ import torch
 import torchio as tio
 
 from attn3d.segmentation import degrade, hold_out_anterior, patch_loader, training_subject
+from attn3d.segmentation.data import LabelledPatches
 from tests.segmentation.volumes import AFFINES, head, scan
 
 PATCH = (16, 16, 16)
@@ -80,3 +81,51 @@ def test_a_degraded_scan_is_worse_and_always_the_same():
         return intensities[inner].std() / intensities[np.asarray(label.dataobj) > 0].std()
 
     assert variation(worse) > 1.5 * variation(image)
+
+
+PATCHES = 900
+BOUND = 3 * np.sqrt(2 / 9 / PATCHES)  # three deviations of a share of two thirds
+
+
+def patches_of(labels, size, share=2 / 3):
+    """The labels and corners of many patches."""
+    torch.manual_seed(0)
+    labels = torch.from_numpy(labels)[None]
+    subject = tio.Subject(image=tio.ScalarImage(tensor=torch.zeros(labels.shape)), label=tio.LabelMap(tensor=labels))
+    drawn = list(LabelledPatches(size, share)(subject, PATCHES))
+    assert all(patch.spatial_shape == size for patch in drawn)
+    corners = np.array([patch[tio.LOCATION][:3].tolist() for patch in drawn])
+    assert (corners >= 0).all()
+    assert (corners + size <= np.array(labels.shape[1:])).all()
+    return [patch["label"].data for patch in drawn], corners
+
+
+@pytest.mark.parametrize("place", [(40, 40, 1), (30, 78, 1), (79, 79, 29), (40, 40, 15)], ids=str)
+def test_two_of_three_patches_hold_the_label_wherever_it_lies(place):
+    """A voxel in slice 1 of 30 is in as many patches as one in the middle; others hold it by chance."""
+    labels = np.zeros((80, 80, 30), np.uint8)
+    labels[place] = 1
+    drawn, corners = patches_of(labels, (16, 16, 16))
+    holding = np.array([bool(patch.any()) for patch in drawn])
+    by_chance = np.prod([min(16, place[i] + 1, labels.shape[i] - place[i]) / (labels.shape[i] - 15) for i in range(3)])
+    assert holding.mean() == pytest.approx(2 / 3 + by_chance / 3, abs=BOUND)
+    expected = np.clip(np.array(place) - 8, 0, np.array(labels.shape) - 16)
+    assert (corners == expected).all(axis=1).mean() == pytest.approx(2 / 3, abs=BOUND), "centred, or at the border"
+
+
+def test_the_share_is_of_the_labels_that_a_case_has():
+    """Of thirteen labels one: two of three patches hold it all the same; of two, each is drawn as often."""
+    labels = np.zeros((60, 60, 60), np.uint8)
+    labels[50:52, 50:52, 5] = 13
+    drawn, _ = patches_of(labels, (8, 8, 8))
+    assert np.mean([bool((patch == 13).any()) for patch in drawn]) == pytest.approx(2 / 3, abs=BOUND)
+    labels[5:25, 5:25, 35:55] = 2  # 2000 times as large, and far away
+    _, corners = patches_of(labels, (8, 8, 8), share=1.0)
+    rare = (np.abs(corners - (46, 46, 1)) <= 1).all(axis=1).mean()
+    assert rare == pytest.approx(1 / 2, abs=3 * np.sqrt(1 / 4 / PATCHES))
+
+
+def test_without_labels_patches_lie_anywhere():
+    drawn, corners = patches_of(np.zeros((20, 18, 16), np.uint8), (16, 16, 16))
+    assert [set(along) for along in corners.T.tolist()] == [set(range(5)), set(range(3)), {0}]
+    assert len(drawn) == PATCHES

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from attn3d.segmentation import FileError
-from attn3d.segmentation.datasets import LAYOUTS, find_dataset, read_case_image, read_case_label
+from attn3d.segmentation.datasets import LAYOUTS, find_dataset, read_case_image, read_case_label, split_cases
 from tests.segmentation import layouts
 
 BLEEDS = {1: "EDH", 2: "IPH", 3: "IVH", 4: "SAH", 5: "SDH"}
@@ -129,7 +129,9 @@ def test_what_a_description_does_not_list_is_named(tmp_path):
     assert find_dataset(tmp_path).problems == (f"{tmp_path / 'imagesTr/spleen_9.nii.gz'}: is not in dataset.json",)
     layouts.nnunet(tmp_path / "second")
     layouts.write(tmp_path / "second/imagesTr/BRATS_1_0002.nii.gz", layouts.units(9))
-    assert "no channel from _0000 to _0001" in find_dataset(tmp_path / "second").problems[0]
+    dataset = find_dataset(tmp_path / "second")
+    assert names(dataset.cases) == ["BRATS_2"], "a case has exactly its channels"
+    assert any("BRATS_1_0002.nii.gz: is no channel from _0000 to _0001" in problem for problem in dataset.problems)
 
 
 def test_labels_that_uint8_does_not_hold_are_refused(tmp_path):
@@ -241,3 +243,78 @@ def test_a_folder_of_dicom_is_images_to_predict(tmp_path):
         np.testing.assert_array_equal(image.get_fdata()[tuple(np.rint(found).astype(int).T)], units.ravel())
     with pytest.raises(FileError, match="looks like DICOM but has no image with its label"):
         find_dataset(tmp_path, labelled=True)
+
+
+@pytest.mark.parametrize("second", ["1_label.nii.gz", "1_mask.nii", "1_mask.NII.GZ"])
+def test_two_labels_of_one_scan_are_refused_with_both_names(tmp_path, second):
+    layouts.pairs_side_by_side(tmp_path)
+    (tmp_path / second).write_bytes((tmp_path / "1_seg.nii.gz").read_bytes())
+    with pytest.raises(FileError, match=r"1_(seg|mask|label).*is a second label of '1', beside 1_") as error:
+        find_dataset(tmp_path)
+    assert second in str(error.value)
+    assert "1_seg.nii.gz" in str(error.value)
+
+
+def test_two_folders_of_labels_are_refused_with_both_names(tmp_path):
+    layouts.pairs(tmp_path)
+    (tmp_path / "masks").mkdir()
+    with pytest.raises(FileError, match="holds images/ with labels/ and images/ with masks/"):
+        find_dataset(tmp_path)
+
+
+def test_data_and_label_are_instance_2022_where_the_scans_are_numbered(tmp_path):
+    for part in ("data", "label"):
+        layouts.write(tmp_path / part / "patient_one.nii.gz", layouts.marks(1, 2))
+    dataset = find_dataset(tmp_path)
+    assert (dataset.layout, dataset.modality, dataset.labels) == ("image/label pairs", "unknown", {1: "label 1"})
+
+
+def test_endings_in_capitals_are_read_and_other_formats_named(tmp_path):
+    layouts.pairs(tmp_path)
+    (tmp_path / "images/1.nii.gz").rename(tmp_path / "images/1.NII.GZ")
+    (tmp_path / "images/3.nrrd").write_bytes(b"NRRD0004")
+    dataset = find_dataset(tmp_path)
+    assert names(dataset.cases) == ["1", "2"]
+    assert read_case_image(dataset.cases[0])[0].shape == layouts.SHAPE
+    assert dataset.problems == (f"{tmp_path / 'images/3.nrrd'}: is no NIfTI file; convert it to .nii.gz",)
+
+
+@pytest.mark.parametrize("write", PUBLISHED, ids=lambda write: write.__name__)
+def test_every_layout_names_volumes_of_other_formats(tmp_path, write):
+    write(tmp_path)
+    image = find_dataset(tmp_path).cases[0].images[0]
+    (image.parent / "other.mha").write_bytes(b"")
+    assert any("other.mha: is no NIfTI file" in problem for problem in find_dataset(tmp_path).problems)
+
+
+def test_the_cases_that_a_decathlon_validates_on_are_held_out(tmp_path):
+    layouts.decathlon(tmp_path)
+    layouts.write(tmp_path / "imagesTr/spleen_4.nii.gz", layouts.units(4))
+    layouts.write(tmp_path / "labelsTr/spleen_4.nii.gz", layouts.marks(4, 2))
+    path = tmp_path / "dataset.json"
+    pair = {"image": "./imagesTr/spleen_4.nii.gz", "label": "./labelsTr/spleen_4.nii.gz"}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"validation": [pair]}))
+    dataset = find_dataset(tmp_path)
+    assert dataset.problems == ()
+    assert dataset.validation == ("spleen_4",)
+    assert "1 of the cases with labels are to validate on" in str(dataset)
+    training, validation = split_cases(dataset.cases, 0.2, 0, dataset.validation)
+    assert (names(training), names(validation)) == (["spleen_1", "spleen_2"], ["spleen_4"])
+    with pytest.raises(ValueError, match="`validation` names all of the 3 cases"):
+        split_cases(dataset.cases, validation=names(dataset.cases))
+
+
+@pytest.mark.parametrize(
+    ("labels", "says"),
+    [
+        ('{"0": "background", "1": "lesion", "2": "lesion"}', "call 2 'lesion', a name that 1 has"),
+        ('{"0": "background", "1": "any label"}', "call 1 'any label', a name that all labels together have"),
+        ('{"0": "background", "1": "a", "1": "b"}', "dataset.json: is no JSON: the key '1' is there twice"),
+    ],
+)
+def test_labels_without_a_name_of_their_own_are_refused(tmp_path, labels, says):
+    layouts.decathlon(tmp_path)
+    path = tmp_path / "dataset.json"
+    path.write_text(path.read_text().replace('{"0": "background", "1": "spleen"}', labels))
+    with pytest.raises(FileError, match=says):
+        find_dataset(tmp_path)

@@ -4,6 +4,9 @@ import json
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
+from monai.metrics import compute_dice, compute_hausdorff_distance, compute_surface_dice
+from scipy import ndimage
 
 from attn3d.segmentation import FileError, evaluate, score
 from tests.segmentation.volumes import scan
@@ -26,6 +29,10 @@ DIAGONAL = np.sqrt(20**2 + 16**2 + 50**2)
 
 def lesion(prediction, reference, **options):
     return score(prediction, reference, AFFINE, {1: "lesion"}, **options)["lesion"]
+
+
+def lesion_on(affine, prediction, reference, **options):
+    return score(prediction, reference, affine, {1: "lesion"}, **options)["lesion"]
 
 
 def test_a_perfect_segmentation():
@@ -119,6 +126,60 @@ def test_volumes_of_a_sheared_grid():
     sheared[0, 2] = 3.0
     volume = score(BOX, BOX, sheared, {1: "lesion"})["lesion"]["volume_ml"]
     assert volume == pytest.approx(0.6), "a shear moves slices and keeps their volume"
+
+
+def tilted(degrees):
+    """A grid of 1.5 x 1.5 x 3 mm whose slices are shifted, as under a tilted gantry."""
+    return AFFINE @ np.array(
+        [[1.5, 0, 0, 0], [0, 1.5, 0.6 * np.tan(np.radians(degrees)) * 5, 0], [0, 0, 0.6, 0], [0, 0, 0, 1]]
+    )
+
+
+@pytest.mark.parametrize("degrees", [0, 20, 25, -25])
+def test_distances_between_voxels_of_a_tilted_grid(degrees):
+    """Sizes of voxels alone would give the same for both diagonals."""
+    affine = tilted(degrees)
+    one, up, down = (box(place, np.array(place) + 1) for place in ((4, 8, 2), (4, 14, 8), (4, 2, 8)))
+    shift = 6 * 3 * np.tan(np.radians(degrees))
+    for other, along in ((up, 6 * 1.5), (down, -6 * 1.5)):
+        expected = np.hypot(along + shift, 6 * 3)
+        scores = lesion_on(affine, one, other, tolerance=expected)
+        assert scores["hd95_mm"] == pytest.approx(expected)
+        assert scores["surface_dice"] == 1
+        assert lesion_on(affine, one, other, tolerance=expected - 0.01)["surface_dice"] == 0
+
+
+@pytest.mark.parametrize("degrees", [0, 20, 25])
+def test_balls_of_one_middle_are_as_far_apart_on_a_tilted_grid(degrees):
+    affine = tilted(degrees)
+    shape = (60, 90, 32)
+    middle = affine[:3, :3] @ ((np.array(shape) - 1) / 2)
+    distance = np.linalg.norm(np.moveaxis(np.indices(shape), 0, -1) @ affine[:3, :3].T - middle, axis=-1)
+    scores = lesion_on(affine, distance < 30, distance < 20, tolerance=7.5)
+    assert scores["hd95_mm"] == pytest.approx(10, abs=1), "within a voxel"
+    assert scores["surface_dice"] < 0.1
+    assert lesion_on(affine, distance < 30, distance < 20, tolerance=11.5)["surface_dice"] > 0.99
+
+
+def test_the_worst_distance_is_the_longer_diagonal():
+    affine = tilted(25)
+    corners = np.array([(x, y, z) for x in (0, 20) for y in (0, 16) for z in (0, 10)]) @ affine[:3, :3].T
+    longest = max(np.linalg.norm(one - other) for one in corners for other in corners)
+    assert lesion_on(affine, NOTHING, BOX)["hd95_mm"] == pytest.approx(longest)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_on_a_straight_grid_the_scores_are_those_of_monai(seed):
+    generator = np.random.default_rng(seed)
+    blurred = [ndimage.gaussian_filter(generator.normal(size=SHAPE), 1.5) for _ in range(2)]
+    masks = [(one > np.quantile(one, 0.7)) for one in blurred]
+    tensors = [torch.from_numpy(mask)[None, None].float() for mask in masks]
+    scores = lesion(*masks, tolerance=2.5)
+    surface = {"include_background": True, "spacing": list(SPACING)}
+    assert scores["dice"] == pytest.approx(compute_dice(*tensors).item())
+    assert scores["hd95_mm"] == pytest.approx(compute_hausdorff_distance(*tensors, percentile=95, **surface).item())
+    expected = compute_surface_dice(*tensors, class_thresholds=[2.5], **surface).item()
+    assert scores["surface_dice"] == pytest.approx(expected)
 
 
 def test_shapes_must_agree():
@@ -260,3 +321,28 @@ def test_when_none_can_be_scored_a_file_that_failed_is_named(tmp_path):
         nib.save(scan(NOTHING, AFFINE), tmp_path / part / f"{name}.nii.gz")
     with pytest.raises(FileError, match=r"alone"):
         evaluate(tmp_path / "found", tmp_path / "reference", quiet=True)
+
+
+def test_a_name_that_is_there_twice_is_not_scored(folders):
+    """Not the one that happens to be listed last."""
+    predictions, references = folders
+    nib.save(scan(BOX, AFFINE), predictions / "half.nii")
+    nib.save(scan(BOX, AFFINE), references / "missed.nii")
+    scores = evaluate(predictions, references, labels=NAMES, quiet=True)
+    assert sorted(scores["cases"]) == ["false alarm", "rightly empty"]
+    problems = {path.rsplit("/", 2)[1] + "/" + path.rsplit("/", 1)[1]: text for path, text in scores["failed"].items()}
+    assert problems == {
+        "predictions/half.nii": "is there as half.nii.gz too; remove one of them",
+        "predictions/half.nii.gz": "is there as half.nii too; remove one of them",
+        "references/missed.nii": "is there as missed.nii.gz too; remove one of them",
+        "references/missed.nii.gz": "is there as missed.nii too; remove one of them",
+    }
+
+
+@pytest.mark.parametrize("names", [{1: "bleed", 2: "bleed"}, {1: "EDH", 2: "any label"}])
+def test_labels_without_a_name_of_their_own_are_not_scored(names, folders, tmp_path):
+    with pytest.raises(ValueError, match="give each a name of its own"):
+        evaluate(*folders, tmp_path / "out", labels=names, quiet=True)
+    with pytest.raises(ValueError, match=r"`labels` call 2 '.*', a name that"):
+        score(BOX, BOX, AFFINE, names)
+    assert not (tmp_path / "out").exists()

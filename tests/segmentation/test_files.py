@@ -1,5 +1,4 @@
 import gzip
-import locale
 import struct
 import tracemalloc
 
@@ -8,8 +7,7 @@ import numpy as np
 import pytest
 
 from attn3d.segmentation import FileError, finished_file, read_image, read_label, write_image, write_label
-from attn3d.segmentation.files import check_same_grid, is_dicom, read_segmentation
-from tests.segmentation import layouts
+from attn3d.segmentation.files import check_same_grid, read_segmentation
 from tests.segmentation.volumes import AFFINES, scan
 
 SHAPE = (6, 7, 5)
@@ -151,6 +149,34 @@ def test_a_lying_header_is_refused_before_its_volume_is_allocated(tmp_path):
     assert peak < 8 * 2**20
 
 
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+@pytest.mark.parametrize(
+    ("kind", "place", "code", "whole"), [(nib.Nifti1Image, 108, "f", 352), (nib.Nifti2Image, 168, "q", 544)]
+)
+@pytest.mark.parametrize("order", "<>")
+def test_voxels_that_begin_in_the_header_are_refused(kind, place, code, whole, order, suffix, tmp_path):
+    path = tmp_path / f"scan{suffix}"
+    image = kind(DATA, AFFINES["RAS"], kind.header_class().as_byteswapped(order))
+    for offset in (0, 1, whole - 1, whole):
+        content = bytearray(image.to_bytes())
+        struct.pack_into(f"{order}{code}", content, place, offset)
+        path.write_bytes(gzip.compress(bytes(content)) if suffix == ".nii.gz" else content)
+        if offset == whole:
+            np.testing.assert_array_equal(read_image(path).get_fdata(), DATA)
+            continue
+        with pytest.raises(FileError, match=rf"begin at byte {offset} \(vox_offset\), .*; set {whole}"):
+            read_image(path)
+
+
+@pytest.mark.parametrize(("sizes", "found"), [((1, 1, 100), "1 x 1 x 100"), ((0.001, 1, 1), "0.001 x 1 x 1")])
+def test_spacings_that_no_scan_has_are_refused(sizes, found, tmp_path, image):
+    path = tmp_path / "scan.nii.gz"
+    nib.save(scan(DATA % 4, np.diag([*sizes, 1.0])), path)
+    for read in (read_image, read_segmentation):
+        with pytest.raises(FileError, match=f"its voxels are {found} mm, those of a scan 0.01 to 50 mm"):
+            read(path)
+
+
 def test_a_scan_of_one_slice_is_read(tmp_path):
     nib.save(scan(DATA[..., :1], AFFINES["oblique"]), tmp_path / "slice.nii.gz")
     image = read_image(tmp_path / "slice.nii.gz")
@@ -184,28 +210,6 @@ def test_a_tenth_of_a_voxel_is_the_same_grid(tmp_path, image):
     moved = nib.Nifti1Image(DATA, image.affine + 0.16 * np.eye(4, k=3))
     with pytest.raises(FileError, match=r"^label.nii.gz: .* 0.16 mm off"):
         check_same_grid("label.nii.gz", moved, image)
-
-
-def test_a_dicom_series_with_a_slice_lost_or_with_another_beside_it_is_refused(tmp_path):
-    before = locale.setlocale(locale.LC_ALL)
-    layouts.dicom_series(tmp_path / "whole")
-    assert is_dicom(tmp_path / "whole/IM000.dcm")
-    assert read_image(tmp_path / "whole").shape == layouts.SHAPE
-    layouts.dicom_series(tmp_path / "lost", skip=2)
-    with pytest.raises(FileError, match=r"off an even grid .* convert it with dcm2niix"):
-        read_image(tmp_path / "lost")
-    content = (tmp_path / "whole/IM000.dcm").read_bytes().replace(b"1.2.3.4\0", b"1.2.3.5\0")
-    (tmp_path / "whole/other.dcm").write_bytes(content)
-    with pytest.raises(FileError, match="holds 2 DICOM series"):
-        read_image(tmp_path / "whole")
-    for path in (tmp_path / "lost").iterdir():
-        path.write_bytes(path.read_bytes()[:600])
-    with pytest.raises(FileError, match="DICOM series"):
-        read_image(tmp_path / "lost")
-    (tmp_path / "short").write_bytes(b"DICM")
-    assert not is_dicom(tmp_path / "short")
-    assert not is_dicom(tmp_path)
-    assert locale.setlocale(locale.LC_ALL) == before, "nothing else is read otherwise from now on"
 
 
 def test_a_label_on_the_grid_is_read(tmp_path, image):

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from attn3d.segmentation import FileError, Run, predict, prediction
+from attn3d.segmentation import FileError, Run, predict
 from attn3d.segmentation.configuration import DEFAULTS, configure
-from attn3d.segmentation.datasets import Dataset
+from attn3d.segmentation.datasets import Dataset, find_scans
 from attn3d.segmentation.fingerprint import Fingerprint
 from tests.segmentation.volumes import AFFINES, scan
 
@@ -195,4 +195,4 @@ def test_pieces_cannot_be_smaller_than_nothing(millilitres, run, tmp_path):
 def test_one_image_is_no_case_of_a_network_that_needs_more(tmp_path):
     nib.save(scan(bright()[0], AFFINES["RAS"]), tmp_path / "scan.nii.gz")
     with pytest.raises(FileError, match=r"scan.nii.gz: is one image, the network needs 2 of a case; give a folder"):
-        prediction._find_cases(tmp_path / "scan.nii.gz", 2)
+        find_scans(tmp_path / "scan.nii.gz", 2)

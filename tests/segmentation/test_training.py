@@ -230,3 +230,12 @@ def test_a_patch_fits_networks_that_no_stride_reaches(network, multiple):
     assert shape_multiple(network, [(1, 1, 1)]) == (multiple,) * 3
     net = create_network(network, 1, 2, width=4).eval()
     assert net(torch.zeros(1, 1, multiple, 2 * multiple, multiple)).shape == (1, 2, multiple, 2 * multiple, multiple)
+
+
+def test_what_is_left_out_is_named_without_bars_too(data, tmp_path, caplog):
+    shutil.copytree(data, tmp_path / "data")
+    (tmp_path / "data" / "labels" / "case0.nii.gz").unlink()
+    with pytest.raises(ValueError, match="`patch_size`"):
+        train(tmp_path / "data", out=tmp_path / "run", **SMALL | {"patch_size": (16, 16, 9)})
+    assert "left out: " in caplog.text
+    assert "case0.nii.gz: has no label" in caplog.text

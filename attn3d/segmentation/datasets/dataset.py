@@ -1,7 +1,10 @@
 """What was found in a folder: cases with their files, and what is wrong with it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+
+ANY = "any label"  # what scores call all labels taken as one
 
 
 @dataclass(frozen=True)
@@ -10,7 +13,7 @@ class Case:
 
     Attributes:
         name: unique in its data set.
-        images: a file for each channel, or a folder of a DICOM series.
+        images: a file for each channel, or the folder of a DICOM series.
         label: none, one file, or one of each rater.
     """
 
@@ -32,6 +35,7 @@ class Dataset:
         modality: "CT", "MRI" or "unknown".
         threshold: above which a binary mask means 1, where its values are not 0 and 1.
         simulated: whether all of it is.
+        validation: names of those of the cases that the data set itself holds out; none, where it leaves that open.
         problems: a line for each file that is missing or has no partner; such files are in no case.
     """
 
@@ -43,6 +47,7 @@ class Dataset:
     modality: str = "unknown"
     threshold: float | None = None
     simulated: bool = False
+    validation: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
 
     def __str__(self) -> str:
@@ -57,11 +62,27 @@ class Dataset:
         ]
         if raters > 1:
             lines.append(f"  up to {raters} raters a case; the value with most votes counts, the smaller one in a tie")
+        if self.validation:
+            lines.append(f"  {len(self.validation)} of the cases with labels are to validate on, as it says itself")
         if self.threshold is not None:
             lines.append(f"  masks count where they exceed {self.threshold:g}")
         if self.problems:
             lines += ["  left out:", *(f"    {problem}" for problem in self.problems)]
         return "\n".join(lines)
+
+
+def check_names(labels: Mapping[int, str]) -> None:
+    """Checks that each label has a name of its own, by which it is scored.
+
+    Raises:
+        ValueError: when it has not.
+    """
+    known: dict[str, int] = {ANY: 0}
+    for value, name in labels.items():
+        if name in known:
+            other = f"{known[name]} has" if known[name] else "all labels together have"
+            raise ValueError(f"`labels` call {value} {name!r}, a name that {other}; give each a name of its own")
+        known[name] = value
 
 
 def _images(number: int) -> str:

@@ -3,7 +3,7 @@
 from collections import Counter
 from pathlib import Path
 
-from attn3d.segmentation.datasets.dataset import Dataset
+from attn3d.segmentation.datasets.dataset import Dataset, check_names
 from attn3d.segmentation.datasets.layouts import LAYOUTS
 from attn3d.segmentation.files import FileError
 
@@ -17,7 +17,7 @@ def find_dataset(path: Path | str, *, labelled: bool = False) -> Dataset:
 
     Raises:
         FileError: when it is no folder or has no case, when a ``dataset.json`` in it cannot be used, when a label
-            does not fit into uint8, or when two cases have one name.
+            does not fit into uint8 or has the name of another, or when two cases have one name.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -30,6 +30,10 @@ def find_dataset(path: Path | str, *, labelled: bool = False) -> Dataset:
         raise FileError(folder, f"looks like {found.layout} but has no image with its label{example}")
     if unfit := [value for value in found.labels if not 0 < value < 256]:
         raise FileError(folder, f"has the label {unfit[0]}; map its labels to 1 .. 255")
+    try:
+        check_names(found.labels)
+    except ValueError as error:
+        raise FileError(folder, str(error)) from error
     for cases in (found.cases, found.test_cases):
         name, times = Counter(case.name for case in cases).most_common(1)[0] if cases else ("", 0)
         if times > 1:

@@ -1,7 +1,7 @@
 """Which cases train and which are held out."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +12,14 @@ from attn3d.segmentation.files import FileError
 Split = tuple[list[Case], list[Case]]
 
 
-def split_cases(cases: Sequence[Case], held_out: float = 0.2, seed: int = 0) -> Split:
+def split_cases(cases: Sequence[Case], held_out: float = 0.2, seed: int = 0, validation: Collection[str] = ()) -> Split:
     """Draws the cases that are held out; the same for the same names, seed and fraction, in whatever order.
 
     Args:
         cases: from `find_dataset`.
         held_out: the fraction to validate on; at least one case is on either side.
         seed: of the draw.
+        validation: names of the cases to hold out; by default they are drawn.
 
     Returns:
         The cases to train and to validate on.
@@ -30,6 +31,11 @@ def split_cases(cases: Sequence[Case], held_out: float = 0.2, seed: int = 0) -> 
         raise ValueError(f"`held_out` must be between 0 and 1, got {held_out}")
     if len(cases) < 2:
         raise ValueError(f"`cases` must be at least 2, one to train and one to validate, got {len(cases)}")
+    if validation:
+        training = [case for case in cases if case.name not in validation]
+        if not training:
+            raise ValueError(f"`validation` names all of the {len(cases)} cases; leave one to train")
+        return training, [case for case in cases if case.name in validation]
     count = min(max(round(held_out * len(cases)), 1), len(cases) - 1)
     ordered = sorted(cases, key=lambda case: case.name)
     chosen = set(np.random.default_rng(seed).permutation(len(ordered))[:count].tolist())

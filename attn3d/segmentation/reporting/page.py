@@ -11,7 +11,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from attn3d.plotting import plot_training
-from attn3d.segmentation.evaluation import ANY, mean_dice
+from attn3d.segmentation.datasets import ANY
+from attn3d.segmentation.evaluation import mean_dice
 from attn3d.segmentation.files import FileError, finished_file
 from attn3d.segmentation.reporting.pictures import attention_figures, lesion_figures, spec_words, svg
 from attn3d.segmentation.runs import Run

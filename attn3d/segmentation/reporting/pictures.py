@@ -18,10 +18,9 @@ from attn3d.arguments import Spec, read_spec
 from attn3d.maps import attention_maps
 from attn3d.plotting import plot_attention_maps, plot_lesions
 from attn3d.plotting.charts import INK
-from attn3d.segmentation.datasets import read_case_image, read_case_label
-from attn3d.segmentation.evaluation import ANY
+from attn3d.segmentation.datasets import ANY, read_case_image, read_case_label
 from attn3d.segmentation.files import read_segmentation
-from attn3d.segmentation.grid import to_grid
+from attn3d.segmentation.grid import label_to_grid
 from attn3d.segmentation.preprocessing import prepare
 from attn3d.segmentation.runs import Run
 
@@ -92,7 +91,7 @@ def attention_figures(run: Run, scores: Mapping[str, Any]) -> list[Picture]:
     ranked = [name for name in _ranked(scores) if _main(scores["cases"][name])["reference_ml"]]
     name = ranked[len(ranked) // 2] if ranked else next(iter(scores["cases"]))
     images = read_case_image(cases[name])
-    label = to_grid(read_case_label(cases[name], dataset, images[0]), run.config.spacing, mode="nearest")
+    label = label_to_grid(read_case_label(cases[name], dataset, images[0]), run.config.spacing)
     patch, voxel = patch_around(prepare(images, run.config), np.asarray(label[0]) > 0, run.config.patch_size)
     maps = attention_maps(run.network(), patch[None], voxels=[voxel])
     sites = [site for site, weights in maps.items() if weights]

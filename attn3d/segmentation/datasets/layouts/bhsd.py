@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from attn3d.segmentation.datasets.dataset import Dataset
-from attn3d.segmentation.datasets.listing import nifti_files, one_each, pair
+from attn3d.segmentation.datasets.listing import nifti_files, one_each, pair, unread
 
 LABELS = {1: "EDH", 2: "IPH", 3: "IVH", 4: "SAH", 5: "SDH"}
 
@@ -13,8 +13,10 @@ def find(folder: Path) -> Dataset | None:
     root = folder / "label_192"
     if not root.is_dir():
         return None
-    parts = [[one_each(nifti_files(root / f"{kind}{part}")) for kind in ("images", "labels")] for part in ("Tr", "Ts")]
-    (cases, problems), (test_cases, test_problems) = (pair(images, labels) for images, labels in parts)
+    folders = [[root / f"{kind}{part}" for kind in ("images", "labels")] for part in ("Tr", "Ts")]
+    (cases, problems), (test_cases, test_problems) = (
+        pair(*(one_each(nifti_files(folder)) for folder in both)) for both in folders
+    )
     return Dataset(
         layout="BHSD",
         folder=folder,
@@ -22,5 +24,5 @@ def find(folder: Path) -> Dataset | None:
         test_cases=test_cases,
         labels=LABELS,
         modality="CT",
-        problems=problems + test_problems,
+        problems=problems + test_problems + unread(*folders[0], *folders[1]),
     )

@@ -3,14 +3,15 @@
 from pathlib import Path
 
 from attn3d.segmentation.datasets.dataset import Dataset
-from attn3d.segmentation.datasets.listing import nifti_files, one_each, pair
+from attn3d.segmentation.datasets.listing import nifti_files, one_each, pair, unread
 
 
 def find(folder: Path) -> Dataset | None:
     """Reads the scans and masks of equal number."""
-    if not (folder / "ct_scans").is_dir() or not (folder / "masks").is_dir():
+    folders = [folder / part for part in ("ct_scans", "masks")]
+    if not all(part.is_dir() for part in folders):
         return None
-    cases, problems = pair(*(one_each(nifti_files(folder / part)) for part in ("ct_scans", "masks")))
+    cases, problems = pair(*(one_each(nifti_files(part)) for part in folders))
     return Dataset(
         layout="PhysioNet ct-ich",
         folder=folder,
@@ -18,5 +19,5 @@ def find(folder: Path) -> Dataset | None:
         labels={1: "ICH"},
         modality="CT",
         threshold=0.1,
-        problems=problems,
+        problems=problems + unread(*folders),
     )

@@ -3,8 +3,10 @@
 from pathlib import Path
 
 from attn3d.segmentation.datasets.dataset import Case, Dataset
-from attn3d.segmentation.datasets.listing import description, modality, nifti_files, stem
+from attn3d.segmentation.datasets.listing import description, modality, nifti_files, stem, unread
 from attn3d.segmentation.files import FileError
+
+_PARTS = ("imagesTr", "labelsTr", "imagesTs")
 
 
 def find(folder: Path) -> Dataset | None:
@@ -16,11 +18,14 @@ def find(folder: Path) -> Dataset | None:
     try:
         modalities = list(content["modality"].values())
         labels = {int(value): str(name) for value, name in content["labels"].items() if int(value) != 0}
-        pairs = [(folder / entry["image"], folder / entry["label"]) for entry in content["training"]]
+        given = [(folder / entry["image"], folder / entry["label"]) for entry in content.get("validation", [])]
+        pairs = [(folder / entry["image"], folder / entry["label"]) for entry in content["training"]] + given
         tests = [folder / (entry["image"] if isinstance(entry, dict) else entry) for entry in content.get("test", [])]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise FileError(
-            path, f"is not of the Decathlon's form ({error!r}): `modality` and `labels` by number, `training` a list"
+            path,
+            f"is not of the Decathlon's form ({error!r}): `modality` and `labels` by number, "
+            "`training` and `validation` lists",
         ) from error
     if len(modalities) != 1:
         raise FileError(
@@ -29,7 +34,7 @@ def find(folder: Path) -> Dataset | None:
     listed = [*(file for files in pairs for file in files), *tests]
     problems = [f"{file}: is in dataset.json but not there" for file in listed if not file.is_file()]
     known = {file.resolve() for file in listed}
-    for part in ("imagesTr", "labelsTr", "imagesTs"):
+    for part in _PARTS:
         there = nifti_files(folder / part).values()
         problems += [f"{file}: is not in dataset.json" for file in there if file.resolve() not in known]
     return Dataset(
@@ -41,5 +46,6 @@ def find(folder: Path) -> Dataset | None:
         test_cases=tuple(Case(stem(image), (image,)) for image in tests if image.is_file()),
         labels=labels,
         modality=modality(modalities),
-        problems=tuple(problems),
+        validation=tuple(stem(image) for image, label in given if image.is_file() and label.is_file()),
+        problems=(*problems, *unread(*(folder / part for part in _PARTS))),
     )

@@ -1,17 +1,32 @@
-"""Folders of DICOM, a series each: images to predict, without labels."""
+"""Folders of DICOM, a series each, at any depth: images to predict, without labels."""
 
+import os
 from pathlib import Path
 
 from attn3d.segmentation.datasets.dataset import Case, Dataset
-from attn3d.segmentation.files import is_dicom
+from attn3d.segmentation.dicom import find_series, is_dicom
+from attn3d.segmentation.errors import FileError
 
 
 def find(folder: Path) -> Dataset | None:
-    """Reads the folder as a series, or else each folder right below it that is one."""
-    folders = [folder, *sorted(path for path in folder.iterdir() if path.is_dir())]
-    series = [path for path in folders if any(map(is_dicom, path.iterdir()))]
-    if not series:
+    """Walks the folder; a case is called by the folders on the way to its series."""
+    cases, problems = [], []
+    for name, below, files in os.walk(folder):
+        below.sort()
+        path = Path(name)
+        if not any(is_dicom(path / file) for file in files):
+            continue
+        try:
+            series, others = find_series(path)
+        except FileError as error:
+            problems.append(str(error))
+            continue
+        problems += [f"{file}: {problem}" for file, problem in others.items()]
+        if len(series) == 1:
+            cases.append(Case("_".join(path.relative_to(folder).parts) or path.resolve().name, (path,)))
+        elif series:
+            titles = "; ".join(one.title for one in series)
+            problems.append(f"{path}: holds {len(series)} DICOM series ({titles}); give each a folder of its own")
+    if not cases and not problems:
         return None
-    return Dataset(
-        layout="DICOM", folder=folder, test_cases=tuple(Case(path.resolve().name, (path,)) for path in series)
-    )
+    return Dataset(layout="DICOM", folder=folder, test_cases=tuple(cases), problems=tuple(problems))

@@ -1,9 +1,9 @@
-"""INSTANCE 2022: train/data/095.nii.gz and train/label/095.nii.gz, labelled 0 and 1."""
+"""INSTANCE 2022: train/data/095.nii.gz and train/label/095.nii.gz, numbered, labelled 0 and 1."""
 
 from pathlib import Path
 
 from attn3d.segmentation.datasets.dataset import Case, Dataset
-from attn3d.segmentation.datasets.listing import nifti_files, one_each, pair
+from attn3d.segmentation.datasets.listing import nifti_files, one_each, pair, unread
 
 
 def find(folder: Path) -> Dataset | None:
@@ -11,9 +11,11 @@ def find(folder: Path) -> Dataset | None:
     root = folder / "train" if (folder / "train").is_dir() else folder
     if not (root / "data").is_dir() or not (root / "label").is_dir():
         return None
-    parts = [one_each(nifti_files(root / part)) for part in ("data", "label")]
-    cases, problems = pair(*parts)
-    tests = nifti_files(folder / "evaluation")
+    folders = [root / "data", root / "label", folder / "evaluation"]
+    scans, labels, tests = map(nifti_files, folders)
+    if not all(name.isdecimal() and len(name) == 3 for name in scans):
+        return None
+    cases, problems = pair(one_each(scans), one_each(labels))
     return Dataset(
         layout="INSTANCE 2022",
         folder=folder,
@@ -21,5 +23,5 @@ def find(folder: Path) -> Dataset | None:
         test_cases=tuple(Case(name, (path,)) for name, path in tests.items()),
         labels={1: "ICH"},
         modality="CT",
-        problems=problems,
+        problems=problems + unread(*folders),
     )

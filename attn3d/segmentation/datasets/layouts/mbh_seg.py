@@ -4,14 +4,15 @@ from pathlib import Path
 
 from attn3d.segmentation.datasets.dataset import Dataset
 from attn3d.segmentation.datasets.layouts.bhsd import LABELS
-from attn3d.segmentation.datasets.listing import Files, nifti_files, pair
+from attn3d.segmentation.datasets.listing import Files, nifti_files, pair, unread
 
 
 def find(folder: Path) -> Dataset | None:
     """Reads each case with all of its raters."""
     images: Files = {}
     labels: Files = {}
-    for case in sorted(path for path in folder.iterdir() if path.is_dir()):
+    folders = sorted(path for path in folder.iterdir() if path.is_dir())
+    for case in folders:
         files = nifti_files(case)
         if "image" in files:
             images[case.name] = (files["image"],)
@@ -20,4 +21,6 @@ def find(folder: Path) -> Dataset | None:
     if not labels:
         return None
     cases, problems = pair(images, labels)
-    return Dataset(layout="MBH-Seg", folder=folder, cases=cases, labels=LABELS, modality="CT", problems=problems)
+    return Dataset(
+        layout="MBH-Seg", folder=folder, cases=cases, labels=LABELS, modality="CT", problems=problems + unread(*folders)
+    )

@@ -1,0 +1,54 @@
+"""The scans to segment: a file, a folder of them, or the cases of a data set."""
+
+import logging
+from pathlib import Path
+
+from attn3d.segmentation.datasets.dataset import Case
+from attn3d.segmentation.datasets.finding import find_dataset
+from attn3d.segmentation.datasets.listing import channels, files_by_name, one_each, stem, unread
+from attn3d.segmentation.files import FileError
+
+logger = logging.getLogger("attn3d")
+
+
+def find_scans(scans: Path, images: int) -> tuple[list[Case], dict[str, str]]:
+    """The cases to segment, and by file why it is in none.
+
+    Args:
+        scans: a NIfTI file, a folder of them, a DICOM series, or the folder of a data set. In a folder of files, those
+            of a case are called ``case_0000`` to ``case_000N``; a single one may also be called ``case``.
+        images: how many images a case has.
+
+    Raises:
+        FileError: when there is no scan.
+    """
+    if not scans.exists():
+        raise FileError(scans, "is not there; give a NIfTI file or a folder of scans")
+    if scans.is_file():
+        if images != 1:
+            raise FileError(scans, f"is one image, the network needs {images} of a case; give a folder")
+        return [Case(stem(scans), (scans,))], {}
+    files, failed = files_by_name(scans)
+    if not files and not failed:
+        dataset = find_dataset(scans)
+        for problem in dataset.problems:
+            logger.warning("left out: %s", problem)
+        return [*dataset.test_cases, *dataset.cases], {}
+    for problem in unread(scans):
+        logger.warning("left out: %s", problem)
+    if images > 1 or any(name.endswith("_0000") for name in files):
+        plain = {} if images > 1 else {name: path for name, path in files.items() if not _is_of_channels(name, files)}
+        found, problems = channels({name: path for name, path in files.items() if name not in plain}, images)
+        for name in plain.keys() & found.keys():
+            problems[plain.pop(name)] = f"is there as {found.pop(name)[0].name} too; remove one of them"
+        found |= one_each(plain)
+        failed |= problems
+    else:
+        found = one_each(files)
+    return [Case(name, found[name]) for name in sorted(found)], {str(path): failed[path] for path in sorted(failed)}
+
+
+def _is_of_channels(name: str, files: dict[str, Path]) -> bool:
+    """Whether a file of a case of one image is one of several channels, of which the first is there."""
+    case, _, channel = name.rpartition("_")
+    return len(channel) == 4 and channel.isdecimal() and f"{case}_0000" in files

@@ -1,0 +1,265 @@
+"""From the files of a DICOM series to a volume in millimetres.
+
+Headers are pydicom's business, compressed voxels SimpleITK's. What is added is that every slice is where its own header
+says, and has the numbers that its own rescale slope gives; and that whatever is no one volume is refused.
+"""
+
+import locale
+import logging
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+from attn3d.segmentation.errors import FileError
+
+_SAME_PLACE = 0.01  # mm
+_UNEVEN = 0.1  # mm, and this part of the step, that a slice may be off an even grid
+_STRAIGHT = 1e-3  # the part of a step that slices may be shifted by and still be called straight above each other
+_TO_NIFTI = np.diag([-1.0, -1.0, 1.0])  # DICOM's axes point left and back, NIfTI's right and forwards
+_CONVERT = "convert it with dcm2niix"
+
+logger = logging.getLogger("attn3d")
+
+
+@dataclass(frozen=True)
+class Series:
+    """What files of one series, in one folder, are.
+
+    Attributes:
+        title: modality, description and number of files.
+        headers: by file, all but the voxels.
+    """
+
+    title: str
+    headers: dict[Path, Any]
+
+
+@dataclass(frozen=True)
+class _Slice:
+    """A slice: the ``frame`` of a file, where its first voxel's middle is, and the directions of its axes, in mm."""
+
+    path: Path
+    frame: int
+    corner: np.ndarray
+    directions: np.ndarray
+    spacing: tuple[float, float]
+    thickness: float | None
+    rescale: tuple[float, float]
+
+
+def is_dicom(path: Path | str) -> bool:
+    """Whether a file is a part of DICOM, whatever its name says."""
+    if not Path(path).is_file():
+        return False
+    with Path(path).open("rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
+@contextmanager
+def same_locale() -> Iterator[None]:
+    """Undoes what GDCM may do: it leaves the whole process in the locale "C"."""
+    before = locale.setlocale(locale.LC_ALL)
+    try:
+        yield
+    finally:
+        locale.setlocale(locale.LC_ALL, before)
+
+
+def find_series(path: Path | str) -> tuple[list[Series], dict[Path, str]]:
+    """The series in a folder or file, and why other DICOM files there are no part of a scan.
+
+    Raises:
+        FileError: when a file of a scan is damaged.
+    """
+    path = Path(path)
+    series: dict[str, dict[Path, Any]] = defaultdict(dict)
+    others: dict[Path, str] = {}
+    for file in filter(is_dicom, [path] if path.is_file() else sorted(path.iterdir())):
+        header = _header(file)
+        kind = header.file_meta.get("MediaStorageSOPClassUID", header.get("SOPClassUID"))
+        scan = kind is not None and kind.name.endswith("Image Storage")
+        if kind is None or (scan and not ("Rows" in header and "SeriesInstanceUID" in header)):
+            raise FileError(file, "its header is damaged or cut short; fetch it again")
+        if not scan:
+            others[file] = f"is no scan ({kind.name})"
+        elif not _has_place(header):
+            others[file] = f"is no slice of a scan ({kind.name}): its header does not say where it lies"
+        else:
+            series[header.SeriesInstanceUID][file] = header
+    return [Series(_title(headers), headers) for headers in series.values()], others
+
+
+def read_series(path: Path | str) -> nib.Nifti1Image:
+    """The one volume in a folder of DICOM, or in a file of several frames, in HU where it is CT.
+
+    Raises:
+        FileError: when there is none or several, when slices are missing or damaged, and when a file holds a mosaic.
+    """
+    series, others = find_series(path)
+    for file, problem in others.items():
+        logger.warning("left out: %s: %s", file, problem)
+    if not series:
+        what = "is a folder without a DICOM series" if Path(path).is_dir() else "holds no DICOM series"
+        why = "".join(f" ({file.name} {problem})" for file, problem in list(others.items())[:1])
+        raise FileError(path, f"{what}{why}; give a NIfTI file, or a folder of one series")
+    if len(series) > 1:
+        titles = "; ".join(one.title for one in series)
+        raise FileError(path, f"holds {len(series)} DICOM series ({titles}); give each a folder of its own")
+    slices = [one for file, header in series[0].headers.items() for one in _slices(file, header)]
+    slices = _in_order(path, slices)
+    affine = np.eye(4)
+    affine[:3, :2] = _TO_NIFTI @ (slices[0].directions * slices[0].spacing)
+    affine[:3, 2] = _TO_NIFTI @ _step(path, slices)
+    affine[:3, 3] = _TO_NIFTI @ slices[0].corner
+    image = nib.Nifti1Image(_voxels(path, slices), affine)
+    image.set_sform(affine, "scanner")
+    image.set_qform(affine, "scanner" if _is_straight(affine) else "unknown", strip_shears=True)
+    image.header.set_xyzt_units("mm")
+    return image
+
+
+def _header(file: Path) -> Any:
+    import pydicom
+
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of values that are not used
+            return pydicom.dcmread(file, stop_before_pixels=True)
+    except Exception as error:  # pydicom raises what its parts do
+        raise FileError(file, f"its header is damaged ({' '.join(str(error).split())}); fetch it again") from error
+
+
+def _has_place(header: Any) -> bool:
+    return "ImagePositionPatient" in header or "PerFrameFunctionalGroupsSequence" in header
+
+
+def _title(headers: dict[Path, Any]) -> str:
+    first = next(iter(headers.values()))
+    files = f"{len(headers)} file{'s' if len(headers) > 1 else ''}"
+    return (
+        f"{first.get('Modality', '')} {str(first.get('SeriesDescription', '')) or 'without a description'!r}, {files}"
+    )
+
+
+def _slices(file: Path, header: Any) -> list[_Slice]:
+    """The slices in a file."""
+    if "MOSAIC" in header.get("ImageType", ()):
+        raise FileError(file, f"is a mosaic, all slices of a volume tiled in one image; {_CONVERT}")
+    try:
+        if "PerFrameFunctionalGroupsSequence" not in header:
+            return [_slice(file, 0, header.get, header.get, header.get, header.get)]
+        shared = header.get("SharedFunctionalGroupsSequence") or [{}]
+        return [
+            _slice(file, number, *(_group(name, frame, shared[0]) for name in _GROUPS))
+            for number, frame in enumerate(header.PerFrameFunctionalGroupsSequence)
+        ]
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise FileError(file, f"its header does not say where its slices lie ({error}); {_CONVERT}") from error
+
+
+_GROUPS = ("PlanePosition", "PlaneOrientation", "PixelMeasures", "PixelValueTransformation")
+
+
+def _group(name: str, frame: Any, shared: Any) -> Any:
+    """What looks a value up in a group of the frame, or in that of all frames."""
+    sequence = f"{name}Sequence"
+    groups = frame.get(sequence) or shared.get(sequence) or [{}]
+    return groups[0].get
+
+
+def _slice(file: Path, frame: int, place: Any, orientation: Any, measures: Any, values: Any) -> _Slice:
+    directions = np.array(orientation("ImageOrientationPatient"), float).reshape(2, 3).T
+    between_rows, between_columns = map(float, measures("PixelSpacing"))
+    thickness = measures("SpacingBetweenSlices") or measures("SliceThickness")
+    made = _Slice(
+        path=file,
+        frame=frame,
+        corner=np.array(place("ImagePositionPatient"), float).reshape(3),
+        directions=directions / np.linalg.norm(directions, axis=0),
+        spacing=(between_columns, between_rows),
+        thickness=abs(float(thickness)) if thickness else None,
+        rescale=(float(values("RescaleSlope", 1)), float(values("RescaleIntercept", 0))),
+    )
+    if not (np.isfinite(made.corner).all() and np.isfinite(made.directions).all()):
+        raise ValueError("its numbers are not finite")
+    return made
+
+
+def _in_order(path: Path | str, slices: list[_Slice]) -> list[_Slice]:
+    """The slices from the bottom of their stack to its top, if they are one."""
+    first = slices[0]
+    normal = np.cross(*first.directions.T)
+    for one in slices[1:]:
+        if not np.allclose(one.directions, first.directions, atol=1e-3) or not np.allclose(one.spacing, first.spacing):
+            raise FileError(
+                path, f"its slices {first.path.name} and {one.path.name} have different directions or pixel spacings; "
+                "leave one stack of slices in the folder"
+            )  # fmt: skip
+    slices = sorted(slices, key=lambda one: float(one.corner @ normal))
+    steps = np.diff([one.corner @ normal for one in slices])
+    if (steps < _SAME_PLACE).any():
+        places = 1 + int((steps >= _SAME_PLACE).sum())
+        times = sorted(Counter(np.cumsum(np.append(0, steps >= _SAME_PLACE)).tolist()).values())
+        each = f"{times[0]}" if times[0] == times[-1] else f"{times[0]} to {times[-1]}"
+        raise FileError(
+            path,
+            f"holds {len(slices)} slices at {places} place{'s' if places > 1 else ''}, {each} at each (a series in "
+            "time, of echoes or of directions); leave the files of one volume",
+        )
+    if len(steps) and (np.abs(steps - np.median(steps)) > _UNEVEN * min(1.0, np.median(steps))).any():
+        at = int(np.abs(steps - np.median(steps)).argmax())
+        below, above = (f"{one.path.name}{f' frame {one.frame}' if one.frame else ''}" for one in slices[at : at + 2])
+        raise FileError(
+            path,
+            f"from {below} to {above} it is {steps[at]:.3g} mm, between other slices {np.median(steps):.3g} mm: "
+            "a slice is missing, or the series has two spacings",
+        )
+    return slices
+
+
+def _step(path: Path | str, slices: Sequence[_Slice]) -> np.ndarray:
+    """From one slice to the next in mm; not straight up where the gantry was tilted."""
+    if len(slices) > 1:
+        step = (slices[-1].corner - slices[0].corner) / (len(slices) - 1)
+        even = slices[0].corner + np.outer(np.arange(len(slices)), step)
+        off = np.linalg.norm([one.corner for one in slices] - even, axis=1).max()
+        if off > _UNEVEN:
+            raise FileError(path, f"its slices lie up to {off:.3g} mm beside a straight line; {_CONVERT}")
+        return step
+    if slices[0].thickness is None:
+        raise FileError(path, f"is one slice of unknown thickness; {_CONVERT}, and check the spacing")
+    return slices[0].thickness * np.cross(*slices[0].directions.T)
+
+
+def _is_straight(affine: np.ndarray) -> bool:
+    columns = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    return bool(np.abs(columns.T @ columns - np.eye(3)).max() < _STRAIGHT)
+
+
+@same_locale()
+def _voxels(path: Path | str, slices: Sequence[_Slice]) -> np.ndarray:
+    """(columns, rows, slices) as float32, each slice with its own rescale slope and intercept."""
+    import SimpleITK as sitk
+
+    frames: dict[Path, np.ndarray] = {}
+    for file in {one.path for one in slices}:
+        if len({one.rescale for one in slices if one.path == file}) > 1:
+            raise FileError(file, f"its frames have different rescale slopes; {_CONVERT}")
+        try:
+            image = sitk.ReadImage(str(file))
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise FileError(file, f"its voxels cannot be read ({reason}); fetch it again") from error
+        if image.GetNumberOfComponentsPerPixel() != 1:
+            raise FileError(file, f"holds colours, not numbers; {_CONVERT}")
+        frames[file] = sitk.GetArrayFromImage(image).astype(np.float32)
+    shape = frames[slices[0].path].shape[1:]
+    if odd := [file for file, voxels in frames.items() if voxels.shape[1:] != shape]:
+        raise FileError(path, f"its slices have different sizes, {odd[0].name} another than {slices[0].path.name}")
+    return np.stack([frames[one.path][one.frame].T for one in slices], axis=-1)

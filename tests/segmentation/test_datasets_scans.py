@@ -1,0 +1,78 @@
+"""Which files make a case to segment."""
+
+import logging
+
+import pytest
+
+from attn3d.segmentation.datasets import find_scans
+from tests.segmentation import layouts
+
+
+def found(folder, images, *files):
+    """Cases by their names, and problems by the file's name."""
+    folder.mkdir(exist_ok=True)
+    for name in files:
+        (folder / name).write_bytes(b"")
+    cases, failed = find_scans(folder, images)
+    assert all(path.startswith(f"{folder}/") for path in failed)
+    return {case.name: [path.name for path in case.images] for case in cases}, {
+        path.rpartition("/")[2]: problem for path, problem in failed.items()
+    }
+
+
+def test_a_case_of_two_images_has_exactly_two_channels(tmp_path):
+    cases, failed = found(
+        tmp_path / "scans", 2,
+        "a_0000.nii.gz", "a_0001.nii.gz",
+        "patient_2019.nii.gz", "patient_2020.nii.gz",
+        "b_0001.nii.gz", "b_0002.nii.gz",
+        "c_0000.nii", "c_0001.nii", "c_0002.nii",
+        "p.nii", "p.nii.gz",
+        "single.nii.gz",
+    )  # fmt: skip
+    assert cases == {"a": ["a_0000.nii.gz", "a_0001.nii.gz"]}
+    no_channel = "is no channel from _0000 to _0001"
+    assert no_channel in failed.pop("patient_2019.nii.gz")
+    assert no_channel in failed.pop("patient_2020.nii.gz")
+    assert failed.pop("b_0001.nii.gz") == "its case has no b_0000; a case has 2 channels"
+    assert no_channel in failed.pop("b_0002.nii.gz")
+    assert failed.pop("c_0000.nii") == failed.pop("c_0001.nii") == "its case has 3 channels, needed are 2"
+    assert no_channel in failed.pop("c_0002.nii")
+    assert failed.pop("p.nii") == "is there as p.nii.gz too; remove one of them"
+    assert failed.pop("p.nii.gz") == "is there as p.nii too; remove one of them"
+    assert "as single_0000 would be" in failed.pop("single.nii.gz")
+    assert not failed
+
+
+def test_a_case_of_one_image_may_have_no_number(tmp_path):
+    cases, failed = found(
+        tmp_path / "scans", 1,
+        "a.nii.gz", "b_0000.nii", "patient_2019.NII.GZ",
+        "c_0000.nii.gz", "c_0001.nii.gz",
+        "d.nii.gz", "d_0000.nii.gz",
+        "p.nii", "p.nii.gz",
+    )  # fmt: skip
+    assert cases == {"a": ["a.nii.gz"], "b": ["b_0000.nii"], "patient_2019": ["patient_2019.NII.GZ"]}
+    assert failed.pop("c_0000.nii.gz") == "its case has 2 channels, needed are 1"
+    assert "is no channel" in failed.pop("c_0001.nii.gz")
+    assert failed.pop("d.nii.gz") == "is there as d_0000.nii.gz too; remove one of them"
+    assert sorted(failed) == ["p.nii", "p.nii.gz"]
+
+
+def test_what_is_left_out_is_named(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING, "attn3d"):
+        found(tmp_path / "scans", 1, "a.nii.gz", "b.nrrd")
+        assert "b.nrrd: is no NIfTI file" in caplog.text
+        layouts.instance2022(tmp_path / "dataset")
+        layouts.write(tmp_path / "dataset/train/label/097.nii.gz", layouts.marks(1))
+        cases, failed = find_scans(tmp_path / "dataset", 1)
+    assert [case.name for case in cases] == ["101", "095", "096"]
+    assert not failed
+    assert "097.nii.gz: has no image" in caplog.text
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz", ".NII.GZ"])
+def test_a_file_is_a_case_by_its_name(tmp_path, ending):
+    (tmp_path / f"scan.x{ending}").write_bytes(b"")
+    cases, _ = find_scans(tmp_path / f"scan.x{ending}", 1)
+    assert [case.name for case in cases] == ["scan.x"]

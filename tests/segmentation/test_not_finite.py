@@ -1,0 +1,196 @@
+"""Hot voxels do no harm; a loss, output, weight or input that is not finite is refused by its name."""
+
+import csv
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+import torchio as tio
+import typer
+from monai.data import MetaTensor
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from attn3d.cli.app import one_line_errors
+from attn3d.segmentation import Diverged, FileError, Run, degrade, predict, train
+from attn3d.segmentation.data import augmentation, normalise
+from attn3d.segmentation.fitting import SegmentationTask
+from attn3d.segmentation.inference import grid_probabilities
+from tests.segmentation.conftest import SMALL
+from tests.segmentation.volumes import AFFINES, scan
+
+SHAPE = (24, 24, 24)
+
+
+def noise(hot, seed=0, at=(3, 4, 5)):
+    """Noise around 100, a brighter block, one hot voxel and the block's label."""
+    data = np.random.default_rng(seed).normal(100, 10, SHAPE).astype(np.float32)
+    labels = np.zeros(SHAPE, np.uint8)
+    labels[8:16, 8:16, 6 + seed : 14 + seed] = 1
+    data += 60 * labels
+    data[at] = hot
+    return data, labels
+
+
+@pytest.mark.parametrize("hot", [3e6, -3e6, 3e38, -3e38])
+def test_a_hot_voxel_does_not_set_the_scale(hot):
+    hot_one, as_without = (normalise(torch.from_numpy(noise(value)[0])[None])[0] for value in (hot, 100.0))
+    assert hot_one[3, 4, 5] == (10 if hot > 0 else -10)
+    hot_one[3, 4, 5] = as_without[3, 4, 5]
+    torch.testing.assert_close(hot_one, as_without, atol=0.02, rtol=0)
+
+
+def test_mean_and_deviation_are_those_of_what_is_brighter_than_the_mean():
+    """Half of it air: brain at 100 with a deviation of 10 becomes 0 and 1."""
+    generator = np.random.default_rng(0)
+    data = np.zeros((2, 20, 20, 20), np.float32)
+    data[:, 10:] = generator.normal(100, 10, (2, 10, 20, 20))
+    data[1] = 7 * data[1] - 5
+    for channel in normalise(torch.from_numpy(data)):
+        assert channel[10:].mean().item() == pytest.approx(0, abs=0.05)
+        assert channel[10:].std().item() == pytest.approx(1, abs=0.05)
+        assert channel[:10].max().item() == pytest.approx(-10, abs=0.5)
+
+
+def test_images_of_one_and_two_values():
+    two = torch.zeros(1, 6, 6, 6)
+    two[0, :2] = 3.0
+    assert normalise(two).unique().numel() == 2
+    assert normalise(two).isfinite().all()
+    single = torch.zeros(1, 9, 9, 9)
+    single[0, 4, 4, 4] = 3.0
+    assert normalise(single)[0, 4, 4, 4] == 10
+    assert torch.equal(normalise(torch.full((1, 3, 3, 3), 0.1)), torch.zeros(1, 3, 3, 3))
+
+
+def test_augmented_channels_are_normalised_each_on_its_own():
+    """As they are when a scan is segmented."""
+    torch.manual_seed(0)
+    data = torch.rand(2, 16, 16, 16) * torch.tensor([1.0, 1000.0]).view(2, 1, 1, 1)
+    images = [augmentation()(tio.Subject(image=tio.ScalarImage(tensor=data)))["image"].data for _ in range(6)]
+    for image in images:
+        first, second = (channel[channel > channel.mean()].std().item() for channel in image)
+        assert first == pytest.approx(second, rel=0.3)
+
+
+def test_a_degraded_scan_keeps_a_hot_voxel_in_its_place():
+    assert np.abs(degrade(scan(noise(3e6)[0], AFFINES["RAS"])).get_fdata()).max() < 12
+
+
+@pytest.fixture(scope="module")
+def cohorts(tmp_path_factory):
+    """Folders of cases by the value of their hot voxel."""
+    folders = {}
+    for hot in (100.0, 3e6, 3e38):
+        folders[hot] = folder = tmp_path_factory.mktemp("cohort")
+        for part in ("images", "labels"):
+            (folder / part).mkdir()
+        for index in range(4):
+            data, labels = noise(hot, seed=index)
+            nib.save(scan(data, AFFINES["RAS"]), folder / "images" / f"case{index}.nii.gz")
+            nib.save(scan(labels, AFFINES["RAS"]), folder / "labels" / f"case{index}.nii.gz")
+    return folders
+
+
+SETTINGS = SMALL | {"spacing": (2.0, 2.0, 2.0), "learning_rate": 1e-2, "epochs": 8, "patches_per_case": 4}
+
+
+@pytest.fixture(scope="module")
+def run(cohorts, tmp_path_factory):
+    return train(cohorts[3e6], out=tmp_path_factory.mktemp("runs") / "run", **SETTINGS)
+
+
+def test_a_cohort_with_hot_voxels_is_learnt(run, cohorts, tmp_path):
+    losses = [float(row["loss"]) for row in csv.DictReader((run.folder / "metrics.csv").open())]
+    assert losses[-1] < 0.5 * losses[0]
+    found = predict(run.folder, cohorts[3e6] / "images", tmp_path / "out", probabilities=True, quiet=True)
+    for name, path in found.written.items():
+        labels = np.asarray(nib.load(path).dataobj)
+        true = np.asarray(nib.load(cohorts[3e6] / "labels" / f"{name}.nii.gz").dataobj)
+        assert 2 * (labels & true).sum() / (labels.sum() + true.sum()) > 0.7
+        assert np.isfinite(nib.load(tmp_path / "out" / f"{name}_probabilities.nii.gz").get_fdata()).all()
+
+
+def test_a_voxel_as_large_as_float32_holds(cohorts, tmp_path):
+    run = train(cohorts[3e38], out=tmp_path / "run", **SETTINGS | {"epochs": 1})
+    rows = list(csv.DictReader((run.folder / "metrics.csv").open()))
+    assert np.isfinite(float(rows[0]["loss"]))
+    assert run.network()
+
+
+def test_a_learning_rate_too_high_ends_with_what_to_do(cohorts, tmp_path, capsys):
+    with pytest.raises(Diverged, match=r"in epoch \d+; train again with a `learning_rate` below 1e\+06") as error:
+        train(cohorts[100.0], out=tmp_path / "run", **SETTINGS | {"learning_rate": 1e6})
+    assert "case" in str(error.value) or "weights" in str(error.value)
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+    with pytest.raises(typer.Exit), one_line_errors("train"):
+        raise error.value
+    assert capsys.readouterr().err.startswith("attn3d train: ")
+
+
+def test_the_first_loss_that_is_not_finite_keeps_the_checkpoint_before(cohorts, tmp_path, monkeypatch):
+    step = nn.Module.__call__
+
+    def diverging(loss, *arguments):
+        value = step(loss, *arguments)
+        return value * float("nan") if task[0].trainer.current_epoch == 2 else value
+
+    task = []
+    make = SegmentationTask.__init__
+    monkeypatch.setattr(SegmentationTask, "__init__", lambda self, *a, **k: (make(self, *a, **k), task.append(self))[0])
+    monkeypatch.setattr("monai.losses.DeepSupervisionLoss.__call__", diverging)
+    with pytest.raises(Diverged, match=r"the loss is nan in epoch 3; .* look at the voxels of case\d"):
+        train(cohorts[100.0], out=tmp_path / "run", **SETTINGS)
+    checkpoint = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
+    assert checkpoint["epoch"] == 1
+    assert all(values.isfinite().all() for values in checkpoint["state_dict"].values())
+    monkeypatch.undo()
+    assert train(out=tmp_path / "run", resume=True, quiet=True).finished, "the last good checkpoint goes on"
+
+
+def test_weights_that_are_not_finite_are_never_kept(cohorts, tmp_path, monkeypatch):
+    def spoil(task, *_):
+        if task.trainer.current_epoch == 1:
+            next(task.network.parameters()).data.view(-1)[0] = float("inf")
+
+    monkeypatch.setattr(SegmentationTask, "on_train_batch_end", spoil)
+    with pytest.raises(Diverged, match="in epoch 2"):
+        train(cohorts[100.0], out=tmp_path / "run", **SETTINGS)
+    checkpoint = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
+    assert checkpoint["epoch"] == 0
+
+
+def test_weights_with_nan_are_refused_by_name(run, cohorts, tmp_path):
+    again = Run(tmp_path, run.config)
+    again.folder.joinpath("config.json").write_bytes((run.folder / "config.json").read_bytes())
+    weights = load_file(run.weights)
+    name = list(weights)[-1]
+    weights[name].view(-1)[0] = float("nan")
+    save_file(weights, again.weights)
+    with pytest.raises(FileError, match=rf"model.safetensors: its weights '{name}' are not finite"):
+        predict(again.folder, cohorts[3e6] / "images", tmp_path / "out", quiet=True)
+
+
+def test_a_checkpoint_with_nan_is_refused_by_name(run, tmp_path):
+    for name in ("config.json", "split.json"):
+        (tmp_path / name).write_bytes((run.folder / name).read_bytes())
+    checkpoint = torch.load(run.checkpoint, weights_only=True)
+    name = next(iter(checkpoint["state_dict"]))
+    checkpoint["state_dict"][name].view(-1)[0] = float("nan")
+    torch.save(checkpoint, tmp_path / "last.ckpt")
+    with pytest.raises(FileError, match=rf"last.ckpt: its weights '{name}' are not finite; remove it"):
+        train(out=tmp_path, resume=True, quiet=True)
+
+
+def test_what_goes_in_and_comes_out_of_a_network_is_finite():
+    volume = MetaTensor(torch.zeros(1, 16, 16, 16))
+    network = nn.Conv3d(1, 2, 1)
+    volume[0, 1, 2, 3] = float("nan")
+    with pytest.raises(ValueError, match="`volume` must be finite, got 1 voxels"):
+        grid_probabilities(network, volume, (16, 16, 16))
+    volume[0, 1, 2, 3] = 1.0
+    nn.init.constant_(network.weight, 3e38)
+    nn.init.constant_(network.bias, 3e38)
+    with pytest.raises(ValueError, match="`network` gives values that are not finite"):
+        grid_probabilities(network, volume, (16, 16, 16))

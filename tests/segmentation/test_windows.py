@@ -1,0 +1,86 @@
+"""What a CT is shown in follows from its intensities."""
+
+import logging
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from attn3d.segmentation.configuration import DEFAULTS, configure
+from attn3d.segmentation.datasets import find_dataset
+from attn3d.segmentation.fingerprint import take_fingerprint
+from attn3d.segmentation.preprocessing import to_channels
+from attn3d.segmentation.windows import BRAIN_WINDOWS
+from tests.segmentation.volumes import AFFINES, scan
+
+SHAPE = (20, 20, 20)
+
+
+def cohort(folder, air, tissue, label):
+    """A folder as of INSTANCE 2022, with so many HU outside, around the label and in it."""
+    for index in range(2):
+        generator = np.random.default_rng(index)
+        data = generator.normal(tissue, 8, SHAPE)
+        data[:5] = air
+        data[8:14, 8:14, 8:14] = generator.normal(label, 8, (6, 6, 6))
+        mask = np.zeros(SHAPE, np.uint8)
+        mask[8:14, 8:14, 8:14] = 1
+        for part, values in (("data", data.astype(np.float32)), ("label", mask)):
+            (folder / part).mkdir(exist_ok=True)
+            nib.save(scan(values, AFFINES["RAS"]), folder / part / f"{index:03d}.nii.gz")
+    return find_dataset(folder)
+
+
+def configured(dataset, **settings):
+    fingerprint = take_fingerprint(dataset, dataset.cases, quiet=True)
+    return configure(dataset, 1, fingerprint, DEFAULTS | {"patch_size": (16, 16, 16)} | settings)
+
+
+def contrast(dataset, windows):
+    """Between the label and what is around it, in the channel that shows it best."""
+    image = np.asarray(nib.load(dataset.cases[0].images[0]).dataobj)
+    channels = to_channels(torch.from_numpy(image)[None], windows)
+    inside, around = (channels[:, part, part, part].mean((1, 2, 3)) for part in (slice(8, 14), slice(15, None)))
+    return float((inside - around).abs().max())
+
+
+@pytest.mark.parametrize(("air", "tissue", "label"), [(-1000, 35, 65), (0, 30, 60)], ids=["a head", "a brain alone"])
+def test_a_head_is_shown_in_brain_windows(air, tissue, label, tmp_path, caplog):
+    dataset = cohort(tmp_path, air, tissue, label)
+    config = configured(dataset)
+    assert (dataset.modality, config.windows) == ("CT", BRAIN_WINDOWS)
+    assert not caplog.records
+    assert contrast(dataset, config.windows) > 0.5
+
+
+@pytest.mark.parametrize(("tissue", "label"), [(-850, -700), (50, 900), (-80, -300)], ids=["lung", "bone", "fat"])
+def test_other_ct_is_shown_in_windows_of_its_own(tissue, label, tmp_path, caplog):
+    dataset = cohort(tmp_path, -1000, tissue, label)
+    config = configured(dataset)
+    assert config.windows != BRAIN_WINDOWS
+    assert config.in_channels == 3
+    assert not caplog.records, "every label is visible"
+    assert contrast(dataset, config.windows) > 0.5
+    level, width = config.windows[0]
+    assert level == pytest.approx(label, abs=10)
+    assert width >= 80
+
+
+def test_a_label_that_is_not_visible_in_given_windows_is_named(tmp_path, caplog):
+    dataset = cohort(tmp_path, -1000, -850, -700)
+    with caplog.at_level(logging.WARNING, "attn3d"):
+        config = configured(dataset, windows=BRAIN_WINDOWS)
+    assert config.windows == BRAIN_WINDOWS, "as it was asked for"
+    assert contrast(dataset, config.windows) == 0
+    assert "The label 'ICH' cannot be seen: its median of -699" in caplog.text
+
+
+@pytest.mark.parametrize(("tissue", "label"), [(300, 500), (900, 60)])
+def test_mri_in_the_folders_of_a_ct_data_set_is_not_windowed(tissue, label, tmp_path, caplog):
+    dataset = cohort(tmp_path, 0, tissue, label)
+    with caplog.at_level(logging.WARNING, "attn3d"):
+        config = configured(dataset)
+    assert config.windows is None
+    assert "its intensities are no Hounsfield units" in caplog.text
+    assert contrast(dataset, config.windows) > 0.5
