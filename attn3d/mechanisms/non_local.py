@@ -157,7 +157,7 @@ class Concatenation(nn.Module):
 
     def _split(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """a and b, (B, H, N) and (B, H, M)."""
-        # Not `q @ weight[0]`: PyTorch's ONNX exporter gets a product with a slice of a parameter wrong.
+        # Not `q @ weight[0]`: ONNX Runtime drops the transpose in front of a product with a vector.
         of_q, of_k = self.weight[:, : self.inner], self.weight[:, self.inner :]
         return linear(q, of_q).squeeze(3), linear(k, of_k).squeeze(3)
 
