@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
+from attn3d.sharding import shard_over, sum_gradients
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 import attn3d
-from attn3d.sharding import shard_over, sum_gradients
 from tests.configurations import randomise
 
 PATIENCE = 240  # seconds after which processes that wait for each other are ended

@@ -20,14 +20,14 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from attn3d.attention.dense import dense_bias
+from attn3d.attention.sharded.ranks import rows_seen
+from attn3d.sharding import shard_over, sum_gradients
 from torch import Tensor, nn
 
 import attn3d
 from attn3d.attention import Neighborhood, VolumeAttention, Window
-from attn3d.attention.dense import dense_bias
-from attn3d.attention.sharded.ranks import rows_seen
 from attn3d.layers.norms import BatchNorm
-from attn3d.sharding import shard_over, sum_gradients
 from tests.attention.over_ranks import PATIENCE, work
 from tests.configurations import randomise
 from tests.marks import some
