@@ -71,6 +71,10 @@ class VolumeAttention(nn.Module):
         entries = sum(lengths) if position_bias == "axis" else math.prod(lengths)
         self.position_table = nn.Parameter(torch.zeros(heads, entries))
 
+    def extra_repr(self) -> str:
+        """The pattern and the backend."""
+        return f"{self.pattern}, backend={self.backend!r}"
+
     def forward(self, q: Tensor, k: Tensor, v: Tensor, shape: list[int]) -> Tensor:
         """Attends.
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from attn3d.arguments import boolean, check_options, nearest, odd_per_axis, per_axis, read_spec
 from attn3d.attention.groups import AxisGroups, Groups, alike, outer, relation
-from attn3d.capture import larger, smaller
+from attn3d.capture import larger, smaller, without_autocast
 
 Sizes = int | Sequence[int]
 
@@ -136,6 +136,7 @@ class PooledKeys(Pattern):
         """The size of a block along every axis."""
         return per_axis("stride", self.stride, spatial_dims)
 
+    @without_autocast
     def pool(self, tokens: Tensor, shape: list[int]) -> tuple[Tensor, list[int]]:
         """The means of blocks of tokens, (B, H, N, d) to (B, H, M, d), and their shape."""
         tokens = tokens.unflatten(2, shape)
@@ -241,6 +242,7 @@ class Neighborhood(Pattern):
 
     def sizes(self, spatial_dims: int) -> tuple[int, ...]:
         """The neighbourhood's size along every axis."""
+        per_axis("dilation", self.dilation, spatial_dims)
         return odd_per_axis("size", self.size, spatial_dims)
 
     def along(self, axis: int, extent: Any, spatial_dims: int, arange: Any) -> AxisGroups:

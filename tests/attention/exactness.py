@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -37,10 +38,11 @@ class Case(NamedTuple):
 
 @functools.cache
 def case(dtype: torch.dtype, mask: str) -> Case:
-    generator = torch.Generator().manual_seed(MASKS.index(mask))
+    generator = torch.Generator("cpu").manual_seed(MASKS.index(mask))
 
     def values(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+        values = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
+        return values.to(torch.get_default_device(), dtype)
 
     inputs = [
         values(BATCH, HEADS, QUERIES, WIDTH),
@@ -113,6 +115,12 @@ def _plain_form(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, bias: 
     keyless = (scores == -math.inf).all(3, keepdim=True)
     weights = scores.masked_fill(keyless, 0.0).softmax(3).masked_fill(keyless, 0.0)
     return weights @ v
+
+
+def set_tile_bytes(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    """What is computed at once without a budget."""
+    for file in ("memory", "grouped"):
+        monkeypatch.setattr(f"attn3d.attention.{file}.TILE_BYTES", count)
 
 
 def error_of(found: Tensor, reference: Tensor) -> float:

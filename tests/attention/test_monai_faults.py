@@ -57,7 +57,7 @@ def bias_averaged_over_heads(q, k, v, bias):
 
 
 def bias_of_ours(q, k, v, bias):
-    return attend(q, k, v, bias=bias, method="chunked")
+    return attend(q, k, v, bias=bias, backend="chunked")
 
 
 def check_heads(run):
@@ -123,7 +123,7 @@ def in_windows(q, k, v, shape, size, shift=0, bias=0.0):
 
 def windows_of_ours(q, k, v, shape, size, shift=0, table=None):
     joint = None if table is None else "joint"
-    layer = VolumeAttention(2, HEADS, scope=Window(size, shift=shift > 0), position_bias=joint).double()
+    layer = VolumeAttention(2, HEADS, pattern=Window(size, shift=shift > 0), position_bias=joint).double()
     if table is not None:
         layer.position_table.data.copy_(table)
     return layer(q, k, v, list(shape))

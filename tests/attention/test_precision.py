@@ -1,4 +1,4 @@
-"""Scopes in every dtype, number of axes and room: as exact as all pairs in the same dtype."""
+"""Patterns in every dtype, number of axes and size of tiles: as exact as all pairs in the same dtype."""
 
 from __future__ import annotations
 
@@ -6,16 +6,15 @@ import math
 
 import pytest
 import torch
-from attn3d.attention.plain import pool_tokens
 
 from attn3d import Axial, Global, Grid, Neighborhood, PooledKeys, Window
-from tests.attention.exactness import DTYPES, error_of
+from tests.attention.exactness import DTYPES, error_of, set_tile_bytes
 from tests.attention.layers import BATCH, HEADS, Scoped, loops, results, tokens
 
-pytestmark = pytest.mark.scorecard("methods")
+pytestmark = pytest.mark.scorecard("backends")
 
 SHAPES = [(13,), (3, 5), (2, 3, 3)]
-SCOPES = [
+PATTERNS = [
     Scoped(Global()),
     Scoped(Window(3, shift=True), "axis"),
     Scoped(Window(2), "joint"),
@@ -28,20 +27,19 @@ SCOPES = [
 
 def all_pairs(layer, q, k, v, shape):
     """The formula in the dtype of its inputs."""
-    if layer.kind == "pooled_keys":
-        k, v = pool_tokens(k, shape, layer.size), pool_tokens(v, shape, layer.size)
+    k, v = layer.pattern.pool(k, shape)[0], layer.pattern.pool(v, shape)[0]
     scores = q @ k.transpose(2, 3) / math.sqrt(q.shape[3])
-    if layer.kind not in ("global", "pooled_keys"):
+    if layer.pattern.local:
         scores = scores + layer.bias_of(torch.arange(q.shape[2]), shape).to(q.dtype)
     return scores.softmax(3) @ v
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("scoped", SCOPES, ids=str)
+@pytest.mark.parametrize("scoped", PATTERNS, ids=str)
 def test_as_exact_as_all_pairs_in_the_same_dtype(scoped, shape, dtype, monkeypatch, count_cases):
-    """In rooms for 1, 7, N - 1, N and N + 5 queries and keys at a time: outputs to 2 times, gradients to 3."""
-    layer = scoped.layer(len(shape), method="chunked").to(dtype)
+    """In tiles of 1, 7, N - 1, N and N + 5 queries and keys: outputs to 2 times, gradients to 3."""
+    layer = scoped.layer(len(shape), backend="chunked").to(dtype)
     leaves = [leaf.detach().to(dtype).requires_grad_() for leaf in tokens(shape)]
     doubles = [leaf.detach().double().requires_grad_() for leaf in leaves]
     table = None if layer.position_table is None else layer.position_table.detach().double().requires_grad_()
@@ -49,9 +47,8 @@ def test_as_exact_as_all_pairs_in_the_same_dtype(scoped, shape, dtype, monkeypat
     plain = results(all_pairs(layer, *leaves, list(shape)), leaves, layer.position_table)
     count = math.prod(shape)
     for chunk in (1, 7, count - 1, count, count + 5):
-        room = 4 * BATCH * HEADS * chunk**2 if chunk > 1 else 1
-        monkeypatch.setattr("attn3d.attention.volume.room_for_cells", lambda *_, room=room: room)
-        monkeypatch.setattr("attn3d.attention.methods.room_for_scores", lambda *_, room=room: room)
+        tile_bytes = 4 * BATCH * HEADS * chunk**2 if chunk > 1 else 1
+        set_tile_bytes(monkeypatch, tile_bytes)
         found = results(layer(*leaves, list(shape)), leaves, layer.position_table)
         for name, value in found.items():
             assert value.dtype == dtype

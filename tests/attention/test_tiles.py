@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from attn3d.attention import tiles
+from attn3d.attention import tiled
 from tests.attention.exactness import (
     DTYPES,
     MASKS,
@@ -21,43 +21,45 @@ from tests.mechanisms.parity import assert_close
 SIZES = [1, 7, QUERIES - 1, QUERIES, QUERIES + 5]
 
 
-def method_of(tile: tiles.Tile):
+def attention_of(tile: tiled.Tile):
     class Attend(torch.autograd.Function):
         @staticmethod
         def forward(ctx, q, k, v, key_mask, bias):
-            out, logsumexp = tiles.forward(q, k, v, SCALE, tile, bias, key_mask)
+            out, logsumexp = tiled.forward(q, k, v, SCALE, tile, bias, key_mask)
             ctx.save_for_backward(q, k, v, key_mask, bias, out, logsumexp)
             return out
 
         @staticmethod
         def backward(ctx, gradient):
             q, k, v, key_mask, bias, out, logsumexp = ctx.saved_tensors
-            of_bias = None if bias is None else torch.zeros_like(bias, dtype=logsumexp.dtype)
-            of_qkv = tiles.backward(gradient, None, q, k, v, out, logsumexp, SCALE, tile, bias, key_mask, None, of_bias)
-            return *(grad.to(q.dtype) for grad in of_qkv), None, None if bias is None else of_bias.to(bias.dtype)
+            grad_bias = None if bias is None else torch.zeros_like(bias, dtype=logsumexp.dtype)
+            grads = tiled.backward(
+                gradient, None, q, k, v, out, logsumexp, SCALE, tile, bias, key_mask, None, grad_bias
+            )
+            return *(grad.to(q.dtype) for grad in grads), None, None if bias is None else grad_bias.to(bias.dtype)
 
     return Attend.apply
 
 
-@pytest.mark.scorecard("methods")
+@pytest.mark.scorecard("backends")
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_tile_of_any_size_is_as_exact_as_the_plain_form(dtype, mask, size, count_cases):
-    assert_as_exact_as_the_plain_form(method_of(tiles.Tile(size, size)), dtype, mask)
+    assert_as_exact_as_the_plain_form(attention_of(tiled.Tile(size, size)), dtype, mask)
     count_cases(2)  # forward and backward
 
 
 @pytest.mark.parametrize("tile", [(1, 18), (18, 1), (4, 6), (13, 5)], ids=str)
 def test_a_tile_need_not_be_square(tile):
-    assert_as_exact_as_the_plain_form(method_of(tiles.Tile(*tile)), torch.float64, "keys_and_bias")
+    assert_as_exact_as_the_plain_form(attention_of(tiled.Tile(*tile)), torch.float64, "keys_and_bias")
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_the_logsumexp_is_that_of_the_rows(size):
     """-inf where a row has no key."""
     (q, k, v), _, bias, *_ = case(torch.float64, "hiding_bias")
-    _, found = tiles.forward(q, k, v, SCALE, tiles.Tile(size, size), bias)
+    _, found = tiled.forward(q, k, v, SCALE, tiled.Tile(size, size), bias)
     expected = torch.logsumexp(q @ k.transpose(2, 3) * SCALE + bias, 3)
     assert (expected[:, :, 3] == -math.inf).all()
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-13)
@@ -69,7 +71,7 @@ def test_rising_scores_do_not_overflow():
     k = torch.linspace(-1e4, 1e4, 9).view(1, 1, 9, 1)
     v = torch.arange(9.0).view(1, 1, 9, 1)
     for keys in (1, 2, 9):
-        out, logsumexp = tiles.forward(q, k, v, 1.0, tiles.Tile(1, keys))
+        out, logsumexp = tiled.forward(q, k, v, 1.0, tiled.Tile(1, keys))
         assert out.item() == 8.0
         assert logsumexp.item() == 1e4
 
@@ -78,21 +80,21 @@ def test_rising_scores_do_not_overflow():
 def test_autocast_does_not_reach_the_sums(dtype):
     """They are in single precision at least, whatever the caller's autocast."""
     (q, k, v), key_mask, bias, upstream, *_ = case(dtype, "keys_and_bias")
-    tile = tiles.Tile(4, 4)
-    out, logsumexp = tiles.forward(q, k, v, SCALE, tile, bias, key_mask)
-    gradients = tiles.backward(upstream, None, q, k, v, out, logsumexp, SCALE, tile, bias, key_mask)
+    tile = tiled.Tile(4, 4)
+    out, logsumexp = tiled.forward(q, k, v, SCALE, tile, bias, key_mask)
+    gradients = tiled.backward(upstream, None, q, k, v, out, logsumexp, SCALE, tile, bias, key_mask)
     with torch.autocast("cpu", torch.bfloat16):
-        cast_out, cast_logsumexp = tiles.forward(q, k, v, SCALE, tile, bias, key_mask)
-        cast = tiles.backward(upstream, None, q, k, v, out, logsumexp, SCALE, tile, bias, key_mask)
+        cast_out, cast_logsumexp = tiled.forward(q, k, v, SCALE, tile, bias, key_mask)
+        cast = tiled.backward(upstream, None, q, k, v, out, logsumexp, SCALE, tile, bias, key_mask)
     assert torch.equal(cast_out, out)
     assert torch.equal(cast_logsumexp, logsumexp)
     assert all(torch.equal(found, reference) for found, reference in zip(cast, gradients, strict=True))
 
 
 def kept(probability: float, seed: int, rows: int = 400, keys: int = 300) -> torch.Tensor:
-    dropout = tiles.Dropout(probability, torch.tensor(seed), torch.arange(rows).view(1, 1, -1), torch.arange(keys))
+    dropout = tiled.Dropout(probability, torch.tensor(seed), torch.arange(rows).view(1, 1, -1), torch.arange(keys))
     dropout = dropout._replace(keys=dropout.keys.view(1, 1, -1))
-    return dropout.keep(slice(None), slice(None), torch.float64)[0, 0]
+    return dropout.factor(slice(None), slice(None), torch.float64)[0, 0]
 
 
 @pytest.mark.parametrize("probability", [0.1, 0.5, 0.9])
@@ -123,7 +125,7 @@ def test_dropout_differs_by_seed():
 def test_dropout_does_not_depend_on_the_tile(size):
     (q, k, v), *_ = case(torch.float64, "none")
     rows = torch.arange(q[..., 0].numel()).view(q.shape[:3])
-    dropout = tiles.Dropout(0.4, torch.tensor(5), rows, torch.arange(k.shape[2]).view(1, 1, -1))
-    whole, _ = tiles.forward(q, k, v, SCALE, tiles.Tile(99, 99), dropout=dropout)
-    parts, _ = tiles.forward(q, k, v, SCALE, tiles.Tile(size, size), dropout=dropout)
+    dropout = tiled.Dropout(0.4, torch.tensor(5), rows, torch.arange(k.shape[2]).view(1, 1, -1))
+    whole, _ = tiled.forward(q, k, v, SCALE, tiled.Tile(99, 99), dropout=dropout)
+    parts, _ = tiled.forward(q, k, v, SCALE, tiled.Tile(size, size), dropout=dropout)
     assert_close(parts, whole, 1e-14)

@@ -11,8 +11,10 @@ from tests.configurations import running_statistics
 
 
 def volume(*shape: int, seed: int = 1) -> Tensor:
-    """Random values in float64."""
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    """Random values in float64, the same on every device."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    values = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
+    return values.to(torch.get_default_device())
 
 
 def assert_close(actual: Tensor, expected: Tensor, tolerance: float = 1e-10) -> None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from attn3d.attention.kernels import attend_on_cores
 
 import attn3d
 from attn3d import attend
-from attn3d.attention import kernels, methods
-from attn3d.attention.memory import parallel_parts
+from attn3d.attention import sdpa
+from attn3d.attention.sdpa import attend_on_cores, parallel_parts
 from tests.mechanisms.parity import assert_close, assert_gradients_close, volume
 from tests.references import attention as loops
 
@@ -26,8 +25,8 @@ def cut(monkeypatch):
     """Sets the parts of a sequence, and the keys that are taken at a time."""
 
     def set_to(parts, keys):
-        monkeypatch.setattr(kernels, "parallel_parts", lambda sequences: parts)
-        monkeypatch.setattr(kernels, "keys_at_a_time", lambda *_: keys)
+        monkeypatch.setattr(sdpa, "parallel_parts", lambda sequences: parts)
+        monkeypatch.setattr(sdpa, "keys_at_a_time", lambda *_: keys)
 
     return set_to
 
@@ -48,7 +47,7 @@ def test_cut_as_it_may_be(heads, queries, keys, parts, cut):
     torch.testing.assert_close(logsumexp, scores.logsumexp(3), rtol=0, atol=1e-13)
 
 
-@pytest.mark.scorecard("methods")
+@pytest.mark.scorecard("backends")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_as_exact_as_the_plain_form(dtype, cut):
     """Gradients at most at three times its error, root mean squares; with many runs of keys, as at large sizes."""
@@ -82,27 +81,27 @@ class TestChoice:
     def calls(self, monkeypatch):
         """The inputs of each call."""
         called = []
-        monkeypatch.setattr(methods, "attend_on_cores", lambda *args: called.append(args) or attend_on_cores(*args))
+        monkeypatch.setattr(sdpa, "attend_on_cores", lambda *args: called.append(args) or attend_on_cores(*args))
         return called
 
     @pytest.fixture(autouse=True)
     def threads(self, monkeypatch):
         monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
 
-    @pytest.mark.parametrize("method", ["auto", "fused"])
+    @pytest.mark.parametrize("backend", ["auto", "sdpa"])
     @pytest.mark.parametrize("widths", [(4, 4), (4, 7), (7, 4)], ids=str)
     @pytest.mark.parametrize("masked", [False, True])
     @pytest.mark.parametrize("layout", ["contiguous", "channels_first"])
-    def test_equal_to_the_kernel(self, layout, masked, widths, method, calls):
-        """With unequal widths and a key mask folded in, on a view of a volume."""
+    def test_equal_to_the_kernel(self, layout, masked, widths, backend, calls):
+        """With unequal widths, on a view of a volume; a key mask goes to the kernel itself."""
         leaves = [volume(1, 1, 1030, width, seed=seed) for seed, width in enumerate((widths[0], *widths))]
         if layout == "channels_first":
             leaves = [leaf.transpose(2, 3).contiguous().transpose(2, 3) for leaf in leaves]
         leaves = [leaf.requires_grad_() for leaf in leaves]
         key_mask = torch.arange(1030).view(1, -1) % 3 > 0 if masked else None
-        found = attend(*leaves, key_mask=key_mask, method=method)
-        assert len(calls) == 1
-        expected = attend(*leaves, key_mask=key_mask, method="reference")
+        found = attend(*leaves, key_mask=key_mask, backend=backend)
+        assert len(calls) == (0 if masked else 1)
+        expected = attend(*leaves, key_mask=key_mask, backend="math")
         assert_close(found, expected, 1e-13)
         assert_gradients_close(found, leaves, expected, leaves, "qkv")
 

@@ -1,25 +1,22 @@
-"""`attend`: every method against loops in float64, and what each refuses."""
+"""`attend`: every backend against loops in float64, and what each refuses."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from attn3d.attention.methods import refusal_of_fused
-from attn3d.attention.operators import attend_tiled
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from attn3d import attend
-from attn3d.attention import choose_method
+from attn3d.attention import functional, sdpa
 from tests.attention.exactness import (
+    BACKENDS,
     BATCH,
     DTYPES,
     HEADS,
     KEYS,
     LAYOUTS,
     MASKS,
-    METHODS,
     QUERIES,
-    SCALE,
     assert_as_exact_as_the_plain_form,
     assert_as_reference,
     case,
@@ -29,139 +26,120 @@ from tests.mechanisms.parity import assert_close, volume
 from tests.references import attention as loops
 
 
-@pytest.mark.scorecard("methods")
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.scorecard("backends")
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_as_exact_as_the_plain_form(dtype, mask, method, count_cases):
+def test_as_exact_as_the_plain_form(dtype, mask, backend, count_cases):
     """Output and gradients, with a key mask, a batch item without a key, a bias, and a bias that hides."""
 
     def run(q, k, v, key_mask, bias):
-        return attend(q, k, v, key_mask=key_mask, bias=bias, method=method)
+        return attend(q, k, v, key_mask=key_mask, bias=bias, backend=backend)
 
-    if method == "fused" and dtype == torch.float16 and mask.startswith("key"):
-        with pytest.raises(ValueError, match="`method` 'fused' does not serve a key mask in half precision"):
-            attend(*case(dtype, mask).inputs, key_mask=case(dtype, mask).key_mask, method=method)
-        return
-    assert_as_exact_as_the_plain_form(run, dtype, mask, trains_the_bias=method != "fused")
+    assert_as_exact_as_the_plain_form(run, dtype, mask, trains_the_bias=backend != "sdpa")
     count_cases(2)  # forward and backward
 
 
-@pytest.mark.scorecard("methods")
-@pytest.mark.parametrize("pairs", [1, 49, (QUERIES - 1) ** 2, QUERIES**2, (QUERIES + 5) ** 2])
-@pytest.mark.parametrize("mask", MASKS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_the_operator_is_as_exact_in_any_room(dtype, mask, pairs, count_cases):
-    """Tiles of as many pairs as there is room for; a room of one byte has one pair."""
-    room = 4 * BATCH * HEADS * pairs if pairs > 1 else 1
-
-    def run(q, k, v, key_mask, bias):
-        return attend_tiled(q, k, v, bias, key_mask, None, SCALE, 0.0, room)[0]
-
-    assert_as_exact_as_the_plain_form(run, dtype, mask)
-    count_cases(2)  # forward and backward
-
-
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("widths", [(1, 1), (4, 4), (3, 8), (8, 3), (1, 5), (5, 1)], ids=str)
 @pytest.mark.parametrize("counts", [(1, 1), (1, 9), (9, 1), (16, 16)], ids=str)
-def test_any_widths_and_counts(counts, widths, method):
+def test_any_widths_and_counts(counts, widths, backend):
     leaves = inputs(*counts, *widths)
     expected, _ = loops.attend(*leaves)
-    assert_as_reference(leaves, attend(*leaves, method=method), expected)
+    assert_as_reference(leaves, attend(*leaves, backend=backend), expected)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("scale", [0.0, -0.3, 1.0, 2.5])
-def test_the_scale_multiplies_the_products(scale, method):
+def test_the_scale_multiplies_the_products(scale, backend):
     """And neither the bias nor the mask."""
     leaves = inputs()
     bias = volume(BATCH, 1, QUERIES, 1) + volume(1, HEADS, 1, KEYS)
     key_mask = torch.arange(BATCH * KEYS).view(BATCH, KEYS) % 4 > 0
     expected, _ = loops.attend(*leaves, scale=scale, bias=bias, key_mask=key_mask)
-    found = attend(*leaves, scale=scale, bias=bias, key_mask=key_mask, method=method)
+    found = attend(*leaves, scale=scale, bias=bias, key_mask=key_mask, backend=backend)
     assert_as_reference(leaves, found, expected)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("width", [1, 4])
-def test_any_layout_in_memory(width, layout, method):
+def test_any_layout_in_memory(width, layout, backend):
     """What a view of a volume, of stacked projections or of shared keys looks like."""
     leaves = inputs(9, 9, width, width)
     views = [LAYOUTS[layout](leaf) for leaf in leaves]
     expected, _ = loops.attend(*(view.contiguous() for view in views))
-    found = attend(*views, method=method)
+    found = attend(*views, backend=backend)
     assert_as_reference(leaves, found, expected)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_a_channel_of_one_in_channels_first(method):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_channel_of_one_in_channels_first(backend):
     """PyTorch calls it contiguous whatever its last stride is, and its kernels look at the stride."""
     leaf = volume(2, 1, 30).requires_grad_()
     tokens = leaf.transpose(1, 2).unsqueeze(1)
     assert tokens.stride(-1) != 1
     expected, _ = loops.attend(tokens, tokens, tokens)
-    assert_as_reference([leaf], attend(tokens, tokens, tokens, method=method), expected)
+    assert_as_reference([leaf], attend(tokens, tokens, tokens, backend=backend), expected)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("batch", [0, 1])
-def test_batches_of_none_and_one(batch, method):
+def test_batches_of_none_and_one(batch, backend):
     leaves = inputs(batch=batch)
-    found = attend(*leaves, method=method)
+    found = attend(*leaves, backend=backend)
     assert found.shape == (batch, HEADS, QUERIES, 6)
     gradients = torch.autograd.grad(found.sum(), leaves)
     assert [grad.shape for grad in gradients] == [leaf.shape for leaf in leaves]
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_inputs_are_not_changed(method):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_inputs_are_not_changed(backend):
     leaves = [leaf.detach() for leaf in inputs()]
     bias, key_mask = volume(1, 1, QUERIES, KEYS), torch.arange(BATCH * KEYS).view(BATCH, KEYS) % 2 > 0
     before = [tensor.clone() for tensor in (*leaves, bias, key_mask)]
-    attend(*leaves, bias=bias, key_mask=key_mask, method=method)
+    attend(*leaves, bias=bias, key_mask=key_mask, backend=backend)
     for tensor, copy in zip((*leaves, bias, key_mask), before, strict=True):
         assert torch.equal(tensor, copy)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_large_logits_stay_finite(dtype, method):
+def test_large_logits_stay_finite(dtype, backend):
     """Scale 1 and products of 1e5, past the largest number in half precision."""
     q = torch.full((1, 1, 6, 64), 40.0)
     q[:, :, ::2] *= -1
     q[:, :, 2:] += volume(1, 1, 4, 64).float() * 0.1
     q, v = q.to(dtype).requires_grad_(), volume(1, 1, 6, 8).to(dtype)
     assert (q.double() @ q.double().transpose(2, 3)).max() > 1e5
-    found = attend(q, q, v, scale=1.0, method=method)
+    found = attend(q, q, v, scale=1.0, backend=backend)
     expected, _ = loops.attend(q.double(), q.double(), v.double(), scale=1.0)
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=8 * torch.finfo(dtype).eps * 1.5)
     (gradient,) = torch.autograd.grad(found.sum(), q)
     assert gradient.isfinite().all()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("mask", ["none", "keyless", "bias"])
 @pytest.mark.parametrize("autocast", [torch.bfloat16, torch.float16], ids=str)
-def test_autocast_does_not_change_the_result(autocast, mask, method):
-    """The precision is that of the inputs, so that no method differs from another."""
+def test_autocast_does_not_change_the_result(autocast, mask, backend):
+    """The precision is that of the inputs, so that no backend differs from another."""
     q, k, v = (leaf.detach().float() for leaf in inputs())
     _, key_mask, bias, *_ = case(torch.float32, mask)
-    expected = attend(q, k, v, key_mask=key_mask, bias=bias, method=method)
+    expected = attend(q, k, v, key_mask=key_mask, bias=bias, backend=backend)
     with torch.autocast("cpu", autocast):
-        found = attend(q, k, v, key_mask=key_mask, bias=bias, method=method)
+        found = attend(q, k, v, key_mask=key_mask, bias=bias, backend=backend)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_keys_and_values_are_taken_in_the_dtype_of_the_queries(method):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_keys_and_values_are_taken_in_the_dtype_of_the_queries(backend):
     """Under autocast, voxels that are compared as they are meet values that a projection has cast."""
     q, k, v = (leaf.detach() for leaf in inputs())
     mixed = (q.float(), k.bfloat16().requires_grad_(), v.double().requires_grad_())
-    found = attend(*mixed, method=method)
-    expected = attend(q.float(), mixed[1].float(), mixed[2].float(), method="reference")
+    found = attend(*mixed, backend=backend)
+    expected = attend(q.float(), mixed[1].float(), mixed[2].float(), backend="math")
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, expected)
     gradients = torch.autograd.grad(found.sum(), mixed[1:])
@@ -173,21 +151,21 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"dropout": 0.1}, "does not serve dropout on the weights; method='chunked' does"),
+            ({"dropout": 0.1}, "does not serve dropout on the weights; backend='chunked' does"),
             ({"bias": torch.zeros(1, 1, 1, 1, requires_grad=True)}, "does not serve a bias that requires a gradient"),
         ],
     )
     def test_fused_says_why(self, options, message):
-        with pytest.raises(ValueError, match=f"`method` 'fused' {message}"):
-            attend(*inputs(), **options, method="fused")
-        attend(*inputs(), **options, method="auto")
+        with pytest.raises(ValueError, match=f"`backend` 'sdpa' {message}"):
+            attend(*inputs(), **options, backend="sdpa")
+        attend(*inputs(), **options, backend="auto")
 
     @pytest.mark.scorecard  # no error
     def test_fused_takes_a_bias_where_no_gradient_is_asked_for(self):
         bias = volume(1, 1, QUERIES, KEYS).requires_grad_()
         with torch.no_grad():
-            found = attend(*inputs(), bias=bias, method="fused")
-        assert_close(found, attend(*inputs(), bias=bias.detach(), method="reference"), 1e-13)
+            found = attend(*inputs(), bias=bias, backend="sdpa")
+        assert_close(found, attend(*inputs(), bias=bias.detach(), backend="math"), 1e-13)
 
     ZEROS = torch.zeros(2, 3, 4, 5)
 
@@ -210,13 +188,13 @@ class TestRefusals:
             ({"bias": torch.ones(1, 1, 4, 4).bool()}, "`bias`.*torch.bool"),
             ({"dropout": 1.0}, r"`dropout` must be in \[0, 1\), got 1.0"),
             ({"dropout": -0.1}, r"`dropout` must be in \[0, 1\), got -0.1"),
-            ({"method": "chunk"}, "`method` got 'chunk'; did you mean 'chunked'\\? available: auto, fused"),
+            ({"backend": "chunk"}, "`backend` got 'chunk'; did you mean 'chunked'\\? available: auto, sdpa"),
             ({"memory_budget": "lots"}, '`memory_budget` must be bytes, such as "512MiB" or "2GiB", got \'lots\''),
         ],
     )
-    @pytest.mark.parametrize("method", METHODS)
-    def test_what_does_not_fit_is_named(self, replaced, message, method):
-        arguments = {"q": self.ZEROS, "k": self.ZEROS, "v": self.ZEROS, "method": method} | replaced
+    @pytest.mark.parametrize("backend", BACKENDS)
+    def test_what_does_not_fit_is_named(self, replaced, message, backend):
+        arguments = {"q": self.ZEROS, "k": self.ZEROS, "v": self.ZEROS, "backend": backend} | replaced
         with pytest.raises((ValueError, TypeError), match=message):
             attend(**arguments)
 
@@ -231,7 +209,7 @@ class TestOnCuda:
             q, k, v = (torch.empty(batch, heads, *size, device="cuda") for size in sizes)
             key_mask = torch.empty(batch, keys, dtype=torch.bool, device="cuda") if masked else None
             bias = torch.empty(1, 1, 1, 1, device="cuda") if biased else None
-            return refusal_of_fused(q, k, v, key_mask, bias, 0.0)
+            return sdpa.refusal(q, k, v, key_mask, bias, 0.0)
 
     @pytest.mark.parametrize(
         ("most", "more", "reason"),
@@ -240,11 +218,15 @@ class TestOnCuda:
             ({"heads": 65_535}, {"heads": 65_536}, "a batch or heads of more than 65535"),
             ({"width": 256}, {"width": 257}, "head dimensions above 256"),
             ({"value_width": 256}, {"value_width": 257}, "head dimensions above 256"),
-            ({"width": 255, "masked": True}, {"width": 256, "masked": True}, "head dimensions above 256"),
+            (
+                {"queries": 2**16, "keys": 2**15, "masked": True},
+                {"queries": 2**16, "keys": 2**15 + 1, "masked": True},
+                "a bias or a mask over more than 2^31 pairs",
+            ),
             (
                 {"queries": 2**16, "keys": 2**15, "biased": True},
                 {"queries": 2**16, "keys": 2**15 + 1, "biased": True},
-                "a bias over more than 2^31 pairs",
+                "a bias or a mask over more than 2^31 pairs",
             ),
             ({"queries": 2**20, "keys": 2**20}, {"width": 512}, "head dimensions above 256"),
         ],
@@ -255,34 +237,51 @@ class TestOnCuda:
 
     def test_on_the_cpu_there_is_no_such_limit(self):
         q = torch.empty(1, 65_536, 1, 300)
-        assert refusal_of_fused(q, q, q, None, None, 0.0) == ""
+        assert sdpa.refusal(q, q, q, None, None, 0.0) == ""
 
 
 class TestChoice:
-    """The method "auto" says what it takes, and why."""
+    """The backend "auto" takes the kernel where it serves the arguments within the budget, else tiles."""
 
-    def test_the_kernel_where_it_serves(self):
-        found = choose_method(*inputs())
-        assert found == ("fused", "PyTorch's kernel serves these arguments, and is the fastest")
+    @pytest.fixture
+    def taken(self, monkeypatch):
+        """The backends that computed, in their order."""
+        names = []
+        for module, function, name in ((sdpa, "attend_fused", "sdpa"), (functional, "attend_tiled", "chunked")):
+            run = getattr(module, function)
+            monkeypatch.setattr(
+                module,
+                function,
+                lambda *args, run=run, name=name, **options: names.append(name) or run(*args, **options),
+            )
+        return names
+
+    def test_the_kernel_where_it_serves(self, taken):
+        attend(*inputs())
+        for dtype in (torch.float64, torch.float32, torch.float16):  # of the precision of the queries or less
+            attend(*inputs(), bias=torch.zeros(1, 1, 1, 1, dtype=dtype))
+        assert taken == ["sdpa"] * 4
 
     @pytest.mark.parametrize(
-        ("options", "reason"),
+        "options",
         [
-            ({"dropout": 0.1}, "dropout on the weights"),
-            ({"bias": torch.zeros(1, 1, 1, 1, requires_grad=True)}, "a bias that requires a gradient"),
-            ({"bias": torch.zeros(1, 1, 1, 1).double()}, "a bias of higher precision than the queries"),
+            {"dropout": 0.1},
+            {"bias": torch.zeros(1, 1, 1, 1, requires_grad=True)},
+            {"bias": torch.zeros(1, 1, 1, 1).double()},
         ],
+        ids=["dropout", "learnt", "double"],
     )
-    def test_tiles_where_it_does_not(self, options, reason):
-        leaves = [leaf.detach().float() for leaf in inputs()]
-        assert choose_method(*leaves, **options) == ("chunked", f"the fused kernel does not serve {reason}")
+    def test_tiles_where_it_does_not(self, options, taken):
+        attend(*(leaf.detach().float() for leaf in inputs()), **options)
+        assert taken == ["chunked"]
 
-    def test_tiles_where_it_takes_too_much(self):
+    def test_tiles_where_it_takes_too_much(self, taken):
         q, k, v = (volume(1, 1, 1000, 8, seed=seed).float() for seed in range(3))
-        found = choose_method(q, k, v, memory_budget="128KiB")
-        assert found == ("chunked", "the fused kernel would take more than 128KiB")
+        attend(q, k, v, memory_budget="4MiB")
+        attend(q, k, v, memory_budget="128KiB")
+        assert taken == ["sdpa", "chunked"]
 
-    def test_a_bias_of_the_precision_of_the_queries_or_less_is_served(self):
-        q, k, v = (leaf.detach() for leaf in inputs())
-        for dtype in (torch.float64, torch.float32, torch.float16):
-            assert choose_method(q, k, v, bias=torch.zeros(1, 1, 1, 1, dtype=dtype)).method == "fused"
+    @pytest.mark.parametrize("backend", BACKENDS)
+    def test_the_backend_that_is_asked_for(self, backend, taken):
+        attend(*inputs(), backend=backend)
+        assert taken == {"sdpa": ["sdpa"], "chunked": ["chunked"], "math": [], "auto": ["sdpa"]}[backend]

@@ -1,4 +1,4 @@
-"""The plain operators that captures are made of: each scope scripted, traced and exported to ONNX."""
+"""The plain operators that captures are made of: each pattern scripted, traced and exported to ONNX."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.mechanisms.allocations import largest_output
 from tests.mechanisms.parity import assert_close, volume
 from tests.references.attention import attend, pool
 
-SCOPES = [
+PATTERNS = [
     ("window", {"size": (2, 3, 4), "shift": True}),
     "global",
     ("window", {"size": 2}),
@@ -27,19 +27,19 @@ SCOPES = [
 SHAPE = (2, 4, 3, 5, 6)
 
 
-def module(scope):
-    """Self-attention in evaluation, with random position tables where the scope has any."""
-    bias = "axis" if scope[0] in ("window", "grid", "neighborhood") else None
-    layer = attn3d.MultiHeadSelfAttention(3, 4, num_heads=2, scope=scope, position_bias=bias)
+def module(pattern):
+    """Self-attention in evaluation, with random position tables where the pattern has any."""
+    bias = "axis" if pattern[0] in ("window", "grid", "neighborhood") else None
+    layer = attn3d.MultiHeadSelfAttention(3, 4, num_heads=2, pattern=pattern, position_bias=bias)
     return randomise(layer).eval()
 
 
 @pytest.mark.scorecard("captures")
 @pytest.mark.parametrize("capture", ["script", "trace"])
-@pytest.mark.parametrize("scope", SCOPES, ids=str)
-def test_captured_by_torchscript(scope, capture):
+@pytest.mark.parametrize("pattern", PATTERNS, ids=str)
+def test_captured_by_torchscript(pattern, capture):
     """Output and gradient of the input."""
-    net, x = module(scope).double(), volume(*SHAPE).requires_grad_()
+    net, x = module(pattern).double(), volume(*SHAPE).requires_grad_()
     captured = torch.jit.script(net) if capture == "script" else torch.jit.trace(net, (x.detach(),))
     found, expected = captured(x), net(x)
     torch.testing.assert_close(found, expected)
@@ -48,10 +48,10 @@ def test_captured_by_torchscript(scope, capture):
 
 
 @pytest.mark.scorecard("captures")
-@pytest.mark.parametrize("scope", some(SCOPES, lambda scope: scope != SCOPES[0]), ids=str)
-def test_exports_to_onnx(scope):
+@pytest.mark.parametrize("pattern", some(PATTERNS, lambda pattern: pattern != PATTERNS[0]), ids=str)
+def test_exports_to_onnx(pattern):
     """onnxruntime gives what the module gives, on other values."""
-    net, x = module(scope), volume(*SHAPE).float()
+    net, x = module(pattern), volume(*SHAPE).float()
     program = torch.onnx.export(net, (x,), dynamo=True, verbose=False, input_names=["x"])
     session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())
     other = volume(*SHAPE, seed=7).float()

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 
 import pytest
 import torch
-from attn3d.attention.cell_operators import attend_cells
-from attn3d.attention.kernels import attend_on_cores
-from attn3d.attention.operators import attend_tiled
-from attn3d.attention.sharded.ring import merge_with
-from attn3d.attention.volume import merge
 
 import attn3d
-from attn3d import attend
+from attn3d import Grid, attend
 from attn3d.attention import VolumeAttention
+from attn3d.attention.sdpa import attend_on_cores
+from attn3d.attention.tiled import attend_tiled, merge
+from tests.attention.exactness import set_tile_bytes
 from tests.configurations import randomise
 from tests.marks import some
 from tests.mechanisms.parity import assert_close, assert_gradients_close, volume
 from tests.references import attention as loops
 
 SHAPE = [5, 6]
-ROOM = 1200  # bytes: several tiles, and a few cells at a time
+
+
+@pytest.fixture(autouse=True)
+def small_tiles(monkeypatch):
+    """Several of them at the sizes that these tests have."""
+    set_tile_bytes(monkeypatch, 1200)
 
 
 def leaves(queries=30, keys=30, dtype=torch.float32, width=4, value_width=3):
@@ -29,29 +33,15 @@ def leaves(queries=30, keys=30, dtype=torch.float32, width=4, value_width=3):
     return [volume(2, 2, *size, seed=seed).to(dtype).requires_grad_() for seed, size in enumerate(sizes)]
 
 
-def table(entries):
-    return volume(2, entries, seed=5).float().requires_grad_()
-
-
 BIAS = volume(1, 2, 1, 10).float()
 MASK = torch.arange(20).view(2, 10) % 3 > 0
 SEED = torch.tensor(11)
-PAIR_BIAS = volume(1, 2, 12, 12).float()
 
 TILED = {
-    "plain": (None, None, None, 0.5, 0.0, ROOM),
-    "all": (BIAS.clone().requires_grad_(), MASK, SEED, 0.5, 0.3, ROOM),
-    "fixed_bias": (BIAS, None, None, 1.0, 0.0, ROOM),
+    "plain": (None, None, None, 0.5, 0.0, True, None),
+    "all": (BIAS.clone().requires_grad_(), MASK, SEED, 0.5, 0.3, True, None),
+    "fixed_bias": (BIAS, None, None, 1.0, 0.0, True, None),
 }
-CELLS = {
-    "window": (table(5 + 7), None, None, SHAPE, "window,window", [3, 4], [1, 1], True, 0.5, 0.0, ROOM),
-    "joint": (None, PAIR_BIAS.clone().requires_grad_(), SEED, SHAPE, "window,window", [3, 4], [1, 1], False, 0.5, 0.3,
-              ROOM),
-    "grid": (None, None, None, SHAPE, "grid,grid", [2, 3], [1, 1], False, 0.5, 0.0, ROOM),
-    "neighborhood": (table(5 + 5), None, None, SHAPE, "neighborhood,neighborhood", [3, 3], [1, 2], False, 0.5, 0.0,
-                     ROOM),
-    "line": (None, None, None, SHAPE, "line,point", [1, 1], [1, 1], False, 0.5, 0.0, ROOM),
-}  # fmt: skip
 
 
 class TestRegistration:
@@ -70,27 +60,17 @@ class TestRegistration:
         q, k, v = (leaf.detach().transpose(2, 3).contiguous().transpose(2, 3) for leaf in leaves(12, 10))
         torch.library.opcheck(attend_tiled, (q.requires_grad_(), k, v.requires_grad_(), *TILED["plain"]))
 
-    @pytest.mark.parametrize("arguments", CELLS)
-    def test_cells(self, arguments):
-        torch.library.opcheck(attend_cells, (*leaves(), *CELLS[arguments]))
-
-    def test_cells_of_views(self):
-        q, k, v = (leaf.detach().transpose(1, 2).contiguous().transpose(1, 2).requires_grad_() for leaf in leaves())
-        torch.library.opcheck(attend_cells, (q, k, v, *CELLS["window"]))
-
     def test_kernel(self):
         torch.library.opcheck(attend_on_cores, (*leaves(12, 10, value_width=4), 0.5))
 
-    @pytest.mark.parametrize("name", ["attend_tiled_backward", "attend_cells_backward", "attend_on_cores_backward"])
+    @pytest.mark.parametrize("name", ["attend_tiled_backward", "attend_on_cores_backward"])
     def test_backward(self, name):
         """What the fake backward promises is what the real one gives."""
         q, k, v = (leaf.detach() for leaf in leaves(value_width=4))
-        out, logsumexp = attend_tiled(q, k, v, None, None, None, 0.5, 0.0, ROOM)
+        out, logsumexp = attend_tiled(q, k, v, None, None, None, 0.5, 0.0, True, None)
         arguments = {
             "attend_tiled_backward": (volume(2, 2, 30, 4).float(), None, q, k, v, out, logsumexp,
-                                      BIAS.expand(1, 2, 3, 10).repeat(1, 1, 10, 3), None, SEED, True, 0.5, 0.3, ROOM),
-            "attend_cells_backward": (volume(2, 2, 30, 4).float(), logsumexp, q, k, v, out, logsumexp,
-                                      *(x.detach() if isinstance(x, torch.Tensor) else x for x in CELLS["window"])),
+                                      BIAS.expand(1, 2, 3, 10).repeat(1, 1, 10, 3), None, SEED, True, 0.5, 0.3, True, None),
             "attend_on_cores_backward": (volume(2, 2, 30, 4).float(), q, k, v, out, logsumexp, 0.5),
         }  # fmt: skip
         operator = getattr(torch.ops.attn3d, name).default
@@ -103,19 +83,11 @@ class TestDerivatives:
         bias, *constants = TILED[arguments]
         bias = None if bias is None else bias.detach().double().requires_grad_()
         inputs = leaves(6, 10, torch.float64, 2, 2)
-        constants[-1] = 700
         assert torch.autograd.gradcheck(lambda *x: attend_tiled(*x, *constants), (*inputs, bias), fast_mode=True)
-
-    @pytest.mark.parametrize("arguments", CELLS)
-    def test_of_output_and_logsumexp_of_cells(self, arguments):
-        first, second, *constants = CELLS[arguments]
-        biases = [None if x is None else x.detach().double().requires_grad_() for x in (first, second)]
-        inputs = leaves(30, 30, torch.float64, 2, 2)
-        assert torch.autograd.gradcheck(lambda *x: attend_cells(*x, *constants), (*inputs, *biases), fast_mode=True)
 
     def test_of_the_logsumexp_alone(self):
         q, k, v = leaves(7, 9, torch.float64)
-        _, logsumexp = attend_tiled(q, k, v, None, None, None, 0.5, 0.0, ROOM)
+        _, logsumexp = attend_tiled(q, k, v, None, None, None, 0.5, 0.0, True, None)
         expected = (q @ k.transpose(2, 3) * 0.5).logsumexp(3)
         upstream = volume(*expected.shape)
         found = torch.autograd.grad(logsumexp, (q, k), upstream)
@@ -125,17 +97,17 @@ class TestDerivatives:
     @pytest.mark.parametrize(
         "run",
         [
-            lambda q, k, v: attend(q, k, v, method="chunked"),
-            lambda q, k, v: attend_cells(q, k, v, *CELLS["grid"])[0],
+            lambda q, k, v: attend(q, k, v, backend="chunked"),
+            lambda q, k, v: VolumeAttention(2, 2, pattern=Grid(2))(q, k, v, SHAPE),
             lambda q, k, v: attend_on_cores(q, k, v, 0.5)[0],
         ],
-        ids=["tiles", "cells", "kernel"],
+        ids=["tiles", "groups", "kernel"],
     )
     def test_a_second_derivative_is_refused(self, run):
         """By an error that says what has one; also when another way round would give a part of it."""
         q, k, v = leaves(value_width=4)
-        (gradient,) = torch.autograd.grad(run(q, k, v).square().sum(), q, create_graph=True)
-        with pytest.raises(RuntimeError, match="no second derivative; method='reference' has one"):
+        with pytest.raises(RuntimeError, match="no second derivative; backend='math' has one"):
+            (gradient,) = torch.autograd.grad(run(q, k, v).square().sum(), q, create_graph=True)
             (gradient.square().sum() + q.sum()).backward()
 
     def test_only_what_is_asked_for(self):
@@ -145,7 +117,7 @@ class TestDerivatives:
                 continue
             inputs = [*leaves(12, 10), BIAS.clone()]
             inputs = [tensor.detach().requires_grad_(need) for tensor, need in zip(inputs, needed, strict=True)]
-            attend_tiled(*inputs, MASK, None, 0.5, 0.0, ROOM)[0].sum().backward()
+            attend_tiled(*inputs, MASK, None, 0.5, 0.0, True, None)[0].sum().backward()
             assert tuple(tensor.grad is not None for tensor in inputs) == needed
 
 
@@ -154,10 +126,11 @@ class TestMerge:
 
     def merged(self, q, k, v, cuts, masks):
         parts = [
-            attend_tiled(q, k[:, :, a:b], v[:, :, a:b], None, mask, None, 0.5, 0.0, ROOM)
+            attend_tiled(q, k[:, :, a:b], v[:, :, a:b], None, mask, None, 0.5, 0.0, True, None)
             for (a, b), mask in zip(itertools.pairwise(cuts), masks, strict=True)
         ]
-        return merge(*map(list, zip(*parts, strict=True)))
+        parts = [(out, logsumexp.unsqueeze(3)) for out, logsumexp in parts]
+        return functools.reduce(merge, parts[1:], parts[0])[0]
 
     @pytest.mark.parametrize("cuts", [(0, 10), (0, 4, 10), (0, 1, 2, 9, 10)], ids=str)
     @pytest.mark.parametrize("largest", [1.0, 50.0])
@@ -181,7 +154,6 @@ class TestMerge:
 
     @pytest.mark.parametrize("parts", [1, 3])
     def test_a_query_without_a_key_in_any_part_gets_zero(self, parts):
-        """And no gradient comes from it."""
         q, k, v = leaves(12, 10, torch.float64)
         mask = torch.ones(2, 10, dtype=torch.bool)
         mask[0] = False
@@ -190,22 +162,9 @@ class TestMerge:
         expected, _ = loops.attend(q, k, v, scale=0.5, key_mask=mask)
         assert (found[0] == 0).all()
         assert_close(found, expected, 1e-13)
-        assert_gradients_close(found, [q, k, v], expected, [q, k, v], "qkv")
-
-    def test_so_it_does_where_keys_go_round(self):
-        """As ranks merge what they meet."""
-        q, k, v = (leaf.detach() for leaf in leaves(12, 10, torch.float64))
-        mask = torch.ones(2, 10, dtype=torch.bool)
-        mask[0] = False
-        total = None
-        for a, b in itertools.pairwise((0, 4, 10)):
-            part = attend_tiled(q, k[:, :, a:b], v[:, :, a:b], None, mask[:, a:b], None, 0.5, 0.0, ROOM)
-            total = merge_with(total, part)
-        assert_close(total[0], loops.attend(q, k, v, scale=0.5, key_mask=mask)[0], 1e-13)
-        assert (total[1][0] == -torch.inf).all()
 
 
-SCOPES = [
+PATTERNS = [
     "global",
     ("window", {"size": 3, "shift": True}),
     ("grid", {"size": 2}),
@@ -215,9 +174,9 @@ SCOPES = [
 ]
 
 
-def self_attention(scope, **options):
-    bias = "axis" if scope[0] in ("window", "grid", "neighborhood") else None
-    return randomise(attn3d.MultiHeadSelfAttention(2, 4, num_heads=2, scope=scope, position_bias=bias, **options))
+def self_attention(pattern, **options):
+    bias = "axis" if pattern[0] in ("window", "grid", "neighborhood") else None
+    return randomise(attn3d.MultiHeadSelfAttention(2, 4, num_heads=2, pattern=pattern, position_bias=bias, **options))
 
 
 @pytest.mark.scorecard("captures")
@@ -234,25 +193,25 @@ class TestCompilers:
         for found, expected in zip(*results, strict=True):
             torch.testing.assert_close(found, expected)
 
-    @pytest.mark.parametrize("scope", some(SCOPES, lambda scope: SCOPES.index(scope) % 2), ids=str)
-    def test_compiles_with_dynamic_shapes(self, scope):
+    @pytest.mark.parametrize("pattern", some(PATTERNS, lambda pattern: PATTERNS.index(pattern) % 2), ids=str)
+    def test_compiles_with_dynamic_shapes(self, pattern):
         torch.compiler.reset()
-        module = self_attention(scope)
+        module = self_attention(pattern).double()
         compiled = torch.compile(module, fullgraph=True, dynamic=True, backend="aot_eager")
         for shape in ((2, 4, 7, 6), (3, 4, 9, 5)):
-            self.compare(compiled, module, torch.randn(shape))
+            self.compare(compiled, module, volume(*shape))
 
-    @pytest.mark.parametrize("method", ["fused", "chunked"])
+    @pytest.mark.parametrize("backend", ["sdpa", "chunked"])
     @pytest.mark.parametrize(
         "options", [{}, {"key_mask": MASK[:, :9]}, {"dropout": 0.5}], ids=["plain", "mask", "drop"]
     )
-    def test_attend_compiles(self, options, method):
-        if method == "fused" and "dropout" in options:
-            method = "auto"
+    def test_attend_compiles(self, options, backend):
+        if backend == "sdpa" and "dropout" in options:
+            backend = "auto"
         torch.compiler.reset()
 
         def run(q, k, v):
-            return attend(q, k, v, method=method, **options)
+            return attend(q, k, v, backend=backend, **options)
 
         compiled = torch.compile(run, fullgraph=True, dynamic=False, backend="aot_eager")
         inputs, results = leaves(11, 9), []
@@ -263,13 +222,13 @@ class TestCompilers:
         for found, expected in zip(*results, strict=True):
             torch.testing.assert_close(found, expected)
 
-    @pytest.mark.parametrize("scope", some(SCOPES, lambda scope: SCOPES.index(scope) != 1), ids=str)
-    def test_compiles_under_autocast(self, scope):
+    @pytest.mark.parametrize("pattern", some(PATTERNS, lambda pattern: PATTERNS.index(pattern) != 1), ids=str)
+    def test_compiles_under_autocast(self, pattern):
         """In bfloat16, as it trains on GPUs: forward and backward equal those of eager, to its rounding."""
         torch.compiler.reset()
-        module = self_attention(scope).float()
+        module = self_attention(pattern).float()
         compiled = torch.compile(module, fullgraph=True, dynamic=False, backend="aot_eager")
-        x, gradients = torch.randn(2, 4, 7, 6), []
+        x, gradients = volume(2, 4, 7, 6).float(), []
         for run in (compiled, module):
             leaf = x.clone().requires_grad_()
             with torch.autocast("cpu", torch.bfloat16):
@@ -278,19 +237,19 @@ class TestCompilers:
         for found, expected in zip(*gradients, strict=True):
             torch.testing.assert_close(found, expected, rtol=0.02, atol=0.02 * expected.abs().max().item())
 
-    @pytest.mark.parametrize("scope", SCOPES, ids=str)
-    def test_exports_with_dynamic_batch_and_space(self, scope):
-        module = self_attention(scope, method="chunked").eval()
+    @pytest.mark.parametrize("pattern", PATTERNS, ids=str)
+    def test_exports_with_dynamic_batch_and_space(self, pattern):
+        module = self_attention(pattern, backend="chunked").eval()
         dynamic = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
-        program = torch.export.export(module, (torch.randn(2, 4, 7, 6),), dynamic_shapes=(dynamic,))
+        program = torch.export.export(module, (volume(2, 4, 7, 6).float(),), dynamic_shapes=(dynamic,))
         for shape in ((3, 4, 9, 5), (1, 4, 8, 8)):
-            x = torch.randn(shape)
+            x = volume(*shape).float()
             torch.testing.assert_close(program.module()(x), module(x))
 
-    @pytest.mark.parametrize("scope", some(SCOPES, lambda scope: SCOPES.index(scope) != 1), ids=str)
-    def test_a_budget_does_not_hinder(self, scope):
+    @pytest.mark.parametrize("pattern", some(PATTERNS, lambda pattern: PATTERNS.index(pattern) != 1), ids=str)
+    def test_a_budget_does_not_hinder(self, pattern):
         torch.compiler.reset()
-        layer = VolumeAttention(2, 2, scope=scope, memory_budget="1MiB")
+        layer = VolumeAttention(2, 2, pattern=pattern, memory_budget="1MiB")
         compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend="aot_eager")
         inputs = leaves()
         torch.testing.assert_close(compiled(*inputs, SHAPE), layer(*inputs, SHAPE))

@@ -1,0 +1,174 @@
+"""Attention over volumes: every pattern in every backend and dimension against loops over coordinates."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+import attn3d
+from attn3d import Axial, Global, Window
+from tests.attention.layers import (
+    ANISOTROPIC,
+    BACKENDS,
+    HEADS,
+    PATTERNS,
+    SHAPES,
+    Captured,
+    assert_equal_to_the_loops,
+    assert_results,
+    build,
+    case,
+    is_served,
+    layer_of,
+    loops,
+    results,
+    tokens,
+)
+from tests.marks import some
+from tests.mechanisms.parity import assert_close, volume
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("shape", some(SHAPES, lambda shape: SHAPES.index(shape) % 2), ids=str)
+@pytest.mark.parametrize("scoped", PATTERNS, ids=str)
+def test_equals_the_loops(scoped, shape, backend):
+    assert_equal_to_the_loops(scoped, shape, backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("scoped", ANISOTROPIC, ids=str)
+def test_sizes_of_their_own_for_every_axis(scoped, backend):
+    assert_equal_to_the_loops(scoped, (3, 5, 6), backend)
+
+
+class TestDropout:
+    @pytest.mark.parametrize("scoped", [scoped for scoped in PATTERNS if scoped.name != "pooled_keys"], ids=str)
+    def test_backends_drop_the_same_weights(self, scoped):
+        """The plain form draws over N x N, the tiles within groups."""
+        leaves, found = tokens((5, 7)), []
+        for backend in ("math", "chunked"):
+            layer = scoped.layer(2, backend=backend, dropout=0.4)
+            torch.manual_seed(2)
+            found.append(results(layer(*leaves, [5, 7]), leaves, layer.position_table))
+        without = scoped.layer(2)(*leaves, [5, 7])
+        assert not torch.allclose(found[0]["output"], without)
+        assert_results(found[1], found[0])
+
+    @pytest.mark.parametrize("scoped", PATTERNS, ids=str)
+    @pytest.mark.parametrize("backend", BACKENDS)
+    def test_off_in_evaluation(self, backend, scoped):
+        layer = build(scoped, 2, backend, dropout=0.9).eval().requires_grad_(False)
+        leaves, reference = case(scoped, (5, 7))
+        assert_close(layer(*leaves, [5, 7]), reference["output"])
+
+    @pytest.mark.parametrize("scoped", PATTERNS, ids=str)
+    def test_the_captured_form_keeps_the_mean(self, scoped):
+        """It draws others, by PyTorch's own dropout; the mean over many is the same, to five standard errors."""
+        draws, shape = 2000, (3, 4)
+        torch.manual_seed(0)
+        q, k, v = (leaf[:1, :1].detach().float() for leaf in tokens(shape))
+        scoped = scoped._replace(position_bias=None)
+        drawn = Captured(scoped.layer(2, 1, dropout=0.3).float())(
+            *(tensor.expand(draws, -1, -1, -1) for tensor in (q, k, v)), list(shape)
+        )
+        expected = scoped.layer(2, 1).float()(q, k, v, list(shape))
+        assert ((drawn.mean(0) - expected[0]).abs() < 5 * drawn.std(0) / math.sqrt(draws)).all()
+
+
+class TestPrecision:
+    @pytest.mark.parametrize("scoped", PATTERNS, ids=str)
+    @pytest.mark.parametrize("backend", BACKENDS)
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+    def test_half_and_single(self, dtype, backend, scoped):
+        """Inputs, and tables, of lower precision: the output is that of float64 to a few units of the last place."""
+        if not is_served(scoped, backend):
+            return
+        layer = build(scoped, 2, backend).to(dtype)
+        leaves = [leaf.detach().to(dtype).requires_grad_() for leaf in tokens((5, 7))]
+        table = None if layer.position_table is None else layer.position_table.detach().double()
+        reference, _ = loops(scoped, (5, 7), [leaf.detach().double() for leaf in leaves], table)
+        found = layer(*leaves, [5, 7])
+        assert found.dtype == dtype
+        torch.testing.assert_close(found.double(), reference, rtol=0, atol=8 * torch.finfo(dtype).eps)
+        gradients = torch.autograd.grad(found.sum(), [*leaves, *layer.parameters()])
+        assert all(gradient.isfinite().all() and gradient.dtype == dtype for gradient in gradients)
+
+    @pytest.mark.parametrize("scoped", PATTERNS, ids=str)
+    @pytest.mark.parametrize("backend", BACKENDS)
+    def test_large_logits_in_half_stay_finite(self, backend, scoped):
+        """Scale 1 and products past the largest number in half precision."""
+        if not is_served(scoped, backend):
+            return
+        layer = build(scoped, 2, backend, scale=1.0).half()
+        q, k, v = (leaf.detach() for leaf in tokens((5, 7)))
+        q, k, v = (200 + q).half().requires_grad_(), (200 + k).half(), v.half()
+        assert (q.double() @ k.double().transpose(2, 3)).min() > 1e5
+        table = None if layer.position_table is None else layer.position_table.detach().double()
+        reference, _ = loops(scoped, (5, 7), [q.double(), k.double(), v.double()], table, scale=1.0)
+        found = layer(q, k, v, [5, 7])
+        tolerance = 0.02 if scoped.name != "pooled_keys" else 4.0  # means of large keys round to a unit
+        torch.testing.assert_close(found.double(), reference, rtol=0, atol=tolerance)
+        assert torch.autograd.grad(found.sum(), q)[0].isfinite().all()
+
+    @pytest.mark.parametrize("scoped", PATTERNS, ids=str)
+    @pytest.mark.parametrize("backend", ["chunked", "sdpa", "math", "auto"])
+    @pytest.mark.parametrize("autocast", [torch.bfloat16, torch.float16], ids=str)
+    def test_autocast_does_not_change_the_result(self, autocast, backend, scoped):
+        if not is_served(scoped, backend):
+            return
+        layer = scoped.layer(2, backend=backend).float()
+        leaves = [leaf.detach().float() for leaf in tokens((5, 7))]
+        expected = layer(*leaves, [5, 7])
+        with torch.autocast("cpu", autocast):
+            found = layer(*leaves, [5, 7])
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, expected)
+
+    @pytest.mark.parametrize("pattern", [Global(), Window(3), Axial()], ids=str)
+    @pytest.mark.parametrize("autocast", [torch.bfloat16, torch.float16], ids=str)
+    def test_voxels_compared_as_they_are_meet_values_that_autocast_has_cast(self, autocast, pattern):
+        """As in the Gaussian non-local block, which has no projections of queries and keys."""
+        module = attn3d.NonLocal(2, 4, mode="gaussian", pattern=pattern, norm=None)
+        x = volume(1, 4, 32, 32).float() / 2
+        expected = module(x)
+        with torch.autocast("cpu", autocast):
+            found = module(x)
+        torch.testing.assert_close(found.float(), expected, rtol=0, atol=0.05)
+
+
+class TestBatches:
+    @pytest.mark.parametrize("scoped", PATTERNS, ids=str)
+    @pytest.mark.parametrize("backend", BACKENDS)
+    @pytest.mark.parametrize("batch", [0, 1])
+    def test_none_and_one(self, batch, backend, scoped):
+        if not is_served(scoped, backend):
+            return
+        layer = layer_of(scoped, 2, backend)
+        leaves = [leaf.detach()[:batch].requires_grad_() for leaf in tokens((5, 7))]
+        found = layer(*leaves, [5, 7])
+        assert_close(found, case(scoped, (5, 7))[1]["output"][:batch]) if batch else None
+        assert found.shape == (batch, HEADS, 35, 4)
+        gradients = torch.autograd.grad(found.sum(), leaves)
+        assert [gradient.shape for gradient in gradients] == [leaf.shape for leaf in leaves]
+
+    @pytest.mark.parametrize("scoped", PATTERNS, ids=str)
+    @pytest.mark.parametrize("backend", BACKENDS)
+    def test_views(self, backend, scoped):
+        """Heads inside of the channels, as projections leave them."""
+        if not is_served(scoped, backend):
+            return
+        leaves, reference = case(scoped, (5, 7))
+        views = [leaf.detach().permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1) for leaf in leaves]
+        assert not any(view.is_contiguous() for view in views)
+        assert_close(layer_of(scoped, 2, backend)(*views, [5, 7]), reference["output"])
+
+
+@pytest.mark.parametrize(
+    ("position_bias", "pattern"),
+    [("axis", "axial"), ("joint", ("neighborhood", {"size": 3})), ("axis", "global"), ("joint", "global")],
+)
+def test_a_position_bias_needs_a_pattern_of_fixed_size(position_bias, pattern):
+    with pytest.raises(ValueError, match=f"`position_bias` '{position_bias}' needs a pattern of fixed size that"):
+        attn3d.MultiHeadSelfAttention(3, 4, pattern=pattern, position_bias=position_bias)

@@ -1,0 +1,211 @@
+"""The patterns: what their rules say, their specs, and errors; and a pattern that the library does not have."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+import attn3d
+from attn3d import Axial, Global, Grid, Neighborhood, PooledKeys, Window
+from attn3d.attention import Pattern, VolumeAttention, create_pattern
+from attn3d.attention.groups import AxisGroups
+from tests.attention.layers import Scoped, tokens
+from tests.configurations import randomise
+from tests.mechanisms.parity import assert_close, assert_gradients_close, volume
+from tests.references import attention as loops
+from tests.references.attention import keys_seen, pool
+
+
+class TestRules:
+    """What the rules of the references say, so that both are not wrong alike."""
+
+    @staticmethod
+    def seen(scoped, shape, voxel):
+        rule = scoped.rule(len(shape))
+        keys = keys_seen(rule, voxel, shape)
+        assert len(keys) == len(set(keys))
+        assert voxel in keys
+        return keys if len(shape) > 1 else [place for (place,) in keys]
+
+    def test_windows(self):
+        scoped = Scoped(Window(4))
+        assert [self.seen(scoped, (10,), (i,)) for i in (0, 4, 9)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+
+    def test_shifted_windows_do_not_see_across_the_border(self):
+        scoped = Scoped(Window(4, shift=True))
+        assert [self.seen(scoped, (9,), (i,)) for i in (1, 2, 8)] == [[0, 1], [2, 3, 4, 5], [6, 7, 8]]
+        assert self.seen(scoped, (4,), (0,)) == [0, 1, 2, 3]
+
+    def test_grids(self):
+        scoped = Scoped(Grid(3))
+        assert [self.seen(scoped, (8,), (i,)) for i in (0, 1, 5)] == [[0, 3, 6], [1, 4, 7], [2, 5]]
+
+    def test_lines(self):
+        assert self.seen(Scoped(Axial()), (3, 3), (1, 2)) == [(0, 2), (1, 0), (1, 1), (1, 2), (2, 2)]
+
+    def test_neighbourhoods_slide_inward(self):
+        scoped = Scoped(Neighborhood(5))
+        found = [self.seen(scoped, (8,), (i,)) for i in (0, 1, 3, 6, 7)]
+        assert found == [[0, 1, 2, 3, 4], [0, 1, 2, 3, 4], [1, 2, 3, 4, 5], [3, 4, 5, 6, 7], [3, 4, 5, 6, 7]]
+
+    def test_dilated_neighbourhoods_are_clipped_to_what_every_remainder_has(self):
+        scoped = Scoped(Neighborhood(5, dilation=3))
+        assert [self.seen(scoped, (11,), (i,)) for i in (0, 4, 10)] == [[0, 3, 6], [1, 4, 7], [4, 7, 10]]
+
+    @pytest.mark.parametrize("pattern", [Neighborhood(3), Neighborhood(7), Neighborhood(3, 2)], ids=str)
+    @pytest.mark.parametrize("shape", [(5,), (9, 4), (3, 4, 6)], ids=str)
+    def test_every_voxel_has_equally_many_neighbours(self, shape, pattern):
+        layer = Scoped(pattern).layer(len(shape))
+        q, k, _ = tokens(shape)
+        rows = layer.rows(q, k, torch.arange(q.shape[2]), list(shape)).flatten(3)
+        counts = (rows > 0).sum(3)
+        assert (counts == counts[0, 0, 0]).all()
+
+    def test_pooled_keys_are_means_of_what_a_block_has(self):
+        values = torch.arange(7.0, dtype=torch.float64).view(1, 1, 7, 1)
+        assert pool(values, (7,), (3,)).flatten().tolist() == [1.0, 4.0, 6.0]
+
+
+SPECS = {
+    "global": Global(),
+    "axial": Axial(),
+    ("window", (("size", 8), ("shift", True))): Window(8, shift=True),
+    ("window", (("size", (4, 8, 8)),)): Window((4, 8, 8)),
+    ("grid", (("size", 4),)): Grid(4),
+    ("neighborhood", (("size", 7), ("dilation", 2))): Neighborhood(7, 2),
+    ("pooled_keys", (("stride", (1, 2, 2)),)): PooledKeys((1, 2, 2)),
+}
+
+
+class TestSpecs:
+    @pytest.mark.parametrize(("spec", "pattern"), SPECS.items(), ids=str)
+    def test_a_name_and_options_give_the_scope(self, spec, pattern):
+        """As in Python, and with the lists of YAML and JSON."""
+        if isinstance(spec, tuple):
+            name, options = spec[0], dict(spec[1])
+            as_lists = {key: list(value) if isinstance(value, tuple) else value for key, value in options.items()}
+            assert create_pattern((name, options)) == create_pattern([name, as_lists]) == pattern
+        else:
+            assert create_pattern(spec) == create_pattern((spec,)) == create_pattern((spec, {})) == pattern
+        assert create_pattern(pattern) is pattern
+        assert create_pattern((pattern.name, vars(pattern))) == pattern
+
+    @pytest.mark.parametrize("pattern", SPECS.values(), ids=str)
+    def test_frozen_hashable_and_shown(self, pattern):
+        assert {pattern: 1}[pattern] == 1
+        assert eval(repr(pattern)) == pattern
+        with pytest.raises(AttributeError):
+            pattern.size = 3
+
+    def test_lists_are_frozen(self):
+        assert hash(Window([4, 8])) == hash(Window((4, 8)))
+        assert hash(Neighborhood([3, 5], [1, 2])) == hash(Neighborhood((3, 5), (1, 2)))
+        assert hash(PooledKeys([4, 8])) == hash(PooledKeys((4, 8)))
+        assert hash(Grid([4, 8])) == hash(Grid((4, 8)))
+
+    @pytest.mark.parametrize(
+        "mechanism", [attn3d.NonLocal, attn3d.MultiHeadSelfAttention, attn3d.DualAttention, attn3d.PositionAttention]
+    )
+    def test_every_mechanism_takes_them(self, mechanism):
+        x = volume(1, 8, 3, 5, 6).float()
+        torch.manual_seed(0)
+        module = mechanism(3, 8, pattern=Window((1, 2, 3), shift=True))
+        torch.manual_seed(0)
+        same = mechanism(3, 8, pattern=["window", {"size": [1, 2, 3], "shift": True}])
+        assert torch.equal(module(x), same(x))
+        assert "Window(size=(1, 2, 3), shift=True)" in repr(module)
+
+    @pytest.mark.parametrize(
+        ("pattern", "message"),
+        [
+            ("windw", r"`pattern` got 'windw'; did you mean 'window'\? available: global, pooled_keys, window, grid"),
+            (("window", {"size": 4, "shfit": True}), r"has no option `shfit`; did you mean 'shift'\?"),
+            (("window", {}), "the pattern 'window' needs the option `size`"),
+            (("neighborhood", {"dilation": 2}), "the pattern 'neighborhood' needs the option `size`"),
+            (("window", {"size": 4, "shift": "false"}), "`shift` must be True or False, got 'false'"),
+            (("global", {"size": 4}), "the pattern 'global' has no option `size`"),
+            (3, r'`pattern` must be a name or \("name", {options}\), got 3'),
+            (Global, "`pattern` must be .*, got <class"),
+            (Window(0), "`size` must be at least 1, got 0"),
+            (Window((4, 8, 8)), r"`size` must be an integer or one for each of 2 axes, got \(4, 8, 8\)"),
+            (Window("8"), "`size` must be an integer or one for each of 2 axes, got '8'"),
+            (Window(8.0), "`size` must be an integer or one for each of 2 axes, got 8.0"),
+            (Window(None), "`size` must be an integer or one for each of 2 axes, got None"),
+            (Window(True), "`size` must be an integer or one for each of 2 axes, got True"),
+            (Window((4.0, 4)), "`size` must be an integer, got 4.0"),
+            (Grid(-2), "`size` must be at least 1, got -2"),
+            (Neighborhood(4), "`size` must be odd, got 4"),
+            (Neighborhood(3, 0), "`dilation` must be at least 1, got 0"),
+            (Neighborhood(3, (1, 2, 3)), "`dilation` must be an integer or one for each of 2 axes"),
+            (PooledKeys(0), "`stride` must be at least 1, got 0"),
+        ],
+        ids=str,
+    )
+    def test_what_is_wrong_is_named(self, pattern, message):
+        with pytest.raises((ValueError, TypeError), match=message):
+            VolumeAttention(2, 2, pattern=pattern)
+
+
+@dataclass(frozen=True)
+class Stripe(Pattern):
+    """A voxel sees the planes across the last axis that lie a multiple of `period` away."""
+
+    period: int
+
+    name = "stripe"
+
+    def along(self, axis, extent, spatial_dims, arange):
+        """Along the last axis the positions of equal remainder; along the others all."""
+        everything = arange(extent)[None]
+        if axis < spatial_dims - 1:
+            return AxisGroups(everything, everything)
+        positions = arange(self.period)[:, None] + self.period * arange((extent + self.period - 1) // self.period)
+        return AxisGroups(positions, positions)
+
+
+def stripes(q, k, v):
+    """Attention within `Stripe(3)` of a volume (4, 7), by a mask over all pairs."""
+    column = torch.arange(28) % 7
+    seen = (column[:, None] - column) % 3 == 0
+    return loops.attend(q, k, v, bias=torch.zeros(28, 28, dtype=q.dtype).masked_fill(~seen, -torch.inf)[None, None])
+
+
+class TestPatternOfOnesOwn:
+    """One class, used from a spec, without a line of the library touched."""
+
+    X = volume(2, 4, 4, 7)
+
+    def self_attention(self, **options):
+        spec = ("stripe", {"period": 3})
+        return randomise(attn3d.MultiHeadSelfAttention(2, 4, num_heads=2, pattern=spec, **options).double())
+
+    @pytest.mark.parametrize("backend", ["auto", "sdpa", "chunked", "math"])
+    def test_every_backend_computes_it(self, backend):
+        module, x = self.self_attention(backend=backend), self.X.clone().requires_grad_()
+        out = stripes(*module.heads(x))[0]
+        expected = module.out(out.transpose(1, 2).flatten(2)).transpose(1, 2).unflatten(2, (4, 7))
+        found = module(x)
+        assert_close(found, expected, 1e-12)
+        leaves = [x, *module.parameters()]
+        assert_gradients_close(found, leaves, expected, leaves, [str(place) for place in range(len(leaves))])
+
+    def test_a_trace_holds_for_other_sizes(self):
+        module = self.self_attention()
+        traced = torch.jit.trace(module, (self.X,))
+        for shape in ((4, 7), (3, 9), (2, 2), (1, 1)):
+            x = volume(1, 4, *shape)
+            assert_close(traced(x), module(x), 1e-12)
+
+    def test_rows_of_weights(self):
+        module, chosen = self.self_attention(), torch.tensor([0, 9, 27])
+        _, expected = stripes(*module.heads(self.X))
+        found = module.attention_weights(self.X, chosen)["query"]
+        assert_close(found.flatten(3), expected[:, :, chosen], 1e-12)
+
+    def test_it_is_named_where_a_name_is_wrong(self):
+        with pytest.raises(ValueError, match=r"`pattern` got 'stripes'; did you mean 'stripe'\?"):
+            create_pattern("stripes")
+        with pytest.raises(TypeError, match="the pattern 'stripe' needs the option `period`"):
+            create_pattern("stripe")
