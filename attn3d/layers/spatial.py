@@ -7,6 +7,7 @@ order of `torch.flatten`, and C = H d split over H heads.
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.overrides import has_torch_function_unary
 
 from attn3d.capture import needs_plain_operators, takes_python_operators
 
@@ -118,7 +119,9 @@ class _Tokens(torch.autograd.Function):
 
 
 def to_tokens(x: Tensor) -> Tensor:
-    """A view of (B, C, *S) as tokens (B, N, C)."""
+    """A view of (B, C, *S) as tokens (B, N, C), plain tensors: what a subclass says of a volume is not true of them."""
+    if has_torch_function_unary(x):
+        x = x.as_subclass(Tensor)
     if takes_python_operators(x):
         return _Tokens.apply(x)
     return x.flatten(2).transpose(1, 2)
