@@ -7,6 +7,7 @@ order of `torch.flatten`, and C = H d split over H heads.
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.overrides import has_torch_function_unary
 
 from attn3d.capture import is_captured, needs_plain_operators
 
@@ -118,10 +119,9 @@ class _Tokens(torch.autograd.Function):
 
 
 def to_tokens(x: Tensor) -> Tensor:
-    """A view of (B, C, *S) as tokens (B, N, C); a plain tensor, also of a subclass such as MetaTensor."""
-    if is_captured():
-        return x.flatten(2).transpose(1, 2)
-    return _Tokens.apply(x.as_subclass(Tensor))
+    """A view of (B, C, *S) as tokens (B, N, C), plain tensors: what a subclass says of a volume is not true of them."""
+    x = x.as_subclass(Tensor) if has_torch_function_unary(x) else x
+    return x.flatten(2).transpose(1, 2) if is_captured() else _Tokens.apply(x)
 
 
 def split_heads(tokens: Tensor, heads: int = 1) -> Tensor:

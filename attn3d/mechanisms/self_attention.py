@@ -89,7 +89,8 @@ class MultiHeadSelfAttention(Mechanism):
         """Attends over (B, C, *S)."""
         self.check_input(x)
         y = self.attention(*self.heads(x), spatial_shape(x))
-        return keep_format(to_volume(self.out(join_heads(y)), spatial_shape(x)), x)
+        # As a view of x, so that a subclass such as MetaTensor comes back as what it was.
+        return keep_format(to_volume(self.out(join_heads(y)), spatial_shape(x)), x).view_as(x)
 
     def attention_weights(self, x: Tensor, queries: Tensor | None = None) -> dict[str, Tensor]:
         """The softmax rows of the chosen voxels as "query", (B, H, Q, *S of the keys)."""

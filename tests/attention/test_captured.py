@@ -1,126 +1,121 @@
-"""The plain operators that captures are made of: each pattern scripted, traced and exported to ONNX."""
+"""Captures hold for sizes that they have not seen: every pattern traced, exported and run by ONNX Runtime elsewhere."""
 
 from __future__ import annotations
 
 import onnxruntime
 import pytest
 import torch
-from attn3d.attention.plain import plain_attention, plain_cells, pool_tokens, pooled_shape
 
 import attn3d
-from tests.attention.layers import results, tokens
+from attn3d.attention.captured import attend_captured
+from tests.attention.layers import tokens
 from tests.configurations import randomise
 from tests.marks import some
 from tests.mechanisms.allocations import largest_output
 from tests.mechanisms.parity import assert_close, volume
-from tests.references.attention import attend, pool
 
+pytestmark = [pytest.mark.scorecard("captures"), pytest.mark.usefixtures("on_the_cpu")]
+
+# (pattern, position bias)
 PATTERNS = [
-    ("window", {"size": (2, 3, 4), "shift": True}),
-    "global",
-    ("window", {"size": 2}),
-    ("grid", {"size": 2}),
-    "axial",
-    ("neighborhood", {"size": 3, "dilation": (1, 2, 1)}),
-    ("pooled_keys", {"stride": 2}),
+    (("window", {"size": (2, 3, 4), "shift": True}), "axis"),
+    ("global", None),
+    (("window", {"size": 3}), "joint"),
+    (("window", {"size": 2, "shift": True}), None),
+    (("grid", {"size": 2}), "axis"),
+    (("grid", {"size": 3}), "joint"),
+    ("axial", None),
+    (("neighborhood", {"size": 3, "dilation": (1, 2, 1)}), "axis"),
+    (("neighborhood", {"size": 3}), None),
+    (("pooled_keys", {"stride": 2}), None),
 ]
-SHAPE = (2, 4, 3, 5, 6)
+# Windows divide it; they do not; axes smaller than a window, and of size 1; larger than anything seen.
+SEEN = (2, 4, 4, 6, 8)
+OTHERS = [(2, 4, 4, 6, 8), (1, 4, 5, 7, 3), (3, 4, 1, 2, 1), (1, 4, 9, 6, 5), (1, 4, 2, 2, 6)]
+MECHANISMS = [
+    ("non_local", {}),
+    ("non_local", {"pattern": ("window", {"size": 3, "shift": True})}),
+    ("non_local", {"pattern": ("grid", {"size": 2})}),
+    ("non_local", {"mode": "dot_product", "pattern": ("pooled_keys", {"stride": 2})}),
+    ("non_local", {"mode": "gaussian", "pattern": "axial"}),
+    ("danet", {"pattern": ("window", {"size": 3})}),
+    ("danet", {"pattern": ("neighborhood", {"size": 3})}),
+]
 
 
-def module(pattern):
-    """Self-attention in evaluation, with random position tables where the pattern has any."""
-    bias = "axis" if pattern[0] in ("window", "grid", "neighborhood") else None
-    layer = attn3d.MultiHeadSelfAttention(3, 4, num_heads=2, pattern=pattern, position_bias=bias)
-    return randomise(layer).eval()
+def make(name, options):
+    return randomise(attn3d.create_attention(name, spatial_dims=3, channels=4, **options)).eval()
 
 
-@pytest.mark.scorecard("captures")
-@pytest.mark.parametrize("capture", ["script", "trace"])
-@pytest.mark.parametrize("pattern", PATTERNS, ids=str)
-def test_captured_by_torchscript(pattern, capture):
-    """Output and gradient of the input."""
-    net, x = module(pattern).double(), volume(*SHAPE).requires_grad_()
-    captured = torch.jit.script(net) if capture == "script" else torch.jit.trace(net, (x.detach(),))
-    found, expected = captured(x), net(x)
-    torch.testing.assert_close(found, expected)
-    gradients = [torch.autograd.grad(out.square().sum(), x)[0] for out in (found, expected)]
-    torch.testing.assert_close(*gradients)
+MODULES = [("mhsa", {"num_heads": 2, "pattern": pattern, "position_bias": bias}) for pattern, bias in PATTERNS]
+MODULES += MECHANISMS
+DEFAULT = [MODULES[0], MODULES[6], MODULES[7]]
 
 
-@pytest.mark.scorecard("captures")
-@pytest.mark.parametrize("pattern", some(PATTERNS, lambda pattern: pattern != PATTERNS[0]), ids=str)
-def test_exports_to_onnx(pattern):
-    """onnxruntime gives what the module gives, on other values."""
-    net, x = module(pattern), volume(*SHAPE).float()
-    program = torch.onnx.export(net, (x,), dynamo=True, verbose=False, input_names=["x"])
+@pytest.mark.parametrize("seen", some([SEEN, (1, 4, 5, 7, 3)], lambda shape: shape != SEEN), ids=str)
+@pytest.mark.parametrize(("name", "options"), MODULES, ids=str)
+def test_a_trace_holds_for_other_sizes(name, options, seen):
+    """Output and gradient of the input, whether windows divide what it was taken of or not."""
+    net = make(name, options).double()
+    traced = torch.jit.trace(net, (volume(*seen),))
+    for shape in OTHERS:
+        x = volume(*shape, seed=3).requires_grad_()
+        found, expected = traced(x), net(x)
+        assert_close(found, expected, 1e-12)
+        gradients = [torch.autograd.grad(out.square().sum(), x)[0] for out in (found, expected)]
+        assert_close(*gradients, 1e-10)
+
+
+@pytest.mark.parametrize("module", some(MODULES, lambda module: module not in DEFAULT), ids=str)
+def test_an_export_holds_for_other_sizes_or_says_that_it_does_not(module):
+    """A guard may refuse a size, such as one at which an axis has a single window; none gives a wrong result."""
+    net = make(*module).double()
+    dynamic = dict.fromkeys((0, 2, 3, 4), torch.export.Dim.DYNAMIC)
+    program = torch.export.export(net, (volume(2, 4, 6, 8, 12),), dynamic_shapes=(dynamic,)).module()
+    refused, others = [], [*OTHERS, (1, 4, 7, 8, 11)]
+    for shape in others:
+        x = volume(*shape, seed=3)
+        try:
+            found = program(x)
+        except AssertionError as error:
+            refused.append(str(error))
+            continue
+        assert_close(found, net(x), 1e-12)
+    assert all("Guard failed" in message for message in refused)
+    assert len(refused) <= len(others) - 2
+
+
+@pytest.mark.parametrize("module", some(MODULES, lambda module: module not in DEFAULT), ids=str)
+def test_onnx_holds_for_other_sizes(module):
+    net = make(*module)
+    dynamic = dict.fromkeys((0, 2, 3, 4), torch.export.Dim.DYNAMIC)
+    program = torch.onnx.export(
+        net, (volume(*SEEN).float(),), dynamo=True, verbose=False, input_names=["x"], dynamic_shapes=(dynamic,)
+    )
     session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())
-    other = volume(*SHAPE, seed=7).float()
-    (found,) = session.run(None, {"x": other.numpy()})
-    torch.testing.assert_close(torch.from_numpy(found), net(other), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("largest_grid", [1, 5, 8, 65_535])
-@pytest.mark.parametrize("bias", [False, True])
-def test_more_cells_than_a_grid_takes_are_split(bias, largest_grid):
-    """As those beyond 65,535 on CUDA: the same outputs and gradients, in so many calls."""
-    leaves, shape = tokens((5, 7)), [5, 7]
-    pair = volume(1, 2, 9, 9) if bias else None
-
-    def run(grid):
-        out = plain_cells(
-            *leaves, [], pair, shape, ["window"] * 2, [3, 3], [1, 1], not bias, 0.5, 0.0, largest_grid=grid
-        )
-        return results(out, leaves, None)
-
-    for name, value in run(largest_grid).items():
-        assert_close(value, run(10**9)[name], 1e-13)
-
-
-def test_split_calls_are_as_many_as_fit(monkeypatch):
-    """Batch entries times cells times heads is what a call may have."""
-    calls = []
-
-    def counted(q, *args):
-        calls.append(q.shape[0] * q.shape[1])
-        return plain_attention(q, *args)
-
-    monkeypatch.setattr("attn3d.attention.plain.plain_attention", counted)
-    q, k, v = tokens((5, 7))  # two batch entries, 2 x 3 windows, two heads
-    plain_cells(q, k, v, [], None, [5, 7], ["window"] * 2, [3, 3], [1, 1], False, 0.5, 0.0, largest_grid=5)
-    assert calls == [4] * 6
+    for shape in OTHERS:
+        x = volume(*shape, seed=7).float()
+        (found,) = session.run(None, {"x": x.cpu().numpy()})
+        torch.testing.assert_close(torch.from_numpy(found), net(x).cpu(), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("value_width", [3, 8, 13])
 def test_views_and_unequal_widths_stay_in_the_kernel(value_width):
     """A textbook view of a volume, which PyTorch's function alone would serve by N x M."""
     count = 300
+    layer = attn3d.attention.VolumeAttention(1, 1)
     q, k = (volume(1, 1, 8, count, seed=seed).transpose(2, 3) for seed in (0, 1))
     v = volume(1, 1, count, value_width)
+    traced = torch.jit.trace(lambda q, k, v: layer(q, k, v, [count]), (q, k, v))
     found = []
-    largest = largest_output(lambda: found.append(plain_attention(q, k, v, 0.3)))
-    assert largest < count**2 / 8
-    assert_close(found[0], attend(q, k, v, scale=0.3)[0], 1e-12)
+    assert largest_output(lambda: found.append(traced(q, k, v))) < count**2 / 8
+    assert_close(found[0], layer(q, k, v, [count]), 1e-12)
 
 
-@pytest.mark.parametrize("stride", [(1, 1, 1), (2, 3, 4), (9, 1, 2)], ids=str)
-def test_pooled_tokens(stride):
-    """Means of what a cell has, with their gradients."""
-    x = volume(2, 2, 3 * 5 * 6, 4).requires_grad_()
-    found, expected = pool_tokens(x, [3, 5, 6], list(stride)), pool(x, (3, 5, 6), stride)
-    assert found.shape[2] == torch.tensor(pooled_shape([3, 5, 6], list(stride))).prod()
-    assert_close(found, expected, 1e-14)
-    upstream = volume(*found.shape, seed=5)
-    assert_close(*(torch.autograd.grad(out, x, upstream)[0] for out in (found, expected)), 1e-14)
-
-
-@pytest.mark.parametrize("joint", [False, True])
-def test_cells_in_half_precision_are_computed_in_single(joint):
-    """Which alone has room for what hides a pair."""
+@pytest.mark.parametrize("pattern", [attn3d.Window(3, shift=True), attn3d.Axial(), attn3d.Neighborhood(3)], ids=str)
+def test_half_precision_is_that_of_single_to_its_rounding(pattern):
     q, k, v = (leaf.detach().half() for leaf in tokens((5, 7)))
-    pair = volume(1, 2, 9, 9).half() if joint else None
-    options = (["window"] * 2, [3, 3], [1, 1], not joint, 0.5, 0.0)
-    found = plain_cells(q, k, v, [], pair, [5, 7], *options)
-    pair = None if pair is None else pair.float()
-    expected = plain_cells(q.float(), k.float(), v.float(), [], pair, [5, 7], *options)
+    single = attend_captured(q.float(), k.float(), v.float(), [5, 7], pattern, lambda _: None, 0.5, 0.0)
+    found = attend_captured(q, k, v, [5, 7], pattern, lambda _: None, 0.5, 0.0)
     assert found.dtype == torch.float16
-    assert torch.equal(found, expected.half())
+    torch.testing.assert_close(found.float(), single, rtol=0, atol=4e-3)

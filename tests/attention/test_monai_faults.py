@@ -9,7 +9,6 @@ import math
 
 import pytest
 import torch
-from attn3d.attention.cells import joint_bias
 from torch.nn.functional import dropout, pad
 
 from attn3d import Window, attend
@@ -101,6 +100,13 @@ def check_mask(run):
 # the full window for one that is clipped.
 
 
+def joint_bias(table, size):
+    """The biases of all pairs of a window that is not clipped, (1, H, n, n)."""
+    layer = VolumeAttention(2, HEADS, pattern=Window(size), position_bias="joint").double()
+    layer.position_table.data.copy_(table)
+    return layer.bias_of(torch.arange(size * size), [size, size]).detach()
+
+
 def in_windows(q, k, v, shape, size, shift=0, bias=0.0):
     """Windows by padding with zeros and rolling, nothing masked."""
     window = [min(size, extent) for extent in shape]
@@ -151,7 +157,7 @@ def check_shift(run):
 
 def index_of_the_full_window(q, k, v, shape, size, shift, table):
     count = math.prod(shape)
-    full = joint_bias(table, [size, size], [size, size])
+    full = joint_bias(table, size)
     return in_windows(q, k, v, shape, size, bias=full[..., :count, :count])
 
 
@@ -164,7 +170,7 @@ def check_clipped_index(run):
 
 
 def transposed_index(q, k, v, shape, size, shift, table):
-    return in_windows(q, k, v, shape, size, bias=joint_bias(table, [size] * 2, [size] * 2).mT)
+    return in_windows(q, k, v, shape, size, bias=joint_bias(table, size).mT)
 
 
 def check_index(run):
@@ -238,5 +244,5 @@ def test_the_stand_ins_are_right_but_for_their_fault():
     table = volume(HEADS, (2 * WINDOW - 1) ** 2, seed=8)
     rule = Rule("window", (WINDOW,) * 2)
     expected, _ = attend_within(rule, q, k, v, (8, 8), table=table, table_kind="joint")
-    found = in_windows(q, k, v, (8, 8), WINDOW, bias=joint_bias(table, [WINDOW] * 2, [WINDOW] * 2))
+    found = in_windows(q, k, v, (8, 8), WINDOW, bias=joint_bias(table, WINDOW))
     assert_close(found, expected, 1e-12)

@@ -12,6 +12,7 @@ from attn3d.attention.sdpa import attend_on_cores, parallel_parts
 from tests.mechanisms.parity import assert_close, assert_gradients_close, volume
 from tests.references import attention as loops
 
+pytestmark = pytest.mark.usefixtures("on_the_cpu")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 

@@ -70,7 +70,8 @@ class TestRegistration:
         out, logsumexp = attend_tiled(q, k, v, None, None, None, 0.5, 0.0, True, None)
         arguments = {
             "attend_tiled_backward": (volume(2, 2, 30, 4).float(), None, q, k, v, out, logsumexp,
-                                      BIAS.expand(1, 2, 3, 10).repeat(1, 1, 10, 3), None, SEED, True, 0.5, 0.3, True, None),
+                                      BIAS.expand(1, 2, 3, 10).repeat(1, 1, 10, 3), None, SEED, True,
+                                      0.5, 0.3, True, None),
             "attend_on_cores_backward": (volume(2, 2, 30, 4).float(), q, k, v, out, logsumexp, 0.5),
         }  # fmt: skip
         operator = getattr(torch.ops.attn3d, name).default
@@ -106,9 +107,13 @@ class TestDerivatives:
     def test_a_second_derivative_is_refused(self, run):
         """By an error that says what has one; also when another way round would give a part of it."""
         q, k, v = leaves(value_width=4)
-        with pytest.raises(RuntimeError, match="no second derivative; backend='math' has one"):
+
+        def differentiate_twice():
             (gradient,) = torch.autograd.grad(run(q, k, v).square().sum(), q, create_graph=True)
             (gradient.square().sum() + q.sum()).backward()
+
+        with pytest.raises(RuntimeError, match="no second derivative; backend='math' has one"):
+            differentiate_twice()
 
     def test_only_what_is_asked_for(self):
         """A bias that is not trained gets no gradient, and q, k or v may need none."""

@@ -14,6 +14,7 @@ from attn3d.layers.spatial import (
     keep_format,
     map_convolution,
     resize,
+    split_heads,
     to_tokens,
     to_volume,
 )
@@ -24,10 +25,10 @@ SHAPES = [(5,), (4, 3), (3, 4, 2)]
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_tokens_and_volume_are_each_others_inverse(shape):
     x = torch.randn(2, 6, *shape)
-    tokens = to_tokens(x.flatten(2))
-    assert tokens.shape == (2, 1, x[0, 0].numel(), 6)
-    torch.testing.assert_close(to_volume(tokens.squeeze(1), list(shape)), x)
-    heads = to_tokens(x.flatten(2), 3)
+    tokens = to_tokens(x)
+    assert tokens.shape == (2, x[0, 0].numel(), 6)
+    torch.testing.assert_close(to_volume(tokens, list(shape)), x)
+    heads = split_heads(tokens, 3)
     torch.testing.assert_close(heads[:, 1, 0], x.flatten(2)[:, 2:4, 0])
 
 

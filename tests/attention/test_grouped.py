@@ -1,0 +1,157 @@
+"""Groups as they are computed: one way equals another, whatever runs beside it, and nothing is entered in vain."""
+
+from __future__ import annotations
+
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from monai.data import MetaTensor
+
+import attn3d
+from attn3d import Axial, Grid, Neighborhood, Window
+from attn3d.attention import VolumeAttention, grouped
+from tests.attention.exactness import error_of, set_tile_bytes
+from tests.attention.layers import PATTERNS, SHAPES, Scoped, assert_results, case, results, tokens
+from tests.marks import some
+from tests.mechanisms.parity import assert_close, volume
+
+ROOT = str(Path(attn3d.__file__).parent)
+LOCAL = [scoped for scoped in PATTERNS if scoped.pattern.local]
+UNSHARED = [scoped for scoped in LOCAL if scoped.name != "axial"]  # no parts of a softmax to merge
+
+
+def functions_entered(run):
+    """The functions of the library that a call enters, but for comprehensions and generator expressions."""
+    entered = set()
+
+    def note(frame, event, _):
+        code = frame.f_code
+        if event == "call" and code.co_filename.startswith(ROOT) and not code.co_name.startswith("<"):
+            entered.add((code.co_filename, code.co_qualname))
+
+    sys.setprofile(note)
+    try:
+        run()
+    finally:
+        sys.setprofile(None)
+    return entered
+
+
+def test_a_forward_enters_few_functions():
+    net, x = attn3d.NonLocal(3, 64, pattern=Window(4)), torch.randn(1, 64, 8, 8, 8)
+    net(x)
+    entered = functions_entered(lambda: net(x))
+    assert len(entered) <= 20, sorted(entered)
+    assert any("grouped" in file for file, _ in entered)
+
+
+@pytest.mark.parametrize("shape", some(SHAPES, lambda shape: SHAPES.index(shape) % 3), ids=str)
+@pytest.mark.parametrize("scoped", UNSHARED, ids=str)
+def test_all_groups_at_once_equal_the_loops(scoped, shape, monkeypatch):
+    """As CUDA computes them: PyTorch's function, differentiated by autograd, a bias that is learnt included."""
+    leaves, reference = case(scoped, shape)
+    layer = scoped.layer(len(shape))
+    groups = scoped.pattern.groups(shape)
+    biases = [None] * len(groups)
+    if layer.position_table is not None:
+        biases = [layer._bias([torch.tensor(along) for along in one.distances]) for one in groups]
+    rows = [leaf.transpose(1, 2) for leaf in leaves]
+    scale = leaves[0].shape[3] ** -0.5
+    out = grouped._attend_at_once(*rows, groups, biases, scale).transpose(1, 2)
+    assert_results(results(out, leaves, layer.position_table), reference)
+
+
+@pytest.mark.usefixtures("on_the_cpu")
+@pytest.mark.parametrize("scoped", [scoped for scoped in LOCAL if scoped.position_bias], ids=str)
+def test_a_learnt_bias_goes_forward_by_the_kernel_and_back_by_tiles(scoped, monkeypatch):
+    called = {"kernel": 0, "tiles": 0}
+
+    def counted(name, run):
+        def count(*args, **options):
+            called[name] += 1
+            return run(*args, **options)
+
+        return count
+
+    monkeypatch.setattr(grouped.sdpa, "kernel_forward", counted("kernel", grouped.sdpa.kernel_forward))
+    monkeypatch.setattr(grouped.tiled, "backward", counted("tiles", grouped.tiled.backward))
+    monkeypatch.setattr(grouped.sdpa, "kernel_backward", None)
+    leaves, reference = case(scoped, (5, 7))
+    layer = scoped.layer(2)
+    assert_results(results(layer(*leaves, [5, 7]), leaves, layer.position_table), reference)
+    assert called["kernel"] > 0
+    assert called["tiles"] > 0
+
+
+@pytest.mark.parametrize("backend", ["auto", "chunked"])
+@pytest.mark.parametrize("pattern", [Window(4, shift=True), Grid(3), Axial(), Neighborhood(5)], ids=str)
+def test_bfloat16_is_at_most_twice_as_far_off_as_the_plain_form(pattern, backend):
+    """And gradients three times, root mean squares, of the softmax over a group in bfloat16."""
+    shape = (6, 9)
+    doubles = [volume(2, 2, 54, 16, seed=seed).requires_grad_() for seed in range(3)]
+    halves = [leaf.detach().bfloat16().requires_grad_() for leaf in doubles]
+    layer = VolumeAttention(2, 2, pattern=pattern, backend=backend)
+    exact = [leaf.detach().double().requires_grad_() for leaf in halves]
+    bias = layer.bias_of(torch.arange(54), list(shape))
+
+    def plain(q, k, v):
+        return (q @ k.mT / 4 + bias.to(q.dtype)).softmax(3) @ v
+
+    upstream = volume(2, 2, 54, 16, seed=7).bfloat16()
+    expected, found, same = (
+        [out, *torch.autograd.grad(out, leaves, upstream.to(out.dtype))]
+        for out, leaves in (
+            (plain(*exact), exact),
+            (layer(*halves, list(shape)), halves),
+            (plain(*halves), halves),
+        )
+    )
+    for place, (reference, ours, theirs) in enumerate(zip(expected, found, same, strict=True)):
+        assert error_of(ours, reference) <= (2 if place == 0 else 3) * error_of(theirs, reference)
+
+
+@pytest.mark.parametrize("scoped", LOCAL, ids=str)
+def test_backward_is_the_same_to_the_bit_each_time(scoped, monkeypatch):
+    set_tile_bytes(monkeypatch, 5_000)
+    leaves, layer = tokens((5, 7)), scoped.layer(2)
+    first, second = (results(layer(*leaves, [5, 7]), leaves, layer.position_table) for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("pattern", ["global", Window(3, shift=True), Axial(), Neighborhood(3)], ids=str)
+def test_threads_do_not_see_each_other(pattern):
+    """Forwards of other values and sizes at the same time."""
+    layer = Scoped(pattern).layer(2) if not isinstance(pattern, str) else VolumeAttention(2, 2)
+    inputs = [(tokens(shape), list(shape)) for shape in ((5, 7), (6, 4))] * 8
+    expected = [layer(*leaves, shape).detach() for leaves, shape in inputs]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda one: layer(*one[0], one[1]).detach(), inputs))
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("scoped", PATTERNS, ids=str)
+@pytest.mark.parametrize("name", ["non_local", "mhsa", "danet"])
+def test_a_metatensor_comes_back_as_one(name, scoped):
+    """With its affine, the same values, and gradients."""
+    options = {"position_bias": scoped.position_bias} if name == "mhsa" else {}
+    net = attn3d.create_attention(name, spatial_dims=3, channels=4, pattern=scoped.pattern, **options)
+    x = torch.randn(1, 4, 4, 5, 3)
+    affine = torch.diag(torch.tensor([2.0, 2.0, 3.0, 1.0]))
+    given = MetaTensor(x, affine=affine).requires_grad_()
+    found = net(given)
+    assert type(found) is MetaTensor
+    assert torch.equal(found.affine.cpu(), affine.cpu().to(found.affine.dtype))
+    assert_close(found.as_tensor(), net(x), 1e-6)
+    found.as_tensor().sum().backward()
+    assert given.grad is not None
+
+
+@pytest.mark.parametrize("scoped", LOCAL, ids=str)
+def test_a_volume_of_one_voxel(scoped):
+    """Whose softmax is over itself."""
+    q, k, v = (volume(2, 2, 1, 4, seed=seed) for seed in range(3))
+    for backend in ("auto", "chunked", "math"):
+        assert_close(scoped.layer(3, backend=backend)(q, k, v, [1, 1, 1]), v, 1e-14)
