@@ -1,7 +1,8 @@
 """Writes docs/reliability.md from what was counted and measured: ``python docs/reliability.py``.
 
-The figures are of four files in docs/figures: the scorecard of the run that every commit gets and of the nightly one,
-which ``python -m pytest --scorecard=FILE`` writes, what became of the mutants, and which branches the tests reach.
+The figures are of five files in docs/figures: the scorecard of the run that every commit gets and of the nightly one,
+which ``python -m pytest --scorecard=FILE`` writes, what became of kills, full disks and odd inputs, what became of the
+mutants, and which branches the tests reach.
 """
 
 import importlib.util
@@ -25,6 +26,16 @@ and published differences of the ten mechanisms, and the scopes of attention, ea
 """
 
 
+FAULTS = """## Kills, full disks and odd inputs
+
+A command is killed (SIGKILL) before a change of a name or the opening of a file, at points spread from the first to the
+last; or its disk takes of each file one byte less than one of them needs. Then every file that is there must be whole,
+and a person goes on: the result must be that of a command without faults, weights and labels bit for bit, with nothing
+left over. A full disk and an odd input must be refused in lines that name a file or an argument; an odd input may also
+have a right answer, and counts as recovered.
+"""
+
+
 def measured(name: str) -> dict:
     """What a file of docs/figures holds.
 
@@ -36,6 +47,7 @@ def measured(name: str) -> dict:
         how = {
             "scorecard.json": "python -m pytest --scorecard=docs/figures/scorecard.json",
             "scorecard_nightly.json": "python -m pytest -m nightly --scorecard=docs/figures/scorecard_nightly.json",
+            "faults.json": "python -m tests.faults --json docs/figures/faults.json",
             "mutation.json": "mutation testing",
             "coverage.json": "a run under branch coverage",
         }[name]
@@ -88,6 +100,18 @@ def scorecard() -> str:
     return f"{''.join(heads)}\n{table(rows, 2)}{reasons}"
 
 
+def faults() -> str:
+    """A row for each fault, and a line for each that went wrong."""
+    found = measured("faults.json")
+    counts = ("tried", "recovered", "refused", "wrong")
+    rows = [["fault", *counts]] + [[row["what"], *(f"{row[count]:,}" for count in counts)] for row in found["rows"]]
+    rows.append(["all", *(f"{sum(row[count] for row in found['rows']):,}" for count in counts)])
+    wrong = [f"- {row['what']}, {problem}\n" for row in found["rows"] for problem in row["problems"]]
+    return f"`{found['command']}`, {found['date']}.\n\n{table(rows, 1)}" + (
+        "\nWrong:\n\n" + "".join(wrong) if wrong else ""
+    )
+
+
 def mutation() -> str:
     """Of every file how many mutants the tests killed, and who survived."""
     found = measured("mutation.json")
@@ -131,7 +155,8 @@ def coverage() -> str:
 def page() -> str:
     """The whole page."""
     return (
-        f"{HEAD}\n{scorecard()}\n## Mutation testing\n\nA line of the library is changed; the tests should notice.\n\n"
+        f"{HEAD}\n{scorecard()}\n{FAULTS}\n{faults()}\n## Mutation testing\n\n"
+        "A line of the library is changed; the tests should notice.\n\n"
         f"{mutation()}\n## Branch coverage\n\n{coverage()}"
     )
 

@@ -173,7 +173,7 @@ def test_a_comparison_is_a_table_and_a_word_on_noise(monkeypatch):
     assert result.exit_code == 0, result.stderr
     assert asked == {
         "data": None, "out": Path("new"), "mechanisms": ["cbam", "eca", "se"], "at": ["skip", "encoder"],
-        "seeds": 5, "quiet": False, "epochs": 3,
+        "seeds": 5, "workers": None, "quiet": False, "epochs": 3,
     }  # fmt: skip
     assert "Mean Dice (simulated scans)" in result.stdout
     rows = {words[0]: words[1:] for words in map(str.split, result.stdout.splitlines()) if words}
@@ -211,3 +211,33 @@ def test_a_training_that_is_stopped_says_so_and_fails_as_shells_expect(monkeypat
 )
 def test_bytes_in_the_largest_unit_that_they_fill(count, text):
     assert in_units(count) == text
+
+
+def test_names_are_shown_as_they_are(monkeypatch):
+    """No markup, no emoji; and what is not UTF-8 with backslashes."""
+    from attn3d import segmentation
+
+    names = ["[red]a", ":smile:", "caf\udce9"]
+
+    def planted(*_, **__):
+        written = {name: Path(name) for name in names}
+        return segmentation.Prediction(written, {}, {names[2]: "is odd"}, {name: {"[b]": 1.0} for name in names[:2]})
+
+    monkeypatch.setattr(segmentation, "predict", planted)
+    result = run("predict", "run", "-i", "scans", "-o", "found", "--statistics")
+    assert result.exit_code == 1
+    for name in (*names[:2], "[b]"):
+        assert name in result.stdout
+    assert lines(result) == ["attn3d predict: caf\\udce9: is odd"]
+
+
+def test_ctrl_c_is_one_line(monkeypatch):
+    from attn3d import segmentation
+
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(segmentation, "evaluate", stopped)
+    result = run("evaluate", "a", "b")
+    assert result.exit_code == 130
+    assert lines(result) == ["attn3d evaluate: stopped; nothing was written in half"]

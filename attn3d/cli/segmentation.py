@@ -21,6 +21,9 @@ Out = Annotated[Path, typer.Option("--out", "-o", help="Where to.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars; a line for each epoch instead.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 At = Annotated[str, typer.Option(help="Kinds of site, separated by commas: encoder, decoder, bottleneck, skip, ..")]
+Workers = Annotated[
+    int | None, typer.Option(min=0, help="Processes that load patches; 0 where shared memory is small [4 on a GPU].")
+]
 Data = Annotated[
     Path | None,
     typer.Option(
@@ -61,6 +64,7 @@ def train(
     fold: Annotated[int, typer.Option(min=0, help="Which of them.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the training in --out.")] = False,
     devices: Annotated[str, typer.Option(help="How many GPUs, or processes on the CPU.")] = "auto",
+    workers: Workers = None,
     quiet: Quiet = False,
 ) -> None:
     """Train a network with attention. All that follows from the data is printed, saved, and can be set in --config."""
@@ -70,27 +74,24 @@ def train(
     with one_line_errors("train"):
         if devices != "auto" and not (devices.isdecimal() and int(devices)):
             raise ValueError(f"`devices` must be auto or a positive number, got {devices!r}")
-        if resume and any(one is not None for one in (data, config, network, attention, at, epochs, seed, folds)):
-            raise ValueError("`resume` goes on with the settings in --out; give no others")
-        try:
-            run = segmentation.train(
-                data,
-                out=out,
-                config=config,
-                folds=folds,
-                fold=fold,
-                resume=resume,
-                devices=devices if devices == "auto" else int(devices),
-                quiet=quiet,
-                network=network,
-                attention=_spec(attention),
-                at=None if at is None else at.split(","),
-                epochs=epochs,
-                seed=seed,
-            )
-        except segmentation.Interrupted as stopped:
-            print(f"attn3d train: {stopped}", file=sys.stderr)
-            raise typer.Exit(130) from stopped
+        if resume and any(one is not None for one in (config, network, attention, at, epochs, seed, folds)):
+            raise ValueError("`resume` goes on with the settings in --out; give no others (but --data, if moved)")
+        run = segmentation.train(
+            data,
+            out=out,
+            config=config,
+            folds=folds,
+            fold=fold,
+            resume=resume,
+            devices=devices if devices == "auto" else int(devices),
+            workers=workers,
+            quiet=quiet,
+            network=network,
+            attention=_spec(attention),
+            at=None if at is None else at.split(","),
+            epochs=epochs,
+            seed=seed,
+        )
         if run.finished:  # with several processes, the first one scores
             scores = json.loads(run.scores.read_text(encoding="utf-8"))
             _print_scores(scores, f"Held-out cases{' (simulated)' if run.config.simulated else ''}")
@@ -125,7 +126,8 @@ def predict(
             overwrite=overwrite,
             quiet=quiet,
         )
-    print(f"{len(found.written)} segmented, in {out}/")
+    there = f", {len(found.skipped)} were there already" if found.skipped else ""
+    print(f"{len(found.written)} segmented, in {out}/{there}")
     if statistics and found.volume_ml:
         table = Table(title="ml", box=box.SIMPLE_HEAD)
         table.add_column("Case", no_wrap=True)
@@ -133,7 +135,7 @@ def predict(
             table.add_column(label, justify="right", no_wrap=True)
         for case, volumes in found.volume_ml.items():
             table.add_row(case, *(f"{volume:.1f}" for volume in volumes.values()))
-        Console().print(table)
+        _show(table)
     _end("predict", found.failed)
 
 
@@ -156,13 +158,14 @@ def evaluate(
 
 def report(
     run: Annotated[Path, typer.Argument(help="The folder of a finished training.")],
+    data: Annotated[Path | None, typer.Option(help="Where its scans are now, if they were moved.")] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """One page of a run: curves, tables, overlays and attention maps, in a file that needs no other."""
     from attn3d import segmentation
 
     with one_line_errors("report"):
-        print(segmentation.report(run, overwrite=overwrite))
+        print(segmentation.report(run, data, overwrite=overwrite))
 
 
 def compare(
@@ -174,6 +177,7 @@ def compare(
     config: Annotated[Path | None, typer.Option(help="Settings in YAML or JSON, the same for all.")] = None,
     network: Annotated[str | None, typer.Option(help="As for train.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="As for train.")] = None,
+    workers: Workers = None,
     quiet: Quiet = False,
 ) -> None:
     """The same budget for each mechanism and for none, several times: does it help, or is it noise? It resumes."""
@@ -188,6 +192,7 @@ def compare(
             mechanisms=mechanisms.split(","),
             at=at.split(","),
             seeds=seeds,
+            workers=workers,
             quiet=quiet,
             **{name: value for name, value in given.items() if value is not None},
         )
@@ -206,7 +211,7 @@ def compare(
             f"{one['parameters']:,}",
             f"{one['seconds']:.0f}",
         )
-    Console().print(table)
+    _show(table)
     for name, one in found["mechanisms"].items():
         if name != "none" and one["difference_interval"] is None:
             print(f"{name}: one seed says nothing about noise")
@@ -247,7 +252,12 @@ def _print_scores(scores: Mapping[str, Any], title: str) -> None:
             str(one["false_lesions"]),
         )
     table.caption = "Dice, HD95 and surface Dice: means over the cases with the label"
-    Console().print(table)
+    _show(table)
+
+
+def _show(table: Table) -> None:
+    """Prints a table; names of cases and labels are taken as they are, not as markup."""
+    Console(markup=False, emoji=False).print(table)
 
 
 def _end(command: str, failed: Mapping[str, str]) -> None:

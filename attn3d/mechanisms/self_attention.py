@@ -90,7 +90,7 @@ class MultiHeadSelfAttention(Mechanism):
         self.check_input(x)
         y = self.attention(*self.heads(x), spatial_shape(x))
         # As a view of x, so that a subclass such as MetaTensor comes back as what it was.
-        return keep_format(to_volume(self.out(join_heads(y)), spatial_shape(x)), x).view_as(x)
+        return keep_format(to_volume(self.out(join_heads(y)), spatial_shape(x)), x)
 
     def attention_weights(self, x: Tensor, queries: Tensor | None = None) -> dict[str, Tensor]:
         """The softmax rows of the chosen voxels as "query", (B, H, Q, *S of the keys)."""

@@ -12,6 +12,7 @@ import torch
 from attn3d.arguments import one_of
 from attn3d.plotting.hanging import BACKGROUND, COLORS, FAINT, PLANES, TEXT
 from attn3d.plotting.scene import Scene, show_scale
+from attn3d.plotting.words import verbatim
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -155,9 +156,9 @@ def _grid(
         grid.append(row)
         bottom -= gap
     for axes, name in zip(grid[0][1:], names, strict=True):
-        axes.set_title(name, color=TEXT, fontsize=10, pad=7)
+        axes.set_title(verbatim(name), color=TEXT, fontsize=10, pad=7)
     if title:
-        figure.text(0.5, 1 - 0.12 / height, title, color=TEXT, fontsize=13, ha="center", va="top")
+        figure.text(0.5, 1 - 0.12 / height, verbatim(title), color=TEXT, fontsize=13, ha="center", va="top")
     return figure, grid
 
 

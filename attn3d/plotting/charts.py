@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from attn3d.plotting.hanging import COLORS
+from attn3d.plotting.words import verbatim
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -67,7 +68,7 @@ def plot_comparison(
             axes.plot([low, high], [row, row], color=COLORS[6], lw=2.4, solid_capstyle="butt")
         axes.plot(values, [row - 0.2] * len(values), "o", color=COLORS[0], ms=4.5, mec="none")
         axes.plot(means[name], row, "D", color=COLORS[6], ms=7)
-    labels = [f"{name}  {_more(results, name, plain)}" for name in mechanisms]
+    labels = [f"{verbatim(name)}  {_more(results, name, plain)}" for name in mechanisms]
     axes.set_yticks(range(len(mechanisms)), labels)
     axes.set(ylim=(-0.6, len(mechanisms) - 0.4))
     seeds = sorted({len(result["dice"]) for result in results.values()})
@@ -78,7 +79,7 @@ def plot_comparison(
     _style(axes)
     axes.grid(axis="x", color=INK, alpha=0.18)
     if title:
-        figure.suptitle(title, color=INK)
+        figure.suptitle(verbatim(title), color=INK)
     return figure
 
 
@@ -100,7 +101,7 @@ def plot_training(epochs: Sequence[Mapping[str, float | None]]) -> Figure:
     _line(rate, epochs, "learning_rate", color=COLORS[2])
     names = [key for key in dict.fromkeys(key for row in epochs for key in row) if key.startswith("dice ")]
     for index, name in enumerate(names):
-        _line(dice, epochs, name, color=COLORS[index % len(COLORS)], label=name.removeprefix("dice "), lw=1.3)
+        _line(dice, epochs, name, color=COLORS[index % len(COLORS)], label=verbatim(name.removeprefix("dice ")), lw=1.3)
     _line(dice, epochs, "dice", color=INK, label="mean", lw=2.4)
     for axes, title in ((loss, "Loss"), (rate, "Learning rate"), (dice, "Dice of the held-out cases")):
         axes.set_title(title, color=INK, fontsize=11, loc="left")

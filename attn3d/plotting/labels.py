@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +20,15 @@ from attn3d.plotting.hanging import (
     show_outline,
     show_scan,
 )
+from attn3d.plotting.words import verbatim
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MILLIMETRES_PER_INCH = 52.0
+_WIDTHS = (2.2, 4.0)  # inches: a small picture is enlarged to the first, as far as the other, so that its text fits
+_CHARACTER = 0.6 / 72  # inches of a character per point of its size, at most in the mean
+_LEAST_HEIGHT = 1.5  # inches of a row, for the words beside it
 
 
 def plot_segmentation(
@@ -85,7 +90,7 @@ def plot_segmentation(
             mark_sides(axes, plane.letters)
         words = f"{name}\n{'xyz'[plane.across]} = {place[plane.across]:.0f} mm"
         row[0].set_ylabel(words, color=TEXT, fontsize=12)
-    lines = [Line2D([], [], color=TEXT, linestyle=(0, (4, 3)), linewidth=1, label=name) for name in regions]
+    lines = [Line2D([], [], color=TEXT, linestyle=(0, (4, 3)), linewidth=1, label=verbatim(name)) for name in regions]
     _name(figure, grid[0], ["scan", *columns], {name: colors[value] for value, name in names.items()}, lines, title)
     return figure
 
@@ -142,7 +147,7 @@ def plot_lesions(
             if labels is not None:
                 show_labels(axes, hanging.cut(labels, plane, voxel), colors, extent)
             mark_sides(axes, plane.letters)
-        what = f"{of}, lesion of {voxels * millilitres:.1f} ml" if voxels else "nothing labelled"
+        what = f"{verbatim(of)}\nlesion of {voxels * millilitres:.1f} ml" if voxels else "nothing labelled"
         row[0].set_ylabel(f"z = {hanging.place(voxel)[2]:.0f} mm\n{what}", color=TEXT, fontsize=11)
     _name(figure, grid[0], ["scan", *columns], {name: colors[value] for value, name in names.items()}, [], title)
     return figure
@@ -172,8 +177,10 @@ def _grid(extents: Sequence[Sequence[float]], columns: int, spare: tuple[float, 
     """A figure with a row of pictures for each extent, and inches to spare beside and above them."""
     from matplotlib.figure import Figure
 
-    width, heights = max(extent[1] for extent in extents), [extent[3] for extent in extents]
-    inches = np.array([columns * width, sum(heights)]) / _MILLIMETRES_PER_INCH + spare
+    sizes = np.array([[extent[1], extent[3]] for extent in extents]) / _MILLIMETRES_PER_INCH
+    sizes *= max(1.0, min(_WIDTHS[0] / sizes[:, 0].min(), _WIDTHS[1] / sizes[:, 0].max()))
+    width, heights = max(sizes[:, 0].max(), _WIDTHS[0]), np.maximum(sizes[:, 1], _LEAST_HEIGHT)
+    inches = np.array([columns * width, heights.sum()]) + spare
     figure = Figure(figsize=inches, facecolor=BACKGROUND, layout="constrained")
     return figure, figure.subplots(len(extents), columns, height_ratios=heights, squeeze=False)
 
@@ -184,11 +191,24 @@ def _name(
     """The titles of the columns and of the figure, and the legend."""
     from matplotlib.patches import Patch
 
+    width = figure.get_figwidth()
     for one, name in zip(axes, columns, strict=True):
-        one.set_title(name, color=TEXT, fontsize=14, pad=8)
-    handles = [Patch(facecolor=color, label=name) for name, color in labels.items()] + lines
+        one.set_title(_wrapped(name, width / len(columns), 14), color=TEXT, fontsize=14, pad=8)
+    handles = [Patch(facecolor=color, label=verbatim(name)) for name, color in labels.items()] + lines
+    longest = max((len(handle.get_label()) for handle in handles), default=0)
+    side_by_side = int(width / (0.7 + longest * _CHARACTER * 12))  # 0.7 inches of colour and gap
     figure.legend(
-        handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, labelcolor=TEXT, fontsize=12
+        handles=handles,
+        loc="outside lower center",
+        ncols=max(1, min(len(handles), side_by_side)),
+        frameon=False,
+        labelcolor=TEXT,
+        fontsize=12,
     )
     if title:
-        figure.suptitle(title, color=TEXT, fontsize=15)
+        figure.suptitle(_wrapped(title, width, 15), color=TEXT, fontsize=15)
+
+
+def _wrapped(words: str, inches: float, size: float) -> str:
+    """A name in as many lines as it needs in a width."""
+    return verbatim("\n".join(textwrap.wrap(words, max(8, int(inches / (_CHARACTER * size))))))

@@ -7,10 +7,9 @@ of these names.
 from attn3d.segmentation.comparison import compare
 from attn3d.segmentation.data import augmentation, degrade, hold_out_anterior, patch_loader, training_subject
 from attn3d.segmentation.datasets import Case, Dataset, find_dataset, split_cases
+from attn3d.segmentation.errors import FileError
 from attn3d.segmentation.evaluation import evaluate, mean_dice, score
 from attn3d.segmentation.files import (
-    FileError,
-    finished_file,
     read_image,
     read_label,
     read_segmentation,
@@ -27,6 +26,7 @@ from attn3d.segmentation.reporting import report
 from attn3d.segmentation.runs import Run
 from attn3d.segmentation.simulation import HAEMORRHAGES, simulate, threshold_segmentation
 from attn3d.segmentation.training import Interrupted, train
+from attn3d.segmentation.writing import finished_file
 
 __all__ = [
     "HAEMORRHAGES",

@@ -1,7 +1,6 @@
 """The command ``compare``: the same budget for each mechanism and for none."""
 
 import csv
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,11 +12,13 @@ from attn3d.arguments import one_of, positive_integer
 from attn3d.factory import list_attention
 from attn3d.planning import estimate_memory
 from attn3d.plotting import confidence_interval, plot_comparison
+from attn3d.segmentation.errors import FileError
 from attn3d.segmentation.evaluation import mean_dice
-from attn3d.segmentation.files import FileError, finished_file
-from attn3d.segmentation.runs import Run, write_json
+from attn3d.segmentation.locks import LOCK, locked
+from attn3d.segmentation.runs import Run
 from attn3d.segmentation.simulation import simulate
 from attn3d.segmentation.training import train
+from attn3d.segmentation.writing import finished_file, read_json, write_json, write_table
 
 _LEVEL = 0.95
 
@@ -29,6 +30,7 @@ def compare(
     mechanisms: Sequence[str],
     at: Sequence[str] = ("skip",),
     seeds: int = 5,
+    workers: int | None = None,
     quiet: bool = False,
     **settings: Any,
 ) -> dict[str, Any]:
@@ -43,11 +45,13 @@ def compare(
     one in twenty such intervals leaves 0 out by chance alone.
 
     Args:
-        data: as in `train`; without it one simulated cohort is written into ``out``.
+        data: as in `train`; without it one simulated cohort is written into ``out``. It may have been moved since the
+            comparison was begun.
         out: the folder of the comparison.
         mechanisms: names of mechanisms; the plain network is always there, as "none".
         at: kinds of site.
         seeds: how often each is trained, with the seeds 0, 1, ..
+        workers: as in `train`.
         quiet: no progress bars.
         **settings: as in `train`, the same for all.
 
@@ -59,28 +63,34 @@ def compare(
 
     Raises:
         FileError: when a file cannot be used, or ``out`` holds a comparison with other settings.
-        ValueError: when a mechanism or setting is wrong.
+        ValueError: when a mechanism or setting is wrong, or ``out`` is in use.
     """
     positive_integer("seeds", seeds)
     for mechanism in mechanisms:
         one_of("mechanisms", mechanism, list_attention())
     out = Path(out)
-    asked = {"data": None if data is None else str(data), "at": list(at), "settings": settings}
-    _same(out / "settings.json", json.loads(json.dumps(asked)))
-    if data is None:
-        data = simulate(out / "cohort", quiet=quiet).folder
-    runs: dict[str, list[Run]] = {mechanism: [] for mechanism in ("none", *dict.fromkeys(mechanisms))}
-    for seed in range(seeds):
-        for mechanism, finished in runs.items():
-            folder = out / f"{mechanism}-{seed}"
-            if not quiet:
-                print(f"{mechanism}, seed {seed}")
-            if (folder / "config.json").exists():
-                run = train(out=folder, resume=True, quiet=quiet)
-            else:
-                run = train(data, out=folder, attention=mechanism, at=at, seed=seed, quiet=quiet, **settings)
-            finished.append(run)
+    asked = {"data": None if data is None else str(Path(data).resolve()), "at": list(at), "settings": settings}
+    with locked(out):
+        _same(out / "settings.json", json.loads(json.dumps(asked)))
+        if data is None:
+            data = simulate(out / "cohort", quiet=quiet).folder
+        runs: dict[str, list[Run]] = {mechanism: [] for mechanism in ("none", *dict.fromkeys(mechanisms))}
+        for seed in range(seeds):
+            for mechanism, finished in runs.items():
+                folder = out / f"{mechanism}-{seed}"
+                if not quiet:
+                    print(f"{mechanism}, seed {seed}")
+                if (folder / "config.json").exists():
+                    run = train(data, out=folder, resume=True, workers=workers, quiet=quiet)
+                else:
+                    given = {"attention": mechanism, "at": at, "seed": seed, "workers": workers, "quiet": quiet}
+                    run = train(data, out=folder, **given, **settings)
+                finished.append(run)
+        return _report(out, runs, at, seeds)
 
+
+def _report(out: Path, runs: dict[str, list[Run]], at: Sequence[str], seeds: int) -> dict[str, Any]:
+    """What the runs say, written into the folder of the comparison."""
     results = {mechanism: _measure(of) for mechanism, of in runs.items()}
     plain = results["none"]["dice"]
     for mechanism, result in results.items():
@@ -95,8 +105,7 @@ def compare(
     simulated = runs["none"][0].config.simulated
     report = {"simulated": simulated, "at": list(at), "seeds": seeds, "level": _LEVEL, "mechanisms": results}
     write_json(out / "comparison.json", report)
-    with finished_file(out / "comparison.csv") as unfinished:
-        unfinished.write_text(_table(results), encoding="utf-8")
+    write_table(out / "comparison.csv", _rows(results))
     if len(results) > 1:
         title = f"{runs['none'][0].config.network}, attention at {', '.join(at)}"
         figure = plot_comparison(results, title=title + (" (simulated scans)" if simulated else ""))
@@ -108,20 +117,21 @@ def compare(
 def _same(path: Path, settings: dict[str, Any]) -> None:
     """Keeps the settings of a comparison, or checks that they are those of the one that is there."""
     if path.exists():
-        if json.loads(path.read_text(encoding="utf-8")) != settings:
+        there = read_json(path, *settings)
+        moved = there["data"] is not None and settings["data"] is not None and not Path(there["data"]).exists()
+        if there != settings | ({"data": there["data"]} if moved else {}):
             raise FileError(path, "this folder holds a comparison with other settings; give another --out")
-        return
-    if path.parent.exists() and any(path.parent.iterdir()):
+    elif any(other.name != LOCK for other in path.parent.iterdir()):
         raise ValueError(f"`out` {path.parent} is in use; give a new folder")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, settings)
+    else:
+        write_json(path, settings)
 
 
 def _measure(runs: Sequence[Run]) -> dict[str, Any]:
     """What all seeds of a mechanism scored, and what it costs."""
     net, config = runs[0].new_network(), runs[0].config
     shape = (config.batch_size, config.in_channels, *config.patch_size)
-    dice = [mean_dice(json.loads(run.scores.read_text(encoding="utf-8"))) for run in runs]
+    dice = [mean_dice(read_json(run.scores, "overall")) for run in runs]
     if None in dice:
         raise FileError(runs[0].scores, "no held-out case has any label; hold out more of them (held_out)")
     with (runs[0].folder / "metrics.csv").open(encoding="utf-8") as file:
@@ -139,13 +149,11 @@ def _finite(interval: tuple[float, float]) -> list[float] | None:
     return [*interval] if np.isfinite(interval).all() else None
 
 
-def _table(results: dict[str, dict[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text)
+def _rows(results: dict[str, dict[str, Any]]) -> list[list[Any]]:
     columns = ("mean", "interval", "difference", "difference_interval", "inside_noise", "parameters", "seconds")
-    writer.writerow(["mechanism", *columns, "memory_bytes", "dice of each seed"])
+    rows = [["mechanism", *columns, "memory_bytes", "dice of each seed"]]
     for mechanism, result in results.items():
         row = [result.get(column) for column in (*columns, "memory_bytes")]
         row = [" to ".join(f"{one:.4f}" for one in value) if isinstance(value, list) else value for value in row]
-        writer.writerow([mechanism, *row, " ".join(f"{value:.4f}" for value in result["dice"])])
-    return text.getvalue()
+        rows.append([mechanism, *row, " ".join(f"{value:.4f}" for value in result["dice"])])
+    return rows

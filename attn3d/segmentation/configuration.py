@@ -1,7 +1,8 @@
 """All settings of a training as plain data, and where they come from."""
 
-import json
+import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -10,10 +11,11 @@ from typing import Any
 import yaml
 
 from attn3d.arguments import nearest, one_of, read_spec
-from attn3d.segmentation.files import FileError
+from attn3d.segmentation.errors import FileError
 from attn3d.segmentation.fingerprint import Fingerprint, Geometry, propose_geometry
 from attn3d.segmentation.networks import NETWORKS, shape_multiple
 from attn3d.segmentation.windows import propose_windows, warn_of_invisible
+from attn3d.segmentation.writing import read_json
 
 FORMAT = 1  # of run folders
 _WINDOW = 8  # voxels of an attention window along the finest axis
@@ -98,19 +100,18 @@ class Configuration:
         Raises:
             FileError: when it is not there, no JSON, or of another version.
         """
-        try:
-            settings = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise FileError(path, "is not there; give the folder of a run of `attn3d train`") from error
-        except ValueError as error:
-            raise FileError(path, f"is no JSON: {error}") from error
+        settings = read_json(path, missing="is not there; give the folder of a run of `attn3d train`")
         if not isinstance(settings, dict) or settings.pop("format", None) != FORMAT:
             raise FileError(path, f"is not of the format {FORMAT} that this version reads; train again")
         settings.pop("attn3d", None)
         names = {field.name for field in fields(cls)}
         if odd := names ^ set(settings):
             raise FileError(path, f"has another set of settings than this version, see {sorted(odd)[0]!r}")
-        settings["labels"] = {int(value): name for value, name in settings["labels"].items()}
+        try:
+            settings["labels"] = {int(value): str(name) for value, name in dict(settings["labels"]).items()}
+            _check(settings)
+        except (ValueError, TypeError) as error:
+            raise FileError(path, f"was changed to what cannot be: {error}") from error
         return cls(**{name: _tuples(value) if name in _TUPLES else value for name, value in settings.items()})
 
 
@@ -136,11 +137,11 @@ DEFAULTS: dict[str, Any] = {
     "split_seed": 0,
     "seed": 0,
 }
-_KINDS: dict[str, tuple[type, ...]] = {
-    **dict.fromkeys(("width", "patch_voxels", "epochs", "patches_per_case", "batch_size", "validate_every"), (int,)),
-    **dict.fromkeys(("learning_rate", "held_out"), (float, int)),
-    **dict.fromkeys(("seed", "split_seed"), (int,)),
+_LEAST = {
+    **dict.fromkeys(("width", "patch_voxels", "epochs", "patches_per_case", "batch_size", "validate_every"), 1),
+    **{"images": 1, "seed": 0, "split_seed": 0},
 }
+_BETWEEN = {"learning_rate": (1e-12, 1e9), "held_out": (1e-12, 1.0)}
 
 
 def settings_from(file: Path | None, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -156,7 +157,7 @@ def settings_from(file: Path | None, given: Mapping[str, Any]) -> dict[str, Any]
             read = yaml.safe_load(file.read_text(encoding="utf-8"))
         except OSError as error:
             raise FileError(file, f"cannot be read: {error.strerror}") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
             raise FileError(file, f"is neither YAML nor JSON: {' '.join(str(error).split())}") from error
         if not isinstance(read, dict):
             raise FileError(file, f"settings by name are needed, got {type(read).__name__}")
@@ -165,20 +166,60 @@ def settings_from(file: Path | None, given: Mapping[str, Any]) -> dict[str, Any]
                 raise FileError(file, f"has an unknown setting {name!r}; {nearest(str(name), DEFAULTS)}")
         settings |= read
     settings |= {name: value for name, value in given.items() if value is not None}
-    for name, kinds in _KINDS.items():
-        value, least = settings[name], 0 if name.endswith("seed") else 1 if kinds == (int,) else 1e-12
-        if isinstance(value, bool) or not isinstance(value, kinds) or value < least:
-            raise ValueError(f"`{name}` must be a number of at least {least:g}, got {value!r}")
-    if settings["held_out"] >= 1:
-        raise ValueError(f"`held_out` must be below 1, got {settings['held_out']}")
-    one_of("network", settings["network"], NETWORKS)
-    for name in ("spacing", "patch_size"):
-        value = settings[name]
-        if value is not None and (len(value) != 3 or not all(one > 0 for one in value)):
-            raise ValueError(f"`{name}` must be three positive numbers, got {value!r}")
+    for name in _BETWEEN:
+        if isinstance(settings[name], str):  # YAML takes 1e-3 for text
+            with suppress(ValueError):
+                settings[name] = float(settings[name])
+    _check(settings)
     if settings["attention"] in (None, "none"):
         settings |= {"attention": None, "at": ()}
     return settings
+
+
+def _check(settings: Mapping[str, Any]) -> None:
+    """Checks settings that came from a person, as far as they are given.
+
+    Raises:
+        ValueError: with the name of the setting, what it must be and what it is.
+    """
+    for name, least in _LEAST.items():
+        if name in settings and not (_is(int, settings[name]) and settings[name] >= least):
+            raise ValueError(f"`{name}` must be a number of at least {least}, got {settings[name]!r}")
+    for name, (low, high) in _BETWEEN.items():
+        value = settings[name]
+        if not _is(float, value) or not value >= low:
+            raise ValueError(f"`{name}` must be a number of at least {low:g}, got {value!r}")
+        if not value < high:
+            raise ValueError(f"`{name}` must be below {high:g}, got {value!r}")
+    one_of("network", settings["network"], NETWORKS)
+    for name, kind in (("spacing", float), ("patch_size", int)):
+        if settings[name] is not None and not _are(kind, settings[name], 3):
+            whole = ", whole ones" if kind is int else ""
+            raise ValueError(f"`{name}` must be three positive numbers{whole}, got {settings[name]!r}")
+    for name in ("strides", "kernels"):
+        value = settings[name]
+        if value is not None and not (isinstance(value, list | tuple) and all(_are(int, one, 3) for one in value)):
+            raise ValueError(f"`{name}` must be a list of three whole numbers of at least 1 each, got {value!r}")
+    windows = settings["windows"]
+    if windows not in (None, "auto"):
+        pairs = isinstance(windows, list | tuple) and len(windows) > 0
+        if not pairs or not all(isinstance(one, list | tuple) and len(one) == 2 for one in windows):
+            raise ValueError(f"`windows` must be a list of level and width in HU each, got {windows!r}")
+        if not all(_is(float, level) and _is(float, width) and width > 0 for level, width in windows):
+            raise ValueError(f"`windows` must be numbers, the widths positive, got {windows!r}")
+    if isinstance(settings["at"], str) or not all(isinstance(one, str) for one in settings["at"]):
+        raise ValueError(f"`at` must be a list of kinds of site, got {settings['at']!r}")
+
+
+def _is(kind: type, value: Any) -> bool:
+    """Whether a value is a finite number, a whole one for ``int``."""
+    kinds = int if kind is int else int | float
+    return isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _are(kind: type, values: Any, count: int) -> bool:
+    """Whether values are so many positive numbers."""
+    return isinstance(values, list | tuple) and len(values) == count and all(_is(kind, v) and v > 0 for v in values)
 
 
 def configure(dataset: Any, images: int, fingerprint: Fingerprint, settings: Mapping[str, Any]) -> Configuration:

@@ -5,8 +5,6 @@ one that is rightly absent the best. Means over a cohort are given over all case
 cases that have the label, since the first flatters where most cases are empty; and pooled, all cases as one volume.
 """
 
-import csv
-import json
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -18,7 +16,9 @@ from scipy import ndimage, spatial
 
 from attn3d.segmentation.datasets import ANY, check_names
 from attn3d.segmentation.datasets.listing import files_by_name, stem
-from attn3d.segmentation.files import FileError, finished_file, read_segmentation
+from attn3d.segmentation.errors import FileError, failure_noted
+from attn3d.segmentation.files import read_segmentation
+from attn3d.segmentation.writing import sweep, write_json, write_table
 
 _ROUNDING = 1e-6  # mm; a surface at the tolerance is within it
 _AGREEMENT = ("dice", "hd95_mm", "surface_dice")
@@ -116,10 +116,9 @@ def evaluate(
     if not tolerance >= 0:
         raise ValueError(f"`tolerance` must be at least 0 mm, got {tolerance}")
     check_names(labels or {})
-    files = None if out is None else [Path(out) / name for name in ("scores.json", "scores.csv")]
-    for path in files or ():
-        if path.exists() and not overwrite:
-            raise FileError(path, "is there already; choose another folder, or allow to overwrite it")
+    scores_file = None if out is None else Path(out) / "scores.json"
+    if scores_file is not None and scores_file.exists() and not overwrite:
+        raise FileError(scores_file, "is there already; choose another folder, or allow to overwrite it")
     pairs, failed = _pairs(Path(prediction), Path(reference))
     if labels is None:
         labels = _labels(pairs.values())
@@ -130,10 +129,8 @@ def evaluate(
 
     cases = {}
     for name, pair in track(pairs.items(), "scoring", len(pairs), disable=quiet):
-        try:
+        with failure_noted(pair[0], failed):
             cases[name] = _score_files(*pair, labels, tolerance)
-        except FileError as error:
-            failed[str(error.path)] = error.problem
     if not cases:
         path, problem = next(iter(failed.items()))
         more = f" (and {len(failed) - 1} more files failed)" if len(failed) > 1 else ""
@@ -147,12 +144,12 @@ def evaluate(
         "overall": {name: _overall([case[name] for case in cases.values()]) for name in scored},
         "failed": failed,
     }
-    if files:
-        Path(out).mkdir(parents=True, exist_ok=True)
-        with finished_file(files[0]) as path:
-            path.write_text(json.dumps(scores, indent=2) + "\n")
-        with finished_file(files[1]) as path, path.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows(_rows(scores))
+    if scores_file is not None:
+        scores_file.parent.mkdir(parents=True, exist_ok=True)
+        sweep(scores_file.parent)
+        scores_file.unlink(missing_ok=True)  # the scores are there when it is, and it is written last
+        write_table(scores_file.with_suffix(".csv"), _rows(scores))
+        write_json(scores_file, scores)
     return scores
 
 
@@ -241,7 +238,7 @@ def _labels(pairs: Collection[tuple[Path, Path]]) -> dict[int, str]:
     """The values in files that can be read, and a name for each."""
     values: set[int] = set()
     for path in (path for pair in pairs for path in pair):
-        with suppress(FileError):  # said when the file is scored
+        with suppress(Exception):  # said when the file is scored
             values.update(np.unique(np.asarray(read_segmentation(path).dataobj)).tolist())
     return {value: f"label {value}" for value in sorted(values - {0})}
 

@@ -6,11 +6,10 @@ on another grid, and results that are written in half.
 """
 
 import gzip
+import logging
 import math
-import os
 import zlib
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from pathlib import Path
 
 import nibabel as nib
@@ -18,8 +17,11 @@ import numpy as np
 
 from attn3d.segmentation.dicom import is_dicom, read_series
 from attn3d.segmentation.errors import FileError
+from attn3d.segmentation.writing import finished_file
 
+logger = logging.getLogger("attn3d")
 _HEADER_ERRORS = (nib.spatialimages.HeaderDataError, ValueError, OverflowError)
+_OFF_WHOLE = 1e-3  # of a label
 _CHUNK = 1 << 20  # bytes; a header is believed only as far as the file goes on
 _SPACINGS = (0.01, 50.0)  # mm
 _GEOMETRY = (
@@ -79,7 +81,7 @@ def read_segmentation(
     """A reference or a prediction as uint8; unlike a label to learn from it may rightly be empty.
 
     Args:
-        path: a NIfTI file of whole numbers.
+        path: a NIfTI file of whole numbers, or of numbers that storing moved off them by less than a thousandth.
         image: a volume on whose grid it must be.
         values: the values that may occur; by default 0 to 255.
         threshold: for masks of other numbers: what exceeds it is 1, the rest 0.
@@ -97,6 +99,8 @@ def read_segmentation(
         if not np.isfinite(data).all():
             raise FileError(path, "the mask holds NaN or infinite values; replace them by 0")
         data = data > threshold
+    elif data.dtype.kind == "f":
+        data = _rounded(path, data)
     known = "whole numbers from 0 to 255" if values is None else ", ".join(map(str, sorted(values)))
     for value in np.unique(data):
         if value not in (range(256) if values is None else values):
@@ -115,7 +119,35 @@ def check_same_grid(path: Path | str, image: nib.Nifti1Image, other: nib.Nifti1I
         raise FileError(path, f"it has shape {shape} but its image {other.shape}; resample it to the image's grid")
     distance = _largest_displacement(image.affine, other.affine, shape)
     if distance > 0.1 * nib.affines.voxel_sizes(other.affine).min():
-        raise FileError(path, f"it lies up to {distance:.3g} mm off its image's grid; resample it to the image's grid")
+        advice = _two_places(image, "it") or _two_places(other, "its image") or "resample it to the image's grid"
+        raise FileError(path, f"it lies up to {distance:.3g} mm off its image's grid; {advice}")
+
+
+def _rounded(path: Path | str, data: np.ndarray) -> np.ndarray:
+    """Labels as whole numbers where a scale factor left them a little off, which is said; others as they are."""
+    whole = np.rint(data)
+    off = np.abs(data - whole)
+    near = (off > 0) & (off <= _OFF_WHOLE)
+    if not near.any():
+        return data
+    logger.warning("%s: labels up to %.1g off whole numbers are rounded", path, off[near].max())
+    return np.where(near, whole, data)
+
+
+def _two_places(image: nib.Nifti1Image, of: str) -> str:
+    """What to say of a volume whose header gives it two places, nothing of any other."""
+    header = image.header
+    qform, sform = (int(header[f"{form}_code"]) for form in ("qform", "sform"))
+    if not (qform and sform) or _largest_displacement(header.get_qform(), header.get_sform(), image.shape[:3]) < 0.1:
+        return ""
+    places = [
+        "(" + ", ".join(f"{mm:g}" for mm in form[:3, 3]) + ")" for form in (header.get_qform(), header.get_sform())
+    ]
+    return (
+        f"{of} has two places in its header: the qform of code {qform} begins at {places[0]} mm, the sform of code "
+        f"{sform} at {places[1]} mm. The sform counts here; ITK reads it only where its code is 1 or the qform's is 0. "
+        "Find out which is right and write it to both; resampling would move a correct label"
+    )
 
 
 def write_image(
@@ -170,20 +202,10 @@ def write_label(path: Path | str, labels: np.ndarray, like: nib.Nifti1Image) -> 
         nib.save(image, unfinished)
 
 
-@contextmanager
-def finished_file(path: Path | str) -> Iterator[Path]:
-    """A name to write to; the file takes the name ``path`` when it is whole, and is removed if it fails."""
-    path = Path(path)
-    unfinished = path.with_name(f".unfinished-{os.getpid()}-{path.name}")
-    try:
-        yield unfinished
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
 def _read(path: Path | str) -> nib.Nifti1Image:
     """The image in a file, checked as far as scans and labels have to agree."""
+    if Path(path).exists() and not (Path(path).is_file() or Path(path).is_dir()):
+        raise FileError(path, "is a pipe or a device, no file; give a .nii or .nii.gz")
     try:
         image = _from_stream(path)
     except OSError as error:

@@ -9,6 +9,7 @@ import numpy as np
 from rich.progress import track
 
 from attn3d.segmentation.datasets import Case, Dataset, read_case_image, read_case_label
+from attn3d.segmentation.errors import failing_as
 
 _COARSE = 3.0  # times the finest spacing: from here on the slices of a scan are thick
 _NEAR_ISOTROPIC = 2.0  # nnU-Net's: an axis is pooled, and seen by a kernel, when it is less than so much coarser
@@ -80,8 +81,9 @@ def take_fingerprint(dataset: Dataset, cases: Sequence[Case], *, quiet: bool = F
     inside: dict[str, list[np.ndarray]] = {name: [] for name in dataset.labels.values()}
     volumes: dict[str, list[float]] = {name: [] for name in dataset.labels.values()}
     for case in track(cases, "looking at the data", disable=quiet):
-        images = read_case_image(case)
-        label = read_case_label(case, dataset, images[0])
+        with failing_as(case.images[0]):
+            images = read_case_image(case)
+            label = read_case_label(case, dataset, images[0])
         affine = nib.as_closest_canonical(images[0]).affine
         labels = np.asarray(label.dataobj)
         shapes.append(nib.as_closest_canonical(images[0]).shape)

@@ -81,7 +81,9 @@ class SegmentationTask(LightningModule):
         self._counts = torch.zeros(len(self.names), 2, dtype=torch.float64)
 
     def validation_step(self, batch: dict[str, Tensor], batch_index: int) -> None:
-        """Counts the voxels of one volume that are found and true, and those that are both."""
+        """Counts the voxels of one volume that are found and true, and those that are both; none of an empty batch."""
+        if not batch:
+            return
         logits = sliding_window_inference(
             batch["image"], self.patch_size, 2, self.network, overlap=0.25, device="cpu", sw_device=self.device
         )

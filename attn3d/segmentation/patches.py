@@ -14,6 +14,7 @@ from attn3d.segmentation.configuration import Configuration
 from attn3d.segmentation.data import LabelledPatches, augmentation
 from attn3d.segmentation.datasets import Case
 from attn3d.segmentation.datasets import Dataset as CaseDataset
+from attn3d.segmentation.errors import failing_as
 from attn3d.segmentation.preprocessing import prepared_subject, to_channels, write_prepared
 
 _CASES_IN_QUEUE = 12  # whose patches are mixed
@@ -43,6 +44,7 @@ class PatchData(LightningDataModule):
         training: cases.
         validation: cases.
         folder: for the cases on the working grid.
+        workers: processes that load; by default 4 for a GPU, and none on the CPU.
         quiet: no progress bar.
     """
 
@@ -53,17 +55,19 @@ class PatchData(LightningDataModule):
         training: Sequence[Case],
         validation: Sequence[Case],
         folder: Path,
+        workers: int | None = None,
         quiet: bool = False,
     ):
         super().__init__()
         self.configuration, self.dataset, self.folder, self.quiet = configuration, dataset, folder, quiet
-        self.training, self.validation = list(training), list(validation)
+        self.training, self.validation, self.workers = list(training), list(validation), workers
 
     def prepare_data(self) -> None:
         """Brings all cases to the working grid; only one process on a machine does."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for case in track([*self.training, *self.validation], "to the working grid", disable=self.quiet):
-            write_prepared(case, self.dataset, self.configuration, self.folder)
+            with failing_as(case.images[0]):
+                write_prepared(case, self.dataset, self.configuration, self.folder)
 
     def train_dataloader(self) -> DataLoader:
         """The patches of the trainer's current epoch."""
@@ -83,6 +87,9 @@ class PatchData(LightningDataModule):
             shares = DistributedSampler(subjects, ranks, rank, seed=self.configuration.seed)
             shares.set_epoch(self.trainer.current_epoch)
         count = self.configuration.patches_per_case
+        workers = self.workers
+        if workers is None:
+            workers = 0 if self.trainer.accelerator.__class__.__name__ == "CPUAccelerator" else 4
         queue = tio.Queue(
             subjects,
             max_length=count * min(len(cases), _CASES_IN_QUEUE),
@@ -90,14 +97,19 @@ class PatchData(LightningDataModule):
             sampler=LabelledPatches(self.configuration.patch_size, _AROUND_LABELS),
             subject_sampler=shares,
             shuffle_subjects=shares is None,
-            num_workers=0 if self.trainer.accelerator.__class__.__name__ == "CPUAccelerator" else 4,
+            num_workers=workers,
         )
         generator = torch.Generator().manual_seed(seed)
         return tio.SubjectsLoader(queue, batch_size=self.configuration.batch_size, generator=generator)
 
     def val_dataloader(self) -> DataLoader:
-        """The validation cases of this rank, whole, one at a time."""
+        """The validation cases of this rank, whole, one at a time.
+
+        A rank without any gets an empty batch: it has to take part when the ranks sum up what they found.
+        """
         mine = self.validation[self.trainer.global_rank :: self.trainer.world_size]
+        if not mine:
+            return DataLoader([{}], batch_size=None)
         return DataLoader(_Volumes(mine, self.folder, self.configuration), batch_size=None)
 
 

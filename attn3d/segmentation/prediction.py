@@ -1,7 +1,5 @@
 """The command ``predict``: from scans to labels in the geometry that they came in."""
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,13 +9,18 @@ import numpy as np
 import torch
 from rich.progress import track
 from scipy import ndimage
+from torch import nn
 
 from attn3d.plotting import plot_segmentation
-from attn3d.segmentation.datasets import Dataset, find_scans, read_case_image, read_case_label
-from attn3d.segmentation.files import FileError, finished_file, write_image, write_label
+from attn3d.segmentation.configuration import Configuration
+from attn3d.segmentation.datasets import Case, Dataset, find_scans, read_case_image, read_case_label
+from attn3d.segmentation.errors import failing_as, failure_noted
+from attn3d.segmentation.files import read_segmentation, write_image, write_label
 from attn3d.segmentation.inference import grid_probabilities, most_probable
 from attn3d.segmentation.preprocessing import prepare
-from attn3d.segmentation.runs import Run, write_json
+from attn3d.segmentation.runs import Run
+from attn3d.segmentation.statistics import Statistics, voxel_millilitres
+from attn3d.segmentation.writing import finished_file, sweep
 
 
 class Prediction(NamedTuple):
@@ -25,11 +28,13 @@ class Prediction(NamedTuple):
 
     Attributes:
         written: the labels' file by the name of the case.
+        skipped: the same of the cases that were there already.
         failed: why there is none, by the name of the file.
-        volume_ml: by case and label.
+        volume_ml: by case and label, of both.
     """
 
     written: dict[str, Path]
+    skipped: dict[str, Path]
     failed: dict[str, str]
     volume_ml: dict[str, dict[str, float]]
 
@@ -50,24 +55,25 @@ def predict(
     """Segments scans with one or several trained networks.
 
     A scan may have any orientation, spacing or oblique affine; its labels are uint8 in exactly its geometry. A scan
-    that cannot be used does not stop the others.
+    that cannot be used does not stop the others, whatever is wrong with it. What is there already is skipped, so that
+    a batch that was stopped goes on where it was.
 
     Args:
         runs: folders of finished trainings; the probabilities of several are averaged.
         scans: a NIfTI file, a folder of them (``case_0000.nii.gz``, ``case_0001.nii.gz``, .. where a case has
             several images), a DICOM series or the folder of a data set.
-        out: folder for ``case.nii.gz``.
-        statistics: also ``statistics.json`` and ``statistics.csv``, the volumes in ml.
+        out: folder for ``case.nii.gz``, another than that of the scans. Several processes may write into it.
+        statistics: also ``statistics.json`` and ``statistics.csv``, the volumes in ml, added to those that are there.
         preview: also ``case.png``.
         probabilities: also ``case_probabilities.nii.gz``, float32 with a class in each last index.
         tta: average with what is found in the mirrored scan, left and right exchanged: the flip of the training.
         remove_small: ml; a connected piece of a label that is smaller becomes background.
-        overwrite: replace what is there.
+        overwrite: replace what is there, rather than skip it.
         quiet: no progress bar.
 
     Raises:
-        FileError: when a run cannot be used, or there is no scan.
-        ValueError: when the runs have different labels, or ``remove_small`` is negative.
+        FileError: when a run cannot be used, there is no scan, or ``out`` has statistics of other labels.
+        ValueError: when the runs have different labels, ``remove_small`` is negative, or ``out`` holds the scans.
     """
     opened = [Run.open(run) for run in ([runs] if isinstance(runs, str | Path) else runs)]
     if not remove_small >= 0:
@@ -80,43 +86,56 @@ def predict(
     networks = [(run.network().to(device), run.config) for run in opened]
     cases, failed = find_scans(Path(scans), opened[0].config.images)
     out = Path(out)
+    if out.resolve() in {(path if path.is_dir() else path.parent).resolve() for case in cases for path in case.images}:
+        raise ValueError(f"`out` {out} holds the scans; give another folder for the labels")
+    volumes = Statistics(out, labels)
+    if statistics:
+        volumes.check()
     out.mkdir(parents=True, exist_ok=True)
+    sweep(out)
 
-    written: dict[str, Path] = {}
-    volumes: dict[str, dict[str, float]] = {}
+    found = Prediction({}, {}, failed, {})
     for case in track(cases, "segmenting", disable=quiet):
         path = out / f"{case.name}.nii.gz"
-        try:
+        with failure_noted(case.images[0], failed):
             if path.exists() and not overwrite:
-                raise FileError(path, "is there already; choose another folder, or allow to overwrite it")
-            images = read_case_image(case)
-            found = [
-                grid_probabilities(net, prepare(images, config), config.patch_size, mirrored=tta)
-                for net, config in networks
-            ]
-            classes, kept = most_probable(found, images[0], keep=probabilities)
-        except FileError as error:
-            failed[str(error.path)] = error.problem
-            continue
-        segmentation = np.array([0, *sorted(labels)], np.uint8)[classes]
-        millilitres = abs(np.linalg.det(images[0].affine[:3, :3])) / 1000
-        if remove_small > 0:
-            segmentation = _without_small(segmentation, remove_small / millilitres)
-        if kept is not None:
-            write_image(out / f"{case.name}_probabilities.nii.gz", kept, images[0].affine, "scanner")
-        if preview:
-            with finished_file(out / f"{case.name}.png") as unfinished:
-                _preview(images[0], segmentation, opened[0]).savefig(unfinished, dpi=100, format="png")
-        write_label(path, segmentation, like=images[0])
-        written[case.name] = path
-        volumes[case.name] = {
-            name: float((segmentation == value).sum() * millilitres) for value, name in labels.items()
-        }
-    if statistics:
-        write_json(out / "statistics.json", {"unit": "ml", "volumes": volumes})
-        with finished_file(out / "statistics.csv") as unfinished:
-            unfinished.write_text(_table(volumes, list(labels.values())), encoding="utf-8")
-    return Prediction(written, failed, volumes)
+                label = read_segmentation(path)
+                found.skipped[case.name] = path
+            else:
+                label = _segment(case, path, networks, opened[0], preview, probabilities, tta, remove_small)
+                found.written[case.name] = path
+            found.volume_ml[case.name] = volumes.of(label)
+            if statistics:
+                volumes.add({case.name: found.volume_ml[case.name]})
+    return found
+
+
+def _segment(
+    case: Case,
+    path: Path,
+    networks: Sequence[tuple[nn.Module, Configuration]],
+    run: Run,
+    preview: bool,
+    probabilities: bool,
+    tta: bool,
+    remove_small: float,
+) -> nib.Nifti1Image:
+    """Writes the labels of a case, after all else of it that is asked for."""
+    images = read_case_image(case)
+    found = [
+        grid_probabilities(net, prepare(images, config), config.patch_size, mirrored=tta) for net, config in networks
+    ]
+    classes, kept = most_probable(found, images[0], keep=probabilities)
+    segmentation = np.array([0, *sorted(run.config.labels)], np.uint8)[classes]
+    if remove_small > 0:
+        segmentation = _without_small(segmentation, remove_small / voxel_millilitres(images[0].affine))
+    if kept is not None:
+        write_image(path.with_name(f"{case.name}_probabilities.nii.gz"), kept, images[0].affine, "scanner")
+    if preview:
+        with finished_file(path.with_name(f"{case.name}.png")) as unfinished:
+            _preview(images[0], segmentation, run).savefig(unfinished, dpi=100, format="png")
+    write_label(path, segmentation, like=images[0])
+    return nib.Nifti1Image(segmentation, images[0].affine)
 
 
 def predict_held_out(run: Run, dataset: Dataset, *, quiet: bool = False) -> None:
@@ -125,14 +144,15 @@ def predict_held_out(run: Run, dataset: Dataset, *, quiet: bool = False) -> None
     net.to("cuda" if torch.cuda.is_available() else "cpu")
     (folder / "references").mkdir(parents=True, exist_ok=True)
     for case in track(run.cases("validation", dataset), "segmenting what was held out", disable=quiet):
-        images = read_case_image(case)
-        reference = read_case_label(case, dataset, images[0])
-        classes, _ = most_probable(
-            [grid_probabilities(net, prepare(images, run.config), run.config.patch_size)], images[0]
-        )
-        values = np.array([0, *sorted(run.config.labels)], np.uint8)
-        write_label(folder / "references" / f"{case.name}.nii.gz", np.asarray(reference.dataobj), like=images[0])
-        write_label(folder / f"{case.name}.nii.gz", values[classes], like=images[0])
+        with failing_as(case.images[0]):
+            images = read_case_image(case)
+            reference = read_case_label(case, dataset, images[0])
+            classes, _ = most_probable(
+                [grid_probabilities(net, prepare(images, run.config), run.config.patch_size)], images[0]
+            )
+            values = np.array([0, *sorted(run.config.labels)], np.uint8)
+            write_label(folder / "references" / f"{case.name}.nii.gz", np.asarray(reference.dataobj), like=images[0])
+            write_label(folder / f"{case.name}.nii.gz", values[classes], like=images[0])
 
 
 def _without_small(segmentation: np.ndarray, voxels: float) -> np.ndarray:
@@ -165,11 +185,3 @@ def _middle_of_largest(segmentation: np.ndarray) -> np.ndarray:
     pieces, _ = ndimage.label(segmentation > 0, structure=np.ones((3, 3, 3)))
     largest = np.argwhere(pieces == 1 + np.bincount(pieces.ravel())[1:].argmax())
     return largest[np.linalg.norm(largest - largest.mean(axis=0), axis=1).argmin()]
-
-
-def _table(volumes: dict[str, dict[str, float]], labels: list[str]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(["case", *(f"{label} ml" for label in labels)])
-    writer.writerows([case, *(f"{one[label]:.3f}" for label in labels)] for case, one in volumes.items())
-    return text.getvalue()

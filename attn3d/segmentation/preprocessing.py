@@ -19,7 +19,7 @@ from attn3d.segmentation.data import normalise, training_subject
 from attn3d.segmentation.datasets import Case, Dataset, read_case_image, read_case_label
 from attn3d.segmentation.files import FileError, finished_file
 from attn3d.segmentation.grid import to_grid
-from attn3d.segmentation.runs import write_json
+from attn3d.segmentation.writing import write_json
 
 logger = logging.getLogger("attn3d")
 _HEADER = 352  # bytes of a NIfTI file before its voxels

@@ -1,18 +1,22 @@
 """The folder of a training: what is in it and what it gives back."""
 
-import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import nn
 
 from attn3d.segmentation.configuration import Configuration
 from attn3d.segmentation.datasets import Case, Dataset, find_dataset
-from attn3d.segmentation.files import FileError, finished_file
+from attn3d.segmentation.errors import FileError
 from attn3d.segmentation.networks import create_network, not_finite
+from attn3d.segmentation.writing import finished_file, read_json, write_json
+
+PARTS = ("fingerprint.json", "split.json", "config.json")  # that make a run, the last of them for good
 
 
 class Run:
@@ -31,23 +35,37 @@ class Run:
         self.folder, self.config = folder, config
 
     @classmethod
-    def open(cls, folder: Path | str) -> "Run":
+    def open(cls, folder: Path | str, data: Path | str | None = None) -> "Run":
         """The run in a folder.
+
+        Args:
+            folder: where it is.
+            data: where its data set is now, if it was moved.
 
         Raises:
             FileError: when there is none, or one of another version.
         """
         folder = Path(folder)
-        return cls(folder, Configuration.read(folder / "config.json"))
+        config = Configuration.read(folder / "config.json")
+        return cls(folder, config if data is None else replace(config, data=str(Path(data).resolve())))
 
     @classmethod
     def create(
         cls, folder: Path, config: Configuration, fingerprint: Mapping[str, Any], split: Mapping[str, list[str]]
     ) -> "Run":
-        """Makes the folder; its ``config.json``, which makes it a run, is written last."""
+        """Makes the folder; its ``config.json``, which makes it a run, is written last.
+
+        Without it the others are no run: they are removed where the writing fails, and a training that was killed
+        between them can be started again.
+        """
         folder.mkdir(parents=True, exist_ok=True)
-        for name, content in (("fingerprint", fingerprint), ("split", split), ("config", config.as_dict())):
-            write_json(folder / f"{name}.json", content)
+        try:
+            for name, content in zip(PARTS, (fingerprint, split, config.as_dict()), strict=True):
+                write_json(folder / name, content)
+        except OSError:
+            for name in PARTS:
+                (folder / name).unlink(missing_ok=True)
+            raise
         return cls(folder, config)
 
     @property
@@ -105,28 +123,58 @@ class Run:
         return net.eval()
 
     def write_network(self, net: nn.Module) -> None:
-        """Keeps the weights of the trained network."""
+        """Keeps the weights of the trained network.
+
+        Raises:
+            FileError: when they cannot be written.
+        """
         with finished_file(self.weights) as unfinished:
-            save_model(net, str(unfinished))
+            try:
+                save_model(net, str(unfinished))
+            except SafetensorError as error:
+                raise FileError(self.weights, f"cannot be written: {error}") from error
+
+    def check_checkpoint(self, task: nn.Module) -> None:
+        """Checks that a training can go on from what is there.
+
+        Raises:
+            FileError: when the checkpoint is damaged, or that of another network.
+        """
+        again = "remove it to train from the start"
+        try:
+            state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+        except Exception as error:  # of a text, an empty or a cut file; pickle has many
+            raise FileError(self.checkpoint, f"is no checkpoint, or a damaged one; {again}") from error
+        try:
+            task.load_state_dict(state)
+        except (RuntimeError, TypeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise FileError(self.checkpoint, f"does not fit the network of config.json ({reason}); {again}") from error
 
     def dataset(self) -> Dataset:
-        """What it was trained on."""
-        return find_dataset(self.config.data, labelled=True)
+        """What it was trained on.
+
+        Raises:
+            FileError: when it is not where it was, or is another one.
+        """
+        if not Path(self.config.data).is_dir():
+            raise FileError(self.config.data, f"the data of {self.folder} are not there; say where they are (--data)")
+        dataset = find_dataset(self.config.data, labelled=True)
+        if dataset.labels != self.config.labels:
+            raise FileError(self.config.data, f"has other labels than {self.folder} was trained on; give its data")
+        return dataset
 
     def cases(self, part: str, dataset: Dataset | None = None) -> list[Case]:
         """The cases that it was trained ("training") or held out ("validation") on.
 
         Raises:
-            FileError: when a case is not in the data set any more.
+            FileError: when ``split.json`` does not say, or a case is not in the data set any more.
         """
         known = {case.name: case for case in (dataset or self.dataset()).cases}
-        names = json.loads((self.folder / "split.json").read_text(encoding="utf-8"))[part]
+        split = self.folder / "split.json"
+        names = read_json(split, part)[part]
+        if not isinstance(names, list) or not names:
+            raise FileError(split, f"its {part!r} must be a list of cases, got {names!r}")
         if lost := [name for name in names if name not in known]:
             raise FileError(self.config.data, f"has no case {lost[0]!r} any more, which this run was split by")
         return [known[name] for name in names]
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes plain data; nothing is there before the file is whole."""
-    with finished_file(path) as unfinished:
-        unfinished.write_text(json.dumps(content, indent=2) + "\n")

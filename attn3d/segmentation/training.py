@@ -1,12 +1,12 @@
 """The command ``train``: from a folder of scans to a run folder."""
 
-import csv
 import io
 import logging
 import os
 import signal
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,24 +16,28 @@ from lightning import LightningModule, Trainer, seed_everything
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from monai.losses import DiceCELoss
 
 from attn3d.segmentation.configuration import configure, settings_from
 from attn3d.segmentation.datasets import Case, Dataset, find_dataset, read_fold, split_cases
+from attn3d.segmentation.errors import FileError
 from attn3d.segmentation.evaluation import evaluate
-from attn3d.segmentation.files import FileError, finished_file
 from attn3d.segmentation.fingerprint import take_fingerprint
 from attn3d.segmentation.fitting import QUIET, BudgetBar, SegmentationTask, without_advice
+from attn3d.segmentation.locks import LOCK, locked
 from attn3d.segmentation.networks import not_finite
 from attn3d.segmentation.patches import PatchData
 from attn3d.segmentation.prediction import predict_held_out
-from attn3d.segmentation.runs import Run
+from attn3d.segmentation.runs import PARTS, Run
 from attn3d.segmentation.simulation import simulate
+from attn3d.segmentation.writing import finished_file, write_table
 
 logger = logging.getLogger("attn3d")
+_PARTS = ("prepared", "validation", "validation/references")  # of a run folder
 
 
-class Interrupted(RuntimeError):
+class Interrupted(KeyboardInterrupt):
     """The training was stopped before its end; it can be resumed."""
 
 
@@ -46,6 +50,7 @@ def train(
     fold: int = 0,
     resume: bool = False,
     devices: int | str = "auto",
+    workers: int | None = None,
     quiet: bool = False,
     network: str | None = None,
     attention: Any = None,
@@ -63,12 +68,15 @@ def train(
 
     Args:
         data: the folder of a data set (see `find_dataset`); without one, a simulated cohort is written into ``out``.
+            To resume, where it is now, if it was moved.
         out: the run folder to make.
         config: a YAML or JSON file of settings.
         folds: a JSON file of given splits, as nnU-Net's ``splits_final.json``; without one the split is drawn.
         fold: which of them.
         resume: go on with the training in ``out``; all settings are those that it has.
         devices: how many GPUs, or processes on the CPU.
+        workers: processes that load patches; by default 4 for a GPU, and none on the CPU. They hand patches over in
+            shared memory, of which docker gives little.
         quiet: no progress bars; a line for each epoch goes to the logger "attn3d".
         network: a key of `NETWORKS`.
         attention: a spec for `attn3d.insert_attention`, or "none".
@@ -82,20 +90,44 @@ def train(
 
     Raises:
         FileError: when a file cannot be used.
-        ValueError: when a setting is wrong, or ``out`` is in use.
+        ValueError: when a setting is wrong, or ``out`` is in use, by another process or by another training.
         Diverged: when loss, output or weights are not finite any more; the last good checkpoint is kept.
         Interrupted: when it was stopped by Ctrl-C.
     """
     out = Path(out)
+    if workers is not None and workers < 0:
+        raise ValueError(f"`workers` must be 0 or more, got {workers}")
     if resume:
-        run = Run.open(out)
-        if run.finished:
-            return run
-        dataset = run.dataset()
-        training, validation = run.cases("training", dataset), run.cases("validation", dataset)
-    else:
-        given = {"network": network, "attention": attention, "at": at, "epochs": epochs, "seed": seed, **settings}
-        run, dataset, training, validation = _new_run(data, out, config, (folds, fold), given, quiet)
+        run = Run.open(out, data)
+    # Of several processes the first one owns the folder for all.
+    with locked(out, _PARTS) if rank_zero_only.rank == 0 else nullcontext() as abandoned:
+        if resume:
+            if run.finished:
+                return run
+            dataset = run.dataset()
+            training, validation = run.cases("training", dataset), run.cases("validation", dataset)
+        else:
+            given = {"network": network, "attention": attention, "at": at, "epochs": epochs, "seed": seed, **settings}
+            run, dataset, training, validation = _new_run(
+                data, out, config, (folds, fold), given, quiet, PARTS[:-1] if abandoned else ()
+            )
+        try:
+            _train(run, dataset, training, validation, devices, workers, quiet)
+        except KeyboardInterrupt as stopped:
+            raise Interrupted(str(stopped) or f"stopped; go on with --resume --out {run.folder}") from stopped
+    return run
+
+
+def _train(
+    run: Run,
+    dataset: Dataset,
+    training: list[Case],
+    validation: list[Case],
+    devices: int | str,
+    workers: int | None,
+    quiet: bool,
+) -> None:
+    """Does what is left of a run to be done."""
     seed_everything(run.config.seed, verbose=False)
     task = SegmentationTask(
         run.new_network(),
@@ -106,12 +138,12 @@ def train(
         DiceCELoss(to_onehot_y=True, softmax=True, include_background=False, batch=True),
     )
     if not run.weights.exists():
-        _fit(run, task, PatchData(run.config, dataset, training, validation, out / "prepared", quiet), devices, quiet)
+        patches = PatchData(run.config, dataset, training, validation, run.folder / "prepared", workers, quiet)
+        _fit(run, task, patches, devices, quiet)
     if rank_zero_only.rank == 0:
         predict_held_out(run, dataset, quiet=quiet)
         folder = run.scores.parent
         evaluate(folder, folder / "references", folder, labels=run.config.labels, overwrite=True, quiet=quiet)
-    return run
 
 
 def _new_run(
@@ -121,11 +153,16 @@ def _new_run(
     folds: tuple[Path | str | None, int],
     given: Mapping[str, Any],
     quiet: bool,
+    left: Sequence[str],
 ) -> tuple[Run, Dataset, list[Case], list[Case]]:
-    """Looks at the data and settles how it is trained on: the run, and the cases to train and to validate on."""
+    """Looks at the data and settles how it is trained on: the run, and the cases to train and to validate on.
+
+    The folder may hold a cohort that was simulated into it, and what is ``left`` of a training that was killed before
+    it was one.
+    """
     settings = settings_from(None if config is None else Path(config), given)
     first = rank_zero_only.rank == 0
-    if first and out.exists() and (not out.is_dir() or any(path.name != "cohort" for path in out.iterdir())):
+    if first and {path.name for path in out.iterdir()} - {LOCK, "cohort", *left}:
         raise ValueError(f"`out` {out} is in use; give a new folder, or resume what is in it (--resume)")
     if data is None:
         if not first:
@@ -182,6 +219,9 @@ def _summary(configuration: Any) -> str:
 def _fit(run: Run, task: SegmentationTask, patches: PatchData, devices: int | str, quiet: bool) -> None:
     """Trains to the last epoch and keeps the weights."""
     on_gpu = torch.cuda.is_available()
+    last = run.checkpoint if run.checkpoint.exists() else None
+    if last is not None:
+        run.check_checkpoint(task)
     started = os.environ.get("LOCAL_WORLD_SIZE")  # by torchrun, so many processes on this machine
     devices = int(started) if started else devices if devices != "auto" or on_gpu else 1
     several = devices != 1 and (devices != "auto" or torch.cuda.device_count() > 1)
@@ -194,14 +234,14 @@ def _fit(run: Run, task: SegmentationTask, patches: PatchData, devices: int | st
             precision="bf16-mixed" if on_gpu else "32-true",
             callbacks=[Epochs(run.folder), Checkpoint(run.checkpoint), *([] if quiet else [BudgetBar()])],
             logger=TensorBoardLogger(run.folder, "tensorboard", "") if find_spec("tensorboard") else False,
-            enable_checkpointing=False,  # Lightning's own writes in place: a kill would leave half a file
+            plugins=[WholeCheckpoints()],
+            enable_checkpointing=False,  # `Checkpoint` keeps the one that is needed
             check_val_every_n_epoch=run.config.validate_every,
             reload_dataloaders_every_n_epochs=1,
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
             **QUIET,
         )
-        last = run.checkpoint if run.checkpoint.exists() else None
         on_interrupt = signal.getsignal(signal.SIGINT)
         try:
             trainer.fit(task, patches, ckpt_path=last, weights_only=True)
@@ -216,6 +256,17 @@ def _fit(run: Run, task: SegmentationTask, patches: PatchData, devices: int | st
     trainer.strategy.barrier()
 
 
+class WholeCheckpoints(TorchCheckpointIO):
+    """Writes a checkpoint whole or not at all; Lightning's own way leads over the folder for temporary files."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Replaces what is there."""
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        with finished_file(path) as unfinished:
+            unfinished.write_bytes(content.getbuffer())
+
+
 class Checkpoint(Callback):
     """All that a training needs to go on, after every epoch; whole or not at all."""
 
@@ -226,11 +277,7 @@ class Checkpoint(Callback):
         """Replaces the checkpoint of the epoch before, unless the weights are of no use."""
         if name := not_finite(task.network.state_dict()):
             task.stop(f"the weights {name!r} are not finite")
-        if trainer.is_global_zero:
-            with finished_file(self.path) as unfinished:
-                trainer.save_checkpoint(unfinished)
-        else:
-            trainer.save_checkpoint(self.path)  # takes part in what the ranks gather, and writes nothing
+        trainer.save_checkpoint(self.path)  # all ranks take part, the first one writes
 
     def on_load_checkpoint(self, trainer: Trainer, task: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Refuses weights that are of no use."""
@@ -270,12 +317,7 @@ class Epochs(Callback):
         logger.info("  ".join(f"{name} {value:.5g}" for name, value in row.items()))
         if trainer.is_global_zero:
             columns = list(row)[:5] + ["dice", *(f"dice {name}" for name in task.names)]
-            text = io.StringIO()
-            writer = csv.DictWriter(text, columns)
-            writer.writeheader()
-            writer.writerows(self.rows)
-            with finished_file(self.path) as unfinished:
-                unfinished.write_text(text.getvalue(), encoding="utf-8")
+            write_table(self.path, [columns, *([one.get(name) for name in columns] for one in self.rows)])
 
     def state_dict(self) -> dict[str, Any]:
         """The rows so far."""

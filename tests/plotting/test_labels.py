@@ -154,7 +154,7 @@ def test_slices_go_through_the_largest_lesions(name):
     voxel = abs(np.linalg.det(affine[:3, :3])) / 1000
     for row, index, voxels in zip(rows, (10, 2), (15, 8), strict=True):
         np.testing.assert_allclose(np.sort(row[0].images[0].get_array(), None), np.sort(image[:, :, index], None))
-        assert row[0].get_ylabel().endswith(f"reference, lesion of {voxels * voxel:.1f} ml")
+        assert row[0].get_ylabel().endswith(f"reference\nlesion of {voxels * voxel:.1f} ml")
         coloured = [np.asarray(axes.images[1].get_array())[..., 3].astype(bool).sum() for axes in row[1:]]
         assert coloured == [12 if index == 10 else 8, 0]
         assert texts(row[0]) == list("RLPA")
@@ -167,7 +167,7 @@ def test_slices_go_through_the_largest_lesions(name):
 
 def test_a_false_lesion_is_shown_where_there_is_no_other_and_else_the_middle():
     image, labels = lesions(AFFINES["RAS"])
-    for network, says in ((labels, "network, lesion of 0.1 ml"), (labels * 0, "nothing labelled")):
+    for network, says in ((labels, "network\nlesion of 0.1 ml"), (labels * 0, "nothing labelled")):
         figure = plot_lesions(image, {"reference": labels * 0, "network": network}, NAMES, AFFINES["RAS"], title="A")
         assert says in figure.axes[0].get_ylabel()
         assert figure.get_suptitle() == "A"
@@ -177,3 +177,39 @@ def test_a_scan_without_contrast_is_all_black():
     assert contrast(np.full((3, 3, 3), 7.0), None) == (0, 1)
     low, high = contrast(np.arange(1000.0), None)
     assert (low, high) == pytest.approx((11, 998), abs=1)
+
+
+@pytest.mark.parametrize("shape", [(35, 51, 35), (12, 12, 12), (120, 150, 3), (300, 20, 20)])
+@pytest.mark.parametrize("draw_it", [plot_lesions, plot_segmentation])
+def test_words_fit_beside_small_and_flat_volumes(draw_it, shape):
+    """No two overlap, and none is cut by the border of the figure."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    image = np.random.default_rng(0).normal(100, 10, shape)
+    labels = np.zeros(shape, np.uint8)
+    labels[tuple(slice(size // 4, size // 2 + 1) for size in shape)] = 1
+    names = {1: "anterior hippocampus", 2: "posterior hippocampus"}
+    columns = {"reference": labels, "network": labels}
+    figure = draw_it(image, columns, names, np.eye(4), title="hippocampus_001_left_side_second_visit, simulated")
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    words = [figure._suptitle, *figure.legends[0].get_texts()]
+    words += [word for axes in figure.axes for word in (axes.title, axes.yaxis.label) if word.get_text()]
+    boxes = [word.get_window_extent(canvas.get_renderer()) for word in words]
+    for index, box in enumerate(boxes):
+        assert box.x0 >= 0, words[index]
+        assert box.y0 >= 0, words[index]
+        assert box.x1 <= figure.bbox.x1, words[index]
+        assert box.y1 <= figure.bbox.y1, words[index]
+        for other in range(index):
+            assert not box.overlaps(boxes[other]), (words[index], words[other])
+
+
+def test_names_are_no_formulas():
+    """A dollar is a dollar, and what is not UTF-8 can be drawn."""
+    image, labels = volume(AFFINES["RAS"])
+    names, title = {1: r"$\frac{", 2: "[red] a$b$"}, "caf\udce9 $x$"
+    figure = plot_lesions(image, {"$y$": labels}, names, AFFINES["RAS"], title=title)
+    figure.draw_without_rendering()
+    drawn = [text._preprocess_math(text.get_text()) for text in [figure._suptitle, *figure.legends[0].get_texts()]]
+    assert drawn == [(r"caf\udce9 $x$", False), (r"$\frac{", False), ("[red] a$b$", False)]

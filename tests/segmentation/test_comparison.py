@@ -81,3 +81,18 @@ def test_runs_without_a_label_to_score_are_refused(data, tmp_path, monkeypatch):
     settings = {"out": tmp_path / "all", "mechanisms": [], "at": ["encoder"], "seeds": 1, "quiet": True}
     with pytest.raises(FileError, match="no held-out case has any label; hold out more"):
         compare(data, **settings, **SETTINGS)
+
+
+def test_data_that_were_moved_are_taken_and_other_data_are_not(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(comparison, "train", lambda *_, **__: None)
+    monkeypatch.setattr(comparison, "_report", lambda *_: {})
+    arguments = {"out": tmp_path / "all", "mechanisms": ["eca"], "seeds": 1, "quiet": True}
+    (tmp_path / "before").mkdir()
+    compare(tmp_path / "before", **arguments)
+    with pytest.raises(FileError, match="other settings"):
+        compare(data, **arguments)
+    (tmp_path / "before").rename(tmp_path / "after")
+    compare(tmp_path / "after", **arguments)
+    (tmp_path / "all" / "settings.json").write_text("{}")
+    with pytest.raises(FileError, match=r"settings\.json: has no 'data'"):
+        compare(data, **arguments)

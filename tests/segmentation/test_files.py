@@ -1,4 +1,5 @@
 import gzip
+import os
 import struct
 import tracemalloc
 
@@ -319,3 +320,42 @@ def test_nothing_is_left_half_written(tmp_path):
     with finished_file(path) as unfinished:
         unfinished.write_text("whole")
     assert path.read_text() == "whole"
+
+
+def test_labels_a_little_off_whole_numbers_are_rounded_and_said(tmp_path, caplog):
+    """As a float label that was saved under an integer header is."""
+    data = np.zeros((5, 5, 5), np.float32)
+    data[1:3], data[3] = 1.0000001, 2.0004
+    nib.save(nib.Nifti1Image(data, np.eye(4)), tmp_path / "label.nii")
+    label = read_segmentation(tmp_path / "label.nii", values=[0, 1, 2])
+    assert np.array_equal(np.asarray(label.dataobj), np.rint(data))
+    assert "label.nii: labels up to 0.0004 off whole numbers are rounded" in caplog.text
+    data[3] = 2.002
+    nib.save(nib.Nifti1Image(data, np.eye(4)), tmp_path / "label.nii")
+    with pytest.raises(FileError, match=r"the label holds the value 2\.002; map its values to 0, 1, 2"):
+        read_segmentation(tmp_path / "label.nii", values=[0, 1, 2])
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "scan.nii")
+    with pytest.raises(FileError, match="is a pipe or a device, no file"):
+        read_image(tmp_path / "scan.nii")
+
+
+def test_a_label_at_the_other_of_two_places_is_not_to_be_resampled(tmp_path):
+    """ITK's tools write labels at the qform of a scan with the codes (1, 2); nibabel's affine is the sform."""
+    image = nib.Nifti1Image(np.random.default_rng(0).normal(size=(6, 7, 8)).astype(np.float32), np.eye(4))
+    moved = np.eye(4)
+    moved[:3, 3] = (10, 0, 0)
+    image.set_qform(np.eye(4), 1)
+    image.set_sform(moved, 2)
+    nib.save(image, tmp_path / "scan.nii")
+    label = nib.Nifti1Image(np.ones((6, 7, 8), np.uint8), np.eye(4))
+    nib.save(label, tmp_path / "label.nii")
+    with pytest.raises(FileError) as raised:
+        read_label(tmp_path / "label.nii", read_image(tmp_path / "scan.nii"), [0, 1])
+    for words in ("10 mm off", "its image has two places", "qform of code 1 begins at (0, 0, 0) mm"):
+        assert words in raised.value.problem
+    assert "sform of code 2 at (10, 0, 0) mm" in raised.value.problem
+    assert "ITK reads it only where its code is 1 or the qform's is 0" in raised.value.problem
+    assert "resample it" not in raised.value.problem

@@ -93,7 +93,7 @@ def cohorts(tmp_path_factory):
     return folders
 
 
-SETTINGS = SMALL | {"spacing": (2.0, 2.0, 2.0), "learning_rate": 1e-2, "epochs": 8, "patches_per_case": 4}
+SETTINGS = SMALL | {"spacing": (2.0, 2.0, 2.0), "learning_rate": 1e-2, "epochs": 6, "patches_per_case": 4}
 
 
 @pytest.fixture(scope="module")

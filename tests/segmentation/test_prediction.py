@@ -1,7 +1,11 @@
 """Labels land where the scan is, and what cannot be segmented stops nothing else."""
 
 import csv
+import gc
 import json
+import subprocess
+import sys
+import tracemalloc
 
 import nibabel as nib
 import numpy as np
@@ -9,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from attn3d.segmentation import FileError, Run, predict
+from attn3d.segmentation import FileError, Run, predict, prediction
 from attn3d.segmentation.configuration import DEFAULTS, configure
 from attn3d.segmentation.datasets import Dataset, find_scans
 from attn3d.segmentation.fingerprint import Fingerprint
@@ -100,15 +104,86 @@ def test_a_batch_goes_on_without_the_bad(run, tmp_path):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["first.nii.gz", "last.nii.gz"]
 
 
-def test_nothing_is_overwritten_unasked(run, tmp_path):
+def test_what_is_there_is_skipped_and_counted_all_the_same(run, tmp_path):
+    """A batch that was killed, or that has grown, goes on; its statistics are of all cases, in one table."""
+    scans = save(tmp_path / "scans", one=bright()[0], two=bright(size=(8, 8, 6))[0])
+    out = tmp_path / "out"
+    first = predict(run.folder, scans, out, statistics=True, quiet=True)
+    before = (out / "one.nii.gz").stat().st_mtime_ns
+    (out / "statistics.json").unlink()  # as if it had been killed right before
+    nib.save(scan(bright(size=(6, 6, 6))[0], AFFINES["RAS"]), scans / "three.nii.gz")
+    found = predict(run.folder, scans, out, statistics=True, quiet=True)
+    assert not found.failed
+    assert [*found.written] == ["three"]
+    assert sorted(found.skipped) == ["one", "two"]
+    assert (out / "one.nii.gz").stat().st_mtime_ns == before
+    assert {name: found.volume_ml[name] for name in ("one", "two")} == first.volume_ml
+    assert json.loads((out / "statistics.json").read_text())["volumes"] == found.volume_ml
+    again = predict(run.folder, scans / "two.nii.gz", out, statistics=True, quiet=True)
+    assert [*again.skipped] == ["two"]
+    rows = list(csv.DictReader((out / "statistics.csv").open()))
+    assert sorted(row["case"] for row in rows) == ["one", "three", "two"]
+    assert predict(run.folder, scans, out, overwrite=True, quiet=True).written.keys() == {"one", "two", "three"}
+
+
+def test_scans_are_not_replaced_by_labels(run, tmp_path):
     scans = save(tmp_path / "scans", one=bright()[0])
-    predict(run.folder, scans, tmp_path / "out", quiet=True)
-    before = (tmp_path / "out" / "one.nii.gz").stat().st_mtime_ns
+    before = (scans / "one.nii.gz").read_bytes()
+    for given in (scans, scans / "one.nii.gz"):
+        with pytest.raises(ValueError, match="holds the scans; give another folder"):
+            predict(run.folder, given, scans, overwrite=True, quiet=True)
+    assert (scans / "one.nii.gz").read_bytes() == before
+    assert [path.name for path in scans.iterdir()] == ["one.nii.gz"]
+
+
+@pytest.mark.parametrize("content", ["{", '{"volumes": {"one": {"tumour": 1.0}}}', '{"unit": "ml"}', "[]"])
+def test_statistics_that_cannot_be_added_to_are_refused_before_anything_is_written(content, run, tmp_path):
+    scans = save(tmp_path / "scans", one=bright()[0])
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "statistics.json").write_text(content)
+    with pytest.raises(FileError, match=r"statistics\.json: (is no JSON|has volumes of other labels|has no 'volumes')"):
+        predict(run.folder, scans, tmp_path / "out", statistics=True, quiet=True)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["statistics.json"]
+
+
+def test_two_processes_add_to_one_table(run, tmp_path):
+    """Each waits for the other: no row is lost, whoever comes first."""
+    code = (
+        "import sys; from pathlib import Path; from attn3d.segmentation.statistics import Statistics;"
+        "statistics = Statistics(Path(sys.argv[1]), {1: 'bright'});"
+        "[statistics.add({f'{sys.argv[2]}{index}': {'bright': 1.0}}) for index in range(20)]"
+    )
+    processes = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path), name]) for name in "ab"]
+    assert [process.wait() for process in processes] == [0, 0]
+    volumes = json.loads((tmp_path / "statistics.json").read_text())["volumes"]
+    assert sorted(volumes) == sorted(f"{name}{index}" for name in "ab" for index in range(20))
+    assert sorted(path.name for path in tmp_path.iterdir() if "statistics" in path.name) == [
+        "statistics.csv",
+        "statistics.json",
+    ]
+
+
+def test_whatever_a_case_raises_is_its_own_failure(run, tmp_path, monkeypatch):
+    def planted(images, config):
+        if images[0].shape == (5, 5, 5):
+            raise RuntimeError("Standard deviation is 0, masked values should not be all equal")
+        return prepare(images, config)
+
+    prepare = prediction.prepare
+    monkeypatch.setattr(prediction, "prepare", planted)
+    long = 238 * "n"
+    two_valued = np.zeros((5, 5, 5), np.float32)
+    two_valued[2:] = 1
+    scans = save(tmp_path / "scans", first=bright()[0], flat=two_valued, **{long: bright()[0]}, second=bright()[0])
     found = predict(run.folder, scans, tmp_path / "out", quiet=True)
-    assert not found.written
-    assert "is there already" in next(iter(found.failed.values()))
-    assert (tmp_path / "out" / "one.nii.gz").stat().st_mtime_ns == before
-    assert predict(run.folder, scans, tmp_path / "out", overwrite=True, quiet=True).written
+    assert sorted(found.written) == ["first", long, "second"]
+    assert found.failed == {
+        str(scans / "flat.nii.gz"): "RuntimeError: Standard deviation is 0, masked values should not be all equal"
+    }
+    found = predict(run.folder, scans, tmp_path / "more", probabilities=True, quiet=True)
+    assert sorted(found.written) == ["first", "second"]
+    assert found.failed[str(tmp_path / "more" / f"{long}_probabilities.nii.gz")] == "File name too long"
+    assert not [path for path in (tmp_path / "more").iterdir() if path.name[0] == "."]
 
 
 def test_volumes_pictures_and_probabilities(run, tmp_path):
@@ -196,3 +271,33 @@ def test_one_image_is_no_case_of_a_network_that_needs_more(tmp_path):
     nib.save(scan(bright()[0], AFFINES["RAS"]), tmp_path / "scan.nii.gz")
     with pytest.raises(FileError, match=r"scan.nii.gz: is one image, the network needs 2 of a case; give a folder"):
         find_scans(tmp_path / "scan.nii.gz", 2)
+
+
+@pytest.mark.nightly
+def test_memory_does_not_grow_with_the_number_of_scans(run, tmp_path):
+    """200 small scans, with statistics: what Python holds after half of them is what it holds after all."""
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    nib.save(scan(bright()[0][:, :16, :8], AFFINES["RAS"]), scans / "000.nii")
+    for index in range(1, 200):
+        (scans / f"{index:03d}.nii").write_bytes((scans / "000.nii").read_bytes())
+    held, segment = [], prediction._segment
+
+    def measured(*arguments):
+        found = segment(*arguments)
+        gc.collect()
+        held.append((tracemalloc.get_traced_memory()[0], len(gc.get_objects())))
+        return found
+
+    tracemalloc.start()
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(prediction, "_segment", measured)
+            found = predict(run.folder, scans, tmp_path / "out", quiet=True)
+    finally:
+        tracemalloc.stop()
+    assert len(found.written) == 200
+    assert not found.failed
+    (bytes_before, objects_before), (bytes_after, objects_after) = held[99], held[199]
+    assert bytes_after - bytes_before < 100 * 2000, "a row of volumes and two paths a case"
+    assert objects_after - objects_before < 100 * 20

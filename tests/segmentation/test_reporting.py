@@ -232,3 +232,12 @@ def test_an_unfinished_run_is_one_clear_line(tmp_path, run, page):
 )
 def test_how_a_label_went_in_a_word(reference, found, says):
     assert pictures._says("tumour", {"reference_ml": reference, "volume_ml": found, "dice": 0.5}) == says
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "{", '{"overall": {}, "cases": {}, "tolerance_mm": 2, "failed": {}}'])
+def test_scores_of_nothing_are_refused(content, tmp_path):
+    run = make_run(tmp_path, attention=None)
+    run.scores.write_text(content)
+    with pytest.raises(FileError, match=r"scores\.json: (has no '|is no JSON|has no scores of any case)"):
+        report(run.folder)
+    assert not (run.folder / "report.html").exists()

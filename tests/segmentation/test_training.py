@@ -16,9 +16,13 @@ import torch
 from safetensors.torch import load_file
 
 from attn3d import segmentation
-from attn3d.segmentation import FileError, Interrupted, Run, train
+from attn3d.segmentation import FileError, Interrupted, Run, train, training
+from attn3d.segmentation.configuration import settings_from
 from attn3d.segmentation.fitting import SegmentationTask
+from attn3d.segmentation.locks import locked
 from attn3d.segmentation.networks import create_network, shape_multiple
+from attn3d.segmentation.patches import PatchData
+from attn3d.segmentation.training import Epochs
 from tests.segmentation.conftest import SMALL
 
 
@@ -92,11 +96,128 @@ def test_stopped_by_the_user_it_says_how_to_go_on(data, tmp_path, monkeypatch):
     assert not (tmp_path / "run" / "model.safetensors").exists()
 
 
+@pytest.mark.parametrize("place", ["prepare_data", "on_train_epoch_end", "predict_held_out"])
+def test_stopped_anywhere_it_can_be_resumed(place, data, tmp_path, monkeypatch):
+    """While it prepares, between two epochs and after the last one."""
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    of = {"prepare_data": PatchData, "on_train_epoch_end": Epochs, "predict_held_out": training}[place]
+    with monkeypatch.context() as patch:
+        patch.setattr(of, place, stop)
+        with pytest.raises(Interrupted, match=f"go on with --resume --out {tmp_path / 'run'}"):
+            train(data, out=tmp_path / "run", **SMALL | {"epochs": 1})
+    assert train(out=tmp_path / "run", resume=True, quiet=True).finished
+    assert not [path.name for path in (tmp_path / "run").rglob(".*")]
+
+
+def copied(run, data, folder, *without):
+    """A copy of a run that is not finished."""
+    shutil.copytree(run.folder, folder)
+    for name in without:
+        (folder / name).unlink()
+    return folder
+
+
+def test_data_that_were_moved_are_said_to_be_elsewhere(run, data, tmp_path):
+    moved = tmp_path / "moved"
+    shutil.copytree(data, moved)
+    again = copied(run, data, tmp_path / "run", "model.safetensors")
+    config = json.loads((again / "config.json").read_text())
+    (again / "config.json").write_text(json.dumps(config | {"data": str(tmp_path / "gone")}))
+    with pytest.raises(FileError, match=r"gone: the data of .*run are not there; say where they are \(--data\)"):
+        train(out=again, resume=True, quiet=True)
+    assert train(moved, out=again, resume=True, quiet=True).finished
+    assert segmentation.report(again, moved).exists()
+    for path in (moved / "labels").iterdir():
+        image = nib.load(path)
+        nib.save(nib.Nifti1Image((np.asarray(image.dataobj) > 0).astype(np.uint8), image.affine), path)
+    with pytest.raises(FileError, match="has other labels than"):
+        Run.open(again, moved).dataset()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda path: path.write_bytes(b""), "is no checkpoint, or a damaged one; remove it"),
+        (lambda path: path.write_bytes(b"text"), "is no checkpoint, or a damaged one; remove it"),
+        (lambda path: path.write_bytes(path.read_bytes()[:3000]), "is no checkpoint, or a damaged one; remove it"),
+        (lambda path: change_json(path.with_name("config.json"), width=8), "does not fit the network of config.json"),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_gone_on_from(change, message, run, data, tmp_path):
+    again = copied(run, data, tmp_path / "run", "model.safetensors")
+    change(again / "last.ckpt")
+    with pytest.raises(FileError, match=f"last.ckpt: {message}"):
+        train(out=again, resume=True, quiet=True)
+
+
+def change_json(path, **settings):
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"width": "a"},
+        {"strides": [[0, 1, 1]]},
+        {"labels": 3},
+        {"learning_rate": None},
+        {"network": "Unet"},
+        {"patch_size": 16},
+    ],
+)
+def test_a_config_that_was_edited_to_what_cannot_be(settings, run, data, tmp_path):
+    again = copied(run, data, tmp_path / "run")
+    change_json(again / "config.json", **settings)
+    with pytest.raises(FileError, match=r"config\.json: was changed to what cannot be"):
+        Run.open(again)
+
+
+@pytest.mark.parametrize("content", ["{}", '{"training": []}', '{"training": 3, "validation": []}', "[]", "{"])
+def test_a_split_that_does_not_say(content, run, data, tmp_path):
+    again = copied(run, data, tmp_path / "run", "model.safetensors")
+    (again / "split.json").write_text(content)
+    with pytest.raises(FileError, match=r"split.json: (has no '|its '\w+' must be a list|is no JSON)"):
+        train(out=again, resume=True, quiet=True)
+
+
+def test_a_learning_rate_that_yaml_takes_for_text(tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text("learning_rate: 1e-3")
+    assert settings_from(file, {})["learning_rate"] == 1e-3
+
+
+def test_a_folder_that_another_process_trains_in(data, tmp_path):
+    with locked(tmp_path / "run"), pytest.raises(ValueError, match=f"is in use by process {os.getpid()} on"):
+        train(data, out=tmp_path / "run", **SMALL)
+
+
+def test_what_was_killed_before_it_was_a_run_starts_anew(data, tmp_path):
+    """A lock without an owner says whose the files beside it are; without it they are somebody's."""
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "split.json").write_text("{")
+    with pytest.raises(ValueError, match="is in use; give a new folder"):
+        train(data, out=out, **SMALL)
+    (out / ".lock").write_text("process 1 on elsewhere")
+    (out / ".unfinished-elsewhere--1-config.json").touch()
+    assert train(data, out=out, **SMALL | {"epochs": 1}).finished
+    assert not [path.name for path in out.rglob(".*")]
+
+
+def test_anyone_may_read_the_weights_whom_the_umask_lets(run):
+    umask = os.umask(0o022)
+    os.umask(umask)
+    assert {path.stat().st_mode & 0o777 for path in (run.weights, run.checkpoint)} == {0o666 & ~umask}
+
+
 def test_two_ranks_train_one_network(data, tmp_path):
-    """Over gloo by torchrun: one checkpoint, one set of weights, all validation cases scored."""
+    """Over gloo by torchrun: one checkpoint, one set of weights; the one held-out case is for one of them only."""
     config = tmp_path / "config.json"
     settings = {name: value for name, value in SMALL.items() if name not in ("quiet", "epochs")}
-    config.write_text(json.dumps(settings))
+    config.write_text(json.dumps(settings | {"validate_every": 1}))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "attn3d"]
     command += ["train", "--data", str(data), "--out", str(tmp_path / "run"), "--config", str(config)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -108,6 +229,7 @@ def test_two_ranks_train_one_network(data, tmp_path):
     assert again.finished
     rows = list(csv.DictReader((again.folder / "metrics.csv").open()))
     assert len(rows) == 1
+    assert 0 <= float(rows[0]["dice"]) <= 1
     assert int(rows[0]["step"]) == 2, "three cases of two patches in batches of two, on two ranks"
 
 
@@ -127,9 +249,16 @@ def test_deep_supervision_and_spacing_per_axis(data, tmp_path):
         ({"at": ("encoders",)}, "encoder"),
         ({"epochs": 0}, "`epochs` must be a number of at least 1, got 0"),
         ({"patch_size": (16, 16, 9)}, r"`patch_size` must be multiples of .* try \(16, 16, 10\)"),
-        ({"patch_size": (16, 16)}, r"`patch_size` must be three positive numbers, got \(16, 16\)"),
+        ({"patch_size": (16, 16)}, r"`patch_size` must be three positive numbers, whole ones, got \(16, 16\)"),
         ({"spacing": (1.0, 0.0, 1.0)}, "`spacing` must be three positive numbers"),
         ({"windows": [[40, 80]], "held_out": 1.5}, "`held_out` must be below 1"),
+        ({"patch_size": 16}, "`patch_size` must be three positive numbers, whole ones, got 16"),
+        ({"strides": [[0, 1, 1]]}, "`strides` must be a list of three whole numbers of at least 1 each, got"),
+        ({"learning_rate": 1e38}, "`learning_rate` must be below 1e.09, got 1e.38"),
+        ({"learning_rate": "fast"}, "`learning_rate` must be a number of at least 1e-12, got 'fast'"),
+        ({"windows": [40, 80]}, "`windows` must be a list of level and width in HU each"),
+        ({"at": "skip"}, "`at` must be a list of kinds of site, got 'skip'"),
+        ({"workers": -1}, "`workers` must be 0 or more, got -1"),
     ],
 )
 def test_wrong_settings_are_refused_before_anything_is_written(settings, message, data, tmp_path):
@@ -182,6 +311,7 @@ def test_predictions_of_the_run_are_in_the_folder(run):
     [
         ("- epochs", "settings by name are needed, got list"),
         ("epochs: [", "is neither YAML nor JSON"),
+        (5000 * "[", "is neither YAML nor JSON: maximum recursion"),
         (None, "cannot be read: Is a directory"),
     ],
 )

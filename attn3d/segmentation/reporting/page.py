@@ -1,7 +1,6 @@
 """The command ``report``: from a run folder to one HTML file that holds all it shows."""
 
 import csv
-import json
 from collections.abc import Mapping
 from datetime import date
 from importlib.metadata import version
@@ -12,13 +11,16 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from attn3d.plotting import plot_training
 from attn3d.segmentation.datasets import ANY
+from attn3d.segmentation.errors import FileError
 from attn3d.segmentation.evaluation import mean_dice
-from attn3d.segmentation.files import FileError, finished_file
 from attn3d.segmentation.reporting.pictures import attention_figures, lesion_figures, spec_words, svg
 from attn3d.segmentation.runs import Run
+from attn3d.segmentation.writing import read_json, sweep, write_text
+
+_UNFINISHED = "is not there; finish the training with `attn3d train --resume`"
 
 
-def report(run: Run | Path | str, *, overwrite: bool = False) -> Path:
+def report(run: Run | Path | str, data: Path | str | None = None, *, overwrite: bool = False) -> Path:
     """Writes the report of a finished run: ``report.html`` in its folder, to open in any browser.
 
     It holds the scores on the held-out cases, the curves of the training, overlays centred on the lesions of the
@@ -27,6 +29,7 @@ def report(run: Run | Path | str, *, overwrite: bool = False) -> Path:
 
     Args:
         run: a run or its folder.
+        data: where its data set is now, if it was moved since the training.
         overwrite: whether a report that is there may be replaced.
 
     Returns:
@@ -35,11 +38,14 @@ def report(run: Run | Path | str, *, overwrite: bool = False) -> Path:
     Raises:
         FileError: when the run is not finished, a file of it cannot be used, or a report is there already.
     """
-    run = run if isinstance(run, Run) else Run.open(run)
+    if data is not None or not isinstance(run, Run):
+        run = Run.open(run.folder if isinstance(run, Run) else run, data)
     path = run.folder / "report.html"
     if path.exists() and not overwrite:
         raise FileError(path, "is there already; allow to overwrite it")
-    scores = _json(run.folder / "validation" / "scores.json")
+    scores = read_json(run.scores, "overall", "cases", "tolerance_mm", "failed", missing=_UNFINISHED)
+    if not scores["overall"] or not scores["cases"]:
+        raise FileError(run.scores, "has no scores of any case; finish the training with `attn3d train --resume`")
     settings = run.config.as_dict()
     page = (
         _environment()
@@ -53,8 +59,8 @@ def report(run: Run | Path | str, *, overwrite: bool = False) -> Path:
             mechanism=None if run.config.attention is None else spec_words(run.config.attention),
             settings={name: value for name, value in settings.items() if name not in ("versions", "format")},
             versions=run.config.versions,
-            fingerprint=_json(run.folder / "fingerprint.json"),
-            split=_json(run.folder / "split.json"),
+            fingerprint=read_json(run.folder / "fingerprint.json", missing=_UNFINISHED),
+            split=read_json(run.folder / "split.json", "training", "validation", missing=_UNFINISHED),
             scores=scores,
             main=ANY if ANY in scores["overall"] else next(iter(scores["overall"])),
             any=ANY,
@@ -64,8 +70,8 @@ def report(run: Run | Path | str, *, overwrite: bool = False) -> Path:
             attention=attention_figures(run, scores),
         )
     )
-    with finished_file(path) as unfinished:
-        unfinished.write_text(page, encoding="utf-8")
+    sweep(run.folder, of=path.name)
+    write_text(path, page)
     return path
 
 
@@ -101,15 +107,6 @@ def _plain(value: Any) -> str:
     return str(value)
 
 
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise FileError(path, "is not there; finish the training with `attn3d train --resume`") from error
-    except ValueError as error:
-        raise FileError(path, f"is no JSON: {error}") from error
-
-
 def _epochs(path: Path) -> list[dict[str, float | None]]:
     """The rows of ``metrics.csv`` as numbers."""
     try:
@@ -118,6 +115,6 @@ def _epochs(path: Path) -> list[dict[str, float | None]]:
                 {name: float(value) if value else None for name, value in row.items()} for row in csv.DictReader(file)
             ]
     except OSError as error:
-        raise FileError(path, "is not there; finish the training with `attn3d train --resume`") from error
+        raise FileError(path, _UNFINISHED) from error
     except (ValueError, TypeError) as error:
         raise FileError(path, f"is no table of numbers: {error}") from error

@@ -1,8 +1,6 @@
 """The embedded cohort: simulated head CT in files, as nnU-Net v2 would have them."""
 
 import json
-import os
-import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -13,6 +11,7 @@ from attn3d.segmentation.datasets import Dataset, find_dataset
 from attn3d.segmentation.files import write_image
 from attn3d.segmentation.simulation.haemorrhages import HAEMORRHAGES
 from attn3d.segmentation.simulation.scanner import sample_scan
+from attn3d.segmentation.writing import finished_folder, write_json
 
 _VERSION = 1  # of the simulation; a cohort of another one is not used again
 _FOLDERS = ("imagesTr", "labelsTr")
@@ -62,18 +61,12 @@ def simulate(
         if others := {path.name for path in out.iterdir()} - {"dataset.json", *_FOLDERS}:
             raise ValueError(f"`out` {out} holds {min(others)} beside a cohort; move it, or give another folder")
 
-    unfinished = out.resolve().with_name(f".unfinished-{os.getpid()}-{out.resolve().name}")
-    try:
+    with finished_folder(out) as unfinished:
         for folder in _FOLDERS:
-            (unfinished / folder).mkdir(parents=True)
+            (unfinished / folder).mkdir()
         for number in track(range(cases), "simulating head CT", disable=quiet):
             _write_case(unfinished, number, np.random.default_rng([seed, number]))
-        (unfinished / "dataset.json").write_text(json.dumps(_description(settings), indent=2))
-        if out.exists():
-            shutil.rmtree(out)
-        unfinished.replace(out)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        write_json(unfinished / "dataset.json", _description(settings))
     return find_dataset(out)
 
 

@@ -1,0 +1,161 @@
+"""Results that are whole or not there, also after a kill, a power cut or on a full disk.
+
+All that the commands write goes through `finished_file` or `finished_folder`: to a name of its own beside the result,
+to the disk, and then under the result's name. What a dead process left behind is removed by `sweep`.
+"""
+
+import csv
+import io
+import json
+import os
+import platform
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from attn3d.segmentation.errors import FileError
+
+_MARK = ".unfinished-"
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet computes
+_LONGEST = 120  # characters of a result's name that its unfinished one keeps: file systems end at 255
+
+
+@contextmanager
+def finished_file(path: Path | str) -> Iterator[Path]:
+    """A name to write to; the file takes the name ``path`` when it is whole, and is removed if it fails.
+
+    Raises:
+        OSError: as what writes it, with ``path`` for the unfinished name or for none.
+    """
+    path = Path(path)
+    unfinished = _unfinished(path)
+    try:
+        yield unfinished
+        with unfinished.open("rb") as file:
+            os.fsync(file.fileno())  # or a power cut could leave the name without the content
+        unfinished.chmod(0o666 & ~_umask())  # some writers let nobody else read
+        unfinished.replace(path)
+    except OSError as error:
+        raise _naming(error, unfinished, path) from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+@contextmanager
+def finished_folder(path: Path | str) -> Iterator[Path]:
+    """A new folder to fill; it takes the name ``path`` when it is whole, in place of what is there.
+
+    Raises:
+        OSError: as what fills it, with the name that a file was to have there.
+    """
+    path = Path(path).resolve()
+    sweep(path.parent, of=path.name)
+    unfinished, before = _unfinished(path), _unfinished(path, "before-")
+    try:
+        unfinished.mkdir(parents=True)
+        yield unfinished
+        if path.exists():
+            path.replace(before)
+        unfinished.replace(path)
+    except OSError as error:
+        raise _naming(error, unfinished, path) from error
+    finally:
+        for folder in (unfinished, before):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def sweep(folder: Path | str, *, of: str | None = None, alone: bool = False) -> None:
+    """Removes what writers left unfinished that died.
+
+    Args:
+        folder: where their results were to be.
+        of: the name of a result; by default that of any.
+        alone: whether nobody else can be writing there. Otherwise only what processes of this machine left is
+            removed, that are not alive.
+    """
+    folder = Path(folder)
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if not path.name.startswith(_MARK) or (of is not None and not path.name.endswith(f"-{of[-_LONGEST:]}")):
+            continue
+        machine, _, rest = path.name.removeprefix(_MARK).partition("--")
+        process = rest.split("-")[0]
+        if alone or (machine == platform.node() and process.isdecimal() and not _alive(int(process))):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def write_text(path: Path | str, text: str) -> None:
+    """Writes text as UTF-8; a file name in it that is not UTF-8 is written with backslashes."""
+    with finished_file(path) as unfinished:
+        unfinished.write_bytes(text.encode("utf-8", "backslashreplace"))
+
+
+def write_json(path: Path | str, content: Any) -> None:
+    """Writes plain data."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_table(path: Path | str, rows: Sequence[Sequence[Any]]) -> None:
+    """Writes a CSV file; text that a spreadsheet would take for a formula gets an apostrophe in front."""
+    text = io.StringIO()
+    csv.writer(text).writerows(
+        [f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell for cell in row] for row in rows
+    )
+    write_text(path, text.getvalue())
+
+
+def read_json(path: Path | str, *keys: str, missing: str = "is not there") -> Any:
+    """Plain data from a file.
+
+    Args:
+        path: of the file.
+        *keys: that it must have.
+        missing: what to say where there is no file.
+
+    Raises:
+        FileError: when it cannot be read, is no JSON, or is no mapping with these keys.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise FileError(path, missing) from error
+    except OSError as error:
+        raise FileError(path, f"cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise FileError(path, f"is no JSON: {error}") from error
+    for key in keys:
+        if not isinstance(content, dict) or key not in content:
+            raise FileError(path, f"has no {key!r}; it is not what this command writes")
+    return content
+
+
+def _unfinished(path: Path, what: str = "") -> Path:
+    """Beside a result, with the same ending, by which writers choose a format."""
+    return path.with_name(f"{_MARK}{platform.node()}--{os.getpid()}-{what}{path.name[-_LONGEST:]}")
+
+
+def _naming(error: OSError, unfinished: Path, path: Path) -> OSError:
+    """The error with the name that was to be, where it has the unfinished one or none."""
+    name = str(error.filename or path).replace(str(unfinished), str(path))
+    return OSError(error.errno, error.strerror or str(error), name)
+
+
+def _umask() -> int:
+    """What new files may not be; it can only be read by setting it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+def _alive(process: int) -> bool:
+    """Whether another process of this number is running; what has our own number is of one before us."""
+    if process == os.getpid():
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True

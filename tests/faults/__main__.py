@@ -1,0 +1,57 @@
+"""Tries everything: ``python -m tests.faults --json docs/figures/faults.json``; ``--points 2`` tries a part of it."""
+
+import argparse
+import json
+import sys
+import tempfile
+from datetime import date
+from pathlib import Path
+
+import torch
+
+import attn3d.segmentation  # noqa: F401  what the forks need is imported once
+from tests.faults.odd import KINDS, odd_inputs
+from tests.faults.process import command
+from tests.faults.scenes import SCENES, TRAIN, write_inputs
+from tests.faults.sweeps import Row, full_disks, kills
+
+
+def main() -> int:
+    """The exit code: 1 if anything went wrong."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path, help="where the counts go")
+    parser.add_argument("--points", type=int, help="of each row so many are tried, spread evenly [all]")
+    parser.add_argument("--only", nargs="+", default=[scene.name for scene in SCENES], help="commands")
+    parser.add_argument("--no-odd", action="store_true", help="leave the odd inputs out")
+    options = parser.parse_args()
+    torch.set_num_threads(1)  # threads do not survive a fork
+    words = " ".join(["python -m tests.faults", *sys.argv[1:]])
+    rows: list[Row] = []
+
+    def keep(row: Row) -> None:
+        print(f"{row.what}: {row.tried} tried, {row.recovered} recovered, {row.refused} refused, {row.wrong} wrong")
+        for problem in row.problems:
+            print(f"  {problem}", flush=True)
+        rows.append(row)
+        if options.json:
+            found = {"command": words, "date": date.today().isoformat(), "rows": [one._asdict() for one in rows]}
+            options.json.write_text(json.dumps(found, indent=2) + "\n")
+
+    with tempfile.TemporaryDirectory() as folder:
+        inputs = Path(folder).resolve() / "inputs"
+        write_inputs(inputs)
+        trained = command(TRAIN, inputs)
+        if trained.code:
+            sys.exit(f"the training without faults failed: {trained.said}")
+        (inputs / "run").rename(inputs / "trained")
+        for scene in SCENES:
+            if scene.name in options.only:
+                for fault in (kills, full_disks):
+                    keep(fault(scene, inputs, options.points))
+        for kind in KINDS if not options.no_odd else ():
+            keep(odd_inputs(kind, inputs, options.points))
+    return int(any(row.wrong for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,87 @@
+"""A command in a process of its own that is killed at a point, or has a small disk.
+
+The processes are forks of one that has imported everything and computed nothing, so that hundreds of them are cheap.
+"""
+
+import io
+import os
+import resource
+import signal
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import NamedTuple
+
+CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink")
+LONGEST = 120  # seconds; a command that waits for ever is a fault
+
+
+class Outcome(NamedTuple):
+    """How a command ended: its exit code (None if it was killed), what it said, and the points that it passed."""
+
+    code: int | None
+    said: str
+    points: int
+
+
+def command(arguments: list[str], folder: Path, *, kill_at: int = 0, largest_file: int | None = None) -> Outcome:
+    """Runs ``attn3d`` in a folder.
+
+    Args:
+        arguments: of the command line.
+        folder: the working directory. A point is the moment before a change of a name in it, or before a file in it
+            is opened to write.
+        kill_at: the point at which the process gets SIGKILL, from 1; 0 for none.
+        largest_file: bytes at which the writing of a file fails.
+    """
+    read, write = os.pipe()
+    child = os.fork()
+    if not child:
+        os.close(read)
+        _run(arguments, folder, kill_at, largest_file, write)
+    os.close(write)
+    with os.fdopen(read, "rb") as pipe:
+        said = pipe.read().decode(errors="replace")
+    _, status = os.waitpid(child, 0)
+    points, _, said = said.partition("\n") if os.WIFEXITED(status) else ("0", "", said)
+    return Outcome(os.WEXITSTATUS(status) if os.WIFEXITED(status) else None, said, int(points))
+
+
+def _run(arguments: list[str], folder: Path, kill_at: int, largest_file: int | None, pipe: int) -> None:
+    """The child: what it is told to do, and never a return."""
+    from attn3d.cli import app
+
+    signal.alarm(LONGEST)
+    os.chdir(folder)
+    points = 0
+
+    def hook(event: str, values: tuple) -> None:
+        nonlocal points
+        if event == "open":
+            writes = isinstance(values[2], int) and values[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        else:
+            writes = event in CHANGES
+        if writes and isinstance(values[0], str | os.PathLike):
+            if Path(folder / os.fspath(values[0])).is_relative_to(folder):
+                points += 1
+                if points == kill_at:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+    if largest_file is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+    said, code = io.TextIOWrapper(io.BytesIO(), encoding="utf-8"), 0
+    try:
+        with redirect_stdout(io.StringIO()), redirect_stderr(said):
+            try:
+                app(arguments)
+            except SystemExit as ended:
+                code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    except BaseException:
+        import traceback
+
+        said.write(traceback.format_exc())
+        code = 99
+    said.flush()
+    os.write(pipe, f"{points}\n".encode() + said.buffer.getvalue())
+    os._exit(code)

@@ -1,0 +1,144 @@
+"""What is run under faults: small inputs, a command, how a person goes on after it stopped, and what it must give."""
+
+import csv
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import nibabel as nib
+import numpy as np
+from safetensors.numpy import load_file
+
+from tests.segmentation.conftest import SMALL
+from tests.segmentation.volumes import AFFINES, head, scan
+
+VOLATILE = ("seconds", "versions", "attn3d")  # differ between runs that are the same
+
+
+class Scene(NamedTuple):
+    """A command under faults.
+
+    Attributes:
+        name: of the command.
+        arguments: of it.
+        again: what a person types to go on, of the folder and the first arguments.
+        makes: what it writes, in the folder.
+        needs: what must be there, in the folder of inputs.
+    """
+
+    name: str
+    arguments: list[str]
+    again: Callable[[Path, list[str]], list[str]]
+    makes: str
+    needs: tuple[str, ...] = ()
+
+
+def same(folder: Path, arguments: list[str]) -> list[str]:
+    """The same command again."""
+    return arguments
+
+
+def resumed(folder: Path, arguments: list[str]) -> list[str]:
+    """A training goes on where there is one, and else starts."""
+    begun = (folder / "run" / "config.json").exists()
+    return ["train", "--resume", "--out", "run", "--quiet"] if begun else arguments
+
+
+def replaced(folder: Path, arguments: list[str]) -> list[str]:
+    """The same again, over what may be there already."""
+    return [*arguments, "--overwrite"]
+
+
+TRAIN = ["train", "--data", "data", "--out", "run", "--config", "config.json", "--quiet"]
+COMPARE = ["compare", "--mechanisms", "eca", "--at", "encoder", "--seeds", "1", "--data", "data", "--out", "all"]
+PREDICT = ["predict", "trained", "-i", "data/images", "-o", "found", "--statistics", "--preview", "--probabilities"]
+EVALUATE = ["evaluate", "data/labels", "data/labels", "-o", "scores"]
+SCENES = [
+    Scene("train", TRAIN, resumed, "run", ("data", "config.json")),
+    Scene("predict", [*PREDICT, "--quiet"], same, "found", ("data", "trained")),
+    Scene("compare", [*COMPARE, "--config", "config.json", "--quiet"], same, "all", ("data", "config.json")),
+    Scene(
+        "evaluate", ["evaluate", "data/labels", "data/labels", "-o", "scores", "--quiet"], replaced, "scores", ("data",)
+    ),
+    Scene("report", ["report", "trained"], replaced, "trained", ("data", "trained")),
+    Scene("simulate", ["simulate", "--cases", "1", "--out", "cohort", "--quiet"], same, "cohort"),
+]
+
+
+def write_inputs(folder: Path) -> None:
+    """Three small cases and the settings of a training of a second."""
+    for part in ("images", "labels"):
+        (folder / "data" / part).mkdir(parents=True)
+    for index, name in enumerate(("RAS", "LAS, 5 mm slices", "oblique")):
+        image, labels = head(AFFINES[name], millimetres=40.0, seed=index)
+        nib.save(scan(image, AFFINES[name]), folder / "data" / "images" / f"case{index}.nii.gz")
+        nib.save(scan(labels.astype(np.uint8), AFFINES[name]), folder / "data" / "labels" / f"case{index}.nii.gz")
+    settings = {name: value for name, value in SMALL.items() if name not in ("quiet", "attention", "at")}
+    settings |= {"attention": "none", "patch_size": (16, 16, 8), "epochs": 2, "patches_per_case": 1}
+    (folder / "config.json").write_text(json.dumps(settings))
+
+
+def stage(inputs: Path, scene: Scene, folder: Path) -> Path:
+    """A new folder with what a scene needs."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for name in scene.needs:
+        if (inputs / name).is_dir():
+            shutil.copytree(inputs / name, folder / name)
+        else:
+            shutil.copy(inputs / name, folder / name)
+    return folder
+
+
+def contents(folder: Path) -> dict[str, Any]:
+    """What each file in a folder says, as far as two runs that are the same say the same.
+
+    Raises:
+        Exception: of whatever library, for a file that is not whole.
+    """
+    return {str(path.relative_to(folder)): _content(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def whole(folder: Path) -> str:
+    """What is wrong with the files under their final names, nothing if each can be read."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and not any(part.startswith((".unfinished-", ".lock")) for part in path.parts):
+            try:
+                _content(path)
+            except Exception as error:  # of whatever library reads it
+                return f"{path.relative_to(folder)} is torn: {error!r}"
+    return ""
+
+
+def _content(path: Path) -> Any:
+    if path.suffix == ".json":
+        return _steady(json.loads(path.read_text()))
+    if path.suffix == ".csv":
+        return [
+            {name: cell for name, cell in row.items() if name not in VOLATILE} for row in csv.DictReader(path.open())
+        ]
+    if path.name.endswith((".nii", ".nii.gz")):
+        image = nib.load(path)
+        return image.affine.tolist(), hashlib.sha256(np.asarray(image.dataobj).tobytes()).hexdigest()
+    if path.suffix == ".safetensors":
+        return {name: hashlib.sha256(value.tobytes()).hexdigest() for name, value in load_file(path).items()}
+    if path.suffix == ".png":
+        from matplotlib.image import imread
+
+        return imread(path).shape
+    if path.suffix == ".html":
+        return path.read_text().rstrip().endswith("</html>")
+    if path.suffix == ".ckpt":
+        import torch
+
+        return sorted(torch.load(path, map_location="cpu", weights_only=True)["state_dict"])
+    return path.stat().st_size
+
+
+def _steady(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {name: _steady(value) for name, value in content.items() if name not in VOLATILE and name != "data"}
+    return [_steady(value) for value in content] if isinstance(content, list) else content

@@ -1,0 +1,191 @@
+"""Whole or not there, named where it fails, one owner at a time, and nothing of the dead left behind."""
+
+import csv
+import errno
+import json
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from attn3d.segmentation import FileError, finished_file
+from attn3d.segmentation.errors import failing_as, failure_noted
+from attn3d.segmentation.locks import LOCK, locked
+from attn3d.segmentation.writing import finished_folder, read_json, sweep, write_json, write_table
+
+
+def dead_process():
+    """The number of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "No space left on device"), ValueError("wrong")])
+def test_a_file_that_fails_leaves_what_was_there(failure, tmp_path):
+    path = tmp_path / "result.json"
+    path.write_text("before")
+
+    def write():
+        with finished_file(path) as unfinished:
+            unfinished.write_text("half")
+            raise failure
+
+    with pytest.raises(type(failure)) as raised:
+        write()
+    if isinstance(failure, OSError):
+        assert raised.value.filename == str(path), "what was to be written is named"
+        assert raised.value.errno == errno.ENOSPC
+    assert path.read_text() == "before"
+    assert names(tmp_path) == ["result.json"]
+
+
+def test_an_unfinished_name_is_never_named_nor_too_long(tmp_path):
+    path = tmp_path / ("n" * 251 + ".csv")
+    write_table(path, [["a"]])
+    assert names(tmp_path) == [path.name]
+    missing = tmp_path / "nowhere" / "result.csv"
+    with pytest.raises(FileNotFoundError) as raised:
+        write_table(missing, [["a"]])
+    assert raised.value.filename == str(missing)
+    with pytest.raises(FileNotFoundError) as raised, finished_folder(tmp_path / "folder") as unfinished:
+        (unfinished / "none" / "file").write_text("")
+    assert raised.value.filename == str(tmp_path / "folder" / "none" / "file")
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_the_umask_decides_who_may_read(umask, tmp_path):
+    before = os.umask(umask)
+    try:
+        with finished_file(tmp_path / "file") as unfinished:
+            unfinished.touch(0o600)
+        assert os.umask(umask) == umask
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+def test_a_folder_is_replaced_whole(tmp_path):
+    with finished_folder(tmp_path / "cohort") as unfinished:
+        (unfinished / "one").touch()
+
+    def fail():
+        with finished_folder(tmp_path / "cohort") as unfinished:
+            (unfinished / "two").touch()
+            raise ValueError("wrong")
+
+    with pytest.raises(ValueError, match="wrong"):
+        fail()
+    assert names(tmp_path / "cohort") == ["one"]
+    with finished_folder(tmp_path / "cohort") as unfinished:
+        (unfinished / "three").touch()
+    assert names(tmp_path / "cohort") == ["three"]
+    assert names(tmp_path) == ["cohort"]
+
+
+def test_what_the_dead_left_is_swept_and_what_the_living_write_is_not(tmp_path):
+    here, dead = platform.node(), dead_process()
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    try:
+        for name in (f"{here}--{dead}-a.csv", f"{here}--{process.pid}-a.csv", f"elsewhere--{dead}-a.csv"):
+            (tmp_path / f".unfinished-{name}").touch()
+        (tmp_path / f".unfinished-{here}--{dead}-folder[1]").mkdir()
+        (tmp_path / "mine").touch()
+        sweep(tmp_path, of="folder[1]")
+        assert len(names(tmp_path)) == 4
+        sweep(tmp_path)
+        assert names(tmp_path) == [
+            f".unfinished-elsewhere--{dead}-a.csv",
+            f".unfinished-{here}--{process.pid}-a.csv",
+            "mine",
+        ]
+        sweep(tmp_path, alone=True)
+        assert names(tmp_path) == ["mine"]
+    finally:
+        process.communicate(b"\n")
+
+
+def test_a_folder_has_one_owner_who_is_named(tmp_path):
+    code = "import sys; from attn3d.segmentation.locks import locked\n"
+    code += "with locked(sys.argv[1]): print('here', flush=True); input()"
+    command = [sys.executable, "-c", code, str(tmp_path / "run")]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert process.stdout.readline() == b"here\n"
+        with pytest.raises(ValueError, match=f"is in use by process {process.pid} on "), locked(tmp_path / "run"):
+            pass
+    finally:
+        process.kill()
+        process.communicate()
+    assert names(tmp_path / "run") == [LOCK]
+    with locked(tmp_path / "run") as abandoned:
+        assert abandoned
+        assert (tmp_path / "run" / LOCK).read_text().startswith(f"process {os.getpid()} ")
+    assert names(tmp_path / "run") == []
+    with locked(tmp_path / "new") as abandoned:
+        assert not abandoned
+    assert names(tmp_path) == ["run"], "a folder that was made for nothing is gone"
+
+
+def test_text_is_no_formula_and_names_need_not_be_utf8(tmp_path):
+    odd = os.fsdecode(b"caf\xe9")
+    write_table(tmp_path / "table.csv", [["case", "ml"], ["=1+1", -1.5], ["-a", None], ["a=b", "+"], [odd, 1]])
+    rows = list(csv.reader((tmp_path / "table.csv").open(encoding="utf-8")))
+    assert rows == [["case", "ml"], ["'=1+1", "-1.5"], ["'-a", ""], ["a=b", "'+"], ["caf\\udce9", "1"]]
+    write_json(tmp_path / "names.json", {odd: 1})
+    assert read_json(tmp_path / "names.json") == {odd: 1}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "is no JSON"),
+        ("[" * 100_000, "is no JSON: .*recursion"),
+        (b"\xff", "is no JSON"),
+        ("{}", "has no 'overall'"),
+        ("3", "has no 'overall'"),
+    ],
+)
+def test_json_that_cannot_be_used_is_named(content, message, tmp_path):
+    (tmp_path / "scores.json").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(FileError, match=f"scores.json: {message}"):
+        read_json(tmp_path / "scores.json", "overall")
+    with pytest.raises(FileError, match=r"none\.json: is gone"):
+        read_json(tmp_path / "none.json", missing="is gone")
+
+
+@pytest.mark.parametrize(
+    ("error", "noted"),
+    [
+        (FileError("label.nii", "is empty"), {"label.nii": "is empty"}),
+        (ValueError("is\n not right"), {"scan.nii": "is not right"}),
+        (RuntimeError("deviation 0"), {"scan.nii": "RuntimeError: deviation 0"}),
+        (OSError(36, "File name too long", "out.nii"), {"out.nii": "File name too long"}),
+        (MemoryError(), {"scan.nii": "MemoryError: "}),
+    ],
+)
+def test_whatever_a_case_raises_is_its_failure(error, noted):
+    failed = {}
+    with failure_noted("scan.nii", failed):
+        raise error
+    assert failed == noted
+    ((path, problem),) = noted.items()
+    with pytest.raises(FileError) as raised, failing_as("scan.nii"):
+        raise error
+    assert (str(raised.value.path), raised.value.problem) == (path, problem)
+
+
+def test_nobody_is_kept_from_stopping():
+    with pytest.raises(KeyboardInterrupt), failure_noted("scan.nii", {}):
+        raise KeyboardInterrupt
+
+
+def test_json_is_plain(tmp_path):
+    write_json(tmp_path / "a.json", {"a": [1]})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"a": [1]}

@@ -1,0 +1,34 @@
+"""Tests and the fixtures that they share draw from seeds of their own: the same numbers, whatever ran before."""
+
+import random
+import zlib
+
+import numpy as np
+import pytest
+import torch
+
+
+def drawn():
+    return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+
+def drawn_from(name):
+    """What the three generators give that start from a name."""
+    seed = zlib.crc32(name.encode())
+    value = torch.rand((), generator=torch.Generator().manual_seed(seed))
+    return random.Random(seed).random(), float(np.random.RandomState(seed).rand()), float(value)
+
+
+@pytest.fixture(scope="module")
+def shared():
+    return drawn()
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_test_draws_from_its_name(times, request):
+    assert drawn() == drawn_from(request.node.nodeid)
+
+
+def test_a_shared_fixture_draws_from_its_name_and_leaves_the_test_its_numbers(shared, request):
+    assert shared == drawn_from("tests/test_seeds.py::shared")
+    assert drawn() == drawn_from(request.node.nodeid)
