@@ -30,6 +30,16 @@ def is_captured() -> bool:
     return torch.jit.is_tracing() or torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export()
 
 
+class NotScriptable:
+    """A base of modules that TorchScript does not compile; its error says how a deployment goes on."""
+
+    def __prepare_scriptable__(self) -> None:
+        raise TypeError(
+            f"{type(self).__name__} does not compile under TorchScript, which PyTorch has deprecated: capture it by"
+            " `torch.jit.trace`, `torch.export` or `torch.onnx.export`"
+        )
+
+
 def smaller(x: Any, y: Any) -> Any:
     """The smaller of two sizes, elementwise of arrays and tensors; in a capture it holds for every size."""
     if isinstance(x, Tensor):

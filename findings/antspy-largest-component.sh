@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # ANTsPy: the largest component of a small lesion is the whole volume.
 #
-# antspyx 0.6.3. iMath(mask, "GetLargestComponent") has a smallest size of 50 voxels, which neither the documentation of
-# ants.iMath nor its list of operations names. If no component reaches it, what comes back is neither empty nor the
-# mask: every voxel of the volume is 1. A lesion of 27 voxels in a volume of 27,000 gets a thousand times its volume.
+# antspyx 0.6.3. iMath(mask, "GetLargestComponent") has a smallest size, between 28 and 64 voxels, which the docstring of
+# ants.iMath does not name. If no component reaches it, what comes back is neither empty nor the mask: every voxel of the
+# volume is 1. A lesion of 27 voxels in a volume of 27,000 gets a thousand times its volume.
 # A third argument of 1 makes it right.
 #
 # Seen (voxels of the mask, of the result, and with a smallest size of 1):

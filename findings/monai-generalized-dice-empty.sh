@@ -5,11 +5,10 @@
 # patches of a volume with small lesions are. The weight of a class is one over its squared volume; for a sample in
 # which every class is empty MONAI replaces the infinite weight by the largest finite one of that sample, which is then
 # 0: the loss is 0 and its gradient is 0 whatever is predicted. In a batch beside a patch with a lesion it is the same.
-# DiceLoss gives 1 there. batch=True (volumes summed over the batch), or a background channel, gives the empty patch a
-# weight again.
+# DiceLoss gives 1 there, and so does batch=True (volumes summed over the batch) beside a patch with a lesion.
 #
 # Seen (loss for an empty label, everything predicted as lesion; largest gradient):
-#   DiceLoss                           1.0   above 0
+#   DiceLoss                           1.0   above 0, small: the logits are saturated
 #   GeneralizedDiceLoss                0.0   0.0
 #   GeneralizedDiceLoss(batch=True)    above 0.5 beside a patch with a lesion
 set -euo pipefail

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# "RAS" is the opposite orientation in ANTsPy and ITK from what it is in nibabel, MONAI, torchio and SimpleITK.
+# "RAS" is the opposite orientation in ANTsPy and ITK from what it is in nibabel and SimpleITK.
 #
 # antspyx 0.6.3, itk 5.4.7, SimpleITK 2.5.7, nibabel 5.4.2. nibabel's letters say where an axis goes to, ITK's orientation
 # codes say where it comes from. ants.reorient_image2(image, "RAS") and itk.OrientImageFilter with the constant RAS

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # A Swin stage in ONNX with dynamic sizes: silently wrong for a volume that lies the other way round.
 #
-# monai 1.6.1, torch 2.13.0, onnxruntime 1.32.0. Shifted windows need a mask which
-# says what was neighbours before the shift; MONAI computes it from the sizes in Python. Exported with dynamic_shapes, both the
-# sizes are dynamic in the file and the mask is the constant of the traced size. Where the number of windows differs
+# monai 1.6.1, torch 2.13.0, onnxruntime 1.32.0. Shifted windows need a mask which says what was neighbours before the
+# shift; MONAI computes it from the sizes in Python. Exported with dynamic_shapes, the sizes are dynamic in the file, and
+# the mask is the constant of the traced size. Where the number of windows differs
 # ONNX Runtime raises. Where it is the same, 8 x 16 x 8 exported and 16 x 8 x 8 run, the mask of another arrangement is
 # added without a word. torch.export guards the sizes; the ONNX file that is made of it no longer has the guards.
 #
-# Seen (largest difference to PyTorch, outputs of the order of 1):
+# This is one stage; a whole SwinUNETR at other sizes raised. Seen (largest difference to PyTorch, one seed):
 #   8 x 16 x 8 (as exported)  0.0000005
 #   16 x 8 x 8                0.32
 #   8 x 8 x 16                0.19

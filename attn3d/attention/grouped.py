@@ -88,7 +88,9 @@ def _run_bytes(
 ) -> int:
     """The largest `Way.run_bytes` within the budget."""
     results = result_bytes(q, k, v, needs_grad(q, k, v, *biases))
-    results += sum(2 * bias.nbytes for bias in biases if bias is not None)
+    results += 4 * v.numel() * groups[-1].again  # an output in single precision, to which parts are merged
+    # A bias, its gradient and copies of both in single precision, and the places of its entries in the table.
+    results += sum(5 * bias.nbytes + 16 * bias[0].numel() for bias in biases if bias is not None)
     heads, number = q.shape[1], max(4, q.element_size())
     row = number * heads * q.shape[3]
 
@@ -101,7 +103,9 @@ def _run_bytes(
             if not fused or needs_grad(*biases):
                 pairs = heads * count * tile.queries * tile.keys
                 scores += number * pairs * (8 if dropout > 0.0 else 2)
-            runs.append(count * _group_bytes(one, row) + scores)
+            # Twice what is gathered, for the gradients and copies on the way to and from the kernel; masks; tokens.
+            masks = 0 if one.seen is None else 2 * number * one.seen.size
+            runs.append(count * (2 * _group_bytes(one, row) + 32 * sum(one.size)) + scores + masks)
         return results + max(runs)
 
     return largest_tile(budget, taken)

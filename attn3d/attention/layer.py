@@ -16,12 +16,12 @@ from attn3d.attention.functional import BACKENDS, attend, attention_rows, draw_s
 from attn3d.attention.grouped import attend_groups
 from attn3d.attention.groups import outer
 from attn3d.attention.patterns import Pattern, create_pattern
-from attn3d.capture import is_captured, needs_plain_operators, no_autocast
+from attn3d.capture import NotScriptable, is_captured, needs_plain_operators, no_autocast
 
 POSITION_BIASES = (None, "axis", "joint")
 
 
-class VolumeAttention(nn.Module):
+class VolumeAttention(NotScriptable, nn.Module):
     """softmax(scale q k^T + position bias) v over the tokens of a volume, among those that see each other.
 
     Args:
@@ -34,7 +34,8 @@ class VolumeAttention(nn.Module):
             Grid, or, for "axis", Neighborhood.
         dropout: probability of dropping a weight in training.
         backend: "auto", "sdpa", "chunked" or "math", see `attn3d.attend`.
-        memory_budget: see `attn3d.attend`. A capture takes all groups of a pattern at once and heeds no budget.
+        memory_budget: see `attn3d.attend`. The means of `PooledKeys` come on top. A capture, and on CUDA "sdpa", takes
+            all groups of a pattern at once and heeds no budget.
 
     Raises:
         TypeError, ValueError: when an argument is of the wrong kind or out of range.

@@ -33,19 +33,27 @@ def tile_within(
     def tile(tile_bytes: int) -> Tile:
         return tile_of(tile_bytes, q.shape[0] * q.shape[1], q.shape[2], k.shape[2])
 
+    def taken(tile_bytes: int) -> int:
+        return results + 3 * tile_scratch(tile(tile_bytes), q, k, v, dropout, training) // 2
+
     results = result_bytes(q, k, v, training)
-    if bias is not None and training:
-        results += bias.numel() * max(4, bias.element_size())
-    return tile(
-        largest_tile(budget, lambda tile_bytes: results + tile_scratch(tile(tile_bytes), q, v, dropout, training))
-    )
+    if training:  # two numbers for every row, and the gradient of the bias
+        results += max(4, q.element_size()) * 2 * q.shape[0] * q.shape[1] * q.shape[2]
+        results += 0 if bias is None else bias.numel() * max(4, bias.element_size())
+    return tile(largest_tile(budget, taken))
 
 
-def tile_scratch(tile: Tile, q: Tensor, v: Tensor, dropout: float, training: bool) -> int:
+def tile_scratch(tile: Tile, q: Tensor, k: Tensor, v: Tensor, dropout: float, training: bool) -> int:
     """The bytes of a tile's scores, of all copies that are alive at once, and of its rows and keys."""
     scores = (2 if training else 1) + (6 if dropout > 0.0 else 0)
-    numbers = tile.queries * tile.keys * scores + (tile.queries * (2 if training else 1) + tile.keys) * q.shape[3]
-    numbers += (2 * tile.queries + tile.keys) * v.shape[3] + 4 * tile.queries
+    copied = q.shape[1] > 1 or q.element_size() < 4  # heads that are taken apart, or taken up to single precision
+    d, d_v = q.shape[3], v.shape[3]
+    if training:
+        parts = tile != (q.shape[2], k.shape[2])  # of the gradients, which are added up
+        rows, columns = (1 + parts) * d + copied * d_v + 4, (parts + copied) * (d + d_v)
+    else:
+        rows, columns = d + 2 * d_v + 3, copied * (d + d_v)
+    numbers = tile.queries * tile.keys * scores + tile.queries * rows + tile.keys * columns
     return max(4, q.element_size()) * q.shape[0] * q.shape[1] * numbers
 
 
@@ -145,10 +153,10 @@ def _flops_backward(grad_out: list[int], grad_logsumexp: list[int], q: list[int]
 
 @register_scratch(torch.ops.attn3d.attend_tiled.default)
 def _scratch(q, k, v, bias, key_mask, seed, scale, dropout, training, budget) -> int:
-    return tile_scratch(tile_within(budget, q, k, v, bias, dropout, training), q, v, dropout, False)
+    return tile_scratch(tile_within(budget, q, k, v, bias, dropout, training), q, k, v, dropout, False)
 
 
 @register_scratch(torch.ops.attn3d.attend_tiled_backward.default)
 def _scratch_backward(*args) -> int:
     _, _, q, k, v, _, _, bias, _, _, _, _, dropout, training, budget = args
-    return tile_scratch(tile_within(budget, q, k, v, bias, dropout, training), q, v, dropout, True)
+    return tile_scratch(tile_within(budget, q, k, v, bias, dropout, training), q, k, v, dropout, True)

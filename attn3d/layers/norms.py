@@ -24,7 +24,7 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
     leaves as they are. It is one of PyTorch's batch norms, so that tools which look for these find it.
     """
 
-    def __init__(self, channels: int, *, eps: float = 1e-5, momentum: float = 0.1, affine: bool = True) -> None:
+    def __init__(self, channels: int, *, eps: float = 1e-5, momentum: float | None = 0.1, affine: bool = True) -> None:
         super().__init__(channels, eps=eps, momentum=momentum, affine=affine)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -32,8 +32,11 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         from_batch = False
         if self.training and x.numel() > x.shape[1]:  # a condition, not a value: sizes may be symbols
             from_batch = True
+        momentum = self.momentum
         if from_batch and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
+            if momentum is None:  # the cumulative mean, as PyTorch has it
+                momentum = 1.0 / float(self.num_batches_tracked)
         return functional.batch_norm(
             x,
             self.running_mean,
@@ -41,7 +44,7 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
             self.weight,
             self.bias,
             from_batch,
-            self.momentum,
+            0.0 if momentum is None else momentum,
             self.eps,
         )
 

