@@ -583,7 +583,7 @@ OVER_VOXELS = ("non_local", "mhsa", "danet")  # which TorchScript does not compi
 
 @pytest.mark.parametrize("configuration", [one for one in CONFIGURATIONS if one.name in OVER_VOXELS], ids=identify)
 def test_attention_over_voxels_is_refused_a_script(configuration):
-    with pytest.raises(TypeError, match="does not compile under TorchScript.* by `torch.jit.trace`"):
+    with pytest.raises(TypeError, match=r"does not compile under TorchScript.* by `torch\.jit\.trace`"):
         torch.jit.script(build(configuration, 3, C))
 
 

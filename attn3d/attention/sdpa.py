@@ -4,6 +4,8 @@ PyTorch falls back silently to a form that builds N x M where its kernels refuse
 `refusal` says beforehand why a kernel cannot serve. What is special to the CPU's kernel is in this file alone.
 """
 
+import contextlib
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -53,8 +55,9 @@ def attend_fused(
     width = v.shape[3]
     q, k, v = equal_widths(q, k, v)
     if mask is None and _leaves_cores_idle(q, k, v):
-        return _OnCores.apply(q, k, v, scale)[..., :width]
-    with sdpa_kernel(KERNELS):
+        return attend_on_cores(q, k, v, scale)[..., :width]
+    # What is forbidden is so for all threads of the process: not on a CPU, whose kernel serves what has come this far.
+    with sdpa_kernel(KERNELS) if q.is_cuda else contextlib.nullcontext():
         return functional.scaled_dot_product_attention(q, k, v, mask, scale=scale)[..., :width]
 
 
@@ -126,11 +129,20 @@ def _leaves_cores_idle(q: Tensor, k: Tensor, v: Tensor) -> bool:
     return q.shape[2] * k.shape[2] >= 2**20 and parallel_parts(q.shape[0] * q.shape[1]) > 1
 
 
-class _OnCores(torch.autograd.Function):
-    """softmax(scale q k^T) v by the CPU's kernel, with a backward that uses all cores.
+def keys_at_a_time(keys: int, parts: int) -> int:
+    """What all parts bring for a run of keys is then a quarter of the whole gradients, or less."""
+    return max(256, -(-keys // (8 * parts)))
 
-    The kernel's own runs in parallel over batch and heads, so that a non-local block, which has one head, would train
-    on one core. Given the rows' log-sum-exp, the gradients of a part of the queries over a part of the keys need no
+
+def attend_on_cores(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """softmax(scale q k^T) v by the CPU's kernel, with a backward that uses all cores."""
+    return _OnCores.apply(q, k, v, scale)
+
+
+class _OnCores(torch.autograd.Function):
+    """The kernel's own backward runs in parallel over batch and heads: with one head it trains on one core.
+
+    Given the rows' log-sum-exp, the gradients of a part of the queries over a part of the keys need no
     other part. So the queries are cut into as many parts as there are idle cores, and the keys are taken in runs, since
     every part brings gradients for all keys of a run.
     """
@@ -148,7 +160,7 @@ class _OnCores(torch.autograd.Function):
             refuse_second_derivative()
         q, k, v, out, logsumexp = ctx.saved_tensors
         parts = parallel_parts(q.shape[0] * q.shape[1])
-        run = max(256, -(-k.shape[2] // (8 * parts)))  # what all parts bring for a run is a quarter of the whole
+        run = keys_at_a_time(k.shape[2], parts)
         grad_q, grad_k, grad_v = (x.new_zeros(list(x.shape)) for x in (q, k, v))
         even = q.shape[2] // parts * parts
         for queries, count in ((slice(0, even), parts), (slice(even, q.shape[2]), 1)):  # equal parts, and the rest

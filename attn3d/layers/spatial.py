@@ -7,7 +7,6 @@ order of `torch.flatten`, and C = H d split over H heads.
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.overrides import has_torch_function_unary
 
 from attn3d.capture import is_captured, needs_plain_operators
 
@@ -120,8 +119,7 @@ class _Tokens(torch.autograd.Function):
 
 def to_tokens(x: Tensor) -> Tensor:
     """A view of (B, C, *S) as tokens (B, N, C), plain tensors: what a subclass says of a volume is not true of them."""
-    x = x.as_subclass(Tensor) if has_torch_function_unary(x) else x
-    return x.flatten(2).transpose(1, 2) if is_captured() else _Tokens.apply(x)
+    return x.flatten(2).transpose(1, 2) if is_captured() else _Tokens.apply(x.as_subclass(Tensor))
 
 
 def split_heads(tokens: Tensor, heads: int = 1) -> Tensor:
@@ -149,8 +147,8 @@ def broadcast_gate(gate: Tensor, x: Tensor) -> Tensor:
 
 
 def keep_format(y: Tensor, x: Tensor) -> Tensor:
-    """``y`` in the dtype and the memory format of ``x``, whose shape it has; of its subclass of tensors, too."""
-    y = y.to(x.dtype).view_as(x)
+    """``y`` in the dtype and the memory format of ``x``, whose shape it has."""
+    y = y.to(x.dtype)
     if x.is_contiguous():
         return y.contiguous()
     if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):

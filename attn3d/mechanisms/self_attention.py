@@ -90,7 +90,8 @@ class MultiHeadSelfAttention(Mechanism):
         self.check_input(x)
         y = self.attention(*self.heads(x), spatial_shape(x))
         # As a view of x, so that a subclass such as MetaTensor comes back as what it was.
-        return keep_format(to_volume(self.out(join_heads(y)), spatial_shape(x)), x)
+        y = keep_format(to_volume(self.out(join_heads(y)), spatial_shape(x)), x)
+        return y if type(x) is Tensor else y.view_as(x)  # of a subclass such as MetaTensor, with what it says
 
     def attention_weights(self, x: Tensor, queries: Tensor | None = None) -> dict[str, Tensor]:
         """The softmax rows of the chosen voxels as "query", (B, H, Q, *S of the keys)."""

@@ -14,8 +14,7 @@ import attn3d
 from attn3d import Axial, Grid, Neighborhood, Window
 from attn3d.attention import VolumeAttention, grouped
 from tests.attention.exactness import error_of, set_tile_bytes
-from tests.attention.layers import PATTERNS, SHAPES, Scoped, assert_results, case, results, tokens
-from tests.marks import some
+from tests.attention.layers import PATTERNS, Scoped, assert_results, case, results, tokens
 from tests.mechanisms.parity import assert_close, volume
 
 ROOT = str(Path(attn3d.__file__).parent)
@@ -46,22 +45,6 @@ def test_a_forward_enters_few_functions():
     entered = functions_entered(lambda: net(x))
     assert len(entered) <= 20, sorted(entered)
     assert any("grouped" in file for file, _ in entered)
-
-
-@pytest.mark.parametrize("shape", some(SHAPES, lambda shape: SHAPES.index(shape) % 3), ids=str)
-@pytest.mark.parametrize("scoped", UNSHARED, ids=str)
-def test_all_groups_at_once_equal_the_loops(scoped, shape, monkeypatch):
-    """As CUDA computes them: PyTorch's function, differentiated by autograd, a bias that is learnt included."""
-    leaves, reference = case(scoped, shape)
-    layer = scoped.layer(len(shape))
-    groups = scoped.pattern.groups(shape)
-    biases = [None] * len(groups)
-    if layer.position_table is not None:
-        biases = [layer._bias([torch.tensor(along) for along in one.distances]) for one in groups]
-    rows = [leaf.transpose(1, 2) for leaf in leaves]
-    scale = leaves[0].shape[3] ** -0.5
-    out = grouped._attend_at_once(*rows, groups, biases, scale).transpose(1, 2)
-    assert_results(results(out, leaves, layer.position_table), reference)
 
 
 @pytest.mark.usefixtures("on_the_cpu")

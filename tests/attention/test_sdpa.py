@@ -40,12 +40,10 @@ def test_cut_as_it_may_be(heads, queries, keys, parts, cut):
     """Queries that do not cut into equal parts, and fewer queries than parts."""
     cut(parts, keys)
     leaves = inputs(queries, 12, heads=heads)
-    found, logsumexp = attend_on_cores(*leaves, 0.7)
+    found = attend_on_cores(*leaves, 0.7)
     expected, _ = loops.attend(*leaves, scale=0.7)
     assert_close(found, expected, 1e-13)
     assert_gradients_close(found, leaves, expected, leaves, "qkv")
-    scores = leaves[0] @ leaves[1].transpose(2, 3) * 0.7
-    torch.testing.assert_close(logsumexp, scores.logsumexp(3), rtol=0, atol=1e-13)
 
 
 @pytest.mark.scorecard("backends")
@@ -66,7 +64,7 @@ def test_as_exact_as_the_plain_form(dtype, cut):
     expected = gradients([leaf.double() for leaf in leaves], upstream.double(), plain)
     for name, found, same, reference in zip(
         "qkv",
-        gradients(leaves, upstream, lambda q, k, v: attend_on_cores(q, k, v, 0.5)[0]),
+        gradients(leaves, upstream, lambda q, k, v: attend_on_cores(q, k, v, 0.5)),
         gradients(leaves, upstream, plain),
         expected,
         strict=True,

@@ -11,8 +11,9 @@ import torch
 import attn3d
 from attn3d import Grid, attend
 from attn3d.attention import VolumeAttention
+from attn3d.attention.operator import attend_tiled
 from attn3d.attention.sdpa import attend_on_cores
-from attn3d.attention.tiled import attend_tiled, merge
+from attn3d.attention.tiled import merge
 from tests.attention.exactness import set_tile_bytes
 from tests.configurations import randomise
 from tests.marks import some
@@ -60,22 +61,14 @@ class TestRegistration:
         q, k, v = (leaf.detach().transpose(2, 3).contiguous().transpose(2, 3) for leaf in leaves(12, 10))
         torch.library.opcheck(attend_tiled, (q.requires_grad_(), k, v.requires_grad_(), *TILED["plain"]))
 
-    def test_kernel(self):
-        torch.library.opcheck(attend_on_cores, (*leaves(12, 10, value_width=4), 0.5))
-
-    @pytest.mark.parametrize("name", ["attend_tiled_backward", "attend_on_cores_backward"])
-    def test_backward(self, name):
+    def test_backward(self):
         """What the fake backward promises is what the real one gives."""
         q, k, v = (leaf.detach() for leaf in leaves(value_width=4))
         out, logsumexp = attend_tiled(q, k, v, None, None, None, 0.5, 0.0, True, None)
-        arguments = {
-            "attend_tiled_backward": (volume(2, 2, 30, 4).float(), None, q, k, v, out, logsumexp,
-                                      BIAS.expand(1, 2, 3, 10).repeat(1, 1, 10, 3), None, SEED, True,
-                                      0.5, 0.3, True, None),
-            "attend_on_cores_backward": (volume(2, 2, 30, 4).float(), q, k, v, out, logsumexp, 0.5),
-        }  # fmt: skip
-        operator = getattr(torch.ops.attn3d, name).default
-        torch.library.opcheck(operator, arguments[name], test_utils=("test_schema", "test_faketensor"))
+        bias = BIAS.expand(1, 2, 3, 10).repeat(1, 1, 10, 3)
+        arguments = (volume(2, 2, 30, 4).float(), None, q, k, v, out, logsumexp, bias, None, SEED, True, 0.5, 0.3, True)
+        operator = torch.ops.attn3d.attend_tiled_backward.default
+        torch.library.opcheck(operator, (*arguments, None), test_utils=("test_schema", "test_faketensor"))
 
 
 class TestDerivatives:
@@ -100,7 +93,7 @@ class TestDerivatives:
         [
             lambda q, k, v: attend(q, k, v, backend="chunked"),
             lambda q, k, v: VolumeAttention(2, 2, pattern=Grid(2))(q, k, v, SHAPE),
-            lambda q, k, v: attend_on_cores(q, k, v, 0.5)[0],
+            lambda q, k, v: attend_on_cores(q, k, v, 0.5),
         ],
         ids=["tiles", "groups", "kernel"],
     )

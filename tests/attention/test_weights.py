@@ -11,7 +11,7 @@ from torch.nn import functional
 
 import attn3d
 from attn3d import attend
-from attn3d.attention.tiled import attend_tiled
+from attn3d.attention.operator import attend_tiled
 from tests.attention.exactness import (
     BACKENDS,
     BATCH,

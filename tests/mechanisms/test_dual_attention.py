@@ -116,4 +116,4 @@ def test_how_positions_attend_is_passed_on(build):
     """To the mechanism's layer, and to that of the published head."""
     module = build(3, 16, pattern=("window", {"size": 2}), backend="math", memory_budget="1GiB")
     (layer,) = (part for part in module.modules() if isinstance(part, VolumeAttention))
-    assert (layer.pattern, layer.backend, layer.memory_budget) == (attn3d.Window(2), "math", "1GiB")
+    assert (layer.pattern, layer.backend, layer.memory_budget) == (attn3d.Window(2), "math", 2**30)
