@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from attn3d.insertion.attach import detach
-from attn3d.layers.spatial import is_convolution
+from attn3d.layers.conv import is_convolution
 from attn3d.networks.registry import run
 
 _SIZES = (

@@ -17,9 +17,9 @@ class _WeightedSum(torch.autograd.Function):
 
     @staticmethod
     def forward(*tensors: Tensor) -> Tensor:
-        (x, *others), (gate, *of_others) = tensors[: len(tensors) // 2], tensors[len(tensors) // 2 :]
+        (x, *others), (gate, *other_gates) = tensors[: len(tensors) // 2], tensors[len(tensors) // 2 :]
         y = x * gate
-        for x, gate in zip(others, of_others, strict=True):
+        for x, gate in zip(others, other_gates, strict=True):
             same = torch.promote_types(x.dtype, gate.dtype) == y.dtype
             y = y.addcmul_(x, gate) if same else y + x * gate
         return y
@@ -29,15 +29,15 @@ class _WeightedSum(torch.autograd.Function):
         context.save_for_backward(*inputs)
 
     @staticmethod
-    def backward(context, gradient: Tensor) -> tuple[Tensor, ...]:
+    def backward(context, grad_y: Tensor) -> tuple[Tensor, ...]:
         tensors = context.saved_tensors  # once, as checkpoints want it
         half = len(tensors) // 2
-        of_maps, of_gates = [], []
+        grad_maps, grad_gates = [], []
         for x, gate in zip(tensors[:half], tensors[half:], strict=True):
-            of_product = gradient * x
-            of_gates.append(_sum_like(of_product, gate))
-            of_maps.append(_product_into(of_product, gradient, gate).to(x.dtype))
-        return (*of_maps, *of_gates)
+            grad_product = grad_y * x
+            grad_gates.append(_sum_like(grad_product, gate))
+            grad_maps.append(_product_into(grad_product, grad_y, gate).to(x.dtype))
+        return (*grad_maps, *grad_gates)
 
 
 class _Gate(torch.autograd.Function):
@@ -55,12 +55,12 @@ class _Gate(torch.autograd.Function):
         context.save_for_backward(*inputs)
 
     @staticmethod
-    def backward(context, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(context, grad_y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, a, b = context.saved_tensors
-        of_product = gradient * x
-        of_a, of_b = _sum_of_products(of_product, b, a), _sum_of_products(of_product, a, b)
-        of_x = _product_into(of_product, gradient, a)
-        return _product_into(of_x, of_x, b).to(x.dtype), of_a, of_b
+        grad_product = grad_y * x
+        grad_a, grad_b = _sum_of_products(grad_product, b, a), _sum_of_products(grad_product, a, b)
+        grad_x = _product_into(grad_product, grad_y, a)
+        return _product_into(grad_x, grad_x, b).to(x.dtype), grad_a, grad_b
 
 
 class _JointGate(torch.autograd.Function):
@@ -78,17 +78,17 @@ class _JointGate(torch.autograd.Function):
         context.save_for_backward(*tensors)
 
     @staticmethod
-    def backward(context, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(context, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         x, a, b = context.saved_tensors
         weight = torch.sigmoid(a * b if context.product else a + b)
-        of_sum = torch.ops.aten.sigmoid_backward(gradient * x, weight)
+        grad_sum = torch.ops.aten.sigmoid_backward(grad_y * x, weight)
         if context.product:
-            of_a, of_b = _sum_of_products(of_sum, b, a), _sum_of_products(of_sum, a, b)
+            grad_a, grad_b = _sum_of_products(grad_sum, b, a), _sum_of_products(grad_sum, a, b)
         else:
-            of_a, of_b = _sum_like(of_sum, a), _sum_like(of_sum, b)
+            grad_a, grad_b = _sum_like(grad_sum, a), _sum_like(grad_sum, b)
         if context.offset != 0.0:
             weight = weight + context.offset
-        return _product_into(of_sum, gradient, weight).to(x.dtype), of_a, of_b, None, None
+        return _product_into(grad_sum, grad_y, weight).to(x.dtype), grad_a, grad_b, None, None
 
 
 def gate(x: Tensor, a: Tensor, b: Tensor | None = None) -> Tensor:
@@ -175,9 +175,9 @@ def _sum_of_products(x: Tensor, y: Tensor, like: Tensor) -> Tensor:
 
     As an Einstein sum it is a matrix product, in which ``y`` has no axes along which it only broadcasts.
     """
-    letters = "abcdefgh"[: x.dim()]
-    of_y = "".join(letter for letter, size in zip(letters, y.shape, strict=True) if size != 1)
-    of_sum = "".join(letter for letter, size in zip(letters, like.shape, strict=True) if size != 1)
+    axes = list(range(x.dim()))
+    own, kept = ([axis for axis in axes if tensor.shape[axis] != 1] for tensor in (y, like))
     dtype = torch.promote_types(x.dtype, y.dtype)
-    y = y.reshape([size for size in y.shape if size != 1])
-    return torch.einsum(f"{letters},{of_y}->{of_sum}", x.to(dtype), y.to(dtype)).reshape(like.shape).to(like.dtype)
+    y = y.reshape([y.shape[axis] for axis in own])
+    total = torch.einsum(x.to(dtype), axes, y.to(dtype), own, kept)
+    return total.reshape(like.shape).to(like.dtype)

@@ -28,21 +28,21 @@ class _MeanAndMaximum(torch.autograd.Function):
         context.save_for_backward(x, gate, output[1])
 
     @staticmethod
-    def backward(context, of_mean: Tensor, of_largest: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(context, grad_mean: Tensor, grad_largest: Tensor) -> tuple[Tensor | None, ...]:
         x, gate, largest = context.saved_tensors
         with torch.no_grad():
             at_largest = (x.clone() if gate is None else x * gate).eq_(largest)
         # Those that share the maximum share its gradient.
-        share = of_largest / at_largest.sum(context.axes, keepdim=True)
-        of_mean = of_mean / math.prod(x.shape[axis] for axis in context.axes)
+        share = grad_largest / at_largest.sum(context.axes, keepdim=True)
+        grad_mean = grad_mean / math.prod(x.shape[axis] for axis in context.axes)
         # If nothing is differentiated, in memory that is at hand: to fetch as much anew takes longer.
         anew = torch.is_grad_enabled()
-        of_each = at_largest * share + of_mean if anew else at_largest.mul_(share).add_(of_mean)
+        grad_each = at_largest * share + grad_mean if anew else at_largest.mul_(share).add_(grad_mean)
         if gate is None:
-            return of_each.to(x.dtype), None, None
-        of_gate = (of_each * x).sum_to_size(gate.shape).to(gate.dtype)
-        of_x = of_each * gate if anew else of_each.mul_(gate)
-        return of_x.to(x.dtype), of_gate, None
+            return grad_each.to(x.dtype), None, None
+        grad_gate = (grad_each * x).sum_to_size(gate.shape).to(gate.dtype)
+        grad_x = grad_each * gate if anew else grad_each.mul_(gate)
+        return grad_x.to(x.dtype), grad_gate, None
 
 
 def mean(x: Tensor, axes: list[int]) -> Tensor:

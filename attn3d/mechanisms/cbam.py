@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from attn3d.arguments import boolean, odd_per_axis, positive_integer
+from attn3d.layers.conv import map_convolution
 from attn3d.layers.gating import gate
 from attn3d.layers.norms import NormSpec, create_norm
 from attn3d.layers.pooling import mean_and_maximum
-from attn3d.layers.spatial import axes, broadcast_gate, map_convolution
+from attn3d.layers.spatial import axes, broadcast_gate
 from attn3d.mechanisms.base import Mechanism
 
 

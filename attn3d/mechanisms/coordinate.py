@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from attn3d.arguments import one_of, positive_integer
+from attn3d.layers.conv import convolution
 from attn3d.layers.gating import gate
 from attn3d.layers.norms import NormSpec, create_norm
 from attn3d.layers.pooling import mean
-from attn3d.layers.spatial import axes, convolution
+from attn3d.layers.spatial import axes
 from attn3d.mechanisms.base import Mechanism
 
 

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from attn3d.arguments import MemoryBudget, one_of, positive_integer
 from attn3d.attention import Pattern, VolumeAttention
 from attn3d.capture import NotScriptable, at_least_single, without_autocast
+from attn3d.layers.conv import convolution
 from attn3d.layers.norms import BatchNorm
-from attn3d.layers.spatial import central_voxel, convolution, keep_format, spatial_shape, to_tokens, to_volume
+from attn3d.layers.spatial import central_voxel, keep_format, spatial_shape, to_tokens, to_volume
 from attn3d.mechanisms.base import Mechanism
 
 # The power of N that multiplies each of the two factors of the channel energy.

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from attn3d.arguments import odd_per_axis
+from attn3d.layers.conv import convolution
 from attn3d.layers.gating import gate
 from attn3d.layers.pooling import mean
-from attn3d.layers.spatial import axes, broadcast_gate, convolution
+from attn3d.layers.spatial import axes, broadcast_gate
 from attn3d.mechanisms.base import Mechanism
 
 

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from attn3d.arguments import positive_integer
+from attn3d.layers.conv import convolution
 from attn3d.layers.gating import weighted_sum
 from attn3d.layers.norms import NormSpec, create_norm
 from attn3d.layers.pooling import mean
-from attn3d.layers.spatial import axes, broadcast_gate, convolution, keep_format
+from attn3d.layers.spatial import axes, broadcast_gate, keep_format
 from attn3d.mechanisms.base import Mechanism
 
 

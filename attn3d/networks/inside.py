@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from attn3d.layers.spatial import is_convolution
+from attn3d.layers.conv import is_convolution
 from attn3d.networks.places import Place, is_inserted
 
 Staged = list[tuple[int, Place]]

@@ -92,3 +92,13 @@ def test_specs_are_read_as_monai_reads_them():
 def test_refusals(spec, error, message):
     with pytest.raises(error, match=message):
         create_norm(spec, 6)
+
+
+def test_a_momentum_of_none_is_the_cumulative_mean():
+    torch.manual_seed(0)
+    ours, plain = BatchNorm(3, momentum=None), torch.nn.BatchNorm3d(3, momentum=None)
+    for _ in range(3):
+        x = torch.randn(2, 3, 4, 4, 4)
+        torch.testing.assert_close(ours(x), plain(x))
+    torch.testing.assert_close(ours.running_mean, plain.running_mean)
+    torch.testing.assert_close(ours.running_var, plain.running_var)

@@ -4,15 +4,14 @@ import pytest
 import torch
 from torch import nn
 
+from attn3d.layers.conv import convolution
 from attn3d.layers.spatial import (
     axes,
     broadcast_gate,
     central_voxel,
     check_spatial_dims,
-    convolution,
     halve,
     keep_format,
-    map_convolution,
     resize,
     split_heads,
     to_tokens,
@@ -78,51 +77,3 @@ def test_dimensions():
     assert [convolution(dims) for dims in (1, 2, 3)] == [nn.Conv1d, nn.Conv2d, nn.Conv3d]
     with pytest.raises(ValueError, match="`spatial_dims` must be 1, 2 or 3, got 4"):
         check_spatial_dims(4)
-
-
-class TestMapConvolution:
-    """Held to PyTorch's own operator, which it stands in for on the CPU."""
-
-    @pytest.mark.parametrize("depth", [1, 2, 6, 16, 17, 33])
-    @pytest.mark.parametrize("kernel_size", [7, (1, 3, 5), (5, 1, 3)], ids=str)
-    @pytest.mark.parametrize("channels", [1, 2])
-    def test_equals_the_convolution(self, channels, kernel_size, depth):
-        self.check(channels, (2, depth, 4, 5), kernel_size=kernel_size)
-
-    @pytest.mark.parametrize("dilation", [2, (1, 2, 3), (2, 1, 1)], ids=str)
-    def test_with_dilation(self, dilation):
-        self.check(2, (1, 9, 6, 7), kernel_size=3, dilation=dilation)
-
-    def test_without_samples(self):
-        self.check(2, (0, 5, 3, 2), kernel_size=3)
-
-    def check(self, channels, shape, **options):
-        plain = same_size(torch.nn.Conv3d, channels, **options)
-        ours = same_size(map_convolution(3), channels, **options)
-        ours.load_state_dict(plain.state_dict())
-        x = torch.randn(shape[0], channels, *shape[1:], dtype=torch.float64, requires_grad=True)
-        found, expected = ours(x), plain(x)
-        torch.testing.assert_close(found, expected)
-        upstream = torch.randn_like(expected)
-        found = torch.autograd.grad(found, [x, ours.weight], upstream)
-        expected = torch.autograd.grad(expected, [x, plain.weight], upstream)
-        torch.testing.assert_close(found, expected)
-
-    def test_scripts_and_traces_as_the_convolution(self):
-        ours = same_size(map_convolution(3), 2, kernel_size=3)
-        x = torch.randn(1, 2, 4, 5, 6, dtype=torch.float64)
-        scripted, traced = torch.jit.script(ours), torch.jit.trace(ours, x)
-        other = torch.randn(2, 2, 19, 3, 4, dtype=torch.float64)
-        for captured in (scripted, traced):
-            assert "convolution" in str(captured.inlined_graph) or "conv3d" in str(captured.inlined_graph)
-            torch.testing.assert_close(captured(other), ours(other))
-
-    @pytest.mark.parametrize("spatial_dims", [1, 2])
-    def test_fewer_axes_have_the_convolution_of_pytorch(self, spatial_dims):
-        assert map_convolution(spatial_dims) is convolution(spatial_dims)
-
-
-def same_size(kind, channels, *, kernel_size, dilation=1):
-    sizes, steps = ((value,) * 3 if isinstance(value, int) else value for value in (kernel_size, dilation))
-    padding = tuple(size // 2 * step for size, step in zip(sizes, steps, strict=True))
-    return kind(channels, 1, sizes, padding=padding, dilation=steps, bias=False).double()

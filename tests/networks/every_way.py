@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attn3d.layers.spatial import convolution
+from attn3d.layers.conv import convolution
 from attn3d.networks import first_argument, items, joined, register_block, register_sites, second_argument
 
 CHANNELS = 8
