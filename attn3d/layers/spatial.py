@@ -63,8 +63,8 @@ class _Tokens(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> Tensor:
-        grad = grad.transpose(1, 2)
-        return (grad.contiguous() if ctx.channels_first else grad).unflatten(2, ctx.shape[2:])
+        grad = grad.transpose(1, 2).contiguous() if ctx.channels_first else grad.contiguous().transpose(1, 2)
+        return grad.unflatten(2, ctx.shape[2:])
 
 
 def to_tokens(x: Tensor) -> Tensor:

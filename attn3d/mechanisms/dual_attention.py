@@ -127,7 +127,7 @@ class ChannelAttention(NotScriptable, Mechanism):
     @without_autocast
     def affinity(self, x: Tensor) -> Tensor:
         """softmax(E), (B, C, C)."""
-        energy = self.energy(at_least_single(x.flatten(2)))
+        energy = self.energy(at_least_single(to_tokens(x).transpose(1, 2)))
         if self.channel_energy == "official":
             energy = energy.amax(2, keepdim=True) - energy
         return energy.softmax(2)
@@ -139,7 +139,8 @@ class ChannelAttention(NotScriptable, Mechanism):
 
     def context(self, x: Tensor) -> Tensor:
         """Q, (B, C, *S)."""
-        return (self.affinity(x).to(x.dtype) @ x.flatten(2)).unflatten(2, spatial_shape(x))
+        flat = to_tokens(x).transpose(1, 2)
+        return (self.affinity(x).to(x.dtype) @ flat).unflatten(2, spatial_shape(x))
 
     def forward(self, x: Tensor) -> Tensor:
         """Adds beta Q to (B, C, *S)."""

@@ -129,3 +129,18 @@ def test_a_volume_that_is_spread_over_cores_compiles_into_one_graph(name):
     x = torch.randn(1, 8, 1024, requires_grad=True)
     net = attn3d.create_attention(name, spatial_dims=1, channels=8)
     torch.testing.assert_close(torch.compile(net, fullgraph=True, backend="eager")(x), net(x))
+
+
+def test_nothing_is_forbidden_to_other_threads(monkeypatch):
+    """PyTorch's choice of kernels is one for the process: on a CPU it stays what it is while attention runs."""
+    seen = []
+
+    def watched(*args, **options):
+        seen.append(torch.backends.cuda.math_sdp_enabled())
+        return attention(*args, **options)
+
+    attention = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+    q = torch.zeros(1, 2, 3, 4)
+    attend(q, q, q, backend="sdpa")
+    assert seen == [True]
