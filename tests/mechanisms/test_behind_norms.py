@@ -1,7 +1,7 @@
-"""Attention over voxels directly behind a norm, at batch 1.
+"""Attention over voxels directly behind a norm.
 
-PyTorch 2.13 and 2.14 give wrong gradients of instance norm on a CPU where what comes back to it is transposed. Group
-norm with a group for every channel is the same function, and right.
+PyTorch 2.13 and 2.14 give wrong gradients of instance norm on a CPU at batch 1 where what comes back to it is transposed.
+Group norm with a group for every channel is the same function, and right.
 """
 
 import pytest
@@ -31,12 +31,13 @@ def test_gradients_of_an_instance_norm_are_right(name, channels_last):
         torch.testing.assert_close(one, other)
 
 
+@pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last_3d], ids=str)
 @pytest.mark.parametrize("name", ["non_local", "mhsa", "danet"])
-def test_the_gradient_has_the_memory_format_of_the_input(name, memory_format):
+def test_the_gradient_has_the_memory_format_of_the_input(name, memory_format, batch):
     torch.manual_seed(0)
     mechanism = attn3d.create_attention(name, spatial_dims=3, channels=CHANNELS)
-    x = torch.randn(1, CHANNELS, 3, 4, 5).to(memory_format=memory_format).requires_grad_()
+    x = torch.randn(batch, CHANNELS, 3, 4, 5).to(memory_format=memory_format).requires_grad_()
     seen = []
     inner = x.clone()
     inner.register_hook(lambda grad: seen.append(grad.is_contiguous(memory_format=memory_format)))
