@@ -1,6 +1,6 @@
 """Attention over voxels directly behind a norm.
 
-PyTorch 2.13 and 2.14 give wrong gradients of instance norm on a CPU at batch 1 where what comes back to it is transposed.
+PyTorch 2.13 and 2.14 give wrong gradients of instance norm on a CPU at batch 1, where what comes back is transposed.
 Group norm with a group for every channel is the same function, and right.
 """
 
