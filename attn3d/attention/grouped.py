@@ -103,9 +103,10 @@ def _run_bytes(
             if not fused or needs_grad(*biases):
                 pairs = heads * count * tile.queries * tile.keys
                 scores += number * pairs * (8 if dropout > 0.0 else 2)
-            # Twice what is gathered, for the gradients and copies on the way to and from the kernel; masks; tokens.
+            # What is gathered, twice for the copies on the way to and from the kernel, once more for those of tiles.
+            copies = 2 if fused and not needs_grad(*biases) else 3
             masks = 0 if one.seen is None else 2 * number * one.seen.size
-            runs.append(count * (2 * _group_bytes(one, row) + 32 * sum(one.size)) + scores + masks)
+            runs.append(count * (copies * _group_bytes(one, row) + 32 * sum(one.size)) + scores + masks)
         return results + max(runs)
 
     return largest_tile(budget, taken)
