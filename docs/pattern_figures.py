@@ -157,7 +157,7 @@ def _draw(card: Card, shapes: list, *, closed: bool = False, **style) -> None:
 
 
 def measure() -> dict:
-    """Memory in training as it is foretold, and the seconds of forward and backward on this machine."""
+    """Memory in training as it is estimated, and the seconds of forward and backward on this machine."""
     torch.set_num_threads(THREADS)
     cpu = f"{platform.machine()} with {torch.backends.cpu.get_cpu_capability()}, {os.cpu_count()} cores"
     version = torch.__version__.partition("+")[0]
@@ -210,7 +210,7 @@ def whole_volumes() -> Card:
     beside(memory, 96**3, full, f"{full / 2**40:.1f} TiB")
     beside(memory, 96**3, max(others), f"{min(others) / 2**30:.1f} to {max(others) / 2**30:.1f} GiB")
     words = (
-        "{channels} channels, one volume, fp32. Memory: foretold. Time: {machine}, {threads} threads, torch {torch}."
+        "{channels} channels, one volume, fp32. Memory: estimated. Time: {machine}, {threads} threads, torch {torch}."
     )
     card.text(24, 24, words.format(**found), size=9, color=FAINT, ha="left")
     return card
