@@ -243,7 +243,7 @@ def charts_page() -> str:
             parts += [textwrap.fill(words, 120), f"![{alternative}](figures/{name}.svg)"]
         parts.append(f"{origin(found)} [The figures](figures/{subject}.json).")
     parts.append(
-        "## Whole volumes\n\nThe same for attention alone, with memory as it is estimated for volumes that do not fit:\n"
+        "## Whole volumes\n\nThe same for attention alone, with memory as estimated for volumes that do not fit:\n"
         "[attention over whole volumes](whole-volumes.md#what-it-costs).\n\n"
         "![Memory and time of attention against the number of voxels](figures/whole_volumes.svg)"
     )
