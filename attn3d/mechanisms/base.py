@@ -75,7 +75,7 @@ class Mechanism(nn.Module):
                 asked for, (Q,); by default the central voxel.
 
         Returns:
-            by name: "channel" (B, C, 1, ..), "spatial" (B, 1, *S), "axis0" .. (B, C, .., S_a, ..),
+            by name: "channel" (B, C, 1, ..), "spatial" (B, 1, *S), "gate" (B, C, *S), "axis0" .. (B, C, .., S_a, ..),
             "branch" (B, M, C, 1, ..), "query" (B, heads, Q, *S of the keys), "affinity" (B, C, C).
         """
         raise NotImplementedError
