@@ -1,4 +1,4 @@
-"""SimAM: Yang, Zhang, Li, Xie, PMLR 139 (ICML 2021), equations 1 to 5.
+"""SimAM: Yang, Zhang, Li, Xie, PMLR 139 (ICML 2021).
 
 Deviation: of a single voxel the variance, a sum over N - 1, is 0 and the gate sigmoid(1/2); the authors' code divides
 by 0 there.
