@@ -43,7 +43,7 @@ def register_attention(name: str) -> Callable[[_Maker], _Maker]:
     Raises:
         ValueError: when the name is taken, or is no identifier.
 
-    Example:
+    Examples:
         >>> @attn3d.register_attention("mean_gate")
         ... class MeanGate(torch.nn.Module):
         ...     def __init__(self, spatial_dims, channels):
@@ -97,7 +97,7 @@ def create_attention(spec: AttentionSpec, *, spatial_dims: int, channels: int, *
         TypeError: when ``spec`` is no spec, or an option is unknown, naming the nearest.
         ValueError: when the name is unknown, naming the nearest, or a value is out of range.
 
-    Example:
+    Examples:
         >>> attn3d.create_attention(("cbam", {"reduction": 8}), spatial_dims=3, channels=64)
         CBAM(...)
     """
