@@ -24,7 +24,7 @@ import attn3d
 from attn3d.cli import app
 
 ROOT = Path(__file__).parents[1]
-PROJECT = ("CONTRIBUTING.md", "CHANGELOG.md")  # pages of the site that lie outside docs/
+PROJECT = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")  # pages of the site that lie outside docs/
 PARTS = ("testing", "plotting", "networks", "adapters.monai", "adapters.nnunet", "segmentation")
 SHAPE = (1, 64, 32, 32, 32)
 LINK = re.compile(r"(?<=\]\()([^)\s#:]+)(?=[)#])")
