@@ -42,7 +42,7 @@ def attention_maps(
     Raises:
         ValueError: when nothing is inserted, or a voxel lies outside the grid.
 
-    Example:
+    Examples:
         >>> net = attn3d.insert_attention(UNet(3, 1, 2, (8, 16, 32), (2, 2)), "se", at="encoder")
         >>> maps = attn3d.attention_maps(net, torch.randn(1, 1, 16, 16, 16))
         >>> maps["encoder:model.0"]["channel"].shape

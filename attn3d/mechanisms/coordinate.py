@@ -43,7 +43,7 @@ class CoordinateAttention(Mechanism):
     Shape:
         (B, C, *S) -> (B, C, *S). Parameters C m + 3 m + n (m C + C).
 
-    Example:
+    Examples:
         >>> CoordinateAttention(3, 64)(torch.randn(1, 64, 8, 16, 16)).shape
         torch.Size([1, 64, 8, 16, 16])
     """

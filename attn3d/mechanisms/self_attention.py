@@ -48,7 +48,7 @@ class MultiHeadSelfAttention(Mechanism):
     Shape:
         (B, C, *S) -> (B, C, *S). Parameters 4 C^2 + 4 C.
 
-    Example:
+    Examples:
         >>> MultiHeadSelfAttention(3, 64, num_heads=4)(torch.randn(1, 64, 4, 8, 8)).shape
         torch.Size([1, 64, 4, 8, 8])
     """
