@@ -12,7 +12,16 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from attn3d.arguments import MemoryBudget, boolean, one_of, positive_integer
-from attn3d.attention import Global, Pattern, VolumeAttention, create_pattern, dot_product, rectified_sum
+from attn3d.attention import (
+    Global,
+    Pattern,
+    PositionSpec,
+    VolumeAttention,
+    create_features,
+    create_pattern,
+    dot_product,
+    rectified_sum,
+)
 from attn3d.capture import NotScriptable
 from attn3d.layers.norms import NormSpec, create_norm
 from attn3d.layers.spatial import central_voxel, halve, keep_format, spatial_shape, to_tokens, to_volume
@@ -39,6 +48,8 @@ class NonLocal(Mechanism):
         reduction: C over the inner width C'.
         sub_sample: max-pool keys and values by 2 along every axis.
         norm: spec of the norm after W; None starts W at 0 in the paper's form.
+        position: rotates what is compared by its place in the volume, in the softmax modes: None, "rope" or
+            ``("rope", {options})``, see `MultiHeadSelfAttention`.
         pattern: which voxels see which: a pattern such as ``attn3d.Window((4, 8, 8), shift=True)``, its name or
             ``(name, {options})``. "dot_product" and "concatenation" take Global and PooledKeys.
         backend: how the softmax modes are computed, see `attn3d.attend`.
@@ -66,6 +77,7 @@ class NonLocal(Mechanism):
         reduction: int = 2,
         sub_sample: bool = False,
         norm: NormSpec = "batch",
+        position: PositionSpec = None,
         pattern: Pattern | str | Sequence[Any] = "global",
         backend: str = "auto",
         memory_budget: MemoryBudget = None,
@@ -81,14 +93,24 @@ class NonLocal(Mechanism):
         pattern = create_pattern(pattern)
         if sub_sample and not isinstance(pattern, Global):
             raise ValueError(f"`sub_sample` pools the keys of the pattern 'global' alone, got {pattern}")
+        if sub_sample and position is not None:
+            raise ValueError("`position` is of voxels, which `sub_sample` pools: pattern=PooledKeys(2) keeps positions")
         if mode in ("dot_product", "concatenation"):
+            if position is not None:
+                raise ValueError(f"`position` is served by the softmax modes, got `mode` {mode!r}")
             if pattern.local:
                 raise ValueError(f"`mode` {mode!r} takes the patterns Global and PooledKeys, got {pattern}")
             pattern.sizes(spatial_dims)
             self.pairwise = DotProduct(pattern) if mode == "dot_product" else Concatenation(pattern, inner)
         else:
             self.pairwise = VolumeAttention(
-                spatial_dims, 1, pattern=pattern, scale=1.0, backend=backend, memory_budget=memory_budget
+                spatial_dims,
+                1,
+                pattern=pattern,
+                features=create_features(spatial_dims, 1, channels if mode == "gaussian" else inner, position=position),
+                scale=1.0,
+                backend=backend,
+                memory_budget=memory_budget,
             )
         self.out = nn.Linear(inner, channels)
         self.norm = create_norm(norm, channels)
@@ -133,11 +155,12 @@ class DotProduct(NotScriptable, nn.Module):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, shape: list[int]) -> Tensor:
         """y_i = sum_j f_ij v_j / M, (B, 1, N, C')."""
-        return dot_product(q, self.pattern.pool(k, shape)[0], self.pattern.pool(v, shape)[0])
+        (k, v), *_ = self.pattern.pool((k, v), shape)
+        return dot_product(q, k, v)
 
     def rows(self, q: Tensor, k: Tensor, chosen: Tensor, shape: list[int]) -> Tensor:
         """f_ij / M of the queries ``chosen``, (Q,), over the volume of the keys: (B, 1, Q, *S)."""
-        k, shape = self.pattern.pool(k, shape)
+        (k,), shape, _ = self.pattern.pool((k,), shape)
         return (q[:, :, chosen] @ k.transpose(2, 3) / k.shape[2]).unflatten(3, shape)
 
 
@@ -153,7 +176,7 @@ class Concatenation(NotScriptable, nn.Module):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, shape: list[int]) -> Tensor:
         """y_i = sum_j f_ij v_j / M, (B, 1, N, C')."""
-        k, v = self.pattern.pool(k, shape)[0], self.pattern.pool(v, shape)[0]
+        (k, v), *_ = self.pattern.pool((k, v), shape)
         return rectified_sum(*self._split(q, k), v)
 
     def _split(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
@@ -164,6 +187,6 @@ class Concatenation(NotScriptable, nn.Module):
 
     def rows(self, q: Tensor, k: Tensor, chosen: Tensor, shape: list[int]) -> Tensor:
         """f_ij / M of the queries ``chosen``, (Q,), over the volume of the keys: (B, 1, Q, *S)."""
-        k, shape = self.pattern.pool(k, shape)
+        (k,), shape, _ = self.pattern.pool((k,), shape)
         a, b = self._split(q[:, :, chosen], k)
         return (torch.relu(a.unsqueeze(3) + b.unsqueeze(2)) / k.shape[2]).unflatten(3, shape)
