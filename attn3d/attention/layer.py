@@ -110,28 +110,30 @@ class VolumeAttention(NotScriptable, nn.Module):
         if not self.pattern.local:
             return self._attend_all(q, k, v, key_mask, scale, dropout)
         if is_captured():
-            return attend_captured(q, k, v, shape, self.pattern, self._bias, scale, dropout)
+            return attend_captured(q, k, v, shape, self.pattern, self._bias, key_mask, scale, dropout)
         if self.backend == "math" or q.shape[0] == 0:
             bias = self.bias_of(torch.arange(q.shape[2], device=q.device), shape)
             return attend(q, k, v, scale=scale, key_mask=key_mask, bias=bias, dropout=dropout, backend="math")
-        fused = self.backend != "chunked" and dropout == 0.0
+        fused = self.backend != "chunked" and dropout == 0.0 and key_mask is None
         if self.backend == "sdpa" or q.device.type != "cpu":
-            fused = self._kernel_serves(q, k, v, dropout)
+            fused = self._kernel_serves(q, k, v, key_mask, dropout)
             if fused and q.device.type != "cpu":
-                return attend_captured(q, k, v, shape, self.pattern, self._bias, scale, dropout)
+                return attend_captured(q, k, v, shape, self.pattern, self._bias, key_mask, scale, dropout)
         groups = self.pattern.groups(shape)
         biases: list[Tensor | None] = [None] * len(groups)
         if self.position_table is not None:
             biases = [self._bias([torch.tensor(along, device=q.device) for along in one.distances]) for one in groups]
         seed = draw_seed(q) if dropout > 0.0 else None
         with no_autocast(q):
-            return attend_groups(q, k, v, groups, biases, seed, fused, scale, dropout, self.memory_budget)
+            return attend_groups(q, k, v, groups, biases, key_mask, seed, fused, scale, dropout, self.memory_budget)
 
     def _compared(
         self, q: Tensor, k: Tensor, v: Tensor, shape: list[int], key_mask: Tensor | None, registers: Tokens | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Queries, and the keys and values that the pattern leaves with their mask, those of the registers last."""
-        (k, v), _, key_mask = self.pattern.pool((k.to(q.dtype), v.to(q.dtype)), shape, key_mask)
+        k, v = k.to(q.dtype), v.to(q.dtype)
+        if not self.pattern.local:
+            (k, v), _, key_mask = self.pattern.pool((k, v), shape, key_mask)
         if self.features is not None:
             q, k = self.features(q, k, self.pattern, shape)
         if registers is None:
@@ -153,8 +155,12 @@ class VolumeAttention(NotScriptable, nn.Module):
         if needs_plain_operators():
             width = v.shape[-1]
             q, k, v = sdpa.equal_widths(q, k, v)
-            mask = None if key_mask is None else key_mask[:, None, None]
-            return functional.scaled_dot_product_attention(q, k, v, mask, dropout, scale=scale)[..., :width]
+            mask, keyless = None, None
+            if key_mask is not None:  # an empty softmax would be nan
+                keyless = ~key_mask.any(1)[:, None, None, None]
+                mask = key_mask[:, None, None] | keyless
+            out = functional.scaled_dot_product_attention(q, k, v, mask, dropout, scale=scale)[..., :width]
+            return out if keyless is None else out.masked_fill(keyless, 0.0)
         return attend(
             q,
             k,
@@ -166,9 +172,11 @@ class VolumeAttention(NotScriptable, nn.Module):
             memory_budget=self.memory_budget,
         )
 
-    def _kernel_serves(self, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> bool:
+    def _kernel_serves(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, dropout: float) -> bool:
         """Whether PyTorch's kernel can compute the groups; a ValueError if it cannot and is asked for."""
         reason = sdpa.refusal(q[:, :, :1], k[:, :, :1], v, None, self.position_table, dropout)
+        if not reason and key_mask is not None and q.device.type == "cpu":
+            reason = "a key mask within groups on this device"
         if not reason and self.backend == "auto" and self.memory_budget is not None:
             reason = "a budget on this device"
         if reason and self.backend == "sdpa":
@@ -206,7 +214,15 @@ class VolumeAttention(NotScriptable, nn.Module):
         bias = torch.zeros(1, *seen.shape, device=chosen.device) if bias is None else bias
         return bias.masked_fill(~seen, float("-inf")).unsqueeze(0)
 
-    def rows(self, q: Tensor, k: Tensor, chosen: Tensor, shape: list[int], registers: Tokens | None = None) -> Tensor:
+    def rows(
+        self,
+        q: Tensor,
+        k: Tensor,
+        chosen: Tensor,
+        shape: list[int],
+        key_mask: Tensor | None = None,
+        registers: Tokens | None = None,
+    ) -> Tensor:
         """The weights of the queries ``chosen``, (Q,), over the volume of the keys: (B, H, Q, *S).
 
         They are built whole: ask for few. With pooled keys, S is the shape of the pooled volume. What the registers
@@ -214,7 +230,7 @@ class VolumeAttention(NotScriptable, nn.Module):
         """
         bias = self.bias_of(chosen, shape) if self.pattern.local else None
         _, keys_shape, _ = self.pattern.pool((), shape)
-        q, k, *_ = self._compared(q, k, k, shape, None, registers)
+        q, k, _, key_mask = self._compared(q, k, k, shape, key_mask, registers)
         scale = 1.0 / math.sqrt(max(1, q.shape[-1])) if self.scale is None else self.scale
-        weights = attention_rows(q[:, :, chosen], k, scale, None, bias)
+        weights = attention_rows(q[:, :, chosen], k, scale, key_mask, bias)
         return weights[..., : math.prod(keys_shape)].unflatten(3, keys_shape)

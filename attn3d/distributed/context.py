@@ -122,8 +122,9 @@ class ShardedPairwise(ContextParallel):
     """`DotProduct` and `Concatenation` of a shard's queries with the keys of all ranks."""
 
     @torch.compiler.disable
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, shape: list[int]) -> Tensor:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, shape: list[int], key_mask: Tensor | None = None) -> Tensor:
         """As the plain form; ``shape`` is S of the shard."""
+        refuse_mask(key_mask)
         return attend_all(self, q, k, v, shape, shard_borders(q, shape, self.process_group))
 
 

@@ -22,7 +22,7 @@ from attn3d.attention import (
     dot_product,
     rectified_sum,
 )
-from attn3d.capture import NotScriptable
+from attn3d.capture import NotScriptable, at_least_single
 from attn3d.layers.norms import NormSpec, create_norm
 from attn3d.layers.spatial import central_voxel, halve, keep_format, spatial_shape, to_tokens, to_volume
 from attn3d.mechanisms.base import Mechanism
@@ -131,11 +131,17 @@ class NonLocal(Mechanism):
             k, v = to_tokens(k), to_tokens(v)
         return q.unsqueeze(1), k.unsqueeze(1), v.unsqueeze(1), shape
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Adds to (B, C, *S) the weighted sums."""
+    def forward(self, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
+        """Adds to (B, C, *S) the weighted sums, over the voxels at which ``key_mask`` (B, *S) is true.
+
+        The norm takes its statistics over all voxels.
+        """
         self.check_input(x)
+        mask = None if key_mask is None else self.read_key_mask(key_mask, x)
+        if mask is not None and self.sub_sample:
+            raise ValueError("`key_mask` is of voxels, which `sub_sample` pools; pattern=PooledKeys(2) takes one")
         # Without names, so that queries, keys and values are free on return but for what is saved for backward.
-        y = self.pairwise(*self.compared(x)).squeeze(1)
+        y = self.pairwise(*self.compared(x), mask).squeeze(1)
         y = to_volume(self.out(y), spatial_shape(x))
         return keep_format(x + self.norm(y), x)
 
@@ -153,15 +159,23 @@ class DotProduct(NotScriptable, nn.Module):
         super().__init__()
         self.pattern = pattern
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, shape: list[int]) -> Tensor:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, shape: list[int], key_mask: Tensor | None = None) -> Tensor:
         """y_i = sum_j f_ij v_j / M, (B, 1, N, C')."""
-        (k, v), *_ = self.pattern.pool((k, v), shape)
-        return dot_product(q, k, v)
+        (k, v), _, key_mask = self.pattern.pool((k, v), shape, key_mask)
+        return dot_product(q, k, _mean_over(key_mask, v))
 
     def rows(self, q: Tensor, k: Tensor, chosen: Tensor, shape: list[int]) -> Tensor:
         """f_ij / M of the queries ``chosen``, (Q,), over the volume of the keys: (B, 1, Q, *S)."""
         (k,), shape, _ = self.pattern.pool((k,), shape)
         return (q[:, :, chosen] @ k.transpose(2, 3) / k.shape[2]).unflatten(3, shape)
+
+
+def _mean_over(key_mask: Tensor | None, v: Tensor) -> Tensor:
+    """Values (B, H, M, d) whose mean over all M is that of ``v`` over the keys that may be seen, (B, M)."""
+    if key_mask is None:
+        return v
+    share = at_least_single(v).new_tensor(v.shape[2]) / key_mask.sum(1, keepdim=True).clamp(min=1)
+    return (v * (key_mask * share)[:, None, :, None]).to(v.dtype)
 
 
 class Concatenation(NotScriptable, nn.Module):
@@ -174,10 +188,10 @@ class Concatenation(NotScriptable, nn.Module):
         self.weight = nn.Parameter(torch.empty(1, 2 * inner))
         nn.init.kaiming_uniform_(self.weight, a=5**0.5)  # as nn.Linear
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, shape: list[int]) -> Tensor:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, shape: list[int], key_mask: Tensor | None = None) -> Tensor:
         """y_i = sum_j f_ij v_j / M, (B, 1, N, C')."""
-        (k, v), *_ = self.pattern.pool((k, v), shape)
-        return rectified_sum(*self._split(q, k), v)
+        (k, v), _, key_mask = self.pattern.pool((k, v), shape, key_mask)
+        return rectified_sum(*self._split(q, k), _mean_over(key_mask, v))
 
     def _split(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """a and b, (B, H, N) and (B, H, M)."""

@@ -121,16 +121,23 @@ class MultiHeadSelfAttention(Mechanism):
         _, k, v = self.qkv(self.registers).unflatten(1, [3, self.num_heads, -1]).permute(1, 2, 0, 3)
         return k, v
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Attends over (B, C, *S)."""
+    def forward(self, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
+        """Attends over (B, C, *S), where ``key_mask`` (B, *S) is given over the voxels at which it is true.
+
+        What a voxel gets that sees none is ``b_o``.
+        """
         self.check_input(x)
-        y = self.attention(*self.heads(x), spatial_shape(x), registers=self.beside())
+        mask, shape = None if key_mask is None else self.read_key_mask(key_mask, x), spatial_shape(x)
+        y = self.attention(*self.heads(x), shape, mask, self.beside())
         # As a view of x, so that a subclass such as MetaTensor comes back as what it was.
-        y = keep_format(to_volume(self.out(join_heads(y)), spatial_shape(x)), x)
+        y = keep_format(to_volume(self.out(join_heads(y)), shape), x)
         return y if type(x) is Tensor else y.view_as(x)  # of a subclass such as MetaTensor, with what it says
 
-    def attention_weights(self, x: Tensor, queries: Tensor | None = None) -> dict[str, Tensor]:
+    def attention_weights(
+        self, x: Tensor, queries: Tensor | None = None, key_mask: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """The softmax rows of the chosen voxels as "query", (B, H, Q, *S of the keys)."""
         q, k, _ = self.heads(x)
         chosen = central_voxel(x) if queries is None else queries
-        return {"query": self.attention.rows(q, k, chosen, spatial_shape(x), self.beside())}
+        mask = None if key_mask is None else self.read_key_mask(key_mask, x)
+        return {"query": self.attention.rows(q, k, chosen, spatial_shape(x), mask, self.beside())}
