@@ -21,6 +21,7 @@ from attn3d.insertion import (
 )
 from attn3d.insertion.attach import containers
 from attn3d.networks import register_block, register_sites, second_argument, summed
+from tests.configurations import taking
 
 
 def unet() -> UNet:
@@ -340,7 +341,9 @@ class TestIdentity:
         net, x = UNet(2, 1, 2, (8, 8), (2,), num_res_units=1, norm="batch").eval(), torch.randn(2, 1, 8, 8)
         plain = net(x)
         at = ("skip", "conv") if name == "sk" else ("skip", "residual")
-        width = {} if name in ("eca", "mhsa") else {"reduction": 1}  # a narrow hidden layer may be dead from the start
+        width = (
+            {"reduction": 1} if name in taking("reduction") else {}
+        )  # a narrow hidden layer may be dead from the start
         insert_attention(net, name, at=at, identity=True, variant=variant, **width)
         assert torch.equal(net(x), plain)
         assert torch.equal(net.train()(x), insertionless(net).train()(x))
@@ -576,12 +579,12 @@ class TestSums:
 
     def test_a_map_that_is_also_added_elsewhere_is_refused(self) -> None:
         register_sites(Adds, {"skip": [summed("stem")]})
-        with pytest.raises(ValueError, match="skip:stem must be added .* by one module, but is added by down, the net"):
+        with pytest.raises(ValueError, match=r"skip:stem must be .* by one module, but is added by down, the net"):
             insert_attention(Adds(residual=True), "se", at="skip")
 
     def test_a_map_that_is_not_added_is_refused(self) -> None:
         register_sites(Adds, {"skip": [summed("down")], "decoder": [summed("head")]})
-        with pytest.raises(ValueError, match="decoder:head must be added .* but is added to no map|prediction itself"):
+        with pytest.raises(ValueError, match=r"decoder:head must be added .* but is added to no map|prediction itself"):
             insert_attention(Adds(), "se", at="decoder")
 
     def test_an_error_leaves_nothing_behind(self) -> None:

@@ -52,7 +52,7 @@ class InsertedAtSkip(Inserted):
     def attend(self, x: Tensor, signal: Tensor) -> Tensor:
         """Attends (B, C, *S), given the decoder's map."""
         for mechanism in self:
-            if hasattr(mechanism, "takes_signal"):
+            if hasattr(mechanism, "takes_signal"):  # noqa: SIM108 - TorchScript compiles one branch alone
                 x = mechanism(x, signal)
             else:
                 x = mechanism(x)

@@ -80,7 +80,7 @@ class MergeOptional(Merge):
 
 
 class EveryWay(nn.Module):
-    """The hooks: a last child, an output by one, two or an optional argument, arguments, lists, concatenations, kernels.
+    """Every hook: a last child, outputs by one, two or an optional argument, arguments, lists, concatenations, kernels.
 
     That of inline sums, which does not script, is SegResNet's.
     """
