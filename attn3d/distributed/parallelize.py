@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.modules import batchnorm, conv, pooling
 
 from attn3d.arguments import one_of
-from attn3d.attention import VolumeAttention
+from attn3d.attention import ChannelwiseAttention, VolumeAttention
 from attn3d.layers.norms import BatchNorm, GroupNorm
 from attn3d.mechanisms import (
     ChannelAttention,
@@ -92,7 +92,7 @@ def parallelize_attention(
         VolumeAttention: context.ShardedAttention,
         DotProduct: context.ShardedPairwise,
         Concatenation: context.ShardedPairwise,
-        ChannelAttention: context.ShardedChannels,
+        ChannelwiseAttention: context.ShardedChannels,
         BatchNorm: norm.ShardedBatchNorm,
     }
     for part in net.modules():
