@@ -32,6 +32,7 @@ def attention_maps(
         - "channel": gates or weights of the channels, (B, C');
         - "channel_map": the mean over the channels of |gate x map|, (B, *S);
         - "spatial": gates or weights of the voxels, (B, *S);
+        - "gate": mean over the channels of a gate for every channel and voxel, (B, *S);
         - "axis0", "axis1", ..: mean gate over the channels at every position along an axis, (B, S_a);
         - "axes_map": the mean over the channels of the product of the axes' gates, (B, *S);
         - "branch": weights of the branches, (B, M, C');
@@ -99,8 +100,8 @@ def _on_grid(
         if name == "channel":
             found["channel"] = weight.flatten(1)
             found["channel_map"] = resize((weight * x).abs().mean(1, keepdim=True), grid).squeeze(1)
-        elif name == "spatial":
-            found["spatial"] = resize(weight, grid).squeeze(1)
+        elif name in ("spatial", "gate"):
+            found[name] = resize(weight.mean(1, keepdim=True), grid).squeeze(1)
         elif name == "branch":
             found["branch"] = weight.flatten(2)
         elif name == "query":

@@ -17,6 +17,7 @@ from mktestdocs import check_md_file
 from monai.networks.nets import UNet
 
 import attn3d
+from attn3d.mechanisms.registry import REGISTRY
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -45,9 +46,12 @@ def tables():
 @pytest.fixture(autouse=True)
 def isolated(monkeypatch, tmp_path):
     """What an example registers or writes does not outlive it."""
-    monkeypatch.setattr("attn3d.factory._REGISTRY", dict(attn3d.factory._REGISTRY))
+    registered = dict(REGISTRY)
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
+    yield
+    REGISTRY.clear()
+    REGISTRY.update(registered)
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if "```python" in page.read_text()], ids=name_of)
@@ -71,19 +75,22 @@ def test_reliability_is_what_was_counted():
     assert page.read_text() == script("reliability").page(), "run `python docs/reliability.py`"
 
 
-@pytest.mark.parametrize("name", ["se", "eca", "cbam", "bam", "coord", "sk", "gc", "non_local", "mhsa", "danet"])
+@pytest.mark.parametrize("name", attn3d.list_attention())
 def test_page_has_every_option_with_its_default(name):
     text = (DOCS / "mechanisms" / f"{name}.md").read_text()
     rows = dict(re.findall(r"^\| `(\w+)` \| (.*)$", text.split("## Both forms")[1].split("## Cost")[0], re.MULTILINE))
-    parameters = inspect.signature(attn3d.factory._REGISTRY[name]).parameters
+    parameters = inspect.signature(REGISTRY[name]).parameters
     options = {option: found.default for option, found in parameters.items() if found.default is not found.empty}
     assert list(rows) == list(options)
     for option, default in options.items():
         assert rows[option].startswith("`" + repr(default).replace("'", '"') + "`"), option
 
 
-def test_every_mechanism_has_a_page_and_a_figure():
+def test_every_mechanism_has_a_case_a_page_and_a_figure():
     for name in attn3d.list_attention():
+        assert (ROOT / "tests" / "mechanisms" / "cases" / f"{name}.py").exists()
+        assert REGISTRY[name].paper in (DOCS / "mechanisms" / f"{name}.md").read_text()
+        assert REGISTRY[name].summary
         assert f"../figures/{name}.svg" in (DOCS / "mechanisms" / f"{name}.md").read_text()
         assert (DOCS / "figures" / f"{name}.svg").stat().st_size < 70_000
 

@@ -1,4 +1,4 @@
-"""What the ten mechanisms share: their constructor's first words, the check of their input, their weights."""
+"""What the mechanisms share: their constructor's first words, the check of their input, their weights."""
 
 from typing import Any
 
@@ -24,8 +24,13 @@ class Mechanism(nn.Module):
         ValueError: when ``spatial_dims``, ``channels`` or ``variant`` is out of range.
 
     Attributes:
+        paper: the arXiv number of the paper, or the address of one that is not there.
+        summary: what the mechanism weighs, in a few words for tables.
         identity_at_start: whether the module returns its input until it is trained.
     """
+
+    paper = ""
+    summary = ""
 
     def __init__(self, spatial_dims: int, channels: int, variant: str) -> None:
         super().__init__()
@@ -70,7 +75,7 @@ class Mechanism(nn.Module):
                 asked for, (Q,); by default the central voxel.
 
         Returns:
-            by name: "channel" (B, C, 1, ..), "spatial" (B, 1, *S), "axis0" .. (B, C, .., S_a, ..),
+            by name: "channel" (B, C, 1, ..), "spatial" (B, 1, *S), "gate" (B, C, *S), "axis0" .. (B, C, .., S_a, ..),
             "branch" (B, M, C, 1, ..), "query" (B, heads, Q, *S of the keys), "affinity" (B, C, C).
         """
         raise NotImplementedError

@@ -15,8 +15,12 @@ from attn3d.layers.norms import NormSpec, create_norm
 from attn3d.layers.pooling import mean
 from attn3d.layers.spatial import axes
 from attn3d.mechanisms.base import Mechanism
+from attn3d.mechanisms.registry import register_attention
+
+__all__ = ["CoordinateAttention"]
 
 
+@register_attention("coord")
 class CoordinateAttention(Mechanism):
     """A gate per channel and position along each axis: where, and not only what.
 
@@ -43,6 +47,9 @@ class CoordinateAttention(Mechanism):
         >>> CoordinateAttention(3, 64)(torch.randn(1, 64, 8, 16, 16)).shape
         torch.Size([1, 64, 8, 16, 16])
     """
+
+    paper = "2103.02907"
+    summary = "channels, by their place along every axis"
 
     def __init__(
         self,

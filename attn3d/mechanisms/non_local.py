@@ -17,10 +17,14 @@ from attn3d.capture import NotScriptable
 from attn3d.layers.norms import NormSpec, create_norm
 from attn3d.layers.spatial import central_voxel, halve, keep_format, spatial_shape, to_tokens, to_volume
 from attn3d.mechanisms.base import Mechanism
+from attn3d.mechanisms.registry import register_attention
+
+__all__ = ["NonLocal"]
 
 MODES = ("embedded_gaussian", "gaussian", "dot_product", "concatenation")
 
 
+@register_attention("non_local")
 class NonLocal(Mechanism):
     """Adds to every voxel a weighted sum of all voxels, weighted by pairwise similarity.
 
@@ -56,6 +60,9 @@ class NonLocal(Mechanism):
         >>> NonLocal(3, 32)(torch.randn(1, 32, 8, 16, 16)).shape
         torch.Size([1, 32, 8, 16, 16])
     """
+
+    paper = "1711.07971"
+    summary = "voxels, for each voxel anew"
 
     def __init__(
         self,

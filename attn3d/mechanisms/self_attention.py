@@ -17,8 +17,12 @@ from attn3d.layers.spatial import (
     to_volume,
 )
 from attn3d.mechanisms.base import Mechanism
+from attn3d.mechanisms.registry import register_attention
+
+__all__ = ["MultiHeadSelfAttention"]
 
 
+@register_attention("mhsa")
 class MultiHeadSelfAttention(Mechanism):
     """Multi-head attention of the voxels of a map to each other.
 
@@ -48,6 +52,9 @@ class MultiHeadSelfAttention(Mechanism):
         >>> MultiHeadSelfAttention(3, 64, num_heads=4)(torch.randn(1, 64, 4, 8, 8)).shape
         torch.Size([1, 64, 4, 8, 8])
     """
+
+    paper = "1706.03762"
+    summary = "voxels, for each voxel and head anew"
 
     def __init__(
         self,
