@@ -45,6 +45,7 @@ def attention_maps(
         - "channel": gates or weights of the channels, (B, C');
         - "channel_map": the mean over the channels of |gate x map|, (B, *S);
         - "spatial": gates or weights of the voxels, (B, *S);
+        - "gate": mean over the channels of a gate for every channel and voxel, (B, *S);
         - "axis0", "axis1", ..: mean gate over the channels at every position along an axis, (B, S_a);
         - "axes_map": the mean over the channels of the product of the axes' gates, (B, *S);
         - "branch": weights of the branches, (B, M, C');
@@ -56,7 +57,7 @@ def attention_maps(
         ValueError: when the network has no attention that is known, a site is unknown, or a voxel lies outside the
             grid.
 
-    Example:
+    Examples:
         >>> net = attn3d.insert_attention(UNet(3, 1, 2, (8, 16, 32), (2, 2)), "se", at="encoder")
         >>> maps = attn3d.attention_maps(net, torch.randn(1, 1, 16, 16, 16))
         >>> maps["encoder:model.0"]["channel"].shape
@@ -151,8 +152,8 @@ def _on_grid(weights: dict[str, Tensor], x: Tensor, grid: list[int]) -> dict[str
         if name == "channel":
             found["channel"] = weight.flatten(1)
             found["channel_map"] = resize((weight * x).abs().mean(1, keepdim=True), grid).squeeze(1)
-        elif name == "spatial":
-            found["spatial"] = resize(weight, grid).squeeze(1)
+        elif name in ("spatial", "gate"):
+            found[name] = resize(weight.mean(1, keepdim=True), grid).squeeze(1)
         elif name == "branch":
             found["branch"] = weight.flatten(2)
         elif name == "query":

@@ -27,6 +27,7 @@ def test_every_mechanism_has_maps_on_the_grid(name, spatial_dims):
     shapes = {
         "channel_map": (2, *grid),
         "spatial": (2, *grid),
+        "gate": (2, *grid),
         "axes_map": (2, *grid),
         **{f"axis{axis}": (2, size) for axis, size in enumerate(grid)},
     }
