@@ -98,8 +98,12 @@ class _LargerProduct(torch.autograd.Function):
     @staticmethod
     def backward(context, grad_y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, a, b = context.saved_tensors
-        share = ((x * (a - b)).sign() + 1) / 2  # of a; where both are the same, each has half
+        gap = a - b
+        with torch.no_grad():  # a step, whose derivative is 0
+            difference = x * gap
+            share = difference.heaviside(difference.new_full((), 0.5))  # of a; of both, where they are the same
         grad_product = grad_y * x
-        grad_a = (grad_product * share).sum_to_size(a.shape).to(a.dtype)
-        grad_b = (grad_product * (1 - share)).sum_to_size(b.shape).to(b.dtype)
-        return (grad_y * (share * a + (1 - share) * b)).to(x.dtype), grad_a, grad_b
+        of_a = grad_product * share
+        grad_a = of_a.sum_to_size(a.shape).to(a.dtype)
+        grad_b = (grad_product - of_a).sum_to_size(b.shape).to(b.dtype)
+        return (grad_y * torch.addcmul(b, gap, share)).to(x.dtype), grad_a, grad_b

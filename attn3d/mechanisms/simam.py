@@ -106,9 +106,12 @@ class _DistanceGate(torch.autograd.Function):
     def backward(context, grad_y: Tensor) -> tuple[Tensor, None]:
         (x,) = context.saved_tensors
         distance, scale = _distance_and_scale(x, context.regularization)
-        weight = torch.sigmoid(distance * distance * scale + 0.5)
-        grad_power = grad_y * x * weight * (1 - weight)  # of what the sigmoid is taken of
-        grad_scale = (grad_power * distance * distance).sum(axes(x), keepdim=True)
+        square = distance * distance
+        weight = torch.sigmoid(square * scale + 0.5)
+        grad_power = torch.ops.aten.sigmoid_backward(grad_y * x, weight)  # of what the sigmoid is taken of
+        grad_scale = (grad_power * square).sum(axes(x), keepdim=True)
         # By the distance itself, and by the variance in the scale; that of the mean is taken off.
-        grad_distance = 2 * distance * (grad_power * scale - 4 * scale * scale * grad_scale / _freedom(x))
-        return (grad_y * weight + grad_distance - grad_distance.mean(axes(x), keepdim=True)).to(x.dtype), None
+        by_variance = -4 * scale * scale * grad_scale / _freedom(x)
+        grad_distance = distance * torch.addcmul(by_variance, grad_power, scale)
+        grad_x = torch.addcmul(-2 * grad_distance.mean(axes(x), keepdim=True), grad_y, weight)
+        return grad_x.add(grad_distance, alpha=2).to(x.dtype), None
