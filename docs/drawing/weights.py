@@ -2,6 +2,7 @@
 
 import torch
 
+from attn3d.mechanisms.registry import REGISTRY
 from drawing.anatomy import channels, index, learnt, seen
 from drawing.card import Card
 from drawing.context import VOXEL, mark
@@ -20,7 +21,7 @@ def drawn(name: str) -> Card:
     """What `attention_weights` says after a moment of training, from left to right."""
     y, x = 144, channels()
     mechanism = learnt(name)
-    card = Card(1060, 270, type(mechanism).__name__, NOTE)
+    card = Card(1060, 270, REGISTRY[name].__name__, NOTE)
     found = mechanism.attention_weights(x, index(VOXEL))
     row = source(card, y, gap=40).layer(name, width=110, height=44)
     for kind, weights in found.items():
