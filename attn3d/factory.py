@@ -45,7 +45,7 @@ def create_attention(spec: AttentionSpec, *, spatial_dims: int, channels: int, *
         TypeError: when ``spec`` is no spec, or an option is unknown, naming the nearest.
         ValueError: when the name is unknown, naming the nearest, or a value is out of range.
 
-    Example:
+    Examples:
         >>> attn3d.create_attention(("cbam", {"reduction": 8}), spatial_dims=3, channels=64)
         CBAM(...)
     """

@@ -74,7 +74,7 @@ def parallelize_attention(
         ValueError: when ``rotate`` is unknown, or ``net`` has attention that would be wrong on shards, naming it and
             why. Nothing has been changed then.
 
-    Example:
+    Examples:
         >>> torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
         >>> group = torch.distributed.group.WORLD  # of one rank, for this example
         >>> block = attn3d.parallelize_attention(attn3d.NonLocal(3, 32), group)

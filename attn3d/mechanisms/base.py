@@ -57,7 +57,7 @@ class Mechanism(nn.Module):
             raise ValueError(
                 f"`x` must have {expected} dimensions (batch, channels, {self.spatial_dims} spatial), got {x.dim()}"
             )
-        if not torch.jit.is_scripting() and torch.jit.is_tracing():
+        if torch.jit.is_tracing():
             return  # a trace has sizes that cannot be asked without freezing them
         if x.shape[1] != self.channels:
             raise ValueError(f"`x` must have {self.channels} channels, got {x.shape[1]}")

@@ -46,7 +46,7 @@ class CBAM(Mechanism):
     Shape:
         (B, C, *S) -> (B, C, *S). Parameters 2 C h + 2 k^n; in the paper's form C + h + 2 more.
 
-    Example:
+    Examples:
         >>> CBAM(3, 64, reduction=8)(torch.randn(1, 64, 8, 16, 16)).shape
         torch.Size([1, 64, 8, 16, 16])
     """

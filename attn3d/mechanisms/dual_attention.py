@@ -164,7 +164,7 @@ class DualAttention(Mechanism):
     Shape:
         (B, C, *S) -> (B, C, *S). Parameters 2 (C C' + C') + C^2 + C + 2, C' = max(1, C // reduction).
 
-    Example:
+    Examples:
         >>> DualAttention(3, 64)(torch.randn(1, 64, 8, 16, 16)).shape
         torch.Size([1, 64, 8, 16, 16])
     """

@@ -38,7 +38,7 @@ class ECA(Mechanism):
     Shape:
         (B, C, *S) -> (B, C, *S). Parameters k.
 
-    Example:
+    Examples:
         >>> ECA(3, 64)(torch.randn(1, 64, 8, 16, 16)).shape
         torch.Size([1, 64, 8, 16, 16])
     """

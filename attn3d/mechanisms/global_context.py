@@ -37,7 +37,7 @@ class GlobalContext(Mechanism):
     Shape:
         (B, C, *S) -> (B, C, *S). Parameters 2 C h + 2 C + 3 h + 1.
 
-    Example:
+    Examples:
         >>> GlobalContext(3, 64)(torch.randn(1, 64, 8, 16, 16)).shape
         torch.Size([1, 64, 8, 16, 16])
     """

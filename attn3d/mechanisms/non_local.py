@@ -67,7 +67,7 @@ class NonLocal(Mechanism):
         (B, C, *S) -> (B, C, *S). Parameters 4 C C' + 3 C' + C, with batch norm 2 C more; "gaussian" without
         the 2 (C C' + C') of theta and phi, "concatenation" with the 2 C' of w_f.
 
-    Example:
+    Examples:
         >>> NonLocal(3, 32)(torch.randn(1, 32, 8, 16, 16)).shape
         torch.Size([1, 32, 8, 16, 16])
     """

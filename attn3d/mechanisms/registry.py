@@ -28,7 +28,7 @@ def register_attention(name: str) -> Callable[[_Maker], _Maker]:
     Raises:
         ValueError: when the name is taken, or is no identifier.
 
-    Example:
+    Examples:
         >>> @attn3d.register_attention("mean_gate")
         ... class MeanGate(torch.nn.Module):
         ...     def __init__(self, spatial_dims, channels):

@@ -44,7 +44,7 @@ class SelectiveKernel(Mechanism):
         (B, C, *S) -> (B, C, *S). Parameters in the paper's form with batch norm
         M (3^n C^2 / G + 2 C) + C d + 2 d + d M C, G the groups.
 
-    Example:
+    Examples:
         >>> SelectiveKernel(3, 64, variant="paper")(torch.randn(1, 64, 8, 16, 16)).shape
         torch.Size([1, 64, 8, 16, 16])
     """

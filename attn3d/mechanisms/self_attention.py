@@ -61,7 +61,7 @@ class MultiHeadSelfAttention(Mechanism):
         (B, C, *S) -> (B, C, *S). Parameters 4 C^2 + 4 C, with ``qk_norm`` 2 C / H more, with cosines H, with R
         registers R C.
 
-    Example:
+    Examples:
         >>> MultiHeadSelfAttention(3, 64, num_heads=4)(torch.randn(1, 64, 4, 8, 8)).shape
         torch.Size([1, 64, 4, 8, 8])
     """

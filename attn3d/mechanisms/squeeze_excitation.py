@@ -35,7 +35,7 @@ class SqueezeExcitation(Mechanism):
     Shape:
         (B, C, *S) -> (B, C, *S). Parameters 2 C h, with biases C + h more.
 
-    Example:
+    Examples:
         >>> SqueezeExcitation(3, 64)(torch.randn(1, 64, 8, 16, 16)).shape
         torch.Size([1, 64, 8, 16, 16])
     """

@@ -67,7 +67,7 @@ def plot_attention_maps(
         ValueError: when a site or a plane is unknown, there is nothing to show, the image is on another grid, or
             ``voxels`` are not those of the maps.
 
-    Example:
+    Examples:
         >>> net = attn3d.insert_attention(UNet(3, 1, 2, (8, 16, 32), (2, 2)), "cbam", at="encoder")
         >>> x = torch.randn(1, 1, 32, 32, 16)
         >>> figure = attn3d.plot_attention_maps(x, attn3d.attention_maps(net, x), site="encoder:model.0")
