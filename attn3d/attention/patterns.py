@@ -26,7 +26,7 @@ class Pattern:
 
     Attributes:
         name: in specs.
-        biases: the position biases that it serves, of "axis" and "joint".
+        biases: the position biases that it serves, of "axis", "joint" and "continuous".
         local: whether it has groups. If not, every query sees all keys that `pool` leaves, which pools blocks of
             `sizes` voxels, each without the others.
     """
@@ -202,7 +202,7 @@ class Window(Pattern):
     shift: bool = False
 
     name = "window"
-    biases = ("axis", "joint")
+    biases = ("axis", "joint", "continuous")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -228,7 +228,7 @@ class Grid(Pattern):
     size: Sizes
 
     name = "grid"
-    biases = ("axis", "joint")
+    biases = ("axis", "joint", "continuous")
 
     def along(self, axis: int, extent: Any, spatial_dims: int, arange: Any) -> AxisGroups:
         """The positions of equal remainder by the step."""
@@ -272,7 +272,7 @@ class Neighborhood(Pattern):
     dilation: Sizes = 1
 
     name = "neighborhood"
-    biases = ("axis",)
+    biases = ("axis", "continuous")
     tile: ClassVar[int] = 4  # queries along an axis that share their keys: fewer waste less, more multiply faster
 
     def sizes(self, spatial_dims: int) -> tuple[int, ...]:
