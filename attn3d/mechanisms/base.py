@@ -10,6 +10,21 @@ from attn3d.capture import is_captured
 from attn3d.layers.spatial import check_spatial_dims
 
 AUTO = "auto"
+_LEAST = 4  # hidden units of a squeeze: a single one, switched off by its rectifier, leaves a constant gate
+
+
+def hidden_width(channels: int, reduction: int) -> int:
+    """The hidden width of a squeeze, max(C // reduction, min(C, 4)).
+
+    Args:
+        channels: C.
+        reduction: C over the hidden width.
+
+    Raises:
+        TypeError: when ``reduction`` is no integer.
+        ValueError: when it is below 1.
+    """
+    return max(channels // positive_integer("reduction", reduction), min(channels, _LEAST))
 
 
 class Mechanism(nn.Module):
