@@ -1,6 +1,7 @@
 """The figure of a mechanism that has no drawing of its own: x, what it weighs x with, y."""
 
 import torch
+from torch.nn import functional
 
 from attn3d.mechanisms.registry import REGISTRY
 from drawing.anatomy import channels, index, learnt, seen
@@ -32,7 +33,7 @@ def drawn(name: str) -> Card:
             card.matrix(row.x + 8, y - 44, weights[0].detach().numpy(), size=88, span=stretch(flat(weights)))
             row.move(100)
         else:
-            shown = seen(weights.flatten(1, -4)[0, 0])
+            shown = seen(functional.interpolate(weights.flatten(1, -4), x.shape[2:])[0, 0])  # pooled keys as blocks
             row.volume(shown, WORDS[kind], span=stretch(shown, 0.98), behind=2 if kind == "gate" else 0)
             if kind == "query":
                 mark(card, row.x - 100, y - 40)
