@@ -21,6 +21,7 @@ from attn3d.insertion import (
 )
 from attn3d.insertion.attach import containers
 from attn3d.networks import register_block, register_sites, second_argument
+from tests.configurations import taking
 
 
 def unet() -> UNet:
@@ -340,7 +341,9 @@ class TestIdentity:
         net, x = UNet(2, 1, 2, (8, 8), (2,), num_res_units=1, norm="batch").eval(), torch.randn(2, 1, 8, 8)
         plain = net(x)
         at = ("skip", "conv") if name == "sk" else ("skip", "residual")
-        width = {} if name in ("eca", "mhsa") else {"reduction": 1}  # a narrow hidden layer may be dead from the start
+        width = (
+            {"reduction": 1} if name in taking("reduction") else {}
+        )  # a narrow hidden layer may be dead from the start
         insert_attention(net, name, at=at, identity=True, variant=variant, **width)
         assert torch.equal(net(x), plain)
         assert torch.equal(net.train()(x), insertionless(net).train()(x))

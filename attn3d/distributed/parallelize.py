@@ -73,7 +73,7 @@ def parallelize_attention(
         ValueError: when ``rotate`` is unknown, or ``net`` has attention that would be wrong on shards, naming it and
             why. Nothing has been changed then.
 
-    Example:
+    Examples:
         >>> torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
         >>> group = torch.distributed.group.WORLD  # of one rank, for this example
         >>> block = attn3d.parallelize_attention(attn3d.NonLocal(3, 32), group)
@@ -140,6 +140,8 @@ def _refusal(part: nn.Module, rotate: str) -> str:
     if isinstance(part, VolumeAttention):
         if not part.pattern.local and rotate == "ring" and part.backend not in ("auto", "chunked"):
             return f"whose backend {part.backend!r} needs all keys at once; rotate='all_gather' gives them"
+    elif isinstance(part, MultiHeadSelfAttention) and part.registers is not None and rotate == "ring":
+        return "whose `registers` do not go round a ring; rotate='all_gather' serves them"
     elif isinstance(part, NonLocal) and part.sub_sample:
         return "whose `sub_sample` pools across the borders of shards; pattern=PooledKeys(2) pools as the whole"
     elif isinstance(part, GroupNorm):

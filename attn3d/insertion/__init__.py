@@ -48,7 +48,7 @@ def attention_sites(net: nn.Module, input_shape: Sequence[int] | None = None) ->
     Raises:
         ValueError: when the network does not run on ``input_shape``, or on no guess.
 
-    Example:
+    Examples:
         >>> attention_sites(UNet(3, 1, 2, (8, 16, 32), (2, 2)))
         kind        stage  path                         channels  shape
         encoder     0      model.0                      8         32 x 32 x 32
@@ -94,7 +94,7 @@ def insert_attention(
         ValueError: when there is no such site, or it cannot be used; the message says why and what can. Nothing
             has been inserted then.
 
-    Example:
+    Examples:
         >>> net = UNet(3, 1, 2, (8, 16, 32), (2, 2))
         >>> net = insert_attention(net, "cbam", at=("encoder", "skip"), stages=(-2, -1), reduction=8)
     """
@@ -175,7 +175,7 @@ def attention_parameters(net: nn.Module) -> list[nn.Parameter]:
     Returns:
         each parameter once.
 
-    Example:
+    Examples:
         >>> net = insert_attention(UNet(3, 1, 2, (8, 16, 32), (2, 2)), "se", at="encoder").requires_grad_(False)
         >>> for parameter in attention_parameters(net):
         ...     parameter.requires_grad = True

@@ -17,8 +17,12 @@ from attn3d.layers.norms import NormSpec, create_norm
 from attn3d.layers.pooling import mean, mean_and_maximum
 from attn3d.layers.spatial import axes, broadcast_gate
 from attn3d.mechanisms.base import Mechanism
+from attn3d.mechanisms.registry import register_attention
+
+__all__ = ["BAM"]
 
 
+@register_attention("bam")
 class BAM(Mechanism):
     """One gate per voxel and channel, from a map of channels and a map of voxels.
 
@@ -44,10 +48,13 @@ class BAM(Mechanism):
         (B, C, *S) -> (B, C, *S). Parameters 2 C h + k^n + 2; in the paper's form
         3 C h + C + 7 h + 2 (k^n h^2 + 3 h) + h + 1.
 
-    Example:
+    Examples:
         >>> BAM(3, 64)(torch.randn(1, 64, 8, 16, 16)).shape
         torch.Size([1, 64, 8, 16, 16])
     """
+
+    paper = "1807.06514"
+    summary = "channels and voxels at once"
 
     def __init__(
         self,

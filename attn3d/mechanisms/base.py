@@ -1,4 +1,4 @@
-"""What the ten mechanisms share: their constructor's first words, the check of their input, their weights."""
+"""What the mechanisms share: their constructor's first words, the check of their input, their weights."""
 
 from typing import Any
 
@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from attn3d.arguments import one_of, positive_integer
+from attn3d.capture import is_captured
 from attn3d.layers.spatial import check_spatial_dims
 
 AUTO = "auto"
@@ -24,8 +25,13 @@ class Mechanism(nn.Module):
         ValueError: when ``spatial_dims``, ``channels`` or ``variant`` is out of range.
 
     Attributes:
+        paper: the arXiv number of the paper, or the address of one that is not there.
+        summary: what the mechanism weighs, in a few words for tables.
         identity_at_start: whether the module returns its input until it is trained.
     """
+
+    paper = ""
+    summary = ""
 
     def __init__(self, spatial_dims: int, channels: int, variant: str) -> None:
         super().__init__()
@@ -51,13 +57,27 @@ class Mechanism(nn.Module):
             raise ValueError(
                 f"`x` must have {expected} dimensions (batch, channels, {self.spatial_dims} spatial), got {x.dim()}"
             )
-        if not torch.jit.is_scripting() and torch.jit.is_tracing():
+        if torch.jit.is_tracing():
             return  # a trace has sizes that cannot be asked without freezing them
         if x.shape[1] != self.channels:
             raise ValueError(f"`x` must have {self.channels} channels, got {x.shape[1]}")
         for size in x.shape[2:]:
             if size == 0:
                 raise ValueError("`x` must have at least one voxel along every axis, got an axis of size 0")
+
+    def read_key_mask(self, key_mask: Tensor, x: Tensor) -> Tensor:
+        """(B, *S) as (B, N).
+
+        Raises:
+            TypeError: when it is not boolean.
+            ValueError: when it is not a value for every voxel of ``x``.
+        """
+        if key_mask.dtype != torch.bool:
+            raise TypeError(f"`key_mask` must be boolean, true where a voxel may be seen, got {key_mask.dtype}")
+        if key_mask.dim() != x.dim() - 1 or (not is_captured() and key_mask.shape != (x.shape[0], *x.shape[2:])):
+            expected = (x.shape[0], *x.shape[2:])
+            raise ValueError(f"`key_mask` must be (B, *S) = {tuple(expected)}, got {tuple(key_mask.shape)}")
+        return key_mask.flatten(1)
 
     def attention_weights(self, x: Tensor, queries: Tensor | None = None) -> dict[str, Tensor]:
         """What a forward pass over ``x`` would weigh its voxels and channels with; computed when asked.
@@ -70,7 +90,7 @@ class Mechanism(nn.Module):
                 asked for, (Q,); by default the central voxel.
 
         Returns:
-            by name: "channel" (B, C, 1, ..), "spatial" (B, 1, *S), "axis0" .. (B, C, .., S_a, ..),
+            by name: "channel" (B, C, 1, ..), "spatial" (B, 1, *S), "gate" (B, C, *S), "axis0" .. (B, C, .., S_a, ..),
             "branch" (B, M, C, 1, ..), "query" (B, heads, Q, *S of the keys), "affinity" (B, C, C).
         """
         raise NotImplementedError

@@ -16,8 +16,12 @@ from attn3d.layers.norms import NormSpec, create_norm
 from attn3d.layers.pooling import mean_and_maximum
 from attn3d.layers.spatial import axes, broadcast_gate
 from attn3d.mechanisms.base import Mechanism
+from attn3d.mechanisms.registry import register_attention
+
+__all__ = ["CBAM"]
 
 
+@register_attention("cbam")
 class CBAM(Mechanism):
     """A gate per channel, then a gate per voxel of what the first has left.
 
@@ -42,10 +46,13 @@ class CBAM(Mechanism):
     Shape:
         (B, C, *S) -> (B, C, *S). Parameters 2 C h + 2 k^n; in the paper's form C + h + 2 more.
 
-    Example:
+    Examples:
         >>> CBAM(3, 64, reduction=8)(torch.randn(1, 64, 8, 16, 16)).shape
         torch.Size([1, 64, 8, 16, 16])
     """
+
+    paper = "1807.06521"
+    summary = "channels, then voxels"
 
     def __init__(
         self,

@@ -19,6 +19,9 @@ from attn3d.layers.conv import convolution
 from attn3d.layers.norms import BatchNorm
 from attn3d.layers.spatial import central_voxel, keep_format, spatial_shape, to_tokens, to_volume
 from attn3d.mechanisms.base import Mechanism
+from attn3d.mechanisms.registry import register_attention
+
+__all__ = ["ChannelAttention", "DualAttention", "DualAttentionHead", "PositionAttention"]
 
 # The power of N that multiplies each of the two factors of the channel energy.
 _POWERS = {"none": 0.0, "1/N": -0.5, "1/sqrt(N)": -0.25}
@@ -152,6 +155,7 @@ class ChannelAttention(NotScriptable, Mechanism):
         return {"affinity": self.affinity(x)}
 
 
+@register_attention("danet")
 class DualAttention(Mechanism):
     """Adds a weighted sum of similar voxels, and one of similar channels.
 
@@ -174,10 +178,13 @@ class DualAttention(Mechanism):
     Shape:
         (B, C, *S) -> (B, C, *S). Parameters 2 (C C' + C') + C^2 + C + 2, C' = max(1, C // reduction).
 
-    Example:
+    Examples:
         >>> DualAttention(3, 64)(torch.randn(1, 64, 8, 16, 16)).shape
         torch.Size([1, 64, 8, 16, 16])
     """
+
+    paper = "1809.02983"
+    summary = "voxels and channels, for each anew"
 
     def __init__(
         self,

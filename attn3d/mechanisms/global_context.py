@@ -9,8 +9,12 @@ from attn3d.layers.gating import gate
 from attn3d.layers.norms import NormSpec, create_norm
 from attn3d.layers.spatial import broadcast_gate, spatial_shape
 from attn3d.mechanisms.base import Mechanism
+from attn3d.mechanisms.registry import register_attention
+
+__all__ = ["GlobalContext"]
 
 
+@register_attention("gc")
 class GlobalContext(Mechanism):
     """One softmax-weighted mean over the voxels, transformed and added to all of them: linear in N.
 
@@ -33,10 +37,13 @@ class GlobalContext(Mechanism):
     Shape:
         (B, C, *S) -> (B, C, *S). Parameters 2 C h + 2 C + 3 h + 1.
 
-    Example:
+    Examples:
         >>> GlobalContext(3, 64)(torch.randn(1, 64, 8, 16, 16)).shape
         torch.Size([1, 64, 8, 16, 16])
     """
+
+    paper = "1904.11492"
+    summary = "voxels, the same for all"
 
     def __init__(
         self,

@@ -11,8 +11,12 @@ from attn3d.layers.gating import gate
 from attn3d.layers.pooling import mean
 from attn3d.layers.spatial import axes, broadcast_gate
 from attn3d.mechanisms.base import Mechanism
+from attn3d.mechanisms.registry import register_attention
+
+__all__ = ["SqueezeExcitation"]
 
 
+@register_attention("se")
 class SqueezeExcitation(Mechanism):
     """A gate per channel from the channels' means.
 
@@ -31,10 +35,13 @@ class SqueezeExcitation(Mechanism):
     Shape:
         (B, C, *S) -> (B, C, *S). Parameters 2 C h, with biases C + h more.
 
-    Example:
+    Examples:
         >>> SqueezeExcitation(3, 64)(torch.randn(1, 64, 8, 16, 16)).shape
         torch.Size([1, 64, 8, 16, 16])
     """
+
+    paper = "1709.01507"
+    summary = "channels, by their means"
 
     def __init__(
         self,

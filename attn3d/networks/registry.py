@@ -45,7 +45,7 @@ def register_sites(
     Raises:
         ValueError: when a kind is unknown.
 
-    Example:
+    Examples:
         >>> from attn3d.networks import register_sites, second_argument
         >>> class MyUNet(torch.nn.Module):
         ...     "stem, down1, down2, then up1(x, skip) and up0(x, skip)"
