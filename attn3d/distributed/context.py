@@ -129,12 +129,15 @@ class ShardedPairwise(ContextParallel):
 
 
 class ShardedChannels(ContextParallel):
-    """`ChannelAttention` by the energy of the whole volume."""
+    """`ChannelwiseAttention` by sums over the whole volume."""
 
-    def energy(self, flat: Tensor) -> Tensor:
-        """The sum of the shards' energies, scaled by the number of all voxels."""
-        voxels = sum_of(flat.shape[2], flat, self.process_group)
-        return all_reduce(super().energy(flat * (voxels / flat.shape[2]) ** self.power), self.process_group)
+    def sum_over_voxels(self, sums: Tensor) -> Tensor:
+        """The sum of those of all ranks."""
+        return all_reduce(sums, self.process_group)
+
+    def voxels(self, tokens: Tensor) -> int:
+        """Those of all ranks."""
+        return sum_of(tokens.shape[2], tokens, self.process_group)
 
 
 def pooled_keys(

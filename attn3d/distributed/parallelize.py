@@ -8,10 +8,11 @@ from torch import nn
 from torch.nn.modules import batchnorm, conv, pooling
 
 from attn3d.arguments import one_of
-from attn3d.attention import VolumeAttention
+from attn3d.attention import ChannelwiseAttention, VolumeAttention
 from attn3d.layers.norms import BatchNorm, GroupNorm
 from attn3d.mechanisms import (
     ChannelAttention,
+    ChannelSelfAttention,
     DualAttention,
     MultiHeadSelfAttention,
     NonLocal,
@@ -22,7 +23,7 @@ from attn3d.mechanisms.non_local import Concatenation, DotProduct
 
 ROTATIONS = ("all_gather", "ring")
 
-_EXACT = (ChannelAttention, DualAttention, MultiHeadSelfAttention, NonLocal, PositionAttention)
+_EXACT = (ChannelAttention, ChannelSelfAttention, DualAttention, MultiHeadSelfAttention, NonLocal, PositionAttention)
 
 # PyTorch's own layers that look past the border of a shard, or take statistics over it.
 _OF_HOSTS = (
@@ -92,7 +93,7 @@ def parallelize_attention(
         VolumeAttention: context.ShardedAttention,
         DotProduct: context.ShardedPairwise,
         Concatenation: context.ShardedPairwise,
-        ChannelAttention: context.ShardedChannels,
+        ChannelwiseAttention: context.ShardedChannels,
         BatchNorm: norm.ShardedBatchNorm,
     }
     for part in net.modules():
@@ -147,7 +148,7 @@ def _refusal(part: nn.Module, rotate: str) -> str:
     elif isinstance(part, GroupNorm):
         return "whose statistics would be of a shard; the norms 'batch' and 'layer' work"
     elif isinstance(part, Mechanism) and not isinstance(part, _EXACT):
-        return "which takes means or convolves over voxels of other ranks; non_local, mhsa and danet work"
+        return "which takes means or convolves over voxels of other ranks; attention over voxels and channels works"
     return ""
 
 

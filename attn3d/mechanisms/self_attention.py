@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attn3d.arguments import MemoryBudget, natural_number, positive_integer
+from attn3d.arguments import MemoryBudget, natural_number
 from attn3d.attention import Pattern, PositionSpec, VolumeAttention, create_features, create_pattern
 from attn3d.attention.layer import Tokens
 from attn3d.layers.spatial import (
@@ -18,7 +18,7 @@ from attn3d.layers.spatial import (
     to_tokens,
     to_volume,
 )
-from attn3d.mechanisms.base import Mechanism
+from attn3d.mechanisms.base import Mechanism, read_heads
 from attn3d.mechanisms.registry import register_attention
 
 __all__ = ["MultiHeadSelfAttention"]
@@ -87,12 +87,7 @@ class MultiHeadSelfAttention(Mechanism):
         variant: str = "compact",
     ) -> None:
         super().__init__(spatial_dims, channels, variant)
-        divisors = [heads for heads in range(1, channels + 1) if channels % heads == 0]
-        if num_heads is None:
-            num_heads = max(heads for heads in divisors if heads <= 8)
-        if positive_integer("num_heads", num_heads) not in divisors:
-            raise ValueError(f"`num_heads` must divide {channels} channels, got {num_heads}; {divisors} do")
-        self.num_heads = num_heads
+        self.num_heads = num_heads = read_heads(num_heads, channels)
         self.qkv = nn.Linear(channels, 3 * channels)
         pattern = create_pattern(pattern)
         if natural_number("registers", registers) and pattern.local:

@@ -154,7 +154,7 @@ def test_halves_and_autocast(group: dist.ProcessGroup) -> None:
 
 REFUSED = [
     *[
-        (name, {}, "over voxels of other ranks; non_local, mhsa and danet work")
+        (name, {}, "over voxels of other ranks; attention over voxels and channels works")
         for name in CASES
         if name not in OVER_VOXELS
     ],
