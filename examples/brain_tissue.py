@@ -84,6 +84,7 @@ def main(
             **budget,
             spacing=(float(resolution),) * 3,
             patch_size=PATCH_SIZE,
+            strides=((2, 2, 2),) * 3,
             batch_size=BATCH_SIZE,
             learning_rate=6e-3,
             validate_every=1,
