@@ -4,6 +4,8 @@ Written as a chain of products, autograd keeps a whole map more for every gate b
 sigmoid of a sum of two. Here they are computed anew in backward, from operators that can be differentiated once more.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -25,11 +27,11 @@ class _WeightedSum(torch.autograd.Function):
         return y
 
     @staticmethod
-    def setup_context(context, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def setup_context(context: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         context.save_for_backward(*inputs)
 
     @staticmethod
-    def backward(context, grad_y: Tensor) -> tuple[Tensor, ...]:
+    def backward(context: Any, grad_y: Tensor) -> tuple[Tensor, ...]:
         tensors = context.saved_tensors  # once, as checkpoints want it
         half = len(tensors) // 2
         grad_maps, grad_gates = [], []
@@ -51,11 +53,11 @@ class _Gate(torch.autograd.Function):
         return _product_into(y, y, b)
 
     @staticmethod
-    def setup_context(context, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+    def setup_context(context: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
         context.save_for_backward(*inputs)
 
     @staticmethod
-    def backward(context, grad_y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(context: Any, grad_y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, a, b = context.saved_tensors
         grad_product = grad_y * x
         grad_a, grad_b = _sum_of_products(grad_product, b, a), _sum_of_products(grad_product, a, b)
@@ -73,12 +75,12 @@ class _JointGate(torch.autograd.Function):
         return _joint(x, a, b, product, offset)
 
     @staticmethod
-    def setup_context(context, inputs: tuple, output: Tensor) -> None:
+    def setup_context(context: Any, inputs: tuple, output: Tensor) -> None:
         *tensors, context.product, context.offset = inputs
         context.save_for_backward(*tensors)
 
     @staticmethod
-    def backward(context, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(context: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         x, a, b = context.saved_tensors
         weight = torch.sigmoid(a * b if context.product else a + b)
         grad_sum = torch.ops.aten.sigmoid_backward(grad_y * x, weight)

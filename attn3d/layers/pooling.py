@@ -6,6 +6,7 @@ several passes through memory. Here backward computes the product again.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,12 +24,12 @@ class _MeanAndMaximum(torch.autograd.Function):
         return _mean_and_maximum(x, axes, gate)
 
     @staticmethod
-    def setup_context(context, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    def setup_context(context: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
         x, gate, context.axes = inputs
         context.save_for_backward(x, gate, output[1])
 
     @staticmethod
-    def backward(context, grad_mean: Tensor, grad_largest: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(context: Any, grad_mean: Tensor, grad_largest: Tensor) -> tuple[Tensor | None, ...]:
         x, gate, largest = context.saved_tensors
         with torch.no_grad():
             at_largest = (x.clone() if gate is None else x * gate).eq_(largest)

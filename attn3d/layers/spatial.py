@@ -4,6 +4,8 @@ A volume is (B, C, *S) with ``spatial_dims`` sizes in S; its tokens are (B, H, N
 order of `torch.flatten`, and C = H d split over H heads.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -57,12 +59,12 @@ class _Tokens(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.shape, ctx.channels_first = x.shape, x.is_contiguous()
         return x.flatten(2).transpose(1, 2)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         grad = grad.transpose(1, 2).contiguous() if ctx.channels_first else grad.contiguous().transpose(1, 2)
         return grad.unflatten(2, ctx.shape[2:])
 

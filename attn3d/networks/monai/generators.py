@@ -6,7 +6,7 @@ import torch
 from monai.networks.nets.autoencoder import AutoEncoder
 from monai.networks.nets.diffusion_model_unet import DiffusionModelUNet, DiffusionUNetTransformerBlock
 from monai.networks.nets.dints import DiNTS
-from torch import Tensor, nn
+from torch import Tensor
 
 from attn3d.networks.places import Place, detour
 from attn3d.networks.registry import Sites, register_sites
@@ -38,7 +38,7 @@ def _denoise(network: DiffusionModelUNet, x: Tensor) -> Any:
 def diffusion(network: DiffusionModelUNet) -> Sites:
     """A down block returns a tuple: its map is that of its last block or attention, before it is halved."""
 
-    def last(name: str, block: nn.Module) -> str:
+    def last(name: str, block: Any) -> str:
         blocks = "attentions" if hasattr(block, "attentions") else "resnets"
         return f"{name}.{blocks}.{len(block.resnets) - 1}"
 
@@ -53,6 +53,7 @@ def diffusion(network: DiffusionModelUNet) -> Sites:
 def _diffusion_skips(network: DiffusionModelUNet) -> list[list[Place]]:
     """All that the first convolution, the blocks and the downsamplers give; each is read by the next of them."""
     ends, starts, stages = ["conv_in"], [], [0]
+    block: Any
     for stage, block in enumerate(network.down_blocks):
         name = f"down_blocks.{stage}"
         for index in range(len(block.resnets)):
