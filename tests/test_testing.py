@@ -466,6 +466,21 @@ def test_a_wrong_argument_is_refused(arguments, error, message):
         check_attention(*arguments)
 
 
+class MeanGate(Gate):
+    """Keeps the contract without a parameter."""
+
+    def __init__(self):
+        nn.Module.__init__(self)
+
+    def gate(self, x):
+        return torch.sigmoid(self.pool(x))[..., None, None, None]
+
+
+def test_a_module_without_parameters_is_served():
+    report = check_attention(MeanGate(), 3, C, skip=SLOW)
+    assert "frozen" in report.checked
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

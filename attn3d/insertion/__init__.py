@@ -121,7 +121,7 @@ def insert_attention(
     named = spec if isinstance(spec, str) or callable(spec) else spec[0]
     shape = None if input_shape is None else tuple(input_shape)
     for index, (site, attention) in enumerate(zip(sites, made, strict=True)):
-        container = container_at(inner, site.place)
+        container = container_at(inner, site.place, site.channels, site.reader)
         container.append(attention)
         container.records.append(Record((call, index), site.name, named, spec_options | options, identity, shape))
     _forget_compiled()
@@ -227,7 +227,7 @@ def _make(net: nn.Module, site: Site, spec: AttentionSpec, identity: bool, optio
     except (TypeError, ValueError) as error:
         raise type(error)(f"{error} (at {site.name} with {site.channels} channels)") from error
     gated = identity and not getattr(attention, "identity_at_start", False)
-    if site.place.tap == "kernel":
+    if site.place.hook == "kernel":
         if not isinstance(attention, SelectiveKernel):
             raise ValueError(f"`at` {site.name!r} takes 'sk' alone, got {spec!r}; 'block' and 'residual' take any")
         attention = BesideConvolution(attention)

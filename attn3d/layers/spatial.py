@@ -4,13 +4,15 @@ A volume is (B, C, *S) with ``spatial_dims`` sizes in S; its tokens are (B, H, N
 order of `torch.flatten`, and C = H d split over H heads.
 """
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from attn3d.capture import is_captured
+
+_Volume = TypeVar("_Volume", Tensor, nn.Module)
 
 
 def check_spatial_dims(spatial_dims: int) -> int:
@@ -116,3 +118,8 @@ def central_voxel(x: Tensor) -> Tensor:
     for size in x.shape[2:]:
         index = index * size + size // 2
     return torch.tensor([index], device=x.device)
+
+
+def to_channels_last(volume: _Volume) -> _Volume:
+    """A tensor (B, C, D, H, W) or a 3-D network with the channels innermost in memory."""
+    return volume.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # modules have it too

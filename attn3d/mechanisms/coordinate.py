@@ -13,7 +13,7 @@ from attn3d.layers.conv import convolution
 from attn3d.layers.gating import gate
 from attn3d.layers.norms import NormSpec, create_norm
 from attn3d.layers.pooling import mean
-from attn3d.layers.spatial import axes
+from attn3d.layers.spatial import axes, keep_format
 from attn3d.mechanisms.base import Mechanism
 from attn3d.mechanisms.registry import register_attention
 
@@ -103,6 +103,7 @@ class CoordinateAttention(Mechanism):
         first = gates[0]
         for index in range(1, len(gates) - 1):
             first = first * gates[index]
+        first = keep_format(first, x)  # mixed formats cost a multiple in time
         return gate(x, first, gates[-1] if len(gates) > 1 else None)
 
     def attention_weights(self, x: Tensor, queries: Tensor | None = None) -> dict[str, Tensor]:

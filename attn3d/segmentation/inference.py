@@ -9,8 +9,8 @@ from monai.data import MetaTensor
 from monai.inferers import sliding_window_inference
 from torch import Tensor, nn
 
-from attn3d.segmentation.data import normalise
 from attn3d.segmentation.grid import from_grid, to_grid
+from attn3d.segmentation.preprocessing import normalise
 
 
 @torch.inference_mode()

@@ -12,13 +12,13 @@ from scipy import ndimage
 from torch import nn
 
 from attn3d.plotting import plot_segmentation
-from attn3d.segmentation.configuration import Configuration
 from attn3d.segmentation.datasets import Case, Dataset, find_scans, read_case_image, read_case_label
 from attn3d.segmentation.errors import failing_as, failure_noted
 from attn3d.segmentation.files import read_segmentation, write_image, write_label
 from attn3d.segmentation.inference import grid_probabilities, most_probable
 from attn3d.segmentation.preprocessing import prepare
 from attn3d.segmentation.runs import Run
+from attn3d.segmentation.settings import Configuration
 from attn3d.segmentation.statistics import Statistics, voxel_millilitres
 from attn3d.segmentation.writing import finished_file, sweep
 

@@ -154,7 +154,7 @@ def test_halves_and_autocast(group: dist.ProcessGroup) -> None:
 
 REFUSED = [
     *[
-        (name, {}, "over voxels of other ranks; non_local, mhsa and danet work")
+        (name, {}, "over voxels of other ranks; attention over voxels and channels works")
         for name in CASES
         if name not in OVER_VOXELS
     ],
@@ -162,6 +162,7 @@ REFUSED = [
     ("non_local", {"norm": "instance"}, r"norm \(InstanceNorm\).* 'batch' and 'layer' work"),
     ("non_local", {"norm": ("group", {"num_groups": 2})}, r"norm \(GroupNorm\)"),
     ("mhsa", {"backend": "sdpa"}, "rotate='all_gather'"),
+    ("mhsa", {"registers": 2}, "whose `registers` do not go round a ring; rotate='all_gather' serves them"),
 ]
 
 

@@ -8,9 +8,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 import typer
-from safetensors import safe_open
 from typer.testing import CliRunner
 
+from attn3d.segmentation import Run
 from tests.segmentation.volumes import AFFINES, head, scan
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "brain_tissue.py"
@@ -53,10 +53,10 @@ def check_results(out, scan_path):
     for field in ("qform_code", "sform_code", "xyzt_units", "pixdim"):
         np.testing.assert_array_equal(after.header[field], before.header[field])
     assert (out / "overlay.png").read_bytes().startswith(b"\x89PNG")
-    with safe_open(out / "checkpoint.safetensors", "pt") as checkpoint:
-        assert checkpoint.metadata()["network"] == "ResidualUNet"
-        assert checkpoint.keys()
-    assert not [entry for entry in out.iterdir() if "unfinished" in entry.name]
+    run = Run.open(out / "run")
+    assert run.config.network == "ResidualUNet"
+    assert run.finished
+    assert not [entry for entry in out.rglob("*") if "unfinished" in entry.name]
 
 
 def test_a_brain_from_start_to_end(app, tmp_path):

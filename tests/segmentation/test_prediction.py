@@ -14,9 +14,10 @@ import torch
 from torch import nn
 
 from attn3d.segmentation import FileError, Run, predict, prediction
-from attn3d.segmentation.configuration import DEFAULTS, configure
+from attn3d.segmentation.configuration import configure
 from attn3d.segmentation.datasets import Dataset, find_scans
 from attn3d.segmentation.fingerprint import Fingerprint
+from attn3d.segmentation.settings import settings_from
 from tests.segmentation.volumes import AFFINES, scan
 
 LABELS = {2: "bright", 5: "brightest"}
@@ -38,9 +39,9 @@ class Brightness(nn.Module):
 def make_run(folder, spacing=(2.0, 2.0, 2.0)):
     """A run that is trained, as far as its folder says."""
     dataset = Dataset("test", folder, labels=LABELS, modality="CT")
-    fingerprint = Fingerprint(2, (20, 24, 12), (2, 2, 2), ((2, 2),) * 3, ({},), {}, {})
-    settings = DEFAULTS | {"windows": ((100.0, 400.0),), "spacing": spacing, "patch_size": (16, 16, 16)}
-    run = Run(folder, configure(dataset, 1, fingerprint, settings | {"attention": None, "at": ()}))
+    fingerprint = Fingerprint(2, (20, 24, 12), (2, 2, 2), ((2, 2),) * 3, (40, 48, 24), ({},), {}, {})
+    settings = {"windows": ((100.0, 400.0),), "spacing": spacing, "patch_size": (16, 16, 16), "attention": None}
+    run = Run(folder, configure(dataset, 1, fingerprint, settings_from(None, settings)))
     Run.create(folder, run.config, {}, {"training": [], "validation": []})
     return run
 
