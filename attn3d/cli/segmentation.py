@@ -191,7 +191,7 @@ def compare(
     from attn3d import segmentation
 
     _log(quiet)
-    given = {"config": None if config is None else str(config), "network": network}
+    given: dict[str, Any] = {"config": None if config is None else str(config), "network": network}
     given |= {"epochs": epochs, "minutes": minutes}
     with one_line_errors("compare"):
         found = segmentation.compare(

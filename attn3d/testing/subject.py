@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -103,6 +104,7 @@ class Subject:
                 inputs = math.prod(parameter.shape[1:]) if parameter.dim() > 1 else 4
                 scale = max(1, inputs) ** -0.5
                 parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
+            child: Any
             for child in module.modules():
                 if isinstance(getattr(child, "running_var", None), Tensor):
                     child.running_mean.copy_(torch.randn(child.running_mean.shape, generator=generator))
