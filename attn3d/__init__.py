@@ -2,7 +2,7 @@
 
 from attn3d.attention import Axial, Global, Grid, Neighborhood, PooledKeys, Window, attend
 from attn3d.distributed import parallelize_attention, sum_gradients
-from attn3d.factory import create_attention, list_attention, register_attention
+from attn3d.factory import create_attention
 from attn3d.insertion import (
     attention_parameters,
     attention_sites,
@@ -12,45 +12,21 @@ from attn3d.insertion import (
     remove_attention,
 )
 from attn3d.maps import attention_maps
-from attn3d.mechanisms import (
-    BAM,
-    CBAM,
-    ECA,
-    ChannelAttention,
-    CoordinateAttention,
-    DualAttention,
-    DualAttentionHead,
-    GlobalContext,
-    MultiHeadSelfAttention,
-    NonLocal,
-    PositionAttention,
-    SelectiveKernel,
-    SqueezeExcitation,
-)
+from attn3d.mechanisms import *  # noqa: F403  the classes that its files make public
+from attn3d.mechanisms import __all__ as _mechanisms
+from attn3d.mechanisms.registry import list_attention, register_attention
 from attn3d.planning import estimate_cost, estimate_memory
 from attn3d.plotting import plot_attention_maps
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "BAM",
-    "CBAM",
-    "ECA",
+    *_mechanisms,
     "Axial",
-    "ChannelAttention",
-    "CoordinateAttention",
-    "DualAttention",
-    "DualAttentionHead",
     "Global",
-    "GlobalContext",
     "Grid",
-    "MultiHeadSelfAttention",
     "Neighborhood",
-    "NonLocal",
     "PooledKeys",
-    "PositionAttention",
-    "SelectiveKernel",
-    "SqueezeExcitation",
     "Window",
     "attend",
     "attention_maps",

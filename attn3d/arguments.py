@@ -7,12 +7,16 @@ are read.
 
 import difflib
 import inspect
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 Spec = str | Sequence[Any]
 MemoryBudget = int | str | None
+
+# What a caller gives by position, and no spec as an option.
+FIXED = ("self", "spatial_dims", "channels", "normalized_shape", "heads", "head_dim")
 
 _UNITS = {
     "B": 1,
@@ -54,10 +58,24 @@ def positive_integer(argument: str, value: Any) -> int:
         TypeError: when it is no integer.
         ValueError: when it is below 1.
     """
+    return _integer_from(1, argument, value)
+
+
+def natural_number(argument: str, value: Any) -> int:
+    """``value`` if it is an integer of at least 0.
+
+    Raises:
+        TypeError: when it is no integer.
+        ValueError: when it is below 0.
+    """
+    return _integer_from(0, argument, value)
+
+
+def _integer_from(least: int, argument: str, value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"`{argument}` must be an integer, got {value!r}")
-    if value < 1:
-        raise ValueError(f"`{argument}` must be at least 1, got {value}")
+    if value < least:
+        raise ValueError(f"`{argument}` must be at least {least}, got {value}")
     return value
 
 
@@ -100,6 +118,21 @@ def odd_per_axis(argument: str, value: int | Sequence[int], spatial_dims: int) -
     return values
 
 
+def positive_numbers(argument: str, value: float | Sequence[float], count: int) -> tuple[float, ...]:
+    """So many positive numbers: one is repeated, a sequence must have as many.
+
+    Raises:
+        TypeError: when an entry is no number.
+        ValueError: when an entry is not positive and finite, or their number is not ``count``.
+    """
+    values = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,) * count
+    if not all(isinstance(entry, int | float) and not isinstance(entry, bool) for entry in values):
+        raise TypeError(f"`{argument}` must be a number{f' or {count}' if count > 1 else ''}, got {value!r}")
+    if len(values) != count or not all(0.0 < entry < math.inf for entry in values):
+        raise ValueError(f"`{argument}` must be positive{f', one or {count}' if count > 1 else ''}, got {value!r}")
+    return tuple(map(float, values))
+
+
 def probability(argument: str, value: float) -> float:
     """``value`` if it lies in [0, 1).
 
@@ -138,7 +171,7 @@ def check_options(what: str, function: Callable[..., Any], options: Mapping[str,
     parameters = inspect.signature(function).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return
-    known = [name for name in parameters if name not in ("self", "spatial_dims", "channels", "normalized_shape")]
+    known = [name for name in parameters if name not in FIXED]
     for name in options:
         if name not in known:
             raise TypeError(f"{what} has no option `{name}`; {nearest(name, known)}")

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.overrides import has_torch_function_unary
 
 
 def needs_plain_operators() -> bool:
@@ -68,7 +67,9 @@ def takes_python_operators(x: Tensor) -> bool:
     A compiler fuses plain operators itself and decides what is saved for backward. For a subclass such as MetaTensor,
     a function returns a view, which nothing may change in place.
     """
-    return not (is_captured() or has_torch_function_unary(x))
+    # Of the type alone: a function mode that is on does not make a tensor a subclass.
+    plain = type(x) is Tensor or type(x).__torch_function__ is torch._C._disabled_torch_function_impl
+    return plain and not is_captured()
 
 
 def at_least_single(x: Tensor) -> Tensor:

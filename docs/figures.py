@@ -3,26 +3,22 @@
 import sys
 from pathlib import Path
 
-from drawing import context, gates
+from drawing import context, gates, weights
+
+import attn3d
 
 FOLDER = Path(__file__).parent / "figures"
-FIGURES = {
-    draw.__name__: draw
-    for draw in (
-        gates.se,
-        gates.eca,
-        gates.cbam,
-        gates.bam,
-        gates.coord,
-        gates.sk,
-        context.gc,
-        context.non_local,
-        context.mhsa,
-        context.danet,
-    )
-}
+
+
+def figure(name: str):
+    """The drawing of its own that a mechanism has, or what it weighs."""
+    for drawings in (gates, context):
+        if hasattr(drawings, name):
+            return getattr(drawings, name)()
+    return weights.drawn(name)
+
 
 if __name__ == "__main__":
     FOLDER.mkdir(exist_ok=True)
-    for name in sys.argv[1:] or FIGURES:
-        FIGURES[name]().save(FOLDER / f"{name}.svg")
+    for name in sys.argv[1:] or attn3d.list_attention():
+        figure(name).save(FOLDER / f"{name}.svg")

@@ -20,7 +20,7 @@ HEAD = """# Reliability
 
 Written by `python docs/reliability.py` from runs of the tests: nothing here is counted by hand. A case is one input,
 view, copy, capture or file that was checked, and counts under one condition. The configurations are the forms, modes
-and published differences of the ten mechanisms, and the patterns of attention, each in 1-D, 2-D and 3-D.
+and published differences of the mechanisms, and the patterns of attention, each in 1-D, 2-D and 3-D.
 
 ## Conditions
 """

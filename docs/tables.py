@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 import attn3d
+from attn3d.mechanisms.registry import REGISTRY
 from attn3d.segmentation import Settings
 
 DOCS = Path(__file__).parent
@@ -166,23 +167,23 @@ def patterns(name: str) -> list[list[str]]:
 def summary(_: str) -> list[list[str]]:
     """All mechanisms in their compact form in 3-D."""
     rows = [["name", "class", "weighs", "parameters", "multiply-adds", "kept for backward"]]
-    weighs = {
-        "se": "channels",
-        "eca": "channels",
-        "cbam": "channels, then voxels",
-        "bam": "channels and voxels together",
-        "coord": "places along each axis",
-        "sk": "kernels of several sizes",
-        "gc": "voxels, the same for all",
-        "non_local": "voxels, for each voxel anew",
-        "mhsa": "voxels, for each voxel and head anew",
-        "danet": "voxels and channels, for each anew",
-    }
-    for name, what in weighs.items():
+    for name in attn3d.list_attention():
         found = measure(name, MAPS["3-D, 32 × 32 × 32"], variant="compact")
         parameters, multiply_adds, _, kept = _cells(found)
-        kind = type(attn3d.create_attention(name, spatial_dims=3, channels=CHANNELS)).__name__
-        rows.append([f"[`{name}`](mechanisms/{name}.md)", f"`{kind}`", what, parameters, multiply_adds, kept])
+        kind = REGISTRY[name]
+        link = f"[`{name}`](mechanisms/{name}.md)"
+        rows.append([link, f"`{kind.__name__}`", kind.summary, parameters, multiply_adds, kept])
+    return rows
+
+
+def papers(_: str) -> list[list[str]]:
+    """All mechanisms, what they weigh and where they were published."""
+    rows = [["name", "class", "what it weighs", "paper"]]
+    for name in attn3d.list_attention():
+        kind = REGISTRY[name]
+        address = kind.paper if kind.paper.startswith("https:") else f"https://arxiv.org/abs/{kind.paper}"
+        paper = f"[{kind.paper.removeprefix('https://').removesuffix('.html')}]({address})"
+        rows.append([f"[`{name}`](docs/mechanisms/{name}.md)", f"`{kind.__name__}`", kind.summary, paper])
     return rows
 
 
@@ -209,7 +210,7 @@ def settings(_: str) -> list[list[str]]:
 
 
 TABLES: dict[str, Callable[[str], list[list[str]]]] = {
-    function.__name__: function for function in (cost, modes, patterns, summary, sizes, settings)
+    function.__name__: function for function in (cost, modes, patterns, summary, papers, sizes, settings)
 }
 
 
@@ -220,7 +221,8 @@ def rewritten(page: Path) -> str:
 
 def pages() -> list[Path]:
     """The pages with tables."""
-    return [page for page in sorted(DOCS.rglob("*.md")) if MARKED.search(page.read_text())]
+    every = [DOCS.parent / "README.md", *sorted(DOCS.rglob("*.md"))]
+    return [page for page in every if MARKED.search(page.read_text())]
 
 
 def _cells(found: Measured) -> list[str]:
@@ -239,4 +241,4 @@ if __name__ == "__main__":
     with one_thread():
         for page in pages():
             page.write_text(rewritten(page))
-            print(page.relative_to(DOCS))
+            print(page.relative_to(DOCS.parent))

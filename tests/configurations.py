@@ -1,94 +1,50 @@
-"""Every form, mode and published difference of the ten mechanisms: the cells that all tests share.
-
-A smaller reduction keeps hidden widths above one at the few channels of the tests; nothing else departs from
-the defaults.
-"""
+"""Every form, mode and published difference of the mechanisms, from their cases: the cells that all tests share."""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 import attn3d
+from attn3d.mechanisms.registry import REGISTRY
+from tests.mechanisms.case import Case
+from tests.mechanisms.cases import CASES
 
 
 class Configuration(NamedTuple):
-    """One cell: what to ask of the factory, and a name for the test's identifier."""
+    """One cell: what to ask of the factory, and names for the test's identifier and the form."""
 
     id: str
     name: str
+    form: str
     options: dict[str, Any]
 
 
-def _cells(name: str, common: dict[str, Any], **forms: dict[str, Any]) -> list[Configuration]:
+def _cells(forms: Callable[[Case], dict[str, dict[str, Any]]]) -> list[Configuration]:
     return [
-        Configuration(name if form == "default" else f"{name}-{form}", name, common | options)
-        for form, options in forms.items()
+        Configuration(name if form == "default" else f"{name}-{form}", name, form, options)
+        for name, case in CASES.items()
+        for form, options in forms(case).items()
     ]
 
 
-PAPER = {"variant": "paper"}
-
-CONFIGURATIONS = [
-    *_cells("se", {"reduction": 2}, default={}, paper=PAPER),
-    *_cells("eca", {}, default={}, paper=PAPER),
-    *_cells("cbam", {"reduction": 2}, default={}, paper=PAPER),
-    *_cells(
-        "bam",
-        {"reduction": 2},
-        default={},
-        product={"combine": "product"},
-        paper=PAPER,
-        paper_product=PAPER | {"combine": "product"},
-    ),
-    *_cells("coord", {"reduction": 2, "min_channels": 3}, default={}, paper=PAPER),
-    *_cells(
-        "sk",
-        {"min_channels": 4},
-        default={},
-        paper=PAPER,
-        three_branches={"branches": 3, "groups": 2},
-    ),
-    *_cells("gc", {"reduction": 2}, default={}, multiply={"fusion": "mul"}),
-    *_cells(
-        "non_local",
-        {},
-        default={},
-        paper=PAPER,
-        without_norm={"norm": None},
-        gaussian={"mode": "gaussian"},
-        dot_product={"mode": "dot_product"},
-        concatenation={"mode": "concatenation"},
-        sub_sample={"sub_sample": True},
-    ),
-    *_cells("mhsa", {}, default={}, one_head={"num_heads": 1}),
-    *_cells(
-        "danet",
-        {"reduction": 2},
-        default={},
-        official={"channel_energy": "official"},
-        scaled={"scale": "1/N"},
-        root_scaled={"scale": "1/sqrt(N)"},
-    ),
-]
+CONFIGURATIONS = _cells(lambda case: case.forms)
 # Softmax attention within the patterns that are not global; `tests/attention` holds these to loops of their own.
-SCOPED = [
-    *_cells(
-        "mhsa",
-        {},
-        window={"pattern": ("window", {"size": 3, "shift": True}), "position_bias": "axis"},
-        grid={"pattern": ("grid", {"size": 2}), "position_bias": "joint"},
-        axial={"pattern": "axial"},
-        neighborhood={"pattern": ("neighborhood", {"size": 3}), "position_bias": "axis"},
-        pooled_keys={"pattern": ("pooled_keys", {"stride": 2})},
-    ),
-    *_cells("non_local", {}, axial={"pattern": "axial"}),
-    *_cells("danet", {"reduction": 2}, window={"pattern": ("window", {"size": 2})}),
-]
+SCOPED = _cells(lambda case: case.patterns)
 EVERY = CONFIGURATIONS + SCOPED
 BY_ID = {configuration.id: configuration for configuration in EVERY}
+
+
+def taking(option: str) -> list[str]:
+    """The mechanisms that have an option."""
+    return [name for name in CASES if option in inspect.signature(REGISTRY[name]).parameters]
+
+
+OVER_VOXELS = taking("backend")  # whose voxels attend to each other
 
 
 def build(

@@ -20,7 +20,8 @@ from attn3d.insertion import (
     remove_attention,
 )
 from attn3d.insertion.attach import containers
-from attn3d.networks import register_block, register_sites, second_argument
+from attn3d.networks import register_block, register_sites, second_argument, summed
+from tests.configurations import taking
 
 
 def unet() -> UNet:
@@ -340,7 +341,8 @@ class TestIdentity:
         net, x = UNet(2, 1, 2, (8, 8), (2,), num_res_units=1, norm="batch").eval(), torch.randn(2, 1, 8, 8)
         plain = net(x)
         at = ("skip", "conv") if name == "sk" else ("skip", "residual")
-        width = {} if name in ("eca", "mhsa") else {"reduction": 1}  # a narrow hidden layer may be dead from the start
+        # A narrow hidden layer may be dead from the start.
+        width = {"reduction": 1} if name in taking("reduction") else {}
         insert_attention(net, name, at=at, identity=True, variant=variant, **width)
         assert torch.equal(net(x), plain)
         assert torch.equal(net.train()(x), insertionless(net).train()(x))
@@ -551,10 +553,50 @@ class TestOwnNetworks:
         assert inserted_at(net) == ["blocks.0.attn3d", "blocks.2.attn3d"]
 
 
-def test_detour_needs_its_stage() -> None:
-    net = insert_attention(SegResNet(2, 8, blocks_down=(1, 1), blocks_up=(1,)), "se", at="skip")
-    with pytest.raises(RuntimeError, match="use_reentrant=False"):
-        net.down_layers[1](torch.randn(1, 8, 8, 8))
+class Adds(nn.Module):
+    """A skip that is added inline, and, where that is asked for, in the next stage too."""
+
+    def __init__(self, residual: bool = False) -> None:
+        super().__init__()
+        self.stem, self.down = nn.Conv2d(1, 4, 3, padding=1), Backbone.Block(4) if residual else nn.Conv2d(4, 4, 1)
+        self.head = nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        skip = self.stem(x)
+        return self.head(self.down(skip) + skip)
+
+
+class TestSums:
+    def test_the_skip_is_attended_where_it_is_added_and_nowhere_else(self) -> None:
+        register_sites(Adds, {"skip": [summed("stem")]})
+        net, x = Adds(), torch.randn(2, 1, 8, 8)
+        insert_attention(net, "se", at="skip")
+        [(path, mechanisms)] = containers(net)
+        assert path == "stem.attn3d_skip"
+        skip = net.stem(x)
+        torch.testing.assert_close(net(x), net.head(net.down(skip) + mechanisms[0](skip)))
+
+    def test_a_map_that_is_also_added_elsewhere_is_refused(self) -> None:
+        register_sites(Adds, {"skip": [summed("stem")]})
+        with pytest.raises(ValueError, match=r"skip:stem must be .* by one module, but is added by down, the net"):
+            insert_attention(Adds(residual=True), "se", at="skip")
+
+    def test_a_map_that_is_not_added_is_refused(self) -> None:
+        register_sites(Adds, {"skip": [summed("down")], "decoder": [summed("head")]})
+        with pytest.raises(ValueError, match=r"decoder:head must be added .* but is added to no map|prediction itself"):
+            insert_attention(Adds(), "se", at="decoder")
+
+    def test_an_error_leaves_nothing_behind(self) -> None:
+        net, x = insert_attention(SegResNet(2, 8, blocks_down=(1, 1), blocks_up=(1,)), "se", at="skip"), torch.ones(1)
+        with pytest.raises(RuntimeError):
+            net(x)
+        assert torch.overrides._get_current_function_mode_stack() == []
+
+    def test_a_stage_that_is_compiled_alone(self) -> None:
+        net, x = SegResNet(2, 8, blocks_down=(1, 1), blocks_up=(1,)).eval(), torch.randn(1, 1, 16, 16)
+        expected = insert_attention(net, "se", at="skip")(x)
+        net.down_layers[0].compile(backend="eager")
+        torch.testing.assert_close(net(x), expected)
 
 
 def test_what_is_no_network_is_refused():

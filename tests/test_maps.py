@@ -1,8 +1,9 @@
-"""What inserted attention looked at."""
+"""What attention looked at."""
 
 import pytest
 import torch
-from monai.networks.nets import UNet
+from monai.data import MetaTensor
+from monai.networks.nets import UNETR, AttentionUnet, SwinUNETR, UNet
 
 import attn3d
 from tests.marks import some
@@ -26,6 +27,7 @@ def test_every_mechanism_has_maps_on_the_grid(name, spatial_dims):
     shapes = {
         "channel_map": (2, *grid),
         "spatial": (2, *grid),
+        "gate": (2, *grid),
         "axes_map": (2, *grid),
         **{f"axis{axis}": (2, size) for axis, size in enumerate(grid)},
     }
@@ -131,3 +133,91 @@ def test_a_branch_of_the_network_that_does_not_run_has_no_maps():
     attn3d.insert_attention(net, "se", at="path:one", input_shape=(1, 1, 8, 8))
     net.first = False
     assert attn3d.attention_maps(net, torch.randn(1, 1, 8, 8)) == {"path:one": {}}
+
+
+OWN = {
+    "gates": (lambda: AttentionUnet(3, 1, 2, channels=(4, 8), strides=(2,)), "own:model.1.attention", (16, 12, 8)),
+    "windows": (
+        lambda: SwinUNETR(1, 2, feature_size=12, depths=(2, 1, 1, 1), num_heads=(2, 2, 2, 2), window_size=4),
+        "own:swinViT.layers1.0.blocks.1.attn",
+        (32, 32, 64),
+    ),
+    "patches": (
+        lambda: UNETR(1, 2, (32, 32, 16), feature_size=4, hidden_size=8, mlp_dim=8, num_heads=2, save_attn=True),
+        "own:vit.blocks.11.attn",
+        (32, 32, 16),
+    ),
+}
+
+
+def own(name):
+    """A network with attention of its own, the name of one, and an image."""
+    build, site, shape = OWN[name]
+    return build().eval(), site, torch.randn(1, 1, *shape)
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_a_networks_own_attention_lies_on_the_grid_of_the_image(name):
+    net, site, x = own(name)
+    maps = attn3d.attention_maps(net, torch.cat([x, -x]), voxels=[(3, 4, 5), (10, 11, 7)])
+    [(key, weights)] = maps[site].items()
+    assert key == ("spatial" if name == "gates" else "query")
+    assert weights.shape == (2, *(() if name == "gates" else (2, 2)), *x.shape[2:])
+    assert 0 <= weights.min() < weights.max() <= 1
+    if name == "patches":
+        assert list(maps) == [f"own:vit.blocks.{block}.attn" for block in range(12)]
+
+
+def test_a_window_is_where_its_voxel_is():
+    """Of 16 tokens an axis in windows of 4, shifted by 2 in the second block: tokens 6 to 9 hold token 8."""
+    net, site, x = own("windows")
+    rows = attn3d.attention_maps(net, x, voxels=[(17, 1, 63)], site=site)[site]["query"]
+    seen = (rows[0, 0, 0] > 1e-6).nonzero()  # parted by masks of -100
+    assert seen.amin(0).tolist() == [11, 0, 59]  # half a token more, by interpolation
+    assert seen.amax(0).tolist() == [20, 4, 63]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("name", OWN)
+def test_the_network_is_what_it_was(name, fails):
+    """Hooks, modes, parameters, statistics, flags and output, also where its forward pass raises."""
+    net, _, x = own(name)
+    net.train()
+    next(iter(net.children())).eval()
+
+    def state():
+        hooks = [(len(module._forward_hooks), len(module._forward_pre_hooks)) for module in net.modules()]
+        flags = [(module.training, getattr(module, "save_attn", None)) for module in net.modules()]
+        return hooks, flags, {key: value.clone() for key, value in net.state_dict().items()}
+
+    hooks, flags, tensors = state()
+    if fails:
+        with pytest.raises(Exception):  # noqa: B017, PT011 whatever the network raises on two channels
+            attn3d.attention_maps(net, x.expand(-1, 2, -1, -1, -1))
+    else:
+        attn3d.attention_maps(net, x)
+    assert state()[:2] == (hooks, flags)
+    for key, value in state()[2].items():
+        assert torch.equal(value, tensors[key]), key
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_the_output_is_bitwise_what_it_was(name):
+    net, _, x = own(name)
+    with torch.no_grad():
+        before = net(x)
+        attn3d.attention_maps(net, x)
+        assert torch.equal(net(x), before)
+
+
+def test_inserted_attention_and_a_networks_own_have_one_form():
+    net, site, x = own("gates")
+    attn3d.insert_attention(net, "mhsa", at="bottleneck")
+    x = MetaTensor(x)
+    maps = attn3d.attention_maps(net, x)
+    inserted, shown = maps
+    assert (inserted.split(":")[0], shown) == ("bottleneck", site)
+    assert maps[inserted]["query"].shape[3:] == maps[site]["spatial"].shape[1:] == x.shape[2:]
+    assert list(attn3d.attention_maps(net, x, site=site)) == [site]
+    with pytest.raises(ValueError, match=r"`site` got 'own:model\.attention'.*own:model\.1\.attention"):
+        attn3d.attention_maps(net, x, site="own:model.attention")

@@ -6,6 +6,7 @@ import torch
 import attn3d
 from attn3d.planning import free_memory, plan
 from tests.marks import some
+from tests.mechanisms import cases
 from tests.memory import peak
 
 PATTERNS = [
@@ -61,7 +62,8 @@ def test_memory_with_dropout_is_foretold(pattern):
     assert attn3d.estimate_memory(module, shape) == pytest.approx(real, rel=0.1)
 
 
-@pytest.mark.parametrize("name", ["se", "eca", "cbam", "bam", "coord", "gc"])
+# Selective kernels are light but for their convolutions.
+@pytest.mark.parametrize("name", [name for name, case in cases.CASES.items() if case.kept and name != "sk"])
 def test_memory_of_the_light_mechanisms_is_foretold_from_above(name):
     # Fake tensors are not added up in place, as autograd does with real gradients: a map more, of three or four.
     shape = (1, 32, 16, 16, 16)

@@ -17,12 +17,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import attn3d
-from tests.configurations import randomise
+from tests.configurations import OVER_VOXELS, randomise, taking
+from tests.mechanisms.case import PerAxis
+from tests.mechanisms.cases import CASES
 
 pytestmark = [pytest.mark.nightly, pytest.mark.scorecard("random")]
 
-EXAMPLES = 540  # for each of ten mechanisms with one, two and three axes: 16,200
-ATTENDING = ("non_local", "mhsa", "danet")
+EXAMPLES = 540  # for each mechanism with one, two and three axes
 # The error that rounding may make, over the norm of what is right. A norm by statistics of the input itself makes
 # more of it where the few values that it sees are nearly the same: halves are not compared there.
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 3e-1}
@@ -41,12 +42,8 @@ class Case(NamedTuple):
     seed: int
 
 
-VARIANTS = st.sampled_from(["compact", "paper"])
-REDUCTIONS = st.sampled_from([1, 2, 3, 8, 16])
-NORMS = st.sampled_from(["batch", ("group", {"num_groups": 1}), "instance", "layer", None])
-AUTO = st.just("auto")
-BACKENDS = st.sampled_from(["auto", "chunked", "sdpa", "math"])
-BUDGETS = st.sampled_from([None, "64MiB", 2**28])
+BACKENDS = ["auto", "chunked", "sdpa", "math"]
+BUDGETS = [None, "64MiB", 2**28]
 
 
 def for_axes(values: list[int], dims: int) -> st.SearchStrategy:
@@ -79,67 +76,30 @@ def position_biases(pattern: Any) -> list[str | None]:
     return [None, *of_kind.get(kind, [])]
 
 
-def plain_options(name: str, dims: int) -> dict[str, st.SearchStrategy]:
-    """The options that do not depend on each other."""
-    return {
-        "se": {"reduction": REDUCTIONS, "bias": AUTO | st.booleans()},
-        "eca": {"kernel_size": AUTO | st.sampled_from([None, 1, 3, 5, 9])},
-        "cbam": {
-            "reduction": REDUCTIONS,
-            "kernel_size": for_axes([1, 3, 7], dims),
-            "bias": AUTO | st.booleans(),
-            "norm": AUTO | NORMS,
-            "order": AUTO | st.sampled_from([("mean", "max"), ("max", "mean")]),
-        },
-        "bam": {
-            "reduction": REDUCTIONS,
-            "kernel_size": AUTO | for_axes([1, 3, 5], dims),
-            "dilation": AUTO | for_axes([1, 2, 4], dims),
-            "combine": st.sampled_from(["sum", "product"]),
-            "norm": NORMS,
-        },
-        "coord": {
-            "reduction": REDUCTIONS,
-            "min_channels": st.sampled_from([1, 3, 8]),
-            "activation": AUTO | st.sampled_from(["relu", "hardswish"]),
-            "norm": NORMS,
-        },
-        "sk": {
-            "branches": st.sampled_from([1, 2, 3]),
-            "reduction": REDUCTIONS,
-            "min_channels": st.sampled_from([1, 4, 32]),
-            "groups": st.sampled_from([1, 2, 32]),
-            "norm": NORMS,
-        },
-        "gc": {"reduction": REDUCTIONS, "fusion": st.sampled_from(["add", "mul"]), "norm": NORMS},
-        "non_local": {
-            "reduction": REDUCTIONS,
-            "mode": st.sampled_from(["embedded_gaussian", "gaussian", "dot_product", "concatenation"]),
-            "sub_sample": st.booleans(),
-            "norm": NORMS,
-        },
-        "mhsa": {"dropout": st.sampled_from([0.0, 0.0, 0.3])},
-        "danet": {
-            "reduction": REDUCTIONS,
-            "channel_energy": st.sampled_from(["paper", "official"]),
-            "scale": st.sampled_from(["none", "1/N", "1/sqrt(N)"]),
-        },
-    }[name]
+def values(drawn: list[Any] | PerAxis, dims: int) -> st.SearchStrategy:
+    """What an option of a case may be."""
+    if isinstance(drawn, PerAxis):
+        for_each = for_axes(drawn.values, dims)
+        return st.sampled_from(drawn.others) | for_each if drawn.others else for_each
+    return st.sampled_from(drawn)
 
 
 @st.composite
 def cases(draw: Callable[..., Any], name: str, dims: int) -> Case:
     channels = draw(st.sampled_from([1, 2, 3, 4, 8, 12]))
-    options = draw(st.fixed_dictionaries({"variant": VARIANTS} | plain_options(name, dims)))
-    if name in ATTENDING:
+    of_case = {option: values(drawn, dims) for option, drawn in CASES[name].drawn.items()}
+    options = draw(st.fixed_dictionaries({"variant": st.sampled_from(["compact", "paper"])} | of_case))
+    if name in OVER_VOXELS:
         kinds: tuple[str, ...] = ()
         if options.get("sub_sample"):
             kinds = ("global",)
         elif options.get("mode") in ("dot_product", "concatenation"):
             kinds = ("global", "pooled_keys")
-        options |= {"pattern": draw(patterns(dims, kinds)), "backend": draw(BACKENDS), "memory_budget": draw(BUDGETS)}
-    if name == "mhsa":
+        options |= {"pattern": draw(patterns(dims, kinds)), "backend": draw(st.sampled_from(BACKENDS))}
+        options["memory_budget"] = draw(st.sampled_from(BUDGETS))
+    if name in taking("position_bias"):
         options["position_bias"] = draw(st.sampled_from(position_biases(options["pattern"])))
+    if name in taking("num_heads"):
         heads = [heads for heads in range(1, channels + 1) if channels % heads == 0]
         options["num_heads"] = draw(st.sampled_from([None, *heads]))
     sizes = st.integers(1, {1: 17, 2: 7, 3: 5}[dims])
@@ -196,7 +156,7 @@ def check(case: Case) -> None:
     x, upstream = (torch.randn(case.shape, generator=generator, dtype=torch.float64) for _ in range(2))
     x = laid_out(x.to(case.dtype), case.layout)
     module = randomise(make(case).double(), case.seed).to(case.dtype).train(case.training)
-    options = {"backend": "math", "memory_budget": None} if case.name in ATTENDING else {}
+    options = {"backend": "math", "memory_budget": None} if case.name in OVER_VOXELS else {}
     twin = make(case, **options).double()
     twin.load_state_dict(module.state_dict())
     twin.train(case.training)

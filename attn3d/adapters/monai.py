@@ -2,7 +2,8 @@
 
 from monai.networks.layers.factories import LayerFactory
 
-from attn3d.factory import create_attention, find, list_attention
+from attn3d.factory import create_attention, find
+from attn3d.mechanisms.registry import list_attention
 
 
 class _AttentionFactory(LayerFactory):

@@ -1,5 +1,7 @@
 """Attention over the tokens of a volume, in memory that grows with their number and not its square."""
 
+from attn3d.attention.channels import ChannelwiseAttention
+from attn3d.attention.features import Features, create_features
 from attn3d.attention.functional import BACKENDS, attend
 from attn3d.attention.groups import AxisGroups
 from attn3d.attention.layer import VolumeAttention
@@ -14,19 +16,25 @@ from attn3d.attention.patterns import (
     Window,
     create_pattern,
 )
+from attn3d.attention.rotary import PositionSpec, RotaryPosition
 
 __all__ = [
     "BACKENDS",
     "Axial",
     "AxisGroups",
+    "ChannelwiseAttention",
+    "Features",
     "Global",
     "Grid",
     "Neighborhood",
     "Pattern",
     "PooledKeys",
+    "PositionSpec",
+    "RotaryPosition",
     "VolumeAttention",
     "Window",
     "attend",
+    "create_features",
     "create_pattern",
     "dot_product",
     "rectified_sum",

@@ -44,7 +44,15 @@ class Cover(NamedTuple):
 
 @without_autocast
 def attend_captured(
-    q: Tensor, k: Tensor, v: Tensor, shape: Sequence[Any], pattern: Pattern, bias: Bias, scale: float, dropout: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    shape: Sequence[Any],
+    pattern: Pattern,
+    bias: Bias,
+    key_mask: Tensor | None,
+    scale: float,
+    dropout: float,
 ) -> Tensor:
     """softmax(scale q k^T + bias) v over the keys that a pattern lets each query see.
 
@@ -55,16 +63,22 @@ def attend_captured(
         shape: S, whose product is N.
         pattern: one with groups.
         bias: of the pairs of all groups.
+        key_mask: (B, N), true where a key may be seen.
         scale: of the products.
         dropout: probability of dropping a weight.
     """
     arange = functools.partial(torch.arange, device=q.device)
     covers = [_cover(axes, shape, arange) for axes in pattern.covers(shape, arange)]
     if len(covers) == 1:
-        return _attend(q, k, v, covers[0], bias(covers[0].distances), scale, dropout)
-    scores = [_scores(q, k, cover, scale) for cover in covers]
-    weights = drop(torch.cat(scores, 3).softmax(3), dropout).split([one.shape[3] for one in scores], 3)
-    return sum(_weighted(part, v, cover) for part, cover in zip(weights, covers, strict=True)).to(q.dtype)
+        return _attend(q, k, v, covers[0], bias(covers[0].distances), key_mask, scale, dropout)
+    parts = [_scores(q, k, cover, key_mask, scale) for cover in covers]
+    scores = torch.cat(parts, 3)
+    if key_mask is not None:
+        keyless = (scores == -math.inf).all(3, keepdim=True)
+        scores = scores.masked_fill(keyless, 0.0)
+    weights = drop(scores.softmax(3), dropout).split([one.shape[3] for one in parts], 3)
+    out = sum(_weighted(part, v, cover) for part, cover in zip(weights, covers, strict=True)).to(q.dtype)
+    return out if key_mask is None else out.masked_fill(keyless, 0.0)
 
 
 def _cover(axes: list[AxisGroups], shape: Sequence[Any], arange: Callable[[Any], Tensor]) -> Cover:
@@ -102,17 +116,33 @@ def _pairs(groups: AxisGroups) -> Tensor:
     return groups.seen.expand(sizes)
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, cover: Cover, bias: Tensor | None, scale: float, dropout: float) -> Tensor:
+def _attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cover: Cover,
+    bias: Tensor | None,
+    key_mask: Tensor | None,
+    scale: float,
+    dropout: float,
+) -> Tensor:
     """By PyTorch's function on (G, B H, w, d): a mask is then the same for batch and heads."""
     width = v.shape[3]
-    # A query without a key is no voxel. It gets a mean of all, which is left out: an empty softmax would be nan.
-    mask = (cover.visible | ~cover.visible.any(2, keepdim=True)).unsqueeze(1)
+    visible = cover.visible.unsqueeze(1)
+    if key_mask is not None:
+        seen = _take(key_mask[:, None, :, None], cover.keys).permute(2, 0, 1, 4, 3)
+        visible = visible & seen.expand(-1, -1, q.shape[1], -1, -1).flatten(1, 2)
+    # A query without a key gets a mean of all, which is left out: an empty softmax would be nan.
+    keyless = ~visible.any(3, keepdim=True)
+    mask = visible | keyless
     if bias is not None:
         bias = bias.to(q.dtype).transpose(0, 1).repeat(1, q.shape[0], 1, 1)
-        mask = torch.where(mask, bias, float("-inf"))
+        mask = torch.where(mask, bias, -math.inf)
     parts = (_take(q, cover.queries), _take(k, cover.keys), _take(v, cover.keys))
     parts = equal_widths(*(part.permute(2, 0, 1, 3, 4).flatten(1, 2) for part in parts))
     out = scaled_dot_product_attention(*parts, mask, dropout, scale=scale)[..., :width]
+    if key_mask is not None:  # without, what has no key is no voxel
+        out = out.masked_fill(keyless, 0.0)
     out = out.unflatten(1, [q.shape[0], q.shape[1]]).permute(1, 2, 0, 3, 4)
     # A copy in any case: an export may find the kernel's output in another layout than the one that it runs with.
     out = out.clone(memory_format=torch.contiguous_format)
@@ -124,10 +154,13 @@ def _take(x: Tensor, tokens: Tensor) -> Tensor:
     return x.index_select(2, tokens.flatten()).unflatten(2, [tokens.shape[0], tokens.shape[1]])
 
 
-def _scores(q: Tensor, k: Tensor, cover: Cover, scale: float) -> Tensor:
+def _scores(q: Tensor, k: Tensor, cover: Cover, key_mask: Tensor | None, scale: float) -> Tensor:
     """The scores of every voxel in its group, (B, H, N, w_k)."""
     scores = (_take(at_least_single(q), cover.queries) * scale) @ _take(at_least_single(k), cover.keys).mT
-    scores = scores.masked_fill(~cover.visible, float("-inf"))
+    visible = cover.visible
+    if key_mask is not None:
+        visible = visible & _take(key_mask[:, None, :, None], cover.keys).mT
+    scores = scores.masked_fill(~visible, -math.inf)
     return scores.flatten(2, 3).index_select(2, cover.place)
 
 

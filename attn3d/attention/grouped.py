@@ -38,6 +38,7 @@ def attend_groups(
     v: Tensor,
     groups: list[Groups],
     biases: list[Tensor | None],
+    key_mask: Tensor | None,
     seed: Tensor | None,
     fused: bool,
     scale: float,
@@ -52,6 +53,7 @@ def attend_groups(
         v: (B, H, N, d_v).
         groups: of a pattern. A token that is a query of none has an output that means nothing.
         biases: of each entry of ``groups``, (H, w_q, w_k), or None.
+        key_mask: (B, N), true where a key may be seen; it is served by tiles.
         seed: of the dropout; None without.
         fused: by PyTorch's kernel; else by tiles. On a CPU a bias may be learnt with it too.
         scale: of the products.
@@ -72,7 +74,8 @@ def attend_groups(
     # A token's heads lie together and are gathered as one.
     rows = [x.transpose(1, 2).flatten(0, 1) for x in (q, k, v)]
     run_bytes = TILE_BYTES if budget is None else _run_bytes(budget, q, k, v, groups, biases, fused, dropout)
-    out = _Grouped.apply(*rows, seed, groups, Way(fused, scale, dropout, run_bytes), *biases)
+    key_mask = None if key_mask is None else key_mask.flatten()
+    out = _Grouped.apply(*rows, key_mask, seed, groups, Way(fused, scale, dropout, run_bytes), *biases)
     return out.unflatten(0, (-1, q.shape[2])).transpose(1, 2)[..., :width]
 
 
@@ -121,7 +124,7 @@ class _Grouped(torch.autograd.Function):
     """Attention of rows, (B N, H, d): one for every token of the batch."""
 
     @staticmethod
-    def forward(ctx, q, k, v, seed, groups, way, *biases):
+    def forward(ctx, q, k, v, key_mask, seed, groups, way, *biases):
         wide = torch.promote_types(q.dtype, torch.float32)
         out = v.new_empty(list(v.shape), dtype=wide if groups[-1].again else v.dtype)
         logsumexp = q.new_empty([*q.shape[:2], 1], dtype=wide)
@@ -134,14 +137,15 @@ class _Grouped(torch.autograd.Function):
                     part, sums = sdpa.kernel_forward(*parts, 0.0, False, attn_mask=added, scale=way.scale)
                 else:
                     dropped = _dropout(q, one, queries, keys, seed, way.dropout)
-                    part, sums = tiled.forward(*parts, way.scale, _tile(*parts, way), added, None, dropped)
+                    mask = _seen(key_mask, keys)
+                    part, sums = tiled.forward(*parts, way.scale, _tile(*parts, way), added, mask, dropped)
                 sums = sums.unsqueeze(3)
                 if one.again:
                     part, sums = tiled.merge((_take(out, queries), _take(logsumexp, queries)), (part, sums))
                 _put(out, queries, part)
                 _put(logsumexp, queries, sums)
         out = out.to(v.dtype)
-        ctx.save_for_backward(q, k, v, seed, out, logsumexp, *biases)
+        ctx.save_for_backward(q, k, v, key_mask, seed, out, logsumexp, *biases)
         ctx.groups, ctx.way = groups, way
         return out
 
@@ -149,8 +153,8 @@ class _Grouped(torch.autograd.Function):
     def backward(ctx, grad_out):
         if torch.is_grad_enabled():
             tiled.refuse_second_derivative()
-        q, k, v, seed, out, logsumexp, *biases = ctx.saved_tensors
-        groups, wide, learnt = ctx.groups, logsumexp.dtype, any(ctx.needs_input_grad[6:])
+        q, k, v, key_mask, seed, out, logsumexp, *biases = ctx.saved_tensors
+        groups, wide, learnt = ctx.groups, logsumexp.dtype, any(ctx.needs_input_grad[7:])
         way = ctx.way._replace(fused=ctx.way.fused and not learnt)  # the kernel gives no gradient of a bias
         add_q = groups[-1].again
         add_k = add_q or not all(one.partition for one in groups)
@@ -169,19 +173,25 @@ class _Grouped(torch.autograd.Function):
                 else:
                     tile, dropped = _tile(*parts, way), _dropout(q, one, queries, keys, seed, way.dropout)
                     grads = tiled.backward(
-                        grad, None, *parts, _take(out, queries), sums, way.scale, tile, added, None, dropped, grad_bias
-                    )
+                        grad, None, *parts, _take(out, queries), sums, way.scale, tile,
+                        added, _seen(key_mask, keys), dropped, grad_bias,
+                    )  # fmt: skip
                 _put(grad_q, queries, grads[0], add_q)
                 _put(grad_k, keys, grads[1], add_k)
                 _put(grad_v, keys, grads[2], add_k)
         if learnt:
             grad_biases = [grad[0].to(bias.dtype) for grad, bias in zip(grad_biases, biases, strict=True)]
-        return grad_q.to(q.dtype), grad_k.to(k.dtype), grad_v.to(v.dtype), None, None, None, *grad_biases
+        return grad_q.to(q.dtype), grad_k.to(k.dtype), grad_v.to(v.dtype), *[None] * 4, *grad_biases
 
 
 def _take(x: Tensor, tokens: Tensor) -> Tensor:
     """Rows (B N, H, d) at the tokens (G, w), as (G, H, w, d)."""
     return x.index_select(0, tokens.flatten()).unflatten(0, tokens.shape).transpose(1, 2)
+
+
+def _seen(key_mask: Tensor | None, keys: Tensor) -> Tensor | None:
+    """Which of the keys (G, w) may be seen, of a mask (B N,)."""
+    return None if key_mask is None else key_mask[keys]
 
 
 def _put(x: Tensor, tokens: Tensor, part: Tensor, add: bool = False) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from attn3d.arguments import boolean, check_options, nearest, odd_per_axis, per_axis, read_spec
 from attn3d.attention.groups import AxisGroups, Groups, alike, outer, relation
-from attn3d.capture import larger, smaller, without_autocast
+from attn3d.capture import at_least_single, larger, smaller, without_autocast
 
 Sizes = int | Sequence[int]
 
@@ -71,9 +71,25 @@ class Pattern:
         axes = len(shape)
         return [[self.along(axis, extent, axes, arange) for axis, extent in enumerate(shape)]]
 
-    def pool(self, tokens: Tensor, shape: list[int]) -> tuple[Tensor, list[int]]:
-        """What the queries see of the keys' tokens, (B, H, N, d), and its shape."""
-        return tokens, shape
+    def pool(
+        self, tokens: Sequence[Tensor], shape: list[int], key_mask: Tensor | None = None
+    ) -> tuple[Sequence[Tensor], list[int], Tensor | None]:
+        """What the queries see of keys and values.
+
+        Args:
+            tokens: (B, H, N, d) each.
+            shape: S, whose product is N.
+            key_mask: (B, N), true where a key may be seen.
+
+        Returns:
+            tokens (B, H, M, d), their shape, and which of them may be seen, (B, M).
+        """
+        return tokens, shape, key_mask
+
+    def positions(self, shape: list[int], device: torch.device) -> tuple[list[Tensor], list[Tensor]]:
+        """Along every axis where the queries are, and where the keys are that `pool` leaves, (S_a,) each."""
+        every = [torch.arange(extent, device=device) for extent in shape]
+        return every, every
 
     def groups(self, shape: Sequence[int]) -> list[Groups]:
         """All groups of a volume of the given shape, those that are alike in one entry."""
@@ -136,11 +152,23 @@ class PooledKeys(Pattern):
         """The size of a block along every axis."""
         return per_axis("stride", self.stride, spatial_dims)
 
+    def pool(
+        self, tokens: Sequence[Tensor], shape: list[int], key_mask: Tensor | None = None
+    ) -> tuple[Sequence[Tensor], list[int], Tensor | None]:
+        """The means of blocks of tokens, of those that may be seen; a block without any is hidden."""
+        pooled_shape = [(extent + size - 1) // size for extent, size in zip(shape, self.sizes(len(shape)), strict=True)]
+        if key_mask is None:
+            return [self._means(x, shape) for x in tokens], pooled_shape, None
+        seen = key_mask[:, None, :, None]
+        share = self._means(seen.to(at_least_single(tokens[0]).dtype), shape)
+        share_or_one = share.masked_fill(share == 0, 1.0)
+        pooled = [(self._means(x.masked_fill(~seen, 0.0), shape) / share_or_one).to(x.dtype) for x in tokens]
+        return pooled, pooled_shape, (share > 0)[:, 0, :, 0]
+
     @without_autocast
-    def pool(self, tokens: Tensor, shape: list[int]) -> tuple[Tensor, list[int]]:
-        """The means of blocks of tokens, (B, H, N, d) to (B, H, M, d), and their shape."""
+    def _means(self, tokens: Tensor, shape: list[int]) -> Tensor:
+        """The means of blocks, (B, H, N, d) to (B, H, M, d)."""
         tokens = tokens.unflatten(2, shape)
-        pooled = []
         for axis, (extent, size) in enumerate(zip(shape, self.sizes(len(shape)), strict=True)):
             count = (extent + size - 1) // size
             block = torch.div(torch.arange(extent, device=tokens.device), size, rounding_mode="floor")
@@ -149,8 +177,15 @@ class PooledKeys(Pattern):
             behind = tokens.shape[3 + axis :]
             tokens = (members @ tokens.flatten(3 + axis)) / members.sum(1, keepdim=True)
             tokens = tokens.unflatten(-1, behind)
-            pooled.append(count)
-        return tokens.flatten(2, 1 + len(shape)), pooled
+        return tokens.flatten(2, 1 + len(shape))
+
+    def positions(self, shape: list[int], device: torch.device) -> tuple[list[Tensor], list[Tensor]]:
+        """A key is in the middle of its block, as far as that is inside the volume."""
+        middles = []
+        for extent, size in zip(shape, self.sizes(len(shape)), strict=True):
+            first = size * torch.arange((extent + size - 1) // size, device=device)
+            middles.append((first + smaller(first + size, extent) - 1) / 2)
+        return super().positions(shape, device)[0], middles
 
 
 @dataclass(frozen=True)

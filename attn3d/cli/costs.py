@@ -13,8 +13,9 @@ from rich.table import Table
 
 from attn3d import planning
 from attn3d.cli.app import one_line_errors
-from attn3d.factory import create_attention, list_attention
+from attn3d.factory import create_attention
 from attn3d.insertion import attention_sites
+from attn3d.mechanisms.registry import list_attention
 
 
 def list_mechanisms(

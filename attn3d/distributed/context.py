@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
 
-from attn3d.attention import Global, Pattern
+from attn3d.attention import Pattern
 from attn3d.attention.groups import AxisGroups, relation
 from attn3d.distributed.collectives import Span, all_reduce, fetch, shard_borders, sum_of
 from attn3d.distributed.ring import attend_ring
@@ -74,8 +74,17 @@ class ShardedAttention(ContextParallel):
     """`VolumeAttention` of a shard's queries to the keys that they see, wherever those are."""
 
     @torch.compiler.disable
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, shape: list[int]) -> Tensor:
+    def forward(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        shape: list[int],
+        key_mask: Tensor | None = None,
+        registers: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
         """Attends, as `VolumeAttention`; ``shape`` is S of the shard."""
+        refuse_mask(key_mask)
         if self.dropout > 0.0 and self.training:
             raise ValueError("`dropout` on the weights is not served over shards: set it to 0, or call `eval`")
         k, v = k.to(q.dtype), v.to(q.dtype)
@@ -83,8 +92,12 @@ class ShardedAttention(ContextParallel):
         if self.pattern.local:
             return self._attend_rows(q, k, v, shape, borders)
         if self.rotate == "all_gather":
-            return attend_all(self, q, k, v, shape, borders)
+            return attend_all(self, q, k, v, shape, borders, registers=registers)
         k, v, blocks, plane = pooled_keys(self, k, v, shape, borders)
+        if self.features is not None:
+            rank = self.process_group.rank()
+            spans = [(ends[rank], ends[rank + 1]) for ends in (borders, blocks)]
+            q, k = self.features(q, k, Gathered(self.pattern, borders[-1], *spans), shape)
         largest = math.prod(shape[1:]) * max(end - begin for begin, end in pairwise(borders))
         counts = [plane * (end - begin) for begin, end in pairwise(blocks)]
         scale = 1.0 / math.sqrt(max(1, q.shape[-1])) if self.scale is None else self.scale
@@ -109,18 +122,22 @@ class ShardedPairwise(ContextParallel):
     """`DotProduct` and `Concatenation` of a shard's queries with the keys of all ranks."""
 
     @torch.compiler.disable
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, shape: list[int]) -> Tensor:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, shape: list[int], key_mask: Tensor | None = None) -> Tensor:
         """As the plain form; ``shape`` is S of the shard."""
+        refuse_mask(key_mask)
         return attend_all(self, q, k, v, shape, shard_borders(q, shape, self.process_group))
 
 
 class ShardedChannels(ContextParallel):
-    """`ChannelAttention` by the energy of the whole volume."""
+    """`ChannelwiseAttention` by sums over the whole volume."""
 
-    def energy(self, flat: Tensor) -> Tensor:
-        """The sum of the shards' energies, scaled by the number of all voxels."""
-        voxels = sum_of(flat.shape[2], flat, self.process_group)
-        return all_reduce(super().energy(flat * (voxels / flat.shape[2]) ** self.power), self.process_group)
+    def sum_over_voxels(self, sums: Tensor) -> Tensor:
+        """The sum of those of all ranks."""
+        return all_reduce(sums, self.process_group)
+
+    def voxels(self, tokens: Tensor) -> int:
+        """Those of all ranks."""
+        return sum_of(tokens.shape[2], tokens, self.process_group)
 
 
 def pooled_keys(
@@ -144,20 +161,56 @@ def pooled_keys(
     first, last = wanted[group.rank()]
     if last > first:
         shape = [last - first, *shape[1:]]
-        k, v = module.pattern.pool(k, shape)[0], module.pattern.pool(v, shape)[0]
+        (k, v), *_ = module.pattern.pool((k, v), shape)
     plane = math.prod(-(-along // size) for along, size in zip(shape[1:], sizes, strict=True))
     return k, v, blocks, plane
 
 
 def attend_all(
-    module: ContextParallel, q: Tensor, k: Tensor, v: Tensor, shape: list[int], borders: list[int]
+    module: ContextParallel, q: Tensor, k: Tensor, v: Tensor, shape: list[int], borders: list[int], **options: Any
 ) -> Tensor:
-    """What the plain form gives with all keys that its pattern leaves."""
+    """What the plain form gives with all keys that its pattern leaves, and with further arguments of its own."""
     k, v, blocks, plane = pooled_keys(module, k, v, shape, borders)
     group, every = module.process_group, (0, blocks[-1])
     tokens = fetch(torch.cat([k, v], 3), blocks, [every] * group.size(), plane, group)
     k, v = tokens.split([k.shape[3], v.shape[3]], 3)
-    return module.with_pattern(Global()).forward(q, k, v, shape)
+    rank = group.rank()
+    gathered = Gathered(module.pattern, borders[-1], (borders[rank], borders[rank + 1]), every)
+    return module.with_pattern(gathered).forward(q, k, v, shape, **options)
+
+
+def refuse_mask(key_mask: Tensor | None) -> None:
+    """Says what to do instead."""
+    if key_mask is not None:
+        raise ValueError("`key_mask` is not served over shards: cut the padding off, volume by volume")
+
+
+@dataclass(frozen=True)
+class Gathered(Pattern):
+    """Keys that a pattern has left of the whole volume, before the queries of a shard.
+
+    Args:
+        pattern: of the whole volume.
+        extent: of the whole volume along its first axis.
+        queries: the rows of the queries in the whole volume.
+        keys: the rows of the keys among those that are left.
+    """
+
+    pattern: Pattern
+    extent: int
+    queries: Span
+    keys: Span
+
+    local = False
+
+    def positions(self, shape: list[int], device: torch.device) -> tuple[list[Tensor], list[Tensor]]:
+        """Those of the whole volume."""
+        whole = self.pattern.positions([self.extent, *shape[1:]], device)
+        queries, keys = (
+            [first[slice(*rows)], *others]
+            for (first, *others), rows in zip(whole, (self.queries, self.keys), strict=True)
+        )
+        return queries, keys
 
 
 @functools.lru_cache(maxsize=256)

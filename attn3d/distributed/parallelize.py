@@ -8,10 +8,11 @@ from torch import nn
 from torch.nn.modules import batchnorm, conv, pooling
 
 from attn3d.arguments import one_of
-from attn3d.attention import VolumeAttention
+from attn3d.attention import ChannelwiseAttention, VolumeAttention
 from attn3d.layers.norms import BatchNorm, GroupNorm
 from attn3d.mechanisms import (
     ChannelAttention,
+    ChannelSelfAttention,
     DualAttention,
     MultiHeadSelfAttention,
     NonLocal,
@@ -22,7 +23,7 @@ from attn3d.mechanisms.non_local import Concatenation, DotProduct
 
 ROTATIONS = ("all_gather", "ring")
 
-_EXACT = (ChannelAttention, DualAttention, MultiHeadSelfAttention, NonLocal, PositionAttention)
+_EXACT = (ChannelAttention, ChannelSelfAttention, DualAttention, MultiHeadSelfAttention, NonLocal, PositionAttention)
 
 # PyTorch's own layers that look past the border of a shard, or take statistics over it.
 _OF_HOSTS = (
@@ -73,7 +74,7 @@ def parallelize_attention(
         ValueError: when ``rotate`` is unknown, or ``net`` has attention that would be wrong on shards, naming it and
             why. Nothing has been changed then.
 
-    Example:
+    Examples:
         >>> torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
         >>> group = torch.distributed.group.WORLD  # of one rank, for this example
         >>> block = attn3d.parallelize_attention(attn3d.NonLocal(3, 32), group)
@@ -92,7 +93,7 @@ def parallelize_attention(
         VolumeAttention: context.ShardedAttention,
         DotProduct: context.ShardedPairwise,
         Concatenation: context.ShardedPairwise,
-        ChannelAttention: context.ShardedChannels,
+        ChannelwiseAttention: context.ShardedChannels,
         BatchNorm: norm.ShardedBatchNorm,
     }
     for part in net.modules():
@@ -140,12 +141,14 @@ def _refusal(part: nn.Module, rotate: str) -> str:
     if isinstance(part, VolumeAttention):
         if not part.pattern.local and rotate == "ring" and part.backend not in ("auto", "chunked"):
             return f"whose backend {part.backend!r} needs all keys at once; rotate='all_gather' gives them"
+    elif isinstance(part, MultiHeadSelfAttention) and part.registers is not None and rotate == "ring":
+        return "whose `registers` do not go round a ring; rotate='all_gather' serves them"
     elif isinstance(part, NonLocal) and part.sub_sample:
         return "whose `sub_sample` pools across the borders of shards; pattern=PooledKeys(2) pools as the whole"
     elif isinstance(part, GroupNorm):
         return "whose statistics would be of a shard; the norms 'batch' and 'layer' work"
     elif isinstance(part, Mechanism) and not isinstance(part, _EXACT):
-        return "which takes means or convolves over voxels of other ranks; non_local, mhsa and danet work"
+        return "which takes means or convolves over voxels of other ranks; attention over voxels and channels works"
     return ""
 
 

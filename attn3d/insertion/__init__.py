@@ -48,7 +48,7 @@ def attention_sites(net: nn.Module, input_shape: Sequence[int] | None = None) ->
     Raises:
         ValueError: when the network does not run on ``input_shape``, or on no guess.
 
-    Example:
+    Examples:
         >>> attention_sites(UNet(3, 1, 2, (8, 16, 32), (2, 2)))
         kind        stage  path                         channels  shape
         encoder     0      model.0                      8         32 x 32 x 32
@@ -94,7 +94,7 @@ def insert_attention(
         ValueError: when there is no such site, or it cannot be used; the message says why and what can. Nothing
             has been inserted then.
 
-    Example:
+    Examples:
         >>> net = UNet(3, 1, 2, (8, 16, 32), (2, 2))
         >>> net = insert_attention(net, "cbam", at=("encoder", "skip"), stages=(-2, -1), reduction=8)
     """
@@ -121,7 +121,7 @@ def insert_attention(
     named = spec if isinstance(spec, str) or callable(spec) else spec[0]
     shape = None if input_shape is None else tuple(input_shape)
     for index, (site, attention) in enumerate(zip(sites, made, strict=True)):
-        container = container_at(inner, site.place)
+        container = container_at(inner, site.place, site.channels, site.reader)
         container.append(attention)
         container.records.append(Record((call, index), site.name, named, spec_options | options, identity, shape))
     _forget_compiled()
@@ -175,7 +175,7 @@ def attention_parameters(net: nn.Module) -> list[nn.Parameter]:
     Returns:
         each parameter once.
 
-    Example:
+    Examples:
         >>> net = insert_attention(UNet(3, 1, 2, (8, 16, 32), (2, 2)), "se", at="encoder").requires_grad_(False)
         >>> for parameter in attention_parameters(net):
         ...     parameter.requires_grad = True
@@ -227,7 +227,7 @@ def _make(net: nn.Module, site: Site, spec: AttentionSpec, identity: bool, optio
     except (TypeError, ValueError) as error:
         raise type(error)(f"{error} (at {site.name} with {site.channels} channels)") from error
     gated = identity and not getattr(attention, "identity_at_start", False)
-    if site.place.tap == "kernel":
+    if site.place.hook == "kernel":
         if not isinstance(attention, SelectiveKernel):
             raise ValueError(f"`at` {site.name!r} takes 'sk' alone, got {spec!r}; 'block' and 'residual' take any")
         attention = BesideConvolution(attention)

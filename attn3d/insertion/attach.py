@@ -14,7 +14,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from attn3d.insertion.containers import Inserted, InsertedBeside, InsertedDetour, InsertedItems, Passage
+from attn3d.insertion.containers import (
+    Inserted,
+    InsertedAtSkip,
+    InsertedBeside,
+    InsertedInConcatenation,
+    InsertedInSum,
+    InsertedItems,
+)
+from attn3d.insertion.sums import close_sums, open_sums
 from attn3d.networks.places import INSERTED, Place
 
 _CHILD = {
@@ -22,11 +30,11 @@ _CHILD = {
     "first": f"{INSERTED}_input",
     "second": f"{INSERTED}_skip",
     "joined": f"{INSERTED}_skip",
+    "concatenated": f"{INSERTED}_skip",
     "item": f"{INSERTED}_skip",
-    "detour": f"{INSERTED}_skip",
+    "summed": f"{INSERTED}_skip",
     "kernel": f"{INSERTED}_kernel",
 }
-_PASSAGE = f"{INSERTED}_passage"
 
 # The hooks. Scripting reads the types of the arguments of the module's forward in the hook's `input`.
 
@@ -56,43 +64,59 @@ def _attend_first_of_optional(self: Any, input: tuple[Tensor, Tensor | None]) ->
 
 
 def _attend_second(self: Any, input: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    return input[0], self.attn3d_skip(input[1])
+    return input[0], self.attn3d_skip(input[1], input[0])
 
 
 def _attend_optional(self: Any, input: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor | None]:
     skip = input[1]
     if skip is not None:
-        skip = self.attn3d_skip(skip)
+        skip = self.attn3d_skip(skip, input[0])
     return input[0], skip
 
 
 def _attend_joined(self: Any, input: tuple[Tensor], output: Tensor) -> Tensor:
     x = input[0]
-    return torch.cat([self.attn3d_skip(x), output[:, x.shape[1] :]], 1)
+    beside = output[:, x.shape[1] :]
+    return torch.cat([self.attn3d_skip(x, beside), beside], 1)
+
+
+def _attend_concatenated(self: Any, input: tuple[Tensor]) -> tuple[Tensor]:
+    return (self.attn3d_skip(input[0]),)
+
+
+def _attend_concatenated_of_more(self: Any, input: tuple[Any, ...]) -> tuple[Any, ...]:
+    return self.attn3d_skip(input[0]), *input[1:]
 
 
 def _attend_items(self: Any, input: tuple[Tensor], output: list[Tensor]) -> list[Tensor]:
     return self.attn3d_skip(output)
 
 
-def _attend_detour(self: Any, input: tuple[Tensor], output: Tensor) -> Tensor:
+def _leave_skip(self: Any, input: tuple[Any, ...], output: Tensor) -> Tensor:
     return self.attn3d_skip(output)
-
-
-def _rejoin(self: Any, input: tuple[Any, ...]) -> tuple[Any, ...]:
-    return self.attn3d_passage.read(), *input[1:]
 
 
 def _attend_kernel(self: Any, input: tuple[Tensor], output: Tensor) -> Tensor:
     return self.attn3d_kernel(input[0], output)
 
 
-def container_at(network: nn.Module, place: Place) -> Inserted:
-    """What holds the mechanisms at ``place``, made where there is none yet."""
+def container_at(network: nn.Module, place: Place, channels: int, reader: str) -> Inserted:
+    """What holds the mechanisms at ``place``, made where there is none yet.
+
+    Args:
+        network: that has the place.
+        place: the place.
+        channels: of its map.
+        reader: path of the module that adds it to another map, where it is summed.
+    """
     host = network.get_submodule(place.path)
-    name = _CHILD[place.tap]
+    while place.hook in ("first", "concatenated") and is_plain_sequence(host):
+        host = host[0]  # which is called with the same; a child of the sequence would run in it
+    name = _CHILD[place.hook]
     if name not in host._modules:
-        _MAKERS[place.tap](network, host, place)
+        _MAKERS[place.hook](host, place, channels)
+    if place.hook == "summed":
+        _see_sums(network.get_submodule(reader), host._modules[name])
     child = host._modules[name]
     return child.at(place.index) if isinstance(child, InsertedItems) else child
 
@@ -110,7 +134,6 @@ def detach(network: nn.Module) -> None:
         for name in set(_CHILD.values()) & set(host._modules):
             for handle in host._modules.pop(name).handles:
                 handle.remove()
-        host.__dict__.pop(_PASSAGE, None)
 
 
 def is_plain_sequence(module: nn.Module) -> bool:
@@ -119,67 +142,81 @@ def is_plain_sequence(module: nn.Module) -> bool:
 
 
 def _put(host: nn.Module, place: Place, child: Inserted | InsertedItems, *hooks: RemovableHandle) -> None:
-    host.add_module(_CHILD[place.tap], child)
+    host.add_module(_CHILD[place.hook], child)
     child.handles.extend(hooks)
 
 
-def _at_output(network: nn.Module, host: nn.Module, place: Place) -> None:
+def _at_output(host: nn.Module, place: Place, channels: int) -> None:
     if is_plain_sequence(host):
         _put(host, place, Inserted())
     else:
         hook = _by_forward(host, _attend_output, _attend_output_of_two, _attend_output_of_optional)
         _put(host, place, Inserted(), host.register_forward_hook(hook))
-    _move_detour_last(host)
+    _leave_skip_last(host)
 
 
-def _at_first(network: nn.Module, host: nn.Module, place: Place) -> None:
+def _at_first(host: nn.Module, place: Place, channels: int) -> None:
     hook = _by_forward(host, _attend_input, _attend_first, _attend_first_of_optional)
     _put(host, place, Inserted(), host.register_forward_pre_hook(hook))
 
 
-def _at_second(network: nn.Module, host: nn.Module, place: Place) -> None:
+def _at_second(host: nn.Module, place: Place, channels: int) -> None:
     hook = _by_forward(host, _attend_second, _attend_second, _attend_optional)
-    _put(host, place, Inserted(), host.register_forward_pre_hook(hook))
+    _put(host, place, InsertedAtSkip(), host.register_forward_pre_hook(hook))
 
 
-def _at_joined(network: nn.Module, host: nn.Module, place: Place) -> None:
-    _put(host, place, Inserted(), host.register_forward_hook(_attend_joined, prepend=True))
+def _at_joined(host: nn.Module, place: Place, channels: int) -> None:
+    _put(host, place, InsertedAtSkip(), host.register_forward_hook(_attend_joined, prepend=True))
 
 
-def _at_item(network: nn.Module, host: nn.Module, place: Place) -> None:
-    _put(host, place, InsertedItems(), host.register_forward_hook(_attend_items, prepend=True))
+def _at_concatenation(host: nn.Module, place: Place, channels: int) -> None:
+    hook = _by_forward(host, _attend_concatenated, _attend_concatenated_of_more, _attend_concatenated_of_more)
+    child = InsertedInConcatenation(channels, first=place.index == 0)
+    _put(host, place, child, host.register_forward_pre_hook(hook))
 
 
-def _at_kernel(network: nn.Module, host: nn.Module, place: Place) -> None:
+def _at_item(host: nn.Module, place: Place, channels: int) -> None:
+    _put(host, place, InsertedItems(Inserted), host.register_forward_hook(_attend_items, prepend=True))
+
+
+def _at_kernel(host: nn.Module, place: Place, channels: int) -> None:
     _put(host, place, InsertedBeside(), host.register_forward_hook(_attend_kernel, prepend=True))
 
 
-def _at_detour(network: nn.Module, host: nn.Module, place: Place) -> None:
-    reader, passage = network.get_submodule(place.rejoin), Passage()
-    setattr(reader, _PASSAGE, passage)
-    _put(host, place, InsertedDetour(passage), reader.register_forward_pre_hook(_rejoin))
-    if not is_plain_sequence(host):
-        host._modules[_CHILD["detour"]].handles.append(host.register_forward_hook(_attend_detour))
+def _at_sum(host: nn.Module, place: Place, channels: int) -> None:
+    if place.index is not None:
+        _put(host, place, InsertedItems(InsertedInSum), host.register_forward_hook(_attend_items))
+    elif is_plain_sequence(host):
+        _put(host, place, InsertedInSum())
+    else:
+        _put(host, place, InsertedInSum(), host.register_forward_hook(_leave_skip))
 
 
-def _move_detour_last(host: nn.Module) -> None:
-    """The detour begins where the stage ends, after what was inserted into the stage."""
-    child = host._modules.pop(_CHILD["detour"], None)
-    if child is None:
-        return
-    host._modules[_CHILD["detour"]] = child
-    if isinstance(child, InsertedDetour) and not is_plain_sequence(host):
-        child.handles.pop().remove()
-        child.handles.append(host.register_forward_hook(_attend_detour))
+def _see_sums(reader: nn.Module, child: Inserted | InsertedItems) -> None:
+    """Opens a call of the module that adds skips, once however many they are."""
+    if open_sums not in reader._forward_pre_hooks.values():
+        child.handles.append(reader.register_forward_pre_hook(open_sums, prepend=True))
+        child.handles.append(reader.register_forward_hook(close_sums, always_call=True))
 
 
-_MAKERS: dict[str, Callable[[nn.Module, nn.Module, Place], None]] = {
+def _leave_skip_last(host: nn.Module) -> None:
+    """The skip is what a stage gives after what was inserted into it."""
+    child = host._modules.get(_CHILD["summed"])
+    if isinstance(child, InsertedInSum):
+        host._modules[_CHILD["summed"]] = host._modules.pop(_CHILD["summed"])
+    for number, hook in list(host._forward_hooks.items()):
+        if hook is _leave_skip:
+            host._forward_hooks.move_to_end(number)
+
+
+_MAKERS: dict[str, Callable[[nn.Module, Place, int], None]] = {
     "output": _at_output,
     "first": _at_first,
     "second": _at_second,
     "joined": _at_joined,
+    "concatenated": _at_concatenation,
     "item": _at_item,
-    "detour": _at_detour,
+    "summed": _at_sum,
     "kernel": _at_kernel,
 }
 

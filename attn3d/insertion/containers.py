@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from attn3d.insertion.sums import leave_skip
 from attn3d.mechanisms import SelectiveKernel
 
 
@@ -32,7 +33,12 @@ class Record:
 
 
 class Inserted(nn.Sequential):
-    """The mechanisms at one site, in the order of their insertion."""
+    """The mechanisms at one site, in the order of their insertion.
+
+    Attributes:
+        records: of the mechanisms.
+        handles: of the hooks that call it.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,18 +46,77 @@ class Inserted(nn.Sequential):
         self.handles: list[RemovableHandle] = []
 
 
-class InsertedItems(nn.Module):
-    """The mechanisms on the entries of a list, an `Inserted` for each."""
+class InsertedAtSkip(Inserted):
+    """The mechanisms on a skip, some of which may take what it meets as a gating signal."""
 
-    def __init__(self) -> None:
+    def attend(self, x: Tensor, signal: Tensor) -> Tensor:
+        """Attends (B, C, *S), given the decoder's map."""
+        for mechanism in self:
+            if hasattr(mechanism, "takes_signal"):  # noqa: SIM108 - TorchScript compiles one branch alone
+                x = mechanism(x, signal)
+            else:
+                x = mechanism(x)
+        return x
+
+    def forward(self, x: Tensor, signal: Tensor) -> Tensor:
+        """Attends (B, C, *S), given the decoder's map."""
+        return self.attend(x, signal)
+
+
+class InsertedInConcatenation(InsertedAtSkip):
+    """The mechanisms on a skip that comes concatenated with what it meets.
+
+    Args:
+        channels: of the skip.
+        first: whether the skip is the first part, or the last.
+    """
+
+    def __init__(self, channels: int, first: bool) -> None:
+        super().__init__()
+        self.channels = channels
+        self.first = first
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attends a part of (B, C, *S), given the other."""
+        if self.first:
+            signal = x[:, self.channels :]
+            return torch.cat([self.attend(x[:, : self.channels], signal), signal], 1)
+        signal = x[:, : -self.channels]
+        return torch.cat([signal, self.attend(x[:, -self.channels :], signal)], 1)
+
+
+class InsertedInSum(InsertedAtSkip):
+    """The mechanisms on a skip that the network adds inline, see `attn3d.insertion.sums`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Passes (B, C, *S) on, which is attended where it is added."""
+        return leave_skip(x, self)
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """Refuses `torch.jit.script`."""
+        raise ValueError(
+            "attention on the skips of this network cannot be scripted, as the network adds them inline;"
+            " torch.jit.trace, torch.compile and torch.export take it, and attention elsewhere scripts"
+        )
+
+
+class InsertedItems(nn.Module):
+    """The mechanisms on the entries of a list, a container for each.
+
+    Args:
+        kind: the class of the containers.
+    """
+
+    def __init__(self, kind: type[Inserted]) -> None:
         super().__init__()
         self.maps = nn.ModuleList()
+        self.kind = kind
         self.handles: list[RemovableHandle] = []
 
     def at(self, index: int) -> Inserted:
         """The mechanisms on one entry."""
         while len(self.maps) <= index:
-            self.maps.append(Inserted())
+            self.maps.append(self.kind())
         return self.maps[index]
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
@@ -60,55 +125,6 @@ class InsertedItems(nn.Module):
         for index, mechanisms in enumerate(self.maps):
             attended[index] = mechanisms(attended[index])
         return attended
-
-
-class Passage:
-    """Carries a map past the attention on it: the stage leaves it here, the next stage takes it up.
-
-    It is kept until the next forward pass where gradients are on, as the next stage may be computed again in
-    backward (activation checkpointing, non-reentrant). It is no part of the network's state.
-    """
-
-    raw: Tensor | None = None
-
-    def read(self) -> Tensor:
-        """The map.
-
-        Raises:
-            RuntimeError: when the stage before has not run.
-        """
-        raw = self.raw
-        if raw is None:
-            raise RuntimeError(
-                "a skip with attention was read before its stage ran: call the whole network, and checkpoint its"
-                " activations with use_reentrant=False"
-            )
-        if not torch.is_grad_enabled() or torch.compiler.is_compiling():
-            self.raw = None
-        return raw
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}
-
-
-class InsertedDetour(Inserted):
-    """The mechanisms on the skip of a stage whose output goes on to the next stage as it is."""
-
-    def __init__(self, passage: Passage) -> None:
-        super().__init__()
-        self.passage = passage
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Attends (B, C, *S) and leaves the map for the next stage."""
-        self.passage.raw = x
-        return super().forward(x)
-
-    def __prepare_scriptable__(self) -> nn.Module:
-        """Refuses `torch.jit.script`, whose modules cannot hand each other a tensor."""
-        raise ValueError(
-            "attention on the skips of this network cannot be scripted, as the network sums or concatenates them"
-            " inline; torch.jit.trace, torch.compile and torch.export take it, and attention elsewhere scripts"
-        )
 
 
 class InsertedBeside(Inserted):
@@ -156,6 +172,16 @@ class IdentityAtStart(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Attends (B, C, *S) as far as the gate is open."""
         return x + self.gate * (self.attention(x) - x)
+
+
+class IdentityAtStartWithSignal(IdentityAtStart):
+    """As `IdentityAtStart`, for mechanisms that take a gating signal."""
+
+    takes_signal = True
+
+    def forward(self, x: Tensor, signal: Tensor) -> Tensor:
+        """Attends (B, C, *S) as far as the gate is open."""
+        return x + self.gate * (self.attention(x, signal) - x)
 
 
 class BesideConvolutionIdentityAtStart(IdentityAtStart):

@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from attn3d.insertion.attach import detach
+from attn3d.insertion.sums import SUMS
 from attn3d.layers.conv import is_convolution
 from attn3d.networks.registry import run
 
@@ -33,20 +35,57 @@ _CHANNELS_LAST = (nn.Linear, nn.LayerNorm)  # these very classes: subclasses oft
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a module: its positional arguments, its output, and whether that has its channels last."""
+    """One call of a module.
+
+    Attributes:
+        arguments: those that are positional.
+        output: what it returned.
+        channels_last: whether that has its channels last.
+        sums: how many sums of the probe were before its end.
+    """
 
     arguments: tuple[Any, ...]
     output: Any
     channels_last: bool
+    sums: int
+
+
+@dataclass(frozen=True)
+class Sum:
+    """Two tensors that were added, and the path of the module in whose own forward that was."""
+
+    left: Tensor
+    right: Tensor
+    path: str
 
 
 @dataclass
 class Probe:
-    """The calls of every module by path, and the image and the output of the network."""
+    """One forward pass.
+
+    Attributes:
+        image: the input.
+        output: of the network.
+        calls: of every module, by path.
+        concatenations: results and parts.
+        sums: of two tensors.
+    """
 
     image: Tensor
     output: Any = None
     calls: dict[str, list[Call]] = field(default_factory=dict)
+    concatenations: list[tuple[Tensor, list[Tensor]]] = field(default_factory=list)
+    sums: list[Sum] = field(default_factory=list)
+
+    def parts(self, tensor: Tensor) -> list[Tensor]:
+        """What ``tensor`` was concatenated of, or nothing."""
+        return next((parts for result, parts in self.concatenations if result is tensor), [])
+
+    def sums_with(self, tensor: Tensor, call: Call) -> list[tuple[Tensor, str]]:
+        """What was added to ``tensor`` after a call, and where."""
+        after = self.sums[call.sums :]
+        found = [(each.left, each.path) for each in after if each.right is tensor]
+        return found + [(each.right, each.path) for each in after if each.left is tensor]
 
     def is_prediction(self, tensor: Tensor) -> bool:
         """Whether ``tensor`` is the network's output, where that is a map as large as the image."""
@@ -113,8 +152,9 @@ def _run(network: nn.Module, shape: tuple[int, ...]) -> Probe:
     floating = [tensor.dtype for tensor in tensors if tensor.is_floating_point()]
     with torch.no_grad(), torch.device("meta"):
         result = Probe(torch.zeros(shape, dtype=floating[0] if floating else None))
-        _watch(twin, result)
-        result.output = run(twin, result.image)
+        running = _watch(twin, result)
+        with _Meetings(result, running):
+            result.output = run(twin, result.image)
     return result
 
 
@@ -123,23 +163,49 @@ def _on_meta(tensor: Tensor) -> Tensor:
     return nn.Parameter(twin, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else twin
 
 
-def _watch(twin: nn.Module, result: Probe) -> None:
-    """Records every call. No other forward hooks run: a user's own would see meta tensors."""
+def _watch(twin: nn.Module, result: Probe) -> list[str]:
+    """Records every call. No other forward hooks run: a user's own would see meta tensors.
+
+    Returns:
+        the paths of the modules that run, the innermost last, as long as the network runs.
+    """
     formats: list[tuple[torch.Size, bool]] = []  # what the layers with a known format gave, in time
     starts: list[int] = []
+    running: list[str] = []
 
-    def enter(module: nn.Module, arguments: tuple[Any, ...]) -> None:
+    def enter(path: str, module: nn.Module, arguments: tuple[Any, ...]) -> None:
+        running.append(path)
         starts.append(len(formats))
 
     def leave(path: str, module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
+        running.pop()
         last = isinstance(output, Tensor) and type(module) in _CHANNELS_LAST
         if last or (isinstance(output, Tensor) and isinstance(module, _CHANNELS_FIRST)):
             formats.append((output.shape, last))
         within = [last for shape, last in formats[starts.pop() :] if shape == getattr(output, "shape", None)]
         kept = list(output) if isinstance(output, list) else output  # its reader may empty the list
-        result.calls.setdefault(path, []).append(Call(arguments, kept, bool(within) and within[-1]))
+        channels_last = bool(within) and within[-1]
+        result.calls.setdefault(path, []).append(Call(arguments, kept, channels_last, len(result.sums)))
 
     for path, module in twin.named_modules():
         module._forward_hooks.clear()
-        module.register_forward_pre_hook(enter, prepend=True)
+        module.register_forward_pre_hook(lambda *call, path=path: enter(path, *call), prepend=True)
         module.register_forward_hook(lambda *call, path=path: leave(path, *call))
+    return running
+
+
+class _Meetings(TorchFunctionMode):
+    """Records where maps are concatenated or added."""
+
+    def __init__(self, result: Probe, running: list[str]) -> None:
+        super().__init__()
+        self.result = result
+        self.running = running
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in SUMS and len(args) > 1 and isinstance(args[0], Tensor) and isinstance(args[1], Tensor):
+            self.result.sums.append(Sum(args[0], args[1], self.running[-1] if self.running else ""))
+        output = func(*args, **(kwargs or {}))
+        if func in (torch.cat, torch.concat, torch.concatenate) and args:
+            self.result.concatenations.append((output, list(args[0])))
+        return output

@@ -32,6 +32,8 @@ class Site:
         channels: C of the map.
         shape: S of the map, at the probed input.
         place: how it is reached.
+        gating_channels: of the map that meets it, the gating signal; None where none does.
+        reader: path of the module that adds it to that map, where it does so inline.
     """
 
     kind: str
@@ -40,6 +42,8 @@ class Site:
     channels: int
     shape: tuple[int, ...]
     place: Place = field(repr=False)
+    gating_channels: int | None = None
+    reader: str = ""
 
     @property
     def name(self) -> str:
@@ -153,15 +157,17 @@ class Survey:
         probed = self._probe  # a network that cannot be probed is no reason to refuse a site
         for stage, place in places:
             try:
-                channels, *shape = self._map_at(kind, place, probed)
+                maps = self._maps_at(kind, place, probed)
+                met, reader = _signal(probed, place, maps)
             except ValueError as reason:
                 self.refused[f"{kind}:{place.label}"] = str(reason)
             else:
-                found.append(Site(kind, stage, place.label, channels, tuple(shape), place))
+                channels, *shape = maps[0].shape[1:]
+                found.append(Site(kind, stage, place.label, channels, tuple(shape), place, met, reader))
         return found
 
-    def _map_at(self, kind: str, place: Place, probed: Probe) -> list[int]:
-        """C and S of the map at a place.
+    def _maps_at(self, kind: str, place: Place, probed: Probe) -> list[Tensor]:
+        """The maps at a place, one of each call.
 
         Raises:
             ValueError: when it cannot be attended, saying why.
@@ -170,7 +176,7 @@ class Survey:
         calls = probed.calls.get(place.path)
         if not calls:
             raise ValueError("never runs in a forward pass")
-        maps = [_tap(call, place) for call in calls]
+        maps = [_reached(call, place, probed) for call in calls]
         for call, map_ in zip(calls, maps, strict=True):
             if map_ is None:
                 raise ValueError("is called without this argument, or with its name")
@@ -185,17 +191,46 @@ class Survey:
         channels = sorted({map_.shape[1] for map_ in maps})
         if len(channels) > 1:
             raise ValueError(f"is called with different channels, {channels}; name a module that is not shared")
-        if isinstance(module, _CONTAINERS) and not is_plain_sequence(module) and place.tap == "output":
+        if isinstance(module, _CONTAINERS) and not is_plain_sequence(module) and place.hook == "output":
             raise ValueError("is a container with a forward of its own, which may run all in it; name a module in it")
-        return list(maps[0].shape[1:])
+        return maps
 
 
-def _tap(call: Call, place: Place) -> Any:
-    if place.tap == "second":
+def _reached(call: Call, place: Place, probed: Probe) -> Any:
+    """The map at a place in a call of its module, or None."""
+    first = call.arguments[0] if call.arguments else None
+    if place.hook == "second":
         return call.arguments[1] if len(call.arguments) > 1 else None
-    if place.tap in ("first", "joined"):
-        return call.arguments[0] if call.arguments else None
-    return call.output[place.index] if place.tap == "item" else call.output
+    if place.hook in ("first", "joined"):
+        return first
+    if place.hook == "concatenated":
+        parts = probed.parts(first)
+        return parts[place.index] if len(parts) > 1 else None
+    return call.output if place.index is None else call.output[place.index]
+
+
+def _signal(probed: Probe, place: Place, maps: list[Tensor]) -> tuple[int | None, str]:
+    """The channels of the map that meets the one at a place, and the module that adds the two inline.
+
+    Raises:
+        ValueError: when no module does, or several do.
+    """
+    calls = probed.calls[place.path]
+    call = calls[0]
+    if place.hook == "second":
+        return call.arguments[0].shape[1], ""
+    if place.hook == "joined":
+        return call.output.shape[1] - maps[0].shape[1], ""
+    if place.hook == "concatenated":
+        return call.arguments[0].shape[1] - maps[0].shape[1], ""
+    if place.hook != "summed":
+        return None, ""
+    met = [pair for map_, call in zip(maps, calls, strict=True) for pair in probed.sums_with(map_, call)]
+    readers = {path for _, path in met}
+    if len(readers) != 1:
+        within = f"by {', '.join(sorted(path or 'the network' for path in readers))}" if readers else "to no map"
+        raise ValueError(f"must be added to another map by one module, but is added {within}")
+    return met[0][0].shape[1], readers.pop()
 
 
 def _strings(at: str | Iterable[str]) -> list[str]:

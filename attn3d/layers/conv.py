@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from attn3d.capture import is_captured
+from attn3d.layers.blockwise import runs_eagerly
 from attn3d.layers.spatial import check_spatial_dims
 
 _CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -26,11 +26,9 @@ class MapConvolution(nn.Conv3d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolves (B, C, D, H, W)."""
-        if not torch.jit.is_scripting():
-            # A compiler would lay the planes last, as channels, and with them all maps that are computed from these.
-            if x.device.type == "cpu" and not is_captured():
-                if self.dilation[0] == 1 and self.out_channels == 1:
-                    return self._over_planes(x)
+        # A compiler would lay the planes last, as channels, and with them all maps that are computed from these.
+        if runs_eagerly(x) and x.device.type == "cpu" and self.dilation[0] == 1 and self.out_channels == 1:
+            return self._over_planes(x)
         return self._conv_forward(x, self.weight, self.bias)
 
     @torch.jit.unused

@@ -1,35 +1,18 @@
-"""The ten mechanisms, each in the file of its paper."""
+"""The mechanisms, each in the file of its paper.
 
-from attn3d.mechanisms.bam import BAM
-from attn3d.mechanisms.base import Mechanism
-from attn3d.mechanisms.cbam import CBAM
-from attn3d.mechanisms.coordinate import CoordinateAttention
-from attn3d.mechanisms.dual_attention import (
-    ChannelAttention,
-    DualAttention,
-    DualAttentionHead,
-    PositionAttention,
-)
-from attn3d.mechanisms.efficient_channel import ECA
-from attn3d.mechanisms.global_context import GlobalContext
-from attn3d.mechanisms.non_local import NonLocal
-from attn3d.mechanisms.selective_kernel import SelectiveKernel
-from attn3d.mechanisms.self_attention import MultiHeadSelfAttention
-from attn3d.mechanisms.squeeze_excitation import SqueezeExcitation
+A file of this folder needs no line here: it registers its class by `register_attention`, and what it has in ``__all__``
+is public here and in `attn3d`.
+"""
 
-__all__ = [
-    "BAM",
-    "CBAM",
-    "ECA",
-    "ChannelAttention",
-    "CoordinateAttention",
-    "DualAttention",
-    "DualAttentionHead",
-    "GlobalContext",
-    "Mechanism",
-    "MultiHeadSelfAttention",
-    "NonLocal",
-    "PositionAttention",
-    "SelectiveKernel",
-    "SqueezeExcitation",
-]
+import importlib
+import pkgutil
+
+from attn3d.mechanisms.base import Mechanism as Mechanism
+
+__all__: list[str] = []
+for _file in pkgutil.iter_modules(__path__):
+    _module = importlib.import_module(f"{__name__}.{_file.name}")
+    for _name in getattr(_module, "__all__", ()):
+        globals()[_name] = getattr(_module, _name)
+        __all__.append(_name)
+__all__.sort()

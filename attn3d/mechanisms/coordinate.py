@@ -13,10 +13,14 @@ from attn3d.layers.conv import convolution
 from attn3d.layers.gating import gate
 from attn3d.layers.norms import NormSpec, create_norm
 from attn3d.layers.pooling import mean
-from attn3d.layers.spatial import axes
+from attn3d.layers.spatial import axes, keep_format
 from attn3d.mechanisms.base import Mechanism
+from attn3d.mechanisms.registry import register_attention
+
+__all__ = ["CoordinateAttention"]
 
 
+@register_attention("coord")
 class CoordinateAttention(Mechanism):
     """A gate per channel and position along each axis: where, and not only what.
 
@@ -39,10 +43,13 @@ class CoordinateAttention(Mechanism):
     Shape:
         (B, C, *S) -> (B, C, *S). Parameters C m + 3 m + n (m C + C).
 
-    Example:
+    Examples:
         >>> CoordinateAttention(3, 64)(torch.randn(1, 64, 8, 16, 16)).shape
         torch.Size([1, 64, 8, 16, 16])
     """
+
+    paper = "2103.02907"
+    summary = "channels, by their place along every axis"
 
     def __init__(
         self,
@@ -96,6 +103,7 @@ class CoordinateAttention(Mechanism):
         first = gates[0]
         for index in range(1, len(gates) - 1):
             first = first * gates[index]
+        first = keep_format(first, x)  # mixed formats cost a multiple in time
         return gate(x, first, gates[-1] if len(gates) > 1 else None)
 
     def attention_weights(self, x: Tensor, queries: Tensor | None = None) -> dict[str, Tensor]:

@@ -14,8 +14,12 @@ from attn3d.layers.gating import gate
 from attn3d.layers.pooling import mean
 from attn3d.layers.spatial import axes, broadcast_gate
 from attn3d.mechanisms.base import Mechanism
+from attn3d.mechanisms.registry import register_attention
+
+__all__ = ["ECA"]
 
 
+@register_attention("eca")
 class ECA(Mechanism):
     """A gate per channel from the means of its neighbours in the order of the channels.
 
@@ -34,10 +38,13 @@ class ECA(Mechanism):
     Shape:
         (B, C, *S) -> (B, C, *S). Parameters k.
 
-    Example:
+    Examples:
         >>> ECA(3, 64)(torch.randn(1, 64, 8, 16, 16)).shape
         torch.Size([1, 64, 8, 16, 16])
     """
+
+    paper = "1910.03151"
+    summary = "channels, by the means of their neighbours"
 
     def __init__(
         self,

@@ -12,15 +12,28 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from attn3d.arguments import MemoryBudget, boolean, one_of, positive_integer
-from attn3d.attention import Global, Pattern, VolumeAttention, create_pattern, dot_product, rectified_sum
-from attn3d.capture import NotScriptable
+from attn3d.attention import (
+    Global,
+    Pattern,
+    PositionSpec,
+    VolumeAttention,
+    create_features,
+    create_pattern,
+    dot_product,
+    rectified_sum,
+)
+from attn3d.capture import NotScriptable, at_least_single
 from attn3d.layers.norms import NormSpec, create_norm
 from attn3d.layers.spatial import central_voxel, halve, keep_format, spatial_shape, to_tokens, to_volume
 from attn3d.mechanisms.base import Mechanism
+from attn3d.mechanisms.registry import register_attention
+
+__all__ = ["NonLocal"]
 
 MODES = ("embedded_gaussian", "gaussian", "dot_product", "concatenation")
 
 
+@register_attention("non_local")
 class NonLocal(Mechanism):
     """Adds to every voxel a weighted sum of all voxels, weighted by pairwise similarity.
 
@@ -39,6 +52,8 @@ class NonLocal(Mechanism):
         reduction: C over the inner width C'.
         sub_sample: max-pool keys and values by 2 along every axis.
         norm: spec of the norm after W; None starts W at 0 in the paper's form.
+        position: rotates what is compared by its place in the volume, in the softmax modes: None, "rope" or
+            ``("rope", {options})``, see `MultiHeadSelfAttention`.
         pattern: which voxels see which: a pattern such as ``attn3d.Window((4, 8, 8), shift=True)``, its name or
             ``(name, {options})``. "dot_product" and "concatenation" take Global and PooledKeys.
         backend: how the softmax modes are computed, see `attn3d.attend`.
@@ -52,10 +67,13 @@ class NonLocal(Mechanism):
         (B, C, *S) -> (B, C, *S). Parameters 4 C C' + 3 C' + C, with batch norm 2 C more; "gaussian" without
         the 2 (C C' + C') of theta and phi, "concatenation" with the 2 C' of w_f.
 
-    Example:
+    Examples:
         >>> NonLocal(3, 32)(torch.randn(1, 32, 8, 16, 16)).shape
         torch.Size([1, 32, 8, 16, 16])
     """
+
+    paper = "1711.07971"
+    summary = "voxels, for each voxel anew"
 
     def __init__(
         self,
@@ -66,6 +84,7 @@ class NonLocal(Mechanism):
         reduction: int = 2,
         sub_sample: bool = False,
         norm: NormSpec = "batch",
+        position: PositionSpec = None,
         pattern: Pattern | str | Sequence[Any] = "global",
         backend: str = "auto",
         memory_budget: MemoryBudget = None,
@@ -81,14 +100,24 @@ class NonLocal(Mechanism):
         pattern = create_pattern(pattern)
         if sub_sample and not isinstance(pattern, Global):
             raise ValueError(f"`sub_sample` pools the keys of the pattern 'global' alone, got {pattern}")
+        if sub_sample and position is not None:
+            raise ValueError("`position` is of voxels, which `sub_sample` pools: pattern=PooledKeys(2) keeps positions")
         if mode in ("dot_product", "concatenation"):
+            if position is not None:
+                raise ValueError(f"`position` is served by the softmax modes, got `mode` {mode!r}")
             if pattern.local:
                 raise ValueError(f"`mode` {mode!r} takes the patterns Global and PooledKeys, got {pattern}")
             pattern.sizes(spatial_dims)
             self.pairwise = DotProduct(pattern) if mode == "dot_product" else Concatenation(pattern, inner)
         else:
             self.pairwise = VolumeAttention(
-                spatial_dims, 1, pattern=pattern, scale=1.0, backend=backend, memory_budget=memory_budget
+                spatial_dims,
+                1,
+                pattern=pattern,
+                features=create_features(spatial_dims, 1, channels if mode == "gaussian" else inner, position=position),
+                scale=1.0,
+                backend=backend,
+                memory_budget=memory_budget,
             )
         self.out = nn.Linear(inner, channels)
         self.norm = create_norm(norm, channels)
@@ -109,11 +138,17 @@ class NonLocal(Mechanism):
             k, v = to_tokens(k), to_tokens(v)
         return q.unsqueeze(1), k.unsqueeze(1), v.unsqueeze(1), shape
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Adds to (B, C, *S) the weighted sums."""
+    def forward(self, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
+        """Adds to (B, C, *S) the weighted sums, over the voxels at which ``key_mask`` (B, *S) is true.
+
+        The norm takes its statistics over all voxels.
+        """
         self.check_input(x)
+        mask = None if key_mask is None else self.read_key_mask(key_mask, x)
+        if mask is not None and self.sub_sample:
+            raise ValueError("`key_mask` is of voxels, which `sub_sample` pools; pattern=PooledKeys(2) takes one")
         # Without names, so that queries, keys and values are free on return but for what is saved for backward.
-        y = self.pairwise(*self.compared(x)).squeeze(1)
+        y = self.pairwise(*self.compared(x), mask).squeeze(1)
         y = to_volume(self.out(y), spatial_shape(x))
         return keep_format(x + self.norm(y), x)
 
@@ -131,14 +166,23 @@ class DotProduct(NotScriptable, nn.Module):
         super().__init__()
         self.pattern = pattern
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, shape: list[int]) -> Tensor:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, shape: list[int], key_mask: Tensor | None = None) -> Tensor:
         """y_i = sum_j f_ij v_j / M, (B, 1, N, C')."""
-        return dot_product(q, self.pattern.pool(k, shape)[0], self.pattern.pool(v, shape)[0])
+        (k, v), _, key_mask = self.pattern.pool((k, v), shape, key_mask)
+        return dot_product(q, k, _mean_over(key_mask, v))
 
     def rows(self, q: Tensor, k: Tensor, chosen: Tensor, shape: list[int]) -> Tensor:
         """f_ij / M of the queries ``chosen``, (Q,), over the volume of the keys: (B, 1, Q, *S)."""
-        k, shape = self.pattern.pool(k, shape)
+        (k,), shape, _ = self.pattern.pool((k,), shape)
         return (q[:, :, chosen] @ k.transpose(2, 3) / k.shape[2]).unflatten(3, shape)
+
+
+def _mean_over(key_mask: Tensor | None, v: Tensor) -> Tensor:
+    """Values (B, H, M, d) whose mean over all M is that of ``v`` over the keys that may be seen, (B, M)."""
+    if key_mask is None:
+        return v
+    share = at_least_single(v).new_tensor(v.shape[2]) / key_mask.sum(1, keepdim=True).clamp(min=1)
+    return (v * (key_mask * share)[:, None, :, None]).to(v.dtype)
 
 
 class Concatenation(NotScriptable, nn.Module):
@@ -151,10 +195,10 @@ class Concatenation(NotScriptable, nn.Module):
         self.weight = nn.Parameter(torch.empty(1, 2 * inner))
         nn.init.kaiming_uniform_(self.weight, a=5**0.5)  # as nn.Linear
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, shape: list[int]) -> Tensor:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, shape: list[int], key_mask: Tensor | None = None) -> Tensor:
         """y_i = sum_j f_ij v_j / M, (B, 1, N, C')."""
-        k, v = self.pattern.pool(k, shape)[0], self.pattern.pool(v, shape)[0]
-        return rectified_sum(*self._split(q, k), v)
+        (k, v), _, key_mask = self.pattern.pool((k, v), shape, key_mask)
+        return rectified_sum(*self._split(q, k), _mean_over(key_mask, v))
 
     def _split(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """a and b, (B, H, N) and (B, H, M)."""
@@ -164,6 +208,6 @@ class Concatenation(NotScriptable, nn.Module):
 
     def rows(self, q: Tensor, k: Tensor, chosen: Tensor, shape: list[int]) -> Tensor:
         """f_ij / M of the queries ``chosen``, (Q,), over the volume of the keys: (B, 1, Q, *S)."""
-        k, shape = self.pattern.pool(k, shape)
+        (k,), shape, _ = self.pattern.pool((k,), shape)
         a, b = self._split(q[:, :, chosen], k)
         return (torch.relu(a.unsqueeze(3) + b.unsqueeze(2)) / k.shape[2]).unflatten(3, shape)

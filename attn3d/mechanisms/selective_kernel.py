@@ -14,8 +14,12 @@ from attn3d.layers.norms import NormSpec, create_norm
 from attn3d.layers.pooling import mean
 from attn3d.layers.spatial import axes, broadcast_gate, keep_format
 from attn3d.mechanisms.base import Mechanism
+from attn3d.mechanisms.registry import register_attention
+
+__all__ = ["SelectiveKernel"]
 
 
+@register_attention("sk")
 class SelectiveKernel(Mechanism):
     """Convolutions of several extents, chosen between per channel.
 
@@ -40,10 +44,13 @@ class SelectiveKernel(Mechanism):
         (B, C, *S) -> (B, C, *S). Parameters in the paper's form with batch norm
         M (3^n C^2 / G + 2 C) + C d + 2 d + d M C, G the groups.
 
-    Example:
+    Examples:
         >>> SelectiveKernel(3, 64, variant="paper")(torch.randn(1, 64, 8, 16, 16)).shape
         torch.Size([1, 64, 8, 16, 16])
     """
+
+    paper = "1903.06586"
+    summary = "convolutions of several extents"
 
     def __init__(
         self,

@@ -6,22 +6,26 @@ Deviation: the compact form has no biases, as most implementations since; the au
 import torch
 from torch import Tensor, nn
 
-from attn3d.arguments import boolean, positive_integer
+from attn3d.arguments import boolean
 from attn3d.layers.gating import gate
 from attn3d.layers.pooling import mean
 from attn3d.layers.spatial import axes, broadcast_gate
-from attn3d.mechanisms.base import Mechanism
+from attn3d.mechanisms.base import Mechanism, hidden_width
+from attn3d.mechanisms.registry import register_attention
+
+__all__ = ["SqueezeExcitation"]
 
 
+@register_attention("se")
 class SqueezeExcitation(Mechanism):
     """A gate per channel from the channels' means.
 
-    y = x * sigmoid(W2 relu(W1 mean(x))), W1: C -> h, W2: h -> C, h = max(1, C // reduction).
+    y = x * sigmoid(W2 relu(W1 mean(x))), W1: C -> h, W2: h -> C, h = max(C // reduction, min(C, 4)).
 
     Args:
         spatial_dims: 1, 2 or 3.
         channels: C.
-        reduction: C over the hidden width h.
+        reduction: C over the hidden width h, which is at least min(C, 4).
         bias: whether W1 and W2 have biases; "auto": not in the compact form, yes in the paper's.
         variant: "compact" or "paper".
 
@@ -31,10 +35,13 @@ class SqueezeExcitation(Mechanism):
     Shape:
         (B, C, *S) -> (B, C, *S). Parameters 2 C h, with biases C + h more.
 
-    Example:
+    Examples:
         >>> SqueezeExcitation(3, 64)(torch.randn(1, 64, 8, 16, 16)).shape
         torch.Size([1, 64, 8, 16, 16])
     """
+
+    paper = "1709.01507"
+    summary = "channels, by their means"
 
     def __init__(
         self,
@@ -46,7 +53,7 @@ class SqueezeExcitation(Mechanism):
         variant: str = "compact",
     ) -> None:
         super().__init__(spatial_dims, channels, variant)
-        hidden = max(1, channels // positive_integer("reduction", reduction))
+        hidden = hidden_width(channels, reduction)
         bias = boolean("bias", self.by_variant(bias, compact=False, paper=True))
         self.squeeze = nn.Linear(channels, hidden, bias=bias)
         self.excite = nn.Linear(hidden, channels, bias=bias)

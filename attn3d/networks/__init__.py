@@ -4,17 +4,18 @@ What they need of MONAI is in `attn3d.networks.monai`, what they need of nnU-Net
 """
 
 from attn3d.networks.inside import register_block
-from attn3d.networks.places import KINDS, Place, detour, first_argument, items, joined, second_argument
+from attn3d.networks.places import KINDS, Place, concatenated, first_argument, items, joined, second_argument, summed
 from attn3d.networks.registry import register_sites
 
 __all__ = [
     "KINDS",
     "Place",
-    "detour",
+    "concatenated",
     "first_argument",
     "items",
     "joined",
     "register_block",
     "register_sites",
     "second_argument",
+    "summed",
 ]

@@ -67,7 +67,7 @@ def _stage_numbers(stages: dict[str, Staged]) -> dict[str, int]:
             numbers.setdefault(place.path, start + stage)
         start = 1 + max(numbers.values(), default=-1)
     for stage, place in stages.get("skip", []):
-        if place.tap == "output":
+        if place.hook == "output":
             numbers.setdefault(place.path, stage)
     return numbers
 

@@ -5,7 +5,7 @@ from dynamic_network_architectures.building_blocks.residual import BasicBlockD, 
 from dynamic_network_architectures.building_blocks.simple_conv_blocks import ConvDropoutNormReLU
 
 from attn3d.networks.inside import register_block
-from attn3d.networks.places import items
+from attn3d.networks.places import concatenated
 from attn3d.networks.registry import Sites, register_sites
 
 register_block(ConvDropoutNormReLU)
@@ -24,5 +24,5 @@ def unet(network: PlainConvUNet | ResidualEncoderUNet | ResidualUNet) -> Sites:
         "encoder": stages[:-1],
         "bottleneck": stages[-1:],
         "decoder": [f"decoder.stages.{stage}" for stage in range(depth)],
-        "skip": items("encoder", depth),
+        "skip": [concatenated(f"decoder.stages.{stage}") for stage in reversed(range(depth))],
     }

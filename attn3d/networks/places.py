@@ -12,23 +12,23 @@ class Place:
 
     Attributes:
         path: of the module.
-        tap: which tensor: "output", the module's own; "first" or "second", the argument it is called with;
-            "joined", the first part of the concatenation that it returns, which is its input; "item", one of
-            the list that it returns; "detour", its output for all readers but the module at ``rejoin``;
-            "kernel", its output as the first branch of a selective kernel.
-        index: of the item.
-        rejoin: path of the module that goes on with the output as it was.
+        hook: how it is reached: "output", the module's own; "first" or "second", the argument it is called with;
+            "joined", the first part of the concatenation that it returns, which is its input; "concatenated", a
+            part of the concatenation that it is called with; "item", one of the list that it returns; "summed",
+            its output where the network adds it to another map; "kernel", its output as the first branch of a
+            selective kernel.
+        index: of the item in the list that the module returns, or of the part, 0 or -1.
     """
 
     path: str
-    tap: str = "output"
-    index: int = 0
-    rejoin: str = ""
+    hook: str = "output"
+    index: int | None = None
 
     @property
     def label(self) -> str:
         """The path, with the index of the item where there is one."""
-        return f"{self.path}[{self.index}]" if self.tap == "item" else self.path
+        is_item = self.index is not None and self.hook != "concatenated"
+        return f"{self.path}[{self.index}]" if is_item else self.path
 
 
 def is_inserted(path: str) -> bool:
@@ -51,11 +51,16 @@ def joined(path: str) -> Place:
     return Place(path, "joined")
 
 
+def concatenated(path: str, *, first: bool = False) -> Place:
+    """The skip is the last part, or the first, of the concatenation that a decoder module is called with."""
+    return Place(path, "concatenated", 0 if first else -1)
+
+
 def items(path: str, count: int) -> list[Place]:
     """The skips are the first ``count`` of the list that an encoder module returns."""
     return [Place(path, "item", index) for index in range(count)]
 
 
-def detour(path: str, rejoin: str) -> Place:
-    """The skip is the output of a stage, which the module ``rejoin`` reads too and is to read as it was."""
-    return Place(path, "detour", rejoin=rejoin)
+def summed(path: str, index: int | None = None) -> Place:
+    """The skip is the output of a stage, or an item of it, which the network's own forward adds to another map."""
+    return Place(path, "summed", index)

@@ -35,8 +35,8 @@ def register_sites(
         network: the class.
         sites: for each kind its stages: of encoder and skip from the input on, of decoder from the deepest on.
             A stage is the path of a module whose output is meant, or, for skips, one of `second_argument`,
-            `joined`, `items`, `detour`; or a list of these. Where the paths depend on how a network was built,
-            a function ``network -> sites``. Blocks, residual branches and convs are found by themselves.
+            `joined`, `concatenated`, `summed`, `items`; or a list of these. Where the paths depend on how a network
+            was built, a function ``network -> sites``. Blocks, residual branches and convs are found by themselves.
         run: how the network is called on an image, ``(network, x) -> output``, where that is not ``network(x)``.
 
     Returns:
@@ -45,7 +45,7 @@ def register_sites(
     Raises:
         ValueError: when a kind is unknown.
 
-    Example:
+    Examples:
         >>> from attn3d.networks import register_sites, second_argument
         >>> class MyUNet(torch.nn.Module):
         ...     "stem, down1, down2, then up1(x, skip) and up0(x, skip)"

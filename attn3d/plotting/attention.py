@@ -24,6 +24,7 @@ _TICKS = 0.4  # left of a chart, whose numbers stand beside the legend of its ne
 _HEAT = {
     "channel_map": "weighed features\nmean |weight × map|",
     "spatial": "weights of voxels",
+    "gate": "weights of voxels\nmean of the channels",
     "axes_map": "weights of voxels\nproduct of the axes'",
     "query": "what the cross sees\nmean of the heads",
 }
@@ -66,7 +67,7 @@ def plot_attention_maps(
         ValueError: when a site or a plane is unknown, there is nothing to show, the image is on another grid, or
             ``voxels`` are not those of the maps.
 
-    Example:
+    Examples:
         >>> net = attn3d.insert_attention(UNet(3, 1, 2, (8, 16, 32), (2, 2)), "cbam", at="encoder")
         >>> x = torch.randn(1, 1, 32, 32, 16)
         >>> figure = attn3d.plot_attention_maps(x, attn3d.attention_maps(net, x), site="encoder:model.0")
@@ -123,7 +124,7 @@ def _rows(sites: Mapping[str, _Site], planes: Sequence[str]) -> list[tuple[str, 
 
 def _first_sample(maps: Mapping[str, torch.Tensor]) -> _Site:
     weights = {name: np.asarray(value[0].detach().float().cpu()) for name, value in maps.items()}
-    heat = {name: weights[name] for name in ("channel_map", "spatial", "axes_map") if name in weights}
+    heat = {name: weights[name] for name in ("channel_map", "spatial", "gate", "axes_map") if name in weights}
     if "query" in weights:
         heat |= {f"query {index}": row for index, row in enumerate(weights["query"].mean(axis=0))}
     charts = {name: weights[name] for name in ("channel", "branch", "affinity") if name in weights}

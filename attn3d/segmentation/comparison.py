@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from attn3d.arguments import one_of, positive_integer
-from attn3d.factory import list_attention
+from attn3d.mechanisms.registry import list_attention
 from attn3d.planning import estimate_memory
 from attn3d.plotting import confidence_interval, plot_comparison
 from attn3d.segmentation.errors import FileError

@@ -115,7 +115,7 @@ def check_attention(
         TypeError: when ``module`` is no module.
         ValueError: when ``spatial_dims`` or ``channels`` is out of range, or a name is unknown.
 
-    Example:
+    Examples:
         >>> module = attn3d.SqueezeExcitation(3, 8)
         >>> check_attention(module, 3, 8, checks=("shape", "memory_format")).checked
         ('shape', 'memory_format')

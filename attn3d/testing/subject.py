@@ -164,8 +164,10 @@ def gradients_of(module: nn.Module, x: Tensor, y: Tensor | None = None) -> list[
     plain sum would cancel those of a softmax.
     """
     y = module(x) if y is None else y
-    weights = torch.linspace(1.0, 9.0, y.numel(), dtype=torch.float64, device=y.device).sin()
     wanted = [tensor for tensor in (x, *module.parameters()) if tensor.requires_grad]
+    if not wanted:
+        return []
+    weights = torch.linspace(1.0, 9.0, y.numel(), dtype=torch.float64, device=y.device).sin()
     return list(torch.autograd.grad(y, wanted, weights.view(y.shape).to(y.dtype), allow_unused=True))
 
 

@@ -9,7 +9,7 @@ from torch.nn.functional import scaled_dot_product_attention
 import attn3d
 from attn3d.attention import VolumeAttention, dot_product
 from examples.benchmarks.measuring import MIB, Bench, Row, inference, timed, training
-from tests.references.eager import PlainNonLocal
+from tests.mechanisms.cases.non_local import PlainNonLocal
 
 
 def plain_dot_product(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The ten mechanisms beside the forms that people copy, eager and compiled, and beside the bytes they must move."""
+"""Every mechanism beside the forms that people copy, eager and compiled, and beside the bytes they must move."""
 
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -10,18 +10,17 @@ import attn3d
 from examples.benchmarks.floor import PASSES
 from examples.benchmarks.measuring import MIB, Bench, Row, kept, sizes, timed, training, voxels
 from examples.benchmarks.peers import peers
-from tests.references.eager import PLAIN, copy_parameters
+from tests.configurations import OVER_VOXELS
+from tests.mechanisms.case import copy_parameters
+from tests.mechanisms.cases import CASES
 
-PAIRWISE = ("non_local", "mhsa", "danet")  # whose plain forms build a score for every pair of voxels
 # Extents and channels of the volume. A matrix of all pairs of 32³ voxels takes 4 GiB, and mhsa has eight of them: where
-# a volume has more voxels than the most, these three are measured on the smaller one.
+# a volume has more voxels than the most, attention over voxels is measured on the smaller one.
 MOST_IN_A_MATRIX = 2**13
 LARGE, SMALLER, CHANNELS = (32, 32, 32), (16, 16, 16), 128
 
-# What is asked of the ratios, at these sizes, in single precision.
-MOST_KEPT, MOST_COMPILED = 0.05, 1.1
-LEAN = ("se", "eca", "gc", "cbam", "bam", "coord", "sk")
-MOST_TIME = {"se": 1.1, "eca": 1.1, "gc": 1.1, "cbam": 0.75, "bam": 0.75, "coord": 0.6, "sk": 0.7}
+# What is asked of the ratio of compiled forms, at these sizes, in single precision; the cases say what of the others.
+MOST_COMPILED = 1.1
 
 
 class Pair(NamedTuple):
@@ -50,7 +49,7 @@ class Merge(nn.Module):
 
 def mechanisms(bench: Bench) -> Iterator[Row]:
     """Every mechanism beside its plain form, then beside what other libraries have."""
-    for name in bench.chosen(PLAIN):
+    for name in bench.chosen(CASES):
         pair = paired(bench, name)
         yield from what_is_kept(bench, pair)
         yield from eager(bench, pair)
@@ -66,9 +65,9 @@ def smaller(bench: Bench) -> tuple[int, ...]:
 
 def paired(bench: Bench, name: str) -> Pair:
     """The mechanism and its plain form on the bench's volume."""
-    shape = smaller(bench) if name in PAIRWISE else bench.volume(*LARGE)
+    shape = smaller(bench) if name in OVER_VOXELS else bench.volume(*LARGE)
     channels = bench.width(CHANNELS)
-    plain = PLAIN[name](channels)
+    plain = CASES[name].plain(channels)
     ours = attn3d.create_attention(name, spatial_dims=3, channels=channels)
     copy_parameters(plain, ours)
     count, volume = 1, sizes(shape, channels)
@@ -83,7 +82,7 @@ def what_is_kept(bench: Bench, pair: Pair) -> Iterator[Row]:
     """Bytes for backward beyond input and output, beside those of x and of what the plain form keeps."""
     ours, plain = (kept(net, *pair.inputs) / MIB for net in (pair.ours, pair.plain))
     what = f"{pair.name}, kept, {pair.volume}"
-    limit = MOST_KEPT if bench.standard and pair.name in LEAN else None
+    limit = CASES[pair.name].kept if bench.standard else None
     of_map = pair.inputs[0].nbytes / MIB
     yield Row(what, "one map", ours, of_map, "MiB", limit, group=pair.name, measure="kept / map")
     yield Row(what, "plain form", ours, plain, "MiB", group=pair.name, measure="kept / plain")
@@ -93,7 +92,7 @@ def eager(bench: Bench, pair: Pair) -> Iterator[Row]:
     """Time and memory of a forward and a backward pass."""
     steps = [training(net, *pair.inputs) for net in (pair.ours, pair.plain)]
     what = f"{pair.name}, training, {pair.volume}"
-    limit = MOST_TIME.get(pair.name) if bench.standard else None
+    limit = CASES[pair.name].time if bench.standard else None
     yield from beside_the_floor(bench, pair, what, "plain form", steps, limit, ("time / plain", "time / floor"))
     yield bench.memory(what, "plain form", *steps, group=pair.name, measure="peak / plain")
 

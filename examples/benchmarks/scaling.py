@@ -10,7 +10,7 @@ from torch import nn
 import attn3d
 from docs.drawing.chart import slope
 from examples.benchmarks.measuring import Bench, is_loaded, quartiles, training, voxels
-from tests.references.eager import PlainNonLocal
+from tests.mechanisms.cases.non_local import PlainNonLocal
 
 LARGEST, CHANNELS = (32, 32, 32), 64
 OCTAVES, FEW_OCTAVES = 6, 3  # from the largest volume down to a 64th of it; an 8th is what a slope needs

@@ -5,6 +5,7 @@ stages, an encoder that returns a list and is registered again in the decoder, t
 in-place sum behind a residual branch.
 """
 
+import importlib.util
 import sys
 from types import ModuleType
 from typing import Any
@@ -209,5 +210,6 @@ def modules() -> dict[str, ModuleType]:
 
 
 def install() -> None:
-    """From here on, the library can be imported."""
-    sys.modules.update(modules())
+    """From here on, the library can be imported; where it is installed it stays itself."""
+    if LIBRARY not in sys.modules and importlib.util.find_spec(LIBRARY) is None:
+        sys.modules.update(modules())

@@ -5,8 +5,8 @@ import torch
 from monai.networks.layers.factories import LayerFactory, split_args
 
 import attn3d
-from attn3d import factory
 from attn3d.adapters.monai import Attention
+from attn3d.mechanisms.registry import REGISTRY
 
 
 def test_it_is_a_layer_factory():
@@ -31,7 +31,7 @@ def test_it_takes_monais_idiom_of_a_spec():
 
 
 def test_names_that_are_registered_later_are_here_at_once(monkeypatch):
-    monkeypatch.setitem(factory._REGISTRY, "mine", attn3d.ECA)
+    monkeypatch.setitem(REGISTRY, "mine", attn3d.ECA)
     assert isinstance(Attention["mine", 3](channels=8), attn3d.ECA)
 
 

@@ -32,8 +32,7 @@ INSTALLED = importlib.util.find_spec("nnunetv2") is not None
 ARCHITECTURES = "dynamic_network_architectures.architectures.unet"
 KINDS = ("encoder", "decoder", "bottleneck", "skip", "block", "residual", "conv")
 
-if importlib.util.find_spec(stand_in.LIBRARY) is None:
-    stand_in.install()
+stand_in.install()
 
 
 def plans(dims: int = 3, network: str = "PlainConvUNet") -> dict[str, Any]:

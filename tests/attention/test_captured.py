@@ -115,7 +115,7 @@ def test_views_and_unequal_widths_stay_in_the_kernel(value_width):
 @pytest.mark.parametrize("pattern", [attn3d.Window(3, shift=True), attn3d.Axial(), attn3d.Neighborhood(3)], ids=str)
 def test_half_precision_is_that_of_single_to_its_rounding(pattern):
     q, k, v = (leaf.detach().half() for leaf in tokens((5, 7)))
-    single = attend_captured(q.float(), k.float(), v.float(), [5, 7], pattern, lambda _: None, 0.5, 0.0)
-    found = attend_captured(q, k, v, [5, 7], pattern, lambda _: None, 0.5, 0.0)
+    single = attend_captured(q.float(), k.float(), v.float(), [5, 7], pattern, lambda _: None, None, 0.5, 0.0)
+    found = attend_captured(q, k, v, [5, 7], pattern, lambda _: None, None, 0.5, 0.0)
     assert found.dtype == torch.float16
     torch.testing.assert_close(found.float(), single, rtol=0, atol=4e-3)

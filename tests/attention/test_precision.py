@@ -27,7 +27,7 @@ PATTERNS = [
 
 def all_pairs(layer, q, k, v, shape):
     """The formula in the dtype of its inputs."""
-    k, v = layer.pattern.pool(k, shape)[0], layer.pattern.pool(v, shape)[0]
+    (k, v), *_ = layer.pattern.pool((k, v), shape)
     scores = q @ k.transpose(2, 3) / math.sqrt(q.shape[3])
     if layer.pattern.local:
         scores = scores + layer.bias_of(torch.arange(q.shape[2]), shape).to(q.dtype)

@@ -29,9 +29,10 @@ from attn3d.attention.captured import attend_captured
 from attn3d.distributed.context import Rows, rows_seen
 from attn3d.layers.norms import BatchNorm
 from attn3d.mechanisms.non_local import Concatenation
-from tests.configurations import randomise
+from tests.configurations import OVER_VOXELS, randomise
 from tests.distributed.over_ranks import PATIENCE, work
 from tests.marks import some
+from tests.mechanisms.cases import CASES
 
 ROOT = Path(__file__).parents[2]
 
@@ -153,13 +154,15 @@ def test_halves_and_autocast(group: dist.ProcessGroup) -> None:
 
 REFUSED = [
     *[
-        (name, {}, "over voxels of other ranks; non_local, mhsa and danet work")
-        for name in ("se", "eca", "cbam", "bam", "coord", "sk", "gc")
+        (name, {}, "over voxels of other ranks; attention over voxels and channels works")
+        for name in CASES
+        if name not in OVER_VOXELS
     ],
     ("non_local", {"sub_sample": True}, r"pattern=PooledKeys\(2\)"),
     ("non_local", {"norm": "instance"}, r"norm \(InstanceNorm\).* 'batch' and 'layer' work"),
     ("non_local", {"norm": ("group", {"num_groups": 2})}, r"norm \(GroupNorm\)"),
     ("mhsa", {"backend": "sdpa"}, "rotate='all_gather'"),
+    ("mhsa", {"registers": 2}, "whose `registers` do not go round a ring; rotate='all_gather' serves them"),
 ]
 
 

@@ -167,3 +167,15 @@ def test_transforms_of_functions():
     found = torch.func.vmap(torch.func.grad(loss))(x, *gates)
     expected = gates[0] * gates[1] + torch.sigmoid(gates[0] + gates[1])
     torch.testing.assert_close(found, expected)
+
+
+def test_a_function_mode_does_not_turn_the_lean_backward_off():
+    class Mode(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, function, types, arguments=(), options=None):
+            return function(*arguments, **(options or {}))
+
+    x = volume(1, 4, 8)
+    without = type(gate(x, *two_gates(x)).grad_fn)
+    with Mode():
+        assert type(gate(x, *two_gates(x)).grad_fn).__name__ == without.__name__
+    assert without.__name__ == "_GateBackward"

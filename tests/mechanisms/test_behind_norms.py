@@ -9,12 +9,13 @@ import torch
 from torch import nn
 
 import attn3d
+from tests.configurations import OVER_VOXELS
 
 CHANNELS = 4
 
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["channels_first", "channels_last"])
-@pytest.mark.parametrize("name", ["non_local", "mhsa", "danet"])
+@pytest.mark.parametrize("name", OVER_VOXELS)
 def test_gradients_of_an_instance_norm_are_right(name, channels_last):
     torch.manual_seed(0)
     mechanism = attn3d.create_attention(name, spatial_dims=3, channels=CHANNELS).double().eval()
@@ -33,7 +34,7 @@ def test_gradients_of_an_instance_norm_are_right(name, channels_last):
 
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last_3d], ids=str)
-@pytest.mark.parametrize("name", ["non_local", "mhsa", "danet"])
+@pytest.mark.parametrize("name", OVER_VOXELS)
 def test_the_gradient_has_the_memory_format_of_the_input(name, memory_format, batch):
     torch.manual_seed(0)
     mechanism = attn3d.create_attention(name, spatial_dims=3, channels=CHANNELS)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
 import torch
 
 from tests.configurations import CONFIGURATIONS, build, running_statistics
+from tests.mechanisms.cases import CASES
 from tests.mechanisms.parity import assert_close, volume
 
 pytestmark = pytest.mark.scorecard("order")
@@ -31,18 +30,11 @@ def copy_statistics(source, target):
 def collapse(configuration, module, axis):
     """The mechanism of one dimension less that equals `module` where `axis` has size 1.
 
-    Kernels keep their centre slice along the axis. The coordinate gate of the axis has no counterpart: it is
-    saturated at one by a large bias.
+    Kernels keep their centre slice along the axis.
     """
     dims = module.spatial_dims
     smaller = build(configuration, dims - 1, CHANNELS, seed=1)
-    parameters = list(module.parameters())
-    if configuration.name == "coord":
-        first_gate = len(parameters) - 2 * dims
-        gate_weight, gate_bias = parameters[first_gate + 2 * axis : first_gate + 2 * axis + 2]
-        gate_weight.zero_()
-        gate_bias.fill_(50.0)
-        parameters = [each for each in parameters if each is not gate_weight and each is not gate_bias]
+    parameters = CASES[configuration.name].without_axis(list(module.parameters()), axis)
     for parameter, target in zip(parameters, smaller.parameters(), strict=True):
         if parameter.dim() > target.dim():
             parameter = parameter.select(2 + axis, parameter.shape[2 + axis] // 2)
@@ -52,13 +44,14 @@ def collapse(configuration, module, axis):
 
 
 @pytest.mark.scorecard("collapse")
-@configurations
+@pytest.mark.parametrize(
+    "configuration",
+    [cell for cell in CONFIGURATIONS if CASES[cell.name].collapses != "never"],
+    ids=lambda cell: cell.id,
+)
 def test_an_axis_of_size_one_may_be_left_out(configuration, count_cases):
-    """3-D with D, H or W of 1 equals 2-D, and 2-D with H or W of 1 equals 1-D.
-
-    Coordinate attention does in eval alone: in training its norm counts the axis that is left out.
-    """
-    training = configuration.name != "coord"
+    """3-D with D, H or W of 1 equals 2-D, and 2-D with H or W of 1 equals 1-D."""
+    training = CASES[configuration.name].collapses == "always"
     for shape in [(1, 3, 5), (3, 1, 5), (3, 5, 1), (1, 5), (5, 1)]:
         axis = shape.index(1)
         x = volume(2, CHANNELS, *shape)
@@ -73,11 +66,7 @@ def permute_axes(configuration, module, order):
     """The same mechanism for a volume whose axes were permuted by `order`."""
     dims = module.spatial_dims
     permuted = build(configuration, dims, CHANNELS, seed=1)
-    parameters = list(module.parameters())
-    if configuration.name == "coord":  # per axis a weight and a bias, last
-        first_gate = len(parameters) - 2 * dims
-        gates = [parameters[first_gate + 2 * axis : first_gate + 2 * axis + 2] for axis in order]
-        parameters = parameters[:first_gate] + list(itertools.chain(*gates))
+    parameters = CASES[configuration.name].permuted(list(module.parameters()), order)
     for parameter, target in zip(parameters, permuted.parameters(), strict=True):
         if parameter.dim() == 2 + dims:
             parameter = parameter.permute(0, 1, *(2 + axis for axis in order))
@@ -87,7 +76,11 @@ def permute_axes(configuration, module, order):
 
 
 @pytest.mark.parametrize("order", [(1, 0), (2, 0, 1), (0, 2, 1)], ids=str)
-@configurations
+@pytest.mark.parametrize(
+    "configuration",
+    [cell for cell in CONFIGURATIONS if cell.form not in CASES[cell.name].in_order],
+    ids=lambda cell: cell.id,
+)
 def test_axes_are_permuted_with_the_weights(configuration, order):
     dims = len(order)
     x = volume(2, CHANNELS, *(2, 3, 5)[:dims])
@@ -118,11 +111,7 @@ def test_the_order_of_the_batch_does_not_matter(configuration, spatial_dims):
 @pytest.mark.parametrize("spatial_dims", [1, 2, 3])
 @pytest.mark.parametrize(
     "configuration",
-    [
-        cell
-        for cell in CONFIGURATIONS
-        if cell.name in ("se", "eca", "gc", "non_local", "mhsa", "danet") and "sub_sample" not in cell.options
-    ],
+    [cell for cell in CONFIGURATIONS if CASES[cell.name].is_set and "sub_sample" not in cell.options],
     ids=lambda cell: cell.id,
 )
 def test_without_a_kernel_voxels_are_a_set(configuration, spatial_dims):

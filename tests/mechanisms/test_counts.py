@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 
 import attn3d
+from tests.mechanisms.cases import CASES
 
 WIDTHS = [1, 2, 3, 8, 16, 33, 64, 96, 256, 512]
 
@@ -26,82 +25,17 @@ def count(name, channels, *, spatial_dims=2, **options) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def hidden(channels, reduction=16) -> int:
-    return max(1, channels // reduction)
-
-
-def se(c, n, variant):
-    h = hidden(c)
-    return 2 * c * h + (c + h if variant == "paper" else 0)
-
-
-def eca(c, n, variant):
-    if variant == "compact":
-        return 3
-    t = int((math.log2(c) + 1) / 2)
-    return t if t % 2 else t + 1
-
-
-def cbam(c, n, variant):
-    h = hidden(c)
-    return 2 * c * h + 2 * 7**n + (c + h + 2 if variant == "paper" else 0)
-
-
-def bam(c, n, variant):
-    h = hidden(c)
-    if variant == "compact":
-        return 2 * c * h + 7**n + 2
-    channel = (c * h + h) + 2 * h + (h * c + c)
-    spatial = (c * h + h) + 2 * h + 2 * (3**n * h * h + h + 2 * h) + (h + 1)
-    return channel + spatial
-
-
-def coord(c, n, variant):
-    m = max(8, c // 32)
-    return c * m + 3 * m + n * (m * c + c)
-
-
-def sk(c, n, variant):
-    d = max(c // 16, 32)
-    groups = max(g for g in range(1, 33) if c % g == 0)
-    if variant == "paper":
-        return 2 * (c * c * 3**n // groups + 2 * c) + c * d + 2 * d + 2 * d * c
-    kernels = sum(c * c * size**n // groups + 2 * c for size in (3, 5))
-    return kernels + (c * d + d) + 2 * (d * c + c)
-
-
-def gc(c, n, variant):
-    h = hidden(c)
-    return 2 * c * h + 2 * c + 3 * h + 1
-
-
-def non_local(c, n, variant):
-    inner = hidden(c, 2)
-    return 4 * c * inner + 3 * inner + c + 2 * c
-
-
-def mhsa(c, n, variant):
-    return 4 * c * c + 4 * c
-
-
-def danet(c, n, variant):
-    inner = hidden(c, 8)
-    return 2 * (c * inner + inner) + c * c + c + 2
-
-
 @pytest.mark.parametrize("variant", ["compact", "paper"])
 @pytest.mark.parametrize("spatial_dims", [1, 2, 3])
-@pytest.mark.parametrize(
-    "formula", [se, eca, cbam, bam, coord, sk, gc, non_local, mhsa, danet], ids=lambda f: f.__name__
-)
-def test_closed_form(formula, spatial_dims, variant):
-    counted = {c: count(formula.__name__, c, spatial_dims=spatial_dims, variant=variant) for c in WIDTHS}
-    assert counted == {c: formula(c, spatial_dims, variant) for c in WIDTHS}
+@pytest.mark.parametrize("name", CASES)
+def test_closed_form(name, spatial_dims, variant):
+    counted = {c: count(name, c, spatial_dims=spatial_dims, variant=variant) for c in WIDTHS}
+    assert counted == {c: CASES[name].count(c, spatial_dims, variant) for c in WIDTHS}
 
 
 @pytest.mark.parametrize("channels", WIDTHS)
 def test_non_local_modes(channels):
-    inner = hidden(channels, 2)
+    inner = max(1, channels // 2)
     projections = 4 * channels * inner + 3 * inner + channels
     assert count("non_local", channels, norm=None) == projections
     assert count("non_local", channels, mode="dot_product") == projections + 2 * channels
@@ -111,17 +45,11 @@ def test_non_local_modes(channels):
 
 
 @pytest.mark.parametrize(
-    ("name", "channels", "variant", "in_2d", "in_3d"),
-    [
-        ("cbam", 64, "paper", 680, 1_268),
-        ("coord", 64, "paper", 1_688, 2_264),
-        ("coord", 64, "compact", 1_688, 2_264),
-        ("sk", 128, "paper", 22_080, 40_512),
-    ],
+    ("name", "channels", "spatial_dims", "options", "published"),
+    [(name, *published) for name, case in CASES.items() for published in case.published],
 )
-def test_published_module(name, channels, variant, in_2d, in_3d):
-    assert count(name, channels, spatial_dims=2, variant=variant) == in_2d
-    assert count(name, channels, spatial_dims=3, variant=variant) == in_3d
+def test_published_module(name, channels, spatial_dims, options, published):
+    assert count(name, channels, spatial_dims=spatial_dims, **options) == published
 
 
 def in_every_block(name, stages, **options) -> int:

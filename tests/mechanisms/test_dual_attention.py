@@ -8,6 +8,7 @@ import torch
 import attn3d
 from attn3d.attention import VolumeAttention
 from tests.configurations import randomise
+from tests.mechanisms.cases import danet
 from tests.mechanisms.parity import (
     assert_close,
     assert_close_to_reference,
@@ -15,7 +16,6 @@ from tests.mechanisms.parity import (
     names_of_inputs,
     volume,
 )
-from tests.references import danet
 
 SCALES = ["none", "1/N", "1/sqrt(N)"]
 ENERGIES = ["paper", "official"]

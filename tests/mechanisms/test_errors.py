@@ -8,55 +8,23 @@ import pytest
 import torch
 
 import attn3d
+from tests.configurations import OVER_VOXELS, taking
+from tests.mechanisms.cases import CASES
 
 pytestmark = pytest.mark.scorecard("errors")
 
-NAMES = ["se", "eca", "cbam", "bam", "coord", "sk", "gc", "non_local", "mhsa", "danet"]
-REDUCED = ["se", "cbam", "bam", "coord", "sk", "gc", "non_local", "danet"]
-NORMED = ["cbam", "bam", "coord", "sk", "gc", "non_local"]
-
 VALUES = [
-    *((name, {"reduction": value}) for name in REDUCED for value in (0, -4)),
-    *((name, {"norm": "bach"}) for name in NORMED),
-    *((name, {"variant": "papper"}) for name in NAMES),
-    *((name, {"backend": "fsued"}) for name in ("non_local", "mhsa", "danet")),
-    ("eca", {"kernel_size": 4}),
-    ("eca", {"kernel_size": 0}),
-    ("cbam", {"kernel_size": 4}),
-    ("cbam", {"kernel_size": (3, 4, 3)}),
-    ("cbam", {"kernel_size": (3, 3)}),
-    ("cbam", {"order": ("mean", "mean")}),
-    ("bam", {"kernel_size": 2}),
-    ("bam", {"dilation": 0}),
-    ("bam", {"combine": "prod"}),
-    ("coord", {"min_channels": 0}),
-    ("coord", {"activation": "swish"}),
-    ("sk", {"branches": 0}),
-    ("sk", {"groups": 0}),
-    ("sk", {"min_channels": 0}),
-    ("gc", {"fusion": "multiply"}),
-    ("non_local", {"mode": "gausian"}),
-    ("mhsa", {"num_heads": 3}),
-    ("mhsa", {"num_heads": 0}),
-    ("mhsa", {"dropout": 1.5}),
-    ("mhsa", {"dropout": -0.1}),
-    ("danet", {"channel_energy": "offical"}),
-    ("danet", {"scale": "1/n"}),
+    *((name, {"reduction": value}) for name in taking("reduction") for value in (0, -4)),
+    *((name, {"norm": "bach"}) for name in taking("norm")),
+    *((name, {"variant": "papper"}) for name in CASES),
+    *((name, {"backend": "fsued"}) for name in OVER_VOXELS),
+    *((name, options) for name, case in CASES.items() for options in case.values),
 ]
 
 KINDS = [
-    *((name, {"reduction": 2.0}) for name in REDUCED),
-    *((name, {"norm": 3}) for name in NORMED),
-    ("se", {"bias": "yes"}),
-    ("cbam", {"bias": "yes"}),
-    ("eca", {"kernel_size": 3.0}),
-    ("cbam", {"kernel_size": 7.0}),
-    ("bam", {"dilation": 1.5}),
-    ("sk", {"branches": "2"}),
-    ("sk", {"groups": 2.0}),
-    ("non_local", {"sub_sample": "yes"}),
-    ("mhsa", {"num_heads": 2.0}),
-    ("mhsa", {"dropout": "none"}),
+    *((name, {"reduction": 2.0}) for name in taking("reduction")),
+    *((name, {"norm": 3}) for name in taking("norm")),
+    *((name, options) for name, case in CASES.items() for options in case.kinds),
 ]
 
 
@@ -95,7 +63,7 @@ def test_a_value_of_the_wrong_kind(name, options):
     )
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CASES)
 def test_dimensions_and_channels(name, count_cases):
     def make(spatial_dims, channels):
         return attn3d.create_attention(name, spatial_dims=spatial_dims, channels=channels)
@@ -110,7 +78,7 @@ def test_dimensions_and_channels(name, count_cases):
     count_cases()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CASES)
 def test_an_unknown_option_is_refused_with_the_nearest(name):
     with pytest.raises(TypeError, match=r"`varient`.*variant"):
         attn3d.create_attention(name, spatial_dims=3, channels=8, varient="paper")
@@ -121,7 +89,7 @@ def test_an_unknown_name_is_refused_with_the_nearest():
         attn3d.create_attention("cbma", spatial_dims=3, channels=8)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize(
     ("shape", "wanted", "got"),
     [
@@ -149,7 +117,7 @@ def test_the_dual_attention_head(argument, value):
 
 
 @pytest.mark.scorecard  # no error
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CASES)
 def test_both_variants_are_taken_by_all(name):
     for variant in ("compact", "paper"):
         module = attn3d.create_attention(name, spatial_dims=3, channels=8, variant=variant)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.configurations import CONFIGURATIONS, EVERY, build
+from tests.configurations import CONFIGURATIONS, EVERY, OVER_VOXELS, build
 from tests.mechanisms.parity import volume
 
 pytestmark = pytest.mark.scorecard("finite")
@@ -62,8 +62,7 @@ def test_every_dtype_scale_and_content(configuration, spatial_dims, count_cases)
 
 def attends_to_all(configuration):
     """Whether all voxels are compared with all."""
-    mode = configuration.options.get("mode", "embedded_gaussian")
-    return configuration.name in ("mhsa", "danet") or (configuration.name == "non_local" and "gaussian" in mode)
+    return configuration.name in OVER_VOXELS and "gaussian" in configuration.options.get("mode", "gaussian")
 
 
 def large_cases():

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 import attn3d
-from tests.configurations import BY_ID, build, randomise
+from attn3d.mechanisms.base import hidden_width
+from tests.configurations import BY_ID, CONFIGURATIONS, build, randomise, taking
+from tests.mechanisms.cases import CASES
 from tests.mechanisms.parity import assert_close_to_reference, volume
-from tests.references import REFERENCES
 
 CUBE_OF_CHANNELS = (1, 5, 5, 3, 2)  # batch 1 with as many channels as slices, no two axes alike
 
@@ -34,21 +35,12 @@ def test_a_channel_gate_is_constant_along_every_spatial_axis(configuration):
 
 
 @pytest.mark.parametrize(
-    "configuration",
-    ["se", "se-paper", "eca", "cbam", "cbam-paper", "coord", "coord-paper", "gc", "gc-multiply"],
+    "configuration", [cell for cell in CONFIGURATIONS if CASES[cell.name].output], ids=lambda cell: cell.id
 )
-def test_the_output_is_made_of_the_gates_that_are_reported(configuration):
+def test_the_output_is_made_of_the_weights_that_are_reported(configuration):
     x = volume(2, 6, 4, 2, 3)
-    module = build(BY_ID[configuration], 3, 6).eval()
-    gates = module.attention_weights(x)
-    if configuration == "gc":
-        expected = x + gates["channel"]
-    else:
-        expected = x
-        for name, gate in gates.items():
-            if not (configuration == "gc-multiply" and name == "spatial"):
-                assert ((gate > 0) & (gate < 1)).all()
-                expected = expected * gate
+    module = build(configuration, 3, 6).eval()
+    expected = CASES[configuration.name].output(x, module.attention_weights(x))
     torch.testing.assert_close(module(x), expected, rtol=1e-12, atol=0)
 
 
@@ -59,21 +51,22 @@ def test_the_shares_of_the_branches_sum_to_one(configuration):
     torch.testing.assert_close(shares.sum(1), torch.ones_like(shares[:, 0]))
 
 
-@pytest.mark.parametrize("name", ["se", "cbam", "bam", "gc", "non_local", "danet"])
-@pytest.mark.parametrize("channels", [1, 3])
-def test_the_hidden_width_is_at_least_one(name, channels):
-    """A width of 0 would leave a gate of 1/2, or no update, whatever the input.
+@pytest.mark.parametrize(
+    ("channels", "reduction", "hidden"), [(1, 16, 1), (3, 16, 3), (16, 16, 4), (64, 16, 4), (128, 16, 8), (16, 2, 8)]
+)
+def test_the_hidden_width_of_a_squeeze(channels, reduction, hidden):
+    assert hidden_width(channels, reduction) == hidden
 
-    All is positive here, so that a single hidden unit is not switched off by its relu.
-    """
-    module = make(name, channels, reduction=16).eval()
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.abs_()
-    x = volume(2, channels, 4, 2, 3).abs()
-    assert all(parameter.numel() > 0 for parameter in module.parameters())
-    assert not torch.allclose(module(x), x)
-    assert not torch.allclose(module(x), x / 2)
+
+@pytest.mark.parametrize("name", [name for name in taking("reduction") if "channel" in CASES[name].weights])
+def test_a_gate_of_few_channels_depends_on_the_image(name):
+    """A single hidden unit is switched off by its rectifier as often as not, and normalised to nothing in `gc`."""
+    x = volume(8, 16, 4, 2, 3)
+    spreads = []
+    for seed in range(20):
+        module = randomise(attn3d.create_attention(name, spatial_dims=3, channels=16).double(), seed).eval()
+        spreads.append(module.attention_weights(x)["channel"].std(0).max())
+    assert sum(spread > 1e-3 for spread in spreads) >= 17  # random biases switch off all four now and then
 
 
 def test_coordinate_gates_vary_along_their_own_axis_alone():
@@ -111,7 +104,7 @@ def test_the_middle_width_of_coordinate_attention(channels, middle):
 def test_cbam_options_win_over_the_variant(options):
     options = {"reduction": 2, "kernel_size": 3} | options
     module = make("cbam", 4, spatial_dims=2, **options)
-    assert_close_to_reference(module, REFERENCES["cbam"], volume(2, 4, 3, 4), options)
+    assert_close_to_reference(module, CASES["cbam"].reference, volume(2, 4, 3, 4), options)
 
 
 @pytest.mark.parametrize("name", ["cbam", "bam"])
@@ -119,7 +112,7 @@ def test_cbam_options_win_over_the_variant(options):
 def test_a_kernel_size_for_every_axis(name, variant):
     options = {"reduction": 2, "kernel_size": (1, 5, 3), "variant": variant}
     module = make(name, 4, **options)
-    assert_close_to_reference(module, REFERENCES[name], volume(2, 4, 3, 4, 2), options)
+    assert_close_to_reference(module, CASES[name].reference, volume(2, 4, 3, 4, 2), options)
 
 
 @pytest.mark.parametrize("variant", ["compact", "paper"])
@@ -127,14 +120,14 @@ def test_a_kernel_size_for_every_axis(name, variant):
 def test_bam_dilations(variant, dilation):
     options = {"reduction": 2, "kernel_size": 3, "dilation": dilation, "variant": variant}
     module = make("bam", 4, spatial_dims=2, **options)
-    assert_close_to_reference(module, REFERENCES["bam"], volume(2, 4, 5, 6), options)
+    assert_close_to_reference(module, CASES["bam"].reference, volume(2, 4, 5, 6), options)
 
 
 @pytest.mark.parametrize("kernel_size", [1, 5, 9, None])
 def test_eca_kernels(kernel_size):
     options = {"kernel_size": kernel_size}
     module = make("eca", 12, **options)
-    assert_close_to_reference(module, REFERENCES["eca"], volume(2, 12, 2, 3, 2), options)
+    assert_close_to_reference(module, CASES["eca"].reference, volume(2, 12, 2, 3, 2), options)
 
 
 @pytest.mark.parametrize("groups", [1, 2, 3, 4, 32])
@@ -142,7 +135,7 @@ def test_eca_kernels(kernel_size):
 def test_selective_kernels_take_the_largest_divisor_as_groups(groups, variant):
     options = {"groups": groups, "min_channels": 2, "reduction": 2, "variant": variant}
     module = make("sk", 6, spatial_dims=2, **options)
-    assert_close_to_reference(module, REFERENCES["sk"], volume(2, 6, 3, 4), options)
+    assert_close_to_reference(module, CASES["sk"].reference, volume(2, 6, 3, 4), options)
 
 
 @pytest.mark.parametrize("activation", ["relu", "hardswish"])
@@ -150,31 +143,15 @@ def test_selective_kernels_take_the_largest_divisor_as_groups(groups, variant):
 def test_the_activation_of_coordinate_attention_wins_over_the_variant(activation, variant):
     options = {"activation": activation, "variant": variant, "min_channels": 3}
     module = make("coord", 4, **options)
-    assert_close_to_reference(module, REFERENCES["coord"], 4 * volume(2, 4, 2, 3, 2), options)
+    assert_close_to_reference(module, CASES["coord"].reference, 4 * volume(2, 4, 2, 3, 2), options)
 
 
-# (B, C, *S) = (2, 8, 4, 3, 5).
-CHANNEL, SPATIAL = {"channel": (2, 8, 1, 1, 1)}, {"spatial": (2, 1, 4, 3, 5)}
-WEIGHTS = {
-    "se": CHANNEL,
-    "eca": CHANNEL,
-    "cbam": CHANNEL | SPATIAL,
-    "bam": CHANNEL | SPATIAL,
-    "coord": {"axis0": (2, 8, 4, 1, 1), "axis1": (2, 8, 1, 3, 1), "axis2": (2, 8, 1, 1, 5)},
-    "sk": {"branch": (2, 2, 8, 1, 1, 1)},
-    "gc": CHANNEL | SPATIAL,
-    "non_local": {"query": (2, 1, 3, 4, 3, 5)},
-    "mhsa": {"query": (2, 8, 3, 4, 3, 5)},
-    "danet": {"query": (2, 1, 3, 4, 3, 5), "affinity": (2, 8, 8)},
-}
-
-
-@pytest.mark.parametrize("name", WEIGHTS)
+@pytest.mark.parametrize("name", CASES)
 def test_weights_have_the_names_and_shapes_that_are_documented(name):
     """Of three queries where every voxel has weights of its own, else of the one in the middle."""
     module, x = make(name, 8).eval(), volume(2, 8, 4, 3, 5)
     found = module.attention_weights(x, torch.tensor([0, 7, 59]))
-    assert {key: tuple(weights.shape) for key, weights in found.items()} == WEIGHTS[name]
+    assert {key: tuple(weights.shape) for key, weights in found.items()} == CASES[name].weights
     if "query" in found:
         middle = torch.tensor([2 * 15 + 1 * 5 + 2])
         torch.testing.assert_close(module.attention_weights(x)["query"], module.attention_weights(x, middle)["query"])
@@ -186,3 +163,12 @@ def test_weights_of_bam_are_those_of_either_map():
     found = module.attention_weights(x)
     logits = {name: torch.logit(weights) for name, weights in found.items()}
     torch.testing.assert_close(module(x), x * torch.sigmoid(logits["channel"] + logits["spatial"]))
+
+
+FAULTS = [(name, check) for name, case in CASES.items() for check in case.faults]
+
+
+@pytest.mark.parametrize("check", [check for _, check in FAULTS], ids=[f"{name}-{of.__name__}" for name, of in FAULTS])
+def test_a_claim_of_its_own(check):
+    """Published faults that are none here, and what else a case asserts."""
+    check()

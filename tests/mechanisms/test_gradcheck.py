@@ -6,20 +6,13 @@ import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
 
-from tests.configurations import CONFIGURATIONS, build
+from tests.configurations import CONFIGURATIONS, OVER_VOXELS, build
+from tests.mechanisms.cases import CASES
 from tests.mechanisms.parity import volume
 
 pytestmark = pytest.mark.scorecard("gradients")
 
 SHAPES = {1: (3,), 2: (2, 2), 3: (2, 1, 2)}
-# Small kernels keep the Jacobians small; the published ones are held to the references.
-SMALLER = {
-    "cbam": {"kernel_size": 3},
-    "bam": {"kernel_size": 3, "dilation": 1},
-    "sk": {"min_channels": 2},
-}
-# Whose softmax over voxels runs in a fused kernel, which has a first derivative only.
-FUSED = {"mhsa", "danet"}
 configurations = pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=lambda cell: cell.id)
 dimensions = pytest.mark.parametrize("spatial_dims", [1, 2, 3])
 
@@ -29,8 +22,9 @@ def as_function(configuration, spatial_dims, **options):
 
     In training, so that the statistics of the batch are differentiated too.
     """
-    channels = 2 if configuration.name == "sk" else 4
-    options = SMALLER.get(configuration.name, {}) | options
+    case = CASES[configuration.name]
+    channels = case.smaller_channels
+    options = case.smaller | options  # small kernels keep the Jacobians small
     module = build(configuration, spatial_dims, channels, **options).train()
     names = [name for name, _ in module.named_parameters()]
     x = volume(2, channels, *SHAPES[spatial_dims])
@@ -42,8 +36,8 @@ def as_function(configuration, spatial_dims, **options):
 
 
 def attends_with_softmax(configuration) -> bool:
-    mode = configuration.options.get("mode", "embedded_gaussian")
-    return configuration.name in FUSED or (configuration.name == "non_local" and "gaussian" in mode)
+    """Over voxels: in a fused kernel, which has a first derivative only."""
+    return configuration.name in OVER_VOXELS and "gaussian" in configuration.options.get("mode", "gaussian")
 
 
 def is_large(inputs) -> bool:

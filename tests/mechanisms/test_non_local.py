@@ -8,6 +8,7 @@ from torch.nn.functional import avg_pool2d, linear, max_pool3d
 
 import attn3d
 from tests.configurations import randomise, running_statistics
+from tests.mechanisms.cases import CASES
 from tests.mechanisms.parity import (
     assert_close,
     assert_close_to_reference,
@@ -15,7 +16,6 @@ from tests.mechanisms.parity import (
     names_of_inputs,
     volume,
 )
-from tests.references import REFERENCES
 
 MODES = ["embedded_gaussian", "gaussian", "dot_product", "concatenation"]
 
@@ -26,7 +26,7 @@ def test_pooled_keys(mode, shape):
     """2 by 2 with the last odd voxel dropped; an axis of one voxel stays."""
     options = {"mode": mode, "sub_sample": True}
     module = randomise(attn3d.NonLocal(len(shape), 4, **options).double())
-    assert_close_to_reference(module, REFERENCES["non_local"], volume(2, 4, *shape), options)
+    assert_close_to_reference(module, CASES["non_local"].reference, volume(2, 4, *shape), options)
     keys = module.attention_weights(volume(2, 4, *shape))["query"].shape[3:]
     assert keys == tuple(max(1, size // 2) for size in shape)
 
@@ -36,7 +36,7 @@ def test_pooled_keys(mode, shape):
 def test_inner_widths(mode, reduction):
     options = {"mode": mode, "reduction": reduction}
     module = randomise(attn3d.NonLocal(2, 4, **options).double())
-    assert_close_to_reference(module, REFERENCES["non_local"], volume(2, 4, 3, 2), options)
+    assert_close_to_reference(module, CASES["non_local"].reference, volume(2, 4, 3, 2), options)
 
 
 def naive(module, x):

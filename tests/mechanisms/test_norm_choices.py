@@ -6,17 +6,16 @@ import pytest
 import torch
 
 import attn3d
-from tests.configurations import randomise
+from tests.configurations import randomise, taking
 from tests.mechanisms.parity import volume
 
-NORMED = ["cbam", "bam", "coord", "sk", "gc", "non_local"]
 SPECS = ["batch", ("group", {"num_groups": 1}), "instance", "layer", None]
 
 
 @pytest.mark.parametrize("shape", [(1, 4, 1, 1, 1), (1, 4, 3, 1, 2), (2, 4, 2, 3, 2)], ids=str)
 @pytest.mark.parametrize("spec", SPECS, ids=str)
 @pytest.mark.parametrize("variant", ["compact", "paper"])
-@pytest.mark.parametrize("name", NORMED)
+@pytest.mark.parametrize("name", taking("norm"))
 def test_every_norm_trains(name, variant, spec, shape):
     """Of single values a rectifier may cut off all, rightly; so the input's gradient is that of several draws."""
     gradients = []

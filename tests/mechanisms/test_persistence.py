@@ -1,24 +1,19 @@
-"""What a checkpoint relies on: keys and shapes that are frozen, strict loading, dtypes and devices.
-
-``python -m tests.mechanisms.test_persistence`` writes the frozen keys anew: a change there breaks every checkpoint.
-"""
+"""What a checkpoint relies on: keys and shapes that are frozen, strict loading, dtypes and devices."""
 
 from __future__ import annotations
 
 import copy
-import json
-from pathlib import Path
 
 import pytest
 import torch
 
 from attn3d import create_attention
 from tests.configurations import EVERY, Configuration
+from tests.mechanisms.cases import CASES
 from tests.mechanisms.parity import volume
 
 pytestmark = pytest.mark.scorecard("persistence")
 
-FROZEN = Path(__file__).with_name("frozen_keys.json")
 CHANNELS = 8
 
 
@@ -33,24 +28,17 @@ def keys(module: torch.nn.Module) -> list[str]:
     return [f"{name} {'x'.join(map(str, value.shape))}".strip() for name, value in module.state_dict().items()]
 
 
-def written() -> dict[str, dict[str, list[str]]]:
-    """The keys of every configuration by the number of its axes."""
-    return {cell.id: {str(dims): keys(make(cell, dims)) for dims in (1, 2, 3)} for cell in EVERY}
-
-
-def frozen() -> dict[str, dict[str, list[str]]]:
-    return json.loads(FROZEN.read_text())
-
-
-def test_every_configuration_has_frozen_keys():
-    assert list(frozen()) == [cell.id for cell in EVERY]
+def frozen(configuration: Configuration, spatial_dims: int) -> list[str]:
+    """Those of the case: a change there breaks every checkpoint."""
+    keys_of_forms = CASES[configuration.name].keys(spatial_dims)
+    return [key for key in keys_of_forms[configuration.form].split(", ") if key]
 
 
 @pytest.mark.parametrize("spatial_dims", [1, 2, 3])
 @pytest.mark.parametrize("configuration", EVERY, ids=lambda cell: cell.id)
 class TestState:
     def test_keys_are_those_of_every_checkpoint(self, configuration, spatial_dims):
-        assert keys(make(configuration, spatial_dims)) == frozen()[configuration.id][str(spatial_dims)]
+        assert keys(make(configuration, spatial_dims)) == frozen(configuration, spatial_dims)
 
     def test_strict_loading_misses_nothing(self, configuration, spatial_dims):
         """A key too few and one too many are named."""
@@ -89,7 +77,3 @@ class TestState:
         single.to(torch.float64).to("cpu", torch.float32)
         assert all(torch.equal(value, before[name]) for name, value in single.state_dict().items())
         assert single.to(torch.bfloat16)(x.bfloat16()).dtype == torch.bfloat16
-
-
-if __name__ == "__main__":
-    FROZEN.write_text(json.dumps(written(), indent=1) + "\n")

@@ -1,19 +1,19 @@
-"""Outputs and gradients of every configuration against the float64 loops of `tests/references`."""
+"""Outputs and gradients of every configuration against the float64 loops of its case."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from tests.configurations import BY_ID, CONFIGURATIONS, build
+from tests.configurations import BY_ID, CONFIGURATIONS, OVER_VOXELS, build
+from tests.mechanisms.cases import CASES
 from tests.mechanisms.parity import assert_close_to_reference, volume
-from tests.references import REFERENCES
 
 pytestmark = pytest.mark.scorecard("math")
 
 # (batch, channels, shape): no two sizes equal; batch 1 with as many channels as voxels along the first axis;
 # axes of size 1; a single voxel; extents that the dilated kernels reach across.
-CASES = [
+SHAPES = [
     (2, 6, (7,)),
     (1, 4, (4,)),
     (3, 8, (1,)),
@@ -34,13 +34,13 @@ configurations = pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=la
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-@pytest.mark.parametrize("case", CASES, ids=lambda case: "x".join(map(str, (case[0], case[1], *case[2]))))
+@pytest.mark.parametrize("case", SHAPES, ids=lambda case: "x".join(map(str, (case[0], case[1], *case[2]))))
 @configurations
 def test_output_and_gradients(configuration, case, training):
     batch, channels, shape = case
     module = build(configuration, len(shape), channels).train(training)
     x = volume(batch, channels, *shape)
-    assert_close_to_reference(module, REFERENCES[configuration.name], x, configuration.options)
+    assert_close_to_reference(module, CASES[configuration.name].reference, x, configuration.options)
 
 
 @pytest.mark.parametrize("shape", [(3, 4), (2, 3, 2)], ids=str)
@@ -49,7 +49,7 @@ def test_an_image_whose_channels_come_last_in_memory(configuration, shape):
     """As `torch.from_numpy(image).movedim(-1, 0)[None]`: the stride of the batch is less than an image."""
     x = volume(*shape, 4).movedim(-1, 0)[None]
     module = build(configuration, len(shape), 4).train()
-    assert_close_to_reference(module, REFERENCES[configuration.name], x, configuration.options)
+    assert_close_to_reference(module, CASES[configuration.name].reference, x, configuration.options)
 
 
 @pytest.mark.scorecard("memory")
@@ -64,8 +64,8 @@ def test_a_batch_of_one_keeps_its_strides(configuration, shape):
 
 @pytest.mark.parametrize("shape", [(5,), (3, 4), (2, 3, 2)], ids=str)
 @pytest.mark.parametrize("backend", ["sdpa", "chunked", "math"])
-@pytest.mark.parametrize("configuration", ["non_local", "non_local-gaussian", "mhsa", "danet"])
+@pytest.mark.parametrize("configuration", [*OVER_VOXELS, "non_local-gaussian"])
 def test_every_method(configuration, backend, shape):
     configuration = BY_ID[configuration]
     module = build(configuration, len(shape), 8, backend=backend).train()
-    assert_close_to_reference(module, REFERENCES[configuration.name], volume(2, 8, *shape), configuration.options)
+    assert_close_to_reference(module, CASES[configuration.name].reference, volume(2, 8, *shape), configuration.options)

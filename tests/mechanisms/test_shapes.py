@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from tests.configurations import EVERY, SCOPED, build, running_statistics
+from tests.mechanisms.cases import CASES
 from tests.mechanisms.parity import assert_close, volume
-from tests.references import REFERENCES
 
 pytestmark = pytest.mark.scorecard("shapes")
 
@@ -22,7 +22,8 @@ def expected(configuration, module, x):
         twin = build(configuration, module.spatial_dims, module.channels, backend="math").eval()
         return twin(x)
     parameters = [parameter.detach() for parameter in module.parameters()]
-    return REFERENCES[configuration.name](x, parameters, running_statistics(module), False, **configuration.options)
+    reference = CASES[configuration.name].reference
+    return reference(x, parameters, running_statistics(module), False, **configuration.options)
 
 
 @pytest.mark.parametrize("spatial_dims", [1, 2, 3])

@@ -7,16 +7,10 @@ import torch
 
 import attn3d
 from tests.configurations import CONFIGURATIONS
+from tests.mechanisms.cases import CASES
 from tests.mechanisms.parity import volume
 
-STARTS_AS_IDENTITY = {
-    "gc",
-    "non_local-paper",
-    "danet",
-    "danet-official",
-    "danet-scaled",
-    "danet-root_scaled",
-}
+STARTS_AS_IDENTITY = [cell for cell in CONFIGURATIONS if cell.form in CASES[cell.name].identity]
 
 
 def start(configuration, spatial_dims=3, **options):
@@ -29,7 +23,7 @@ def start(configuration, spatial_dims=3, **options):
 def test_identity_at_start_is_said_where_it_is_so(configuration, spatial_dims):
     x = volume(2, 6, *(4, 2, 3)[:spatial_dims])
     module = start(configuration, spatial_dims)
-    assert module.identity_at_start == (configuration.id in STARTS_AS_IDENTITY)
+    assert module.identity_at_start == (configuration in STARTS_AS_IDENTITY)
     for training in (True, False):
         assert torch.equal(module.train(training)(x), x) == module.identity_at_start
 
@@ -51,11 +45,7 @@ def test_both_halves_of_dual_attention_start_as_the_identity(attention):
     assert torch.equal(module(x), x)
 
 
-@pytest.mark.parametrize(
-    "configuration",
-    [cell for cell in CONFIGURATIONS if cell.id in STARTS_AS_IDENTITY],
-    ids=lambda cell: cell.id,
-)
+@pytest.mark.parametrize("configuration", STARTS_AS_IDENTITY, ids=lambda cell: cell.id)
 def test_a_module_that_starts_as_the_identity_can_leave_it(configuration):
     x = volume(2, 6, 4, 2, 3)
     module = start(configuration)

@@ -6,7 +6,15 @@ import torch
 from torch import Tensor, nn
 
 from attn3d.layers.conv import convolution
-from attn3d.networks import first_argument, items, joined, register_block, register_sites, second_argument
+from attn3d.networks import (
+    concatenated,
+    first_argument,
+    items,
+    joined,
+    register_block,
+    register_sites,
+    second_argument,
+)
 
 CHANNELS = 8
 AT = ("encoder", "decoder", "bottleneck", "skip", "block", "residual")
@@ -72,7 +80,10 @@ class MergeOptional(Merge):
 
 
 class EveryWay(nn.Module):
-    """The ways: a last child, hooks by one, two or an optional argument, on arguments, lists, joints, convolutions."""
+    """Every hook: a last child, outputs by one, two or an optional argument, arguments, lists, concatenations, kernels.
+
+    That of inline sums, which does not script, is SegResNet's.
+    """
 
     def __init__(self, dims: int) -> None:
         super().__init__()
@@ -100,6 +111,12 @@ register_sites(
         "encoder": ["stem", "block"],
         "bottleneck": [first_argument("merge")],
         "decoder": ["merge", "optional", "last"],
-        "skip": [joined("joint"), *items("levels", 2), second_argument("merge"), second_argument("optional")],
+        "skip": [
+            joined("joint"),
+            concatenated("narrow"),
+            *items("levels", 2),
+            second_argument("merge"),
+            second_argument("optional"),
+        ],
     },
 )

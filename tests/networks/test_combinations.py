@@ -23,6 +23,7 @@ from attn3d.insertion import (
 from attn3d.insertion.attach import containers
 from attn3d.insertion.probe import probe
 from attn3d.networks import KINDS
+from tests.configurations import OVER_VOXELS
 from tests.marks import some
 from tests.networks.combinations import LACKS, combinations, main
 from tests.networks.every_way import maps
@@ -31,7 +32,6 @@ from tests.networks.zoo import CONFIGURATIONS, Configuration
 pytestmark = pytest.mark.scorecard("insertion")
 
 _GROUPS = (("skip",), ("encoder", "bottleneck"), ("decoder", "block", "residual"), ("conv",))  # the skip alone first
-ATTENDING = ("non_local", "mhsa", "danet")
 _TURNS = itertools.cycle(itertools.product(("compact", "paper"), attn3d.list_attention()))
 
 
@@ -92,7 +92,7 @@ def test_every_kind(
     for kinds, variant, name in turns:
         if kinds == ["skip"]:
             layer, before_skips = first_map(configuration, net, x, deepest(net, sites))
-        most = {"max_voxels": 512} if name in ATTENDING else {}
+        most = {"max_voxels": 512} if name in OVER_VOXELS else {}
         assert insert_attention(net, name, at=kinds, input_shape=x.shape, variant=variant, **most) is net
         randomise(net)
         attended = run(configuration, net, x)
@@ -148,7 +148,7 @@ def test_every_mechanism(
     for each in combinations()[0]:
         if each.configuration is not configuration:
             continue
-        most = {"max_voxels": 512} if each.mechanism in ATTENDING else {}
+        most = {"max_voxels": 512} if each.mechanism in OVER_VOXELS else {}
         insert_attention(net, each.mechanism, at=each.kind, input_shape=x.shape, variant=next(forms), **most)
         randomise(net)
         runs = Counter()

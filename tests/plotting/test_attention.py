@@ -96,7 +96,7 @@ def test_what_every_mechanism_attends_to_can_be_drawn(name, spatial_dims, tmp_pa
     figure = plot_attention_maps(x, maps)
     assert figure.axes[1].get_title() == "encoder:model.0"
     charts = {"channel", "branch", "axis0", "affinity"} & maps["encoder:model.0"].keys()
-    volumes = {"channel_map", "spatial", "axes_map", "query"} & maps["encoder:model.0"].keys()
+    volumes = {"channel_map", "spatial", "gate", "axes_map", "query"} & maps["encoder:model.0"].keys()
     assert len(cells(figure)) == len(charts) + len(volumes)
     figure.savefig(tmp_path / "picture.png", dpi=20)
 

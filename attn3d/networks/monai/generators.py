@@ -8,7 +8,7 @@ from monai.networks.nets.diffusion_model_unet import DiffusionModelUNet, Diffusi
 from monai.networks.nets.dints import DiNTS
 from torch import Tensor, nn
 
-from attn3d.networks.places import Place, detour
+from attn3d.networks.places import concatenated
 from attn3d.networks.registry import Sites, register_sites
 
 
@@ -46,29 +46,11 @@ def diffusion(network: DiffusionModelUNet) -> Sites:
         "encoder": [last(f"down_blocks.{stage}", block) for stage, block in enumerate(network.down_blocks)],
         "bottleneck": ["middle_block"],
         "decoder": [f"up_blocks.{stage}" for stage in range(len(network.up_blocks))],
-        "skip": _diffusion_skips(network),
+        "skip": [
+            [concatenated(f"up_blocks.{stage}.resnets.{index}") for index in range(len(block.resnets))]
+            for stage, block in reversed([*enumerate(network.up_blocks)])
+        ],
     }
-
-
-def _diffusion_skips(network: DiffusionModelUNet) -> list[list[Place]]:
-    """All that the first convolution, the blocks and the downsamplers give; each is read by the next of them."""
-    ends, starts, stages = ["conv_in"], [], [0]
-    for stage, block in enumerate(network.down_blocks):
-        name = f"down_blocks.{stage}"
-        for index in range(len(block.resnets)):
-            starts.append(f"{name}.resnets.{index}")
-            ends.append(f"{name}.attentions.{index}" if hasattr(block, "attentions") else starts[-1])
-            stages.append(stage)
-        if block.downsampler is not None:
-            starts.append(f"{name}.downsampler")
-            ends.append(starts[-1])
-            stages.append(stage + 1)
-    starts.append("middle_block.resnet_1")
-    places = [detour(end, rejoin=start) for end, start in zip(ends, starts, strict=True)]
-    return [
-        [place for place, own in zip(places, stages, strict=True) if own == stage]
-        for stage in range(len(network.down_blocks))
-    ]
 
 
 @register_sites(DiNTS)

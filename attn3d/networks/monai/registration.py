@@ -4,7 +4,7 @@ from monai.networks.nets.regunet import RegUNet
 from monai.networks.nets.voxelmorph import VoxelMorphUNet
 
 from attn3d.networks.monai.unets import levels_of
-from attn3d.networks.places import detour, joined
+from attn3d.networks.places import concatenated, joined, summed
 from attn3d.networks.registry import Sites, register_sites
 
 
@@ -29,7 +29,9 @@ def regunet(network: RegUNet) -> Sites:
         "bottleneck": ["bottom_block"],
         "decoder": [f"decode_convs.{stage}" for stage in range(len(network.decode_convs))],
         "skip": [
-            detour(f"encode_convs.{stage}", rejoin=f"encode_pools.{stage}")
+            concatenated(f"decode_convs.{network.depth - 1 - stage}")
+            if network.concat_skip
+            else summed(f"encode_convs.{stage}")
             for stage in stages[network.min_extract_level :]
         ],
     }

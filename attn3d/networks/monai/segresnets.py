@@ -1,25 +1,23 @@
 """SegResNet and SegResNetVAE, SegResNetDS and SegResNetDS2, VISTA3D."""
 
-from itertools import pairwise
-
 from monai.networks.nets.segresnet import SegResNet
 from monai.networks.nets.segresnet_ds import SegResNetDS, SegResNetDS2
 from monai.networks.nets.vista3d import VISTA3D
 
-from attn3d.networks.places import detour, items
+from attn3d.networks.places import summed
 from attn3d.networks.registry import Sites, register_sites
 
 
 @register_sites(SegResNet)
 def segresnet(network: SegResNet) -> Sites:
-    """The skips are added inline: they leave the way where it goes on to the next stage."""
+    """The skips are added inline."""
     stages = [f"down_layers.{stage}" for stage in range(len(network.down_layers))]
     used = stages[len(stages) - 1 - len(network.up_layers) :]
     return {
         "encoder": stages[:-1],
         "bottleneck": stages[-1:],
         "decoder": [f"up_layers.{stage}" for stage in range(len(network.up_layers))],
-        "skip": [detour(stage, rejoin=following) for stage, following in pairwise(used)],
+        "skip": [summed(stage) for stage in used[:-1]],
     }
 
 
@@ -33,7 +31,7 @@ def segresnet_ds(network: SegResNetDS, prefix: str = "") -> Sites:
         "encoder": stages[:-1],
         "bottleneck": stages[-1:],
         "decoder": [[f"{prefix}{decoder}.{stage}.blocks" for decoder in decoders] for stage in range(depth)],
-        "skip": items(f"{prefix}encoder", depth),
+        "skip": [summed(f"{prefix}encoder", stage) for stage in range(depth)],
     }
 
 

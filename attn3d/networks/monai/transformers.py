@@ -4,18 +4,16 @@ from monai.networks.nets.restormer import Restormer
 from monai.networks.nets.swin_unetr import SwinUNETR
 from monai.networks.nets.unetr import UNETR
 
-from attn3d.networks.places import detour, first_argument, second_argument
+from attn3d.networks.places import concatenated, first_argument, second_argument
 from attn3d.networks.registry import Sites, register_sites
-
-_UNETR_ENCODERS = ["encoder1", "encoder2", "encoder3", "encoder4"]  # all they give goes into the skips
 
 register_sites(
     UNETR,
     {
-        "encoder": _UNETR_ENCODERS,
+        "encoder": ["encoder1", "encoder2", "encoder3", "encoder4"],
         "bottleneck": [first_argument("decoder5")],
         "decoder": ["decoder5", "decoder4", "decoder3", "decoder2"],
-        "skip": _UNETR_ENCODERS,
+        "skip": [second_argument(f"decoder{stage}") for stage in (2, 3, 4, 5)],
     },
 )
 
@@ -34,9 +32,10 @@ register_sites(
 def restormer(network: Restormer) -> Sites:
     """The skips are concatenated inline."""
     stages = range(network.num_steps)
+    readers = [f"reduce_channels.{stage}" for stage in stages[:-1]] + [f"decoder_levels.{stages[-1]}"]
     return {
         "encoder": [f"encoder_levels.{stage}" for stage in stages],
         "bottleneck": ["latent"],
         "decoder": [f"decoder_levels.{stage}" for stage in stages],
-        "skip": [detour(f"encoder_levels.{stage}", rejoin=f"downsamples.{stage}") for stage in stages],
+        "skip": [concatenated(path) for path in readers[::-1]],
     }

@@ -14,7 +14,7 @@ from monai.networks.nets.unet import UNet
 from monai.networks.nets.vnet import VNet
 from torch import nn
 
-from attn3d.networks.places import detour, joined, second_argument
+from attn3d.networks.places import concatenated, joined, second_argument, summed
 from attn3d.networks.registry import Sites, register_sites
 
 
@@ -55,7 +55,7 @@ def attention_unet(network: AttentionUnet) -> Sites:
         "encoder": encoder,
         "bottleneck": [f"{layers[-1]}.submodule"],
         "decoder": [f"{layer}.merge" for layer in layers[::-1]],
-        "skip": [f"{layer}.attention" for layer in layers],
+        "skip": [concatenated(f"{layer}.merge", first=True) for layer in layers],
     }
 
 
@@ -95,7 +95,7 @@ def mednext(network: MedNeXt) -> Sites:
         "encoder": [f"enc_stages.{stage}" for stage in stages],
         "bottleneck": ["bottleneck"],
         "decoder": [f"dec_stages.{stage}" for stage in range(len(network.dec_stages))],
-        "skip": [detour(f"enc_stages.{stage}", rejoin=f"down_blocks.{stage}") for stage in stages],
+        "skip": [summed(f"enc_stages.{stage}") for stage in stages],
     }
 
 
@@ -137,10 +137,6 @@ register_sites(
         "encoder": ["relu", "maxpool", "layer1", "layer2", "layer3"],
         "bottleneck": ["layer4"],
         "decoder": ["dense0", "dense1", "dense2", "dense3", "dense4"],
-        "skip": [
-            detour("relu", rejoin="maxpool"),
-            detour("maxpool", rejoin="layer1"),
-            *(detour(f"layer{stage}", rejoin=f"layer{stage + 1}") for stage in (1, 2, 3)),
-        ],
+        "skip": [summed(path) for path in ("relu", "maxpool", "layer1", "layer2", "layer3")],
     },
 )

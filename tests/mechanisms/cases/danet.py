@@ -5,18 +5,10 @@ from __future__ import annotations
 import math
 
 import torch
+from torch import Tensor, nn
 
-from tests.references.plain import (
-    batch_norm,
-    convolution,
-    dot,
-    maximum,
-    pointwise,
-    relu,
-    softmax,
-    volume,
-    voxels,
-)
+from tests.mechanisms.case import REDUCTIONS, Case, Floor
+from tests.references.plain import batch_norm, convolution, dot, maximum, pointwise, relu, softmax, volume, voxels
 
 
 def dual_attention(
@@ -104,3 +96,60 @@ def dual_attention_head(x, branches, classifiers, training):
         volume(pointwise(voxels(features), weight.flatten(1), bias))
         for features, (weight, bias) in zip((position + channel, position, channel), classifiers, strict=True)
     )
+
+
+class PlainDual(nn.Module):
+    """Position and channel attention on the same input, with a score for every pair of voxels and of channels."""
+
+    def __init__(self, channels: int, reduction: int = 8) -> None:
+        super().__init__()
+        inner = max(1, channels // reduction)
+        self.alpha = nn.Parameter(torch.zeros(()))
+        # In a container, since a module gives its own parameters before those of its children: beta comes last.
+        self.position = nn.ModuleList([nn.Conv3d(channels, width, 1) for width in (inner, inner, channels)])
+        self.scales = nn.ParameterList([torch.zeros(())])
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (layer(x).flatten(2) for layer in self.position)
+        over_voxels = torch.bmm(v, torch.bmm(q.mT, k).softmax(-1).mT)
+        flat = x.flatten(2)
+        over_channels = torch.bmm(torch.bmm(flat, flat.mT).softmax(-1), flat)
+        return x + self.alpha * over_voxels.view_as(x) + self.scales[0] * over_channels.view_as(x)
+
+
+def count(c, n, variant):
+    inner = max(1, c // 8)
+    return 2 * (c * inner + inner) + c * c + c + 2
+
+
+def keys(n):
+    every = (
+        "position.alpha 1, position.query.weight 4x8, position.query.bias 4, position.key.weight 4x8, "
+        "position.key.bias 4, position.value.weight 8x8, position.value.bias 8, channel.beta 1"
+    )
+    return dict.fromkeys(("default", "official", "scaled", "root_scaled", "window"), every)
+
+
+CASE = Case(
+    forms={
+        "default": {"reduction": 2},
+        "official": {"reduction": 2, "channel_energy": "official"},
+        "scaled": {"reduction": 2, "scale": "1/N"},
+        "root_scaled": {"reduction": 2, "scale": "1/sqrt(N)"},
+    },
+    patterns={"window": {"reduction": 2, "pattern": ("window", {"size": 2})}},
+    reference=dual_attention,
+    count=count,
+    keys=keys,
+    plain=PlainDual,
+    floor=Floor(3, 5, "keys, values, channel energies: x; the rest: x, y", "all of these: dy, x; input: dy, x, dx"),
+    weights={"query": (2, 1, 3, 4, 3, 5), "affinity": (2, 8, 8)},
+    identity=["default", "official", "scaled", "root_scaled"],
+    values=[{"channel_energy": "offical"}, {"scale": "1/n"}],
+    drawn={
+        "reduction": REDUCTIONS,
+        "channel_energy": ["paper", "official"],
+        "scale": ["none", "1/N", "1/sqrt(N)"],
+    },
+    is_set=True,
+)

@@ -4,19 +4,16 @@ import pytest
 import torch
 
 import attn3d
-from tests.references.eager import PLAIN, copy_parameters
-
-
-def test_there_is_one_of_each():
-    assert sorted(PLAIN) == sorted(attn3d.list_attention())
+from tests.mechanisms.case import copy_parameters
+from tests.mechanisms.cases import CASES
 
 
 @pytest.mark.parametrize("train", [True, False], ids=["training", "inference"])
 @pytest.mark.parametrize("shape", [(2, 16, 3, 4, 5), (1, 12, 5, 2, 7)], ids=str)
-@pytest.mark.parametrize("name", sorted(PLAIN))
+@pytest.mark.parametrize("name", CASES)
 def test_a_plain_form_is_the_mechanism(name, shape, train):
     torch.manual_seed(0)
-    plain = PLAIN[name](shape[1]).double().train(train)
+    plain = CASES[name].plain(shape[1]).double().train(train)
     ours = attn3d.create_attention(name, spatial_dims=3, channels=shape[1]).double().train(train)
     for parameter in plain.parameters():
         torch.nn.init.normal_(parameter, std=0.5)  # those that start at 0 or 1 too

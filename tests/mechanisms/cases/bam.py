@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import torch
+from torch import Tensor, nn
+
+from tests.mechanisms.case import NORMS, PAPER, REDUCTIONS, Case, Floor, PerAxis, norm_keys
 from tests.references.plain import (
     batch_norm,
     convolution,
@@ -29,7 +33,7 @@ def bottleneck_attention(
     combine="sum",
 ):
     channels, axes = x.shape[1], x.dim() - 2
-    hidden = max(1, channels // reduction)
+    hidden = max(channels // reduction, min(channels, 4))
     paper = variant == "paper"
     if kernel_size == "auto":
         kernel_size = 3 if paper else 7
@@ -85,3 +89,78 @@ def _paper(values, parameters, statistics, training, hidden, kernel, dilation):
     spatial = pointwise(spatial, next(parameters).reshape(1, hidden), next(parameters))
     assert not list(parameters)
     return channel, spatial
+
+
+class PlainBAM(nn.Module):
+    """One gate of a channel and a spatial map, both expanded before they are added."""
+
+    def __init__(self, channels: int, reduction: int = 16, kernel_size: int = 7) -> None:
+        super().__init__()
+        hidden = max(channels // reduction, min(channels, 4))
+        self.pool = nn.AdaptiveAvgPool3d(1)
+        self.channel = nn.Sequential(
+            nn.Linear(channels, hidden, bias=False), nn.ReLU(), nn.Linear(hidden, channels, bias=False)
+        )
+        self.spatial = nn.Sequential(
+            nn.Conv3d(1, 1, kernel_size, padding=kernel_size // 2, bias=False), nn.BatchNorm3d(1)
+        )
+        self.sigmoid = nn.Sigmoid()
+
+    def forward(self, x: Tensor) -> Tensor:
+        channel = self.channel(self.pool(x).flatten(1))[:, :, None, None, None].expand_as(x)
+        spatial = self.spatial(torch.mean(x, 1, keepdim=True) + torch.max(x, 1, keepdim=True)[0]).expand_as(x)
+        return x * self.sigmoid(channel + spatial)
+
+
+def count(c, n, variant):
+    h = max(c // 16, min(c, 4))
+    if variant == "compact":
+        return 2 * c * h + 7**n + 2
+    channel = (c * h + h) + 2 * h + (h * c + c)
+    spatial = (c * h + h) + 2 * h + 2 * (3**n * h * h + h + 2 * h) + (h + 1)
+    return channel + spatial
+
+
+def keys(n):
+    compact = (
+        "channel_branch.0.weight 4x8, channel_branch.2.weight 8x4, "
+        f"spatial_branch.0.weight 1x1{n * 'x7'}, {norm_keys('spatial_branch.1', 1)}"
+    )
+    dilated = f"weight 4x4{n * 'x3'}"
+    paper = (
+        f"channel_branch.0.weight 4x8, channel_branch.0.bias 4, {norm_keys('channel_branch.1', 4)}, "
+        "channel_branch.3.weight 8x4, channel_branch.3.bias 8, "
+        f"spatial_branch.0.weight 4x8{n * 'x1'}, spatial_branch.0.bias 4, {norm_keys('spatial_branch.1', 4)}, "
+        f"spatial_branch.3.{dilated}, spatial_branch.3.bias 4, {norm_keys('spatial_branch.4', 4)}, "
+        f"spatial_branch.6.{dilated}, spatial_branch.6.bias 4, {norm_keys('spatial_branch.7', 4)}, "
+        f"spatial_branch.9.weight 1x4{n * 'x1'}, spatial_branch.9.bias 1"
+    )
+    return {"default": compact, "product": compact, "paper": paper, "paper_product": paper}
+
+
+CASE = Case(
+    forms={
+        "default": {"reduction": 2},
+        "product": {"reduction": 2, "combine": "product"},
+        "paper": {"reduction": 2} | PAPER,
+        "paper_product": {"reduction": 2, "combine": "product"} | PAPER,
+    },
+    reference=bottleneck_attention,
+    count=count,
+    keys=keys,
+    plain=PlainBAM,
+    floor=Floor(3, 4, "means and maxima both ways: x; gate: x, y", "both maps: dy, x; input: dy, dx"),
+    kept=0.05,
+    time=0.75,
+    weights={"channel": (2, 8, 1, 1, 1), "spatial": (2, 1, 4, 3, 5)},
+    values=[{"kernel_size": 2}, {"dilation": 0}, {"combine": "prod"}],
+    kinds=[{"dilation": 1.5}],
+    drawn={
+        "reduction": REDUCTIONS,
+        "kernel_size": PerAxis([1, 3, 5], ["auto"]),
+        "dilation": PerAxis([1, 2, 4], ["auto"]),
+        "combine": ["sum", "product"],
+        "norm": NORMS,
+    },
+    smaller={"kernel_size": 3, "dilation": 1},
+)

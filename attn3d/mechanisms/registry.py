@@ -1,0 +1,48 @@
+"""Names of mechanisms. Each registers itself by the decorator, where its class stands."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from torch import nn
+
+_Maker = TypeVar("_Maker", bound=Callable[..., nn.Module])
+
+REGISTRY: dict[str, Callable[..., nn.Module]] = {}
+
+
+def list_attention() -> list[str]:
+    """The registered names, sorted."""
+    return sorted(REGISTRY)
+
+
+def register_attention(name: str) -> Callable[[_Maker], _Maker]:
+    """A decorator that registers a mechanism of one's own.
+
+    Args:
+        name: an identifier that is not taken.
+
+    Returns:
+        a decorator for a class or function ``(spatial_dims, channels, **options)`` that gives a module
+        (B, C, *S) -> (B, C, *S).
+
+    Raises:
+        ValueError: when the name is taken, or is no identifier.
+
+    Examples:
+        >>> @attn3d.register_attention("mean_gate")
+        ... class MeanGate(torch.nn.Module):
+        ...     def __init__(self, spatial_dims, channels):
+        ...         super().__init__()
+        ...     def forward(self, x):
+        ...         return x * x.mean(1, keepdim=True).sigmoid()
+    """
+    if not (isinstance(name, str) and name.isidentifier()):
+        raise ValueError(f"`name` must be an identifier, got {name!r}")
+    if name in REGISTRY:
+        raise ValueError(f"`name` {name!r} is taken by {REGISTRY[name].__qualname__}")
+
+    def add(maker: _Maker) -> _Maker:
+        REGISTRY[name] = maker
+        return maker
+
+    return add

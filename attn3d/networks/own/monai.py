@@ -1,0 +1,101 @@
+"""The attention of MONAI's networks: gates, windows, and attention over all tokens of a map or of patches."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attn3d.networks.own.registry import register_layout, register_reader
+from attn3d.networks.own.tokens import Tokens, over_grid
+
+
+@register_layout("monai.AttentionBlock", "monai.SpatialAttentionBlock", "monai.SpatialTransformer")
+def map_layout(module: nn.Module, x: Tensor) -> Tokens:
+    """Every voxel of (B, C, *S) is a token."""
+    return over_grid(x.shape[2:], x.device)
+
+
+@register_layout("monai.ViT", "monai.ViTAutoEnc")
+def patch_layout(vit: nn.Module, x: Tensor) -> Tokens:
+    """Every patch of (B, C, *S) is a token, behind the class token where there is one."""
+    embedding = vit.patch_embedding.patch_embeddings
+    if isinstance(embedding, nn.Sequential):  # rearranged and projected
+        patch = [embedding[0].axes_lengths[f"p{axis + 1}"] for axis in range(x.dim() - 2)]
+    else:
+        patch = embedding.stride
+    shape = [size // length for size, length in zip(x.shape[2:], patch, strict=True)]
+    return over_grid(shape, x.device, more=int(hasattr(vit, "cls_token")))
+
+
+@register_layout("monai.SwinTransformerBlock")
+def window_layout(block: nn.Module, x: Tensor) -> Tokens:
+    """Every window of (B, *S, C) is a group, shifted and padded at the end as the block does it."""
+    shape, places = list(x.shape[1:-1]), []
+    for size, width, shift in zip(shape, block.window_size, block.shift_size, strict=True):
+        width, shift = (width, shift) if size > width else (size, 0)
+        place = torch.arange(math.ceil(size / width) * width, device=x.device)
+        places.append(place.masked_fill(place >= size, -1).roll(-shift).unflatten(0, (-1, width)))
+    voxels = places[0]  # (windows, places in a window) of the axes so far
+    for place, size in zip(places[1:], shape[1:], strict=True):
+        outer, inner = voxels[:, None, :, None], place[None, :, None, :]
+        voxels = torch.where((outer < 0) | (inner < 0), -1, outer * size + inner).flatten(2).flatten(0, 1)
+    return Tokens(shape, voxels)
+
+
+@register_reader("monai.AttentionBlock")
+def gate(block: nn.Module, tokens: Tokens, queries: Tensor, g: Tensor, x: Tensor) -> dict[str, Tensor]:
+    """The gate of AttentionUnet: psi(relu(W_g g + W_x x))."""
+    return {"spatial": block.psi(block.relu(block.W_g(g) + block.W_x(x)))}
+
+
+@register_reader("monai.WindowAttention")
+def window_rows(block: nn.Module, tokens: Tokens, queries: Tensor, x: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
+    """softmax(q k / sqrt(d) + bias + mask) within the window of each chosen voxel."""
+    groups, count = tokens.voxels.shape
+
+    def weights(group: int, token: int) -> Tensor:
+        q, k, _ = block.qkv(x[group::groups]).unflatten(2, (3, block.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        bias = block.relative_position_bias_table[block.relative_position_index[token, :count]]
+        scores = (k @ (block.scale * q[:, :, token, :, None])).squeeze(3) + bias.T
+        return (scores if mask is None else scores + mask[group, token]).softmax(2)
+
+    return {"query": tokens.rows(queries, weights)}
+
+
+@register_reader("monai.SABlock")
+def self_rows(
+    block: nn.Module, tokens: Tokens, queries: Tensor, x: Tensor, attn_mask: Tensor | None = None
+) -> dict[str, Tensor]:
+    """softmax(q k / sqrt(d)) over all tokens, for the chosen voxels."""
+    if block.use_combined_linear:
+        q, k, _ = block.input_rearrange(block.qkv(x))
+    else:
+        q, k = block.input_rearrange(block.to_q(x)), block.input_rearrange(block.to_k(x))
+    return {"query": tokens.rows(queries, lambda _, token: _row(block, q, k, token, attn_mask))}
+
+
+@register_reader("monai.CrossAttentionBlock")
+def cross_rows(
+    block: nn.Module, tokens: Tokens, queries: Tensor, x: Tensor, context: Tensor | None = None
+) -> dict[str, Tensor]:
+    """The same over the tokens of a context, which lie on no grid; without a context over those of the map."""
+    q, k = block.input_rearrange(block.to_q(x)), block.input_rearrange(block.to_k(x if context is None else context))
+    if context is None:
+        return {"query": tokens.rows(queries, lambda _, token: _row(block, q, k, token))}
+    return {"context": torch.stack([_row(block, q, k, token) for token in queries.tolist()], 2)}
+
+
+def _row(block: Any, q: Tensor, k: Tensor, token: int, key_mask: Tensor | None = None) -> Tensor:
+    """The weights of one token, (B, H, tokens)."""
+    if block.attention_dtype is not None:
+        q, k = q.to(block.attention_dtype), k.to(block.attention_dtype)
+    if block.rel_positional_embedding is None:
+        scores = (k @ q[:, :, token, :, None]).squeeze(3) * block.scale
+    else:  # MONAI's own function takes all pairs, as the module does
+        scores = block.rel_positional_embedding(q, q @ k.mT * block.scale, q)[:, :, token]
+    if block.causal:
+        scores = scores.masked_fill(torch.arange(k.shape[2], device=k.device) > token, -math.inf)
+    if key_mask is not None:
+        scores = scores.masked_fill(key_mask[:, None] == 0, -math.inf)
+    return scores.softmax(2)

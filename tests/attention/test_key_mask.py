@@ -1,0 +1,215 @@
+"""A key mask leaves voxels out: every mechanism, pattern and backend, against loops over the voxels that are left."""
+
+from __future__ import annotations
+
+import functools
+
+import onnxruntime
+import pytest
+import torch
+
+import attn3d
+from attn3d import Axial, Global, Grid, Neighborhood, PooledKeys, Window
+from tests.attention.layers import HEADS, Scoped, assert_results, build, results, tokens
+from tests.configurations import randomise
+from tests.mechanisms.cases import CASES
+from tests.mechanisms.parity import assert_close, assert_gradients_close, volume
+from tests.references.attention import attend, entries, keys_seen, steps
+
+SHAPE = (4, 5)
+PATTERNS = [
+    Scoped(Global()),
+    Scoped(PooledKeys(2)),
+    Scoped(Window(3, shift=True), "joint"),
+    Scoped(Grid(2), "axis"),
+    Scoped(Axial()),
+    Scoped(Neighborhood(3, dilation=2)),
+]
+BACKENDS = ["auto", "chunked", "math", "captured"]
+
+
+@functools.cache
+def masks():
+    """Holes and padding; in the second volume one voxel is left, in the third none."""
+    mask = torch.ones(3, *SHAPE, dtype=torch.bool)
+    mask[0, 1, 2:4] = mask[0, :, 4] = mask[0, 0, 0] = False
+    mask[1:] = False
+    mask[1, 2, 1] = True
+    return mask
+
+
+def place(voxel):
+    return voxel[0] * SHAPE[1] + voxel[1]
+
+
+def loops(scoped, q, k, v, mask, table):
+    """All pairs, with a bias of -inf where a key is not seen; pooled keys are means of the voxels that are."""
+    rule, seen = scoped.rule(2), mask.flatten(1)
+    voxels = [(z, y) for z in range(SHAPE[0]) for y in range(SHAPE[1])]
+    if rule.name == "pooled_keys":
+        blocks = sorted({(z // 2, y // 2) for z, y in voxels})
+        pooled, left = [[], []], []
+        for block in blocks:
+            members = [place(voxel) for voxel in voxels if (voxel[0] // 2, voxel[1] // 2) == block]
+            count = seen[:, members].sum(1)
+            left.append(count > 0)
+            for means, x in zip(pooled, (k, v), strict=True):
+                total = (x[:, :, members] * seen[:, None, members, None]).sum(2)
+                means.append(total / count.clamp(min=1)[:, None, None])
+        k, v = (torch.stack(means, 2) for means in pooled)
+        return attend(q, k, v, key_mask=torch.stack(left, 1))[0]
+    bias = torch.full((1, HEADS, 20, 20), -torch.inf, dtype=torch.float64)
+    for voxel in voxels:
+        for key in keys_seen(rule, voxel, SHAPE):
+            value = 0.0
+            if table is not None:
+                found = entries(rule, scoped.position_bias, steps(rule, voxel, key, SHAPE))
+                value = table[:, list(found)].sum(1)
+            bias[0, :, place(voxel), place(key)] = value
+    return attend(q, k, v, key_mask=seen, bias=bias)[0]
+
+
+@functools.cache
+def leaves():
+    return [torch.cat([leaf, leaf[:1]]).detach().requires_grad_() for leaf in tokens(SHAPE)]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("scoped", PATTERNS, ids=str)
+def test_equals_the_loops(scoped, backend):
+    layer = build(scoped, 2, backend)
+    table = layer.position_table
+    found = results(layer(*leaves(), list(SHAPE), masks().flatten(1)), leaves(), table)
+    assert_results(found, results(loops(scoped, *leaves(), masks(), table), leaves(), table))
+    assert (found["output"][2] == 0).all()
+    assert (found["k"][~masks().flatten(1)[:, None].expand(-1, HEADS, -1)] == 0).all()
+
+
+@pytest.mark.parametrize("scoped", PATTERNS, ids=str)
+def test_groups_a_few_at_a_time_and_dropout(scoped, monkeypatch):
+    """Tiles within groups drop the same weights as the plain form."""
+    monkeypatch.setattr("attn3d.attention.grouped.TILE_BYTES", 600)
+    found = []
+    for backend in ("math", "chunked"):
+        layer = scoped.layer(2, backend=backend, dropout=0.4)
+        torch.manual_seed(2)
+        found.append(results(layer(*leaves(), list(SHAPE), masks().flatten(1)), leaves(), layer.position_table))
+    assert_results(found[1], found[0])
+
+
+def test_the_kernel_refuses_it_within_groups():
+    with pytest.raises(ValueError, match="`backend` 'sdpa' does not serve a key mask within groups on this device"):
+        build(PATTERNS[2]._replace(position_bias=None), 2, "sdpa")(*leaves(), list(SHAPE), masks().flatten(1))
+
+
+def padded(x, sizes):
+    """(B, C, *S) in a larger volume of 7s, and where it is."""
+    larger = torch.full((*x.shape[:2], *sizes), 7.0, dtype=x.dtype)
+    inside = (slice(None), slice(None), *(slice(0, size) for size in x.shape[2:]))
+    larger[inside] = x
+    mask = torch.zeros(len(x), *sizes, dtype=torch.bool)
+    mask[(inside[0], *inside[2:])] = True
+    return larger, mask, inside
+
+
+PADDED = [
+    ("mhsa", {"num_heads": 2}),
+    ("mhsa", {"num_heads": 2, "position": "rope", "qk_norm": True, "registers": 2}),
+    ("mhsa", {"num_heads": 2, "pattern": ("pooled_keys", {"stride": (2, 2)})}),
+    ("mhsa", {"num_heads": 2, "pattern": ("window", {"size": (2, 4)}), "position_bias": "joint"}),
+    ("mhsa", {"num_heads": 2, "pattern": "axial"}),
+    ("channel", {"num_heads": 2}),
+    ("paired", {"num_heads": 2, "pattern": ("pooled_keys", {"stride": 2})}),
+    ("non_local", {"norm": "layer"}),
+    ("non_local", {"norm": None, "mode": "gaussian", "pattern": ("window", {"size": 2})}),
+    ("non_local", {"norm": None, "mode": "dot_product"}),
+    ("non_local", {"norm": None, "mode": "concatenation"}),
+    ("non_local", {"norm": None, "mode": "dot_product", "pattern": ("pooled_keys", {"stride": 2})}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), PADDED, ids=str)
+def test_padding_changes_nothing(name, options):
+    """A volume of a batch that is padded to a larger one, as if it had come alone: output and gradients."""
+    module = randomise(attn3d.create_attention(name, spatial_dims=2, channels=8, **options).double())
+    x = volume(2, 8, 4, 4).requires_grad_()
+    larger, mask, inside = padded(x, (6, 7))
+    found, expected = module(larger, mask)[inside], module(x)
+    assert_close(found, expected)
+    inputs = [x, *module.parameters()]
+    assert_gradients_close(found, inputs, expected, inputs, ["x", *dict(module.named_parameters())])
+
+
+@pytest.mark.parametrize("mode", ["embedded_gaussian", "gaussian", "dot_product", "concatenation"])
+def test_holes_are_left_out_of_every_mode(mode):
+    """Against the loops on the keys that are left: the block of a volume whose voxels are those alone."""
+    x, kept = volume(1, 4, 9), torch.tensor([0, 2, 3, 5, 8])
+    mask = torch.zeros(1, 9, dtype=torch.bool).index_fill(1, kept, True)
+    module = randomise(attn3d.NonLocal(1, 4, mode=mode, norm=None).double())
+    copies = [parameter.detach() for parameter in module.parameters()]
+    expected = CASES["non_local"].reference(x[..., kept], copies, [], True, mode=mode, norm=None)
+    assert_close(module(x, mask)[..., kept], expected)
+
+
+@pytest.mark.parametrize("pattern", [Global(), PooledKeys(2), Window(3), Axial()], ids=str)
+def test_the_weights_shown_leave_them_out(pattern):
+    module = randomise(attn3d.MultiHeadSelfAttention(2, 4, num_heads=2, pattern=pattern).double())
+    rows = module.attention_weights(volume(3, 4, *SHAPE), torch.tensor([11]), masks())["query"]
+    assert_close(rows[1].sum((2, 3)), torch.ones(2, 1, dtype=torch.float64))
+    assert (rows[2] == 0).all()
+    if pattern != PooledKeys(2):
+        assert (rows[:2] > 0)[~masks()[:2, None, None].expand(-1, 2, 1, -1, -1)].sum() == 0
+
+
+@pytest.mark.parametrize("name", ["mhsa", "non_local"])
+def test_what_is_wrong_is_named(name):
+    module, x = attn3d.create_attention(name, spatial_dims=2, channels=4), torch.randn(2, 4, 3, 5)
+    with pytest.raises(TypeError, match=r"`key_mask` must be boolean, .*, got torch\.float32"):
+        module(x, torch.ones(2, 3, 5))
+    with pytest.raises(ValueError, match=r"`key_mask` must be \(B, \*S\) = \(2, 3, 5\), got \(2, 1, 3, 5\)"):
+        module(x, torch.ones(2, 1, 3, 5, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"`key_mask` must be \(B, \*S\) = \(2, 3, 5\), got \(2, 5, 3\)"):
+        module(x, torch.ones(2, 5, 3, dtype=torch.bool))
+
+
+def test_pooling_by_two_takes_none():
+    module = attn3d.NonLocal(2, 4, sub_sample=True)
+    with pytest.raises(ValueError, match=r"which `sub_sample` pools; pattern=PooledKeys\(2\) takes one"):
+        module(torch.randn(1, 4, 3, 5), torch.ones(1, 3, 5, dtype=torch.bool))
+
+
+CAPTURED = [("mhsa", {"pattern": pattern}) for pattern in (Axial(), Global(), PooledKeys(2), Window(3, shift=True))]
+CAPTURED += [("non_local", {"norm": None, "mode": mode}) for mode in ("dot_product", "concatenation")]
+
+
+@pytest.mark.scorecard("captures")
+@pytest.mark.parametrize("module", CAPTURED, ids=str)
+def test_a_trace_holds_for_other_sizes(module):
+    net = randomise(attn3d.create_attention(module[0], spatial_dims=2, channels=4, **module[1]).double()).eval()
+    traced = torch.jit.trace(net, (volume(3, 4, *SHAPE), masks()))
+    for shape in ((3, 4, 4, 5), (2, 4, 7, 6)):
+        x, mask = volume(*shape, seed=3), volume(shape[0], *shape[2:], seed=4) > 0
+        mask[0] = False
+        assert_close(traced(x, mask), net(x, mask), 1e-12)
+
+
+@pytest.mark.nightly
+@pytest.mark.scorecard("captures")
+@pytest.mark.parametrize("module", CAPTURED, ids=str)
+def test_exports_and_compiled_graphs_hold_for_other_sizes(module):
+    net = randomise(attn3d.create_attention(module[0], spatial_dims=2, channels=4, **module[1])).eval()
+    example = (volume(3, 4, 6, 8).float(), volume(3, 6, 8) > 0)
+    axes = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
+    dynamic = (axes, {axis - (axis > 0): size for axis, size in axes.items()})
+    program = torch.export.export(net, example, dynamic_shapes=dynamic).module()
+    compiled = torch.compile(net, backend="aot_eager", dynamic=True, fullgraph=True)
+    model = torch.onnx.export(
+        net, example, dynamo=True, verbose=False, input_names=["x", "mask"], dynamic_shapes=dynamic
+    )
+    session = onnxruntime.InferenceSession(model.model_proto.SerializeToString())
+    x, mask = volume(2, 4, 7, 9, seed=3).float(), volume(2, 7, 9, seed=4) > 0
+    mask[0] = False
+    for captured in (program, compiled):
+        torch.testing.assert_close(captured(x, mask), net(x, mask), rtol=1e-4, atol=1e-5)
+    (found,) = session.run(None, {"x": x.numpy(), "mask": mask.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), net(x, mask), rtol=1e-4, atol=1e-5)

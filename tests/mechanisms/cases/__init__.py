@@ -1,0 +1,10 @@
+"""The cases by the names of their mechanisms, which are those of their files."""
+
+import importlib
+import pkgutil
+
+from tests.mechanisms.case import Case
+
+CASES: dict[str, Case] = {
+    found.name: importlib.import_module(f"{__name__}.{found.name}").CASE for found in pkgutil.iter_modules(__path__)
+}
