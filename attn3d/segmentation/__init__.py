@@ -15,7 +15,6 @@ from attn3d.segmentation.files import (
     write_image,
     write_label,
 )
-from attn3d.segmentation.inference import predict_probabilities, segment
 from attn3d.segmentation.mixture import gaussian_mixture
 from attn3d.segmentation.mni152 import TISSUES, degrade, hold_out_anterior, write_mni152
 from attn3d.segmentation.networks import NETWORKS, create_network
@@ -52,13 +51,11 @@ __all__ = [
     "hold_out_anterior",
     "mean_dice",
     "predict",
-    "predict_probabilities",
     "read_image",
     "read_label",
     "read_segmentation",
     "report",
     "score",
-    "segment",
     "simulate",
     "split_cases",
     "threshold_segmentation",
