@@ -1,7 +1,7 @@
 """From a name to a mechanism."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
 
 from torch import nn
 
@@ -21,7 +21,7 @@ def find(spec: AttentionSpec) -> tuple[Callable[..., nn.Module], dict[str, Any]]
     if callable(spec):
         return spec, {}
     if isinstance(spec, Sequence) and len(spec) == 2 and callable(spec[0]):
-        return spec[0], dict(spec[1])
+        return spec[0], dict(cast(Mapping[str, Any], spec[1]))
     name, options = read_spec("spec", spec)
     if name not in REGISTRY:
         raise ValueError(f"`spec` names no registered attention: {name!r}; {nearest(name, REGISTRY)}")

@@ -56,7 +56,7 @@ class _Meter(TorchDispatchMode):
         self.peak = 0
         self.known = weakref.WeakSet(tensor.untyped_storage() for tensor in given)
 
-    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = operator(*args, **kwargs)
         for tensor in tree_leaves(result):
@@ -201,7 +201,9 @@ def plan(
     one_of("mechanism", mechanism, ("non_local", "mhsa"))
     for size in shape:
         positive_integer("shape", size)
-    limit = free_memory() if memory is None else read_bytes("memory", memory)
+    limit = read_bytes("memory", memory)
+    if limit is None:
+        limit = free_memory()
     for name, pattern in PATTERNS.items():
         for backend in ("sdpa", "chunked", "math"):
             of = (mechanism, {"pattern": pattern, "backend": backend})

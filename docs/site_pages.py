@@ -85,25 +85,29 @@ def site_uri(uri: str, link: str) -> str:
     return f"project/{target}" if target in PROJECT else f"source/{target}"
 
 
-def interface() -> dict[str, list[str]]:
-    """The public names by the part of the library that they are of: of ``attn3d`` itself, then of the other parts."""
-    parts: dict[str, list[str]] = {}
+def interface() -> dict[str, dict[str, str]]:
+    """The public names by the part of the library that they are of, each with the place where it is documented."""
+    parts: dict[str, dict[str, str]] = {}
     for name in attn3d.__all__:
-        part = getattr(attn3d, name).__module__.split(".")[1]
+        module = getattr(attn3d, name).__module__
+        part = module.split(".")[1]
         if part not in PARTS:
-            parts.setdefault(part, []).append(f"attn3d.{name}")
+            parts.setdefault(part, {})[f"attn3d.{name}"] = f"{module}.{name}"
     for part in PARTS:
         module = importlib.import_module(f"attn3d.{part}")
         own = [name for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
         names = getattr(module, "__all__", [name for name in own if name[0] != "_"])
-        parts[part] = [f"attn3d.{part}.{name}" for name in names]
+        parts[part] = {path: path for path in (f"attn3d.{part}.{name}" for name in names)}
     return dict(sorted(parts.items()))
 
 
-def reference_page(part: str, names: list[str]) -> str:
+def reference_page(part: str, names: dict[str, str]) -> str:
     """What mkdocstrings fills: the documentation of each name."""
     title, _, text = inspect.getdoc(importlib.import_module(f"attn3d.{part}")).partition("\n")
-    return "\n\n".join([f"# {part}", title, text, *(f"::: {name}" for name in names)])
+    blocks = [
+        f"::: {place}\n    options:\n      heading: {name}\n      toc_label: {name}" for name, place in names.items()
+    ]
+    return "\n\n".join([f"# {part}", title, text, *blocks])
 
 
 def gallery() -> str:
@@ -120,6 +124,7 @@ def gallery() -> str:
         card = [
             f"**[{title}]({name}.md)**",
             f"![{title.replace('`', '')}](../figures/{name}.svg)",
+            f"Weighs {module.summary}.",
             page.split("\n\n")[1],
             f"{parameters:,} parameters · {multiply_adds} multiply-adds · {memory}B in training",
             page.split("## Where it goes\n\n")[1].split("\n\n")[0],

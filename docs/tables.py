@@ -5,6 +5,7 @@ tensors, which have shapes and no memory, so that the numbers are the same on ev
 """
 
 import functools
+import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from torch.utils.flop_counter import flop_registry
 
 import attn3d
 from attn3d.mechanisms.registry import REGISTRY
+from attn3d.segmentation import Settings
 
 DOCS = Path(__file__).parent
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- /table -->)", re.DOTALL)
@@ -201,8 +203,17 @@ def sizes(_: str) -> list[list[str]]:
     return rows
 
 
+def settings(_: str) -> list[list[str]]:
+    """What a person may set of a training."""
+    rows = [["setting", "default", ""]]
+    for name, field in Settings.model_fields.items():
+        value = list(field.default) if isinstance(field.default, tuple) else field.default
+        rows.append([f"`{name}`", f"`{json.dumps(value)}`", field.description or ""])
+    return rows
+
+
 TABLES: dict[str, Callable[[str], list[list[str]]]] = {
-    function.__name__: function for function in (cost, modes, patterns, summary, papers, sizes)
+    function.__name__: function for function in (cost, modes, patterns, summary, papers, sizes, settings)
 }
 
 

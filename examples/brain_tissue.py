@@ -10,8 +10,8 @@ copy, beside a Gaussian mixture of intensities that is given the brain mask. The
 maps made with it, so the scores say that the pipeline works, not how it would do on patients.
 """
 
+import csv
 import json
-import logging
 import sys
 import time
 import warnings
@@ -21,13 +21,15 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+import torch
+import torchio as tio
 import typer
-from lightning import seed_everything
+from nibabel import Nifti1Image, io_orientation
 from nibabel.affines import apply_affine
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from safetensors.torch import save
+from sklearn.mixture import GaussianMixture
 
 import attn3d
 from attn3d import plotting, segmentation
@@ -57,38 +59,51 @@ def main(
 ) -> None:
     """Train a network to tell CSF, grey and white matter, and show what it can do where it was not trained."""
     start, console = time.perf_counter(), Console()
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.simplefilter("ignore", FutureWarning)  # what libraries have to tell one another
-    seed_everything(seed, verbose=False)
-    if seconds is None and iterations is None:
-        seconds = 150.0
+    spec = {"network": network, "attention": attention, "at": at.split(",")}
 
     with one_line_errors():
-        net = segmentation.create_network(network, in_channels=1, out_channels=1 + len(TISSUES))
-        if attention != "none":
-            attn3d.insert_attention(net, attention, at=at.split(","))
+        named = None if attention == "none" else attention
+        segmentation.create_network(network, 1, 4, attention=named, at=spec["at"])  # before anything is written
         image_path, label_path = data or segmentation.write_mni152(out, resolution)
         image = segmentation.read_image(image_path)
         label = segmentation.read_label(label_path, image, values=[0, *TISSUES])
-        posterior, anterior = segmentation.hold_out_anterior(label, HELD_OUT)
-        out.mkdir(parents=True, exist_ok=True)
+        posterior, anterior = hold_out_anterior(label, HELD_OUT)
+        write_parts(out / "data", image, label, {"posterior": posterior, "anterior": anterior})
+        (out / "folds.json").write_text(json.dumps([{"train": ["posterior"], "val": ["anterior"]}]))
+        segmentation.write_image(out / "degraded.nii.gz", np.asarray(degrade(image).dataobj), image.affine, "mni")
 
-    spacing = (float(resolution),) * 3
-    subject = segmentation.training_subject(image.slicer[posterior], label.slicer[posterior], spacing, PATCH_SIZE)
-    patches = segmentation.patch_loader([subject], PATCH_SIZE, BATCH_SIZE)
-    steps = segmentation.fit(net, patches, iterations=iterations, seconds=seconds)
+        budget = {"minutes": (seconds or 150.0) / 60, "patches_per_case": 96}
+        if iterations is not None:
+            budget = {"epochs": 1, "patches_per_case": BATCH_SIZE * iterations}
+        run = segmentation.train(
+            out / "data",
+            out=out / "run",
+            folds=out / "folds.json",
+            **spec,
+            **budget,
+            spacing=(float(resolution),) * 3,
+            patch_size=PATCH_SIZE,
+            strides=((2, 2, 2),) * 3,
+            batch_size=BATCH_SIZE,
+            learning_rate=6e-3,
+            validate_every=1,
+            seed=seed,
+        )
+        scans = {"clean": image_path, "degraded": out / "degraded.nii.gz"}
+        for scan, path in scans.items():
+            segmentation.predict(run.folder, path, out / "found" / scan)
 
     reference = np.asarray(label.dataobj)
     scores, found = {}, {}
-    with console.status("segmenting and scoring"):
-        for scan, volume in {"clean": image, "degraded": segmentation.degrade(image)}.items():
-            found[scan] = {
-                "network": segmentation.segment(net, volume, spacing, PATCH_SIZE),
-                "Gaussian mixture": segmentation.gaussian_mixture(volume, label, posterior),
-            }
+    with console.status("scoring"):
+        for scan, path in scans.items():
+            (segmented,) = (out / "found" / scan).glob("*.nii.gz")
+            found[scan] = np.asarray(segmentation.read_segmentation(segmented).dataobj)
+            mixture = gaussian_mixture(segmentation.read_image(path), label, posterior)
             scores[scan] = {
                 method: segmentation.score(labels[anterior], reference[anterior], image.affine, TISSUES, TOLERANCE)
-                for method, labels in found[scan].items()
+                for method, labels in {"network": found[scan], "Gaussian mixture": mixture}.items()
             }
 
         held_out = np.zeros(image.shape, bool)
@@ -96,31 +111,49 @@ def main(
         places = apply_affine(image.affine, np.argwhere(held_out & (reference > 0)))
         figure = plotting.plot_segmentation(
             np.asarray(image.dataobj),
-            {"reference": reference, "network": found["clean"]["network"]},
+            {"reference": reference, "network": found["clean"]},
             TISSUES,
             image.affine,
             center=np.percentile(places, 60, axis=0),  # a little off the midline
             outlines={"held out from training": held_out},
         )
-    settings = {"network": network, "attention": attention, "at": at, "seed": str(seed)}
+    steps = int(list(csv.DictReader((run.folder / "metrics.csv").open()))[-1]["step"])
     results = {
-        "settings": settings | {"resolution_mm": resolution, "data": [str(image_path), str(label_path)]},
+        "settings": spec | {"seed": seed, "resolution_mm": resolution, "data": [str(image_path), str(label_path)]},
         "steps": steps,
         "seconds": round(time.perf_counter() - start, 1),
         "surface_tolerance_mm": TOLERANCE,
         "held_out": scores,
     }
     with one_line_errors():
-        with finished_file(out / "checkpoint.safetensors") as path:
-            path.write_bytes(save(net.state_dict(), metadata=settings))
         with finished_file(out / "metrics.json") as path:
             path.write_text(json.dumps(results, indent=2) + "\n")
         with finished_file(out / "overlay.png") as path:
             figure.savefig(path, dpi=120)
-        segmentation.write_label(out / "segmentation.nii.gz", found["clean"]["network"], like=image)
+        segmentation.write_label(out / "segmentation.nii.gz", found["clean"], like=image)
 
     console.print(table(scores))
     console.print(f"{steps} steps, {time.perf_counter() - start:.0f} s in all; results in {out}/")
+
+
+def write_parts(folder: Path, image: Nifti1Image, label: Nifti1Image, parts: dict[str, tuple[slice, ...]]) -> None:
+    """Parts of a scan as the cases of a data set, in nnU-Net's layout."""
+    for name in ("imagesTr", "labelsTr"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    for name, part in parts.items():
+        scan = image.slicer[part]
+        segmentation.write_image(
+            folder / f"imagesTr/{name}_0000.nii.gz", scan.get_fdata(dtype="f4"), scan.affine, "mni"
+        )
+        labels = np.asarray(label.slicer[part].dataobj)
+        segmentation.write_image(folder / f"labelsTr/{name}.nii.gz", labels, scan.affine, "mni")
+    description = {
+        "channel_names": {"0": "T1"},
+        "labels": {"background": 0} | {tissue: value for value, tissue in TISSUES.items()},
+        "numTraining": len(parts),
+        "file_ending": ".nii.gz",
+    }
+    (folder / "dataset.json").write_text(json.dumps(description))
 
 
 def table(scores: dict) -> Table:
@@ -139,6 +172,67 @@ def table(scores: dict) -> Table:
                 rows.add_row(*(("", "") if index else (scan, method)), tissue, *numbers, *volumes)
             rows.add_section()
     return rows
+
+
+def hold_out_anterior(label: Nifti1Image, fraction: float) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    """Cuts what is labelled in two along the anterior-posterior axis, to train behind and to test in front.
+
+    Args:
+        label: from `read_label`, in any orientation.
+        fraction: how much of the labelled extent lies in front of the cut.
+
+    Returns:
+        Slices of the posterior and of the anterior part, for arrays and for ``image.slicer``.
+
+    Raises:
+        ValueError: when one part would have no label.
+    """
+    axes, directions = io_orientation(label.affine).T
+    axis = int(np.flatnonzero(axes == 1)[0])
+    forwards = directions[axis] > 0  # does the index grow towards the front?
+    labelled = np.flatnonzero(np.asarray(label.dataobj).any(axis=tuple({0, 1, 2} - {axis})))
+    extent = labelled[-1] + 1 - labelled[0]
+    cut = int(labelled[0] + round((1 - fraction if forwards else fraction) * extent))
+    if not labelled[0] < cut <= labelled[-1]:
+        raise ValueError(f"`label` must span more voxels from back to front to be cut in two, got {extent}")
+    before, after = [slice(None)] * 3, [slice(None)] * 3
+    before[axis], after[axis] = slice(None, cut), slice(cut, None)
+    return (tuple(before), tuple(after)) if forwards else (tuple(after), tuple(before))
+
+
+def degrade(image: Nifti1Image) -> Nifti1Image:
+    """The same scan from a worse scanner: a bias field and noise, the same at every call."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        data = tio.RandomBiasField(coefficients=0.3)(torch.from_numpy(image.get_fdata(dtype=np.float32))[None])
+        data = tio.RandomNoise(std=(0.3, 0.3))(segmentation.normalise(data))[0]
+    return Nifti1Image(data.numpy(), image.affine, image.header)
+
+
+def gaussian_mixture(image: Nifti1Image, label: Nifti1Image, training_part: tuple[slice, ...]) -> np.ndarray:
+    """Segments a scan by a mixture of Gaussians with one variance, a component for each label.
+
+    It is told more than a network: which voxels are labelled at all. The components start at the mean
+    intensities of the labels in the training part; the fit itself sees no label.
+
+    Args:
+        image: from `read_image`.
+        label: its reference, from `read_label`.
+        training_part: where the labels may be looked at.
+
+    Returns:
+        uint8 labels, 0 outside of what ``label`` marks.
+    """
+    intensities, reference = np.asarray(image.dataobj), np.asarray(label.dataobj)
+    known = reference[training_part]
+    values = np.unique(known[known > 0])
+    starts = [intensities[training_part][known == value].mean(keepdims=True) for value in values]
+    voxels = intensities[reference > 0][:, None].astype(np.float64)
+    mixture = GaussianMixture(len(values), covariance_type="tied", means_init=starts)
+    mixture.fit(voxels[:: 1 + len(voxels) // 200_000])
+    labels = np.zeros(reference.shape, np.uint8)
+    labels[reference > 0] = values[mixture.predict(voxels)]
+    return labels
 
 
 @contextmanager

@@ -6,17 +6,21 @@ With ``identity=True`` the network gives what it gave, bit for bit, until traini
 mechanism. Attention has a learning rate of its own here; the host's weights could as well be frozen.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
 from monai.losses import DiceCELoss
+from monai.transforms import Compose, LoadImaged, NormalizeIntensityd, RandSpatialCropd, SpatialPadd
+from torch import Tensor, nn
 
 import attn3d
 from attn3d import segmentation
 
-PATCH, SPACING = (48, 48, 48), (2.0, 2.0, 2.0)
+PATCH = (48, 48, 48)
+KEYS = ("image", "label")
 
 
 def main(
@@ -26,14 +30,10 @@ def main(
 ) -> None:
     """Train without, insert, compare, fine-tune."""
     torch.manual_seed(0)
-    image_path, label_path = segmentation.write_mni152(out, resolution)
-    image = segmentation.read_image(image_path)
-    label = segmentation.read_label(label_path, image, values=[0, *segmentation.TISSUES])
-    subject = segmentation.training_subject(image, label, SPACING, PATCH)
-    patches = segmentation.patch_loader([subject], PATCH, batch_size=2)
+    batches = patches(*segmentation.write_mni152(out, resolution))
 
     net = segmentation.create_network("UNet", in_channels=1, out_channels=4)
-    segmentation.fit(net, patches, iterations=steps)
+    fit(net, torch.optim.AdamW(net.parameters(), lr=6e-3), batches, steps)
     torch.save(net.state_dict(), out / "before.pt")
 
     # Elsewhere, later: the same network, the old checkpoint, attention in it.
@@ -51,18 +51,40 @@ def main(
     mine = {id(parameter) for parameter in attention}
     host = [parameter for parameter in net.parameters() if id(parameter) not in mine]
     optimizer = torch.optim.AdamW([{"params": host, "lr": 1e-4}, {"params": attention, "lr": 3e-3}])
-    loss = DiceCELoss(to_onehot_y=True, softmax=True)
-    net.train()
-    for _, batch in zip(range(max(1, steps // 4)), patches, strict=False):
-        optimizer.zero_grad()
-        loss(net(batch["image"]["data"]), batch["label"]["data"]).backward()
-        optimizer.step()
+    fit(net, optimizer, batches, max(1, steps // 4))
     gates = [parameter.item() for parameter in attention if parameter.dim() == 0]
     print("gates, which began at 0:", [round(gate, 4) for gate in gates])
 
     # A checkpoint from after insertion is rebuilt from what `insertions` gives.
     torch.save({"weights": net.state_dict(), "insertions": attn3d.inserted_attention(net)}, out / "after.pt")
     print(f"{len(attention)} parameters of attention beside {len(host)} of the network, saved in {out / 'after.pt'}")
+
+
+def patches(image: Path, label: Path) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of two patches from anywhere in the scan, without end."""
+    load = Compose(
+        [
+            LoadImaged(KEYS, ensure_channel_first=True),
+            NormalizeIntensityd("image", nonzero=True),
+            SpatialPadd(KEYS, PATCH, mode="edge"),
+        ]
+    )
+    crop = RandSpatialCropd(KEYS, PATCH, random_size=False).set_random_state(0)
+    scan = load({"image": image, "label": label})
+    while True:
+        drawn = [crop(scan), crop(scan)]
+        yield tuple(torch.stack([one[key].as_tensor() for one in drawn]) for key in KEYS)
+
+
+def fit(net: nn.Module, optimizer: torch.optim.Optimizer, batches: Iterator[tuple[Tensor, Tensor]], steps: int) -> None:
+    """A plain loop."""
+    loss = DiceCELoss(to_onehot_y=True, softmax=True)
+    net.train()
+    for _ in range(steps):
+        image, label = next(batches)
+        optimizer.zero_grad()
+        loss(net(image), label).backward()
+        optimizer.step()
 
 
 if __name__ == "__main__":

@@ -16,16 +16,17 @@ from tests.mechanisms.cases import CASES
 
 
 class Configuration(NamedTuple):
-    """One cell: what to ask of the factory, and a name for the test's identifier."""
+    """One cell: what to ask of the factory, and names for the test's identifier and the form."""
 
     id: str
     name: str
+    form: str
     options: dict[str, Any]
 
 
 def _cells(forms: Callable[[Case], dict[str, dict[str, Any]]]) -> list[Configuration]:
     return [
-        Configuration(name if form == "default" else f"{name}-{form}", name, options)
+        Configuration(name if form == "default" else f"{name}-{form}", name, form, options)
         for name, case in CASES.items()
         for form, options in forms(case).items()
     ]

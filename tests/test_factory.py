@@ -54,8 +54,8 @@ def test_every_form_of_a_spec(spec):
 
 
 def test_options_of_the_call_win():
-    module = attn3d.create_attention(("se", {"reduction": 2}), spatial_dims=3, channels=16, reduction=8)
-    assert module.squeeze.out_features == 2
+    module = attn3d.create_attention(("se", {"reduction": 2}), spatial_dims=3, channels=64, reduction=8)
+    assert module.squeeze.out_features == 8
 
 
 def test_a_scope_is_reached_from_plain_data():

@@ -341,9 +341,8 @@ class TestIdentity:
         net, x = UNet(2, 1, 2, (8, 8), (2,), num_res_units=1, norm="batch").eval(), torch.randn(2, 1, 8, 8)
         plain = net(x)
         at = ("skip", "conv") if name == "sk" else ("skip", "residual")
-        width = (
-            {"reduction": 1} if name in taking("reduction") else {}
-        )  # a narrow hidden layer may be dead from the start
+        # A narrow hidden layer may be dead from the start.
+        width = {"reduction": 1} if name in taking("reduction") else {}
         insert_attention(net, name, at=at, identity=True, variant=variant, **width)
         assert torch.equal(net(x), plain)
         assert torch.equal(net.train()(x), insertionless(net).train()(x))

@@ -466,14 +466,17 @@ def test_a_wrong_argument_is_refused(arguments, error, message):
         check_attention(*arguments)
 
 
+class MeanGate(Gate):
+    """Keeps the contract without a parameter."""
+
+    def __init__(self):
+        nn.Module.__init__(self)
+
+    def gate(self, x):
+        return torch.sigmoid(self.pool(x))[..., None, None, None]
+
+
 def test_a_module_without_parameters_is_served():
-    class MeanGate(Gate):
-        def __init__(self):
-            nn.Module.__init__(self)
-
-        def gate(self, x):
-            return torch.sigmoid(self.pool(x))[..., None, None, None]
-
     report = check_attention(MeanGate(), 3, C, skip=SLOW)
     assert "frozen" in report.checked
 

@@ -1,5 +1,6 @@
 """Attention over the tokens of a volume, in memory that grows with their number and not its square."""
 
+from attn3d.attention.channels import ChannelwiseAttention
 from attn3d.attention.features import Features, create_features
 from attn3d.attention.functional import BACKENDS, attend
 from attn3d.attention.groups import AxisGroups
@@ -21,6 +22,7 @@ __all__ = [
     "BACKENDS",
     "Axial",
     "AxisGroups",
+    "ChannelwiseAttention",
     "Features",
     "Global",
     "Grid",

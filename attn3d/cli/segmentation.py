@@ -52,14 +52,15 @@ def train(
     out: Out = Path("run"),
     config: Annotated[Path | None, typer.Option(help="Settings in YAML or JSON; options here override it.")] = None,
     network: Annotated[
-        str | None, typer.Option(help="UNet, ResidualUNet, DynUNet, SegResNet or BasicUNet [UNet].")
+        str | None, typer.Option(help="UNet, ResidualUNet, DynUNet, ResidualDynUNet, SegResNet or BasicUNet [UNet].")
     ] = None,
     attention: Annotated[
         str | None, typer.Option(help="A mechanism, its spec as JSON, or none: `attn3d list` [cbam].")
     ] = None,
     at: Annotated[str | None, typer.Option(help="Kinds of site, separated by commas [skip].")] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the cases [30].")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Of weights and patches [0].")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the cases [30].")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Of training, instead of --epochs.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of weights and patches [0].")] = None,
     folds: Annotated[Path | None, typer.Option(help="Given splits, as nnU-Net's splits_final.json.")] = None,
     fold: Annotated[int, typer.Option(min=0, help="Which of them.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the training in --out.")] = False,
@@ -74,7 +75,16 @@ def train(
     with one_line_errors("train"):
         if devices != "auto" and not (devices.isdecimal() and int(devices)):
             raise ValueError(f"`devices` must be auto or a positive number, got {devices!r}")
-        if resume and any(one is not None for one in (config, network, attention, at, epochs, seed, folds)):
+        settings = {
+            "network": network,
+            "attention": _spec(attention),
+            "epochs": epochs,
+            "minutes": minutes,
+            "seed": seed,
+        }
+        settings |= {"at": None if at is None else at.split(",")}
+        settings = {name: value for name, value in settings.items() if value is not None}
+        if resume and (settings or config is not None or folds is not None):
             raise ValueError("`resume` goes on with the settings in --out; give no others (but --data, if moved)")
         run = segmentation.train(
             data,
@@ -86,11 +96,7 @@ def train(
             devices=devices if devices == "auto" else int(devices),
             workers=workers,
             quiet=quiet,
-            network=network,
-            attention=_spec(attention),
-            at=None if at is None else at.split(","),
-            epochs=epochs,
-            seed=seed,
+            **settings,
         )
         if run.finished:  # with several processes, the first one scores
             scores = json.loads(run.scores.read_text(encoding="utf-8"))
@@ -106,6 +112,7 @@ def predict(
     preview: Annotated[bool, typer.Option("--preview", help="A picture of each.")] = False,
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Also what the labels come from.")] = False,
     tta: Annotated[bool, typer.Option("--tta", help="Average with the mirrored scan.")] = False,
+    overlap: Annotated[float, typer.Option(help="Of neighbouring windows.")] = 0.5,
     remove_small: Annotated[float, typer.Option(min=0, help="Drop pieces of less than so many ml.")] = 0.0,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
@@ -122,6 +129,7 @@ def predict(
             preview=preview,
             probabilities=probabilities,
             tta=tta,
+            overlap=overlap,
             remove_small=remove_small,
             overwrite=overwrite,
             quiet=quiet,
@@ -176,7 +184,8 @@ def compare(
     data: Data = None,
     config: Annotated[Path | None, typer.Option(help="Settings in YAML or JSON, the same for all.")] = None,
     network: Annotated[str | None, typer.Option(help="As for train.")] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="As for train.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="As for train.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="As for train.")] = None,
     workers: Workers = None,
     quiet: Quiet = False,
 ) -> None:
@@ -184,7 +193,8 @@ def compare(
     from attn3d import segmentation
 
     _log(quiet)
-    given = {"config": None if config is None else str(config), "network": network, "epochs": epochs}
+    given: dict[str, Any] = {"config": None if config is None else str(config), "network": network}
+    given |= {"epochs": epochs, "minutes": minutes}
     with one_line_errors("compare"):
         found = segmentation.compare(
             data,

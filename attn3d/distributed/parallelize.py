@@ -8,21 +8,17 @@ from torch import nn
 from torch.nn.modules import batchnorm, conv, pooling
 
 from attn3d.arguments import one_of
-from attn3d.attention import VolumeAttention
+from attn3d.attention import ChannelwiseAttention, VolumeAttention
 from attn3d.layers.norms import BatchNorm, GroupNorm
-from attn3d.mechanisms import (
-    ChannelAttention,
-    DualAttention,
-    MultiHeadSelfAttention,
-    NonLocal,
-    PositionAttention,
-)
 from attn3d.mechanisms.base import Mechanism
-from attn3d.mechanisms.non_local import Concatenation, DotProduct
+from attn3d.mechanisms.channel import ChannelSelfAttention
+from attn3d.mechanisms.dual_attention import ChannelAttention, DualAttention, PositionAttention
+from attn3d.mechanisms.non_local import Concatenation, DotProduct, NonLocal
+from attn3d.mechanisms.self_attention import MultiHeadSelfAttention
 
 ROTATIONS = ("all_gather", "ring")
 
-_EXACT = (ChannelAttention, DualAttention, MultiHeadSelfAttention, NonLocal, PositionAttention)
+_EXACT = (ChannelAttention, ChannelSelfAttention, DualAttention, MultiHeadSelfAttention, NonLocal, PositionAttention)
 
 # PyTorch's own layers that look past the border of a shard, or take statistics over it.
 _OF_HOSTS = (
@@ -92,7 +88,7 @@ def parallelize_attention(
         VolumeAttention: context.ShardedAttention,
         DotProduct: context.ShardedPairwise,
         Concatenation: context.ShardedPairwise,
-        ChannelAttention: context.ShardedChannels,
+        ChannelwiseAttention: context.ShardedChannels,
         BatchNorm: norm.ShardedBatchNorm,
     }
     for part in net.modules():
@@ -147,7 +143,7 @@ def _refusal(part: nn.Module, rotate: str) -> str:
     elif isinstance(part, GroupNorm):
         return "whose statistics would be of a shard; the norms 'batch' and 'layer' work"
     elif isinstance(part, Mechanism) and not isinstance(part, _EXACT):
-        return "which takes means or convolves over voxels of other ranks; non_local, mhsa and danet work"
+        return "which takes means or convolves over voxels of other ranks; attention over voxels and channels works"
     return ""
 
 

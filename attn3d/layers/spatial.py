@@ -4,11 +4,15 @@ A volume is (B, C, *S) with ``spatial_dims`` sizes in S; its tokens are (B, H, N
 order of `torch.flatten`, and C = H d split over H heads.
 """
 
+from typing import Any, TypeVar
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from attn3d.capture import is_captured
+
+_Volume = TypeVar("_Volume", Tensor, nn.Module)
 
 
 def check_spatial_dims(spatial_dims: int) -> int:
@@ -70,12 +74,12 @@ class _Tokens(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.shape, ctx.channels_first = x.shape, x.is_contiguous()
         return x.flatten(2).transpose(1, 2)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         grad = grad.transpose(1, 2).contiguous() if ctx.channels_first else grad.contiguous().transpose(1, 2)
         return grad.unflatten(2, ctx.shape[2:])
 
@@ -127,3 +131,8 @@ def central_voxel(x: Tensor) -> Tensor:
     for size in x.shape[2:]:
         index = index * size + size // 2
     return torch.tensor([index], device=x.device)
+
+
+def to_channels_last(volume: _Volume) -> _Volume:
+    """A tensor (B, C, D, H, W) or a 3-D network with the channels innermost in memory."""
+    return volume.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # modules have it too

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from attn3d.arguments import odd_per_axis, one_of, per_axis, positive_integer
+from attn3d.arguments import odd_per_axis, one_of, per_axis
 from attn3d.layers.conv import convolution, map_convolution
 from attn3d.layers.gating import joint_gate
 from attn3d.layers.norms import NormSpec, create_norm
 from attn3d.layers.pooling import mean, mean_and_maximum
 from attn3d.layers.spatial import axes, broadcast_gate
-from attn3d.mechanisms.base import Mechanism
+from attn3d.mechanisms.base import Mechanism, hidden_width
 from attn3d.mechanisms.registry import register_attention
 
 __all__ = ["BAM"]
@@ -28,12 +28,12 @@ class BAM(Mechanism):
 
     compact: y = x * sigmoid(Mc + Ms), Mc = W2 relu(W1 mean(x)), Ms = norm(conv_k(mean_c(x) + max_c(x)));
     paper: y = x * (1 + sigmoid(Mc + Ms)), Mc = W2 relu(norm(W1 mean(x))), Ms = conv_1 f(f(g(x))) with
-    g = relu(norm(conv_1 C -> h)), f = relu(norm(conv_k h -> h, dilated)), h = max(1, C // reduction).
+    g = relu(norm(conv_1 C -> h)), f = relu(norm(conv_k h -> h, dilated)), h = max(C // reduction, min(C, 4)).
 
     Args:
         spatial_dims: 1, 2 or 3.
         channels: C.
-        reduction: C over the hidden width h.
+        reduction: C over the hidden width h, which is at least min(C, 4).
         kernel_size: k, odd, one or one per axis; "auto": 7 in the compact form, 3 in the paper's.
         dilation: of the convolutions with kernel k, one or one per axis; "auto": 1 in the compact form, 4 in
             the paper's.
@@ -69,7 +69,7 @@ class BAM(Mechanism):
         variant: str = "compact",
     ) -> None:
         super().__init__(spatial_dims, channels, variant)
-        hidden = max(1, channels // positive_integer("reduction", reduction))
+        hidden = hidden_width(channels, reduction)
         kernel = odd_per_axis("kernel_size", self.by_variant(kernel_size, compact=7, paper=3), spatial_dims)
         spread = per_axis("dilation", self.by_variant(dilation, compact=1, paper=4), spatial_dims)
         self.combine = one_of("combine", combine, ("sum", "product"))

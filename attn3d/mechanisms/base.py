@@ -10,6 +10,21 @@ from attn3d.capture import is_captured
 from attn3d.layers.spatial import check_spatial_dims
 
 AUTO = "auto"
+_LEAST = 4  # hidden units of a squeeze: a single one, switched off by its rectifier, leaves a constant gate
+
+
+def hidden_width(channels: int, reduction: int) -> int:
+    """The hidden width of a squeeze, max(C // reduction, min(C, 4)).
+
+    Args:
+        channels: C.
+        reduction: C over the hidden width.
+
+    Raises:
+        TypeError: when ``reduction`` is no integer.
+        ValueError: when it is below 1.
+    """
+    return max(channels // positive_integer("reduction", reduction), min(channels, _LEAST))
 
 
 class Mechanism(nn.Module):
@@ -100,3 +115,18 @@ class Mechanism(nn.Module):
     def extra_repr(self) -> str:
         """The first words of the constructor."""
         return f"spatial_dims={self.spatial_dims}, channels={self.channels}, variant={self.variant!r}"
+
+
+def read_heads(num_heads: int | None, channels: int) -> int:
+    """How many heads there are: by default the largest divisor of the channels that is not above 8.
+
+    Raises:
+        TypeError: when ``num_heads`` is no integer.
+        ValueError: when it does not divide the channels, naming those that do.
+    """
+    divisors = [heads for heads in range(1, channels + 1) if channels % heads == 0]
+    if num_heads is None:
+        return max(heads for heads in divisors if heads <= 8)
+    if positive_integer("num_heads", num_heads) not in divisors:
+        raise ValueError(f"`num_heads` must divide {channels} channels, got {num_heads}; {divisors} do")
+    return num_heads

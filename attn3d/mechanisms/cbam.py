@@ -9,13 +9,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from attn3d.arguments import boolean, odd_per_axis, positive_integer
+from attn3d.arguments import boolean, odd_per_axis
 from attn3d.layers.conv import map_convolution
 from attn3d.layers.gating import gate
 from attn3d.layers.norms import NormSpec, create_norm
 from attn3d.layers.pooling import mean_and_maximum
 from attn3d.layers.spatial import axes, broadcast_gate
-from attn3d.mechanisms.base import Mechanism
+from attn3d.mechanisms.base import Mechanism, hidden_width
 from attn3d.mechanisms.registry import register_attention
 
 __all__ = ["CBAM"]
@@ -25,13 +25,13 @@ __all__ = ["CBAM"]
 class CBAM(Mechanism):
     """A gate per channel, then a gate per voxel of what the first has left.
 
-    x1 = x * sigmoid(MLP(mean(x)) + MLP(max(x))), MLP = W2 relu(W1 .), W1: C -> h, h = max(1, C // reduction);
+    x1 = x * sigmoid(MLP(mean(x)) + MLP(max(x))), MLP = W2 relu(W1 .), W1: C -> h, h = max(C // reduction, min(C, 4));
     y = x1 * sigmoid(norm(conv_k([mean_c(x1); max_c(x1)]))).
 
     Args:
         spatial_dims: 1, 2 or 3.
         channels: C.
-        reduction: C over the hidden width h.
+        reduction: C over the hidden width h, which is at least min(C, 4).
         kernel_size: k, odd, one or one per axis: (3, 7, 7) suits thick slices.
         bias: whether the MLP has biases; "auto": not in the compact form, yes in the paper's.
         norm: spec of the norm after the convolution; "auto": None in the compact form, "batch" in the paper.
@@ -67,7 +67,7 @@ class CBAM(Mechanism):
         variant: str = "compact",
     ) -> None:
         super().__init__(spatial_dims, channels, variant)
-        hidden = max(1, channels // positive_integer("reduction", reduction))
+        hidden = hidden_width(channels, reduction)
         bias = boolean("bias", self.by_variant(bias, compact=False, paper=True))
         kernel = odd_per_axis("kernel_size", kernel_size, spatial_dims)
         order = tuple(self.by_variant(order, compact=("mean", "max"), paper=("max", "mean")))

@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attn3d.arguments import MemoryBudget, one_of, positive_integer
-from attn3d.attention import Pattern, VolumeAttention
-from attn3d.capture import NotScriptable, at_least_single, without_autocast
+from attn3d.arguments import MemoryBudget, positive_integer
+from attn3d.attention import ChannelwiseAttention, Pattern, VolumeAttention
 from attn3d.layers.conv import convolution
 from attn3d.layers.norms import BatchNorm
 from attn3d.layers.spatial import central_voxel, keep_format, spatial_shape, to_tokens, to_volume
@@ -22,9 +21,6 @@ from attn3d.mechanisms.base import Mechanism
 from attn3d.mechanisms.registry import register_attention
 
 __all__ = ["ChannelAttention", "DualAttention", "DualAttentionHead", "PositionAttention"]
-
-# The power of N that multiplies each of the two factors of the channel energy.
-_POWERS = {"none": 0.0, "1/N": -0.5, "1/sqrt(N)": -0.25}
 
 
 class PositionAttention(Mechanism):
@@ -91,7 +87,7 @@ class PositionAttention(Mechanism):
         return {"query": self.attention.rows(q, k, chosen, spatial_shape(x))}
 
 
-class ChannelAttention(NotScriptable, Mechanism):
+class ChannelAttention(Mechanism):
     """Adds to every channel a weighted sum of the channels that are similar to it.
 
     y = x + beta Q, Q = softmax(E) A, E = A A^T, A = x as (C, N); "official": E becomes its row's maximum less
@@ -121,29 +117,19 @@ class ChannelAttention(NotScriptable, Mechanism):
         variant: str = "compact",
     ) -> None:
         super().__init__(spatial_dims, channels, variant)
-        self.channel_energy = one_of("channel_energy", channel_energy, ("paper", "official"))
-        one_of("scale", scale, _POWERS)
-        self.power = _POWERS[scale]
         self.identity_at_start = True
         self.beta = nn.Parameter(torch.zeros(1))
-
-    @without_autocast
-    def affinity(self, x: Tensor) -> Tensor:
-        """softmax(E), (B, C, C)."""
-        energy = self.energy(at_least_single(to_tokens(x).transpose(1, 2)))
-        if self.channel_energy == "official":
-            energy = energy.amax(2, keepdim=True) - energy
-        return energy.softmax(2)
-
-    def energy(self, flat: Tensor) -> Tensor:
-        """E of (B, C, N), scaled, (B, C, C)."""
-        flat = flat * flat.shape[2] ** self.power  # each factor, before the product
-        return flat @ flat.transpose(1, 2)
+        self.attention = ChannelwiseAttention(1, energy=channel_energy, scale=scale)
 
     def context(self, x: Tensor) -> Tensor:
         """Q, (B, C, *S)."""
-        flat = to_tokens(x).transpose(1, 2)
-        return (self.affinity(x).to(x.dtype) @ flat).unflatten(2, spatial_shape(x))
+        tokens = to_tokens(x).unsqueeze(1)
+        return to_volume(self.attention(tokens, tokens, tokens).squeeze(1), spatial_shape(x))
+
+    def affinity(self, x: Tensor) -> Tensor:
+        """softmax(E), (B, C, C)."""
+        tokens = to_tokens(x).unsqueeze(1)
+        return self.attention.affinity(tokens, tokens).squeeze(1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Adds beta Q to (B, C, *S)."""

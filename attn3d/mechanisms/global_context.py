@@ -3,12 +3,12 @@
 import torch
 from torch import Tensor, nn
 
-from attn3d.arguments import one_of, positive_integer
+from attn3d.arguments import one_of
 from attn3d.capture import at_least_single
 from attn3d.layers.gating import gate
 from attn3d.layers.norms import NormSpec, create_norm
 from attn3d.layers.spatial import broadcast_gate, spatial_shape
-from attn3d.mechanisms.base import Mechanism
+from attn3d.mechanisms.base import Mechanism, hidden_width
 from attn3d.mechanisms.registry import register_attention
 
 __all__ = ["GlobalContext"]
@@ -19,14 +19,14 @@ class GlobalContext(Mechanism):
     """One softmax-weighted mean over the voxels, transformed and added to all of them: linear in N.
 
     alpha = softmax over the voxels of (w x + b), C -> 1; c = sum_j alpha_j x_j;
-    y = x + W2 relu(norm(W1 c)), W1: C -> h, W2: h -> C, h = max(1, C // reduction), with biases; "mul":
+    y = x + W2 relu(norm(W1 c)), W1: C -> h, W2: h -> C, h = max(C // reduction, min(C, 4)), with biases; "mul":
     y = x * sigmoid(W2 relu(norm(W1 c))). W2 and its bias start at 0, so that "add" starts as the identity.
 
     Args:
         spatial_dims: 1, 2 or 3.
         channels: C.
-        reduction: C over the hidden width h. With h = 1 a layer norm leaves nothing but its bias: take a smaller
-            reduction for few channels, or another norm.
+        reduction: C over the hidden width h, which is at least min(C, 4). Of a single channel a layer norm leaves
+            nothing but its bias.
         fusion: "add", as in the paper, or "mul".
         norm: spec of the norm over the hidden width.
         variant: "compact" or "paper"; both are the same.
@@ -57,7 +57,7 @@ class GlobalContext(Mechanism):
         variant: str = "compact",
     ) -> None:
         super().__init__(spatial_dims, channels, variant)
-        hidden = max(1, channels // positive_integer("reduction", reduction))
+        hidden = hidden_width(channels, reduction)
         self.fusion = one_of("fusion", fusion, ("add", "mul"))
         self.identity_at_start = fusion == "add"
         self.score = nn.Linear(channels, 1)

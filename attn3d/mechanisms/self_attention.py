@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attn3d.arguments import MemoryBudget, natural_number, positive_integer
+from attn3d.arguments import MemoryBudget, natural_number
 from attn3d.attention import Pattern, PositionSpec, VolumeAttention, create_features, create_pattern
 from attn3d.attention.layer import Tokens
 from attn3d.layers.spatial import (
@@ -18,7 +18,7 @@ from attn3d.layers.spatial import (
     to_tokens,
     to_volume,
 )
-from attn3d.mechanisms.base import Mechanism
+from attn3d.mechanisms.base import Mechanism, read_heads
 from attn3d.mechanisms.registry import register_attention
 
 __all__ = ["MultiHeadSelfAttention"]
@@ -43,8 +43,8 @@ class MultiHeadSelfAttention(Mechanism):
         position: None, "rope" or ``("rope", {options})``: rotates q and k by their place in the volume, with every
             pattern. Options: ``mixed``, ``base`` and ``spacing``, see `attn3d.attention.RotaryPosition`.
         position_bias: learnt for every head by the distance of two voxels, 0 at start: "axis", a sum over the
-            axes; "joint", one for every offset; None. For patterns of fixed size: Window, Grid, and Neighborhood
-            with "axis".
+            axes; "joint", one for every offset; "continuous", from a small network of the offset, for windows of any
+            size (arXiv 2111.09883); None. For patterns of fixed size: Window, Grid, and, but for "joint", Neighborhood.
         qk_norm: normalises q and k of every head by their root mean square, with learnt weights.
         scores: "dot", q k^T / sqrt(C / H), or "cosine", their cosines over a temperature of every head, which is learnt
             and at least 0.01.
@@ -87,12 +87,7 @@ class MultiHeadSelfAttention(Mechanism):
         variant: str = "compact",
     ) -> None:
         super().__init__(spatial_dims, channels, variant)
-        divisors = [heads for heads in range(1, channels + 1) if channels % heads == 0]
-        if num_heads is None:
-            num_heads = max(heads for heads in divisors if heads <= 8)
-        if positive_integer("num_heads", num_heads) not in divisors:
-            raise ValueError(f"`num_heads` must divide {channels} channels, got {num_heads}; {divisors} do")
-        self.num_heads = num_heads
+        self.num_heads = num_heads = read_heads(num_heads, channels)
         self.qkv = nn.Linear(channels, 3 * channels)
         pattern = create_pattern(pattern)
         if natural_number("registers", registers) and pattern.local:

@@ -6,11 +6,11 @@ Deviation: the compact form has no biases, as most implementations since; the au
 import torch
 from torch import Tensor, nn
 
-from attn3d.arguments import boolean, positive_integer
+from attn3d.arguments import boolean
 from attn3d.layers.gating import gate
 from attn3d.layers.pooling import mean
 from attn3d.layers.spatial import axes, broadcast_gate
-from attn3d.mechanisms.base import Mechanism
+from attn3d.mechanisms.base import Mechanism, hidden_width
 from attn3d.mechanisms.registry import register_attention
 
 __all__ = ["SqueezeExcitation"]
@@ -20,12 +20,12 @@ __all__ = ["SqueezeExcitation"]
 class SqueezeExcitation(Mechanism):
     """A gate per channel from the channels' means.
 
-    y = x * sigmoid(W2 relu(W1 mean(x))), W1: C -> h, W2: h -> C, h = max(1, C // reduction).
+    y = x * sigmoid(W2 relu(W1 mean(x))), W1: C -> h, W2: h -> C, h = max(C // reduction, min(C, 4)).
 
     Args:
         spatial_dims: 1, 2 or 3.
         channels: C.
-        reduction: C over the hidden width h.
+        reduction: C over the hidden width h, which is at least min(C, 4).
         bias: whether W1 and W2 have biases; "auto": not in the compact form, yes in the paper's.
         variant: "compact" or "paper".
 
@@ -54,7 +54,7 @@ class SqueezeExcitation(Mechanism):
         variant: str = "compact",
     ) -> None:
         super().__init__(spatial_dims, channels, variant)
-        hidden = max(1, channels // positive_integer("reduction", reduction))
+        hidden = hidden_width(channels, reduction)
         bias = boolean("bias", self.by_variant(bias, compact=False, paper=True))
         self.squeeze = nn.Linear(channels, hidden, bias=bias)
         self.excite = nn.Linear(hidden, channels, bias=bias)

@@ -5,7 +5,6 @@ of these names.
 """
 
 from attn3d.segmentation.comparison import compare
-from attn3d.segmentation.data import augmentation, degrade, hold_out_anterior, patch_loader, training_subject
 from attn3d.segmentation.datasets import Case, Dataset, find_dataset, split_cases
 from attn3d.segmentation.errors import FileError
 from attn3d.segmentation.evaluation import evaluate, mean_dice, score
@@ -16,15 +15,15 @@ from attn3d.segmentation.files import (
     write_image,
     write_label,
 )
-from attn3d.segmentation.fitting import Diverged, SegmentationTask, fit
-from attn3d.segmentation.inference import predict_probabilities, segment
-from attn3d.segmentation.mixture import gaussian_mixture
 from attn3d.segmentation.mni152 import TISSUES, write_mni152
 from attn3d.segmentation.networks import NETWORKS, create_network
 from attn3d.segmentation.prediction import Prediction, predict
+from attn3d.segmentation.preprocessing import normalise
 from attn3d.segmentation.reporting import report
 from attn3d.segmentation.runs import Run
+from attn3d.segmentation.settings import Configuration, Settings
 from attn3d.segmentation.simulation import HAEMORRHAGES, simulate, threshold_segmentation
+from attn3d.segmentation.task import Diverged, SegmentationTask
 from attn3d.segmentation.training import Interrupted, train
 from attn3d.segmentation.writing import finished_file
 
@@ -33,6 +32,7 @@ __all__ = [
     "NETWORKS",
     "TISSUES",
     "Case",
+    "Configuration",
     "Dataset",
     "Diverged",
     "FileError",
@@ -40,31 +40,24 @@ __all__ = [
     "Prediction",
     "Run",
     "SegmentationTask",
-    "augmentation",
+    "Settings",
     "compare",
     "create_network",
-    "degrade",
     "evaluate",
     "find_dataset",
     "finished_file",
-    "fit",
-    "gaussian_mixture",
-    "hold_out_anterior",
     "mean_dice",
-    "patch_loader",
+    "normalise",
     "predict",
-    "predict_probabilities",
     "read_image",
     "read_label",
     "read_segmentation",
     "report",
     "score",
-    "segment",
     "simulate",
     "split_cases",
     "threshold_segmentation",
     "train",
-    "training_subject",
     "write_image",
     "write_label",
     "write_mni152",

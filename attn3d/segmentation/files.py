@@ -102,10 +102,16 @@ def read_segmentation(
     elif data.dtype.kind == "f":
         data = _rounded(path, data)
     known = "whole numbers from 0 to 255" if values is None else ", ".join(map(str, sorted(values)))
-    for value in np.unique(data):
+    known_at_sight = values is None and data.dtype == np.uint8
+    for value in () if known_at_sight else values_in(data):
         if value not in (range(256) if values is None else values):
             raise FileError(path, f"the label holds the value {value:.6g}; map its values to {known}")
     return type(image)(data.astype(np.uint8), image.affine, image.header, dtype=np.uint8)
+
+
+def values_in(data: np.ndarray) -> np.ndarray:
+    """The different values of an array in ascending order; it is walked through as it lies in memory."""
+    return np.unique(data.ravel(order="K"))
 
 
 def check_same_grid(path: Path | str, image: nib.Nifti1Image, other: nib.Nifti1Image) -> None:

@@ -18,14 +18,21 @@ def _widths(width: int, strides: Sequence[Any]) -> tuple[int, ...]:
     return tuple(min(width * 2**level, _MOST_CHANNELS) for level in range(len(strides) + 1))
 
 
-def _unet(strides: Sequence[Sequence[int]], kernels: Any, width: int, units: int = 0, **channels: int) -> nn.Module:
+def _unet(
+    strides: Sequence[Sequence[int]], kernels: Any, width: int, supervised: bool, units: int = 0, **channels: int
+) -> nn.Module:
     return nets.UNet(
         spatial_dims=3, channels=_widths(width, strides), strides=tuple(strides), num_res_units=units, **channels
     )
 
 
 def _dynunet(
-    strides: Sequence[Sequence[int]], kernels: Sequence[Sequence[int]] | None, width: int, **channels: int
+    strides: Sequence[Sequence[int]],
+    kernels: Sequence[Sequence[int]] | None,
+    width: int,
+    supervised: bool,
+    residual: bool = False,
+    **channels: int,
 ) -> nn.Module:
     return nets.DynUNet(
         spatial_dims=3,
@@ -33,18 +40,19 @@ def _dynunet(
         strides=((1, 1, 1), *strides),
         upsample_kernel_size=strides,
         filters=_widths(width, strides),
-        deep_supervision=len(strides) > 1,
+        res_block=residual,
+        deep_supervision=supervised and len(strides) > 1,
         deep_supr_num=max(1, len(strides) - 1),
         **channels,
     )
 
 
-def _basic_unet(strides: Any, kernels: Any, width: int, **channels: int) -> nn.Module:
+def _basic_unet(strides: Any, kernels: Any, width: int, supervised: bool, **channels: int) -> nn.Module:
     half = max(1, width // 2)
     return nets.BasicUNet(spatial_dims=3, features=(*(half * 2**level for level in range(5)), half), **channels)
 
 
-def _segresnet(strides: Any, kernels: Any, width: int, **channels: int) -> nn.Module:
+def _segresnet(strides: Any, kernels: Any, width: int, supervised: bool, **channels: int) -> nn.Module:
     return nets.SegResNet(spatial_dims=3, init_filters=max(8, width // 2), blocks_down=(1, 1, 1, 1), **channels)
 
 
@@ -52,6 +60,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "UNet": _unet,
     "ResidualUNet": partial(_unet, units=2),
     "DynUNet": _dynunet,
+    "ResidualDynUNet": partial(_dynunet, residual=True),
     "BasicUNet": _basic_unet,
     "SegResNet": _segresnet,
 }
@@ -66,6 +75,7 @@ def create_network(
     strides: Sequence[Sequence[int]] = _HALVED_THREE_TIMES,
     kernels: Sequence[Sequence[int]] | None = None,
     width: int = 16,
+    deep_supervision: bool = True,
     attention: Any = None,
     at: Sequence[str] = (),
 ) -> nn.Module:
@@ -75,6 +85,7 @@ def create_network(
       starts at full resolution, and is what a CPU can train.
     - ``ResidualUNet``: the same with residual units, the last at full resolution: finer borders, thrice the cost.
     - ``DynUNet``: nnU-Net's, at full resolution from the start, kernels and strides per axis, deep supervision.
+    - ``ResidualDynUNet``: the same with residual units.
     - ``BasicUNet``, ``SegResNet``: halve every axis alike, whatever the strides.
 
     Args:
@@ -84,6 +95,7 @@ def create_network(
         strides: of each step down, per axis.
         kernels: of each resolution, per axis; 3 by default.
         width: channels at the highest resolution; they double with each step.
+        deep_supervision: whether a DynUNet in training also gives logits of its coarser resolutions.
         attention: a spec as for `attn3d.insert_attention`, or None.
         at: kinds of site for it.
 
@@ -91,7 +103,8 @@ def create_network(
         ValueError: when ``name`` is none of them, with the nearest; as `attn3d.insert_attention` otherwise.
     """
     build = NETWORKS[one_of("network", name, NETWORKS)]
-    net = build(strides=strides, kernels=kernels, width=width, in_channels=in_channels, out_channels=out_channels)
+    shape = {"strides": strides, "kernels": kernels, "width": width, "supervised": deep_supervision}
+    net = build(**shape, in_channels=in_channels, out_channels=out_channels)
     return net if attention is None else insert_attention(net, attention, at=tuple(at))
 
 

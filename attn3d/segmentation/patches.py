@@ -1,42 +1,133 @@
 """The patches of a training and the volumes of its validation, as Lightning asks for them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-import torchio as tio
-from lightning import LightningDataModule, seed_everything
+from lightning import LightningDataModule
 from rich.progress import track
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from attn3d.segmentation.configuration import Configuration
-from attn3d.segmentation.data import LabelledPatches, augmentation
+from attn3d.segmentation.augmentation import Augmentation, margin, warp
 from attn3d.segmentation.datasets import Case
 from attn3d.segmentation.datasets import Dataset as CaseDataset
 from attn3d.segmentation.errors import failing_as
-from attn3d.segmentation.preprocessing import prepared_subject, to_channels, write_prepared
+from attn3d.segmentation.preprocessing import PreparedCase, to_channels
+from attn3d.segmentation.settings import Configuration
 
-_CASES_IN_QUEUE = 12  # whose patches are mixed
-_AROUND_LABELS = 2 / 3  # of the patches, as in nnU-Net a third or more
+AROUND_LABELS = 2 / 3  # of the patches, as in nnU-Net a third or more
 
 
-def ct_augmentation() -> tio.Transform:
-    """What one head, position or scanner does to a CT and another does not, in Hounsfield units."""
-    return tio.Compose(
-        [
-            tio.RandomFlip(axes=0),
-            tio.RandomAffine(scales=0.1, degrees=10, translation=5, default_pad_value="minimum", p=0.3),
-            tio.RandomNoise(std=(0, 3), p=0.3),
-        ]
-    )
+class Patches(Dataset):
+    """Augmented patches of prepared cases; each follows from the seed, the epoch and its index alone.
+
+    Two of three hold a label by intent: a label is drawn among those that the case has, then one of its voxels, which
+    is the patch's middle unless the border is nearer: there the patch ends at the border. The others lie anywhere, as
+    all do in a case without labels. Along an axis where the scan is smaller than a patch, it is in the middle and
+    extended by its edges.
+
+    Args:
+        cases: as they were written.
+        configuration: of the run.
+    """
+
+    def __init__(self, cases: Sequence[PreparedCase], configuration: Configuration):
+        self.cases, self.configuration = cases, configuration
+        self.size = np.array(configuration.patch_size)
+        windows = configuration.windows
+        self._augmentation = Augmentation(configuration.spacing, configuration.mirror, hounsfield=windows is not None)
+
+    def __len__(self) -> int:
+        return len(self.cases) * self.configuration.patches_per_case
+
+    def __getitem__(self, place: tuple[int, int]) -> dict[str, Any]:
+        """The patch at (epoch, index): ``image`` (C, *S), ``label`` (1, *S) and the ``name`` of the case."""
+        epoch, index = place
+        random = np.random.default_rng([self.configuration.seed, epoch, index])
+        case = self.cases[index % len(self.cases)]
+        with case.open() as file:
+            corner = draw_corner(file, self.size, AROUND_LABELS, random)
+            matrix = self._augmentation.draw_affine(random)
+            more = 0 if matrix is None else margin(matrix, self.size)
+            image, classes = (
+                read_box(file, name, corner - more, self.size + 2 * more) for name in ("image", "classes")
+            )
+        if matrix is not None:
+            image, classes = warp(image, classes, matrix, self.size.tolist())
+        image, classes = self._augmentation(image, classes, random)
+        return {
+            "image": to_channels(image, self.configuration.windows),
+            "label": classes[None].long(),
+            "name": case.name,
+        }
+
+
+def draw_corner(file: Any, size: np.ndarray, share: float, random: np.random.Generator) -> np.ndarray:
+    """Where a patch begins, as `Patches` says.
+
+    Args:
+        file: of a prepared case.
+        size: voxels of the patch.
+        share: of the patches that hold a label by intent, 0 to 1.
+        random: what it is drawn from.
+    """
+    shape = np.array(file.get_slice("classes").get_shape())
+    room = np.maximum(shape - size, 0)
+    labels = sorted(name for name in file.keys() if name.startswith("foreground"))  # noqa: SIM118  a file, no mapping
+    if labels and random.random() < share:
+        voxels = file.get_slice(labels[random.integers(len(labels))])
+        place = int(random.integers(voxels.get_shape()[0]))
+        voxel = np.array(np.unravel_index(voxels[place : place + 1][0], shape))
+        corner = np.clip(voxel - size // 2, 0, room)
+    else:
+        corner = random.integers(room + 1)
+    return np.where(shape < size, -((size - shape) // 2), corner)
+
+
+def read_box(file: Any, name: str, corner: np.ndarray, size: np.ndarray) -> Tensor:
+    """A box of a prepared array, with its edges repeated where the box lies beyond."""
+    values = file.get_slice(name)
+    shape = np.array(values.get_shape()[-3:])
+    low, high = np.clip(corner, 0, shape - 1), np.clip(corner + size, 1, shape)
+    inside = [slice(*ends) for ends in zip(low.tolist(), high.tolist(), strict=True)]
+    box = values[(slice(None), *inside) if len(values.get_shape()) == 4 else tuple(inside)]
+    beyond = [*zip((low - corner).tolist(), (corner + size - high).tolist(), strict=True)]
+    return torch.from_numpy(np.pad(box, [(0, 0)] * (box.ndim - 3) + beyond, mode="edge"))
+
+
+class EpochSampler(DistributedSampler):
+    """This rank's share of the indices in an order drawn anew for each epoch, each with the epoch."""
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return ((self.epoch, index) for index in super().__iter__())
+
+
+class Volumes(Dataset):
+    """Channels (1, C, *S), classes (*S) and the name of prepared cases."""
+
+    def __init__(self, cases: Sequence[PreparedCase], configuration: Configuration):
+        self.cases, self.windows = cases, configuration.windows
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        with self.cases[index].open() as file:
+            image, classes = (torch.from_numpy(file.get_tensor(name)) for name in ("image", "classes"))
+        return {
+            "image": to_channels(image, self.windows)[None],
+            "label": classes.long(),
+            "name": self.cases[index].name,
+        }
 
 
 class PatchData(LightningDataModule):
     """Augmented patches of the training cases, whole volumes of the validation cases.
 
-    The patches of an epoch follow from the seed, the epoch and the rank alone: whoever resumes a training after an
-    epoch goes on with the patches that it would have had.
+    Whoever resumes a training after an epoch goes on with the patches that it would have had.
 
     Args:
         configuration: of the run.
@@ -59,48 +150,30 @@ class PatchData(LightningDataModule):
         quiet: bool = False,
     ):
         super().__init__()
-        self.configuration, self.dataset, self.folder, self.quiet = configuration, dataset, folder, quiet
-        self.training, self.validation, self.workers = list(training), list(validation), workers
+        self.configuration, self.dataset, self.quiet = configuration, dataset, quiet
+        self.folder, self.cases = folder, {case: PreparedCase(case, folder) for case in (*training, *validation)}
+        self.training, self.validation = ([self.cases[case] for case in part] for part in (training, validation))
+        self.workers = (4 if torch.cuda.is_available() else 0) if workers is None else workers
 
     def prepare_data(self) -> None:
         """Brings all cases to the working grid; only one process on a machine does."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        for case in track([*self.training, *self.validation], "to the working grid", disable=self.quiet):
+        for case, prepared in track(self.cases.items(), "to the working grid", disable=self.quiet):
             with failing_as(case.images[0]):
-                write_prepared(case, self.dataset, self.configuration, self.folder)
+                prepared.write(self.dataset, self.configuration)
 
     def train_dataloader(self) -> DataLoader:
-        """The patches of the trainer's current epoch."""
-        rank, ranks = self.trainer.global_rank, self.trainer.world_size
-        seed = _seed(self.configuration.seed, self.trainer.current_epoch, rank)
-        seed_everything(seed, verbose=False)  # torchio draws from PyTorch's generator
-        cases = [prepared_subject(case, self.folder) for case in self.training]
-        windows = self.configuration.windows
-        transform = tio.Compose(
-            [ct_augmentation(), tio.Lambda(lambda image: to_channels(image, windows), types_to_apply=[tio.INTENSITY])]
-            if windows is not None
-            else [augmentation()]
+        """The patches of this rank; Lightning tells the sampler the epoch."""
+        patches = Patches(self.training, self.configuration)
+        ranks = {"num_replicas": self.trainer.world_size, "rank": self.trainer.global_rank}
+        return DataLoader(
+            patches,
+            batch_size=self.configuration.batch_size,
+            sampler=EpochSampler(patches, **ranks, seed=self.configuration.seed),
+            num_workers=self.workers,
+            persistent_workers=self.workers > 0,
+            generator=torch.Generator(),  # of the workers' seeds, which nothing draws from
         )
-        subjects = tio.SubjectsDataset(cases, transform=transform)
-        shares = None
-        if ranks > 1:
-            shares = DistributedSampler(subjects, ranks, rank, seed=self.configuration.seed)
-            shares.set_epoch(self.trainer.current_epoch)
-        count = self.configuration.patches_per_case
-        workers = self.workers
-        if workers is None:
-            workers = 0 if self.trainer.accelerator.__class__.__name__ == "CPUAccelerator" else 4
-        queue = tio.Queue(
-            subjects,
-            max_length=count * min(len(cases), _CASES_IN_QUEUE),
-            samples_per_volume=count,
-            sampler=LabelledPatches(self.configuration.patch_size, _AROUND_LABELS),
-            subject_sampler=shares,
-            shuffle_subjects=shares is None,
-            num_workers=workers,
-        )
-        generator = torch.Generator().manual_seed(seed)
-        return tio.SubjectsLoader(queue, batch_size=self.configuration.batch_size, generator=generator)
 
     def val_dataloader(self) -> DataLoader:
         """The validation cases of this rank, whole, one at a time.
@@ -108,32 +181,4 @@ class PatchData(LightningDataModule):
         A rank without any gets an empty batch: it has to take part when the ranks sum up what they found.
         """
         mine = self.validation[self.trainer.global_rank :: self.trainer.world_size]
-        if not mine:
-            return DataLoader([{}], batch_size=None)
-        return DataLoader(_Volumes(mine, self.folder, self.configuration), batch_size=None)
-
-
-class _Volumes(Dataset):
-    """Channels (1, C, *S), classes (*S) and the name of prepared cases."""
-
-    def __init__(self, cases: Sequence[Case], folder: Path, configuration: Configuration):
-        self.cases, self.folder, self.windows = cases, folder, configuration.windows
-
-    def __len__(self) -> int:
-        return len(self.cases)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        subject = prepared_subject(self.cases[index], self.folder)
-        return {
-            "image": to_channels(subject["image"].data.float(), self.windows)[None],
-            "label": subject["label"].data[0].long(),
-            "name": subject["name"],
-        }
-
-
-def _seed(*numbers: int) -> int:
-    """One seed from several numbers, different for different ones."""
-    seed = 0
-    for number in numbers:
-        seed = (seed * 1_000_003 + number + 1) % 2**32
-    return seed
+        return DataLoader(Volumes(mine, self.configuration) if mine else [{}], batch_size=None)

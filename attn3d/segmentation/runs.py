@@ -1,7 +1,6 @@
 """The folder of a training: what is in it and what it gives back."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +9,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import nn
 
-from attn3d.segmentation.configuration import Configuration
 from attn3d.segmentation.datasets import Case, Dataset, find_dataset
 from attn3d.segmentation.errors import FileError
 from attn3d.segmentation.networks import create_network, not_finite
+from attn3d.segmentation.settings import Configuration
 from attn3d.segmentation.writing import finished_file, read_json, write_json
 
 PARTS = ("fingerprint.json", "split.json", "config.json")  # that make a run, the last of them for good
@@ -47,7 +46,7 @@ class Run:
         """
         folder = Path(folder)
         config = Configuration.read(folder / "config.json")
-        return cls(folder, config if data is None else replace(config, data=str(Path(data).resolve())))
+        return cls(folder, config if data is None else config.model_copy(update={"data": str(Path(data).resolve())}))
 
     @classmethod
     def create(
@@ -98,6 +97,7 @@ class Run:
             strides=config.strides,
             kernels=config.kernels,
             width=config.width,
+            deep_supervision=config.deep_supervision,
             attention=config.attention,
             at=config.at,
         )
@@ -130,7 +130,7 @@ class Run:
         """
         with finished_file(self.weights) as unfinished:
             try:
-                save_model(net, str(unfinished))
+                save_model(net.to(memory_format=torch.contiguous_format), str(unfinished))
             except SafetensorError as error:
                 raise FileError(self.weights, f"cannot be written: {error}") from error
 

@@ -1,37 +1,33 @@
 """The command ``train``: from a folder of scans to a run folder."""
 
-import io
 import logging
 import os
 import signal
-import time
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import LightningModule, Trainer, seed_everything
+from lightning import Trainer, seed_everything
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.plugins.io import TorchCheckpointIO
-from monai.losses import DiceCELoss
 
-from attn3d.segmentation.configuration import configure, settings_from
+from attn3d.segmentation.callbacks import BudgetBar, Checkpoint, Epochs, Minutes, WholeCheckpoints
+from attn3d.segmentation.configuration import configure
 from attn3d.segmentation.datasets import Case, Dataset, find_dataset, read_fold, split_cases
 from attn3d.segmentation.errors import FileError
 from attn3d.segmentation.evaluation import evaluate
 from attn3d.segmentation.fingerprint import take_fingerprint
-from attn3d.segmentation.fitting import QUIET, BudgetBar, SegmentationTask, without_advice
 from attn3d.segmentation.locks import LOCK, locked
-from attn3d.segmentation.networks import not_finite
 from attn3d.segmentation.patches import PatchData
 from attn3d.segmentation.prediction import predict_held_out
 from attn3d.segmentation.runs import PARTS, Run
+from attn3d.segmentation.settings import Configuration, settings_from
 from attn3d.segmentation.simulation import simulate
-from attn3d.segmentation.writing import finished_file, write_table
+from attn3d.segmentation.task import SegmentationTask
 
 logger = logging.getLogger("attn3d")
 _PARTS = ("prepared", "validation", "validation/references")  # of a run folder
@@ -52,19 +48,14 @@ def train(
     devices: int | str = "auto",
     workers: int | None = None,
     quiet: bool = False,
-    network: str | None = None,
-    attention: Any = None,
-    at: Sequence[str] | None = None,
-    epochs: int | None = None,
-    seed: int | None = None,
     **settings: Any,
 ) -> Run:
     """Trains a network with attention on a data set, and scores it on the cases that were held out.
 
     Spacing, intensity windows, patch size, strides and kernels follow from a fingerprint of the training cases; every
-    one of them can be set. The weights of the last epoch are kept. After every epoch a checkpoint is written, from
-    which ``resume`` goes on as if nothing had happened: same patches, same weights. It runs on the GPUs there are, by
-    Lightning also on several (``torchrun``), and otherwise on the CPU.
+    one of them can be set. The last weights are kept. After every epoch a checkpoint is written, from which ``resume``
+    goes on as if nothing had happened: same patches, same weights, unless a clock ends the training (``minutes``). It
+    runs on the GPUs there are, by Lightning also on several (``torchrun``), and otherwise on the CPU.
 
     Args:
         data: the folder of a data set (see `find_dataset`); without one, a simulated cohort is written into ``out``.
@@ -78,12 +69,7 @@ def train(
         workers: processes that load patches; by default 4 for a GPU, and none on the CPU. They hand patches over in
             shared memory, of which docker gives little.
         quiet: no progress bars; a line for each epoch goes to the logger "attn3d".
-        network: a key of `NETWORKS`.
-        attention: a spec for `attn3d.insert_attention`, or "none".
-        at: kinds of site.
-        epochs: passes over the training cases.
-        seed: of weights and patches.
-        **settings: any other key of `attn3d.segmentation.configuration.DEFAULTS`.
+        **settings: of `attn3d.segmentation.Settings`; they win over those of ``config``.
 
     Returns:
         The finished run.
@@ -107,9 +93,8 @@ def train(
             dataset = run.dataset()
             training, validation = run.cases("training", dataset), run.cases("validation", dataset)
         else:
-            given = {"network": network, "attention": attention, "at": at, "epochs": epochs, "seed": seed, **settings}
             run, dataset, training, validation = _new_run(
-                data, out, config, (folds, fold), given, quiet, PARTS[:-1] if abandoned else ()
+                data, out, config, (folds, fold), settings, quiet, PARTS[:-1] if abandoned else ()
             )
         try:
             _train(run, dataset, training, validation, devices, workers, quiet)
@@ -129,14 +114,7 @@ def _train(
 ) -> None:
     """Does what is left of a run to be done."""
     seed_everything(run.config.seed, verbose=False)
-    task = SegmentationTask(
-        run.new_network(),
-        run.config.learning_rate,
-        run.config.patch_size,
-        [*run.config.labels.values()],
-        # Of the batch as one volume: a label that a patch lacks would else cost 1 for a single voxel.
-        DiceCELoss(to_onehot_y=True, softmax=True, include_background=False, batch=True),
-    )
+    task = SegmentationTask(run.new_network(), run.config)
     if not run.weights.exists():
         patches = PatchData(run.config, dataset, training, validation, run.folder / "prepared", workers, quiet)
         _fit(run, task, patches, devices, quiet)
@@ -178,9 +156,7 @@ def _new_run(
         for problem in dataset.problems:
             logger.warning("left out: %s", problem)
     if folds[0] is None:
-        training, validation = split_cases(
-            dataset.cases, settings["held_out"], settings["split_seed"], dataset.validation
-        )
+        training, validation = split_cases(dataset.cases, settings.held_out, settings.split_seed, dataset.validation)
     else:
         training, validation = read_fold(folds[0], folds[1], dataset.cases)
     images = len(dataset.cases[0].images)
@@ -199,7 +175,7 @@ def _new_run(
     return run, dataset, training, validation
 
 
-def _summary(configuration: Any) -> str:
+def _summary(configuration: Configuration) -> str:
     """What follows from the data, in a few lines."""
     spacing = " x ".join(f"{one:.3g}" for one in configuration.spacing)
     patch = " x ".join(map(str, configuration.patch_size))
@@ -210,7 +186,7 @@ def _summary(configuration: Any) -> str:
     if configuration.attention is not None:
         attention = f"{configuration.attention} at {', '.join(configuration.at)}"
     return (
-        f"{configuration.network}, {attention}; {configuration.epochs} epochs\n"
+        f"{configuration.network}, {attention}; {configuration.budget}\n"
         f"  spacing {spacing} mm, patches {patch}, strides {configuration.strides}, kernels {configuration.kernels}\n"
         f"  intensities {shown}"
     )
@@ -225,22 +201,29 @@ def _fit(run: Run, task: SegmentationTask, patches: PatchData, devices: int | st
     started = os.environ.get("LOCAL_WORLD_SIZE")  # by torchrun, so many processes on this machine
     devices = int(started) if started else devices if devices != "auto" or on_gpu else 1
     several = devices != 1 and (devices != "auto" or torch.cuda.device_count() > 1)
-    with without_advice():
+    config = run.config
+    callbacks = [Epochs(run.folder), Checkpoint(run.checkpoint)]
+    if config.minutes is not None:
+        callbacks.insert(0, Minutes(config.minutes))
+    if not quiet:
+        callbacks.append(BudgetBar())
+    with _without_advice():
         trainer = Trainer(
-            max_epochs=run.config.epochs,
+            max_epochs=-1 if config.epochs is None else config.epochs,
             devices=devices,
             num_nodes=int(os.environ.get("GROUP_WORLD_SIZE", 1)),
             strategy="ddp" if several else "auto",
             precision="bf16-mixed" if on_gpu else "32-true",
-            callbacks=[Epochs(run.folder), Checkpoint(run.checkpoint), *([] if quiet else [BudgetBar()])],
+            gradient_clip_val=config.gradient_clip or None,
+            callbacks=callbacks,
             logger=TensorBoardLogger(run.folder, "tensorboard", "") if find_spec("tensorboard") else False,
             plugins=[WholeCheckpoints()],
             enable_checkpointing=False,  # `Checkpoint` keeps the one that is needed
-            check_val_every_n_epoch=run.config.validate_every,
-            reload_dataloaders_every_n_epochs=1,
+            check_val_every_n_epoch=config.validate_every,
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
-            **QUIET,
+            enable_progress_bar=False,  # `BudgetBar` spans the epochs
+            enable_model_summary=False,
         )
         on_interrupt = signal.getsignal(signal.SIGINT)
         try:
@@ -252,77 +235,20 @@ def _fit(run: Run, task: SegmentationTask, patches: PatchData, devices: int | st
     if trainer.interrupted:
         raise Interrupted(f"stopped in epoch {trainer.current_epoch + 1}; go on with --resume --out {run.folder}")
     if trainer.is_global_zero:
-        run.write_network(task.network)
+        run.write_network(task.trained)
     trainer.strategy.barrier()
 
 
-class WholeCheckpoints(TorchCheckpointIO):
-    """Writes a checkpoint whole or not at all; Lightning's own way leads over the folder for temporary files."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Replaces what is there."""
-        content = io.BytesIO()
-        torch.save(checkpoint, content)
-        with finished_file(path) as unfinished:
-            unfinished.write_bytes(content.getbuffer())
-
-
-class Checkpoint(Callback):
-    """All that a training needs to go on, after every epoch; whole or not at all."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def on_train_epoch_end(self, trainer: Trainer, task: LightningModule) -> None:
-        """Replaces the checkpoint of the epoch before, unless the weights are of no use."""
-        if name := not_finite(task.network.state_dict()):
-            task.stop(f"the weights {name!r} are not finite")
-        trainer.save_checkpoint(self.path)  # all ranks take part, the first one writes
-
-    def on_load_checkpoint(self, trainer: Trainer, task: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Refuses weights that are of no use."""
-        if name := not_finite(checkpoint["state_dict"]):
-            raise FileError(self.path, f"its weights {name!r} are not finite; remove it to train from the start")
-
-
-class Epochs(Callback):
-    """A row for each epoch in ``metrics.csv``; kept in the checkpoint, so that a resumed training goes on with it."""
-
-    def __init__(self, folder: Path):
-        self.path = folder / "metrics.csv"
-        self.rows: list[dict[str, Any]] = []
-
-    def on_train_epoch_start(self, trainer: Trainer, task: LightningModule) -> None:
-        """Starts the clock and the mean of the loss."""
-        self._start, self._losses = time.perf_counter(), []
-
-    def on_train_batch_end(
-        self, trainer: Trainer, task: LightningModule, outputs: Any, batch: Any, batch_index: int
-    ) -> None:
-        """Notes the loss of a step."""
-        self._losses.append(outputs["loss"].detach())
-
-    def on_train_epoch_end(self, trainer: Trainer, task: LightningModule) -> None:
-        """Writes the file anew with the epoch's row."""
-        before = self.rows[-1]["seconds"] if self.rows else 0.0
-        row = {
-            "epoch": trainer.current_epoch + 1,
-            "step": trainer.global_step,
-            "seconds": round(before + time.perf_counter() - self._start, 2),
-            "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
-            "loss": torch.stack(self._losses).mean().item(),
-            **(task.dice if (trainer.current_epoch + 1) % trainer.check_val_every_n_epoch == 0 else {}),
-        }
-        self.rows.append(row)
-        logger.info("  ".join(f"{name} {value:.5g}" for name, value in row.items()))
-        if trainer.is_global_zero:
-            columns = list(row)[:5] + ["dice", *(f"dice {name}" for name in task.names)]
-            write_table(self.path, [columns, *([one.get(name) for name in columns] for one in self.rows)])
-
-    def state_dict(self) -> dict[str, Any]:
-        """The rows so far."""
-        return {"rows": self.rows}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The rows of the checkpoint."""
-        self.rows = state["rows"]
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    """Without what Lightning advises about loaders: reading a patch takes less than handing it over."""
+    log = logging.getLogger("lightning.pytorch")
+    level = log.level
+    log.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            for advice in ("does not have many workers", "smaller than the logging interval", "LeafSpec"):
+                warnings.filterwarnings("ignore", message=f".*{advice}.*")
+            yield
+    finally:
+        log.setLevel(level)

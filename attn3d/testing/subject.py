@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -103,6 +104,7 @@ class Subject:
                 inputs = math.prod(parameter.shape[1:]) if parameter.dim() > 1 else 4
                 scale = max(1, inputs) ** -0.5
                 parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
+            child: Any
             for child in module.modules():
                 if isinstance(getattr(child, "running_var", None), Tensor):
                     child.running_mean.copy_(torch.randn(child.running_mean.shape, generator=generator))
@@ -190,10 +192,10 @@ def gradients_of(module: nn.Module, x: Tensor, y: Tensor | None = None) -> list[
     What they are gradients of is a sum of the output ``y``, by default ``module(x)``, with unequal weights: the
     plain sum would cancel those of a softmax.
     """
+    y = module(x) if y is None else y
     wanted = [tensor for tensor in (x, *module.parameters()) if tensor.requires_grad]
     if not wanted:
         return []
-    y = module(x) if y is None else y
     weights = torch.linspace(1.0, 9.0, y.numel(), dtype=torch.float64, device=y.device).sin()
     return list(torch.autograd.grad(y, wanted, weights.view(y.shape).to(y.dtype), allow_unused=True))
 

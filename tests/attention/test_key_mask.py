@@ -12,8 +12,8 @@ import attn3d
 from attn3d import Axial, Global, Grid, Neighborhood, PooledKeys, Window
 from tests.attention.layers import HEADS, Scoped, assert_results, build, results, tokens
 from tests.configurations import randomise
+from tests.mechanisms.cases import CASES
 from tests.mechanisms.parity import assert_close, assert_gradients_close, volume
-from tests.references import REFERENCES
 from tests.references.attention import attend, entries, keys_seen, steps
 
 SHAPE = (4, 5)
@@ -118,6 +118,8 @@ PADDED = [
     ("mhsa", {"num_heads": 2, "pattern": ("pooled_keys", {"stride": (2, 2)})}),
     ("mhsa", {"num_heads": 2, "pattern": ("window", {"size": (2, 4)}), "position_bias": "joint"}),
     ("mhsa", {"num_heads": 2, "pattern": "axial"}),
+    ("channel", {"num_heads": 2}),
+    ("paired", {"num_heads": 2, "pattern": ("pooled_keys", {"stride": 2})}),
     ("non_local", {"norm": "layer"}),
     ("non_local", {"norm": None, "mode": "gaussian", "pattern": ("window", {"size": 2})}),
     ("non_local", {"norm": None, "mode": "dot_product"}),
@@ -145,7 +147,7 @@ def test_holes_are_left_out_of_every_mode(mode):
     mask = torch.zeros(1, 9, dtype=torch.bool).index_fill(1, kept, True)
     module = randomise(attn3d.NonLocal(1, 4, mode=mode, norm=None).double())
     copies = [parameter.detach() for parameter in module.parameters()]
-    expected = REFERENCES["non_local"](x[..., kept], copies, [], True, mode=mode, norm=None)
+    expected = CASES["non_local"].reference(x[..., kept], copies, [], True, mode=mode, norm=None)
     assert_close(module(x, mask)[..., kept], expected)
 
 

@@ -154,7 +154,7 @@ def test_halves_and_autocast(group: dist.ProcessGroup) -> None:
 
 REFUSED = [
     *[
-        (name, {}, "over voxels of other ranks; non_local, mhsa and danet work")
+        (name, {}, "over voxels of other ranks; attention over voxels and channels works")
         for name in CASES
         if name not in OVER_VOXELS
     ],
@@ -203,6 +203,7 @@ def test_hosts_that_look_past_the_border_are_named(group: dist.ProcessGroup, rec
 
 PATTERNS = [attn3d.Window(size, shift) for size in (1, 2, 3, 5) for shift in (False, True)]
 PATTERNS += [attn3d.Neighborhood(size, dilation) for size in (1, 3, 5) for dilation in (1, 2, 3)]
+PATTERNS += [attn3d.Neighborhood(4), attn3d.Neighborhood(4, 2, 3), attn3d.Neighborhood(5, stride=5)]
 PATTERNS += [attn3d.Grid(2), attn3d.Grid(3), attn3d.Axial()]
 
 

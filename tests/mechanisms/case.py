@@ -79,6 +79,7 @@ class Case:
         smaller: options with which finite differences are quick.
         smaller_channels: the same.
         is_set: whether the voxels are a set: in any order they give the same.
+        in_order: forms that take the axes one after the other, so that their order matters.
         permuted: the parameters for permuted axes, from (parameters, order).
         collapses: whether an axis of size 1 may be left out: "always", "in evaluation" or "never".
         without_axis: the parameters without an axis of size 1, from (parameters, axis); it may change the given ones.
@@ -105,6 +106,7 @@ class Case:
     smaller: Options = field(default_factory=dict)
     smaller_channels: int = 4
     is_set: bool = False
+    in_order: Sequence[str] = ()
     permuted: Callable[[list[Tensor], Sequence[int]], list[Tensor]] = as_they_are
     collapses: str = "always"
     without_axis: Callable[[list[Tensor], int], list[Tensor]] = as_they_are

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import attn3d
+from attn3d.mechanisms.base import hidden_width
 from tests.configurations import BY_ID, CONFIGURATIONS, build, create, randomise, taking
 from tests.mechanisms.cases import CASES
 from tests.mechanisms.parity import assert_close_to_reference, volume
@@ -50,21 +51,22 @@ def test_the_shares_of_the_branches_sum_to_one(configuration):
     torch.testing.assert_close(shares.sum(1), torch.ones_like(shares[:, 0]))
 
 
-@pytest.mark.parametrize("name", taking("reduction"))
-@pytest.mark.parametrize("channels", [1, 3])
-def test_the_hidden_width_is_at_least_one(name, channels):
-    """A width of 0 would leave a gate of 1/2, or no update, whatever the input.
+@pytest.mark.parametrize(
+    ("channels", "reduction", "hidden"), [(1, 16, 1), (3, 16, 3), (16, 16, 4), (64, 16, 4), (128, 16, 8), (16, 2, 8)]
+)
+def test_the_hidden_width_of_a_squeeze(channels, reduction, hidden):
+    assert hidden_width(channels, reduction) == hidden
 
-    All is positive here, so that a single hidden unit is not switched off by its relu.
-    """
-    module = make(name, channels, reduction=16).eval()
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.abs_()
-    x = volume(2, channels, 4, 2, 3).abs()
-    assert all(parameter.numel() > 0 for parameter in module.parameters())
-    assert not torch.allclose(module(x), x)
-    assert not torch.allclose(module(x), x / 2)
+
+@pytest.mark.parametrize("name", [name for name in taking("reduction") if "channel" in CASES[name].weights])
+def test_a_gate_of_few_channels_depends_on_the_image(name):
+    """A single hidden unit is switched off by its rectifier as often as not, and normalised to nothing in `gc`."""
+    x = volume(8, 16, 4, 2, 3)
+    spreads = []
+    for seed in range(20):
+        module = randomise(attn3d.create_attention(name, spatial_dims=3, channels=16).double(), seed).eval()
+        spreads.append(module.attention_weights(x)["channel"].std(0).max())
+    assert sum(spread > 1e-3 for spread in spreads) >= 17  # random biases switch off all four now and then
 
 
 def test_coordinate_gates_vary_along_their_own_axis_alone():

@@ -27,8 +27,8 @@ def keys(module: torch.nn.Module) -> list[str]:
 
 def frozen(configuration: Configuration, spatial_dims: int) -> list[str]:
     """Those of the case: a change there breaks every checkpoint."""
-    form = configuration.id.removeprefix(configuration.name).removeprefix("-") or "default"
-    return [key for key in CASES[configuration.name].keys(spatial_dims)[form].split(", ") if key]
+    keys_of_forms = CASES[configuration.name].keys(spatial_dims)
+    return [key for key in keys_of_forms[configuration.form].split(", ") if key]
 
 
 @pytest.mark.parametrize("spatial_dims", [1, 2, 3])

@@ -10,9 +10,7 @@ from tests.configurations import CONFIGURATIONS, create
 from tests.mechanisms.cases import CASES
 from tests.mechanisms.parity import volume
 
-STARTS_AS_IDENTITY = [
-    cell for cell in CONFIGURATIONS if cell.options in map(CASES[cell.name].forms.get, CASES[cell.name].identity)
-]
+STARTS_AS_IDENTITY = [cell for cell in CONFIGURATIONS if cell.form in CASES[cell.name].identity]
 
 
 def start(configuration, spatial_dims=3, **options):

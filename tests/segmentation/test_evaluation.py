@@ -9,7 +9,7 @@ from monai.metrics import compute_dice, compute_hausdorff_distance, compute_surf
 from scipy import ndimage
 
 from attn3d.segmentation import FileError, evaluate, score
-from tests.segmentation.volumes import scan
+from tests.segmentation.volumes import AFFINES, scan
 
 SPACING = (1.0, 1.0, 5.0)
 AFFINE = np.diag([-1.0, 1.0, 5.0, 1.0])
@@ -180,6 +180,40 @@ def test_on_a_straight_grid_the_scores_are_those_of_monai(seed):
     assert scores["hd95_mm"] == pytest.approx(compute_hausdorff_distance(*tensors, percentile=95, **surface).item())
     expected = compute_surface_dice(*tensors, class_thresholds=[2.5], **surface).item()
     assert scores["surface_dice"] == pytest.approx(expected)
+
+
+def plain_scores(prediction, reference, affine, tolerance):
+    """Every voxel of a surface beside every other, nothing cropped."""
+    surfaces = []
+    for mask in (prediction, reference):
+        padded, inner = np.pad(mask, 1), mask.copy()
+        for axis in range(3):
+            for shift in (-1, 1):
+                inner &= np.roll(padded, shift, axis)[1:-1, 1:-1, 1:-1]
+        surfaces.append(np.argwhere(mask & ~inner) @ affine[:3, :3].T)
+    between = np.linalg.norm(surfaces[0][:, None] - surfaces[1][None], axis=-1)
+    distances = [between.min(axis=1), between.min(axis=0)]
+    return {
+        "dice": 2 * (prediction & reference).sum() / (prediction.sum() + reference.sum()),
+        "hd95_mm": max(np.percentile(one, 95) for one in distances),
+        "surface_dice": (np.concatenate(distances) <= tolerance + 1e-6).mean(),
+        "lesions": ndimage.label(reference, np.ones((3, 3, 3)))[1],
+    }
+
+
+@pytest.mark.parametrize("geometry", AFFINES)
+@pytest.mark.parametrize("where", ["inside", "at the border", "far apart"])
+def test_scores_within_a_box_are_those_of_the_whole_volume(geometry, where):
+    generator = np.random.default_rng(len(where))
+    masks = [ndimage.gaussian_filter(generator.normal(size=SHAPE), 1.5) > 0.1 for _ in range(2)]
+    if where != "at the border":
+        kept = box((3, 4, 2), (16, 13, 8)) > 0
+        masks = [mask & kept for mask in masks]
+    if where == "far apart":
+        masks[0][9:], masks[1][:11] = False, False
+    scores = lesion_on(AFFINES[geometry], *masks, tolerance=2.5)
+    for name, expected in plain_scores(*masks, AFFINES[geometry], 2.5).items():
+        assert scores[name] == pytest.approx(expected), name
 
 
 def test_shapes_must_agree():

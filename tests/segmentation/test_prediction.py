@@ -14,9 +14,10 @@ import torch
 from torch import nn
 
 from attn3d.segmentation import FileError, Run, predict, prediction
-from attn3d.segmentation.configuration import DEFAULTS, configure
+from attn3d.segmentation.configuration import configure
 from attn3d.segmentation.datasets import Dataset, find_scans
 from attn3d.segmentation.fingerprint import Fingerprint
+from attn3d.segmentation.settings import settings_from
 from tests.segmentation.volumes import AFFINES, scan
 
 LABELS = {2: "bright", 5: "brightest"}
@@ -38,9 +39,9 @@ class Brightness(nn.Module):
 def make_run(folder, spacing=(2.0, 2.0, 2.0)):
     """A run that is trained, as far as its folder says."""
     dataset = Dataset("test", folder, labels=LABELS, modality="CT")
-    fingerprint = Fingerprint(2, (20, 24, 12), (2, 2, 2), ((2, 2),) * 3, ({},), {}, {})
-    settings = DEFAULTS | {"windows": ((100.0, 400.0),), "spacing": spacing, "patch_size": (16, 16, 16)}
-    run = Run(folder, configure(dataset, 1, fingerprint, settings | {"attention": None, "at": ()}))
+    fingerprint = Fingerprint(2, (20, 24, 12), (2, 2, 2), ((2, 2),) * 3, (40, 48, 24), ({},), {}, {})
+    settings = {"windows": ((100.0, 400.0),), "spacing": spacing, "patch_size": (16, 16, 16), "attention": None}
+    run = Run(folder, configure(dataset, 1, fingerprint, settings_from(None, settings)))
     Run.create(folder, run.config, {}, {"training": [], "validation": []})
     return run
 
@@ -167,10 +168,10 @@ def test_whatever_a_case_raises_is_its_own_failure(run, tmp_path, monkeypatch):
     def planted(images, config):
         if images[0].shape == (5, 5, 5):
             raise RuntimeError("Standard deviation is 0, masked values should not be all equal")
-        return prepare(images, config)
+        return intensities_of(images, config)
 
-    prepare = prediction.prepare
-    monkeypatch.setattr(prediction, "prepare", planted)
+    intensities_of = prediction.intensities_of
+    monkeypatch.setattr(prediction, "intensities_of", planted)
     long = 238 * "n"
     two_valued = np.zeros((5, 5, 5), np.float32)
     two_valued[2:] = 1
@@ -259,6 +260,12 @@ def test_without_weights(tmp_path):
     run.weights.write_bytes(b"no weights")
     with pytest.raises(FileError, match="is damaged"):
         predict(run.folder, tmp_path, tmp_path / "out", quiet=True)
+
+
+@pytest.mark.parametrize("overlap", [-0.1, 1.0, float("nan")])
+def test_windows_cannot_overlap_wholly(overlap, run, tmp_path):
+    with pytest.raises(ValueError, match="`overlap` must be at least 0 and below 1, got"):
+        predict(run.folder, tmp_path, tmp_path / "out", overlap=overlap, quiet=True)
 
 
 @pytest.mark.parametrize("millilitres", [-1.0, float("nan")])

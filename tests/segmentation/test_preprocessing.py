@@ -1,21 +1,22 @@
-"""Prepared cases: what a torn one does, and what patches are drawn from them."""
+"""Prepared cases: what a torn one does, and what is drawn from them."""
 
 import json
 import logging
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-import torchio as tio
-from lightning.pytorch.accelerators import CPUAccelerator
+from safetensors.numpy import load_file
 
 from attn3d.segmentation import FileError, train
-from attn3d.segmentation.configuration import DEFAULTS, configure
-from attn3d.segmentation.datasets import find_dataset
+from attn3d.segmentation.configuration import configure
+from attn3d.segmentation.datasets import find_dataset, read_case_image
 from attn3d.segmentation.fingerprint import take_fingerprint
 from attn3d.segmentation.patches import PatchData
-from attn3d.segmentation.preprocessing import prepared_paths, prepared_subject, write_prepared
+from attn3d.segmentation.preprocessing import PreparedCase, prepare, to_channels
+from attn3d.segmentation.settings import settings_from
 from tests.segmentation.conftest import SMALL
 
 
@@ -28,7 +29,7 @@ def dataset(data):
 def configuration(dataset):
     fingerprint = take_fingerprint(dataset, dataset.cases[:2], quiet=True)
     settings = {name: value for name, value in SMALL.items() if name != "quiet"}
-    return configure(dataset, 1, fingerprint, DEFAULTS | settings)
+    return configure(dataset, 1, fingerprint, settings_from(None, settings))
 
 
 def cut(path):
@@ -41,53 +42,51 @@ def flip_a_bit(path):
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("part", [0, 1], ids=["image", "classes"])
-@pytest.mark.parametrize("damage", [cut, flip_a_bit, lambda path: path.unlink()], ids=["cut", "a bit", "gone"])
-def test_what_is_not_as_it_was_written_is_made_anew(part, damage, dataset, configuration, tmp_path, caplog):
-    case = dataset.cases[0]
-    write_prepared(case, dataset, configuration, tmp_path)
-    path = prepared_paths(case, tmp_path)[part]
-    whole = path.read_bytes()
-    damage(path)
+@pytest.mark.parametrize("damage", [cut, flip_a_bit, Path.unlink], ids=["cut", "a bit", "gone"])
+def test_what_is_not_as_it_was_written_is_made_anew(damage, dataset, configuration, tmp_path, caplog):
+    case = PreparedCase(dataset.cases[0], tmp_path)
+    case.write(dataset, configuration)
+    whole = case.path.read_bytes()
+    damage(case.path)
     with caplog.at_level(logging.WARNING, "attn3d"):
-        write_prepared(case, dataset, configuration, tmp_path)
-    assert path.read_bytes() == whole
+        case.write(dataset, configuration)
+    assert case.path.read_bytes() == whole
     assert "is prepared anew" in caplog.text
 
 
 def test_what_is_whole_is_kept(dataset, configuration, tmp_path):
-    case = dataset.cases[0]
-    write_prepared(case, dataset, configuration, tmp_path)
-    before = [path.stat().st_mtime_ns for path in prepared_paths(case, tmp_path)]
-    write_prepared(case, dataset, configuration, tmp_path)
-    assert [path.stat().st_mtime_ns for path in prepared_paths(case, tmp_path)] == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "case0.json", "case0_classes.nii", "case0_image.nii",
-    ]  # fmt: skip
+    case = PreparedCase(dataset.cases[0], tmp_path)
+    case.write(dataset, configuration)
+    before = case.path.stat().st_mtime_ns
+    case.write(dataset, configuration)
+    assert case.path.stat().st_mtime_ns == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["case0.json", "case0.safetensors"]
+
+
+def test_other_settings_make_it_anew(dataset, configuration, tmp_path):
+    case = PreparedCase(dataset.cases[0], tmp_path)
+    case.write(dataset, configuration)
+    before = load_file(case.path)
+    case.write(dataset, configuration.model_copy(update={"spacing": (8.0, 8.0, 8.0)}))
+    assert load_file(case.path)["classes"].size < before["classes"].size
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff"])
 def test_a_manifest_that_cannot_be_read_makes_the_case_anew(content, dataset, configuration, tmp_path):
-    case = dataset.cases[0]
-    write_prepared(case, dataset, configuration, tmp_path)
-    manifest = tmp_path / "case0.json"
-    whole = manifest.read_bytes()
-    manifest.write_bytes(content)
-    write_prepared(case, dataset, configuration, tmp_path)
-    assert json.loads(manifest.read_bytes()) == json.loads(whole)
+    case = PreparedCase(dataset.cases[0], tmp_path)
+    case.write(dataset, configuration)
+    whole = case.manifest.read_bytes()
+    case.manifest.write_bytes(content)
+    case.write(dataset, configuration)
+    assert json.loads(case.manifest.read_bytes()) == json.loads(whole)
 
 
 def test_a_file_that_is_not_written_whole_is_never_used(dataset, configuration, tmp_path, monkeypatch):
     """As on a full disk, which not every writer notices."""
-    save = tio.Image.save
-
-    def torn(image, path):
-        save(image, path)
-        cut(path)
-
-    monkeypatch.setattr(tio.Image, "save", torn)
-    with pytest.raises(FileError, match=r"case0_image.nii: is not written whole; is the disk full"):
-        write_prepared(dataset.cases[0], dataset, configuration, tmp_path)
+    write = Path.write_bytes
+    monkeypatch.setattr(Path, "write_bytes", lambda path, content: write(path, content[:-1000]))
+    with pytest.raises(FileError, match=r"case0.safetensors: is not written whole; is the disk full"):
+        PreparedCase(dataset.cases[0], tmp_path).write(dataset, configuration)
     assert not list(tmp_path.iterdir())
 
 
@@ -97,23 +96,48 @@ def test_a_training_resumed_with_a_torn_file_ends_with_the_same_weights(data, tm
     torn = train(data, out=tmp_path / "torn", **settings)
     for part in (torn.weights, torn.scores, torn.checkpoint):
         part.unlink()
-    for path in (tmp_path / "torn" / "prepared").glob("*_image.nii"):
+    for path in (tmp_path / "torn" / "prepared").glob("*.safetensors"):
         cut(path)
     again = train(out=torn.folder, resume=True, quiet=True)
     assert again.weights.read_bytes() == whole.weights.read_bytes()
 
 
-def test_patches_of_a_training_hold_labels_and_name_their_case(dataset, configuration, tmp_path):
-    """Two of three by intent; the balls fill most of the scans, so that no patch lacks them."""
-    patches = PatchData(configuration, dataset, dataset.cases[:2], dataset.cases[2:], tmp_path, quiet=True)
-    patches.trainer = SimpleNamespace(global_rank=0, world_size=1, current_epoch=0, accelerator=CPUAccelerator())
+@pytest.mark.parametrize("windows", [None, ((40.0, 80.0), (80.0, 200.0))], ids=["normalised", "windows"])
+def test_a_network_is_trained_on_what_it_predicts_from(windows, dataset, configuration, tmp_path):
+    """The channels of a prepared case are those of `prepare`; its voxels of each class are listed."""
+    configuration = configuration.model_copy(update={"windows": windows})
+    case = PreparedCase(dataset.cases[1], tmp_path)
+    case.write(dataset, configuration)
+    stored = load_file(case.path)
+    expected = prepare(read_case_image(dataset.cases[1]), configuration)
+    assert torch.equal(to_channels(torch.from_numpy(stored["image"]), windows), expected.as_tensor())
+    assert len(expected) == configuration.in_channels
+    for value in (1, 2, 3):
+        assert (stored["classes"].ravel()[stored[f"foreground {value}"]] == value).all()
+        assert len(stored[f"foreground {value}"]) == (stored["classes"] == value).sum() > 0
+
+
+def test_batches_of_a_training_and_volumes_of_a_validation(dataset, configuration, tmp_path):
+    patches = PatchData(configuration, dataset, dataset.cases[:2], dataset.cases[2:3], tmp_path, quiet=True)
+    patches.trainer = SimpleNamespace(global_rank=0, world_size=1)
     patches.prepare_data()
     batches = list(patches.train_dataloader())
+    assert [batch["image"].shape for batch in batches] == [(2, 1, 16, 16, 16)] * 2
     assert {name for batch in batches for name in batch["name"]} == {"case0", "case1"}
-    sampler = patches.train_dataloader().dataset.sampler
-    assert sampler.share == pytest.approx(2 / 3)
-    volume = next(iter(patches.val_dataloader()))
+    assert set(torch.cat([batch["label"] for batch in batches]).unique().tolist()) <= {0, 1, 2, 3}
+    (volume,) = patches.val_dataloader()
     assert volume["name"] == "case2"
-    subject = prepared_subject(dataset.cases[2], tmp_path)
-    assert torch.equal(volume["label"], subject["label"].data[0].long())
+    assert volume["image"].shape == (1, 1, *volume["label"].shape)
     assert set(np.unique(volume["label"])) == {0, 1, 2, 3}
+    patches.trainer = SimpleNamespace(global_rank=1, world_size=2)
+    assert list(patches.val_dataloader()) == [{}], "of one volume the second rank has none"
+
+
+def test_workers_load_the_same_patches(dataset, configuration, tmp_path):
+    patches = PatchData(configuration, dataset, dataset.cases[:2], dataset.cases[2:], tmp_path, quiet=True)
+    patches.trainer = SimpleNamespace(global_rank=0, world_size=1)
+    patches.prepare_data()
+    alone = list(patches.train_dataloader())
+    patches.workers = 1
+    for one, other in zip(alone, patches.train_dataloader(), strict=True):
+        assert torch.equal(one["image"], other["image"])

@@ -12,12 +12,13 @@ from matplotlib.image import imread
 from monai.data import MetaTensor
 
 from attn3d.segmentation import FileError, evaluate, write_label
-from attn3d.segmentation.configuration import configure, settings_from
+from attn3d.segmentation.configuration import configure
 from attn3d.segmentation.datasets import find_dataset
 from attn3d.segmentation.fingerprint import take_fingerprint
 from attn3d.segmentation.reporting import pictures, report
 from attn3d.segmentation.reporting.pictures import attention_figures, lesion_figures, patch_around
 from attn3d.segmentation.runs import Run
+from attn3d.segmentation.settings import settings_from
 from tests.segmentation.volumes import AFFINES, scan
 
 LABELS = {"IPH": 1, "SDH & <b>": 2}
@@ -173,10 +174,10 @@ def test_the_best_the_median_and_the_worst_case_are_shown(run):
 def test_attention_is_shown_around_the_lesion_of_the_median_case(run):
     scores = json.loads((run.folder / "validation" / "scores.json").read_text())
     (picture,) = attention_figures(run, scores)
-    assert picture.caption == "se around the largest lesion of fair."
+    assert picture.caption == "se (reduction=1) around the largest lesion of fair."
     scores["cases"] = {"empty": scores["cases"]["empty"]}
     (picture,) = attention_figures(run, scores)
-    assert picture.caption == "se in the middle of empty, which has no lesion."
+    assert picture.caption == "se (reduction=1) in the middle of empty, which has no lesion."
 
 
 @pytest.mark.parametrize("corner", [(2, 2, 2), (17, 9, 5), (26, 18, 8)])
@@ -201,7 +202,7 @@ def test_a_report_is_not_overwritten_unasked(run, page, monkeypatch):
         monkeypatch.setattr(f"attn3d.segmentation.reporting.page.{figures}", lambda run, scores: [])
     bare = report(run, overwrite=True).read_text()
     assert "Nothing is labelled in the held-out cases." in bare
-    assert "se has no weights to show." in bare
+    assert "se (reduction=1) has no weights to show." in bare
     assert not [path for path in run.folder.iterdir() if "unfinished" in path.name]
 
 

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from attn3d.segmentation.configuration import DEFAULTS, configure
+from attn3d.segmentation.configuration import configure
 from attn3d.segmentation.datasets import find_dataset
 from attn3d.segmentation.fingerprint import take_fingerprint
 from attn3d.segmentation.preprocessing import to_channels
+from attn3d.segmentation.settings import settings_from
 from attn3d.segmentation.windows import BRAIN_WINDOWS
 from tests.segmentation.volumes import AFFINES, scan
 
@@ -34,7 +35,7 @@ def cohort(folder, air, tissue, label):
 
 def configured(dataset, **settings):
     fingerprint = take_fingerprint(dataset, dataset.cases, quiet=True)
-    return configure(dataset, 1, fingerprint, DEFAULTS | {"patch_size": (16, 16, 16)} | settings)
+    return configure(dataset, 1, fingerprint, settings_from(None, {"patch_size": (16, 16, 16)} | settings))
 
 
 def contrast(dataset, windows):

@@ -33,7 +33,7 @@ def bottleneck_attention(
     combine="sum",
 ):
     channels, axes = x.shape[1], x.dim() - 2
-    hidden = max(1, channels // reduction)
+    hidden = max(channels // reduction, min(channels, 4))
     paper = variant == "paper"
     if kernel_size == "auto":
         kernel_size = 3 if paper else 7
@@ -96,7 +96,7 @@ class PlainBAM(nn.Module):
 
     def __init__(self, channels: int, reduction: int = 16, kernel_size: int = 7) -> None:
         super().__init__()
-        hidden = max(1, channels // reduction)
+        hidden = max(channels // reduction, min(channels, 4))
         self.pool = nn.AdaptiveAvgPool3d(1)
         self.channel = nn.Sequential(
             nn.Linear(channels, hidden, bias=False), nn.ReLU(), nn.Linear(hidden, channels, bias=False)
@@ -113,7 +113,7 @@ class PlainBAM(nn.Module):
 
 
 def count(c, n, variant):
-    h = max(1, c // 16)
+    h = max(c // 16, min(c, 4))
     if variant == "compact":
         return 2 * c * h + 7**n + 2
     channel = (c * h + h) + 2 * h + (h * c + c)

@@ -26,7 +26,7 @@ def convolutional_block_attention(
     order="auto",
 ):
     channels, axes = x.shape[1], x.dim() - 2
-    hidden = max(1, channels // reduction)
+    hidden = max(channels // reduction, min(channels, 4))
     paper = variant == "paper"
     if bias == "auto":
         bias = paper
@@ -68,7 +68,7 @@ class PlainCBAM(nn.Module):
 
     def __init__(self, channels: int, reduction: int = 16, kernel_size: int = 7) -> None:
         super().__init__()
-        hidden = max(1, channels // reduction)
+        hidden = max(channels // reduction, min(channels, 4))
         self.mean, self.largest = nn.AdaptiveAvgPool3d(1), nn.AdaptiveMaxPool3d(1)
         self.shared = nn.Sequential(
             nn.Conv3d(channels, hidden, 1, bias=False), nn.ReLU(), nn.Conv3d(hidden, channels, 1, bias=False)
@@ -83,7 +83,7 @@ class PlainCBAM(nn.Module):
 
 
 def count(c, n, variant):
-    h = max(1, c // 16)
+    h = max(c // 16, min(c, 4))
     return 2 * c * h + 2 * 7**n + (c + h + 2 if variant == "paper" else 0)
 
 

@@ -11,7 +11,7 @@ from tests.references.plain import layer_norm, linear, relu, sigmoid, softmax, v
 
 def global_context(x, parameters, statistics, training, *, variant="compact", reduction=16, fusion="add"):
     channels = x.shape[1]
-    hidden = max(1, channels // reduction)
+    hidden = max(channels // reduction, min(channels, 4))
     key_weight, key_bias, weight1, bias1, norm_weight, norm_bias, weight2, bias2 = parameters
 
     values = voxels(x)
@@ -32,7 +32,7 @@ class PlainGC(nn.Module):
 
     def __init__(self, channels: int, reduction: int = 16) -> None:
         super().__init__()
-        hidden = max(1, channels // reduction)
+        hidden = max(channels // reduction, min(channels, 4))
         self.mask = nn.Conv3d(channels, 1, 1)
         self.softmax = nn.Softmax(2)
         self.transform = nn.Sequential(
@@ -49,7 +49,7 @@ class PlainGC(nn.Module):
 
 
 def count(c, n, variant):
-    h = max(1, c // 16)
+    h = max(c // 16, min(c, 4))
     return 2 * c * h + 2 * c + 3 * h + 1
 
 

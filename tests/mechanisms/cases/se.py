@@ -10,7 +10,7 @@ from tests.references.plain import linear, mean, relu, sigmoid, volume, voxels
 
 def squeeze_excitation(x, parameters, statistics, training, *, variant="compact", reduction=16, bias="auto"):
     channels = x.shape[1]
-    hidden = max(1, channels // reduction)
+    hidden = max(channels // reduction, min(channels, 4))
     if bias == "auto":
         bias = variant == "paper"
     weight1, bias1, weight2, bias2 = parameters if bias else (parameters[0], None, parameters[1], None)
@@ -27,7 +27,7 @@ class PlainSE(nn.Module):
 
     def __init__(self, channels: int, reduction: int = 16) -> None:
         super().__init__()
-        hidden = max(1, channels // reduction)
+        hidden = max(channels // reduction, min(channels, 4))
         self.pool = nn.AdaptiveAvgPool3d(1)
         self.gate = nn.Sequential(
             nn.Linear(channels, hidden, bias=False), nn.ReLU(), nn.Linear(hidden, channels, bias=False), nn.Sigmoid()
@@ -39,7 +39,7 @@ class PlainSE(nn.Module):
 
 
 def count(c, n, variant):
-    h = max(1, c // 16)
+    h = max(c // 16, min(c, 4))
     return 2 * c * h + (c + h if variant == "paper" else 0)
 
 

@@ -1,0 +1,78 @@
+"""Attention over channels: El-Nouby et al., arXiv 2106.09681; Zamir et al., arXiv 2111.09881; Fu et al., 1809.02983."""
+
+import torch
+from torch import Tensor, nn
+
+from attn3d.arguments import boolean, one_of
+from attn3d.capture import NotScriptable, at_least_single, without_autocast
+
+ENERGIES = ("paper", "official")
+# The power of N that multiplies the energy.
+SCALES = {"none": 0.0, "1/N": -1.0, "1/sqrt(N)": -0.5}
+
+
+class ChannelwiseAttention(NotScriptable, nn.Module):
+    """Every channel becomes a weighted sum of the channels of its head: linear in the number N of voxels.
+
+    y = v softmax(E)^T, E = q^T k, q, k and v as (N, d) of a head. E is computed in at least single precision.
+
+    Args:
+        heads: H.
+        normalize: whether q and k have unit length along the voxels, and E is multiplied by a temperature tau_h that
+            is learnt for every head and 1 at start.
+        energy: "paper", E, or "official", the maximum of the row less it.
+        scale: of E, which grows with N where nothing is normalised: "none", "1/N" or "1/sqrt(N)".
+
+    Raises:
+        TypeError, ValueError: when an argument is of the wrong kind or out of range.
+    """
+
+    def __init__(self, heads: int, *, normalize: bool = False, energy: str = "paper", scale: str = "none") -> None:
+        super().__init__()
+        self.official = one_of("channel_energy", energy, ENERGIES) == "official"
+        self.power = SCALES[one_of("scale", scale, SCALES)]
+        learnt = nn.Parameter(torch.ones(heads)) if boolean("normalize", normalize) else None
+        self.register_parameter("temperature", learnt)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
+        """Attends.
+
+        Args:
+            q: (B, H, N, d).
+            k: (B, H, N, d).
+            v: (B, H, N, d).
+            key_mask: (B, N), true where a voxel counts for E.
+
+        Returns:
+            (B, H, N, d), a view of channels first.
+        """
+        return (self.affinity(q, k, key_mask).to(v.dtype) @ v.transpose(2, 3)).transpose(2, 3)
+
+    @without_autocast
+    def affinity(self, q: Tensor, k: Tensor, key_mask: Tensor | None = None) -> Tensor:
+        """softmax(E), (B, H, d, d)."""
+        if key_mask is not None:
+            q, k = (x.masked_fill(~key_mask[:, None, :, None], 0.0) for x in (q, k))
+        q, k = at_least_single(q), at_least_single(k)
+        energy = self.sum_over_voxels(q.transpose(2, 3) @ k)
+        if self.temperature is not None:
+            factor = at_least_single(self.temperature).view(-1, 1, 1)
+            energy = energy * factor * self._reciprocal_length(q).unsqueeze(3) * self._reciprocal_length(k).unsqueeze(2)
+        if self.power != 0.0:
+            energy = energy * self.voxels(q) ** self.power
+        if self.official:
+            energy = energy.amax(3, keepdim=True) - energy
+        return energy.softmax(3)
+
+    def _reciprocal_length(self, x: Tensor) -> Tensor:
+        """1 over the lengths of the channels along the voxels, (B, H, d)."""
+        squares = self.sum_over_voxels(torch.linalg.vector_norm(x, dim=2).square())
+        return squares.clamp(min=1e-24).rsqrt()
+
+    def sum_over_voxels(self, sums: Tensor) -> Tensor:
+        """What sums over the voxels that are here are over the whole volume."""
+        return sums
+
+    def voxels(self, tokens: Tensor) -> int:
+        """N of the whole volume."""
+        return tokens.shape[2]

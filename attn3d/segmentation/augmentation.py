@@ -1,0 +1,101 @@
+"""What one head, position or scanner does to a patch and another does not."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from monai.transforms import RandAdjustContrast, RandBiasField, RandGaussianNoise, RandomizableTransform
+from torch import Tensor
+from torch.nn import functional
+
+_DEGREES, _SCALE = 10.0, 0.1  # about each axis, along each axis
+_NOISE_HU = 3.0
+_NOISE = 0.3  # deviations
+
+
+class Augmentation:
+    """Random changes of patches, the same for the same generator.
+
+    Args:
+        spacing: mm per voxel along each axis; rotations are those of space, whatever the voxels' form.
+        mirror: axes along which half of the patches are mirrored.
+        hounsfield: whether intensities are Hounsfield units, of which only the noise differs between scanners.
+    """
+
+    def __init__(self, spacing: Sequence[float], mirror: Sequence[int], hounsfield: bool):
+        self.spacing, self.mirror, self.hounsfield = np.array(spacing), tuple(mirror), hounsfield
+        self.warped = 0.3 if hounsfield else 0.2  # interpolation blurs: most patches stay sharp
+        noise = RandGaussianNoise(prob=1.0, std=_NOISE_HU if hounsfield else _NOISE)
+        self._intensities: list[tuple[float, RandomizableTransform]] = [(0.3, noise)]
+        if not hounsfield:
+            bias = RandBiasField(prob=1.0, coeff_range=(-0.15, 0.15))
+            contrast = RandAdjustContrast(prob=1.0, gamma=(0.7, 1.5))
+            self._intensities = [(0.3, bias), (0.15, contrast), (0.3, noise)]
+
+    def draw_affine(self, random: np.random.Generator) -> np.ndarray | None:
+        """The matrix from voxels of the patch to those of the scan, both counted from their middle; mostly None."""
+        if random.random() >= self.warped:
+            return None
+        matrix = np.eye(3)
+        for axis, angle in enumerate(np.deg2rad(random.uniform(-_DEGREES, _DEGREES, 3))):
+            one, other = [index for index in range(3) if index != axis]
+            turn = np.eye(3)
+            turn[one, one] = turn[other, other] = np.cos(angle)
+            turn[one, other], turn[other, one] = -np.sin(angle), np.sin(angle)
+            matrix = matrix @ turn
+        matrix = matrix @ np.diag(random.uniform(1 - _SCALE, 1 + _SCALE, 3))
+        return matrix * self.spacing / self.spacing[:, None]
+
+    def __call__(self, image: Tensor, classes: Tensor, random: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Mirrors a patch and changes its intensities.
+
+        Args:
+            image: (C, *S).
+            classes: (*S).
+            random: what all is drawn from.
+        """
+        axes = [axis for axis in self.mirror if random.random() < 0.5]
+        image, classes = image.flip([axis + 1 for axis in axes]), classes.flip(axes)
+        for chance, transform in self._intensities:
+            if random.random() < chance:
+                transform.set_random_state(int(random.integers(2**32)))
+                image = self._changed(image, transform)
+        return image, classes
+
+    def _changed(self, image: Tensor, transform: RandomizableTransform) -> Tensor:
+        """An image after a change of its intensities; if they have no unit, with the mean and deviation of before."""
+        if self.hounsfield:
+            return torch.as_tensor(transform(image))
+        axes = tuple(range(1, image.dim()))
+        darkest = image.amin(axes, keepdim=True)  # a coil multiplies what is above black
+        changed = torch.as_tensor(transform(image - darkest))
+        deviation, mean = torch.std_mean(image, axes, keepdim=True)
+        of_changed, mean_of_changed = torch.std_mean(changed, axes, keepdim=True)
+        return (changed - mean_of_changed) * (deviation / of_changed.clamp(min=1e-6)) + mean
+
+
+def margin(matrix: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    """Voxels that a patch needs more on each side, along each axis, to be warped by a matrix."""
+    half = np.array(size) / 2
+    return np.ceil((np.abs(matrix) @ half - half).clip(min=0)).astype(int)
+
+
+def warp(image: Tensor, classes: Tensor, matrix: np.ndarray, size: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """A patch and its classes of the given size through a matrix, linearly and to the nearest.
+
+    Args:
+        image: (C, *larger), around the patch.
+        classes: (*larger).
+        matrix: from `Augmentation.draw_affine`.
+        size: of what is returned.
+    """
+    larger = np.array(classes.shape)
+    relative = (matrix * np.array(size)) / larger[:, None]  # in halves of the sizes, as grid_sample counts
+    theta = np.zeros((1, 3, 4), np.float32)
+    theta[0, :, :3] = relative[::-1, ::-1]  # which has the last axis first
+    grid = functional.affine_grid(torch.from_numpy(theta), [1, 1, *size], align_corners=False)
+    found = [
+        functional.grid_sample(values[None], grid, mode=mode, padding_mode="border", align_corners=False)[0]
+        for values, mode in ((image, "bilinear"), (classes[None].float(), "nearest"))
+    ]
+    return found[0], found[1][0].to(classes.dtype)

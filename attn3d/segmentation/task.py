@@ -1,0 +1,134 @@
+"""A network, its loss and its optimizer as Lightning trains them."""
+
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import torch
+from lightning import LightningModule
+from monai.inferers import sliding_window_inference
+from monai.losses import DeepSupervisionLoss, DiceCELoss
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from attn3d.layers.spatial import to_channels_last
+from attn3d.segmentation.callbacks import budget_used
+from attn3d.segmentation.settings import Configuration
+
+
+class Diverged(ValueError):
+    """A training whose loss, output or weights are not finite any more; its message says where and what to do."""
+
+
+class SegmentationTask(LightningModule):
+    """Dice and cross-entropy; the learning rate rises over the warm-up and falls to zero over the budget.
+
+    Batches to train have an ``"image"`` (B, C, *S), a ``"label"`` (B, 1, *S) of class indices and the ``"name"`` of
+    each case. To validate, whole volumes: an image (1, C, *S), its classes (*S) and the name; Dice is that of all
+    volumes taken as one.
+
+    With ``ema_decay`` it is the moving average of the weights that is validated and kept. Its decay starts small,
+    (1 + step) / (10 + step), so that the first weights are soon forgotten.
+
+    Args:
+        network: (B, C, *S) to logits (B, classes, *S), or in training to several, the finest first (as a list, or
+            as DynUNet stacks them); the coarser ones count half as much each.
+        config: of the run.
+    """
+
+    def __init__(self, network: nn.Module, config: Configuration):
+        super().__init__()
+        self.config, self.names = config, [*config.labels.values()]
+        self.network = to_channels_last(network) if config.channels_last else network
+        self.average = None
+        if config.ema_decay:
+            self.average = AveragedModel(self.network).requires_grad_(False)
+        # Of the batch as one volume: a label that a patch lacks would else cost 1 for a single voxel.
+        loss = DiceCELoss(to_onehot_y=True, softmax=True, include_background=False, batch=True)
+        self.loss = DeepSupervisionLoss(loss)
+        self.dice: dict[str, float] = {}  # of the last validation
+
+    @property
+    def trained(self) -> nn.Module:
+        """The network with the weights that are kept."""
+        return self.network if self.average is None else self.average.module
+
+    def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
+        """The loss of one batch of patches."""
+        image = to_channels_last(batch["image"]) if self.config.channels_last else batch["image"]
+        outputs = self.network(image)
+        if isinstance(outputs, Tensor):
+            outputs = [outputs] if outputs.dim() == image.dim() else list(outputs.unbind(1))
+        loss = self.loss(outputs, batch["label"])
+        if not loss.isfinite():
+            self.stop(f"the loss is {loss.item()}", batch.get("name", ()))
+        return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_index: int) -> None:
+        """Takes the new weights into the average."""
+        if self.average is not None:
+            step = self.trainer.global_step
+            decay = min(self.config.ema_decay, (1 + step) / (10 + step))
+            self.average.multi_avg_fn = get_ema_multi_avg_fn(decay)
+            self.average.update_parameters(self.network)
+
+    def stop(self, problem: str, cases: Sequence[str] = ()) -> NoReturn:
+        """Ends a training that cannot go on.
+
+        Raises:
+            Diverged: always.
+        """
+        where = f", or look at the voxels of {', '.join(sorted(set(cases)))}" if cases else ""
+        raise Diverged(
+            f"{problem} in epoch {self.trainer.current_epoch + 1}; train again with a `learning_rate` below "
+            f"{self.config.learning_rate:g}{where}"
+        )
+
+    def on_validation_epoch_start(self) -> None:
+        """Forgets the volumes of the last validation."""
+        self._counts = torch.zeros(len(self.names), 2, dtype=torch.float64)
+
+    def validation_step(self, batch: dict[str, Tensor], batch_index: int) -> None:
+        """Counts the voxels of one volume that are found and true, and those that are both; none of an empty batch."""
+        if not batch:
+            return
+        logits = sliding_window_inference(
+            batch["image"],
+            self.config.patch_size,
+            2,
+            self.trained,
+            overlap=0.25,
+            padding_mode="replicate",  # as patches are
+            device="cpu",
+            sw_device=self.device,
+        )
+        if not logits.isfinite().all():
+            self.stop("the network's output is not finite", [batch["name"]])
+        found, true = logits[0].argmax(0), batch["label"].cpu()
+        for index in range(len(self.names)):
+            one, other = found == index + 1, true == index + 1
+            self._counts[index] += torch.tensor([(one & other).sum() * 2, one.sum() + other.sum()])
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs Dice for each class, and their mean, over the volumes of all ranks."""
+        counts = self.trainer.strategy.reduce(self._counts.to(self.device, torch.float32), reduce_op="sum").cpu()
+        dice = torch.where(counts[:, 1] > 0, counts[:, 0] / counts[:, 1].clamp(min=1), 1.0)
+        self.dice = {"dice": dice.mean().item()}
+        self.dice |= {f"dice {name}": value for name, value in zip(self.names, dice.tolist(), strict=True)}
+        self.log_dict(self.dice)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """The optimizer that is set, and the polynomial decay customary in segmentation over the budget."""
+        config, parameters = self.config, self.network.parameters()
+        if config.optimizer == "sgd":
+            optimizer = torch.optim.SGD(
+                parameters, config.learning_rate, momentum=0.99, nesterov=True, weight_decay=config.weight_decay
+            )
+        else:
+            optimizer = torch.optim.AdamW(parameters, config.learning_rate, weight_decay=config.weight_decay)
+
+        def factor(step: int) -> float:
+            risen = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
+            return risen * (1 - budget_used(self.trainer)) ** 0.9
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

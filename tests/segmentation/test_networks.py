@@ -1,0 +1,33 @@
+"""Networks by name."""
+
+import pytest
+import torch
+
+from attn3d.segmentation import NETWORKS, create_network
+from attn3d.segmentation.networks import shape_multiple
+
+
+def test_an_unknown_network_is_refused_with_those_there_are():
+    with pytest.raises(ValueError, match="BasicUNet"):
+        create_network("BasicUnet3D", 1, 4)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_each_network_maps_a_patch_to_classes(name):
+    network = create_network(name, in_channels=1, out_channels=4, width=8).eval()
+    with torch.no_grad():
+        assert network(torch.zeros(1, 1, 32, 32, 32)).shape == (1, 4, 32, 32, 32)
+
+
+@pytest.mark.parametrize(("network", "multiple"), [("BasicUNet", 16), ("SegResNet", 8)])
+def test_a_patch_fits_networks_that_no_stride_reaches(network, multiple):
+    """They halve all axes as often as their layers say, which the smallest patch that they take is."""
+    assert shape_multiple(network, [(1, 1, 1)]) == (multiple,) * 3
+    net = create_network(network, 1, 2, width=4).eval()
+    assert net(torch.zeros(1, 1, multiple, 2 * multiple, multiple)).shape == (1, 2, multiple, 2 * multiple, multiple)
+
+
+@pytest.mark.parametrize(("supervised", "outputs"), [(True, (1, 3, 2, 32, 32, 32)), (False, (1, 2, 32, 32, 32))])
+def test_deep_supervision_is_a_setting(supervised, outputs):
+    network = create_network("ResidualDynUNet", 1, 2, width=4, strides=((2, 2, 2),) * 3, deep_supervision=supervised)
+    assert network(torch.zeros(1, 1, 32, 32, 32)).shape == outputs

@@ -1,0 +1,198 @@
+"""Patches: where they lie, what they hold, that they follow from the seed, and what augmentation does to them."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from attn3d.segmentation.augmentation import Augmentation, margin, warp
+from attn3d.segmentation.patches import EpochSampler, Patches, draw_corner, read_box
+from attn3d.segmentation.preprocessing import PreparedCase
+
+PATCHES = 900
+BOUND = 3 * np.sqrt(2 / 9 / PATCHES)  # three deviations of a share of two thirds
+
+
+def write(folder, labels, name="case", image=None):
+    """A prepared case."""
+    tensors = {"image": labels[None].astype(np.float32) if image is None else image, "classes": labels}
+    for value in np.unique(labels[labels > 0]):
+        tensors[f"foreground {value}"] = np.flatnonzero(labels == value).astype(np.int32)
+    save_file(tensors, folder / f"{name}.safetensors")
+    return PreparedCase(SimpleNamespace(name=name), folder)
+
+
+def patches_of(folder, labels, size, share=2 / 3):
+    """The labels and corners of many patches."""
+    random = np.random.default_rng(0)
+    with write(folder, labels).open() as file:
+        corners = np.array([draw_corner(file, np.array(size), share, random) for _ in range(PATCHES)])
+        drawn = [read_box(file, "classes", corner, np.array(size)) for corner in corners]
+    assert all(patch.shape == size for patch in drawn)
+    assert (corners >= 0).all()
+    assert (corners + size <= np.array(labels.shape)).all()
+    return drawn, corners
+
+
+@pytest.mark.parametrize("place", [(40, 40, 1), (30, 78, 1), (79, 79, 29), (40, 40, 15)], ids=str)
+def test_two_of_three_patches_hold_the_label_wherever_it_lies(place, tmp_path):
+    """A voxel in slice 1 of 30 is in as many patches as one in the middle; others hold it by chance."""
+    labels = np.zeros((80, 80, 30), np.uint8)
+    labels[place] = 1
+    drawn, corners = patches_of(tmp_path, labels, (16, 16, 16))
+    holding = np.array([bool(patch.any()) for patch in drawn])
+    by_chance = np.prod([min(16, place[i] + 1, labels.shape[i] - place[i]) / (labels.shape[i] - 15) for i in range(3)])
+    assert holding.mean() == pytest.approx(2 / 3 + by_chance / 3, abs=BOUND)
+    expected = np.clip(np.array(place) - 8, 0, np.array(labels.shape) - 16)
+    assert (corners == expected).all(axis=1).mean() == pytest.approx(2 / 3, abs=BOUND), "centred, or at the border"
+
+
+def test_the_share_is_of_the_labels_that_a_case_has(tmp_path):
+    """Of thirteen labels one: two of three patches hold it all the same; of two, each is drawn as often."""
+    labels = np.zeros((60, 60, 60), np.uint8)
+    labels[50:52, 50:52, 5] = 13
+    drawn, _ = patches_of(tmp_path, labels, (8, 8, 8))
+    assert np.mean([bool((patch == 13).any()) for patch in drawn]) == pytest.approx(2 / 3, abs=BOUND)
+    labels[5:25, 5:25, 35:55] = 2  # 2000 times as large, and far away
+    _, corners = patches_of(tmp_path, labels, (8, 8, 8), share=1.0)
+    rare = (np.abs(corners - (46, 46, 1)) <= 1).all(axis=1).mean()
+    assert rare == pytest.approx(1 / 2, abs=3 * np.sqrt(1 / 4 / PATCHES))
+
+
+def test_without_labels_patches_lie_anywhere(tmp_path):
+    drawn, corners = patches_of(tmp_path, np.zeros((20, 18, 16), np.uint8), (16, 16, 16))
+    assert [set(along) for along in corners.T.tolist()] == [set(range(5)), set(range(3)), {0}]
+    assert len(drawn) == PATCHES
+
+
+def test_a_scan_smaller_than_a_patch_is_in_its_middle_and_extended_by_its_edges(tmp_path):
+    labels = np.ones((4, 20, 5), np.uint8)
+    labels[0], labels[-1] = 2, 3
+    size = np.array((8, 8, 8))
+    with write(tmp_path, labels).open() as file:
+        corner = draw_corner(file, size, 2 / 3, np.random.default_rng(0))
+        found = read_box(file, "classes", corner, size)
+    assert [corner[0], corner[2]] == [-2, -1], "as MONAI's sliding window extends it"
+    assert found.shape == (8, 8, 8)
+    assert found[:, 0, 0].tolist() == [2, 2, 2, 1, 1, 3, 3, 3]
+
+
+@pytest.mark.parametrize("corner", [(-3, 2, 9), (0, 0, 0), (5, 7, -1)], ids=str)
+def test_a_box_is_what_numpy_pads(corner, tmp_path):
+    values = np.random.default_rng(0).integers(0, 9, (9, 11, 10)).astype(np.uint8)
+    with write(tmp_path, values).open() as file:
+        found = read_box(file, "image", np.array(corner), np.array((6, 5, 7)))[0].numpy()
+    start = np.array(corner) + 9
+    expected = np.pad(values, 9, mode="edge")[tuple(slice(a, a + b) for a, b in zip(start, (6, 5, 7), strict=True))]
+    np.testing.assert_array_equal(found, expected)
+
+
+def configuration(**settings):
+    given = {"seed": 3, "patch_size": (8, 8, 8), "spacing": (1.0, 1.0, 1.0), "windows": None, "mirror": (0,)}
+    return SimpleNamespace(**given | {"patches_per_case": 3} | settings)
+
+
+def test_a_patch_follows_from_seed_epoch_and_index_alone(tmp_path):
+    random = np.random.default_rng(1)
+    labels = random.integers(0, 3, (20, 20, 20)).astype(np.uint8)
+    cases = [write(tmp_path, labels, name, random.normal(size=(1, 20, 20, 20)).astype("f4")) for name in "ab"]
+    patches = Patches(cases, configuration())
+    places = [(epoch, index) for epoch in range(2) for index in range(len(patches))]
+    first = {place: patches[place] for place in places}
+    again = Patches(cases, configuration())
+    for place in reversed(places):
+        assert torch.equal(first[place]["image"], again[place]["image"])
+        assert torch.equal(first[place]["label"], again[place]["label"])
+    images = [patch["image"] for patch in first.values()]
+    assert not any(torch.equal(images[0], other) for other in images[1:])
+    other = Patches(cases, configuration(seed=4))[0, 0]
+    assert not torch.equal(other["image"], images[0])
+    assert [first[0, index]["name"] for index in range(6)] == ["a", "b"] * 3
+    assert first[0, 0]["image"].shape == first[0, 0]["label"].shape == (1, 8, 8, 8)
+    assert (first[0, 0]["image"].dtype, first[0, 0]["label"].dtype) == (torch.float32, torch.int64)
+
+
+def test_ranks_share_an_epoch_and_epochs_differ():
+    samplers = [EpochSampler(range(10), num_replicas=2, rank=rank, seed=1) for rank in (0, 1)]
+    first = [list(sampler) for sampler in samplers]
+    assert sorted(first[0] + first[1]) == [(0, index) for index in range(10)]
+    for sampler in samplers:
+        sampler.set_epoch(1)
+    second = [list(sampler) for sampler in samplers]
+    assert {epoch for epoch, _ in second[0]} == {1}
+    assert [index for _, index in second[0]] != [index for _, index in first[0]]
+
+
+def test_an_affine_turns_image_and_label_in_millimetres():
+    """A ball in voxels of 1 x 1 x 2 mm stays a ball, of the size that the matrix says."""
+    spacing = np.array((1.0, 1.0, 2.0))
+    augmentation = Augmentation(spacing, mirror=(), hounsfield=False)
+    augmentation.warped = 1.0
+    shape = np.array((96, 96, 48))
+    place = (np.moveaxis(np.indices(shape), 0, -1) - (shape - 1) / 2) * spacing
+    classes = torch.from_numpy((np.linalg.norm(place, axis=-1) < 16).astype(np.uint8))
+    random = np.random.default_rng(0)
+    for _ in range(5):
+        matrix = augmentation.draw_affine(random)
+        size = np.array((48, 44, 24))
+        more = margin(matrix, size)
+        low = (shape - size) // 2 - more
+        box = tuple(slice(a, a + b) for a, b in zip(low, size + 2 * more, strict=True))
+        image, label = warp(classes[box][None].float(), classes[box], matrix, size.tolist())
+        assert image.shape[1:] == label.shape == tuple(size)
+        expected = classes.sum() / np.linalg.det(matrix)
+        assert label.sum().item() == pytest.approx(expected.item(), rel=0.06)
+        assert image.sum().item() == pytest.approx(expected.item(), rel=0.03)
+        inside = (label > 0).nonzero().double().numpy()
+        np.testing.assert_allclose(inside.mean(axis=0), (size - 1) / 2, atol=0.3)
+        widths = (inside.max(axis=0) - inside.min(axis=0) + 1) * spacing
+        assert (np.abs(widths - 32 / np.cbrt(np.linalg.det(matrix))) < 8).all()
+
+
+def test_the_identity_and_a_shifted_axis_are_exact():
+    image = torch.arange(7.0 * 6 * 5).view(1, 7, 6, 5)
+    same, label = warp(image, image[0].to(torch.uint8), np.eye(3), (7, 6, 5))
+    torch.testing.assert_close(same, image)
+    assert torch.equal(label, image[0].to(torch.uint8))
+    turned, _ = warp(image.view(1, 7, 6, 5)[:, :5, :5], torch.zeros(5, 5, 5), -np.eye(3), (5, 5, 5))
+    torch.testing.assert_close(turned, image[:, :5, :5].flip(1, 2, 3))
+    assert (margin(np.eye(3) * 1.25, (8, 4, 9)) == (1, 1, 2)).all()
+
+
+@pytest.mark.parametrize("axes", [(), (0,), (1, 2)], ids=str)
+def test_patches_are_mirrored_along_the_axes_that_are_set(axes):
+    augmentation = Augmentation((1.0, 1.0, 1.0), axes, hounsfield=True)
+    augmentation._intensities = []
+    image = torch.arange(27.0).view(1, 3, 3, 3)
+    random, seen = np.random.default_rng(0), set()
+    for _ in range(40):
+        changed, classes = augmentation(image, image[0], random)
+        assert torch.equal(changed[0], classes)
+        (found,) = [
+            flipped
+            for flipped in [(), (1,), (2,), (3,), (1, 2), (1, 3), (2, 3), (1, 2, 3)]
+            if torch.equal(image.flip(flipped), changed)
+        ]
+        seen.add(tuple(axis - 1 for axis in found))
+    one = [tuple(chosen) for chosen in ((), axes[:1], axes[1:], axes)]
+    assert seen == set(one)
+
+
+def test_intensities_stay_near_what_they_are_normalised_to():
+    random = np.random.default_rng(0)
+    image = torch.from_numpy(random.normal(size=(2, 12, 12, 12)).astype(np.float32))
+    for hounsfield, widest in ((False, 1.01), (True, 5.0)):
+        augmentation = Augmentation((1.0, 1.0, 1.0), (), hounsfield)
+        changed = [augmentation(image, image[0], random)[0] for _ in range(20)]
+        assert 3 < sum(torch.equal(one, image) for one in changed) < 17
+        assert all(one.isfinite().all() and one.std() < widest and one.dtype == torch.float32 for one in changed)
+
+
+def test_a_prepared_file_is_read_in_part(tmp_path):
+    labels = np.zeros((9, 9, 9), np.uint8)
+    write(tmp_path, labels)
+    with safe_open(tmp_path / "case.safetensors", "np") as file:
+        assert [*file.keys()] == ["classes", "image"]
