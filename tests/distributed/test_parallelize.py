@@ -158,7 +158,7 @@ REFUSED = [
     *[
         (name, {}, "over voxels of other ranks; attention over voxels and channels works")
         for name in CASES
-        if name not in OVER_VOXELS
+        if name not in (*OVER_VOXELS, "channel")
     ],
     ("non_local", {"sub_sample": True}, r"pattern=PooledKeys\(2\)"),
     ("non_local", {"norm": "instance"}, r"norm \(InstanceNorm\).* 'batch' and 'layer' work"),
