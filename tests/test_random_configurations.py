@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import attn3d
-from tests.configurations import OVER_VOXELS, randomise, taking
+from tests.configurations import OVER_VOXELS, create, randomise, taking
 from tests.mechanisms.case import PerAxis
 from tests.mechanisms.cases import CASES
 from tests.references.plain import largest_divisor
@@ -142,7 +142,7 @@ def cases(draw: Callable[..., Any], name: str, dims: int) -> Case:
 
 def make(case: Case, **options: Any) -> torch.nn.Module:
     options = case.options | options
-    return attn3d.create_attention(case.name, spatial_dims=len(case.shape) - 2, channels=case.shape[1], **options)
+    return create(case.name, spatial_dims=len(case.shape) - 2, channels=case.shape[1], **options)
 
 
 def laid_out(x: Tensor, layout: str) -> Tensor:
