@@ -28,6 +28,11 @@ def find(spec: AttentionSpec) -> tuple[Callable[..., nn.Module], dict[str, Any]]
     return REGISTRY[name], options
 
 
+def takes_signal(spec: AttentionSpec) -> bool:
+    """Whether a mechanism is called with a gating signal beside its input, as its class attribute says."""
+    return getattr(find(spec)[0], "takes_signal", False)
+
+
 def create_attention(spec: AttentionSpec, *, spatial_dims: int, channels: int, **options: Any) -> nn.Module:
     """Makes an attention module from its name.
 

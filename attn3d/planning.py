@@ -90,6 +90,8 @@ def estimate_cost(
 ) -> Cost:
     """What a pass over a volume costs, which need not fit this machine.
 
+    A mechanism that takes a gating signal gets one of half the size along every axis.
+
     Args:
         mechanism: a module (B, C, *S) -> (B, C, *S), or a spec as `attn3d.create_attention` takes it.
         shape: of the input, (B, C, *S).
@@ -105,12 +107,15 @@ def estimate_cost(
     """
     with FakeTensorMode():
         module = _on_fake_tensors(mechanism, shape, dtype, options).train(training)
-        x = torch.empty(list(shape), dtype=dtype, requires_grad=training)
-        with torch.set_grad_enabled(training), _Meter([x, *module.parameters(), *module.buffers()]) as meter:
-            y = module(x)
+        given = [torch.empty(list(shape), dtype=dtype, requires_grad=training)]
+        if getattr(module, "takes_signal", False):
+            coarse = [shape[0], module.gating_channels, *(-(-size // 2) for size in shape[2:])]
+            given.append(torch.empty(coarse, dtype=dtype, requires_grad=training))
+        with torch.set_grad_enabled(training), _Meter([*given, *module.parameters(), *module.buffers()]) as meter:
+            y = module(*given)
             if training:
                 # Not `backward`: to fill `grad`, it would copy what this mode holds on to.
-                wanted = [x, *(parameter for parameter in module.parameters() if parameter.requires_grad)]
+                wanted = [*given, *(parameter for parameter in module.parameters() if parameter.requires_grad)]
                 torch.autograd.grad(y, wanted, torch.empty_like(y), allow_unused=True)
         return Cost(meter.peak, meter.flops)
 

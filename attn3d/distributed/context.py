@@ -252,6 +252,10 @@ class Rows(Pattern):
     first: int
     queries: Span
 
+    def sizes(self, spatial_dims: int) -> tuple[int, ...]:
+        """Those of the pattern."""
+        return self.pattern.sizes(spatial_dims)
+
     def covers(self, shape: Sequence[Any], arange: Any) -> list[list[AxisGroups]]:
         """Those of the pattern, in the rows that are there."""
         whole = self.pattern.covers((self.extent, *shape[1:]), arange)

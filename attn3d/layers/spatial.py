@@ -53,6 +53,19 @@ def resize(x: Tensor, shape: list[int]) -> Tensor:
     return functional.interpolate(x, size=shape, mode=mode, align_corners=False)
 
 
+def resize_by_products(x: Tensor, shape: list[int]) -> Tensor:
+    """As `resize`, by a matrix product along every axis: the gradient is deterministic on every device."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    for axis, size in enumerate(shape, 2):
+        given = x.shape[axis]
+        voxels = torch.arange(given, device=x.device, dtype=dtype)
+        centres = (torch.arange(size, device=x.device, dtype=dtype) + 0.5) * given / size - 0.5
+        distances = (centres.clamp(min=0).minimum(voxels[-1]).unsqueeze(1) - voxels).abs()
+        weights = (1 - distances).clamp(min=0).to(x.dtype)
+        x = (x.movedim(axis, -1) @ weights.t()).movedim(-1, axis)
+    return x
+
+
 class _Tokens(torch.autograd.Function):
     """(B, C, *S) as (B, N, C). The gradient comes back in the memory format of the input.
 

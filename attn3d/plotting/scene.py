@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from attn3d.plotting.hanging import BACKGROUND, FAINT, PLANES, Hanging, contrast, mark_sides, show_scan
+from attn3d.plotting.hanging import BACKGROUND, FAINT, PLANES, Hanging, contrast, mark_sides, show_outline, show_scan
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -79,11 +79,18 @@ class Scene:
         show_scan(axes, self.hanging.cut(self.volume, PLANES[plane], voxel), extent, (low, dimmed))
         mark_sides(axes, PLANES[plane].letters if self.marked else "")
         if heat is not None:
-            low, high = np.percentile(heat, (0.5, 99.5))
+            there = heat != 0
+            low, high = np.percentile(heat[there] if there.any() else heat, (0.5, 99.5))
             if high - low <= 1e-6 * abs(low):  # the same everywhere
                 high = low + 0.1 * (abs(low) or 1)
+            there, heat = (
+                self.hanging.cut(self.hanging.turn(one.reshape(self.grid)), PLANES[plane], voxel)
+                for one in (there, heat)
+            )
+            if there.any() and not there.all():
+                show_outline(axes, there, extent)
             picture = axes.imshow(
-                self.hanging.cut(self.hanging.turn(heat.reshape(self.grid)), PLANES[plane], voxel),
+                heat,
                 cmap=_heat_colors(),
                 vmin=low,
                 vmax=high,

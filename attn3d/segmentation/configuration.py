@@ -44,7 +44,7 @@ def configure(dataset: Dataset, images: int, fingerprint: Fingerprint, settings:
         "modality": dataset.modality,
         "labels": dict(dataset.labels),
         "images": images,
-        "versions": {name: version(name) for name in ("torch", "monai", "torchio", "lightning", "nibabel", "numpy")},
+        "versions": {name: version(name) for name in ("torch", "monai", "lightning", "nibabel", "numpy")},
     }
     return checked(Configuration, settings.model_dump(mode="json") | followed)
 
