@@ -10,16 +10,11 @@ from torch.nn.modules import batchnorm, conv, pooling
 from attn3d.arguments import one_of
 from attn3d.attention import ChannelwiseAttention, VolumeAttention
 from attn3d.layers.norms import BatchNorm, GroupNorm
-from attn3d.mechanisms import (
-    ChannelAttention,
-    ChannelSelfAttention,
-    DualAttention,
-    MultiHeadSelfAttention,
-    NonLocal,
-    PositionAttention,
-)
 from attn3d.mechanisms.base import Mechanism
-from attn3d.mechanisms.non_local import Concatenation, DotProduct
+from attn3d.mechanisms.channel import ChannelSelfAttention
+from attn3d.mechanisms.dual_attention import ChannelAttention, DualAttention, PositionAttention
+from attn3d.mechanisms.non_local import Concatenation, DotProduct, NonLocal
+from attn3d.mechanisms.self_attention import MultiHeadSelfAttention
 
 ROTATIONS = ("all_gather", "ring")
 

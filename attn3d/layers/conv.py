@@ -1,5 +1,7 @@
 """Convolutions for 1, 2 or 3 spatial axes, and one of a few maps to one."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -34,7 +36,7 @@ class MapConvolution(nn.Conv3d):
     @torch.jit.unused
     def _over_planes(self, x: Tensor) -> Tensor:
         batch, _, depth, height, width = x.shape
-        size, around = self.kernel_size[0], self.padding[0]
+        size, around = self.kernel_size[0], int(self.padding[0])
         given = min(_PLANES, depth)
         runs = -(-depth // given)
         seen = functional.pad(x, (0, 0, 0, 0, around, around + runs * given - depth)).unfold(2, given + size - 1, given)
@@ -49,6 +51,26 @@ class MapConvolution(nn.Conv3d):
 def map_convolution(spatial_dims: int) -> type[nn.Module]:
     """The convolution class of a few maps to one, without bias, for ``spatial_dims`` axes."""
     return MapConvolution if spatial_dims == 3 else convolution(spatial_dims)
+
+
+def depthwise(channels: int, kernel: Sequence[int], dilation: Sequence[int] | None = None) -> nn.Module:
+    """A convolution of each channel by itself that keeps the sizes.
+
+    Args:
+        channels: of the input and of the output.
+        kernel: an odd size for each axis.
+        dilation: one for each axis; by default 1.
+    """
+    dilation = [1] * len(kernel) if dilation is None else dilation
+    padding = tuple(size // 2 * step for size, step in zip(kernel, dilation, strict=True))
+    return convolution(len(kernel))(
+        channels, channels, tuple(kernel), padding=padding, dilation=tuple(dilation), groups=channels
+    )
+
+
+def along_axis(axis: int, kernel: Sequence[int]) -> list[int]:
+    """The sizes of a kernel along one axis, 1 along the others."""
+    return [size if place == axis else 1 for place, size in enumerate(kernel)]
 
 
 def is_convolution(module: nn.Module) -> bool:

@@ -4,6 +4,8 @@ Written as a chain of products, autograd keeps a whole map more for every gate b
 sigmoid of a sum of two. Here backward computes them again, block by block.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -18,11 +20,11 @@ class _Gate(torch.autograd.Function):
         return blockwise(lambda x, a, b: [x * a * b], [x, a, b], [x])[0]
 
     @staticmethod
-    def setup_context(context, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+    def setup_context(context: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
         context.save_for_backward(*inputs)
 
     @staticmethod
-    def backward(context, grad_y: Tensor) -> tuple[Tensor, ...]:
+    def backward(context: Any, grad_y: Tensor) -> tuple[Tensor, ...]:
         x, a, b = context.saved_tensors  # once, as checkpoints want it
 
         def gradients(grad_y: Tensor, x: Tensor, a: Tensor, b: Tensor) -> list[Tensor]:
@@ -32,7 +34,7 @@ class _Gate(torch.autograd.Function):
         return tuple(blockwise(gradients, [grad_y, x, a, b], [x, a, b]))
 
     @staticmethod
-    def vmap(info, in_dims: tuple, *tensors: Tensor) -> tuple[Tensor, int]:
+    def vmap(info: Any, in_dims: tuple, *tensors: Tensor) -> tuple[Tensor, int]:
         return torch.vmap(_product, in_dims)(*tensors), 0
 
 
@@ -44,12 +46,12 @@ class _JointGate(torch.autograd.Function):
         return blockwise(lambda x, a, b: [_joint(x, a, b, product, offset)], [x, a, b], [x])[0]
 
     @staticmethod
-    def setup_context(context, inputs: tuple, output: Tensor) -> None:
+    def setup_context(context: Any, inputs: tuple, output: Tensor) -> None:
         *tensors, context.product, context.offset = inputs
         context.save_for_backward(*tensors)
 
     @staticmethod
-    def backward(context, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(context: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         x, a, b = context.saved_tensors
 
         def gradients(grad_y: Tensor, x: Tensor, a: Tensor, b: Tensor) -> list[Tensor]:
@@ -61,7 +63,7 @@ class _JointGate(torch.autograd.Function):
         return *blockwise(gradients, [grad_y, x, a, b], [x, a, b]), None, None
 
     @staticmethod
-    def vmap(info, in_dims: tuple, *inputs: object) -> tuple[Tensor, int]:
+    def vmap(info: Any, in_dims: tuple, *inputs: Any) -> tuple[Tensor, int]:
         return torch.vmap(_joint, in_dims)(*inputs), 0
 
 

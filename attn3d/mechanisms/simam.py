@@ -34,7 +34,7 @@ class SimAM(Mechanism):
     Shape:
         (B, C, *S) -> (B, C, *S). No parameters.
 
-    Example:
+    Examples:
         >>> SimAM(3, 64)(torch.randn(1, 64, 8, 16, 16)).shape
         torch.Size([1, 64, 8, 16, 16])
     """

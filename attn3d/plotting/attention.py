@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 _WIDTH, _CHART_HEIGHT = 2.5, 1.5  # inches of a cell
 _HEAD, _SCALE, _GAP, _AXIS = 0.85, 0.75, 0.14, 0.55  # left of it, right of it, and below a picture and a chart
-_TICKS = 0.4  # left of a chart, whose numbers stand beside the legend of its neighbour
 _HEAT = {
     "channel_map": "weighed features\nmean |weight × map|",
     "spatial": "weights of voxels",
@@ -28,7 +27,7 @@ _HEAT = {
     "axes_map": "weights of voxels\nproduct of the axes'",
     "query": "what the cross sees\nmean of the heads",
 }
-_DIRECTIONS = ("left\nto right", "posterior\nto anterior", "inferior\nto superior")
+_DIRECTIONS = ("left to right", "posterior to anterior", "inferior to superior")
 
 
 def plot_attention_maps(
@@ -44,8 +43,9 @@ def plot_attention_maps(
 ) -> Figure:
     """What `attention_maps` found, a column for each site: heat over the grey anatomy, and charts.
 
-    Heat has a scale of its own in each picture, from the 0.5th to the 99.5th percentile of the volume. The weights of
-    channels are bars from 0, those along axes curves. Of a batch the first sample is shown.
+    Heat has a scale of its own in each picture, from the 0.5th to the 99.5th percentile of the volume; where weights
+    are 0, as outside a window, it is left out, and a dashed line is drawn around the rest. The weights of channels are
+    bars from 0, those along axes curves. Of a batch the first sample is shown.
 
     Args:
         image: what the network saw, (B, C, *S) or (C, *S), of which the first channel is shown; or any anatomy on
@@ -79,7 +79,7 @@ def plot_attention_maps(
         raise ValueError(f"`maps` has nothing to show at {', '.join(wanted) or 'any site'}")
 
     grids = {heat.shape for one in sites.values() for heat in one.heat.values()}
-    scene = Scene(image, affine, grids.pop(), window) if grids else None
+    scene: Any = Scene(image, affine, grids.pop(), window) if grids else None  # charts need none
     rows = _rows(sites, planes if scene is not None and scene.rank == 3 else ["axial"])
     heights = [_WIDTH * scene.ratio(plane) if plane else _CHART_HEIGHT for _, plane in rows]
     figure, grid = _grid(heights, [plane is None for _, plane in rows], list(sites), title)
@@ -87,11 +87,11 @@ def plot_attention_maps(
     for line, (key, plane) in zip(grid, rows, strict=True):
         if plane is None:
             words, draw = _CHARTS[key]
-            _words(line[0], words)
             for axes, one in zip(line[1:], sites.values(), strict=True):
                 if key in one.charts:
                     _prepare(axes)
                     draw(axes, one.charts[key], scene)
+            _head(line[0], words, line[1:])
             continue
         name, _, query = key.partition(" ")
         voxel = turned[int(query or 0)]
@@ -124,10 +124,13 @@ def _rows(sites: Mapping[str, _Site], planes: Sequence[str]) -> list[tuple[str, 
 
 def _first_sample(maps: Mapping[str, torch.Tensor]) -> _Site:
     weights = {name: np.asarray(value[0].detach().float().cpu()) for name, value in maps.items()}
-    heat = {name: weights[name] for name in ("channel_map", "spatial", "gate", "axes_map") if name in weights}
+    volumes: tuple[str, ...] = ("channel_map", "spatial", "gate", "axes_map")
+    heat = {name: weights[name] for name in volumes if name in weights}
     if "query" in weights:
         heat |= {f"query {index}": row for index, row in enumerate(weights["query"].mean(axis=0))}
-    charts = {name: weights[name] for name in ("channel", "branch", "affinity") if name in weights}
+    charts: dict[str, Any] = {name: weights[name] for name in ("channel", "branch", "affinity") if name in weights}
+    if "context" in weights:
+        charts["context"] = weights["context"].mean(axis=0)
     if "axis0" in weights:
         charts["axes"] = [weights[f"axis{axis}"] for axis in range(sum(name[:4] == "axis" for name in weights))]
     return _Site(heat, charts)
@@ -142,7 +145,7 @@ def _grid(
     gaps = [_AXIS if chart else _GAP for chart in charts]
     names = ["\n".join(textwrap.wrap(name.replace(".", ". "), 34)).replace(". ", ".") for name in sites]
     above = 0.2 + 0.17 * max(name.count("\n") + 1 for name in names) + (0.4 if title else 0)
-    pitch = _WIDTH + _SCALE + (_TICKS if any(charts) else 0)
+    pitch = _WIDTH + _SCALE
     width = _HEAD + _WIDTH + len(sites) * pitch + _SCALE
     height = sum(heights) + sum(gaps) + above
     figure = Figure(figsize=(width, height), facecolor=BACKGROUND)
@@ -163,9 +166,16 @@ def _grid(
     return figure, grid
 
 
-def _words(axes: Axes, words: str) -> None:
-    """The head of a row of charts."""
-    axes.text(0.97, 0.5, words, ha="right", va="center", color=TEXT, fontsize=10, transform=axes.transAxes)
+def _head(axes: Axes, words: str, charts: Sequence[Axes]) -> None:
+    """The words of a row of charts, and beneath them a legend of the lines that they have."""
+    handles, labels = max((chart.get_legend_handles_labels() for chart in charts), key=lambda pair: len(pair[1]))
+    above = 0.5 + 0.09 * sum(label.count("\n") + 1 for label in labels)
+    axes.text(0.85, above, words, ha="right", va="center", color=TEXT, fontsize=10, transform=axes.transAxes)
+    if labels:
+        axes.legend(
+            handles, labels, frameon=False, labelcolor="linecolor", fontsize=9, handlelength=0, handletextpad=0,
+            loc="upper right", bbox_to_anchor=(0.86, above - 0.14), borderaxespad=0,
+        )  # fmt: skip
 
 
 def _prepare(axes: Axes) -> None:
@@ -189,12 +199,11 @@ def _draw_branches(axes: Axes, weights: np.ndarray, _: Scene | None) -> None:
     edges = np.arange(weights.shape[1] + 1) - 0.5
     for index, branch in enumerate(weights):
         axes.stairs(
-            below + branch, edges, baseline=below, fill=True, color=COLORS[index % len(COLORS)], label=f"{index}"
+            below + branch, edges, baseline=below, fill=True, color=COLORS[index % len(COLORS)], label=f"branch {index}"
         )
         below = below + branch
     axes.set(xlim=(edges[0], edges[-1]), ylim=(0, below.max()))
     axes.set_xlabel("channel", color=FAINT, fontsize=8)
-    _legend(axes, title="branch")
 
 
 def _draw_axes(axes: Axes, weights: list[np.ndarray], scene: Scene) -> None:
@@ -204,7 +213,12 @@ def _draw_axes(axes: Axes, weights: list[np.ndarray], scene: Scene) -> None:
         axes.plot(place, gate[::way], color=COLORS[ras], label=_DIRECTIONS[ras] if scene.marked else f"axis {axis}")
     axes.set_xlabel("mm" if scene.marked else "voxel", color=FAINT, fontsize=8)
     axes.margins(x=0)
-    _legend(axes)
+
+
+def _draw_context(axes: Axes, weights: np.ndarray, _: Scene | None) -> None:
+    for index, row in enumerate(weights):
+        axes.stairs(row, np.arange(len(row) + 1) - 0.5, color=COLORS[index % len(COLORS)], label=f"voxel {index}")
+    axes.set_xlabel("token", color=FAINT, fontsize=8)
 
 
 def _draw_affinity(axes: Axes, weights: np.ndarray, _: Scene | None) -> None:
@@ -212,19 +226,10 @@ def _draw_affinity(axes: Axes, weights: np.ndarray, _: Scene | None) -> None:
     axes.set_xlabel("channel", color=FAINT, fontsize=8)
 
 
-def _legend(axes: Axes, title: str = "") -> None:
-    """Beside a chart, where pictures have their scale, as lines of words in their colours."""
-    handles, labels = axes.get_legend_handles_labels()
-    legend = axes.legend(
-        handles, labels, frameon=False, labelcolor="linecolor", fontsize=7.5, handlelength=0, handletextpad=0,
-        title=title, loc="center left", bbox_to_anchor=(1, 0.5), borderaxespad=0.3,
-    )  # fmt: skip
-    legend.get_title().set(color=FAINT, fontsize=8)
-
-
-_CHARTS = {
+_CHARTS: dict[str, tuple[str, Any]] = {  # the words of each, and what draws it
     "channel": ("weights of channels", _draw_channels),
     "branch": ("weights of branches\nby channel", _draw_branches),
     "axes": ("weights along the axes\nmean of the channels", _draw_axes),
+    "context": ("weights of the context\nmean of the heads", _draw_context),
     "affinity": ("weights of channels\nfor channels", _draw_affinity),
 }

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from attn3d.plotting.hanging import BACKGROUND, FAINT, PLANES, Hanging, contrast, mark_sides, show_scan
+from attn3d.plotting.hanging import BACKGROUND, FAINT, PLANES, Hanging, contrast, mark_sides, show_outline, show_scan
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,7 +28,7 @@ class Scene:
 
     def __init__(
         self,
-        image: np.ndarray | torch.Tensor,
+        image: Any,
         affine: np.ndarray | None,
         grid: tuple[int, ...],
         window: tuple[float, float] | None,
@@ -79,11 +79,18 @@ class Scene:
         show_scan(axes, self.hanging.cut(self.volume, PLANES[plane], voxel), extent, (low, dimmed))
         mark_sides(axes, PLANES[plane].letters if self.marked else "")
         if heat is not None:
-            low, high = np.percentile(heat, (0.5, 99.5))
+            there = heat != 0
+            low, high = np.percentile(heat[there] if there.any() else heat, (0.5, 99.5))
             if high - low <= 1e-6 * abs(low):  # the same everywhere
                 high = low + 0.1 * (abs(low) or 1)
+            there, heat = (
+                self.hanging.cut(self.hanging.turn(one.reshape(self.grid)), PLANES[plane], voxel)
+                for one in (there, heat)
+            )
+            if there.any() and not there.all():
+                show_outline(axes, there, extent)
             picture = axes.imshow(
-                self.hanging.cut(self.hanging.turn(heat.reshape(self.grid)), PLANES[plane], voxel),
+                heat,
                 cmap=_heat_colors(),
                 vmin=low,
                 vmax=high,
@@ -113,7 +120,7 @@ def show_scale(axes: Axes, picture: AxesImage) -> None:
     from matplotlib.ticker import MaxNLocator
 
     beside = axes.inset_axes((1.03, 0.04, 0.045, 0.84), facecolor=BACKGROUND)
-    bar = axes.figure.colorbar(picture, cax=beside, extend="both")
+    bar: Any = axes.figure.colorbar(picture, cax=beside, extend="both")
     bar.locator = MaxNLocator(4)
     bar.formatter.set_powerlimits((-2, 4))
     bar.outline.set_visible(False)

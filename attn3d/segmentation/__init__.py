@@ -15,7 +15,6 @@ from attn3d.segmentation.files import (
     write_image,
     write_label,
 )
-from attn3d.segmentation.inference import predict_probabilities, segment
 from attn3d.segmentation.mni152 import TISSUES, write_mni152
 from attn3d.segmentation.networks import NETWORKS, create_network
 from attn3d.segmentation.prediction import Prediction, predict
@@ -50,13 +49,11 @@ __all__ = [
     "mean_dice",
     "normalise",
     "predict",
-    "predict_probabilities",
     "read_image",
     "read_label",
     "read_segmentation",
     "report",
     "score",
-    "segment",
     "simulate",
     "split_cases",
     "threshold_segmentation",

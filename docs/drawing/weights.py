@@ -1,11 +1,12 @@
 """The figure of a mechanism that has no drawing of its own: x, what it weighs x with, y."""
 
 import torch
+from torch.nn.functional import interpolate
 
-from drawing.anatomy import channels, index, learnt, seen
-from drawing.card import Card
+from drawing.anatomy import SIZE, channels, index, learnt, seen
+from drawing.card import DEPTH, ORANGE, Card
 from drawing.context import VOXEL, mark
-from drawing.parts import NOTE, flat, output, source, stretch
+from drawing.parts import MIDDLE, NOTE, flat, output, source, stretch
 
 WORDS = {
     "channel": "a weight per channel",
@@ -25,16 +26,18 @@ def drawn(name: str) -> Card:
     row = source(card, y, gap=40).layer(name, width=110, height=44)
     for kind, weights in found.items():
         if kind == "channel":
-            row.bars(flat(weights), WORDS[kind], span=stretch(flat(weights).clip(0)))
+            row.bars(flat(weights), WORDS[kind], span=stretch(flat(weights).clip(0))).move(24)
         elif kind == "affinity":
             row.arrow()
             card.matrix(row.x + 8, y - 44, weights[0].detach().numpy(), size=88, span=stretch(flat(weights)))
-            row.move(100)
+            card.text(row.x + 52, y - 66, WORDS[kind], size=9.5, color=ORANGE)
+            row.move(112)
         else:
-            shown = seen(weights.flatten(1, -4)[0, 0])
+            shown = weights.detach().flatten(1, -4)[:, :1]
+            shown = seen(interpolate(shown, size=x.shape[2:], mode="nearest")[0, 0])  # that of pooled keys is coarser
             row.volume(shown, WORDS[kind], span=stretch(shown, 0.98), behind=2 if kind == "gate" else 0)
             if kind == "query":
-                mark(card, row.x - 100, y - 40)
+                mark(card, row.x - 2 - 1.9 * (SIZE[1] + SIZE[0] * DEPTH[0]), y - MIDDLE)
     with torch.no_grad():
         result = seen(mechanism(x)[0, 0])
     output(card, row.x, y, result, span=stretch(result, 0.99))

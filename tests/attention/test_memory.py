@@ -109,7 +109,7 @@ def train(scoped, backend, extent):
 class TestWholeVolumes:
     """In every pattern, forward and backward, also where a position bias is learnt."""
 
-    @pytest.mark.parametrize("extent", some([64, 96], lambda extent: extent == 96))
+    @pytest.mark.parametrize("extent", some([32, 64, 96], lambda extent: extent > 32))
     @pytest.mark.parametrize(("scoped", "backend"), SCOPED, ids=str)
     def test_no_output_is_larger_than_eight_feature_maps(self, scoped, backend, extent):
         """Of any operator; tensors hold nothing."""
@@ -119,13 +119,14 @@ class TestWholeVolumes:
     @pytest.mark.parametrize("pattern", [Window(8), Grid(8), Neighborhood(7)], ids=str)
     def test_the_check_sees_the_reference(self, pattern):
         with FakeTensorMode():
-            assert largest_output(train(Scoped(pattern), "math", 64)) >= 64**6
+            assert largest_output(train(Scoped(pattern), "math", 32)) >= 32**6
 
+    @pytest.mark.parametrize("extents", some([(8, 16, 32), (8, 16, 32, 64)], lambda extents: 64 in extents), ids=str)
     @pytest.mark.parametrize(("scoped", "backend"), SCOPED, ids=str)
-    def test_memory_grows_with_the_voxels(self, scoped, backend):
-        """Foretold from 8^3 to 64^3: a slope of at most 1.05 of the logarithms, where the reference has 2."""
+    def test_memory_grows_with_the_voxels(self, scoped, backend, extents):
+        """Foretold: a slope of at most 1.05 of the logarithms, where the reference has 2."""
 
-        def slope(backend, extents):
+        def slope(backend):
             taken = [
                 attn3d.estimate_memory(
                     ("mhsa", {"num_heads": HEADS, "pattern": scoped.pattern, "position_bias": scoped.position_bias}),
@@ -138,9 +139,9 @@ class TestWholeVolumes:
             centred = logarithms - logarithms.mean(0)
             return (centred[:, 0] @ centred[:, 1] / centred[:, 0].square().sum()).item()
 
-        assert slope(backend, (8, 16, 32, 64)) <= 1.05
+        assert slope(backend) <= 1.05
         if scoped.name == "global":
-            assert slope("math", (8, 16, 32, 64)) > 1.8
+            assert slope("math") > 1.8
 
     @pytest.mark.parametrize(("scoped", "backend"), SCOPED, ids=str)
     def test_inside_of_the_operators(self, scoped, backend):

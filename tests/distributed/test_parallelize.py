@@ -203,6 +203,7 @@ def test_hosts_that_look_past_the_border_are_named(group: dist.ProcessGroup, rec
 
 PATTERNS = [attn3d.Window(size, shift) for size in (1, 2, 3, 5) for shift in (False, True)]
 PATTERNS += [attn3d.Neighborhood(size, dilation) for size in (1, 3, 5) for dilation in (1, 2, 3)]
+PATTERNS += [attn3d.Neighborhood(4), attn3d.Neighborhood(4, 2, 3), attn3d.Neighborhood(5, stride=5)]
 PATTERNS += [attn3d.Grid(2), attn3d.Grid(3), attn3d.Axial()]
 
 

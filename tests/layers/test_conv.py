@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from attn3d.layers.conv import convolution, map_convolution
+from attn3d.layers.conv import along_axis, convolution, depthwise, map_convolution
 
 
 def same_size(kind, channels, *, kernel_size, dilation=1, out_channels=1):
@@ -56,3 +56,14 @@ class TestMapConvolution:
     @pytest.mark.parametrize("spatial_dims", [1, 2])
     def test_fewer_axes_have_the_convolution_of_pytorch(self, spatial_dims):
         assert map_convolution(spatial_dims) is convolution(spatial_dims)
+
+
+def test_a_depthwise_kernel_along_an_axis():
+    """Each channel by itself, and of a voxel what lies on its line, every second."""
+    conv = depthwise(2, along_axis(1, [5, 5, 5]), (1, 2, 1))
+    assert conv.weight.shape == (2, 1, 1, 5, 1)
+    torch.nn.init.ones_(conv.weight)
+    x = torch.zeros(1, 2, 3, 9, 3)
+    x[0, 0, 1, 4, 1] = 1.0
+    reached = (conv(x) - conv(0 * x)).abs() > 0.5
+    assert reached.nonzero().tolist() == [[0, 0, 1, place, 1] for place in (0, 2, 4, 6, 8)]

@@ -7,6 +7,7 @@ from monai.networks.nets import UNet
 
 import attn3d
 from attn3d.plotting import plot_attention_maps
+from tests.configurations import OF_ONE_MAP
 from tests.segmentation.volumes import AFFINES
 
 GRID = (12, 10, 8)
@@ -78,14 +79,14 @@ def test_curves_run_from_left_posterior_and_inferior_in_millimetres():
     np.testing.assert_allclose(x.get_ydata(), torch.linspace(1, 0, 12), err_msg="stored from right to left")
     np.testing.assert_allclose(z.get_ydata(), torch.linspace(0, 1, 8))
     np.testing.assert_allclose(z.get_xdata(), 5 * (np.arange(8) + 0.5))
-    assert [line.get_label().replace("\n", " ") for line in (x, y, z)] == [
+    assert [line.get_label() for line in (x, y, z)] == [
         "left to right", "posterior to anterior", "inferior to superior",
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("name", "spatial_dims"),
-    [*((name, 3) for name in attn3d.list_attention()), ("cbam", 2), ("coord", 2), ("danet", 2)],
+    [*((name, 3) for name in OF_ONE_MAP), ("cbam", 2), ("coord", 2), ("danet", 2)],
 )
 def test_what_every_mechanism_attends_to_can_be_drawn(name, spatial_dims, tmp_path):
     torch.manual_seed(0)
@@ -141,13 +142,38 @@ def test_what_cannot_be_drawn_is_refused():
         plot_attention_maps(ramp(), maps_of(spatial=ramp()), voxels=[(12, 0, 0)])
 
 
-def test_a_legend_leaves_room_for_the_numbers_beside_it():
-    """Those of the chart in the next column."""
-    along = {f"axis{axis}": torch.rand(1, size) for axis, size in enumerate(GRID)}
+def test_words_and_the_legend_leave_room_for_the_numbers_of_charts():
+    """Numbers are long where weights differ little."""
+    along = {f"axis{axis}": 0.6925 + 1e-4 * torch.rand(1, size) for axis, size in enumerate(GRID)}
     maps = {name: along | {"axes_map": ramp()[None]} for name in ("encoder:a", "encoder:b")}
     figure = plot_attention_maps(ramp(), maps, np.eye(4))
     figure.canvas.draw()
-    left, right = cells(figure)[-1][1:]
-    numbers = [label.get_window_extent() for label in right.get_yticklabels() if label.get_text()]
-    assert numbers
-    assert left.get_legend().get_window_extent().x1 < min(box.x0 for box in numbers)
+    head, left, right = cells(figure)[-1]
+    assert [text.get_text() for text in head.get_legend().get_texts()] == [
+        "left to right", "posterior to anterior", "inferior to superior",
+    ]  # fmt: skip
+    words = max(box.get_window_extent().x1 for box in (head.get_legend(), *head.texts))
+    for edge, chart in ((words, left), (left.get_window_extent().x1, right)):
+        numbers = [label.get_window_extent() for label in chart.get_yticklabels() if label.get_text()]
+        assert len(numbers) > 2
+        assert edge < min(box.x0 for box in numbers)
+
+
+def test_a_window_has_an_outline_and_colours_for_what_is_in_it():
+    """Its weights are less than the 0.5 % of the volume that a scale leaves out."""
+    rows = torch.zeros(1, 1, 40, 40, 20)
+    rows[..., 8:11, 8:11, 9:12] = 1 + torch.rand(3, 3, 3)
+    figure = plot_attention_maps(torch.rand(40, 40, 20), maps_of(query=rows), voxels=[(9, 9, 10)])
+    ((_, axes),) = cells(figure)
+    low, high = axes.images[1].get_clim()
+    assert 1 < low < high < 2
+    [outline] = axes.collections
+    assert outline.get_datalim(axes.transData).size == pytest.approx((3, 3), abs=1)
+
+
+def test_weights_of_a_context_are_a_line_for_each_voxel():
+    weights = torch.rand(2, 3, 5)
+    figure = plot_attention_maps(ramp(), maps_of(spatial=ramp(), context=weights))
+    _, (_, axes) = cells(figure)
+    for line, row in zip(axes.patches, weights.mean(0), strict=True):
+        np.testing.assert_allclose(line.get_data().values, row)

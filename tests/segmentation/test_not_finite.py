@@ -13,7 +13,7 @@ from torch import nn
 
 from attn3d.cli.app import one_line_errors
 from attn3d.segmentation import Diverged, FileError, Run, predict, train
-from attn3d.segmentation.inference import grid_probabilities
+from attn3d.segmentation.inference import View, probability_planes
 from attn3d.segmentation.preprocessing import normalise
 from attn3d.segmentation.task import SegmentationTask
 from tests.segmentation.conftest import SMALL
@@ -173,9 +173,9 @@ def test_what_goes_in_and_comes_out_of_a_network_is_finite():
     network = nn.Conv3d(1, 2, 1)
     volume[0, 1, 2, 3] = float("nan")
     with pytest.raises(ValueError, match="`volume` must be finite, got 1 voxels"):
-        grid_probabilities(network, volume, (16, 16, 16))
+        list(probability_planes(View(network, volume, (16, 16, 16)), 0))
     volume[0, 1, 2, 3] = 1.0
     nn.init.constant_(network.weight, 3e38)
     nn.init.constant_(network.bias, 3e38)
     with pytest.raises(ValueError, match="`network` gives values that are not finite"):
-        grid_probabilities(network, volume, (16, 16, 16))
+        list(probability_planes(View(network, volume, (16, 16, 16)), 0))
