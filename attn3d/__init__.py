@@ -1,8 +1,11 @@
 """Attention for 3-D medical-image networks."""
 
+from typing import TYPE_CHECKING, Any
+
 from attn3d.attention import Axial, Global, Grid, Neighborhood, PooledKeys, Window, attend
 from attn3d.distributed import parallelize_attention, sum_gradients
 from attn3d.factory import create_attention
+from attn3d.gates import constant_gates
 from attn3d.insertion import (
     attention_parameters,
     attention_sites,
@@ -18,6 +21,11 @@ from attn3d.mechanisms.registry import list_attention, register_attention
 from attn3d.planning import estimate_cost, estimate_memory
 from attn3d.plotting import plot_attention_maps
 
+if TYPE_CHECKING:  # the mechanisms are found when this runs, of which a type checker knows nothing
+
+    def __getattr__(name: str) -> Any: ...
+
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -32,6 +40,7 @@ __all__ = [
     "attention_maps",
     "attention_parameters",
     "attention_sites",
+    "constant_gates",
     "create_attention",
     "estimate_cost",
     "estimate_memory",

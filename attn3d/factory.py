@@ -1,7 +1,7 @@
 """From a name to a mechanism."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
 
 from torch import nn
 
@@ -21,11 +21,16 @@ def find(spec: AttentionSpec) -> tuple[Callable[..., nn.Module], dict[str, Any]]
     if callable(spec):
         return spec, {}
     if isinstance(spec, Sequence) and len(spec) == 2 and callable(spec[0]):
-        return spec[0], dict(spec[1])
+        return spec[0], dict(cast(Mapping[str, Any], spec[1]))
     name, options = read_spec("spec", spec)
     if name not in REGISTRY:
         raise ValueError(f"`spec` names no registered attention: {name!r}; {nearest(name, REGISTRY)}")
     return REGISTRY[name], options
+
+
+def takes_signal(spec: AttentionSpec) -> bool:
+    """Whether a mechanism is called with a gating signal beside its input, as its class attribute says."""
+    return getattr(find(spec)[0], "takes_signal", False)
 
 
 def create_attention(spec: AttentionSpec, *, spatial_dims: int, channels: int, **options: Any) -> nn.Module:

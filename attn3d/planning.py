@@ -56,7 +56,7 @@ class _Meter(TorchDispatchMode):
         self.peak = 0
         self.known = weakref.WeakSet(tensor.untyped_storage() for tensor in given)
 
-    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = operator(*args, **kwargs)
         for tensor in tree_leaves(result):
@@ -90,6 +90,8 @@ def estimate_cost(
 ) -> Cost:
     """What a pass over a volume costs, which need not fit this machine.
 
+    A mechanism that takes a gating signal gets one of half the size along every axis.
+
     Args:
         mechanism: a module (B, C, *S) -> (B, C, *S), or a spec as `attn3d.create_attention` takes it.
         shape: of the input, (B, C, *S).
@@ -104,13 +106,16 @@ def estimate_cost(
         TypeError, ValueError: when the mechanism or its options are unknown, or do not take this shape.
     """
     with FakeTensorMode():
-        module = _on_fake_tensors(mechanism, shape, dtype, options).train(training)
-        x = torch.empty(list(shape), dtype=dtype, requires_grad=training)
-        with torch.set_grad_enabled(training), _Meter([x, *module.parameters(), *module.buffers()]) as meter:
-            y = module(x)
+        module: Any = _on_fake_tensors(mechanism, shape, dtype, options).train(training)
+        given = [torch.empty(list(shape), dtype=dtype, requires_grad=training)]
+        if getattr(module, "takes_signal", False):
+            coarse = [shape[0], module.gating_channels, *(-(-size // 2) for size in shape[2:])]
+            given.append(torch.empty(coarse, dtype=dtype, requires_grad=training))
+        with torch.set_grad_enabled(training), _Meter([*given, *module.parameters(), *module.buffers()]) as meter:
+            y = module(*given)
             if training:
                 # Not `backward`: to fill `grad`, it would copy what this mode holds on to.
-                wanted = [x, *(parameter for parameter in module.parameters() if parameter.requires_grad)]
+                wanted = [*given, *(parameter for parameter in module.parameters() if parameter.requires_grad)]
                 torch.autograd.grad(y, wanted, torch.empty_like(y), allow_unused=True)
         return Cost(meter.peak, meter.flops)
 
@@ -196,7 +201,9 @@ def plan(
     one_of("mechanism", mechanism, ("non_local", "mhsa"))
     for size in shape:
         positive_integer("shape", size)
-    limit = free_memory() if memory is None else read_bytes("memory", memory)
+    limit = read_bytes("memory", memory)
+    if limit is None:
+        limit = free_memory()
     for name, pattern in PATTERNS.items():
         for backend in ("sdpa", "chunked", "math"):
             of = (mechanism, {"pattern": pattern, "backend": backend})

@@ -1,26 +1,38 @@
 """Writes docs/reliability.md from what was counted and measured: ``python docs/reliability.py``.
 
-The figures are of five files in docs/figures: the scorecard of the run that every commit gets and of the nightly one,
-which ``python -m pytest --scorecard=FILE`` writes, what became of kills, full disks and odd inputs, what became of the
-mutants, and which branches the tests reach.
+It takes over the reports of the tools that lie in the root of the repository (junit.xml, nightly.xml, coverage.json,
+mutants/mutmut-cicd-stats.json) into docs/figures, and writes the page from there.
 """
 
+import datetime
 import importlib.util
 import json
+import platform
 import sys
+from collections import Counter
+from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
+from xml.etree import ElementTree
 
 DOCS = Path(__file__).parent
 FIGURES = DOCS / "figures"
 PAGE = DOCS / "reliability.md"
 SCORECARD = DOCS.parent / "tests" / "scorecard.py"
-RUNS = {"per commit": "scorecard.json", "nightly": "scorecard_nightly.json"}
+COMMANDS = {
+    "scorecard": "python -m pytest --junitxml=junit.xml",
+    "scorecard_nightly": "python -m pytest -m nightly --junitxml=nightly.xml",
+    "coverage": "python -m pytest --cov --cov-report=json",
+    "mutation": "mutmut run '*__mutmut_*7' && mutmut export-cicd-stats",
+}
+RUNS = {"per commit": "scorecard", "nightly": "scorecard_nightly"}
 
 HEAD = """# Reliability
 
 Written by `python docs/reliability.py` from runs of the tests: nothing here is counted by hand. A case is one input,
 view, copy, capture or file that was checked, and counts under one condition. The configurations are the forms, modes
-and published differences of the mechanisms, and the patterns of attention, each in 1-D, 2-D and 3-D.
+and published differences of the mechanisms, and the patterns of attention, each in 1-D, 2-D and 3-D. Each figure is of
+the date beside it.
 
 ## Conditions
 """
@@ -36,23 +48,56 @@ have a right answer, and counts as recovered.
 """
 
 
-def measured(name: str) -> dict:
-    """What a file of docs/figures holds.
+def measured(name: str) -> dict | None:
+    """What a file of docs/figures holds, or None where nothing has been measured."""
+    path = FIGURES / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else None
 
-    Raises:
-        FileNotFoundError: saying what writes it.
-    """
-    path = FIGURES / name
-    if not path.exists():
-        how = {
-            "scorecard.json": "python -m pytest --scorecard=docs/figures/scorecard.json",
-            "scorecard_nightly.json": "python -m pytest -m nightly --scorecard=docs/figures/scorecard_nightly.json",
-            "faults.json": "python -m tests.faults --json docs/figures/faults.json",
-            "mutation.json": "mutation testing",
-            "coverage.json": "a run under branch coverage",
-        }[name]
-        raise FileNotFoundError(f"docs/figures/{name} is missing; what writes it: {how}")
-    return json.loads(path.read_text())
+
+def take_over(name: str, source: Path, read: Callable[[Path], dict]) -> None:
+    """Writes what a report of a tool says into docs/figures, where there is such a report."""
+    if source.exists():
+        date = datetime.date.fromtimestamp(source.stat().st_mtime).isoformat()
+        found = {"command": COMMANDS[name], "date": date} | read(source)
+        (FIGURES / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
+
+
+def read_junit(path: Path) -> dict:
+    """How many tests, and cases of each condition, have passed, failed and been skipped."""
+    suite = ElementTree.parse(path).find("testsuite")
+    items: Counter[str] = Counter()
+    cases: dict[str, Counter[str]] = {}
+    reasons: dict[str, Counter[str]] = {}
+    for test in suite.iter("testcase"):
+        skipped = test.find("skipped")
+        failed = test.find("failure") is not None or test.find("error") is not None
+        outcome = "failed" if failed else "passed" if skipped is None else "skipped"
+        items[outcome] += 1
+        properties = [(each.get("name"), each.get("value")) for each in test.iter("property")]
+        counts = [(name.removeprefix("cases of "), int(n)) for name, n in properties if name.startswith("cases of ")]
+        first = next((value for name, value in properties if name == "condition"), None)
+        if first is not None and (failed or skipped is not None or not counts):
+            cases.setdefault(first, Counter())[outcome] += 1
+            if outcome == "skipped":
+                reasons.setdefault(first, Counter())[skipped.get("message", "")] += 1
+        for name, count in counts:
+            cases.setdefault(name, Counter())["passed"] += count
+    packages = ("torch", "monai", "numpy", "nibabel", "onnxruntime", "hypothesis", "pytest")
+    return {
+        "seconds": round(float(suite.get("time"))),
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+        "items": items,
+        "cases": {name: counts | {"reasons": reasons.get(name, {})} for name, counts in cases.items()},
+    }
+
+
+def read_coverage(path: Path) -> dict:
+    """The totals, and of every file what no test reaches."""
+    report = json.loads(path.read_text())
+    files = {
+        name: {"lines": of["missing_lines"], "branches": of["missing_branches"]} for name, of in report["files"].items()
+    }
+    return {"totals": report["totals"], "files": {name: of for name, of in files.items() if any(of.values())}}
 
 
 def conditions() -> dict:
@@ -71,27 +116,21 @@ def table(rows: list[list[str]], left: int) -> str:
 
 def scorecard() -> str:
     """A row for each condition, the two runs beside each other, and what was skipped with its reason."""
-    runs = {run: measured(name) for run, name in RUNS.items()}
-    rows = [
-        ["condition", "gate", "asked", *(f"{run}: {what}" for run in runs for what in ("run", "passed", "skipped"))]
-    ]
-    totals = dict.fromkeys(rows[0][3:], 0)
+    runs = {run: found for run, name in RUNS.items() if (found := measured(name))}
+    rows = [["condition", "gate", "asked"]]
+    rows[0] += [f"{run}: {what}" for run in runs for what in ("passed", "failed", "skipped")]
     skipped = []
     for name, condition in conditions().items():
         row = [condition.says, condition.gate, f"{condition.asked:,}"]
         for run, found in runs.items():
-            cases = found["cases"].get(name, {"passed": 0, "failed": 0, "skipped": 0})
-            counts = (cases["passed"] + cases["failed"], cases["passed"], cases["skipped"])
-            for what, count in zip(("run", "passed", "skipped"), counts, strict=True):
-                totals[f"{run}: {what}"] += count
-                row.append(f"{count:,}")
+            cases = found["cases"].get(name, {})
+            row += [f"{cases.get(what, 0):,}" for what in ("passed", "failed", "skipped")]
             skipped += [f"- {run}, {count}: {reason}\n" for reason, count in cases.get("reasons", {}).items()]
         rows.append(row)
-    rows.append(["all", "", "", *(f"{count:,}" for count in totals.values())])
     heads = [
-        f"- {run}: `{found['command']}`, {found['date']}, {found['seconds'] / 60:.1f} minutes on {found['processes']} "
-        f"processes. Of the tests, those without a condition here included, {found['items']['passed']:,} passed, "
-        f"{found['items']['failed']:,} failed, {found['items']['skipped']:,} were skipped. "
+        f"- {run}: `{found['command']}`, {found['date']}, {found['seconds'] / 60:.1f} minutes. Of all tests "
+        + ", ".join(f"{found['items'].get(what, 0):,} {what}" for what in ("passed", "failed", "skipped"))
+        + ". "
         + ", ".join(f"{package} {version}" for package, version in found["versions"].items())
         + ".\n"
         for run, found in runs.items()
@@ -102,7 +141,7 @@ def scorecard() -> str:
 
 def faults() -> str:
     """A row for each fault, and a line for each that went wrong."""
-    found = measured("faults.json")
+    found = measured("faults")
     counts = ("tried", "recovered", "refused", "wrong")
     rows = [["fault", *counts]] + [[row["what"], *(f"{row[count]:,}" for count in counts)] for row in found["rows"]]
     rows.append(["all", *(f"{sum(row[count] for row in found['rows']):,}" for count in counts)])
@@ -113,43 +152,42 @@ def faults() -> str:
 
 
 def mutation() -> str:
-    """Of every file how many mutants the tests killed, and who survived."""
-    found = measured("mutation.json")
-    rows = [["file", "mutants", "killed", "share"]]
-    for path, counts in sorted(found["files"].items()):
-        rows.append([f"`{path}`", f"{counts['mutants']:,}", f"{counts['killed']:,}", share(counts)])
-    total = {key: sum(counts[key] for counts in found["files"].values()) for key in ("mutants", "killed")}
-    rows.append(["all", f"{total['mutants']:,}", f"{total['killed']:,}", share(total)])
-    low, high = found["interval_percent"]
-    drawn = f"{found['sampled']:,} of {found['total_mutants']:,} mutants, drawn at random"
-    survivors = [["file", "line", "mutation", "what of it"]] + [
-        [f"`{each['file']}`", str(each["line"]), one_cell(each["mutation"]), each["why"]] for each in found["survivors"]
-    ]
+    """How many mutants the tests killed."""
+    found = measured("mutation")
+    if found is None:
+        return f"`{COMMANDS['mutation']}`: not measured for this version.\n"
+    tried = sum(found[what] for what in ("killed", "timeout", "segfault", "suspicious", "survived", "no_tests"))
+    killed = tried - found["survived"] - found["no_tests"]
     return (
-        f"`{found['command']}`: {drawn}. {found['killed_percent']} % were killed; of all, with a certainty of 95 %, "
-        f"{low} to {high} %. {found.get('note', '')}\n\n{table(rows, 1)}\nSurvivors:\n\n{table(survivors, 4)}"
+        f"`{found['command']}`, {found['date']}: {tried:,} of {found['total']:,} mutants were tried. The tests killed "
+        f"{killed:,}, {100 * killed / tried:.1f} %; {found['survived']:,} survived, and {found['no_tests']:,} are in "
+        f"functions that no test runs. {found.get('note', '')}\n"
     )
-
-
-def one_cell(source: str) -> str:
-    """Code as a table can hold it."""
-    return f"`{' '.join(source.split())}`".replace("|", "\\|")
-
-
-def share(counts: dict) -> str:
-    """Killed of all, in per cent."""
-    return f"{100 * counts['killed'] / counts['mutants']:.1f} %" if counts["mutants"] else ""
 
 
 def coverage() -> str:
     """The share of branches, and the files of which a part is not reached."""
-    found = measured("coverage.json")
-    reached = f"{found['branch_percent']} % of the branches and {found['line_percent']} % of the lines"
-    rows = [["file", "function", "not reached", "why"]] + [
-        [f"`{each['file']}`", f"`{each['function']}`", ", ".join(each["lines"]), each["why"]]
-        for each in found["unreached"]
-    ]
-    return f"`{found['command']}`: {reached} are reached.\n\n{table(rows, 4)}"
+    found = measured("coverage")
+    if found is None:
+        return f"`{COMMANDS['coverage']}`: not measured for this version.\n"
+    totals = found["totals"]
+    branches, lines = totals["covered_branches"] / totals["num_branches"], totals["percent_statements_covered"]
+    rows = [["file", "lines", "branches"]]
+    for name, missing in found["files"].items():
+        branches_missed = [f"{start}->{'exit' if end < 0 else end}" for start, end in missing["branches"]]
+        rows.append([f"`{name}`", ", ".join(map(str, missing["lines"])), ", ".join(branches_missed)])
+    return (
+        f"`{found['command']}`, {found['date']}: {100 * branches:.2f} % of the branches and {lines:.2f} % of the lines "
+        f"are reached. Not reached:\n\n{table(rows, 3)}"
+    )
+
+
+REPORTS: list[tuple[str, str, Callable[[Path], dict]]] = [
+    ("scorecard", "junit.xml", read_junit),
+    ("scorecard_nightly", "nightly.xml", read_junit),
+    ("coverage", "coverage.json", read_coverage),
+    ("mutation", "mutants/mutmut-cicd-stats.json", lambda path: json.loads(path.read_text())),
+]
 
 
 def page() -> str:
@@ -162,7 +200,6 @@ def page() -> str:
 
 
 if __name__ == "__main__":
-    try:
-        PAGE.write_text(page())
-    except FileNotFoundError as error:
-        sys.exit(str(error))
+    for name, source, read in REPORTS:
+        take_over(name, DOCS.parent / source, read)
+    PAGE.write_text(page())

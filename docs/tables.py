@@ -76,9 +76,12 @@ def measure(name: str, shape: tuple[int, ...], **options: str) -> Measured:
     with FakeTensorMode():
         module = attn3d.create_attention(spec, spatial_dims=len(shape), channels=CHANNELS)
         x = torch.empty(x_shape, requires_grad=True)
-        kept = kept_for_backward(module, x)
+        given = [x]
+        if getattr(module, "takes_signal", False):
+            given.append(torch.empty([1, CHANNELS, *(size // 2 for size in shape)], requires_grad=True))
+        kept = kept_for_backward(module, *given)
         with torch.no_grad(), _OtherOperators() as other:
-            module(x)
+            module(*given)
     parameters = sum(parameter.numel() for parameter in module.parameters())
     return Measured(parameters, flops // 2, other.elements, kept, kept / (x.numel() * x.element_size()))
 
@@ -93,7 +96,7 @@ def training_memory(spec, shape):
         torch.set_num_threads(threads)
 
 
-def kept_for_backward(module: nn.Module, x: torch.Tensor) -> int:
+def kept_for_backward(module: nn.Module, *given: torch.Tensor) -> int:
     """Bytes of the storages that autograd saves in a forward pass, the parameters left out, the input not."""
     saved = []
 
@@ -102,7 +105,7 @@ def kept_for_backward(module: nn.Module, x: torch.Tensor) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        module(x)
+        module(*given)
     own = {parameter.untyped_storage()._cdata for parameter in module.parameters()}
     return sum({storage._cdata: storage.nbytes() for storage in saved if storage._cdata not in own}.values())
 

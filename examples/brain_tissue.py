@@ -21,12 +21,15 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+import torch
+import torchio as tio
 import typer
-from nibabel import Nifti1Image
+from nibabel import Nifti1Image, io_orientation
 from nibabel.affines import apply_affine
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from sklearn.mixture import GaussianMixture
 
 import attn3d
 from attn3d import plotting, segmentation
@@ -65,12 +68,10 @@ def main(
         image_path, label_path = data or segmentation.write_mni152(out, resolution)
         image = segmentation.read_image(image_path)
         label = segmentation.read_label(label_path, image, values=[0, *TISSUES])
-        posterior, anterior = segmentation.hold_out_anterior(label, HELD_OUT)
+        posterior, anterior = hold_out_anterior(label, HELD_OUT)
         write_parts(out / "data", image, label, {"posterior": posterior, "anterior": anterior})
         (out / "folds.json").write_text(json.dumps([{"train": ["posterior"], "val": ["anterior"]}]))
-        segmentation.write_image(
-            out / "degraded.nii.gz", np.asarray(segmentation.degrade(image).dataobj), image.affine, "mni"
-        )
+        segmentation.write_image(out / "degraded.nii.gz", np.asarray(degrade(image).dataobj), image.affine, "mni")
 
         budget = {"minutes": (seconds or 150.0) / 60, "patches_per_case": 96}
         if iterations is not None:
@@ -83,6 +84,7 @@ def main(
             **budget,
             spacing=(float(resolution),) * 3,
             patch_size=PATCH_SIZE,
+            strides=((2, 2, 2),) * 3,
             batch_size=BATCH_SIZE,
             learning_rate=6e-3,
             validate_every=1,
@@ -98,7 +100,7 @@ def main(
         for scan, path in scans.items():
             (segmented,) = (out / "found" / scan).glob("*.nii.gz")
             found[scan] = np.asarray(segmentation.read_segmentation(segmented).dataobj)
-            mixture = segmentation.gaussian_mixture(segmentation.read_image(path), label, posterior)
+            mixture = gaussian_mixture(segmentation.read_image(path), label, posterior)
             scores[scan] = {
                 method: segmentation.score(labels[anterior], reference[anterior], image.affine, TISSUES, TOLERANCE)
                 for method, labels in {"network": found[scan], "Gaussian mixture": mixture}.items()
@@ -170,6 +172,67 @@ def table(scores: dict) -> Table:
                 rows.add_row(*(("", "") if index else (scan, method)), tissue, *numbers, *volumes)
             rows.add_section()
     return rows
+
+
+def hold_out_anterior(label: Nifti1Image, fraction: float) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    """Cuts what is labelled in two along the anterior-posterior axis, to train behind and to test in front.
+
+    Args:
+        label: from `read_label`, in any orientation.
+        fraction: how much of the labelled extent lies in front of the cut.
+
+    Returns:
+        Slices of the posterior and of the anterior part, for arrays and for ``image.slicer``.
+
+    Raises:
+        ValueError: when one part would have no label.
+    """
+    axes, directions = io_orientation(label.affine).T
+    axis = int(np.flatnonzero(axes == 1)[0])
+    forwards = directions[axis] > 0  # does the index grow towards the front?
+    labelled = np.flatnonzero(np.asarray(label.dataobj).any(axis=tuple({0, 1, 2} - {axis})))
+    extent = labelled[-1] + 1 - labelled[0]
+    cut = int(labelled[0] + round((1 - fraction if forwards else fraction) * extent))
+    if not labelled[0] < cut <= labelled[-1]:
+        raise ValueError(f"`label` must span more voxels from back to front to be cut in two, got {extent}")
+    before, after = [slice(None)] * 3, [slice(None)] * 3
+    before[axis], after[axis] = slice(None, cut), slice(cut, None)
+    return (tuple(before), tuple(after)) if forwards else (tuple(after), tuple(before))
+
+
+def degrade(image: Nifti1Image) -> Nifti1Image:
+    """The same scan from a worse scanner: a bias field and noise, the same at every call."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        data = tio.RandomBiasField(coefficients=0.3)(torch.from_numpy(image.get_fdata(dtype=np.float32))[None])
+        data = tio.RandomNoise(std=(0.3, 0.3))(segmentation.normalise(data))[0]
+    return Nifti1Image(data.numpy(), image.affine, image.header)
+
+
+def gaussian_mixture(image: Nifti1Image, label: Nifti1Image, training_part: tuple[slice, ...]) -> np.ndarray:
+    """Segments a scan by a mixture of Gaussians with one variance, a component for each label.
+
+    It is told more than a network: which voxels are labelled at all. The components start at the mean
+    intensities of the labels in the training part; the fit itself sees no label.
+
+    Args:
+        image: from `read_image`.
+        label: its reference, from `read_label`.
+        training_part: where the labels may be looked at.
+
+    Returns:
+        uint8 labels, 0 outside of what ``label`` marks.
+    """
+    intensities, reference = np.asarray(image.dataobj), np.asarray(label.dataobj)
+    known = reference[training_part]
+    values = np.unique(known[known > 0])
+    starts = [intensities[training_part][known == value].mean(keepdims=True) for value in values]
+    voxels = intensities[reference > 0][:, None].astype(np.float64)
+    mixture = GaussianMixture(len(values), covariance_type="tied", means_init=starts)
+    mixture.fit(voxels[:: 1 + len(voxels) // 200_000])
+    labels = np.zeros(reference.shape, np.uint8)
+    labels[reference > 0] = values[mixture.predict(voxels)]
+    return labels
 
 
 @contextmanager

@@ -45,6 +45,12 @@ def taking(option: str) -> list[str]:
 
 
 OVER_VOXELS = taking("backend")  # whose voxels attend to each other
+OF_ONE_MAP = [name for name, case in CASES.items() if case.alone is None]  # that take no gating signal
+
+
+def create(name: str, **options: Any) -> nn.Module:
+    """As the factory makes it; of one map, where the mechanism takes a gating signal."""
+    return attn3d.create_attention(CASES[name].alone or name, **options)
 
 
 def build(
@@ -60,7 +66,7 @@ def build(
         **options: options that replace the cell's.
     """
     options = configuration.options | options
-    module = attn3d.create_attention(configuration.name, spatial_dims=spatial_dims, channels=channels, **options)
+    module = create(configuration.name, spatial_dims=spatial_dims, channels=channels, **options)
     return randomise(module.double(), seed)
 
 

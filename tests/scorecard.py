@@ -1,21 +1,16 @@
-"""The scorecard: its conditions, and a plugin of pytest that counts how many cases of each a run has checked.
+"""The scorecard: its conditions, and how a test says how many cases of them it has checked.
 
-A test says with ``@pytest.mark.scorecard("finite")`` which condition it answers. An item is one case; one that checks
-several takes the fixture ``count_cases`` and calls it after each that has passed. Of an item that answers several
-conditions every case says which. ``--scorecard=FILE`` writes what was counted.
+A test names with ``@pytest.mark.scorecard("finite")`` the condition that it answers. A test is one case; one that
+checks several takes the fixture ``count_cases`` and calls it after each that has passed. Of a test that answers several
+conditions every case says which. They are properties of the test in the file of ``--junitxml``, which
+``docs/reliability.py`` adds up.
 """
 
 from __future__ import annotations
 
 import collections
-import datetime
-import importlib.metadata
-import json
-import platform
-import time
-from collections.abc import Callable, Generator
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import pytest
 
@@ -87,65 +82,6 @@ CONDITIONS = {
     "random": Condition("random configurations by hypothesis", "no failure", 16200),
 }
 
-OUTCOMES = ("passed", "failed", "skipped")
-_PROPERTY = "scorecard"
-_counted = pytest.StashKey[collections.Counter]()
-
-
-class Run:
-    """What the items of a run add up to: a plugin, of which every process has one and the first hears of all."""
-
-    def __init__(self, config: pytest.Config) -> None:
-        self.config = config
-        self.start = time.time()
-        self.items: collections.Counter[str] = collections.Counter()
-        self.cases = {name: dict.fromkeys(OUTCOMES, 0) for name in CONDITIONS}
-        self.reasons = {name: collections.Counter() for name in CONDITIONS}
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Takes in the cases that a report carries."""
-        for name, found in report.user_properties:
-            if name == _PROPERTY:
-                self.items[found["item"]] += 1
-                for condition, outcome, cases in found["cases"]:
-                    self.cases[condition][outcome] += cases
-                    if outcome == "skipped":
-                        self.reasons[condition][found["reason"]] += cases
-
-    def pytest_sessionfinish(self) -> None:
-        """Writes the file, from the process that was started and no worker."""
-        path = self.config.getoption("scorecard")
-        if path and not hasattr(self.config, "workerinput"):
-            Path(path).write_text(json.dumps(self.summary(), indent=1) + "\n")
-
-    def summary(self) -> dict[str, Any]:
-        """What is written."""
-        packages = ("torch", "monai", "numpy", "nibabel", "onnxruntime", "hypothesis", "pytest")
-        return {
-            "command": " ".join(["python -m pytest", *self.config.invocation_params.args]),
-            "date": datetime.date.today().isoformat(),
-            "seconds": round(time.time() - self.start),
-            "processes": self.config.getoption("numprocesses", None) or 1,
-            "versions": {"python": platform.python_version()}
-            | {name: importlib.metadata.version(name) for name in packages},
-            "items": {outcome: self.items[outcome] for outcome in OUTCOMES},
-            "cases": {
-                name: counts | ({"reasons": dict(self.reasons[name])} if counts["skipped"] else {})
-                for name, counts in self.cases.items()
-                if any(counts.values())
-            },
-        }
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """``--scorecard=FILE``, in one word: pytest reads it before it knows that it takes a file."""
-    parser.addoption("--scorecard", metavar="FILE", help="write how many cases of each condition were checked")
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Starts to count."""
-    config.pluginmanager.register(Run(config), "the run of the scorecard")
-
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Refuses a condition that is not on the scorecard, and cases whose condition is not told."""
@@ -156,6 +92,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 raise pytest.UsageError(f"{item.nodeid}: no condition of the scorecard is called {name!r}")
         if len(names) > 1 and "count_cases" not in item.fixturenames:
             raise pytest.UsageError(f"{item.nodeid}: without `count_cases` it does not say which of its conditions")
+        item.user_properties += [("condition", name) for name in names]
 
 
 def conditions_of(item: pytest.Item) -> tuple[str, ...]:
@@ -165,10 +102,10 @@ def conditions_of(item: pytest.Item) -> tuple[str, ...]:
 
 
 @pytest.fixture
-def count_cases(request: pytest.FixtureRequest) -> Callable[..., None]:
+def count_cases(request: pytest.FixtureRequest) -> Iterator[Callable[..., None]]:
     """A function ``(cases=1, condition=None)`` that says that so many cases have passed."""
-    counted = request.node.stash[_counted] = collections.Counter()
     conditions = conditions_of(request.node)
+    counted = collections.Counter(dict.fromkeys(conditions, 0))
 
     def count(cases: int = 1, condition: str | None = None) -> None:
         if condition is None:
@@ -177,35 +114,5 @@ def count_cases(request: pytest.FixtureRequest) -> Callable[..., None]:
             raise ValueError(f"the test is not marked with {condition!r} but with {', '.join(conditions)}")
         counted[condition] += cases
 
-    return count
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(
-    item: pytest.Item, call: pytest.CallInfo[None]
-) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Puts the cases of an item into the report that ends it, with which they reach the process that sums."""
-    report = yield
-    if report.when == "call" or not report.passed:
-        found = {
-            "item": report.outcome if report.when != "teardown" else "failed",
-            "cases": cases_of(item, report),
-            "reason": report.longrepr[2].removeprefix("Skipped: ") if isinstance(report.longrepr, tuple) else "",
-        }
-        report.user_properties.append((_PROPERTY, found))
-    return report
-
-
-def cases_of(item: pytest.Item, report: pytest.TestReport) -> list[tuple[str, str, int]]:
-    """(condition, outcome, cases). A case that fails or is skipped ends its item, and is one."""
-    conditions = conditions_of(item)
-    counted = item.stash.get(_counted, None)
-    if not conditions:
-        return []
-    passed = [(name, "passed", cases) for name, cases in (counted or {}).items()] if report.when == "call" else []
-    if not report.passed:
-        return [*passed, (conditions[0], report.outcome, 1)]
-    if counted is None:
-        (only,) = conditions
-        return [(only, "passed", 1)]
-    return passed
+    yield count
+    request.node.user_properties += [(f"cases of {name}", cases) for name, cases in counted.items()]

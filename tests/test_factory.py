@@ -6,6 +6,7 @@ from torch import nn
 
 import attn3d
 from attn3d.mechanisms.registry import REGISTRY
+from tests.configurations import create
 from tests.mechanisms.cases import CASES
 
 
@@ -34,7 +35,7 @@ def test_the_names_are_those_of_the_cases():
 @pytest.mark.parametrize("name", attn3d.list_attention())
 @pytest.mark.parametrize("spatial_dims", [1, 2, 3])
 def test_every_name_makes_its_mechanism(name, spatial_dims):
-    module = attn3d.create_attention(name, spatial_dims=spatial_dims, channels=8)
+    module = create(name, spatial_dims=spatial_dims, channels=8)
     x = torch.randn((2, 8) + (4, 3, 5)[:spatial_dims])
     assert module(x).shape == x.shape
     assert (module.spatial_dims, module.channels, module.variant) == (spatial_dims, 8, "compact")

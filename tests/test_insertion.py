@@ -21,7 +21,7 @@ from attn3d.insertion import (
 )
 from attn3d.insertion.attach import containers
 from attn3d.networks import register_block, register_sites, second_argument, summed
-from tests.configurations import taking
+from tests.configurations import OF_ONE_MAP, taking
 
 
 def unet() -> UNet:
@@ -335,7 +335,7 @@ class TestMechanisms:
 @pytest.mark.scorecard("insertion")
 class TestIdentity:
     @pytest.mark.parametrize("variant", ["compact", "paper"])
-    @pytest.mark.parametrize("name", attn3d.list_attention())
+    @pytest.mark.parametrize("name", OF_ONE_MAP)
     def test_outputs_are_equal_until_training_moves_every_parameter(self, name: str, variant: str) -> None:
         torch.manual_seed(0)
         net, x = UNet(2, 1, 2, (8, 8), (2,), num_res_units=1, norm="batch").eval(), torch.randn(2, 1, 8, 8)
@@ -449,7 +449,7 @@ class TestCheckpoints:
 
 
 @pytest.mark.scorecard("insertion")
-@pytest.mark.parametrize("name", attn3d.list_attention())
+@pytest.mark.parametrize("name", OF_ONE_MAP)
 def test_what_follows_may_work_in_place_on_meta_tensors(name: str) -> None:
     """MONAI trains on these, and many a network goes on with an in-place activation."""
     net = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(inplace=True), nn.AvgPool2d(2))

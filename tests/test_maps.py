@@ -6,6 +6,7 @@ from monai.data import MetaTensor
 from monai.networks.nets import UNETR, AttentionUnet, SwinUNETR, UNet
 
 import attn3d
+from tests.configurations import OF_ONE_MAP
 from tests.marks import some
 
 
@@ -14,7 +15,7 @@ def unet(spatial_dims: int = 3) -> UNet:
 
 
 @pytest.mark.parametrize("spatial_dims", some([2, 3], lambda dims: dims == 2))
-@pytest.mark.parametrize("name", attn3d.list_attention())
+@pytest.mark.parametrize("name", OF_ONE_MAP)
 def test_every_mechanism_has_maps_on_the_grid(name, spatial_dims):
     if name == "sk":
         net = attn3d.insert_attention(unet(spatial_dims), name, at="encoder", branches=3)

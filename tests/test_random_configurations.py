@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import attn3d
-from tests.configurations import OVER_VOXELS, randomise, taking
+from tests.configurations import OVER_VOXELS, create, randomise, taking
 from tests.mechanisms.case import PerAxis
 from tests.mechanisms.cases import CASES
+from tests.references.plain import largest_divisor
 
 pytestmark = [pytest.mark.nightly, pytest.mark.scorecard("random")]
 
@@ -54,13 +55,14 @@ def for_axes(values: list[int], dims: int) -> st.SearchStrategy:
 
 def patterns(dims: int, kinds: tuple[str, ...] = ()) -> st.SearchStrategy:
     """Specs of patterns."""
-    sizes, odd = for_axes([1, 2, 3, 4], dims), for_axes([1, 3, 5], dims)
+    sizes, dilations = for_axes([1, 2, 3, 4], dims), for_axes([1, 2], dims)
+    strided = {"size": for_axes([2, 3, 5], dims), "dilation": dilations, "stride": for_axes([1, 2], dims)}
     found = {
         "global": st.just("global"),
         "axial": st.just("axial"),
         "window": st.fixed_dictionaries({"size": sizes, "shift": st.booleans()}),
         "grid": st.fixed_dictionaries({"size": sizes}),
-        "neighborhood": st.fixed_dictionaries({"size": odd, "dilation": for_axes([1, 2], dims)}),
+        "neighborhood": st.fixed_dictionaries({"size": sizes, "dilation": dilations}) | st.fixed_dictionaries(strided),
         "pooled_keys": st.fixed_dictionaries({"stride": sizes}),
     }
     return st.one_of(
@@ -72,8 +74,21 @@ def patterns(dims: int, kinds: tuple[str, ...] = ()) -> st.SearchStrategy:
 
 def position_biases(pattern: Any) -> list[str | None]:
     kind = pattern if isinstance(pattern, str) else pattern[0]
-    of_kind = {"window": ["axis", "joint"], "grid": ["axis", "joint"], "neighborhood": ["axis"]}
+    every = ["axis", "joint", "continuous"]
+    of_kind = {"window": every, "grid": every, "neighborhood": ["axis", "continuous"]}
     return [None, *of_kind.get(kind, [])]
+
+
+def features(head_dim: int, dims: int) -> st.SearchStrategy:
+    """What is made of queries and keys before they are compared."""
+    axial, mixed = ["rope"] * (head_dim >= 2 * dims), [("rope", {"mixed": True, "spacing": 1.5})] * (head_dim >= 2)
+    return st.fixed_dictionaries(
+        {
+            "position": st.sampled_from([None, *axial, *mixed]),
+            "qk_norm": st.booleans(),
+            "scores": st.sampled_from(["dot", "cosine"]),
+        }
+    )
 
 
 def values(drawn: list[Any] | PerAxis, dims: int) -> st.SearchStrategy:
@@ -102,6 +117,10 @@ def cases(draw: Callable[..., Any], name: str, dims: int) -> Case:
     if name in taking("num_heads"):
         heads = [heads for heads in range(1, channels + 1) if channels % heads == 0]
         options["num_heads"] = draw(st.sampled_from([None, *heads]))
+    if name == "mhsa":
+        options |= draw(features(channels // (options["num_heads"] or largest_divisor(channels, 8)), dims))
+        if options["pattern"] == "global" or options["pattern"][0] == "pooled_keys":
+            options["registers"] = draw(st.sampled_from([0, 2]))
     sizes = st.integers(1, {1: 17, 2: 7, 3: 5}[dims])
     shape = (draw(st.integers(0, 3)), channels, *draw(st.tuples(*[sizes] * dims)))
     dtype = draw(st.sampled_from(list(TOLERANCES)))
@@ -123,7 +142,7 @@ def cases(draw: Callable[..., Any], name: str, dims: int) -> Case:
 
 def make(case: Case, **options: Any) -> torch.nn.Module:
     options = case.options | options
-    return attn3d.create_attention(case.name, spatial_dims=len(case.shape) - 2, channels=case.shape[1], **options)
+    return create(case.name, spatial_dims=len(case.shape) - 2, channels=case.shape[1], **options)
 
 
 def laid_out(x: Tensor, layout: str) -> Tensor:
@@ -147,7 +166,9 @@ def refuses(case: Case, error: ValueError) -> bool:
 
 
 def is_steady(options: dict[str, Any]) -> bool:
-    """Whether in evaluation no norm has statistics of the input."""
+    """Whether in evaluation nothing is normalised by statistics or lengths of the input."""
+    if options.get("qk_norm") or options.get("scores") == "cosine":
+        return False
     return options.get("norm", "auto") in ("auto", "batch", None)
 
 

@@ -1,6 +1,10 @@
 """The registry as a MONAI layer factory."""
 
+from collections.abc import Callable
+from typing import Any
+
 from monai.networks.layers.factories import LayerFactory
+from torch import nn
 
 from attn3d.factory import create_attention, find
 from attn3d.mechanisms.registry import list_attention
@@ -16,13 +20,13 @@ class _AttentionFactory(LayerFactory):
     def names(self) -> tuple[str, ...]:
         return tuple(list_attention())
 
-    def get_constructor(self, factory_name: str, *args):
+    def get_constructor(self, factory_name: str, *args: Any) -> Callable[..., nn.Module]:
         spec = factory_name.lower()
         find(spec)
         if len(args) != 1:
             raise ValueError(f"Attention[name, spatial_dims] takes one number of dimensions, got {args}")
 
-        def construct(channels: int, **options):
+        def construct(channels: int, **options: Any) -> nn.Module:
             return create_attention(spec, spatial_dims=args[0], channels=channels, **options)
 
         return construct
@@ -30,7 +34,7 @@ class _AttentionFactory(LayerFactory):
     def __contains__(self, name: str) -> bool:
         return name.lower() in list_attention()
 
-    def __getattr__(self, key: str):
+    def __getattr__(self, key: str) -> Any:
         return key if key.lower() in list_attention() else super().__getattr__(key)
 
 

@@ -54,7 +54,7 @@ def UNetWithAttention(
     Raises:
         ValueError: when there is no such class, or as `insert_attention` does.
     """
-    cls = locate(network)
+    cls: Any = locate(network)
     if cls is None:
         raise ValueError(f"`network` {network!r} cannot be imported; install nnU-Net, or correct the path")
     net = cls(input_channels=input_channels, num_classes=num_classes, **architecture)
@@ -113,7 +113,7 @@ def _resolved(known: Mapping[str, Mapping[str, Any]], name: str) -> dict[str, An
     if name not in known:
         raise ValueError(f"`configuration` {name!r} is not in the plans, which have {', '.join(known)}")
     parent = known[name].get("inherits_from")
-    return ({} if parent is None else _resolved(known, parent)) | known[name]
+    return ({} if parent is None else _resolved(known, parent)) | dict(known[name])
 
 
 def _on_meta(block: Mapping[str, Any]) -> nn.Module:

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from attn3d.arguments import MemoryBudget, one_of, probability, read_bytes
 from attn3d.attention import sdpa
+from attn3d.attention.bias import POSITION_BIASES, ContinuousBias, entries, look_up
 from attn3d.attention.captured import attend_captured
 from attn3d.attention.features import Features
 from attn3d.attention.functional import BACKENDS, attend, attention_rows, draw_seed
@@ -19,7 +20,6 @@ from attn3d.attention.groups import outer
 from attn3d.attention.patterns import Pattern, create_pattern
 from attn3d.capture import NotScriptable, is_captured, needs_plain_operators, no_autocast
 
-POSITION_BIASES = (None, "axis", "joint")
 Tokens = tuple[Tensor, Tensor]  # keys and values
 
 
@@ -33,8 +33,9 @@ class VolumeAttention(NotScriptable, nn.Module):
         features: what is made of queries and keys before they are compared; None: they are compared as they are.
         scale: of the products; 1 / sqrt(d) by default, of cosines 1.
         position_bias: learnt for every head and distance, 0 at start: "axis", one for the distance along each
-            axis, which add up; "joint", one for every offset; None. It needs a pattern of fixed size: Window,
-            Grid, or, for "axis", Neighborhood.
+            axis, which add up; "joint", one for every offset; "continuous", of a network that is given the offset,
+            so that the pattern may get another size later, see `ContinuousBias`; None. It needs a pattern of fixed
+            size: Window, Grid, or, but for "joint", Neighborhood.
         dropout: probability of dropping a weight in training.
         backend: "auto", "sdpa", "chunked" or "math", see `attn3d.attend`.
         memory_budget: see `attn3d.attend`. The features, and the means of `PooledKeys`, come on top. A capture, and on
@@ -59,23 +60,22 @@ class VolumeAttention(NotScriptable, nn.Module):
     ) -> None:
         super().__init__()
         self.pattern = create_pattern(pattern)
-        self.sizes = self.pattern.sizes(spatial_dims)
+        self.spatial_dims = spatial_dims
+        sizes = self.pattern.sizes(spatial_dims)
         self.features = features
         self.scale = 1.0 if features is not None and features.cosine and scale is None else scale
         self.dropout = probability("dropout", dropout)
         self.backend = one_of("backend", backend, BACKENDS)
         self.memory_budget = read_bytes("memory_budget", memory_budget)
         self.position_bias = one_of("position_bias", position_bias, POSITION_BIASES)
-        if position_bias is None:
-            self.register_parameter("position_table", None)
-            return
-        if position_bias not in self.pattern.biases:
+        if position_bias is not None and position_bias not in self.pattern.biases:
             raise ValueError(
                 f"`position_bias` {position_bias!r} needs a pattern of fixed size that serves it, got {self.pattern}"
             )
-        lengths = [2 * size - 1 for size in self.sizes]
-        entries = sum(lengths) if position_bias == "axis" else math.prod(lengths)
-        self.position_table = nn.Parameter(torch.zeros(heads, entries))
+        tabled = position_bias in ("axis", "joint")
+        table = nn.Parameter(torch.zeros(heads, entries(position_bias, sizes))) if tabled else None
+        self.register_parameter("position_table", table)
+        self.continuous_bias = ContinuousBias(spatial_dims, heads) if position_bias == "continuous" else None
 
     def extra_repr(self) -> str:
         """The pattern and the backend."""
@@ -110,19 +110,23 @@ class VolumeAttention(NotScriptable, nn.Module):
         if not self.pattern.local:
             return self._attend_all(q, k, v, key_mask, scale, dropout)
         if is_captured():
-            return attend_captured(q, k, v, shape, self.pattern, self._bias, key_mask, scale, dropout)
+            bias = functools.partial(self._bias, self._table())
+            return attend_captured(q, k, v, shape, self.pattern, bias, key_mask, scale, dropout)
         if self.backend == "math" or q.shape[0] == 0:
             bias = self.bias_of(torch.arange(q.shape[2], device=q.device), shape)
             return attend(q, k, v, scale=scale, key_mask=key_mask, bias=bias, dropout=dropout, backend="math")
         fused = self.backend != "chunked" and dropout == 0.0 and key_mask is None
+        table = self._table() if self.position_bias is not None else None
         if self.backend == "sdpa" or q.device.type != "cpu":
-            fused = self._kernel_serves(q, k, v, key_mask, dropout)
+            fused = self._kernel_serves(q, k, v, table, key_mask, dropout)
             if fused and q.device.type != "cpu":
-                return attend_captured(q, k, v, shape, self.pattern, self._bias, key_mask, scale, dropout)
+                bias = functools.partial(self._bias, table)
+                return attend_captured(q, k, v, shape, self.pattern, bias, key_mask, scale, dropout)
         groups = self.pattern.groups(shape)
         biases: list[Tensor | None] = [None] * len(groups)
-        if self.position_table is not None:
-            biases = [self._bias([torch.tensor(along, device=q.device) for along in one.distances]) for one in groups]
+        if table is not None:
+            distances = [[torch.tensor(along, device=q.device) for along in one.distances] for one in groups]
+            biases = [self._bias(table, along) for along in distances]
         seed = draw_seed(q) if dropout > 0.0 else None
         with no_autocast(q):
             return attend_groups(q, k, v, groups, biases, key_mask, seed, fused, scale, dropout, self.memory_budget)
@@ -172,9 +176,11 @@ class VolumeAttention(NotScriptable, nn.Module):
             memory_budget=self.memory_budget,
         )
 
-    def _kernel_serves(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, dropout: float) -> bool:
+    def _kernel_serves(
+        self, q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, key_mask: Tensor | None, dropout: float
+    ) -> bool:
         """Whether PyTorch's kernel can compute the groups; a ValueError if it cannot and is asked for."""
-        reason = sdpa.refusal(q[:, :, :1], k[:, :, :1], v, None, self.position_table, dropout)
+        reason = sdpa.refusal(q[:, :, :1], k[:, :, :1], v, None, table, dropout)
         if not reason and key_mask is not None and q.device.type == "cpu":
             reason = "a key mask within groups on this device"
         if not reason and self.backend == "auto" and self.memory_budget is not None:
@@ -183,34 +189,28 @@ class VolumeAttention(NotScriptable, nn.Module):
             raise ValueError(f"`backend` 'sdpa' does not serve {reason}; backend='chunked' does")
         return self.backend != "chunked" and not reason
 
-    def _bias(self, distances: list[Tensor], shared: int = 0) -> Tensor | None:
-        """The position bias at distances along every axis, (H, products of their axes but for those shared)."""
-        if self.position_table is None:
+    def _table(self) -> Tensor | None:
+        """The values of the position bias."""
+        if self.continuous_bias is None:
+            return self.position_table
+        return self.continuous_bias(self.pattern.sizes(self.spatial_dims))
+
+    def _bias(self, table: Tensor | None, distances: list[Tensor], shared: int = 0) -> Tensor | None:
+        """The position bias at distances, see `look_up`."""
+        if table is None:
             return None
-        lengths = [2 * size - 1 for size in self.sizes]
-        entries = [
-            distance.clamp(1 - size, size - 1) + size - 1  # what lies further is not seen
-            for distance, size in zip(distances, self.sizes, strict=True)
-        ]
-        if self.position_bias == "joint":
-            entry = entries[0]
-            for along, length in zip(entries[1:], lengths[1:], strict=True):
-                entry = outer(torch.add, entry * length, along, shared)
-            return self.position_table[:, entry]
-        tables = self.position_table.split(lengths, 1)
-        parts = [table[:, along] for table, along in zip(tables, entries, strict=True)]
-        return functools.reduce(lambda one, other: outer(torch.add, one, other, 1 + shared), parts)
+        return look_up(table, self.position_bias, self.pattern.sizes(self.spatial_dims), distances, shared)
 
     def bias_of(self, chosen: Tensor, shape: list[int]) -> Tensor:
         """What is added to the scores of the queries ``chosen``, (Q,), against all keys: (1, H or 1, Q, N)."""
-        positions = torch.unravel_index(chosen, shape)
+        positions, table = torch.unravel_index(chosen, shape), self._table()
         seen, bias = torch.zeros(len(chosen), 1, dtype=torch.bool, device=chosen.device), None
         for axes in self.pattern.relations(shape):
             rows = [
                 [x.to(chosen.device)[at] for x in relation] for relation, at in zip(axes, positions, strict=True)
             ]  # of every axis which positions each query sees, and how far they are, (Q, S_a)
             seen = seen | functools.reduce(lambda x, y: outer(torch.logical_and, x, y, 1), [row[0] for row in rows])
-            bias = self._bias([row[1] for row in rows], shared=1)
+            bias = self._bias(table, [row[1] for row in rows], shared=1)
         bias = torch.zeros(1, *seen.shape, device=chosen.device) if bias is None else bias
         return bias.masked_fill(~seen, float("-inf")).unsqueeze(0)
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attn3d.arguments import boolean, check_options, nearest, odd_per_axis, per_axis, read_spec
+from attn3d.arguments import boolean, check_options, nearest, per_axis, read_spec
 from attn3d.attention.groups import AxisGroups, Groups, alike, outer, relation
 from attn3d.capture import at_least_single, larger, smaller, without_autocast
 
@@ -26,7 +26,7 @@ class Pattern:
 
     Attributes:
         name: in specs.
-        biases: the position biases that it serves, of "axis" and "joint".
+        biases: the position biases that it serves, of "axis", "joint" and "continuous".
         local: whether it has groups. If not, every query sees all keys that `pool` leaves, which pools blocks of
             `sizes` voxels, each without the others.
     """
@@ -202,7 +202,7 @@ class Window(Pattern):
     shift: bool = False
 
     name = "window"
-    biases = ("axis", "joint")
+    biases = ("axis", "joint", "continuous")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -228,7 +228,7 @@ class Grid(Pattern):
     size: Sizes
 
     name = "grid"
-    biases = ("axis", "joint")
+    biases = ("axis", "joint", "continuous")
 
     def along(self, axis: int, extent: Any, spatial_dims: int, arange: Any) -> AxisGroups:
         """The positions of equal remainder by the step."""
@@ -259,38 +259,51 @@ class Axial(Pattern):
 
 @dataclass(frozen=True)
 class Neighborhood(Pattern):
-    """A voxel sees the voxels around it (NATTEN, arXiv 2204.07143 and 2209.15001).
+    """A voxel sees the voxels around it (NATTEN, arXiv 2204.07143 and 2209.15001; with a stride, arXiv 2504.16922).
 
-    At a border the neighbourhood slides inward, so that every voxel sees equally many.
+    Along an axis, position i sees the ``size`` positions from i - size // 2, so that an even size reaches one further
+    back. At a border the neighbourhood slides inward, so that every voxel sees equally many. With a stride, runs of so
+    many positions see the neighbourhood of their leader, at stride // 2: a stride of 1 is a neighbourhood for each, one
+    of ``size`` are windows that overlap nowhere but at the borders.
 
     Args:
-        size: odd, one or one per axis; clipped to axes that are smaller.
+        size: one or one per axis; clipped to axes that are smaller.
         dilation: distance between neighbours, one or one per axis.
+        stride: how many positions share a neighbourhood, one or one per axis, at most ``size``. What they share is
+            gathered once: a larger stride is faster.
     """
 
     size: Sizes
     dilation: Sizes = 1
+    stride: Sizes = 1
 
     name = "neighborhood"
-    biases = ("axis",)
+    biases = ("axis", "continuous")
     tile: ClassVar[int] = 4  # queries along an axis that share their keys: fewer waste less, more multiply faster
 
     def sizes(self, spatial_dims: int) -> tuple[int, ...]:
         """The neighbourhood's size along every axis."""
         per_axis("dilation", self.dilation, spatial_dims)
-        return odd_per_axis("size", self.size, spatial_dims)
+        sizes, strides = per_axis("size", self.size, spatial_dims), per_axis("stride", self.stride, spatial_dims)
+        if any(stride > size for stride, size in zip(strides, sizes, strict=True)):
+            raise ValueError(f"`stride` must be at most `size` {self.size}, got {self.stride}")
+        return sizes
 
     def along(self, axis: int, extent: Any, spatial_dims: int, arange: Any) -> AxisGroups:
         """Tiles of queries with all keys that one of them sees, for every remainder of the dilation."""
         size = self.sizes(spatial_dims)[axis]
         dilation = per_axis("dilation", self.dilation, spatial_dims)[axis]
+        stride = per_axis("stride", self.stride, spatial_dims)[axis]
+        tile = (self.tile + stride - 1) // stride * stride  # whole runs
         kernel = smaller(size, larger(1, extent // dilation))
-        tiles = (extent + dilation * self.tile - 1) // (dilation * self.tile)
+        tiles = (extent + dilation * tile - 1) // (dilation * tile)
         remainder = arange(dilation)[:, None, None]
         length = (extent - remainder + dilation - 1) // dilation  # how many positions have that remainder
-        queries = self.tile * arange(tiles)[:, None] + arange(self.tile) + 0 * remainder
-        lowest = smaller(larger(queries - kernel // 2, 0), larger(length - kernel, 0))
-        keys = lowest[..., :1] + arange(size + self.tile - 1)
+        first_of_tile = tile * arange(tiles)[:, None] + 0 * remainder
+        queries = first_of_tile + arange(tile)
+        leader = smaller(first_of_tile + arange(tile) // stride * stride + stride // 2, length - 1)
+        lowest = smaller(larger(leader - kernel // 2, 0), larger(length - kernel, 0))
+        keys = lowest[..., :1] + arange(size + tile - stride)
         first = lowest[..., None]
         seen = (keys[..., None, :] >= first) & (keys[..., None, :] < first + kernel)
         # Behind the last position of a remainder, dilation * position + remainder is behind the axis too.

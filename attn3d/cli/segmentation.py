@@ -52,7 +52,8 @@ def train(
     out: Out = Path("run"),
     config: Annotated[Path | None, typer.Option(help="Settings in YAML or JSON; options here override it.")] = None,
     network: Annotated[
-        str | None, typer.Option(help="UNet, ResidualUNet, DynUNet, ResidualDynUNet, SegResNet or BasicUNet [UNet].")
+        str | None,
+        typer.Option(help="UNet, ResidualUNet, DynUNet, ResidualDynUNet, SegResNet, BasicUNet [by the data]."),
     ] = None,
     attention: Annotated[
         str | None, typer.Option(help="A mechanism, its spec as JSON, or none: `attn3d list` [cbam].")
@@ -112,6 +113,7 @@ def predict(
     preview: Annotated[bool, typer.Option("--preview", help="A picture of each.")] = False,
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Also what the labels come from.")] = False,
     tta: Annotated[bool, typer.Option("--tta", help="Average with the mirrored scan.")] = False,
+    overlap: Annotated[float, typer.Option(help="Of neighbouring windows.")] = 0.5,
     remove_small: Annotated[float, typer.Option(min=0, help="Drop pieces of less than so many ml.")] = 0.0,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
@@ -128,6 +130,7 @@ def predict(
             preview=preview,
             probabilities=probabilities,
             tta=tta,
+            overlap=overlap,
             remove_small=remove_small,
             overwrite=overwrite,
             quiet=quiet,
@@ -191,7 +194,7 @@ def compare(
     from attn3d import segmentation
 
     _log(quiet)
-    given = {"config": None if config is None else str(config), "network": network}
+    given: dict[str, Any] = {"config": None if config is None else str(config), "network": network}
     given |= {"epochs": epochs, "minutes": minutes}
     with one_line_errors("compare"):
         found = segmentation.compare(

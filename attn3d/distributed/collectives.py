@@ -7,6 +7,7 @@ order, forward and backward, so that none waits for another.
 
 from collections.abc import Iterable
 from itertools import accumulate
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -74,14 +75,14 @@ class _AllReduce(torch.autograd.Function):
     """All ranks have the sum, so that the gradient of every summand is the sum of their gradients."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
         ctx.group = group
         total = x.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total, group=group)
         return total
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return _AllReduce.apply(grad, ctx.group), None
 
 
@@ -89,7 +90,7 @@ class _Fetch(torch.autograd.Function):
     """`fetch` of rows, (rows, ...). Their gradients go back to the ranks that hold them, and are added up there."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, borders: list[int], wanted: list[Span], group: dist.ProcessGroup) -> Tensor:
+    def forward(ctx: Any, x: Tensor, borders: list[int], wanted: list[Span], group: dist.ProcessGroup) -> Tensor:
         ctx.plan = borders, wanted, group
         rank = group.rank()
         first, end = wanted[rank]
@@ -102,7 +103,7 @@ class _Fetch(torch.autograd.Function):
         return fetched
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         refuse_second_derivative()
         borders, wanted, group = ctx.plan
         rank = group.rank()

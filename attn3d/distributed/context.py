@@ -35,6 +35,7 @@ class ContextParallel(nn.Module):
     plain: ClassVar[type[nn.Module]]
     process_group: dist.ProcessGroup
     rotate: str
+    pattern: Pattern  # where the plain class has one
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         state = {name: value for name, value in self.__dict__.items() if name not in ("process_group", "rotate")}
@@ -46,13 +47,13 @@ class ContextParallel(nn.Module):
 
     def with_pattern(self, pattern: Pattern) -> nn.Module:
         """The plain form with another pattern; the parameters are the same."""
-        plain = copy.copy(self)
+        plain: Any = copy.copy(self)
         plain.pattern = pattern
         return plain
 
 
 @functools.cache
-def _parallel_class(form: type[ContextParallel], plain: type[nn.Module]) -> type[ContextParallel]:
+def _parallel_class(form: type[nn.Module], plain: type[nn.Module]) -> Any:
     return type(f"ContextParallel{plain.__name__}", (form, plain), {"plain": plain, "__module__": __name__})
 
 
@@ -60,11 +61,12 @@ def make_parallel(
     module: nn.Module, form: type[ContextParallel], process_group: dist.ProcessGroup, rotate: str
 ) -> None:
     """Gives a module of a plain class its context-parallel form, in place."""
-    module.__class__ = _parallel_class(form, type(module))
-    module.process_group, module.rotate = process_group, rotate
+    changed: Any = module
+    changed.__class__ = _parallel_class(form, type(module))  # type: ignore[arg-type]  # classes are hashable
+    changed.process_group, changed.rotate = process_group, rotate
 
 
-def make_plain(module: ContextParallel) -> None:
+def make_plain(module: Any) -> None:
     """Gives a module its plain class back, in place."""
     del module.process_group, module.rotate
     module.__class__ = module.plain
@@ -72,6 +74,11 @@ def make_plain(module: ContextParallel) -> None:
 
 class ShardedAttention(ContextParallel):
     """`VolumeAttention` of a shard's queries to the keys that they see, wherever those are."""
+
+    dropout: float
+    scale: float | None
+    memory_budget: int | None
+    features: Any
 
     @torch.compiler.disable
     def forward(
@@ -130,6 +137,11 @@ class ShardedPairwise(ContextParallel):
 
 class ShardedChannels(ContextParallel):
     """`ChannelwiseAttention` by sums over the whole volume."""
+
+    def affinity(self, q: Tensor, k: Tensor, key_mask: Tensor | None = None) -> Tensor:
+        """As the plain form."""
+        refuse_mask(key_mask)
+        return super().affinity(q, k)
 
     def sum_over_voxels(self, sums: Tensor) -> Tensor:
         """The sum of those of all ranks."""
@@ -225,7 +237,7 @@ def rows_seen(pattern: Pattern, span: Span, shape: tuple[int, ...]) -> Span:
     begin, end = span
     rows = [begin, end - 1]
     for first_axis, *_ in pattern.covers(shape, np.arange):
-        rows += relation(first_axis, shape[0])[0][begin:end].any(0).nonzero()[0].tolist()
+        rows += np.flatnonzero(relation(first_axis, shape[0])[0][begin:end].any(0)).tolist()
     return min(rows), max(rows) + 1
 
 
@@ -244,6 +256,10 @@ class Rows(Pattern):
     extent: int
     first: int
     queries: Span
+
+    def sizes(self, spatial_dims: int) -> tuple[int, ...]:
+        """Those of the pattern."""
+        return self.pattern.sizes(spatial_dims)
 
     def covers(self, shape: Sequence[Any], arange: Any) -> list[list[AxisGroups]]:
         """Those of the pattern, in the rows that are there."""

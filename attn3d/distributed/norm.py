@@ -12,6 +12,14 @@ from attn3d.distributed.context import ContextParallel
 class ShardedBatchNorm(ContextParallel):
     """`BatchNorm` by the mean and the variance of the whole volume; `torch.nn.SyncBatchNorm` is for CUDA alone."""
 
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+    weight: Tensor | None
+    bias: Tensor
+    momentum: float | None
+    eps: float
+
     def forward(self, x: Tensor) -> Tensor:
         """Normalises a shard (B, C, ...)."""
         if not self.training:

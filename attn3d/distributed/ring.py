@@ -6,6 +6,7 @@ but its own tokens in between.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -57,7 +58,7 @@ def attend_ring(
 class _Ring(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx,
+        ctx: Any,
         q: Tensor,
         k: Tensor,
         v: Tensor,
@@ -67,7 +68,7 @@ class _Ring(torch.autograd.Function):
         group: dist.ProcessGroup,
     ) -> Tensor:
         k, v = k.contiguous(), v.contiguous()
-        total = None
+        total: Any = None  # the output and the log-sum-exp of the shards so far
         for keys, values in _shards(k, v, counts, group):
             if keys.shape[2] > 0:
                 part, logsumexp = tiled.forward(q, keys, values, scale, tile)
@@ -79,11 +80,12 @@ class _Ring(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_derivative()
         q, k, v, out, logsumexp = ctx.saved_tensors
         counts, scale, tile, group = ctx.constants
-        grad_q, grads = 0, [0, 0]
+        grad_q: Any = 0
+        grads: Any = [0, 0]
         for step, (keys, values) in enumerate(_shards(k, v, counts, group)):
             part_q, *parts = tiled.backward(grad, None, q, keys, values, out, logsumexp, scale, tile)
             grad_q = part_q.add_(grad_q)

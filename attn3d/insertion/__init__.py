@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from attn3d.factory import AttentionSpec, create_attention, find
+from attn3d.factory import AttentionSpec, create_attention, find, takes_signal
 from attn3d.insertion.attach import container_at, containers, detach
 from attn3d.insertion.containers import (
     BesideConvolution,
     BesideConvolutionIdentityAtStart,
     IdentityAtStart,
+    IdentityAtStartWithSignal,
     Record,
 )
 from attn3d.insertion.sites import Site, Sites, Survey
@@ -114,9 +115,13 @@ def insert_attention(
         raise ValueError("`max_voxels` leaves no site: " + _sentence(left_out))
 
     _, spec_options = find(spec)
+    if takes_signal(spec):
+        _check_signals(survey, sites, spec)
     made = [_make(inner, site, spec, identity, options) for site in sites]
     if left_out:
         warnings.warn("no attention at " + _sentence(left_out), stacklevel=2)
+    if getattr(find(spec)[0], "averages_space", False):
+        _warn_of_norms(survey, sites, spec)
     call = 1 + max((record.call[0] for record in _records(inner)), default=-1)
     named = spec if isinstance(spec, str) or callable(spec) else spec[0]
     shape = None if input_shape is None else tuple(input_shape)
@@ -221,7 +226,31 @@ def load_pretrained(net: nn.Module, state_dict: Mapping[str, Tensor]) -> list[st
     return new
 
 
+def _check_signals(survey: Survey, sites: Sites, spec: AttentionSpec) -> None:
+    without = [site.name for site in sites if site.gating_channels is None]
+    if without:
+        there = ", ".join(site.name for site in survey.everything() if site.gating_channels is not None)
+        raise ValueError(
+            f"`at`: {spec!r} takes a gating signal, the decoder's map that meets a skip, and {', '.join(without)} has"
+            f" none; {f'these sites have one: {there}' if there else 'no site of this network has one'}"
+        )
+
+
+def _warn_of_norms(survey: Survey, sites: Sites, spec: AttentionSpec) -> None:
+    """The mean over space of what an instance norm gives is the norm's bias, whatever the image."""
+    for site in sites:
+        behind = survey.behind_activation(site)
+        if behind is not None:
+            warnings.warn(
+                f"{spec!r} takes a mean over space, and at {site.name} that is the bias of the instance norm in front,"
+                f" whatever the image: insert it behind the activation{f', at {behind!r}' if behind else ''}",
+                stacklevel=3,
+            )
+
+
 def _make(net: nn.Module, site: Site, spec: AttentionSpec, identity: bool, options: Mapping[str, Any]) -> nn.Module:
+    if takes_signal(spec):
+        options = {"gating_channels": site.gating_channels} | dict(options)
     try:
         attention = create_attention(spec, spatial_dims=len(site.shape), channels=site.channels, **options)
     except (TypeError, ValueError) as error:
@@ -233,7 +262,8 @@ def _make(net: nn.Module, site: Site, spec: AttentionSpec, identity: bool, optio
         attention = BesideConvolution(attention)
         attention = BesideConvolutionIdentityAtStart(attention) if gated else attention
     elif gated:
-        attention = IdentityAtStart(attention)
+        start = IdentityAtStartWithSignal if takes_signal(spec) else IdentityAtStart
+        attention = start(attention)
     host = net.get_submodule(site.place.path)
     floating = (p for p in (*host.parameters(), *net.parameters()) if p.is_floating_point())
     like = next(floating, torch.empty(0))

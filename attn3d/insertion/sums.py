@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, _pop_mode, handle_torch_function, has_torch_function_unary
 
-SUMS = (torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__radd__, Tensor.__iadd__)
+_IN_PLACE = (Tensor.add_, Tensor.__iadd__)
+SUMS = (torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__, *_IN_PLACE)
 
 
 class SkipSums(TorchFunctionMode):
@@ -46,15 +47,20 @@ class SkipSums(TorchFunctionMode):
             left, right = args[0], args[1]
             for index, skip in enumerate(self.skips):
                 if right is skip:
-                    args = (left, self.attend(index, left), *args[2:])
+                    met = left.clone() if func in _IN_PLACE and self.is_gated(index) else left  # kept for backward
+                    args = (left, self.attend(index, met), *args[2:])
                 elif left is skip:
                     args = (self.attend(index, right), right, *args[2:])
         return func(*args, **(kwargs or {}))
 
+    def is_gated(self, index: int) -> bool:
+        """Whether what attends a skip depends on the map that it is added to."""
+        return any(getattr(mechanism, "takes_signal", False) for mechanism in self.mechanisms[index])
+
     def attend(self, index: int, signal: Tensor) -> Tensor:
         """The skip, attended; once, where two sums read it and no mechanism depends on the other map."""
         mechanisms = self.mechanisms[index]
-        if any(getattr(mechanism, "takes_signal", False) for mechanism in mechanisms):
+        if self.is_gated(index):
             return mechanisms.attend(self.skips[index], signal)
         found = self.attended[index]
         if found is None:

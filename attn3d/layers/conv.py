@@ -36,7 +36,7 @@ class MapConvolution(nn.Conv3d):
     @torch.jit.unused
     def _over_planes(self, x: Tensor) -> Tensor:
         batch, _, depth, height, width = x.shape
-        size, around = self.kernel_size[0], self.padding[0]
+        size, around = self.kernel_size[0], int(self.padding[0])
         given = min(_PLANES, depth)
         runs = -(-depth // given)
         seen = functional.pad(x, (0, 0, 0, 0, around, around + runs * given - depth)).unfold(2, given + size - 1, given)

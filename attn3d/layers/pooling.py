@@ -4,6 +4,8 @@ The gradient of a sum is a view of what comes from above, that of PyTorch's mean
 that it is taken of, which a product with a gate makes anew. Here backward computes the product again, block by block.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -27,12 +29,12 @@ class _MeanAndMaximum(torch.autograd.Function):
         return (total / _count(x, axes)).to(dtype), largest
 
     @staticmethod
-    def setup_context(context, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    def setup_context(context: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
         x, gate, context.axes = inputs
         context.save_for_backward(x, gate, output[1])
 
     @staticmethod
-    def backward(context, grad_mean: Tensor, grad_largest: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(context: Any, grad_mean: Tensor, grad_largest: Tensor) -> tuple[Tensor | None, ...]:
         x, gate, largest = context.saved_tensors
         (sharing,) = blockwise(lambda *parts: [_is_largest(*parts)], [x, gate, largest], [largest])
 
@@ -45,7 +47,7 @@ class _MeanAndMaximum(torch.autograd.Function):
         return *blockwise(gradients, inputs, [x, gate]), None
 
     @staticmethod
-    def vmap(info, in_dims: tuple, *inputs: object) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+    def vmap(info: Any, in_dims: tuple, *inputs: Any) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
         return torch.vmap(_mean_and_maximum, in_dims)(*inputs), (0, 0)
 
 

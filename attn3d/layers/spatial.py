@@ -4,7 +4,7 @@ A volume is (B, C, *S) with ``spatial_dims`` sizes in S; its tokens are (B, H, N
 order of `torch.flatten`, and C = H d split over H heads.
 """
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +53,19 @@ def resize(x: Tensor, shape: list[int]) -> Tensor:
     return functional.interpolate(x, size=shape, mode=mode, align_corners=False)
 
 
+def resize_by_products(x: Tensor, shape: list[int]) -> Tensor:
+    """As `resize`, by a matrix product along every axis: the gradient is deterministic on every device."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    for axis, size in enumerate(shape, 2):
+        given = x.shape[axis]
+        voxels = torch.arange(given, device=x.device, dtype=dtype)
+        centres = (torch.arange(size, device=x.device, dtype=dtype) + 0.5) * given / size - 0.5
+        distances = (centres.clamp(min=0).minimum(voxels[-1]).unsqueeze(1) - voxels).abs()
+        weights = (1 - distances).clamp(min=0).to(x.dtype)
+        x = (x.movedim(axis, -1) @ weights.t()).movedim(-1, axis)
+    return x
+
+
 class _Tokens(torch.autograd.Function):
     """(B, C, *S) as (B, N, C). The gradient comes back in the memory format of the input.
 
@@ -61,12 +74,12 @@ class _Tokens(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.shape, ctx.channels_first = x.shape, x.is_contiguous()
         return x.flatten(2).transpose(1, 2)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         grad = grad.transpose(1, 2).contiguous() if ctx.channels_first else grad.contiguous().transpose(1, 2)
         return grad.unflatten(2, ctx.shape[2:])
 
@@ -122,4 +135,4 @@ def central_voxel(x: Tensor) -> Tensor:
 
 def to_channels_last(volume: _Volume) -> _Volume:
     """A tensor (B, C, D, H, W) or a 3-D network with the channels innermost in memory."""
-    return volume.to(memory_format=torch.channels_last_3d)
+    return volume.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # modules have it too

@@ -6,8 +6,14 @@ is public here and in `attn3d`.
 
 import importlib
 import pkgutil
+from typing import TYPE_CHECKING, Any
 
 from attn3d.mechanisms.base import Mechanism as Mechanism
+
+if TYPE_CHECKING:  # the classes are found when this runs, of which a type checker knows nothing
+
+    def __getattr__(name: str) -> Any: ...
+
 
 __all__: list[str] = []
 for _file in pkgutil.iter_modules(__path__):

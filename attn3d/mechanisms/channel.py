@@ -50,7 +50,7 @@ class ChannelSelfAttention(Mechanism):
     Shape:
         (B, C, *S) -> (B, C, *S). Parameters 4 C^2 + 4 C + H.
 
-    Example:
+    Examples:
         >>> ChannelSelfAttention(3, 64)(torch.randn(1, 64, 8, 16, 16)).shape
         torch.Size([1, 64, 8, 16, 16])
     """
@@ -119,7 +119,7 @@ class PairedAttention(ChannelSelfAttention):
     Shape:
         (B, C, *S) -> (B, C, *S). Parameters 5 C^2 + C + H, whatever the number of voxels.
 
-    Example:
+    Examples:
         >>> PairedAttention(3, 64)(torch.randn(1, 64, 8, 16, 16)).shape
         torch.Size([1, 64, 8, 16, 16])
     """

@@ -181,8 +181,9 @@ def _mean_over(key_mask: Tensor | None, v: Tensor) -> Tensor:
     """Values (B, H, M, d) whose mean over all M is that of ``v`` over the keys that may be seen, (B, M)."""
     if key_mask is None:
         return v
-    share = at_least_single(v).new_tensor(v.shape[2]) / key_mask.sum(1, keepdim=True).clamp(min=1)
-    return (v * (key_mask * share)[:, None, :, None]).to(v.dtype)
+    seen = key_mask.to(at_least_single(v).dtype)
+    share = seen.mean(1, keepdim=True)
+    return (v * (seen / share.masked_fill(share == 0, 1.0))[:, None, :, None]).to(v.dtype)
 
 
 class Concatenation(NotScriptable, nn.Module):

@@ -43,8 +43,8 @@ class MultiHeadSelfAttention(Mechanism):
         position: None, "rope" or ``("rope", {options})``: rotates q and k by their place in the volume, with every
             pattern. Options: ``mixed``, ``base`` and ``spacing``, see `attn3d.attention.RotaryPosition`.
         position_bias: learnt for every head by the distance of two voxels, 0 at start: "axis", a sum over the
-            axes; "joint", one for every offset; None. For patterns of fixed size: Window, Grid, and Neighborhood
-            with "axis".
+            axes; "joint", one for every offset; "continuous", from a small network of the offset, for windows of any
+            size (arXiv 2111.09883); None. For patterns of fixed size: Window, Grid, and, but for "joint", Neighborhood.
         qk_norm: normalises q and k of every head by their root mean square, with learnt weights.
         scores: "dot", q k^T / sqrt(C / H), or "cosine", their cosines over a temperature of every head, which is learnt
             and at least 0.01.

@@ -1,6 +1,7 @@
 """What lies inside the stages of any network: its blocks, their residual branches, its convolutions."""
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import nn
 
@@ -9,14 +10,14 @@ from attn3d.networks.places import Place, is_inserted
 
 Staged = list[tuple[int, Place]]
 
-_BLOCKS: dict[type, tuple[Callable[[nn.Module], str | None], Callable[[nn.Module], bool]]] = {}
+_BLOCKS: dict[type, tuple[Callable[[Any], str | None], Callable[[Any], bool]]] = {}
 
 
 def register_block(
     block: type[nn.Module],
-    residual: str | Callable[[nn.Module], str | None] | None = None,
+    residual: str | Callable[[Any], str | None] | None = None,
     *,
-    when: Callable[[nn.Module], bool] = lambda block: True,
+    when: Callable[[Any], bool] = lambda block: True,
 ) -> None:
     """Says that a class is a convolutional block, at whose end attention can go.
 
@@ -78,12 +79,12 @@ def _number_of(path: str, numbers: dict[str, int]) -> int | None:
     return numbers[max(around, key=len)] if around else None
 
 
-def _look_up(module: nn.Module) -> tuple[Callable[[nn.Module], str | None], Callable[[nn.Module], bool]]:
+def _look_up(module: nn.Module) -> tuple[Callable[[Any], str | None], Callable[[Any], bool]]:
     known = (_BLOCKS[cls] for cls in type(module).__mro__ if cls in _BLOCKS)
     return next(known, (lambda block: None, lambda block: False))
 
 
-def _takes_branches(module: nn.Module) -> bool:
+def _takes_branches(module: Any) -> bool:
     """Whether a selective kernel can stand in for it: stride 1, C to C, odd kernel above 1, centred on its voxel."""
     if not is_convolution(module):
         return False

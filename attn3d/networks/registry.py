@@ -5,7 +5,7 @@ A network is found through the method resolution order of its class, so that a s
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar, overload
 
 from torch import Tensor, nn
 
@@ -19,16 +19,25 @@ _LIBRARIES = {  # with sites of their own, imported when one of their networks i
     "monai": "attn3d.networks.monai",
     "dynamic_network_architectures": "attn3d.networks.nnunet",
 }
-_SITES: dict[type, Callable[[nn.Module], Sites]] = {}
-_RUNS: dict[type, Callable[[nn.Module, Tensor], Any]] = {}
+_SITES: dict[type, Callable[[Any], Sites]] = {}
+_RUNS: dict[type, Callable[[Any, Tensor], Any]] = {}
+_Find = TypeVar("_Find", bound=Callable[..., Sites])
 
 
+@overload
+def register_sites(
+    network: type[nn.Module], sites: None = None, *, run: Callable[[Any, Tensor], Any] | None = None
+) -> Callable[[_Find], _Find]: ...
+@overload
+def register_sites(
+    network: type[nn.Module], sites: Sites | Callable[..., Sites], *, run: Callable[[Any, Tensor], Any] | None = None
+) -> Sites | Callable[..., Sites]: ...
 def register_sites(
     network: type[nn.Module],
-    sites: Sites | None = None,
+    sites: Any = None,
     *,
-    run: Callable[[nn.Module, Tensor], Any] | None = None,
-) -> Callable[..., Any] | Sites:
+    run: Callable[[Any, Tensor], Any] | None = None,
+) -> Any:
     """Says where attention can go in a network class and its subclasses; also a decorator of a function.
 
     Args:

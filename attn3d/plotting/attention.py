@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -79,7 +79,7 @@ def plot_attention_maps(
         raise ValueError(f"`maps` has nothing to show at {', '.join(wanted) or 'any site'}")
 
     grids = {heat.shape for one in sites.values() for heat in one.heat.values()}
-    scene = Scene(image, affine, grids.pop(), window) if grids else None
+    scene: Any = Scene(image, affine, grids.pop(), window) if grids else None  # charts need none
     rows = _rows(sites, planes if scene is not None and scene.rank == 3 else ["axial"])
     heights = [_WIDTH * scene.ratio(plane) if plane else _CHART_HEIGHT for _, plane in rows]
     figure, grid = _grid(heights, [plane is None for _, plane in rows], list(sites), title)
@@ -124,10 +124,11 @@ def _rows(sites: Mapping[str, _Site], planes: Sequence[str]) -> list[tuple[str, 
 
 def _first_sample(maps: Mapping[str, torch.Tensor]) -> _Site:
     weights = {name: np.asarray(value[0].detach().float().cpu()) for name, value in maps.items()}
-    heat = {name: weights[name] for name in ("channel_map", "spatial", "gate", "axes_map") if name in weights}
+    volumes: tuple[str, ...] = ("channel_map", "spatial", "gate", "axes_map")
+    heat = {name: weights[name] for name in volumes if name in weights}
     if "query" in weights:
         heat |= {f"query {index}": row for index, row in enumerate(weights["query"].mean(axis=0))}
-    charts = {name: weights[name] for name in ("channel", "branch", "affinity") if name in weights}
+    charts: dict[str, Any] = {name: weights[name] for name in ("channel", "branch", "affinity") if name in weights}
     if "context" in weights:
         charts["context"] = weights["context"].mean(axis=0)
     if "axis0" in weights:
@@ -225,7 +226,7 @@ def _draw_affinity(axes: Axes, weights: np.ndarray, _: Scene | None) -> None:
     axes.set_xlabel("channel", color=FAINT, fontsize=8)
 
 
-_CHARTS = {
+_CHARTS: dict[str, tuple[str, Any]] = {  # the words of each, and what draws it
     "channel": ("weights of channels", _draw_channels),
     "branch": ("weights of branches\nby channel", _draw_branches),
     "axes": ("weights along the axes\nmean of the channels", _draw_axes),

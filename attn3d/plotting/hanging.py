@@ -10,6 +10,9 @@ import numpy as np
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+Voxel = Sequence[int] | np.ndarray
+Extent = tuple[float, float, float, float]  # left, right, bottom and top, in millimetres
+
 COLORS = ("#56b4e9", "#e69f00", "#009e73", "#cc79a7", "#f0e442", "#d55e00", "#0072b2")  # Okabe and Ito's
 BACKGROUND, TEXT, FAINT = "black", "#f2f2f2", "#9aa3ad"
 
@@ -70,23 +73,23 @@ class Hanging:
         nearest = np.rint(nib.affines.apply_affine(np.linalg.inv(self.affine), place))
         return np.clip(nearest, self.low, self.high - 1).astype(int)
 
-    def place(self, voxel: Sequence[int]) -> np.ndarray:
+    def place(self, voxel: Voxel) -> np.ndarray:
         """Where a turned voxel is, in millimetres."""
         import nibabel as nib
 
         return nib.affines.apply_affine(self.affine, voxel)
 
-    def extent(self, plane: Plane) -> tuple[float, float, float, float]:
+    def extent(self, plane: Plane) -> Extent:
         """Left, right, bottom and top of a picture in millimetres."""
         width, height = ((self.high - self.low) * self.spacing)[[plane.horizontal, plane.vertical]]
         return 0, width, 0, height
 
-    def cut(self, array: np.ndarray, plane: Plane, voxel: Sequence[int]) -> np.ndarray:
+    def cut(self, array: np.ndarray, plane: Plane, voxel: Voxel) -> np.ndarray:
         """The picture of a turned array in the plane through a voxel, as rows from the bottom."""
         shown = array[tuple(slice(*pair) for pair in zip(self.low, self.high, strict=True))]
         return shown.take(voxel[plane.across] - self.low[plane.across], axis=plane.across).T[:, ::-1]
 
-    def spot(self, plane: Plane, voxel: Sequence[int]) -> tuple[float, float]:
+    def spot(self, plane: Plane, voxel: Voxel) -> tuple[float, float]:
         """Where the middle of a turned voxel is in the picture of a plane."""
         x, y = plane.horizontal, plane.vertical
         right = (self.high[x] - voxel[x] - 0.5) * self.spacing[x]
@@ -103,7 +106,7 @@ def contrast(volume: np.ndarray, window: tuple[float, float] | None) -> tuple[fl
     return tuple(np.percentile(volume[volume > volume.min()], (1, 99.9)))
 
 
-def show_scan(axes: Axes, picture: np.ndarray, extent: Sequence[float], limits: tuple[float, float]) -> None:
+def show_scan(axes: Axes, picture: np.ndarray, extent: Extent, limits: tuple[float, float]) -> None:
     """A slice in grey."""
     axes.imshow(
         picture,
@@ -116,7 +119,7 @@ def show_scan(axes: Axes, picture: np.ndarray, extent: Sequence[float], limits: 
     )
 
 
-def show_labels(axes: Axes, labels: np.ndarray, colors: Mapping[int, str], extent: Sequence[float]) -> None:
+def show_labels(axes: Axes, labels: np.ndarray, colors: Mapping[int, str], extent: Extent) -> None:
     """Labels in colour, the scan shining through."""
     from matplotlib.colors import to_rgba
 
@@ -126,7 +129,7 @@ def show_labels(axes: Axes, labels: np.ndarray, colors: Mapping[int, str], exten
     axes.imshow(shades, extent=extent, origin="lower", interpolation="nearest")
 
 
-def show_outline(axes: Axes, mask: np.ndarray, extent: Sequence[float]) -> None:
+def show_outline(axes: Axes, mask: np.ndarray, extent: Extent) -> None:
     """A dashed line around a region, closed where it meets the border of the picture."""
     _, right, _, top = extent
     rows, columns = mask.shape
@@ -142,8 +145,8 @@ def mark_sides(axes: Axes, letters: str) -> None:
 
     axes.set(xticks=[], yticks=[], facecolor=BACKGROUND)
     axes.spines[:].set_visible(False)
-    spots = ((0.02, 0.5, "left", "center"), (0.98, 0.5, "right", "center"))
-    spots += ((0.5, 0.02, "center", "bottom"), (0.5, 0.98, "center", "top"))
+    spots = [(0.02, 0.5, "left", "center"), (0.98, 0.5, "right", "center")]
+    spots += [(0.5, 0.02, "center", "bottom"), (0.5, 0.98, "center", "top")]
     for letter, (x, y, horizontal, vertical) in zip(letters, spots, strict=False):
         axes.text(
             *(x, y, letter),

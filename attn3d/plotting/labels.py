@@ -180,9 +180,9 @@ def _grid(extents: Sequence[Sequence[float]], columns: int, spare: tuple[float, 
     sizes = np.array([[extent[1], extent[3]] for extent in extents]) / _MILLIMETRES_PER_INCH
     sizes *= max(1.0, min(_WIDTHS[0] / sizes[:, 0].min(), _WIDTHS[1] / sizes[:, 0].max()))
     width, heights = max(sizes[:, 0].max(), _WIDTHS[0]), np.maximum(sizes[:, 1], _LEAST_HEIGHT)
-    inches = np.array([columns * width, heights.sum()]) + spare
+    inches = (float(columns * width + spare[0]), float(heights.sum() + spare[1]))
     figure = Figure(figsize=inches, facecolor=BACKGROUND, layout="constrained")
-    return figure, figure.subplots(len(extents), columns, height_ratios=heights, squeeze=False)
+    return figure, figure.subplots(len(extents), columns, height_ratios=heights.tolist(), squeeze=False)
 
 
 def _name(

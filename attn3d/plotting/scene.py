@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ class Scene:
 
     def __init__(
         self,
-        image: np.ndarray | torch.Tensor,
+        image: Any,
         affine: np.ndarray | None,
         grid: tuple[int, ...],
         window: tuple[float, float] | None,
@@ -120,7 +120,7 @@ def show_scale(axes: Axes, picture: AxesImage) -> None:
     from matplotlib.ticker import MaxNLocator
 
     beside = axes.inset_axes((1.03, 0.04, 0.045, 0.84), facecolor=BACKGROUND)
-    bar = axes.figure.colorbar(picture, cax=beside, extend="both")
+    bar: Any = axes.figure.colorbar(picture, cax=beside, extend="both")
     bar.locator = MaxNLocator(4)
     bar.formatter.set_powerlimits((-2, 4))
     bar.outline.set_visible(False)

@@ -15,11 +15,10 @@ from attn3d.segmentation.files import (
     write_image,
     write_label,
 )
-from attn3d.segmentation.inference import predict_probabilities, segment
-from attn3d.segmentation.mixture import gaussian_mixture
-from attn3d.segmentation.mni152 import TISSUES, degrade, hold_out_anterior, write_mni152
+from attn3d.segmentation.mni152 import TISSUES, write_mni152
 from attn3d.segmentation.networks import NETWORKS, create_network
 from attn3d.segmentation.prediction import Prediction, predict
+from attn3d.segmentation.preprocessing import normalise
 from attn3d.segmentation.reporting import report
 from attn3d.segmentation.runs import Run
 from attn3d.segmentation.settings import Configuration, Settings
@@ -44,21 +43,17 @@ __all__ = [
     "Settings",
     "compare",
     "create_network",
-    "degrade",
     "evaluate",
     "find_dataset",
     "finished_file",
-    "gaussian_mixture",
-    "hold_out_anterior",
     "mean_dice",
+    "normalise",
     "predict",
-    "predict_probabilities",
     "read_image",
     "read_label",
     "read_segmentation",
     "report",
     "score",
-    "segment",
     "simulate",
     "split_cases",
     "threshold_segmentation",

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from monai.transforms import RandAdjustContrast, RandBiasField, RandGaussianNoise
+from monai.transforms import RandAdjustContrast, RandBiasField, RandGaussianNoise, RandomizableTransform
 from torch import Tensor
 from torch.nn import functional
 
@@ -25,9 +25,12 @@ class Augmentation:
     def __init__(self, spacing: Sequence[float], mirror: Sequence[int], hounsfield: bool):
         self.spacing, self.mirror, self.hounsfield = np.array(spacing), tuple(mirror), hounsfield
         self.warped = 0.3 if hounsfield else 0.2  # interpolation blurs: most patches stay sharp
-        self._bias = RandBiasField(prob=0.3, degree=3, coeff_range=(-0.15, 0.15))
-        self._contrast = RandAdjustContrast(prob=0.15, gamma=(0.7, 1.5), retain_stats=True)
-        self._noise = RandGaussianNoise(prob=0.3, std=_NOISE_HU if hounsfield else _NOISE, dtype=None)
+        noise = RandGaussianNoise(prob=1.0, std=_NOISE_HU if hounsfield else _NOISE)
+        self._intensities: list[tuple[float, RandomizableTransform]] = [(0.3, noise)]
+        if not hounsfield:
+            bias = RandBiasField(prob=1.0, coeff_range=(-0.15, 0.15))
+            contrast = RandAdjustContrast(prob=1.0, gamma=(0.7, 1.5))
+            self._intensities = [(0.3, bias), (0.15, contrast), (0.3, noise)]
 
     def draw_affine(self, random: np.random.Generator) -> np.ndarray | None:
         """The matrix from voxels of the patch to those of the scan, both counted from their middle; mostly None."""
@@ -53,11 +56,22 @@ class Augmentation:
         """
         axes = [axis for axis in self.mirror if random.random() < 0.5]
         image, classes = image.flip([axis + 1 for axis in axes]), classes.flip(axes)
-        for transform in (self._noise,) if self.hounsfield else (self._bias, self._contrast, self._noise):
-            transform.set_random_state(int(random.integers(2**32)))
-            darkest = image.amin() if transform is self._bias else 0.0  # a coil multiplies what is above black
-            image = torch.as_tensor(transform(image - darkest)).float() + darkest
+        for chance, transform in self._intensities:
+            if random.random() < chance:
+                transform.set_random_state(int(random.integers(2**32)))
+                image = self._changed(image, transform)
         return image, classes
+
+    def _changed(self, image: Tensor, transform: RandomizableTransform) -> Tensor:
+        """An image after a change of its intensities; if they have no unit, with the mean and deviation of before."""
+        if self.hounsfield:
+            return torch.as_tensor(transform(image))
+        axes = tuple(range(1, image.dim()))
+        darkest = image.amin(axes, keepdim=True)  # a coil multiplies what is above black
+        changed = torch.as_tensor(transform(image - darkest))
+        deviation, mean = torch.std_mean(image, axes, keepdim=True)
+        of_changed, mean_of_changed = torch.std_mean(changed, axes, keepdim=True)
+        return (changed - mean_of_changed) * (deviation / of_changed.clamp(min=1e-6)) + mean
 
 
 def margin(matrix: np.ndarray, size: Sequence[int]) -> np.ndarray:

@@ -4,15 +4,15 @@ Scans come in any orientation and spacing. A network sees them with the axes in 
 superior (RAS) at one spacing; its probabilities, not its labels, go back to the scan's own voxels.
 """
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 
 import nibabel as nib
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from monai.transforms import Orientation, SpatialResample
+from torch import Tensor
 
-_RAS = (("L", "R"), ("P", "A"), ("I", "S"))
 _MOST_VOXELS = 2**30  # of a volume on the working grid: 4 GiB in float32
 _TIE = 1e-4  # voxels; two labels whose parts of a voxel differ by less share it equally
 
@@ -21,7 +21,7 @@ def to_grid(image: nib.Nifti1Image, spacing: Sequence[float]) -> MetaTensor:
     """A scan as (1, *S) along its own axes nearest to RAS, interpolated linearly.
 
     The grid covers the extent of the scan, from the outer faces of its first voxels to those of its last, and has the
-    same middle: a mirrored scan gives the mirrored volume.
+    same middle: a mirrored scan gives the mirrored volume. Beyond the middles of the outermost voxels it is as there.
 
     Args:
         image: from `read_image`.
@@ -30,10 +30,13 @@ def to_grid(image: nib.Nifti1Image, spacing: Sequence[float]) -> MetaTensor:
     Raises:
         ValueError: when the volume would have more than 2^30 voxels.
     """
-    volume = _nearest_to_ras(image)
-    affine, shape = _grid_over(volume, spacing)
-    resample = SpatialResample(mode="bilinear", padding_mode="border")
-    return resample(volume, dst_affine=torch.from_numpy(affine), spatial_size=shape)
+    affine, shape = _grid_over(nib.as_closest_canonical(image), spacing)
+    found = torch.empty(1, *shape)
+    planes = torch.from_numpy(np.asarray(image.dataobj, dtype=np.float32))[None].unbind(3)  # as they lie in a file
+    axis = along(2, image.affine, affine)
+    for index, plane in resampled_planes(iter(planes), image.affine, image.shape, affine, shape, 2):
+        found.select(1 + axis, index).copy_(plane)
+    return MetaTensor(found, affine=torch.from_numpy(affine))
 
 
 def label_to_grid(label: nib.Nifti1Image, spacing: Sequence[float]) -> MetaTensor:
@@ -49,10 +52,10 @@ def label_to_grid(label: nib.Nifti1Image, spacing: Sequence[float]) -> MetaTenso
     Raises:
         ValueError: as `to_grid`.
     """
-    volume = _nearest_to_ras(label)
+    volume = nib.as_closest_canonical(label)
     affine, shape = _grid_over(volume, spacing)
-    overlaps = [_overlaps(*sizes) for sizes in zip(volume.shape[1:], shape, _steps(volume, spacing), strict=True)]
-    labels = volume.as_tensor()[0]
+    overlaps = [_overlaps(*sizes) for sizes in zip(volume.shape, shape, _steps(volume, spacing), strict=True)]
+    labels = torch.from_numpy(np.ascontiguousarray(volume.dataobj))
     background = torch.einsum("i,j,k->ijk", *(overlap.sum(dim=1) for overlap in overlaps))
     found, largest = torch.zeros(shape, dtype=torch.uint8), torch.zeros(shape)
     for value in labels[labels > 0].unique().tolist():
@@ -68,29 +71,80 @@ def label_to_grid(label: nib.Nifti1Image, spacing: Sequence[float]) -> MetaTenso
     return MetaTensor(found[None], affine=torch.from_numpy(affine))
 
 
-def from_grid(volume: MetaTensor, like: nib.Nifti1Image) -> torch.Tensor:
-    """What was found on the working grid, (C, *S), for the voxels of the scan ``like``: (C, *like.shape).
+def resampled_planes(
+    planes: Iterator[Tensor],
+    affine: np.ndarray,
+    shape: Sequence[int],
+    new_affine: np.ndarray,
+    new_shape: Sequence[int],
+    axis: int,
+) -> Iterator[tuple[int, Tensor]]:
+    """Brings a volume to another grid plane by plane, so that neither of the two need be there as a whole.
 
-    A voxel between others gets their weighted mean, one at the border what is nearest.
+    A voxel between others gets their weighted mean, one beyond the outermost what they have. Both grids have the same
+    axes, in any order and direction, as a scan and its working grid do; so each axis is interpolated by itself.
+
+    Args:
+        planes: across an axis of the volume, in its order, (C, *rest).
+        affine: of the volume.
+        shape: of the volume.
+        new_affine: of the grid that it is brought to.
+        new_shape: of that grid.
+        axis: of the volume, which the planes follow each other along.
+
+    Yields:
+        Index and plane (C, *rest) along the axis of the new grid that lies along ``axis``, `along` says which; from the
+        first of the planes to the last, and so perhaps from the last index to the first.
     """
-    resample = SpatialResample(mode="bilinear", padding_mode="border")
-    resampled = resample(volume, dst_affine=torch.from_numpy(like.affine), spatial_size=like.shape)
-    return resampled.as_tensor()
+    to_volume = np.linalg.inv(affine) @ new_affine
+    source = np.abs(to_volume[:3, :3]).argmax(axis=0)  # the volume's axis along each of the new grid
+    lower, weights = zip(
+        *(
+            _between(to_volume[one, new] * np.arange(new_shape[new]) + to_volume[one, 3], shape[one])
+            for new, one in enumerate(source)
+        ),
+        strict=True,
+    )
+    new_axis = along(axis, affine, new_affine)
+    rest = [new for new in range(3) if new != new_axis]
+    turned = source[rest[0]] > source[rest[1]]
+    held: deque[Tensor] = deque(maxlen=2)
+    arrived = 0
+    for index in torch.argsort(lower[new_axis] + weights[new_axis], stable=True).tolist():
+        while arrived < min(int(lower[new_axis][index]) + 2, shape[axis]):
+            plane = next(planes)
+            held.append(plane.transpose(1, 2) if turned else plane)
+            arrived += 1
+        plane = torch.lerp(held[0], held[-1], weights[new_axis][index].item())
+        for dim, new in enumerate(rest, 1):
+            plane = _interpolated(plane, dim, lower[new], weights[new])
+        yield index, plane
 
 
-def _nearest_to_ras(image: nib.Nifti1Image) -> MetaTensor:
-    data = torch.from_numpy(np.asarray(image.dataobj, dtype=np.float32))[None]
-    return Orientation("RAS", labels=_RAS)(MetaTensor(data, affine=torch.from_numpy(image.affine)))
+def along(axis: int, affine: np.ndarray, new_affine: np.ndarray) -> int:
+    """The axis of a grid that lies along an axis of another, of which `resampled_planes` speaks."""
+    return int(np.abs((np.linalg.inv(affine) @ new_affine)[axis, :3]).argmax())
 
 
-def _steps(volume: MetaTensor, spacing: Sequence[float]) -> np.ndarray:
-    """The spacing of the grid in voxels of the volume."""
-    return np.asarray(spacing, float) / nib.affines.voxel_sizes(volume.affine.numpy())
+def _between(positions: np.ndarray, size: int) -> tuple[Tensor, Tensor]:
+    """The voxel at or before each position along an axis, never the last of several, and how far it lies behind it."""
+    positions = np.round(positions, 6).clip(0, size - 1)  # what inverting left beside a voxel is on it
+    lower = np.minimum(np.floor(positions), max(size - 2, 0))
+    return torch.from_numpy(lower.astype(np.int64)), torch.from_numpy((positions - lower).astype(np.float32))
 
 
-def _grid_over(volume: MetaTensor, spacing: Sequence[float]) -> tuple[np.ndarray, tuple[int, ...]]:
+def _interpolated(plane: Tensor, dim: int, lower: Tensor, weights: Tensor) -> Tensor:
+    size = plane.shape[dim]
+    if len(lower) == size and torch.equal(lower + weights, torch.arange(size, dtype=torch.float32)):
+        return plane
+    upper = (lower + 1).clamp(max=size - 1)
+    shape = [-1 if one == dim else 1 for one in range(3)]
+    return torch.lerp(plane.index_select(dim, lower), plane.index_select(dim, upper), weights.view(shape))
+
+
+def _grid_over(volume: nib.Nifti1Image, spacing: Sequence[float]) -> tuple[np.ndarray, tuple[int, ...]]:
     """Affine and shape of the grid over the extent of a volume, with the same middle."""
-    steps, size = _steps(volume, spacing), np.array(volume.shape[1:])
+    steps, size = _steps(volume, spacing), np.array(volume.shape)
     shape = np.maximum(1, np.floor(size / steps + 0.5))
     if np.prod(shape) > _MOST_VOXELS:
         wanted = " x ".join(f"{one:.0f}" for one in shape)
@@ -100,7 +154,12 @@ def _grid_over(volume: MetaTensor, spacing: Sequence[float]) -> tuple[np.ndarray
         )
     to_volume = np.diag([*steps, 1.0])
     to_volume[:3, 3] = (size - 1) / 2 - steps * (shape - 1) / 2
-    return volume.affine.numpy() @ to_volume, tuple(shape.astype(int).tolist())
+    return volume.affine @ to_volume, tuple(shape.astype(int).tolist())
+
+
+def _steps(volume: nib.Nifti1Image, spacing: Sequence[float]) -> np.ndarray:
+    """The spacing of the grid in voxels of the volume."""
+    return np.asarray(spacing, float) / nib.affines.voxel_sizes(volume.affine)
 
 
 def _overlaps(size: int, new_size: int, step: float) -> torch.Tensor:

@@ -1,105 +1,155 @@
-"""From a trained network and a scan to a label for each of the scan's voxels."""
+"""From trained networks and a scan to a label for each of the scan's voxels, a plane at a time.
 
-from collections.abc import Sequence
+The windows of a network slide along one axis of its working grid. Behind them planes are finished: their probabilities
+are brought to the scan's grid and their labels chosen, and nothing of them is kept. So memory is that of the planes
+that a window spans, whatever the length of the scan, and classes cost next to nothing.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
+from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from monai.inferers import sliding_window_inference
+from monai.data.utils import compute_importance_map, dense_patch_slices
 from torch import Tensor, nn
+from torch.nn import functional
 
-from attn3d.segmentation.grid import from_grid, to_grid
-from attn3d.segmentation.preprocessing import normalise
+from attn3d.segmentation.grid import along, resampled_planes
+
+_LOWEST = -1e4  # of a logit below the highest; float16 ends at 65504
 
 
-@torch.inference_mode()
-def grid_probabilities(
-    network: nn.Module, volume: MetaTensor, patch_size: Sequence[int], *, mirrored: bool = False
-) -> MetaTensor:
-    """The probability of each class on the working grid, (classes, *S).
+class View(NamedTuple):
+    """A scan as a network sees it.
 
-    Args:
-        network: it is left in evaluation mode. It runs where its parameters are; the volume is put together on the
-            CPU, so that its size is bounded by the memory of the machine and not of the device.
-        volume: what the network sees, (C, *S), as it was trained on.
-        patch_size: voxels of the sliding window; a smaller volume is extended by its edges.
-        mirrored: whether it is averaged with what is found in the volume with left and right exchanged.
-
-    Raises:
-        ValueError: when the volume, or what the network makes of it, is not finite.
+    Attributes:
+        network: (B, C, *patch) to logits (B, classes, *patch); it is left in evaluation mode and runs where its
+            parameters are.
+        volume: intensities on its working grid, (images, *S).
+        patch_size: voxels of the sliding window, as in training; a smaller volume is extended by its edges.
+        show: from patches of the volume to what the network sees.
     """
-    if not volume.isfinite().all():
-        raise ValueError(f"`volume` must be finite, got {int((~volume.isfinite()).sum())} voxels that are not")
-    network.eval()
-    total: Tensor | float = 0.0
-    for axes in [(), (2,)] if mirrored else [()]:
-        logits = sliding_window_inference(
-            volume.as_tensor()[None].flip(axes),
-            roi_size=patch_size,
-            sw_batch_size=2,
-            predictor=network,
-            overlap=0.5,
-            mode="gaussian",
-            padding_mode="replicate",
-            sw_device=next(network.parameters()).device,
-            device="cpu",
-        )
-        total = total + logits.flip(axes)[0].softmax(dim=0)
-    if not total.isfinite().all():
-        raise ValueError("`network` gives values that are not finite for this volume; look at its voxels and weights")
-    return MetaTensor(total / 2 if mirrored else total, affine=volume.affine)
 
-
-def predict_probabilities(
-    network: nn.Module, image: nib.Nifti1Image, spacing: Sequence[float], patch_size: Sequence[int]
-) -> torch.Tensor:
-    """The probability of each class at each voxel of a scan that is shown with mean 0 and standard deviation 1.
-
-    Args:
-        network: trained on the grid of ``spacing``, see `grid_probabilities`.
-        image: from `read_image`, in any orientation and spacing.
-        spacing: millimetres per voxel of the working grid.
-        patch_size: voxels of the sliding window.
-
-    Returns:
-        (C, *image.shape), on the scan's own grid.
-    """
-    volume = to_grid(image, spacing)
-    volume = MetaTensor(normalise(volume.as_tensor()), affine=volume.affine)
-    return from_grid(grid_probabilities(network, volume, patch_size), like=image)
+    network: nn.Module
+    volume: MetaTensor
+    patch_size: Sequence[int]
+    show: Callable[[Tensor], Tensor] = lambda patches: patches
 
 
 def segment(
-    network: nn.Module, image: nib.Nifti1Image, spacing: Sequence[float], patch_size: Sequence[int]
-) -> np.ndarray:
-    """The most probable class at each voxel, uint8, of the scan's shape; arguments as `predict_probabilities`."""
-    return predict_probabilities(network, image, spacing, patch_size).argmax(dim=0).numpy().astype(np.uint8)
-
-
-def most_probable(
-    volumes: Sequence[MetaTensor], like: nib.Nifti1Image, *, keep: bool = False
+    views: Sequence[View], like: nib.Nifti1Image, *, overlap: float = 0.5, mirrored: bool = False, keep: bool = False
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """The class with the highest mean probability at each voxel of a scan.
 
-    Class by class, so that only one is there on the scan's grid at a time, unless all are to be kept.
-
     Args:
-        volumes: from `grid_probabilities`, of one or more networks, each on its own grid.
+        views: of the scan, by one or more networks of the same classes, each on its own grid.
         like: the scan.
+        overlap: of neighbouring windows, a part of their size.
+        mirrored: whether logits are averaged with those of windows with left and right exchanged.
         keep: whether the probabilities are returned as well.
 
     Returns:
         uint8 classes of the scan's shape, and float32 probabilities (*shape, classes) or None.
+
+    Raises:
+        ValueError: when a volume, or what a network makes of it, is not finite.
     """
-    classes = np.zeros(like.shape, np.uint8)
-    highest = np.full(like.shape, -1.0, np.float32)
-    kept = []
-    for index in range(len(volumes[0])):
-        parts = [from_grid(MetaTensor(one.as_tensor()[index][None], affine=one.affine), like)[0] for one in volumes]
-        mean = (sum(parts) / len(parts)).numpy()
-        classes[mean > highest] = index
-        np.maximum(highest, mean, out=highest)
+    first = views[0]
+    axis = min(range(3), key=lambda one: first.patch_size[one] / first.volume.shape[1 + one])
+    scan_axis = along(axis, first.volume.affine.numpy(), like.affine)
+    streams = [
+        resampled_planes(
+            probability_planes(view, axis, overlap=overlap, mirrored=mirrored),
+            *(view.volume.affine.numpy(), view.volume.shape[1:]),
+            *(like.affine, like.shape),
+            axis,
+        )
+        for view in views
+    ]
+    shape = [like.shape[scan_axis], *(size for one, size in enumerate(like.shape) if one != scan_axis)]
+    classes = np.empty(shape, np.uint8)
+    kept = None
+    for found in zip(*streams, strict=True):
+        index, mean = found[0][0], sum(plane for _, plane in found) / len(found)
+        classes[index] = mean.max(dim=0).indices  # the first of equal ones
         if keep:
-            kept.append(mean)
-    return classes, np.stack(kept, axis=-1) if keep else None
+            kept = np.empty((*shape, len(mean)), np.float32) if kept is None else kept
+            kept[index] = mean.permute(1, 2, 0)
+    return np.moveaxis(classes, 0, scan_axis), None if kept is None else np.moveaxis(kept, 0, scan_axis)
+
+
+@torch.inference_mode()
+def probability_planes(view: View, axis: int, *, overlap: float = 0.5, mirrored: bool = False) -> Iterator[Tensor]:
+    """The probabilities of the classes on the working grid, (classes, *rest), plane by plane along an axis.
+
+    Logits of windows are averaged with Gaussian weights, as `monai.inferers.sliding_window_inference` does it. What is
+    summed is each logit's distance to the highest of its voxel, which changes no probability and which float16 holds.
+
+    Args:
+        view: of the scan.
+        axis: of the working grid that the planes follow each other along.
+        overlap: as in `segment`.
+        mirrored: as in `segment`.
+
+    Raises:
+        ValueError: as `segment`.
+    """
+    network, volume, patch_size = view.network.eval(), view.volume.as_tensor(), tuple(view.patch_size)
+    if not volume.isfinite().all():
+        raise ValueError(f"`volume` must be finite, got {int((~volume.isfinite()).sum())} voxels that are not")
+    device = next(network.parameters()).device
+    together = 1 if device.type == "cpu" else 4
+    volume, inside = _padded(volume, patch_size)
+    size = volume.shape[1:]
+    steps = [max(1, int(patch * (1 - overlap))) for patch in patch_size]
+    windows = sorted(dense_patch_slices(size, patch_size, steps), key=lambda window: window[axis].start)
+    weight = compute_importance_map(patch_size, mode="gaussian", device=device)
+    rest = [one for one in range(3) if one != axis]
+    rows = [list(row) for _, row in groupby(windows, key=lambda window: window[axis].start)]
+    total = weights = None
+    for row, following in zip(rows, [*rows[1:], None], strict=True):
+        start = row[0][axis].start
+        for first in range(0, len(row), together):
+            some = row[first : first + together]
+            logits = _logits(network, view.show(torch.stack([volume[:, *one] for one in some]).to(device)), mirrored)
+            if total is None:
+                planes = (patch_size[axis], *(size[one] for one in rest))
+                weights = torch.zeros(planes, device=device)
+                total = torch.zeros(planes[0], logits.shape[1], *planes[1:], dtype=torch.float16, device=device)
+            for window, values in zip(some, logits, strict=True):
+                part = [window[one] for one in rest]
+                total[:, :, *part] += values.mul_(weight).movedim(1 + axis, 0)
+                weights[:, *part] += weight.movedim(axis, 0)
+        finished = patch_size[axis] if following is None else following[0][axis].start - start
+        for index in range(finished):
+            if start + index in range(size[axis])[inside[axis]]:
+                plane = (total[index] / weights[index]).softmax(dim=0)[:, inside[rest[0]], inside[rest[1]]]
+                if not plane.isfinite().all():
+                    raise ValueError(
+                        "`network` gives values that are not finite for this volume; look at its voxels and weights"
+                    )
+                yield plane.cpu()
+        for sums in (total, weights):
+            for index in range(patch_size[axis]):
+                sums[index] = sums[index + finished] if index + finished < patch_size[axis] else 0
+
+
+def _padded(volume: Tensor, patch_size: Sequence[int]) -> tuple[Tensor, list[slice]]:
+    """A volume extended by its edges to the size of a patch at least, and where it lies in it."""
+    missing = [max(0, patch - one) for patch, one in zip(patch_size, volume.shape[1:], strict=True)]
+    inside = [slice(one // 2, one // 2 + size) for one, size in zip(missing, volume.shape[1:], strict=True)]
+    if any(missing):
+        widths = [width for one in reversed(missing) for width in (one // 2, one - one // 2)]
+        volume = functional.pad(volume, widths, mode="replicate")
+    return volume, inside
+
+
+def _logits(network: nn.Module, patches: Tensor, mirrored: bool) -> Tensor:
+    """How far each class is below the most probable one."""
+    found = network(patches)
+    if mirrored:
+        found = (found + network(patches.flip(2)).flip(2)) / 2
+    return (found - found.amax(dim=1, keepdim=True)).float().clamp_(min=_LOWEST)

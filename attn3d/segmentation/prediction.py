@@ -1,22 +1,24 @@
 """The command ``predict``: from scans to labels in the geometry that they came in."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
 import torch
+from monai.data import MetaTensor
 from rich.progress import track
 from scipy import ndimage
-from torch import nn
+from torch import Tensor, nn
 
 from attn3d.plotting import plot_segmentation
 from attn3d.segmentation.datasets import Case, Dataset, find_scans, read_case_image, read_case_label
 from attn3d.segmentation.errors import failing_as, failure_noted
 from attn3d.segmentation.files import read_segmentation, write_image, write_label
-from attn3d.segmentation.inference import grid_probabilities, most_probable
-from attn3d.segmentation.preprocessing import prepare
+from attn3d.segmentation.inference import View, segment
+from attn3d.segmentation.preprocessing import intensities_of, to_channels
 from attn3d.segmentation.runs import Run
 from attn3d.segmentation.settings import Configuration
 from attn3d.segmentation.statistics import Statistics, voxel_millilitres
@@ -48,6 +50,7 @@ def predict(
     preview: bool = False,
     probabilities: bool = False,
     tta: bool = False,
+    overlap: float = 0.5,
     remove_small: float = 0.0,
     overwrite: bool = False,
     quiet: bool = False,
@@ -66,7 +69,8 @@ def predict(
         statistics: also ``statistics.json`` and ``statistics.csv``, the volumes in ml, added to those that are there.
         preview: also ``case.png``.
         probabilities: also ``case_probabilities.nii.gz``, float32 with a class in each last index.
-        tta: average with what is found in the mirrored scan, left and right exchanged: the flip of the training.
+        tta: average with what is found in mirrored windows, left and right exchanged: the flip of the training.
+        overlap: of neighbouring windows, 0 to below 1, a part of their size.
         remove_small: ml; a connected piece of a label that is smaller becomes background.
         overwrite: replace what is there, rather than skip it.
         quiet: no progress bar.
@@ -76,6 +80,8 @@ def predict(
         ValueError: when the runs have different labels, ``remove_small`` is negative, or ``out`` holds the scans.
     """
     opened = [Run.open(run) for run in ([runs] if isinstance(runs, str | Path) else runs)]
+    if not 0 <= overlap < 1:
+        raise ValueError(f"`overlap` must be at least 0 and below 1, got {overlap}")
     if not remove_small >= 0:
         raise ValueError(f"`remove_small` must be at least 0 ml, got {remove_small}")
     labels = opened[0].config.labels
@@ -102,7 +108,7 @@ def predict(
                 label = read_segmentation(path)
                 found.skipped[case.name] = path
             else:
-                label = _segment(case, path, networks, opened[0], preview, probabilities, tta, remove_small)
+                label = _segment(case, path, networks, opened[0], preview, probabilities, tta, overlap, remove_small)
                 found.written[case.name] = path
             found.volume_ml[case.name] = volumes.of(label)
             if statistics:
@@ -118,15 +124,12 @@ def _segment(
     preview: bool,
     probabilities: bool,
     tta: bool,
+    overlap: float,
     remove_small: float,
 ) -> nib.Nifti1Image:
     """Writes the labels of a case, after all else of it that is asked for."""
     images = read_case_image(case)
-    found = [
-        grid_probabilities(net, prepare(images, config), config.patch_size, mirrored=tta) for net, config in networks
-    ]
-    classes, kept = most_probable(found, images[0], keep=probabilities)
-    segmentation = np.array([0, *sorted(run.config.labels)], np.uint8)[classes]
+    segmentation, kept = _labels(images, networks, overlap=overlap, mirrored=tta, keep=probabilities)
     if remove_small > 0:
         segmentation = _without_small(segmentation, remove_small / voxel_millilitres(images[0].affine))
     if kept is not None:
@@ -147,12 +150,28 @@ def predict_held_out(run: Run, dataset: Dataset, *, quiet: bool = False) -> None
         with failing_as(case.images[0]):
             images = read_case_image(case)
             reference = read_case_label(case, dataset, images[0])
-            classes, _ = most_probable(
-                [grid_probabilities(net, prepare(images, run.config), run.config.patch_size)], images[0]
-            )
-            values = np.array([0, *sorted(run.config.labels)], np.uint8)
+            segmentation, _ = _labels(images, [(net, run.config)])
             write_label(folder / "references" / f"{case.name}.nii.gz", np.asarray(reference.dataobj), like=images[0])
-            write_label(folder / f"{case.name}.nii.gz", values[classes], like=images[0])
+            write_label(folder / f"{case.name}.nii.gz", segmentation, like=images[0])
+
+
+def _labels(
+    images: Sequence[nib.Nifti1Image], networks: Sequence[tuple[nn.Module, Configuration]], **options: Any
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """The labels of a case and their probabilities, by `segment`; networks on the same grid share its volume."""
+    volumes: dict[Any, MetaTensor] = {}
+    views = []
+    for net, config in networks:
+        grid = (config.spacing, config.windows is None)
+        if grid not in volumes:
+            volumes[grid] = intensities_of(images, config)
+        views.append(View(net, volumes[grid], config.patch_size, partial(_shown, windows=config.windows)))
+    classes, kept = segment(views, images[0], **options)
+    return np.array([0, *sorted(networks[0][1].labels)], np.uint8)[classes], kept
+
+
+def _shown(patches: Tensor, windows: Sequence[Sequence[float]] | None) -> Tensor:
+    return torch.stack([to_channels(patch, windows) for patch in patches])
 
 
 def _without_small(segmentation: np.ndarray, voxels: float) -> np.ndarray:

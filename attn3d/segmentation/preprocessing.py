@@ -57,11 +57,22 @@ def prepare(images: Sequence[nib.Nifti1Image], configuration: Configuration) -> 
         images: of one case, from `read_case_image`, on one grid.
         configuration: of the run.
     """
+    volume = intensities_of(images, configuration)
+    return MetaTensor(to_channels(volume.as_tensor(), configuration.windows), affine=volume.affine)
+
+
+def intensities_of(images: Sequence[nib.Nifti1Image], configuration: Configuration) -> MetaTensor:
+    """What `to_channels` makes the network's input of: (images, *S), float32, on the working grid, with its affine.
+
+    Args:
+        images: as `prepare`.
+        configuration: of the run.
+    """
     volumes = [to_grid(image, configuration.spacing) for image in images]
-    intensities = torch.cat([volume.as_tensor() for volume in volumes])
+    intensities = volumes[0].as_tensor() if len(volumes) == 1 else torch.cat([one.as_tensor() for one in volumes])
     if configuration.windows is None:
         intensities = normalise(intensities)
-    return MetaTensor(to_channels(intensities, configuration.windows), affine=volumes[0].affine)
+    return MetaTensor(intensities, affine=volumes[0].affine)
 
 
 def to_channels(intensities: Tensor, windows: Sequence[Sequence[float]] | None) -> Tensor:
@@ -141,9 +152,7 @@ def _tensors(case: Case, dataset: Dataset, configuration: Configuration) -> dict
     for index, value in enumerate(sorted(configuration.labels), 1):
         classes[np.asarray(label.dataobj) == value] = index
     classes = label_to_grid(nib.Nifti1Image(classes, label.affine), configuration.spacing)[0].numpy()
-    intensities = torch.cat([to_grid(image, configuration.spacing).as_tensor() for image in images]).float()
-    if configuration.windows is None:
-        intensities = normalise(intensities)
+    intensities = intensities_of(images, configuration).as_tensor()
     tensors = {"image": intensities.numpy(), "classes": classes}
     for value in np.unique(classes[classes > 0]).tolist():
         tensors[f"foreground {value}"] = np.flatnonzero(classes == value).astype(np.int32)

@@ -92,7 +92,14 @@ class SegmentationTask(LightningModule):
         if not batch:
             return
         logits = sliding_window_inference(
-            batch["image"], self.config.patch_size, 2, self.trained, overlap=0.25, device="cpu", sw_device=self.device
+            batch["image"],
+            self.config.patch_size,
+            2,
+            self.trained,
+            overlap=0.25,
+            padding_mode="replicate",  # as patches are
+            device="cpu",
+            sw_device=self.device,
         )
         if not logits.isfinite().all():
             self.stop("the network's output is not finite", [batch["name"]])

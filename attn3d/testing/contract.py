@@ -96,6 +96,9 @@ def check_attention(
     The slow conditions, about a second each, are "compile_static", "compile_dynamic" and "export". The first two
     make the process forget what else it has compiled.
 
+    A module whose class says ``takes_signal = True`` is given a second map, made of its input: every second voxel along
+    every axis, with the module's ``gating_channels``. The names of its parameters begin with "module." then.
+
     Args:
         module: maps (B, C, *S) to (B, C, *S), for any S.
         spatial_dims: the number of axes in S.

@@ -1,6 +1,7 @@
 """Conditions on gradients: there, right, and repeatable."""
 
 import re
+from typing import Any
 
 import torch
 from torch.func import functional_call
@@ -10,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from attn3d.testing.subject import (
     SIZE,
     Subject,
+    Violation,
     expect,
     expect_close,
     expect_finite,
@@ -32,7 +34,8 @@ def parameter_gradients(subject: Subject) -> None:
         module = subject.copy(training=training)
         found = gradients_of(module, subject.input())
         for name, gradient in zip(_trained(module), found, strict=True):
-            expect(gradient is not None, f"a gradient for {name}", "None: the output does not depend on it")
+            if gradient is None:
+                raise Violation(f"a gradient for {name}", "None: the output does not depend on it")
             expect_finite(gradient, f"the gradient of {name}")
 
 
@@ -114,7 +117,7 @@ class _Operators(TorchDispatchMode):
         super().__init__()
         self.names: set[str] = set()
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.names.add(func.overloadpacket.__name__)
         return func(*args, **(kwargs or {}))
 

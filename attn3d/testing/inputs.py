@@ -39,7 +39,7 @@ def strided_inputs(subject: Subject) -> None:
         "cropped": subject.input((6, 7, 5))[:, :, *(slice(1, -1) for _ in spatial)],
         "batch-first of a larger tensor": subject.input(batch=4)[::2],
         "expanded over the samples": x[:1].expand_as(x),
-        "expanded over the voxels": x[(..., *(slice(0, 1) for _ in spatial))].expand_as(x),
+        "expanded over the voxels": x[:, :, *(slice(0, 1) for _ in spatial)].expand_as(x),
     }
     for what, view in views.items():
         found = subject.copy()

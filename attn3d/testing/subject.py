@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,31 @@ class Violation(AssertionError):
         super().__init__(f"expected {expected}, found {found}")
 
 
+class WithSignal(nn.Module):
+    """A mechanism that takes a gating signal, as a module of its input alone.
+
+    The signal is every second voxel of the input along every axis, with its channels repeated as often as it takes.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module: Any = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Calls the mechanism with ``x`` and the signal."""
+        return self.module(x, signal_of(x, self.module.gating_channels))
+
+    def attention_weights(self, x: Tensor, queries: Tensor | None = None) -> dict[str, Tensor]:
+        """Those of the mechanism."""
+        return self.module.attention_weights(x, signal_of(x, self.module.gating_channels), queries)
+
+
+def signal_of(x: Tensor, channels: int) -> Tensor:
+    """Every second voxel of (B, C, *S) along every axis, with so many channels."""
+    coarse = x[(slice(None), slice(None), *[slice(None, None, 2)] * (x.dim() - 2))]
+    return torch.cat([coarse] * -(-channels // x.shape[1]), 1)[:, :channels]
+
+
 @dataclass(frozen=True)
 class Subject:
     """The module under test, which is never run: conditions run copies, on inputs that are made here."""
@@ -38,6 +64,8 @@ class Subject:
     def __post_init__(self) -> None:
         if not isinstance(self.module, nn.Module):
             raise TypeError(f"`module` must be a torch.nn.Module, got {self.module!r}")
+        if getattr(self.module, "takes_signal", False):
+            object.__setattr__(self, "module", WithSignal(self.module))
         check_spatial_dims(self.spatial_dims)
         positive_integer("channels", self.channels)
         names = [name for name, _ in self.module.named_parameters()]
@@ -76,6 +104,7 @@ class Subject:
                 inputs = math.prod(parameter.shape[1:]) if parameter.dim() > 1 else 4
                 scale = max(1, inputs) ** -0.5
                 parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
+            child: Any
             for child in module.modules():
                 if isinstance(getattr(child, "running_var", None), Tensor):
                     child.running_mean.copy_(torch.randn(child.running_mean.shape, generator=generator))

@@ -13,6 +13,7 @@ from nilearn import datasets
 from scipy import ndimage
 
 import attn3d
+from attn3d.testing.subject import WithSignal
 
 # Voxels of the template: x from near the midline to the side, y forward, z up.
 START, SIZE = (43, 26, 25), (24, 54, 34)
@@ -55,6 +56,7 @@ def learnt(name: str, *, iterations: int = 40, seed: int = 0, **options) -> torc
     thinned = (..., *[slice(None, None, 3)] * 3)
     x, target = channels()[thinned], torch.tensor(scan()[1])[thinned][None].long()
     mechanism = attn3d.create_attention(name, spatial_dims=3, channels=x.shape[1], **options)
+    mechanism = WithSignal(mechanism) if getattr(mechanism, "takes_signal", False) else mechanism
     network = torch.nn.Sequential(mechanism, torch.nn.Conv3d(x.shape[1], 4, 1))
     optimiser = torch.optim.AdamW(network.parameters(), lr=0.01, weight_decay=0.5)
     for _ in range(iterations):

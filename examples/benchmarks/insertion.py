@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy
 
 import attn3d
 from examples.benchmarks.measuring import MIB, Bench, Row, sizes
+from tests.configurations import OF_ONE_MAP
 
 PATCH, SMALL_PATCH, CHANNELS, CLASSES = (48, 48, 48), (16, 16, 16), 16, 3  # three halvings deep
 WINDOWED = ("non_local", "mhsa", "danet")  # all pairs of the first stage would take longer than the network
@@ -46,7 +47,8 @@ def insertion(bench: Bench) -> Iterator[Row]:
         of_plain = bench.peak(plain) / MIB
         for name in bench.chosen(attn3d.list_attention()):
             options = WINDOW if name in WINDOWED else {}
-            with_it = attn3d.insert_attention(copy.deepcopy(host), name, at="encoder", **options)
+            at = "encoder" if name in OF_ONE_MAP else "skip"
+            with_it = attn3d.insert_attention(copy.deepcopy(host), name, at=at, **options)
             stages = sum(len(one["at"]) for one in attn3d.inserted_attention(with_it))
             pair = step(bench.placed(with_it), x, target), plain
             what = f"{network} with {name}{', windows of 8³,' if options else ''} at {stages} stages, "

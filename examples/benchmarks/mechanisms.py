@@ -10,7 +10,7 @@ import attn3d
 from examples.benchmarks.floor import PASSES
 from examples.benchmarks.measuring import MIB, Bench, Row, kept, sizes, timed, training, voxels
 from examples.benchmarks.peers import peers
-from tests.configurations import OVER_VOXELS
+from tests.configurations import OVER_VOXELS, create
 from tests.mechanisms.case import copy_parameters
 from tests.mechanisms.cases import CASES
 
@@ -68,7 +68,7 @@ def paired(bench: Bench, name: str) -> Pair:
     shape = smaller(bench) if name in OVER_VOXELS else bench.volume(*LARGE)
     channels = bench.width(CHANNELS)
     plain = CASES[name].plain(channels)
-    ours = attn3d.create_attention(name, spatial_dims=3, channels=channels)
+    ours = create(name, spatial_dims=3, channels=channels)
     copy_parameters(plain, ours)
     count, volume = 1, sizes(shape, channels)
     if name == "sk":

@@ -10,6 +10,7 @@ from torch import nn
 import attn3d
 from docs.drawing.chart import slope
 from examples.benchmarks.measuring import Bench, is_loaded, quartiles, training, voxels
+from tests.configurations import OF_ONE_MAP
 from tests.mechanisms.cases.non_local import PlainNonLocal
 
 LARGEST, CHANNELS = (32, 32, 32), 64
@@ -60,7 +61,7 @@ def scaling(bench: Bench) -> Iterator[Curve]:
     """Every curve."""
     channels = bench.width(CHANNELS)
     shapes = halved(bench.volume(*LARGEST), FEW_OCTAVES if bench.small else OCTAVES)
-    for name in bench.chosen(attn3d.list_attention()):
+    for name in bench.chosen(OF_ONE_MAP):
         most = MOST_PAIRED if name in PAIRWISE else None
         yield curve(bench, name, "mechanism", lambda name=name: create(name, channels), shapes, channels, most)
     if bench.chosen(["non_local"]):

@@ -54,6 +54,7 @@ class Scoped(NamedTuple):
             per_axis(options.get("size", options.get("stride", 1))),
             options.get("shift", False),
             per_axis(options.get("dilation", 1)),
+            per_axis(options.get("stride", 1)),
         )
 
     def layer(self, spatial_dims: int, heads: int = HEADS, **options: Any) -> VolumeAttention:
@@ -114,6 +115,8 @@ PATTERNS = [
     Scoped(Neighborhood(5)),
     Scoped(Neighborhood(3, dilation=2), "axis"),
     Scoped(Neighborhood(5, dilation=3)),
+    Scoped(Neighborhood(4), "axis"),
+    Scoped(Neighborhood(5, stride=2), "axis"),
     Scoped(PooledKeys(2)),
     Scoped(PooledKeys(3)),
 ]
@@ -126,6 +129,7 @@ ANISOTROPIC = [
     Scoped(Grid((9, 2, 5)), "axis"),
     Scoped(Neighborhood((1, 3, 5)), "axis"),
     Scoped(Neighborhood((3, 5, 3), dilation=(1, 2, 4)), "axis"),
+    Scoped(Neighborhood((2, 4, 5), dilation=(1, 2, 1), stride=(2, 1, 5)), "axis"),
     Scoped(PooledKeys((1, 2, 4))),
     Scoped(PooledKeys((9, 5, 1))),
 ]

@@ -27,6 +27,7 @@ PATTERNS = [
     ("axial", None),
     (("neighborhood", {"size": 3, "dilation": (1, 2, 1)}), "axis"),
     (("neighborhood", {"size": 3}), None),
+    (("neighborhood", {"size": (2, 3, 4), "stride": (2, 1, 3)}), "axis"),
     (("pooled_keys", {"stride": 2}), None),
 ]
 # Windows divide it; they do not; axes smaller than a window, and of size 1; larger than anything seen.

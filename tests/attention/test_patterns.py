@@ -54,7 +54,35 @@ class TestRules:
         scoped = Scoped(Neighborhood(5, dilation=3))
         assert [self.seen(scoped, (11,), (i,)) for i in (0, 4, 10)] == [[0, 3, 6], [1, 4, 7], [4, 7, 10]]
 
-    @pytest.mark.parametrize("pattern", [Neighborhood(3), Neighborhood(7), Neighborhood(3, 2)], ids=str)
+    def test_even_neighbourhoods_reach_one_further_back(self):
+        scoped = Scoped(Neighborhood(4))
+        found = [self.seen(scoped, (8,), (i,)) for i in (0, 3, 4, 7)]
+        assert found == [[0, 1, 2, 3], [1, 2, 3, 4], [2, 3, 4, 5], [4, 5, 6, 7]]
+
+    def test_runs_of_a_stride_see_the_neighbourhood_of_their_leader(self):
+        """The leaders of 0 .. 9 are 1, 4, 7 and, at the end, 9."""
+        scoped = Scoped(Neighborhood(5, stride=3))
+        found = [self.seen(scoped, (10,), (i,)) for i in range(10)]
+        assert found == [[0, 1, 2, 3, 4]] * 3 + [[2, 3, 4, 5, 6]] * 3 + [[5, 6, 7, 8, 9]] * 4
+
+    @pytest.mark.parametrize("size", [2, 3, 4])
+    def test_a_stride_of_the_size_makes_windows(self, size):
+        for voxel in range(2 * size):
+            window = self.seen(Scoped(Window(size)), (3 * size,), (voxel,))
+            assert self.seen(Scoped(Neighborhood(size, stride=size)), (3 * size,), (voxel,)) == window
+
+    @pytest.mark.parametrize("size", [4, 7])
+    def test_a_larger_stride_gathers_less(self, size):
+        """Keys that are fetched for a volume, by the stride."""
+        fetched = []
+        for stride in (1, 2, 4):
+            groups = Neighborhood(size, stride=stride).groups((24, 24, 24))
+            fetched.append(sum(one.size[1] * torch.tensor([len(keys) for keys in one.keys]).prod() for one in groups))
+        assert fetched[0] > fetched[1] > fetched[2]
+
+    @pytest.mark.parametrize(
+        "pattern", [Neighborhood(3), Neighborhood(7), Neighborhood(3, 2), Neighborhood(4, stride=3)], ids=str
+    )
     @pytest.mark.parametrize("shape", [(5,), (9, 4), (3, 4, 6)], ids=str)
     def test_every_voxel_has_equally_many_neighbours(self, shape, pattern):
         layer = Scoped(pattern).layer(len(shape))
@@ -75,6 +103,7 @@ SPECS = {
     ("window", (("size", (4, 8, 8)),)): Window((4, 8, 8)),
     ("grid", (("size", 4),)): Grid(4),
     ("neighborhood", (("size", 7), ("dilation", 2))): Neighborhood(7, 2),
+    ("neighborhood", (("size", 4), ("stride", (1, 4, 4)))): Neighborhood(4, stride=(1, 4, 4)),
     ("pooled_keys", (("stride", (1, 2, 2)),)): PooledKeys((1, 2, 2)),
 }
 
@@ -136,7 +165,8 @@ class TestSpecs:
             (Window(True), "`size` must be an integer or one for each of 2 axes, got True"),
             (Window((4.0, 4)), "`size` must be an integer, got 4.0"),
             (Grid(-2), "`size` must be at least 1, got -2"),
-            (Neighborhood(4), "`size` must be odd, got 4"),
+            (Neighborhood(4, stride=5), "`stride` must be at most `size` 4, got 5"),
+            (Neighborhood(4, stride=0), "`stride` must be at least 1, got 0"),
             (Neighborhood(3, 0), "`dilation` must be at least 1, got 0"),
             (Neighborhood(3, (1, 2, 3)), "`dilation` must be an integer or one for each of 2 axes"),
             (PooledKeys(0), "`stride` must be at least 1, got 0"),

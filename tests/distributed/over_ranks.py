@@ -109,7 +109,12 @@ def cases(ranks: int) -> list[Case]:
         Case("paired", {"num_heads": 2} | pooled((5, 2, 3)), rotate="ring", rows=uneven),
         Case("mhsa", {"num_heads": 1, "position": "rope", "qk_norm": True, "registers": 2}, rows=uneven),
         Case("mhsa", {"num_heads": 2, "position": MIXED, "registers": 3} | pooled((5, 2, 3)), rows=uneven),
-        Case("mhsa", {"num_heads": 2, "position": MIXED, "scores": "cosine"} | window((3, 2, 2), True), rows=uneven),
+        Case(
+            "mhsa",
+            {"num_heads": 2, "position": MIXED, "scores": "cosine", "position_bias": "continuous"}
+            | window((3, 2, 2), True),
+            rows=uneven,
+        ),
     ]
     for pattern in ({}, pooled((5, 2, 3))):
         found.append(

@@ -7,6 +7,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 import typer
 from typer.testing import CliRunner
 
@@ -16,11 +17,19 @@ from tests.segmentation.volumes import AFFINES, head, scan
 SCRIPT = Path(__file__).parents[2] / "examples" / "brain_tissue.py"
 
 
+BACK = (slice(None), slice(None, 20), slice(None))
+
+
 @pytest.fixture(scope="module")
-def app():
+def example():
     spec = importlib.util.spec_from_file_location("brain_tissue", SCRIPT)
     example = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(example)
+    return example
+
+
+@pytest.fixture(scope="module")
+def app(example):
     app = typer.Typer()
     app.command()(example.main)
     return app
@@ -143,3 +152,72 @@ def test_a_missing_file_from_the_command_line(tmp_path):
     assert result.returncode == 2
     assert result.stderr == "brain_tissue: no.nii.gz: cannot be read: No such file or directory\n"
     assert not (tmp_path / "results").exists()
+
+
+def pair(name):
+    image, labels = head(AFFINES[name])
+    return scan(image, AFFINES[name]), scan(labels, AFFINES[name])
+
+
+@pytest.mark.parametrize("name", AFFINES)
+def test_the_split_is_along_the_anterior_posterior_axis(name, example):
+    _, label = pair(name)
+    posterior, anterior = example.hold_out_anterior(label, 0.4)
+    labels = np.asarray(label.dataobj)
+    part = np.zeros(labels.shape, int)
+    part[posterior] += 1
+    part[anterior] += 2
+    assert set(np.unique(part)) == {1, 2}, "each voxel is in one part"
+
+    y = nib.affines.apply_affine(label.affine, np.argwhere(np.ones(labels.shape)))[:, 1]
+    assert y[part.ravel() == 1].mean() < y[part.ravel() == 2].mean()
+    along = next(axis for axis, cut in enumerate(posterior) if cut != slice(None))
+    extent = np.flatnonzero(labels.any(axis=tuple({0, 1, 2} - {along})))
+    behind = labels[posterior].shape[along] - (extent[0] if posterior[along].start is None else 0)
+    if posterior[along].start is not None:
+        behind = extent[-1] + 1 - posterior[along].start
+    assert abs(behind - 0.6 * extent.size) <= 0.5 + 1e-9
+
+
+def test_a_label_too_thin_to_split_is_refused(example):
+    labels = np.zeros((5, 5, 5), np.uint8)
+    labels[:, 2] = 1
+    with pytest.raises(ValueError, match="must span more voxels from back to front"):
+        example.hold_out_anterior(scan(labels, AFFINES["RAS"]), 0.4)
+
+
+def test_a_degraded_scan_is_worse_and_always_the_same(example):
+    image, label = pair("RAS")
+    state = torch.get_rng_state()
+    worse = example.degrade(image)
+    assert torch.equal(torch.get_rng_state(), state), "the training's random numbers stay what they were"
+    np.testing.assert_array_equal(worse.get_fdata(), example.degrade(image).get_fdata())
+    np.testing.assert_array_equal(worse.affine, image.affine)
+    inner = np.asarray(label.dataobj) == 3
+
+    def variation(volume):
+        intensities = volume.get_fdata()
+        return intensities[inner].std() / intensities[np.asarray(label.dataobj) > 0].std()
+
+    assert variation(worse) > 1.5 * variation(image)
+
+
+def test_a_degraded_scan_keeps_a_hot_voxel_in_its_place(example):
+    data = np.random.default_rng(0).normal(100, 10, (24, 24, 24)).astype(np.float32)
+    data[3, 4, 5] = 3e6
+    assert np.abs(example.degrade(scan(data, AFFINES["RAS"])).get_fdata()).max() < 12
+
+
+@pytest.mark.parametrize("sign", [1, -1], ids=["bright", "dark"])
+def test_classes_apart_in_intensity_are_found_whatever_their_order(sign, example):
+    image, labels = head(AFFINES["RAS"])
+    found = example.gaussian_mixture(scan(sign * image, AFFINES["RAS"]), scan(labels, AFFINES["RAS"]), BACK)
+    assert found.dtype == np.uint8
+    assert (found == labels).mean() > 0.999
+
+
+def test_only_labels_that_the_training_part_holds_are_given(example):
+    image, labels = head(AFFINES["RAS"])
+    labels = np.where(labels == 2, 1, labels)
+    found = example.gaussian_mixture(scan(image, AFFINES["RAS"]), scan(labels, AFFINES["RAS"]), BACK)
+    assert set(np.unique(found)) == {0, 1, 3}

@@ -64,6 +64,7 @@ class Case:
             (mean, variance) in the order of registration.
         count: the number of parameters of (channels, spatial_dims, variant) with default options.
         published: numbers of parameters that were published: (channels, spatial_dims, options, number).
+        alone: where the mechanism takes a gating signal, a subclass of x alone, which makes the signal of it.
         keys: of (spatial_dims), the keys and sizes of a checkpoint by form, at 8 channels: frozen.
         plain: 3-D, compact, as it is commonly written, with its parameters in the library's order.
         floor: the passes over a map that bound its time.
@@ -93,6 +94,7 @@ class Case:
     floor: Floor
     weights: dict[str, tuple[int, ...]]
     patterns: dict[str, Options] = field(default_factory=dict)
+    alone: type[nn.Module] | None = None
     published: Sequence[tuple[int, int, Options, int]] = ()
     kept: float | None = None
     time: float | None = None

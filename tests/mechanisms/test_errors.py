@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import attn3d
-from tests.configurations import OVER_VOXELS, taking
+from tests.configurations import OVER_VOXELS, create, taking
 from tests.mechanisms.cases import CASES
 
 pytestmark = pytest.mark.scorecard("errors")
@@ -66,7 +66,7 @@ def test_a_value_of_the_wrong_kind(name, options):
 @pytest.mark.parametrize("name", CASES)
 def test_dimensions_and_channels(name, count_cases):
     def make(spatial_dims, channels):
-        return attn3d.create_attention(name, spatial_dims=spatial_dims, channels=channels)
+        return create(name, spatial_dims=spatial_dims, channels=channels)
 
     for spatial_dims in (0, 4, "3"):
         expect((TypeError, ValueError), "spatial_dims", spatial_dims, make, spatial_dims, 8)
@@ -81,7 +81,7 @@ def test_dimensions_and_channels(name, count_cases):
 @pytest.mark.parametrize("name", CASES)
 def test_an_unknown_option_is_refused_with_the_nearest(name):
     with pytest.raises(TypeError, match=r"`varient`.*variant"):
-        attn3d.create_attention(name, spatial_dims=3, channels=8, varient="paper")
+        create(name, spatial_dims=3, channels=8, varient="paper")
 
 
 def test_an_unknown_name_is_refused_with_the_nearest():
@@ -102,7 +102,7 @@ def test_an_unknown_name_is_refused_with_the_nearest():
     ids=str,
 )
 def test_an_input_that_does_not_fit(name, shape, wanted, got):
-    module = attn3d.create_attention(name, spatial_dims=3, channels=8)
+    module = create(name, spatial_dims=3, channels=8)
     expect(ValueError, "x", wanted, module, torch.ones(shape))
     expect(ValueError, "x", got, module, torch.ones(shape))
 
@@ -120,5 +120,5 @@ def test_the_dual_attention_head(argument, value):
 @pytest.mark.parametrize("name", CASES)
 def test_both_variants_are_taken_by_all(name):
     for variant in ("compact", "paper"):
-        module = attn3d.create_attention(name, spatial_dims=3, channels=8, variant=variant)
+        module = create(name, spatial_dims=3, channels=8, variant=variant)
         assert module.variant == variant

@@ -9,7 +9,7 @@ import torch
 
 import attn3d
 from attn3d.mechanisms.base import hidden_width
-from tests.configurations import BY_ID, CONFIGURATIONS, build, randomise, taking
+from tests.configurations import BY_ID, CONFIGURATIONS, build, create, randomise, taking
 from tests.mechanisms.cases import CASES
 from tests.mechanisms.parity import assert_close_to_reference, volume
 
@@ -17,7 +17,7 @@ CUBE_OF_CHANNELS = (1, 5, 5, 3, 2)  # batch 1 with as many channels as slices, n
 
 
 def make(name, channels, spatial_dims=3, **options):
-    module = attn3d.create_attention(name, spatial_dims=spatial_dims, channels=channels, **options)
+    module = create(name, spatial_dims=spatial_dims, channels=channels, **options)
     return randomise(module.double())
 
 

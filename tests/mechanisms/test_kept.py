@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import attn3d
-from tests.configurations import randomise
+from tests.configurations import create, randomise
 from tests.mechanisms.cases import CASES
 
 CHANNELS, SHAPE = 128, (32, 32, 32)
@@ -44,7 +44,7 @@ def test_a_map_that_is_kept_is_counted():
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.kept and name != "sk"])
 def test_a_gate_keeps_little_of_a_map(name):
     x = torch.randn(1, CHANNELS, *SHAPE, requires_grad=True)
-    module = randomise(attn3d.create_attention(name, spatial_dims=3, channels=CHANNELS))
+    module = randomise(create(name, spatial_dims=3, channels=CHANNELS))
     assert kept_bytes(module, x) <= CASES[name].kept * x.nbytes
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-import attn3d
-from tests.configurations import randomise, taking
+from tests.configurations import create, randomise, taking
 from tests.mechanisms.parity import volume
 
 SPECS = ["batch", ("group", {"num_groups": 1}), "instance", "layer", None]
@@ -20,7 +19,7 @@ def test_every_norm_trains(name, variant, spec, shape):
     """Of single values a rectifier may cut off all, rightly; so the input's gradient is that of several draws."""
     gradients = []
     for seed in range(4):
-        module = attn3d.create_attention(name, spatial_dims=3, channels=4, variant=variant, norm=spec)
+        module = create(name, spatial_dims=3, channels=4, variant=variant, norm=spec)
         randomise(module.double(), seed).train()
         x = volume(*shape, seed=seed).requires_grad_()
         output = module(x)
@@ -37,7 +36,7 @@ def test_every_norm_trains(name, variant, spec, shape):
 @pytest.mark.parametrize("variant", ["compact", "paper"])
 @pytest.mark.parametrize("name", ["bam", "sk", "non_local"])
 def test_a_single_value_leaves_the_running_statistics(name, variant):
-    module = attn3d.create_attention(name, spatial_dims=3, channels=4, variant=variant).double().train()
+    module = create(name, spatial_dims=3, channels=4, variant=variant).double().train()
     before = {name: value.clone() for name, value in module.named_buffers()}
     assert before
     module(volume(1, 4, 1, 1, 1))

@@ -7,8 +7,7 @@ import copy
 import pytest
 import torch
 
-from attn3d import create_attention
-from tests.configurations import EVERY, Configuration
+from tests.configurations import EVERY, Configuration, create
 from tests.mechanisms.cases import CASES
 from tests.mechanisms.parity import volume
 
@@ -18,9 +17,7 @@ CHANNELS = 8
 
 
 def make(configuration: Configuration, spatial_dims: int) -> torch.nn.Module:
-    return create_attention(
-        configuration.name, spatial_dims=spatial_dims, channels=CHANNELS, **configuration.options
-    ).eval()
+    return create(configuration.name, spatial_dims=spatial_dims, channels=CHANNELS, **configuration.options).eval()
 
 
 def keys(module: torch.nn.Module) -> list[str]:

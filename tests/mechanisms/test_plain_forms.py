@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-import attn3d
+from tests.configurations import create
 from tests.mechanisms.case import copy_parameters
 from tests.mechanisms.cases import CASES
 
@@ -14,7 +14,7 @@ from tests.mechanisms.cases import CASES
 def test_a_plain_form_is_the_mechanism(name, shape, train):
     torch.manual_seed(0)
     plain = CASES[name].plain(shape[1]).double().train(train)
-    ours = attn3d.create_attention(name, spatial_dims=3, channels=shape[1]).double().train(train)
+    ours = create(name, spatial_dims=3, channels=shape[1]).double().train(train)
     for parameter in plain.parameters():
         torch.nn.init.normal_(parameter, std=0.5)  # those that start at 0 or 1 too
     copy_parameters(plain, ours)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import attn3d
-from tests.configurations import CONFIGURATIONS
+from tests.configurations import CONFIGURATIONS, create
 from tests.mechanisms.cases import CASES
 from tests.mechanisms.parity import volume
 
@@ -15,7 +15,7 @@ STARTS_AS_IDENTITY = [cell for cell in CONFIGURATIONS if cell.form in CASES[cell
 
 def start(configuration, spatial_dims=3, **options):
     options = configuration.options | options
-    return attn3d.create_attention(configuration.name, spatial_dims=spatial_dims, channels=6, **options).double()
+    return create(configuration.name, spatial_dims=spatial_dims, channels=6, **options).double()
 
 
 @pytest.mark.parametrize("spatial_dims", [1, 2, 3])

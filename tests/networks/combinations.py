@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import attn3d
+from attn3d.factory import takes_signal
 from attn3d.networks import KINDS
 from tests.networks.zoo import CONFIGURATIONS, Configuration
 
@@ -23,15 +24,19 @@ LACKS: dict[str, dict[str, str]] = {
     **{name: dict.fromkeys(("decoder", "skip"), CLASSIFIER) for name in ("ResNet", "SENet", "Regressor")},
 }
 NO_SHORTCUT = "its blocks have no shortcut"
+SKIPS_ALONE = "it takes what meets a skip as a gating signal: at skips alone"
 KERNELS_ALONE = "beside a convolution go the branches of a selective kernel: sk alone"
 # Where the plain network can be scripted and the one with attention at this kind cannot.
-UNSCRIPTED = {
-    **dict.fromkeys(
-        [("SegResNet", "skip"), ("SegResNetVAE", "skip"), ("RegUNet", "skip"), ("LocalNet", "skip"), ("AHNet", "skip")],
-        "the network sums or concatenates its skips inline, and scripted modules cannot hand each other a tensor",
-    ),
-    ("AttentionUnet", "skip"): "the network calls the module by keywords, which TorchScript does not show to hooks",
-}
+UNSCRIPTED = dict.fromkeys(
+    [
+        (name, "skip")
+        for name in (
+            *("SegResNet", "SegResNetVAE", "SegResNetDS", "SegResNetDS2", "VISTA3D"),
+            *("MedNeXt", "RegUNet", "LocalNet", "AHNet"),
+        )
+    ],
+    "the network adds its skips inline, which TorchScript does not let anything see",
+)
 
 
 class Combination(NamedTuple):
@@ -58,6 +63,8 @@ def why_not(configuration: Configuration, kind: str, mechanism: str) -> str:
     if kind not in configuration.kinds.split():
         lacks = LACKS.get(configuration.name.split()[0], {})
         return lacks.get(kind) or {"residual": NO_SHORTCUT}[kind]
+    if kind != "skip" and takes_signal(mechanism):
+        return SKIPS_ALONE
     return KERNELS_ALONE if kind == "conv" and mechanism != "sk" else ""
 
 
@@ -72,7 +79,7 @@ def main() -> None:
         reasons.setdefault((combination.kind, combination.reason), []).append(combination.configuration.name)
     print(f"{len(impossible)} cannot be:")
     for (kind, reason), where in reasons.items():
-        names = "every network" if reason == KERNELS_ALONE else ", ".join(dict.fromkeys(where))
+        names = "every network" if reason in (KERNELS_ALONE, SKIPS_ALONE) else ", ".join(dict.fromkeys(where))
         print(f"  {len(where)} with {kind}, as {reason}: {names}")
     print("Not scripted, where the plain network is:")
     for (name, kind), reason in UNSCRIPTED.items():

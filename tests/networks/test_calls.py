@@ -31,7 +31,12 @@ def sums_of_items() -> nn.Module:
     return insert_attention(SegResNetDS(2, 4, blocks_down=(1, 1, 1)), "cbam", at=("encoder", "skip"))
 
 
-NETWORKS = [every_way, sums, sums_of_items]
+def signals() -> nn.Module:
+    net = SegResNet(2, 8, blocks_down=(1, 1, 1), blocks_up=(1, 1))
+    return insert_attention(net, "attention_gate", at="skip", variant="paper")
+
+
+NETWORKS = [every_way, sums, sums_of_items, signals]
 
 
 def made(make: Callable[[], nn.Module]) -> nn.Module:

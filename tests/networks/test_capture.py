@@ -13,8 +13,8 @@ from monai.inferers import sliding_window_inference
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-import attn3d
 from attn3d.insertion import insert_attention
+from tests.configurations import OF_ONE_MAP
 from tests.networks.combinations import UNSCRIPTED
 from tests.networks.every_way import AT, EveryWay, maps
 from tests.networks.test_combinations import randomise
@@ -161,7 +161,7 @@ def test_a_network(configuration: Configuration, capture: Callable[[nn.Module, T
     capture(Called(configuration, attended(configuration)), configuration.image(2))
 
 
-@pytest.mark.parametrize("name", attn3d.list_attention())
+@pytest.mark.parametrize("name", OF_ONE_MAP)
 @pytest.mark.parametrize("variant", ["compact", "paper"])
 @pytest.mark.parametrize("capture", [*IN_USE, scripted, traced, compiled, exported_in_space, in_onnx])
 def test_a_mechanism(name: str, variant: str, capture: Callable[[nn.Module, Tensor], None]) -> None:

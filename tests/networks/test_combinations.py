@@ -23,7 +23,7 @@ from attn3d.insertion import (
 from attn3d.insertion.attach import containers
 from attn3d.insertion.probe import probe
 from attn3d.networks import KINDS
-from tests.configurations import OVER_VOXELS
+from tests.configurations import OF_ONE_MAP, OVER_VOXELS
 from tests.marks import some
 from tests.networks.combinations import LACKS, combinations, main
 from tests.networks.every_way import maps
@@ -32,7 +32,7 @@ from tests.networks.zoo import CONFIGURATIONS, Configuration
 pytestmark = pytest.mark.scorecard("insertion")
 
 _GROUPS = (("skip",), ("encoder", "bottleneck"), ("decoder", "block", "residual"), ("conv",))  # the skip alone first
-_TURNS = itertools.cycle(itertools.product(("compact", "paper"), attn3d.list_attention()))
+_TURNS = itertools.cycle(itertools.product(("compact", "paper"), OF_ONE_MAP))
 
 
 def _turns(configuration: Configuration) -> list[tuple[list[str], str, str]]:

@@ -18,9 +18,9 @@ from monai.networks.nets import BasicUNet, DynUNet, ResNet, SegResNet, SegResNet
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-import attn3d
 from attn3d.insertion import attention_parameters, insert_attention
 from attn3d.networks.registry import run
+from tests.configurations import OF_ONE_MAP
 from tests.networks.every_way import AT, EveryWay, maps
 from tests.networks.zoo import CONFIGURATIONS
 
@@ -148,7 +148,7 @@ def test_autocast_and_metatensor_and_sliding_windows() -> None:
 
 
 @pytest.mark.parametrize("variant", ["compact", "paper"])
-@pytest.mark.parametrize("name", attn3d.list_attention())
+@pytest.mark.parametrize("name", OF_ONE_MAP)
 def test_every_mechanism_at_every_way(name: str, variant: str) -> None:
     """In 3-D: a finite output, and a gradient for every parameter."""
     net, x = every_way(3, name, variant=variant).train(), torch.randn(2, 1, 4, 6, 8)
@@ -170,7 +170,7 @@ def of_the_zoo() -> list[tuple[nn.Module, Tensor]]:
 
 
 def of_every_mechanism() -> list[tuple[nn.Module, Tensor]]:
-    return [(every_way(2, name, variant="paper"), image("every way")) for name in attn3d.list_attention()]
+    return [(every_way(2, name, variant="paper"), image("every way")) for name in OF_ONE_MAP]
 
 
 def of_the_default() -> list[tuple[nn.Module, Tensor]]:

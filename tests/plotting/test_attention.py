@@ -7,6 +7,7 @@ from monai.networks.nets import UNet
 
 import attn3d
 from attn3d.plotting import plot_attention_maps
+from tests.configurations import OF_ONE_MAP
 from tests.segmentation.volumes import AFFINES
 
 GRID = (12, 10, 8)
@@ -85,7 +86,7 @@ def test_curves_run_from_left_posterior_and_inferior_in_millimetres():
 
 @pytest.mark.parametrize(
     ("name", "spatial_dims"),
-    [*((name, 3) for name in attn3d.list_attention()), ("cbam", 2), ("coord", 2), ("danet", 2)],
+    [*((name, 3) for name in OF_ONE_MAP), ("cbam", 2), ("coord", 2), ("danet", 2)],
 )
 def test_what_every_mechanism_attends_to_can_be_drawn(name, spatial_dims, tmp_path):
     torch.manual_seed(0)

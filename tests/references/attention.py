@@ -23,6 +23,7 @@ class Rule(NamedTuple):
     size: Index = ()
     shift: bool = False
     dilation: Index = ()
+    stride: Index = ()
 
 
 def attend(
@@ -127,7 +128,9 @@ def _along(rule: Rule, axis: int, place: int, extent: int) -> list[int]:
     step = rule.dilation[axis]
     reachable = [other for other in range(extent) if other % step == place % step]
     count = min(size, max(1, extent // step))
-    first = reachable.index(place) - count // 2
+    run = rule.stride[axis]
+    leader = min(reachable.index(place) // run * run + run // 2, len(reachable) - 1)
+    first = leader - count // 2
     first = min(max(first, 0), len(reachable) - count)  # slid inward at a border
     return reachable[first : first + count]
 

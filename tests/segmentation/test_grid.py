@@ -2,11 +2,21 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from monai.data import MetaTensor
+from monai.transforms import SpatialResample
 
-from attn3d.segmentation.grid import from_grid, label_to_grid, to_grid
+from attn3d.segmentation.grid import along, label_to_grid, resampled_planes, to_grid
 from tests.segmentation.volumes import AFFINES, scan
 
 SHAPE = (31, 29, 27)
+
+
+def from_grid(volume, like, axis=0):
+    """(C, *like.shape), by planes along an axis of the volume."""
+    affine = volume.affine.numpy()
+    planes = iter(volume.as_tensor().unbind(1 + axis))
+    found = dict(resampled_planes(planes, affine, volume.shape[1:], like.affine, like.shape, axis))
+    return torch.stack([found[index] for index in range(len(found))], dim=1 + along(axis, affine, like.affine))
 
 
 def marked(affine, place):
@@ -45,6 +55,21 @@ def test_the_own_grid_changes_nothing():
     volume = to_grid(image, (2.0, 2.0, 2.0))
     assert torch.equal(volume.as_tensor()[0], torch.from_numpy(np.asarray(image.dataobj)))
     assert torch.equal(from_grid(volume, like=image), volume.as_tensor())
+
+
+@pytest.mark.parametrize("name", AFFINES)
+@pytest.mark.parametrize(("axis", "spacing"), [(0, (2.0, 2.0, 2.0)), (1, (1.1, 3.0, 7.0)), (2, (4.0, 1.3, 0.9))])
+def test_planes_become_what_monai_makes_of_the_whole_volume(name, axis, spacing):
+    """Probabilities of classes go back, and labels are chosen there: the same as one-hot volumes brought back whole."""
+    image = scan(np.zeros(SHAPE, np.float32), AFFINES[name])
+    affine, generator = to_grid(image, spacing).affine, torch.Generator().manual_seed(axis)
+    volume = MetaTensor(torch.rand(3, *to_grid(image, spacing).shape[1:], generator=generator), affine=affine)
+    resample = SpatialResample(mode="bilinear", padding_mode="border")
+    expected = resample(volume, dst_affine=torch.from_numpy(image.affine), spatial_size=image.shape).as_tensor()
+    found = from_grid(volume, image, axis)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    sure = expected.topk(2, dim=0).values.diff(dim=0).abs()[0] > 1e-3
+    assert torch.equal(found.argmax(0)[sure], expected.argmax(0)[sure])
 
 
 def test_labels_stay_whole_numbers():

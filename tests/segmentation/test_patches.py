@@ -165,7 +165,7 @@ def test_the_identity_and_a_shifted_axis_are_exact():
 @pytest.mark.parametrize("axes", [(), (0,), (1, 2)], ids=str)
 def test_patches_are_mirrored_along_the_axes_that_are_set(axes):
     augmentation = Augmentation((1.0, 1.0, 1.0), axes, hounsfield=True)
-    augmentation._noise.prob = 0.0
+    augmentation._intensities = []
     image = torch.arange(27.0).view(1, 3, 3, 3)
     random, seen = np.random.default_rng(0), set()
     for _ in range(40):
@@ -184,10 +184,10 @@ def test_patches_are_mirrored_along_the_axes_that_are_set(axes):
 def test_intensities_stay_near_what_they_are_normalised_to():
     random = np.random.default_rng(0)
     image = torch.from_numpy(random.normal(size=(2, 12, 12, 12)).astype(np.float32))
-    for hounsfield, widest in ((False, 1.5), (True, 5.0)):
+    for hounsfield, widest in ((False, 1.01), (True, 5.0)):
         augmentation = Augmentation((1.0, 1.0, 1.0), (), hounsfield)
         changed = [augmentation(image, image[0], random)[0] for _ in range(20)]
-        assert 3 < sum(torch.allclose(one, image, atol=1e-5) for one in changed) < 17
+        assert 3 < sum(torch.equal(one, image) for one in changed) < 17
         assert all(one.isfinite().all() and one.std() < widest and one.dtype == torch.float32 for one in changed)
 
 

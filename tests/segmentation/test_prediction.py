@@ -168,10 +168,10 @@ def test_whatever_a_case_raises_is_its_own_failure(run, tmp_path, monkeypatch):
     def planted(images, config):
         if images[0].shape == (5, 5, 5):
             raise RuntimeError("Standard deviation is 0, masked values should not be all equal")
-        return prepare(images, config)
+        return intensities_of(images, config)
 
-    prepare = prediction.prepare
-    monkeypatch.setattr(prediction, "prepare", planted)
+    intensities_of = prediction.intensities_of
+    monkeypatch.setattr(prediction, "intensities_of", planted)
     long = 238 * "n"
     two_valued = np.zeros((5, 5, 5), np.float32)
     two_valued[2:] = 1
@@ -260,6 +260,12 @@ def test_without_weights(tmp_path):
     run.weights.write_bytes(b"no weights")
     with pytest.raises(FileError, match="is damaged"):
         predict(run.folder, tmp_path, tmp_path / "out", quiet=True)
+
+
+@pytest.mark.parametrize("overlap", [-0.1, 1.0, float("nan")])
+def test_windows_cannot_overlap_wholly(overlap, run, tmp_path):
+    with pytest.raises(ValueError, match="`overlap` must be at least 0 and below 1, got"):
+        predict(run.folder, tmp_path, tmp_path / "out", overlap=overlap, quiet=True)
 
 
 @pytest.mark.parametrize("millilitres", [-1.0, float("nan")])

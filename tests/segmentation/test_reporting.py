@@ -177,7 +177,7 @@ def test_attention_is_shown_around_the_lesion_of_the_median_case(run):
     assert picture.caption == "se (reduction=1) around the largest lesion of fair."
     scores["cases"] = {"empty": scores["cases"]["empty"]}
     (picture,) = attention_figures(run, scores)
-    assert picture.caption == "se in the middle of empty, which has no lesion."
+    assert picture.caption == "se (reduction=1) in the middle of empty, which has no lesion."
 
 
 @pytest.mark.parametrize("corner", [(2, 2, 2), (17, 9, 5), (26, 18, 8)])

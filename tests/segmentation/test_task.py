@@ -112,12 +112,15 @@ def test_the_average_of_the_weights_is_kept_and_resumes_exactly(data, tmp_path, 
         update(task, *arguments)
 
     monkeypatch.setattr(SegmentationTask, "on_train_batch_end", by_hand)
-    settings = SMALL | {"ema_decay": 0.9, "optimizer": "sgd", "warmup_steps": 2}
+    settings = SMALL | {"ema_decay": 0.9, "optimizer": "sgd", "warmup_steps": 2, "attention": "coord"}
     run = train(data, out=tmp_path / "run", **settings)
     kept = load_file(run.weights)
     for name, value in averages[0].items():
         torch.testing.assert_close(kept[name], value)
     last = torch.load(run.checkpoint, weights_only=True)["state_dict"]
+    buffers = [name for name in kept if "running" in name]
+    assert buffers, "coordinate attention has batch norms"
+    assert all(torch.equal(kept[name], last[f"network.{name}"]) for name in buffers)
     assert not all(torch.equal(kept[name], last[f"network.{name}"]) for name in averages[0])
     monkeypatch.undo()
 

@@ -6,7 +6,7 @@ import torch
 from monai.networks.nets.autoencoder import AutoEncoder
 from monai.networks.nets.diffusion_model_unet import DiffusionModelUNet, DiffusionUNetTransformerBlock
 from monai.networks.nets.dints import DiNTS
-from torch import Tensor, nn
+from torch import Tensor
 
 from attn3d.networks.places import concatenated
 from attn3d.networks.registry import Sites, register_sites
@@ -38,17 +38,18 @@ def _denoise(network: DiffusionModelUNet, x: Tensor) -> Any:
 def diffusion(network: DiffusionModelUNet) -> Sites:
     """A down block returns a tuple: its map is that of its last block or attention, before it is halved."""
 
-    def last(name: str, block: nn.Module) -> str:
+    def last(name: str, block: Any) -> str:
         blocks = "attentions" if hasattr(block, "attentions") else "resnets"
         return f"{name}.{blocks}.{len(block.resnets) - 1}"
 
+    blocks: Any = network.up_blocks
     return {
         "encoder": [last(f"down_blocks.{stage}", block) for stage, block in enumerate(network.down_blocks)],
         "bottleneck": ["middle_block"],
-        "decoder": [f"up_blocks.{stage}" for stage in range(len(network.up_blocks))],
+        "decoder": [f"up_blocks.{stage}" for stage in range(len(blocks))],
         "skip": [
             [concatenated(f"up_blocks.{stage}.resnets.{index}") for index in range(len(block.resnets))]
-            for stage, block in reversed([*enumerate(network.up_blocks)])
+            for stage, block in reversed([*enumerate(blocks)])
         ],
     }
 

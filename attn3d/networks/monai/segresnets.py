@@ -1,5 +1,7 @@
 """SegResNet and SegResNetVAE, SegResNetDS and SegResNetDS2, VISTA3D."""
 
+from typing import cast
+
 from monai.networks.nets.segresnet import SegResNet
 from monai.networks.nets.segresnet_ds import SegResNetDS, SegResNetDS2
 from monai.networks.nets.vista3d import VISTA3D
@@ -38,4 +40,4 @@ def segresnet_ds(network: SegResNetDS, prefix: str = "") -> Sites:
 @register_sites(VISTA3D, run=lambda network, x: network.image_encoder(x))
 def vista3d(network: VISTA3D) -> Sites:
     """A forward pass runs the decoder of the prompt it is given; both are there."""
-    return segresnet_ds(network.image_encoder, "image_encoder.")
+    return segresnet_ds(cast(SegResNetDS, network.image_encoder), "image_encoder.")

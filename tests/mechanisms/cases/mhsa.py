@@ -65,6 +65,8 @@ def keys(n):
         "axial": usual,
         "neighborhood": f"{qkv}, attention.position_table 8x{5 * n}, {out}",
         "pooled_keys": usual,
+        "features": f"registers 2x8, {qkv}, attention.features.temperature 1, "
+        f"attention.features.query_norm.weight 8, attention.features.key_norm.weight 8, {out}",
     }
 
 
@@ -76,6 +78,7 @@ CASE = Case(
         "axial": {"pattern": "axial"},
         "neighborhood": {"pattern": ("neighborhood", {"size": 3}), "position_bias": "axis"},
         "pooled_keys": {"pattern": ("pooled_keys", {"stride": 2})},
+        "features": {"num_heads": 1, "qk_norm": True, "scores": "cosine", "registers": 2},
     },
     reference=multi_head_self_attention,
     count=count,

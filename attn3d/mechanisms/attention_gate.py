@@ -1,0 +1,144 @@
+"""Attention gate: Oktay, Schlemper, Le Folgoc, et al., arXiv 1804.03999, equations 1 and 2.
+
+Deviations: the compact form is the one that is widely copied, without the stride and with norms, whose convolutions
+have no bias where a norm follows. The authors' code adds a convolution and a norm behind the product, and refuses axes
+that are shorter than the stride; here zeros are appended to axes that are no multiple of it.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from attn3d.arguments import per_axis, positive_integer
+from attn3d.capture import is_captured
+from attn3d.layers.conv import convolution
+from attn3d.layers.gating import gate
+from attn3d.layers.norms import NormSpec, create_norm
+from attn3d.layers.spatial import resize_by_products, spatial_shape
+from attn3d.mechanisms.base import AUTO, Mechanism
+from attn3d.mechanisms.registry import register_attention
+
+__all__ = ["AttentionGate"]
+
+
+@register_attention("attention_gate")
+class AttentionGate(Mechanism):
+    """A gate per voxel of a skip, from the skip and from a gating signal, the decoder's map that it meets.
+
+    y = x * a, a = sigmoid(psi relu(W_x x + W_g g)), W_x: C -> h, with its kernel as its stride s, W_g: C_g -> h and
+    psi: h -> 1, 1 x 1; h = max(C // reduction, min(C, 4)). W_g g is resized to W_x x, and a to x, linearly.
+
+    Args:
+        spatial_dims: 1, 2 or 3.
+        channels: C, of the skip.
+        gating_channels: C_g, of the signal; by default C.
+        reduction: C over the hidden width h.
+        stride: s, one or one per axis; "auto": 1 in the compact form, 2 in the paper's.
+        norm: spec of the norms behind W_x, W_g and psi; "auto": "batch" in the compact form, None in the paper's.
+            Where it is None, W_g and psi have biases.
+        variant: "compact" or "paper".
+
+    Raises:
+        TypeError, ValueError: when an argument is of the wrong kind or out of range.
+
+    Shape:
+        (B, C, *S), (B, C_g, *any) -> (B, C, *S). Parameters C h s^n + C_g h + h; without norms h + 1 more, with
+        affine ones 4 h + 2 more.
+
+    Examples:
+        >>> x, signal = torch.randn(1, 64, 8, 16, 16), torch.randn(1, 128, 4, 8, 8)
+        >>> AttentionGate(3, 64, gating_channels=128)(x, signal).shape
+        torch.Size([1, 64, 8, 16, 16])
+    """
+
+    paper = "1804.03999"
+    summary = "the voxels of a skip, by the decoder's map"
+    takes_signal = True
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        channels: int,
+        *,
+        gating_channels: int | None = None,
+        reduction: int = 2,
+        stride: int | Sequence[int] | str = AUTO,
+        norm: NormSpec = AUTO,
+        variant: str = "compact",
+    ) -> None:
+        super().__init__(spatial_dims, channels, variant)
+        given = channels if gating_channels is None else gating_channels
+        self.gating_channels = positive_integer("gating_channels", given)
+        hidden = max(channels // positive_integer("reduction", reduction), min(channels, 4))
+        self.stride = per_axis("stride", self.by_variant(stride, compact=1, paper=2), spatial_dims)
+        self.padding = [size for step in reversed(self.stride) for size in (0, step - 1)]
+        norm = self.by_variant(norm, compact="batch", paper=None)
+        conv, bias = convolution(spatial_dims), norm is None
+        self.of_map = conv(channels, hidden, self.stride, stride=self.stride, bias=False)
+        self.of_signal = conv(self.gating_channels, hidden, 1, bias=bias)
+        self.score = conv(hidden, 1, 1, bias=bias)
+        self.map_norm = create_norm(norm, hidden)
+        self.signal_norm = create_norm(norm, hidden)
+        self.score_norm = create_norm(norm, 1)
+
+    def check_signal(self, x: Tensor, signal: Tensor | None) -> Tensor:
+        """The signal, if it goes with ``x``.
+
+        Raises:
+            TypeError: when there is none.
+            ValueError: when it has other dimensions, channels or samples than it should.
+        """
+        if signal is None:
+            raise TypeError(
+                "`signal` is missing: an attention gate is called with a skip and its gating signal, gate(x, signal);"
+                " insertion gives it the decoder's map at skips, insert_attention(net, 'attention_gate', at='skip')"
+            )
+        if signal.dim() != x.dim():
+            raise ValueError(f"`signal` must have {x.dim()} dimensions as `x` has, got {signal.dim()}")
+        if not torch.jit.is_scripting() and torch.jit.is_tracing():
+            return signal
+        if signal.shape[1] != self.gating_channels:
+            raise ValueError(f"`signal` must have {self.gating_channels} channels, got {signal.shape[1]}")
+        if signal.shape[0] != x.shape[0]:
+            raise ValueError(f"`signal` must have a batch of {x.shape[0]} as `x` has, got {signal.shape[0]}")
+        return signal
+
+    def spatial_gate(self, x: Tensor, signal: Tensor) -> Tensor:
+        """sigmoid(psi relu(W_x x + W_g g)) on the grid of ``x``, (B, 1, *S)."""
+        # With zeros behind, the last voxels of an axis are seen too; of whole strides they change nothing.
+        padded = functional.pad(x, self.padding) if self._is_cut(x) else x
+        of_map = self.map_norm(self.of_map(padded))
+        of_signal = self.signal_norm(self.of_signal(signal))
+        if _differ(of_signal, of_map):
+            of_signal = resize_by_products(of_signal, spatial_shape(of_map))
+        weights = torch.sigmoid(self.score_norm(self.score(torch.relu(of_map + of_signal))))
+        return resize_by_products(weights, spatial_shape(x)) if _differ(weights, x) else weights
+
+    def _is_cut(self, x: Tensor) -> bool:
+        """Whether an axis may be no multiple of the stride."""
+        if not torch.jit.is_scripting():
+            if not is_captured():
+                return any(size % step for size, step in zip(x.shape[2:], self.stride, strict=True))
+        return max(self.padding) > 0
+
+    def forward(self, x: Tensor, signal: Tensor | None = None) -> Tensor:
+        """Gates (B, C, *S) by (B, C_g, *any)."""
+        self.check_input(x)
+        signal = self.check_signal(x, signal)
+        return gate(x, self.spatial_gate(x, signal))
+
+    def attention_weights(
+        self, x: Tensor, signal: Tensor | None = None, queries: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """The gate as "spatial"."""
+        return {"spatial": self.spatial_gate(x, self.check_signal(x, signal))}
+
+
+def _differ(x: Tensor, y: Tensor) -> bool:
+    """Whether two maps may have different sizes; in a capture, always."""
+    if not torch.jit.is_scripting():
+        if is_captured():
+            return True
+    return x.shape[2:] != y.shape[2:]
