@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
+import torch
+
 from attn3d.arguments import read_spec
 from attn3d.segmentation.datasets import Dataset
 from attn3d.segmentation.fingerprint import Fingerprint, Geometry, propose_geometry
@@ -24,7 +26,8 @@ def configure(dataset: Dataset, images: int, fingerprint: Fingerprint, settings:
     """
     geometry = propose_geometry(fingerprint, settings.patch_voxels, settings.spacing, settings.patch_size)
     strides = settings.strides or geometry.strides
-    multiple = shape_multiple(settings.network, strides)
+    network = settings.network or ("DynUNet" if geometry.whole or torch.cuda.is_available() else "UNet")
+    multiple = shape_multiple(network, strides)
     windows = settings.windows
     if windows == "auto":
         windows = propose_windows(dataset.modality, fingerprint) if images == 1 else None
@@ -32,13 +35,14 @@ def configure(dataset: Dataset, images: int, fingerprint: Fingerprint, settings:
         raise ValueError(f"`windows` are for a CT of one image, got cases of {images}")
     warn_of_invisible(windows, fingerprint)
     followed = {
+        "network": network,
         "spacing": geometry.spacing,
         "patch_size": _fitting(geometry, multiple, given=settings.patch_size is not None),
         "strides": strides,
         "kernels": settings.kernels or geometry.kernels,
         "windows": windows,
         "attention": with_reduction(
-            with_window(settings.attention, geometry.spacing), narrowest(settings.network, settings.width)
+            with_window(settings.attention, geometry.spacing), narrowest(network, settings.width)
         ),
         "data": str(dataset.folder.resolve()),
         "layout": dataset.layout,
