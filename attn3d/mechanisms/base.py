@@ -68,7 +68,14 @@ class Mechanism(nn.Module):
 
         Raises:
             ValueError: naming the shape that is expected and the one that came.
+            TypeError: under torch.fx, which cannot follow sizes.
         """
+        if not torch.jit.is_scripting():
+            if isinstance(x, torch.fx.Proxy):
+                raise TypeError(
+                    f"torch.fx cannot trace {type(self).__name__}, which asks for sizes: give a torch.fx.Tracer whose"
+                    " is_leaf_module says so of attention, or use torch.export, torch.compile or torch.jit.trace"
+                )
         expected = self.spatial_dims + 2
         if x.dim() != expected:
             raise ValueError(
