@@ -26,7 +26,8 @@ def configure(dataset: Dataset, images: int, fingerprint: Fingerprint, settings:
     """
     geometry = propose_geometry(fingerprint, settings.patch_voxels, settings.spacing, settings.patch_size)
     strides = settings.strides or geometry.strides
-    network = settings.network or ("DynUNet" if geometry.whole or torch.cuda.is_available() else "UNet")
+    costly = len(strides) > 1 and (geometry.whole or torch.cuda.is_available())  # fewer DynUNet does not take
+    network = settings.network or ("DynUNet" if costly else "UNet")
     multiple = shape_multiple(network, strides)
     windows = settings.windows
     if windows == "auto":

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 
 import attn3d
-from attn3d.segmentation.configuration import with_reduction, with_window
+from attn3d.segmentation import Run
+from attn3d.segmentation.configuration import configure, with_reduction, with_window
 from attn3d.segmentation.datasets import find_dataset
 from attn3d.segmentation.fingerprint import Fingerprint, propose_geometry, take_fingerprint
+from attn3d.segmentation.settings import settings_from
 
 
 def fingerprint(shape, spacing, smallest=None):
@@ -84,6 +86,16 @@ def test_a_squeeze_is_left_eight_units_of_the_narrowest_maps(width):
         attn3d.create_attention((name, options), spatial_dims=3, channels=width)
     for given in (None, "eca", "mhsa", ["cbam", {"reduction": 4}]):
         assert with_reduction(given, width) == given
+
+
+@pytest.mark.parametrize(("side", "network"), [(12, "UNet"), (32, "DynUNet"), (400, "UNet")])
+def test_the_network_can_be_built_whatever_the_scans_size(side, network, data, tmp_path, monkeypatch):
+    """At full resolution where a patch holds a scan, and the scan can be halved twice."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    taken = fingerprint((side,) * 3, (1.0, 1.0, 1.0))
+    config = configure(find_dataset(data), 1, taken, settings_from(None, {"width": 4}))
+    assert config.network == network
+    Run(tmp_path, config).new_network()
 
 
 def test_it_is_taken_from_the_files(data):
