@@ -106,7 +106,7 @@ def estimate_cost(
         TypeError, ValueError: when the mechanism or its options are unknown, or do not take this shape.
     """
     with FakeTensorMode():
-        module = _on_fake_tensors(mechanism, shape, dtype, options).train(training)
+        module: Any = _on_fake_tensors(mechanism, shape, dtype, options).train(training)
         given = [torch.empty(list(shape), dtype=dtype, requires_grad=training)]
         if getattr(module, "takes_signal", False):
             coarse = [shape[0], module.gating_channels, *(-(-size // 2) for size in shape[2:])]

@@ -7,6 +7,7 @@ itself; the files of the repository that pages link to; formulas as MathML, whic
 import html
 import importlib
 import inspect
+import json
 import re
 from pathlib import Path
 from posixpath import dirname, join, normpath, relpath
@@ -46,6 +47,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds the pages that are written here, and every file of the repository that a page links to."""
     pages = {f"reference/{name}.md": reference_page(name, names) for name, names in interface().items()}
     pages |= {f"project/{name}": (ROOT / name).read_text() for name in PROJECT}
+    pages |= {f"notebooks/{path.stem}.md": notebook(path) for path in (ROOT / "docs" / "notebooks").glob("*.ipynb")}
     pages |= {"mechanisms/index.md": gallery(), "reference/command-line.md": command_line()}
     for uri, text in pages.items():
         files.append(File.generated(config, uri, content=text))
@@ -81,7 +83,7 @@ def site_uri(uri: str, link: str) -> str:
     own = uri.removeprefix("project/") if uri.startswith("project/") else f"docs/{uri}"
     target = normpath(join(dirname(own), link))
     if target.startswith("docs/"):
-        return target.removeprefix("docs/")
+        return target.removeprefix("docs/").replace(".ipynb", ".md")  # notebooks are pages
     return f"project/{target}" if target in PROJECT else f"source/{target}"
 
 
@@ -133,6 +135,17 @@ def gallery() -> str:
     cost = f"The costs are those of the default form on one volume of {SHAPE[1]} channels and 32³ voxels."
     head = f"# Mechanisms\n\nEvery mechanism of the registry. {cost}"
     return f'{head}\n\n<div class="grid" markdown>\n\n' + "\n\n".join(cards) + "\n\n</div>\n"
+
+
+def notebook(path: Path) -> str:
+    """Its cells and what they printed."""
+    parts = []
+    for cell in json.loads(path.read_text())["cells"]:
+        source = "".join(cell["source"])
+        parts.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
+        for output in cell.get("outputs", []):
+            parts.append("```text\n" + "".join(output.get("text", "")) + "```")
+    return "\n\n".join(parts)
 
 
 def command_line() -> str:

@@ -11,10 +11,12 @@ import inspect
 import re
 from pathlib import Path
 
+import nbformat
 import pytest
 import torch
 from mktestdocs import check_md_file
 from monai.networks.nets import UNet
+from nbclient import NotebookClient
 
 import attn3d
 from attn3d.mechanisms.registry import REGISTRY
@@ -93,6 +95,11 @@ def test_every_mechanism_has_a_case_a_page_and_a_figure():
         assert REGISTRY[name].summary
         assert f"../figures/{name}.svg" in (DOCS / "mechanisms" / f"{name}.md").read_text()
         assert (DOCS / "figures" / f"{name}.svg").stat().st_size < 70_000
+
+
+@pytest.mark.parametrize("path", sorted((DOCS / "notebooks").glob("*.ipynb")), ids=name_of)
+def test_notebooks_run(path):
+    NotebookClient(nbformat.read(path, as_version=4), timeout=None, startup_timeout=600).execute()
 
 
 def modules_with_examples():

@@ -42,12 +42,14 @@ class Call:
         output: what it returned.
         channels_last: whether that has its channels last.
         sums: how many sums of the probe were before its end.
+        maker: path of the module without children that returned the output last.
     """
 
     arguments: tuple[Any, ...]
     output: Any
     channels_last: bool
     sums: int
+    maker: str
 
 
 @dataclass(frozen=True)
@@ -172,6 +174,7 @@ def _watch(twin: nn.Module, result: Probe) -> list[str]:
     formats: list[tuple[torch.Size, bool]] = []  # what the layers with a known format gave, in time
     starts: list[int] = []
     running: list[str] = []
+    makers: dict[int, str] = {}  # by the id of what they returned, which the calls keep alive
 
     def enter(path: str, module: nn.Module, arguments: tuple[Any, ...]) -> None:
         running.append(path)
@@ -185,7 +188,10 @@ def _watch(twin: nn.Module, result: Probe) -> list[str]:
         within = [last for shape, last in formats[starts.pop() :] if shape == getattr(output, "shape", None)]
         kept = list(output) if isinstance(output, list) else output  # its reader may empty the list
         channels_last = bool(within) and within[-1]
-        result.calls.setdefault(path, []).append(Call(arguments, kept, channels_last, len(result.sums)))
+        if not module._modules:
+            makers[id(output)] = path
+        call = Call(arguments, kept, channels_last, len(result.sums), makers.get(id(output), ""))
+        result.calls.setdefault(path, []).append(call)
 
     for path, module in twin.named_modules():
         module._forward_hooks.clear()

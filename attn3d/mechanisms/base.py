@@ -42,11 +42,13 @@ class Mechanism(nn.Module):
     Attributes:
         paper: the arXiv number of the paper, or the address of one that is not there.
         summary: what the mechanism weighs, in a few words for tables.
+        averages_space: whether all it weighs comes of means over space, which behind an instance norm are its bias.
         identity_at_start: whether the module returns its input until it is trained.
     """
 
     paper = ""
     summary = ""
+    averages_space = False
 
     def __init__(self, spatial_dims: int, channels: int, variant: str) -> None:
         super().__init__()

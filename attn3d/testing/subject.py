@@ -34,7 +34,7 @@ class WithSignal(nn.Module):
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
-        self.module = module
+        self.module: Any = module
 
     def forward(self, x: Tensor) -> Tensor:
         """Calls the mechanism with ``x`` and the signal."""

@@ -1,7 +1,5 @@
 """What follows from the data: spacing, patches, strides and kernels."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
@@ -13,8 +11,7 @@ from attn3d.segmentation.fingerprint import Fingerprint, propose_geometry, take_
 
 def fingerprint(shape, spacing, smallest=None):
     spread = tuple(zip(smallest or spacing, spacing, strict=True))
-    largest = tuple(size * one for size, one in zip(shape, spacing, strict=True))
-    return Fingerprint(10, shape, spacing, spread, largest, ({},), {}, {})
+    return Fingerprint(10, shape, spacing, spread, ({},), {}, {})
 
 
 def test_thick_slices_are_not_pooled_until_the_spacing_is_near_isotropic():
@@ -67,13 +64,16 @@ def test_attention_windows_are_as_wide_along_all_axes(spacing, size):
     assert [with_window(spec, spacing) for spec in (None, "cbam", given)] == [None, "cbam", given]
 
 
-def test_a_patch_is_the_largest_scan_where_that_is_small_enough():
+def test_a_patch_holds_the_median_scan_where_that_is_small_enough():
     """Up to a multiple of the strides; of a larger one it is a part."""
-    small = replace(fingerprint((35, 51, 35), (1.0, 1.0, 1.0)), largest_mm=(43.0, 59.0, 47.0))
+    small = fingerprint((35, 51, 35), (1.0, 1.0, 1.0))
     geometry = propose_geometry(small, 2**17)
-    multiple = np.prod(geometry.strides, axis=0)
-    assert geometry.patch_size == tuple(-(-np.array((43, 59, 47)) // multiple) * multiple)
-    assert np.prod(propose_geometry(small, 2**16).patch_size) < 1.3 * 2**16
+    assert geometry.whole
+    assert geometry.strides == ((2, 2, 2),) * 3
+    assert geometry.patch_size == (40, 56, 40)
+    part = propose_geometry(small, 2**15)
+    assert not part.whole
+    assert np.prod(part.patch_size) < 1.3 * 2**15
 
 
 @pytest.mark.parametrize("width", [4, 16, 32])
@@ -91,7 +91,6 @@ def test_it_is_taken_from_the_files(data):
     taken = take_fingerprint(dataset, dataset.cases[:2], quiet=True)
     assert taken.cases == 2
     assert taken.spacing == (1.5, 1.5, 3.5), "the median of 2 mm cubes and of 1 x 1 x 5 mm"
-    assert taken.largest_mm == (64.0, 64.0, 65.0), "13 slices of 5 mm"
     assert taken.spacing_range == ((1.0, 2.0), (1.0, 2.0), (2.0, 5.0))
     assert set(taken.cases_with.values()) == {2}
     assert taken.intensities[0]["median"] == pytest.approx(200, abs=15), "of what is labelled"
