@@ -138,11 +138,6 @@ class ShardedPairwise(ContextParallel):
 class ShardedChannels(ContextParallel):
     """`ChannelwiseAttention` by sums over the whole volume."""
 
-    def affinity(self, q: Tensor, k: Tensor, key_mask: Tensor | None = None) -> Tensor:
-        """As the plain form."""
-        refuse_mask(key_mask)
-        return super().affinity(q, k)
-
     def sum_over_voxels(self, sums: Tensor) -> Tensor:
         """The sum of those of all ranks."""
         return all_reduce(sums, self.process_group)

@@ -179,12 +179,20 @@ def test_what_would_be_wrong_is_refused(
     assert type(net[0].pairwise) is VolumeAttention
 
 
-@pytest.mark.parametrize("name", ["mhsa", "non_local", "channel"])
+@pytest.mark.parametrize("name", ["mhsa", "non_local", "paired"])
 def test_a_key_mask_is_refused(group: dist.ProcessGroup, name: str) -> None:
     module = attn3d.create_attention(name, spatial_dims=3, channels=8)
     attn3d.parallelize_attention(module, group)
     with pytest.raises(ValueError, match="`key_mask` is not served over shards: cut the padding off"):
         module(X, torch.ones(2, 5, 4, 3, dtype=torch.bool))
+
+
+def test_a_key_mask_of_channels_is_that_of_the_shard(group: dist.ProcessGroup) -> None:
+    """It decides which voxels are summed over, and each rank sums over its own."""
+    module, mask = randomise(attn3d.ChannelSelfAttention(3, 8, num_heads=2)), X[:, 0] > 0
+    expected = module(X, mask)
+    torch.testing.assert_close(attn3d.parallelize_attention(module, group)(X, mask), expected)
+    assert not torch.allclose(module(X), expected)
 
 
 def test_wrong_arguments(group: dist.ProcessGroup) -> None:
