@@ -5,6 +5,7 @@ are brought to the scan's grid and their labels chosen, and nothing of them is k
 that a window spans, whatever the length of the scan, and classes cost next to nothing.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from typing import NamedTuple
@@ -37,6 +38,20 @@ class View(NamedTuple):
     volume: MetaTensor
     patch_size: Sequence[int]
     show: Callable[[Tensor], Tensor] = lambda patches: patches
+
+
+def window_size(patch_size: Sequence[int], multiple: Sequence[int], shape: Sequence[int]) -> tuple[int, ...]:
+    """The window that slides over a volume: the whole of it where that is at most twice a patch, else a patch.
+
+    Args:
+        patch_size: voxels of it, as in training.
+        multiple: what the network divides the sides of a window by.
+        shape: of the volume.
+    """
+    whole = tuple(
+        max(patch, -(-size // one) * one) for patch, one, size in zip(patch_size, multiple, shape, strict=True)
+    )
+    return whole if math.prod(whole) <= 2 * math.prod(patch_size) else tuple(patch_size)
 
 
 def segment(

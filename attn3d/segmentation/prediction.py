@@ -17,7 +17,8 @@ from attn3d.plotting import plot_segmentation
 from attn3d.segmentation.datasets import Case, Dataset, find_scans, read_case_image, read_case_label
 from attn3d.segmentation.errors import failing_as, failure_noted
 from attn3d.segmentation.files import read_segmentation, write_image, write_label
-from attn3d.segmentation.inference import View, segment
+from attn3d.segmentation.inference import View, segment, window_size
+from attn3d.segmentation.networks import shape_multiple
 from attn3d.segmentation.preprocessing import intensities_of, to_channels
 from attn3d.segmentation.runs import Run
 from attn3d.segmentation.settings import Configuration
@@ -165,7 +166,9 @@ def _labels(
         grid = (config.spacing, config.windows is None)
         if grid not in volumes:
             volumes[grid] = intensities_of(images, config)
-        views.append(View(net, volumes[grid], config.patch_size, partial(_shown, windows=config.windows)))
+        multiple = shape_multiple(config.network, config.strides)
+        window = window_size(config.patch_size, multiple, volumes[grid].shape[1:])
+        views.append(View(net, volumes[grid], window, partial(_shown, windows=config.windows)))
     classes, kept = segment(views, images[0], **options)
     return np.array([0, *sorted(networks[0][1].labels)], np.uint8)[classes], kept
 

@@ -13,6 +13,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from attn3d.layers.spatial import to_channels_last
 from attn3d.segmentation.callbacks import budget_used
+from attn3d.segmentation.inference import window_size
+from attn3d.segmentation.networks import shape_multiple
 from attn3d.segmentation.settings import Configuration
 
 
@@ -97,9 +99,11 @@ class SegmentationTask(LightningModule):
         """Counts the voxels of one volume that are found and true, and those that are both; none of an empty batch."""
         if not batch:
             return
+        config = self.config
+        multiple = shape_multiple(config.network, config.strides)
         logits = sliding_window_inference(
             batch["image"],
-            self.config.patch_size,
+            window_size(config.patch_size, multiple, batch["image"].shape[2:]),
             2,
             self.trained,
             overlap=0.25,

@@ -9,7 +9,7 @@ from monai.losses import DiceCELoss
 from torch import nn
 
 from attn3d.segmentation.grid import label_to_grid, to_grid
-from attn3d.segmentation.inference import View, probability_planes, segment
+from attn3d.segmentation.inference import View, probability_planes, segment, window_size
 from attn3d.segmentation.preprocessing import normalise
 from tests.segmentation.volumes import AFFINES, head, scan
 
@@ -79,3 +79,17 @@ def test_mirrored_windows_make_a_network_blind_to_sides(trained):
     found = torch.stack([*probability_planes(View(trained, MetaTensor(volume), PATCH), 2, mirrored=True)], dim=3)
     other = torch.stack([*probability_planes(mirrored, 2, mirrored=True)], dim=3)
     torch.testing.assert_close(found, other.flip(1), atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("shape", "window"),
+    [
+        ((35, 51, 35), (40, 56, 40)),
+        ((43, 59, 47), (48, 64, 48)),
+        ((30, 100, 30), (40, 104, 40)),
+        ((80, 80, 80), (40, 56, 40)),
+    ],
+    ids=str,
+)
+def test_a_scan_of_at_most_two_patches_is_one_window(shape, window):
+    assert window_size((40, 56, 40), (8, 8, 8), shape) == window
