@@ -4,6 +4,8 @@ Deviation: the journal's version (arXiv 1808.08127) compares four ways to join t
 the default here, where the first version adds.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -92,11 +94,11 @@ class _LargerProduct(torch.autograd.Function):
         return torch.maximum(x * a, x * b)
 
     @staticmethod
-    def setup_context(context, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+    def setup_context(context: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
         context.save_for_backward(*inputs)
 
     @staticmethod
-    def backward(context, grad_y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(context: Any, grad_y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, a, b = context.saved_tensors
         share = ((x * (a - b)).sign() + 1) / 2  # of a; where both are the same, each has half
         grad_product = grad_y * x

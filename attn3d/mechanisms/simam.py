@@ -4,6 +4,8 @@ Deviation: of a single voxel the variance, a sum over N - 1, is 0 and the gate s
 by 0 there.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -98,12 +100,12 @@ class _DistanceGate(torch.autograd.Function):
         return distance.square_().mul_(scale).add_(0.5).sigmoid_().mul_(x).to(x.dtype)
 
     @staticmethod
-    def setup_context(context, inputs: tuple[Tensor, float], output: Tensor) -> None:
+    def setup_context(context: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
         x, context.regularization = inputs
         context.save_for_backward(x)
 
     @staticmethod
-    def backward(context, grad_y: Tensor) -> tuple[Tensor, None]:
+    def backward(context: Any, grad_y: Tensor) -> tuple[Tensor, None]:
         (x,) = context.saved_tensors
         distance, scale = _distance_and_scale(x, context.regularization)
         weight = torch.sigmoid(distance * distance * scale + 0.5)
