@@ -74,18 +74,18 @@ def attention_maps(
     if site is not None:
         names = [one_of("site", name, names) for name in ([site] if isinstance(site, str) else site)]
     grid = list(x.shape[2:])
-    voxels = [[size // 2 for size in grid]] if voxels is None else [list(voxel) for voxel in voxels]
-    for voxel in voxels:
+    places = [[size // 2 for size in grid]] if voxels is None else [list(voxel) for voxel in voxels]
+    for voxel in places:
         if len(voxel) != len(grid) or not all(0 <= place < size for place, size in zip(voxel, grid, strict=True)):
             raise ValueError(f"`voxels` must lie on the grid {grid}, got {voxel}")
 
     maps: Maps = {name: {} for name in names}
 
-    def see(name: str, module: nn.Module) -> None:
+    def see(name: str, module: Any) -> None:
         """Watches a mechanism."""
 
         def read(x: Tensor, *more: Any, **named: Any) -> None:
-            queries = _flat_indices(voxels, grid, list(x.shape[2:]), x.device)
+            queries = _flat_indices(places, grid, list(x.shape[2:]), x.device)
             maps[name] = _on_grid(module.attention_weights(x, *more, queries=queries, **named), x, grid)
 
         if hasattr(module, "attention_weights"):
@@ -99,7 +99,7 @@ def attention_maps(
             tokens[:] = [attention.tokens(*args, **named)]
 
         def read(*args: Any, **named: Any) -> None:
-            queries = _flat_indices(voxels, grid, tokens[0].shape, tokens[0].voxels.device)
+            queries = _flat_indices(places, grid, tokens[0].shape, tokens[0].voxels.device)
             maps[name] = _on_grid(attention.weights(tokens[0], queries, *args, **named), x, grid)
 
         hooks.enter_context(_before(attention.host, lay))
@@ -127,7 +127,8 @@ def _evaluating(net: nn.Module) -> Iterator[None]:
     """Evaluation mode, and every module in its own mode again."""
     training = {module: module.training for module in net.modules()}
     try:
-        yield net.eval()
+        net.eval()
+        yield
     finally:
         for module, mode in training.items():
             module.training = mode
@@ -137,6 +138,7 @@ def _mechanisms(net: nn.Module) -> dict[str, nn.Module]:
     """The mechanisms by the names of their sites."""
     found: dict[str, nn.Module] = {}
     for _, inserted in containers(net):
+        module: Any
         for record, module in zip(inserted.records, inserted, strict=True):
             while not hasattr(module, "attention_weights") and hasattr(module, "attention"):
                 module = module.attention  # inside the gate of an identity at start

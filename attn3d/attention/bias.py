@@ -3,6 +3,7 @@
 import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +31,7 @@ class ContinuousBias(nn.Module):
 
     def forward(self, sizes: Sequence[int]) -> Tensor:
         """A value for every offset in a window of these sizes, (H, product of 2 size - 1)."""
-        weight = self.layers[0].weight
+        weight: Any = self.layers[0].weight
         with no_autocast(weight):
             along = [torch.arange(1 - size, size, device=weight.device) for size in sizes]
             offsets = torch.stack([axis.flatten() for axis in torch.meshgrid(along, indexing="ij")], 1)

@@ -77,7 +77,8 @@ def attend_captured(
         keyless = (scores == -math.inf).all(3, keepdim=True)
         scores = scores.masked_fill(keyless, 0.0)
     weights = drop(scores.softmax(3), dropout).split([one.shape[3] for one in parts], 3)
-    out = sum(_weighted(part, v, cover) for part, cover in zip(weights, covers, strict=True)).to(q.dtype)
+    out: Any = sum(_weighted(part, v, cover) for part, cover in zip(weights, covers, strict=True))
+    out = out.to(q.dtype)
     return out if key_mask is None else out.masked_fill(keyless, 0.0)
 
 
@@ -103,7 +104,7 @@ def _tokens(positions: list[Tensor], shape: Sequence[Any]) -> tuple[Tensor, Tens
     """The tokens of all groups, (G, w), and which of them are voxels."""
     tokens, inside = positions[0], (positions[0] >= 0) & (positions[0] < shape[0])
     for along, extent in zip(positions[1:], shape[1:], strict=True):
-        tokens = outer(lambda token, position, extent=extent: token * extent + position, tokens, along)
+        tokens = outer(torch.add, tokens * extent, along)
         inside = outer(torch.logical_and, inside, (along >= 0) & (along < extent))
     return tokens, inside
 

@@ -1,5 +1,7 @@
 """Attention over channels: El-Nouby et al., arXiv 2106.09681; Zamir et al., arXiv 2111.09881; Fu et al., 1809.02983."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -55,8 +57,9 @@ class ChannelwiseAttention(NotScriptable, nn.Module):
             q, k = (x.masked_fill(~key_mask[:, None, :, None], 0.0) for x in (q, k))
         q, k = at_least_single(q), at_least_single(k)
         energy = self.sum_over_voxels(q.transpose(2, 3) @ k)
-        if self.temperature is not None:
-            factor = at_least_single(self.temperature).view(-1, 1, 1)
+        temperature: Any = self.temperature
+        if temperature is not None:
+            factor = at_least_single(temperature).view(-1, 1, 1)
             energy = energy * factor * self._reciprocal_length(q).unsqueeze(3) * self._reciprocal_length(k).unsqueeze(2)
         if self.power != 0.0:
             energy = energy * self.voxels(q) ** self.power

@@ -56,7 +56,8 @@ class Features(nn.Module):
         q = self._normed(q, self.query_norm)
         if self.temperature is None:
             return q
-        temperature = at_least_single(self.temperature).clamp(min=LEAST_TEMPERATURE)
+        learnt: Any = self.temperature
+        temperature = at_least_single(learnt).clamp(min=LEAST_TEMPERATURE)
         return (at_least_single(q) / temperature[:, None, None]).to(q.dtype)
 
     @without_autocast

@@ -6,7 +6,7 @@ merging, since with the output and the log-sum-exp of the whole softmax every gr
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -124,7 +124,17 @@ class _Grouped(torch.autograd.Function):
     """Attention of rows, (B N, H, d): one for every token of the batch."""
 
     @staticmethod
-    def forward(ctx, q, k, v, key_mask, seed, groups, way, *biases):
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        key_mask: Any,
+        seed: Any,
+        groups: Any,
+        way: Any,
+        *biases: Tensor | None,
+    ) -> Tensor:
         wide = torch.promote_types(q.dtype, torch.float32)
         out = v.new_empty(list(v.shape), dtype=wide if groups[-1].again else v.dtype)
         logsumexp = q.new_empty([*q.shape[:2], 1], dtype=wide)
@@ -150,7 +160,7 @@ class _Grouped(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx, grad_out):
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             tiled.refuse_second_derivative()
         q, k, v, key_mask, seed, out, logsumexp, *biases = ctx.saved_tensors
@@ -160,7 +170,7 @@ class _Grouped(torch.autograd.Function):
         add_k = add_q or not all(one.partition for one in groups)
         grad_q, grad_k, grad_v = _gradient(q, add_q, wide), _gradient(k, add_k, wide), _gradient(v, add_k, wide)
         row = max(4, q.element_size()) * q.shape[1] * q.shape[2]
-        grad_biases = [torch.zeros_like(bias[None], dtype=wide) if learnt else None for bias in biases]
+        grad_biases: list[Any] = [torch.zeros_like(bias[None], dtype=wide) if learnt else None for bias in biases]
         for one, bias, grad_bias in zip(groups, biases, grad_biases, strict=True):
             added = _added(one, bias, q, q.dtype if way.fused else wide)
             for queries, keys in one.runs(way.run_bytes // _group_bytes(one, row), q):

@@ -73,7 +73,7 @@ class VolumeAttention(NotScriptable, nn.Module):
                 f"`position_bias` {position_bias!r} needs a pattern of fixed size that serves it, got {self.pattern}"
             )
         tabled = position_bias in ("axis", "joint")
-        table = nn.Parameter(torch.zeros(heads, entries(position_bias, sizes))) if tabled else None
+        table = nn.Parameter(torch.zeros(heads, entries(str(position_bias), sizes))) if tabled else None
         self.register_parameter("position_table", table)
         self.continuous_bias = ContinuousBias(spatial_dims, heads) if position_bias == "continuous" else None
 
@@ -110,8 +110,8 @@ class VolumeAttention(NotScriptable, nn.Module):
         if not self.pattern.local:
             return self._attend_all(q, k, v, key_mask, scale, dropout)
         if is_captured():
-            bias = functools.partial(self._bias, self._table())
-            return attend_captured(q, k, v, shape, self.pattern, bias, key_mask, scale, dropout)
+            by_distance = functools.partial(self._bias, self._table())
+            return attend_captured(q, k, v, shape, self.pattern, by_distance, key_mask, scale, dropout)
         if self.backend == "math" or q.shape[0] == 0:
             bias = self.bias_of(torch.arange(q.shape[2], device=q.device), shape)
             return attend(q, k, v, scale=scale, key_mask=key_mask, bias=bias, dropout=dropout, backend="math")
@@ -120,8 +120,8 @@ class VolumeAttention(NotScriptable, nn.Module):
         if self.backend == "sdpa" or q.device.type != "cpu":
             fused = self._kernel_serves(q, k, v, table, key_mask, dropout)
             if fused and q.device.type != "cpu":
-                bias = functools.partial(self._bias, table)
-                return attend_captured(q, k, v, shape, self.pattern, bias, key_mask, scale, dropout)
+                by_distance = functools.partial(self._bias, table)
+                return attend_captured(q, k, v, shape, self.pattern, by_distance, key_mask, scale, dropout)
         groups = self.pattern.groups(shape)
         biases: list[Tensor | None] = [None] * len(groups)
         if table is not None:
@@ -192,7 +192,8 @@ class VolumeAttention(NotScriptable, nn.Module):
     def _table(self) -> Tensor | None:
         """The values of the position bias."""
         if self.continuous_bias is None:
-            return self.position_table
+            table: Any = self.position_table
+            return table
         return self.continuous_bias(self.pattern.sizes(self.spatial_dims))
 
     def _bias(self, table: Tensor | None, distances: list[Tensor], shared: int = 0) -> Tensor | None:

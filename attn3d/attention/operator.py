@@ -4,6 +4,8 @@ It returns the log-sum-exp of the rows too, and is differentiable in it, so that
 has no second derivative.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
@@ -80,7 +82,7 @@ def attend_tiled(
 
 
 @attend_tiled.register_fake
-def _(q, k, v, *_):
+def _(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return q.new_empty([*q.shape[:3], v.shape[3]]), logsumexp_like(q)
 
 
@@ -103,28 +105,31 @@ def _attend_tiled_backward(
     budget: int | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     tile = tile_within(budget, q, k, v, bias, dropout, training)
-    grad_bias = torch.zeros_like(bias, dtype=logsumexp.dtype) if bias_needs_grad else None
+    total = None if bias is None or not bias_needs_grad else torch.zeros_like(bias, dtype=logsumexp.dtype)
     grad_q, grad_k, grad_v = backward(
         grad_out, grad_logsumexp, q, k, v, out, logsumexp, scale, tile,
-        bias, key_mask, dropout_of(q, k, dropout, seed), grad_bias,
+        bias, key_mask, dropout_of(q, k, dropout, seed), total,
     )  # fmt: skip
-    grad_bias = q.new_empty([0]) if grad_bias is None else grad_bias.to(bias.dtype)
+    grad_bias = q.new_empty([0]) if total is None or bias is None else total.to(bias.dtype)
     return grad_q.to(q.dtype), grad_k.to(k.dtype), grad_v.to(v.dtype), grad_bias
 
 
 @_attend_tiled_backward.register_fake
-def _(grad_out, grad_logsumexp, q, k, v, out, logsumexp, bias, key_mask, seed, bias_needs_grad, *_):
+def _(
+    grad_out: Tensor, grad_logsumexp: Any, q: Tensor, k: Tensor, v: Tensor, out: Tensor, logsumexp: Tensor, bias: Any,
+    key_mask: Any, seed: Any, bias_needs_grad: bool, *_: Any,
+) -> tuple[Tensor, ...]:  # fmt: skip
     grad_bias = torch.empty_like(bias) if bias_needs_grad else q.new_empty([0])
     return q.new_empty(list(q.shape)), k.new_empty(list(k.shape)), v.new_empty(list(v.shape)), grad_bias
 
 
-def _save(ctx, inputs, output):
+def _save(ctx: Any, inputs: Any, output: Any) -> None:
     q, k, v, bias, key_mask, seed, *ctx.constants = inputs
     ctx.save_for_backward(q, k, v, bias, key_mask, seed, *output)
     ctx.set_materialize_grads(False)
 
 
-def _differentiate(ctx, grad_out, grad_logsumexp):
+def _differentiate(ctx: Any, grad_out: Tensor | None, grad_logsumexp: Tensor | None) -> tuple[Tensor | None, ...]:
     q, k, v, bias, key_mask, seed, out, logsumexp = ctx.saved_tensors
     grad_out = torch.zeros_like(out) if grad_out is None else grad_out
     grads = _attend_tiled_backward(
@@ -142,21 +147,24 @@ _attend_tiled_backward.register_autograd(refuse_second_derivative)
 
 
 @register_flop_formula(torch.ops.attn3d.attend_tiled)
-def _flops(q: list[int], k: list[int], v: list[int], *_, **__) -> int:
+def _flops(q: list[int], k: list[int], v: list[int], *_: Any, **__: Any) -> int:
     return attention_flops(q, k, v, products=2)
 
 
 @register_flop_formula(torch.ops.attn3d.attend_tiled_backward)
-def _flops_backward(grad_out: list[int], grad_logsumexp: list[int], q: list[int], k: list[int], v: list[int], *_, **__):
+def _flops_backward(
+    grad_out: Any, grad_logsumexp: Any, q: list[int], k: list[int], v: list[int], *_: Any, **__: Any
+) -> int:
     return attention_flops(q, k, v, products=5)
 
 
 @register_scratch(torch.ops.attn3d.attend_tiled.default)
-def _scratch(q, k, v, bias, key_mask, seed, scale, dropout, training, budget) -> int:
+def _scratch(*args: Any) -> int:
+    q, k, v, bias, _, _, _, dropout, training, budget = args
     return tile_scratch(tile_within(budget, q, k, v, bias, dropout, training), q, k, v, dropout, False)
 
 
 @register_scratch(torch.ops.attn3d.attend_tiled_backward.default)
-def _scratch_backward(*args) -> int:
+def _scratch_backward(*args: Any) -> int:
     _, _, q, k, v, _, _, bias, _, _, _, _, dropout, training, budget = args
     return tile_scratch(tile_within(budget, q, k, v, bias, dropout, training), q, k, v, dropout, True)

@@ -98,12 +98,16 @@ class Pattern:
     def relations(self, shape: Sequence[int]) -> list[list[tuple[Tensor, Tensor]]]:
         """For every cover and axis, which position sees which, and the distance in steps, (S_a, S_a) both."""
         return [
-            [tuple(map(torch.tensor, relation(groups, extent))) for groups, extent in zip(axes, shape, strict=True)]
+            [_as_tensors(*relation(groups, extent)) for groups, extent in zip(axes, shape, strict=True)]
             for axes in self.covers(shape, np.arange)
         ]
 
 
 PATTERNS: dict[str, type[Pattern]] = {}
+
+
+def _as_tensors(seen: Any, distance: Any) -> tuple[Tensor, Tensor]:
+    return torch.tensor(seen), torch.tensor(distance)
 
 
 @functools.lru_cache(maxsize=64)
@@ -308,8 +312,8 @@ class Neighborhood(Pattern):
         seen = (keys[..., None, :] >= first) & (keys[..., None, :] < first + kernel)
         # Behind the last position of a remainder, dilation * position + remainder is behind the axis too.
         queries, keys = (dilation * positions + remainder for positions in (queries, keys))
-        joined = (positions.reshape(-1, positions.shape[-1]) for positions in (queries, keys))
-        return AxisGroups(*joined, seen.reshape(-1, *seen.shape[2:]), dilation)
+        queries, keys = (positions.reshape(-1, positions.shape[-1]) for positions in (queries, keys))
+        return AxisGroups(queries, keys, seen.reshape(-1, *seen.shape[2:]), dilation)
 
 
 def create_pattern(spec: Pattern | str | Sequence[Any]) -> Pattern:

@@ -5,6 +5,7 @@ PyTorch falls back silently to a form that builds N x M where its kernels refuse
 """
 
 import contextlib
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -108,12 +109,12 @@ def _scratch_backward(grad_out: Tensor, q: Tensor, k: Tensor, *_: object) -> int
 
 
 @register_flop_formula(kernel_forward)
-def _flops(q: list[int], k: list[int], v: list[int], *_, **__) -> int:
+def _flops(q: list[int], k: list[int], v: list[int], *_: Any, **__: Any) -> int:
     return attention_flops(q, k, v, products=2)
 
 
 @register_flop_formula(kernel_backward)
-def _flops_backward(grad_out: list[int], q: list[int], k: list[int], v: list[int], *_, **__) -> int:
+def _flops_backward(grad_out: list[int], q: list[int], k: list[int], v: list[int], *_: Any, **__: Any) -> int:
     return attention_flops(q, k, v, products=5)
 
 
@@ -148,14 +149,14 @@ class _OnCores(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, q, k, v, scale):
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         out, logsumexp = kernel_forward(q, k, v, 0.0, False, scale=scale)
         ctx.save_for_backward(q, k, v, out, logsumexp)
         ctx.scale = scale
         return out
 
     @staticmethod
-    def backward(ctx, grad_out):
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             refuse_second_derivative()
         q, k, v, out, logsumexp = ctx.saved_tensors

@@ -6,7 +6,7 @@ least single precision.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -122,7 +122,9 @@ def forward(
     logsumexp = logsumexp_like(q)
     for rows in _runs(q.shape[2], tile.queries):
         q_tile = at_least_single(q[:, :, rows]) * scale
-        largest = sums = total = None
+        largest: Any = None
+        sums: Any = None
+        total: Any = None
         for keys in _runs(k.shape[2], tile.keys):
             weights = _scores(q_tile, at_least_single(k[:, :, keys]), bias, key_mask, rows, keys)
             top = weights.amax(3, keepdim=True)
@@ -234,7 +236,7 @@ def merge(before: tuple[Tensor, Tensor], part: tuple[Tensor, Tensor]) -> tuple[T
     return before[0] * share + part[0] * share_of_part, total
 
 
-def refuse_second_derivative(*_):
+def refuse_second_derivative(*_: Any) -> NoReturn:
     """Says which way of computing attention has a second derivative."""
     raise RuntimeError("attention with this backend has no second derivative; backend='math' has one")
 

@@ -8,7 +8,7 @@ registered later from taking its number.
 
 import inspect
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -109,7 +109,7 @@ def container_at(network: nn.Module, place: Place, channels: int, reader: str) -
         channels: of its map.
         reader: path of the module that adds it to another map, where it is summed.
     """
-    host = network.get_submodule(place.path)
+    host: Any = network.get_submodule(place.path)
     while place.hook in ("first", "concatenated") and is_plain_sequence(host):
         host = host[0]  # which is called with the same; a child of the sequence would run in it
     name = _CHILD[place.hook]
@@ -118,7 +118,7 @@ def container_at(network: nn.Module, place: Place, channels: int, reader: str) -
     if place.hook == "summed":
         _see_sums(network.get_submodule(reader), host._modules[name])
     child = host._modules[name]
-    return child.at(place.index) if isinstance(child, InsertedItems) else child
+    return child.at(cast(int, place.index)) if isinstance(child, InsertedItems) else child
 
 
 def containers(network: nn.Module, aliases: bool = False) -> Iterator[tuple[str, Inserted]]:
@@ -132,7 +132,8 @@ def detach(network: nn.Module) -> None:
     """Takes out everything that was inserted."""
     for host in list(network.modules()):
         for name in set(_CHILD.values()) & set(host._modules):
-            for handle in host._modules.pop(name).handles:
+            child: Any = host._modules.pop(name)
+            for handle in child.handles:
                 handle.remove()
 
 
@@ -204,9 +205,10 @@ def _leave_skip_last(host: nn.Module) -> None:
     child = host._modules.get(_CHILD["summed"])
     if isinstance(child, InsertedInSum):
         host._modules[_CHILD["summed"]] = host._modules.pop(_CHILD["summed"])
-    for number, hook in list(host._forward_hooks.items()):
+    hooks: Any = host._forward_hooks
+    for number, hook in list(hooks.items()):
         if hook is _leave_skip:
-            host._forward_hooks.move_to_end(number)
+            hooks.move_to_end(number)
 
 
 _MAKERS: dict[str, Callable[[nn.Module, Place, int], None]] = {

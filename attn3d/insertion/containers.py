@@ -1,7 +1,7 @@
 """The modules that hold inserted mechanisms."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +58,7 @@ class InsertedAtSkip(Inserted):
                 x = mechanism(x)
         return x
 
-    def forward(self, x: Tensor, signal: Tensor) -> Tensor:
+    def forward(self, x: Tensor, signal: Tensor) -> Tensor:  # type: ignore[override]  # called by a hook with what it needs
         """Attends (B, C, *S), given the decoder's map."""
         return self.attend(x, signal)
 
@@ -76,7 +76,7 @@ class InsertedInConcatenation(InsertedAtSkip):
         self.channels = channels
         self.first = first
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]  # called by a hook with what it needs
         """Attends a part of (B, C, *S), given the other."""
         if self.first:
             signal = x[:, self.channels :]
@@ -88,7 +88,7 @@ class InsertedInConcatenation(InsertedAtSkip):
 class InsertedInSum(InsertedAtSkip):
     """The mechanisms on a skip that the network adds inline, see `attn3d.insertion.sums`."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]  # called by a hook with what it needs
         """Passes (B, C, *S) on, which is attended where it is added."""
         return leave_skip(x, self)
 
@@ -117,7 +117,7 @@ class InsertedItems(nn.Module):
         """The mechanisms on one entry."""
         while len(self.maps) <= index:
             self.maps.append(self.kind())
-        return self.maps[index]
+        return cast(Inserted, self.maps[index])
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
         """A new list; what comes after the last site is passed on."""
@@ -130,7 +130,7 @@ class InsertedItems(nn.Module):
 class InsertedBeside(Inserted):
     """The selective kernels that a convolution is the first branch of."""
 
-    def forward(self, x: Tensor, convolved: Tensor) -> Tensor:
+    def forward(self, x: Tensor, convolved: Tensor) -> Tensor:  # type: ignore[override]  # called by a hook with what it needs
         """Selects between what the convolution made of ``x`` and the branches."""
         for branches in self:
             convolved = branches(x, convolved)
@@ -179,7 +179,7 @@ class IdentityAtStartWithSignal(IdentityAtStart):
 
     takes_signal = True
 
-    def forward(self, x: Tensor, signal: Tensor) -> Tensor:
+    def forward(self, x: Tensor, signal: Tensor) -> Tensor:  # type: ignore[override]  # called by a hook with what it needs
         """Attends (B, C, *S) as far as the gate is open."""
         return x + self.gate * (self.attention(x, signal) - x)
 
@@ -187,6 +187,6 @@ class IdentityAtStartWithSignal(IdentityAtStart):
 class BesideConvolutionIdentityAtStart(IdentityAtStart):
     """As `IdentityAtStart`, for branches beside a convolution."""
 
-    def forward(self, x: Tensor, convolved: Tensor) -> Tensor:
+    def forward(self, x: Tensor, convolved: Tensor) -> Tensor:  # type: ignore[override]  # called by a hook with what it needs
         """Selects as far as the gate is open."""
         return convolved + self.gate * (self.attention(x, convolved) - convolved)

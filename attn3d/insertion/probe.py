@@ -112,10 +112,10 @@ def probe(network: nn.Module, input_shape: Sequence[int] | None = None) -> Probe
         _check_axes(network, input_shape)
         try:
             return _run_somewhere(network, tuple(input_shape))
-        except Exception as error:
+        except Exception as failure:
             raise ValueError(
-                f"`input_shape` {tuple(input_shape)} does not pass through the network: {error}{_advice(error)}"
-            ) from error
+                f"`input_shape` {tuple(input_shape)} does not pass through the network: {failure}{_advice(failure)}"
+            ) from failure
     shapes = _guesses(network)
     error: Exception | None = None
     for shape in shapes:
@@ -129,7 +129,7 @@ def probe(network: nn.Module, input_shape: Sequence[int] | None = None) -> Probe
     ) from error
 
 
-def _convolutions(network: nn.Module) -> list[nn.Module]:
+def _convolutions(network: nn.Module) -> list[Any]:
     return [module for module in network.modules() if is_convolution(module)]
 
 

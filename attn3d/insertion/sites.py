@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -219,14 +219,14 @@ class Survey:
 
 def _reached(call: Call, place: Place, probed: Probe) -> Any:
     """The map at a place in a call of its module, or None."""
-    first = call.arguments[0] if call.arguments else None
+    first: Any = call.arguments[0] if call.arguments else None
     if place.hook == "second":
         return call.arguments[1] if len(call.arguments) > 1 else None
     if place.hook in ("first", "joined"):
         return first
     if place.hook == "concatenated":
         parts = probed.parts(first)
-        return parts[place.index] if len(parts) > 1 else None
+        return parts[cast(int, place.index)] if len(parts) > 1 else None
     return call.output if place.index is None else call.output[place.index]
 
 

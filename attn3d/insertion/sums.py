@@ -23,10 +23,10 @@ class SkipSums(TorchFunctionMode):
         super().__init__()
         self.is_open = False
         self.skips: list[Tensor] = []
-        self.mechanisms: list[nn.Module] = []
+        self.mechanisms: list[Any] = []
         self.attended: list[Tensor | None] = []
 
-    def add(self, skip: Tensor, mechanisms: nn.Module) -> None:
+    def add(self, skip: Tensor, mechanisms: Any) -> None:
         """Says that a tensor is a skip."""
         self.skips.append(skip)
         self.mechanisms.append(mechanisms)

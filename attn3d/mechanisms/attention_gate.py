@@ -129,7 +129,7 @@ class AttentionGate(Mechanism):
         signal = self.check_signal(x, signal)
         return gate(x, self.spatial_gate(x, signal))
 
-    def attention_weights(
+    def attention_weights(  # type: ignore[override]  # the signal comes second, as in forward
         self, x: Tensor, signal: Tensor | None = None, queries: Tensor | None = None
     ) -> dict[str, Tensor]:
         """The gate as "spatial"."""

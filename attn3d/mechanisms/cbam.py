@@ -80,8 +80,9 @@ class CBAM(Mechanism):
             2, 1, kernel, padding=tuple(size // 2 for size in kernel), bias=False
         )
         self.norm = create_norm(self.by_variant(norm, compact=None, paper="batch"), 1)
-        if variant == "paper" and getattr(self.norm, "weight", None) is not None:
-            nn.init.zeros_(self.norm.weight)
+        weight = getattr(self.norm, "weight", None)
+        if variant == "paper" and weight is not None:
+            nn.init.zeros_(weight)
 
     def channel_gate(self, x: Tensor) -> Tensor:
         """sigmoid(MLP(mean(x)) + MLP(max(x))), (B, C, 1, ..)."""

@@ -71,15 +71,16 @@ class ChannelSelfAttention(Mechanism):
         """What the projection makes of the voxels, each (B, H, N, C / H)."""
         return [split_heads(part, self.num_heads) for part in self.qkv(to_tokens(x)).split(self.channels, 2)]
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, shape: list[int], key_mask: Tensor | None) -> Tensor:
+    def attend(self, heads: list[Tensor], shape: list[int], key_mask: Tensor | None) -> Tensor:
         """What is made of the heads, (B, N, C)."""
+        q, k, v = heads
         return self.out(join_heads(self.attention(q, k, v, key_mask)))
 
     def forward(self, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Attends over (B, C, *S), comparing channels by the voxels at which ``key_mask`` (B, *S) is true."""
         self.check_input(x)
         mask, shape = None if key_mask is None else self.read_key_mask(key_mask, x), spatial_shape(x)
-        y = keep_format(to_volume(self.attend(*self.heads(x), shape, mask), shape), x)
+        y = keep_format(to_volume(self.attend(self.heads(x), shape, mask), shape), x)
         return y if type(x) is Tensor else y.view_as(x)  # of a subclass such as MetaTensor, with what it says
 
     def attention_weights(
@@ -146,11 +147,10 @@ class PairedAttention(ChannelSelfAttention):
         self.out = nn.Linear(channels, channels - channels // 2)
         self.spatial_out = nn.Linear(channels, channels // 2) if channels > 1 else None
 
-    def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, of_voxels: Tensor, shape: list[int], key_mask: Tensor | None
-    ) -> Tensor:
+    def attend(self, heads: list[Tensor], shape: list[int], key_mask: Tensor | None) -> Tensor:
         """Both halves, (B, N, C)."""
-        over_channels = super().attend(q, k, v, shape, key_mask)
+        q, k, v, of_voxels = heads
+        over_channels = super().attend([q, k, v], shape, key_mask)
         if self.spatial_out is None:
             return over_channels
         over_voxels = join_heads(self.spatial(q, k, of_voxels, shape, key_mask))

@@ -56,12 +56,12 @@ class ECA(Mechanism):
         variant: str = "compact",
     ) -> None:
         super().__init__(spatial_dims, channels, variant)
-        kernel_size = self.by_variant(kernel_size, compact=3, paper=None)
-        if kernel_size is None:
+        size = self.by_variant(kernel_size, compact=3, paper=None)
+        if size is None:
             half_octaves = int((math.log2(channels) + 1) / 2)
-            kernel_size = half_octaves if half_octaves % 2 else half_octaves + 1
-        (kernel_size,) = odd_per_axis("kernel_size", kernel_size, 1)
-        self.convolution = convolution(1)(1, 1, kernel_size, padding=kernel_size // 2, bias=False)
+            size = half_octaves if half_octaves % 2 else half_octaves + 1
+        (size,) = odd_per_axis("kernel_size", size, 1)
+        self.convolution = convolution(1)(1, 1, size, padding=size // 2, bias=False)
 
     def channel_gate(self, x: Tensor) -> Tensor:
         """sigmoid(conv_k(mean(x))), (B, C, 1, ..)."""

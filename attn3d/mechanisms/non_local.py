@@ -108,7 +108,7 @@ class NonLocal(Mechanism):
             if pattern.local:
                 raise ValueError(f"`mode` {mode!r} takes the patterns Global and PooledKeys, got {pattern}")
             pattern.sizes(spatial_dims)
-            self.pairwise = DotProduct(pattern) if mode == "dot_product" else Concatenation(pattern, inner)
+            self.pairwise: Any = DotProduct(pattern) if mode == "dot_product" else Concatenation(pattern, inner)
         else:
             self.pairwise = VolumeAttention(
                 spatial_dims,
@@ -122,7 +122,7 @@ class NonLocal(Mechanism):
         self.out = nn.Linear(inner, channels)
         self.norm = create_norm(norm, channels)
         if variant == "paper":
-            last = self.out if getattr(self.norm, "weight", None) is None else self.norm
+            last: Any = self.out if getattr(self.norm, "weight", None) is None else self.norm
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
         self.identity_at_start = variant == "paper"

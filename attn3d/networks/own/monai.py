@@ -17,11 +17,12 @@ def map_layout(module: nn.Module, x: Tensor) -> Tokens:
 
 
 @register_layout("monai.ViT", "monai.ViTAutoEnc")
-def patch_layout(vit: nn.Module, x: Tensor) -> Tokens:
+def patch_layout(vit: Any, x: Tensor) -> Tokens:
     """Every patch of (B, C, *S) is a token, behind the class token where there is one."""
-    embedding = vit.patch_embedding.patch_embeddings
+    embedding: Any = vit.patch_embedding.patch_embeddings
     if isinstance(embedding, nn.Sequential):  # rearranged and projected
-        patch = [embedding[0].axes_lengths[f"p{axis + 1}"] for axis in range(x.dim() - 2)]
+        rearrange: Any = embedding[0]
+        patch: Any = [rearrange.axes_lengths[f"p{axis + 1}"] for axis in range(x.dim() - 2)]
     else:
         patch = embedding.stride
     shape = [size // length for size, length in zip(x.shape[2:], patch, strict=True)]
@@ -29,7 +30,7 @@ def patch_layout(vit: nn.Module, x: Tensor) -> Tokens:
 
 
 @register_layout("monai.SwinTransformerBlock")
-def window_layout(block: nn.Module, x: Tensor) -> Tokens:
+def window_layout(block: Any, x: Tensor) -> Tokens:
     """Every window of (B, *S, C) is a group, shifted and padded at the end as the block does it."""
     shape, places = list(x.shape[1:-1]), []
     for size, width, shift in zip(shape, block.window_size, block.shift_size, strict=True):
@@ -44,13 +45,13 @@ def window_layout(block: nn.Module, x: Tensor) -> Tokens:
 
 
 @register_reader("monai.AttentionBlock")
-def gate(block: nn.Module, tokens: Tokens, queries: Tensor, g: Tensor, x: Tensor) -> dict[str, Tensor]:
+def gate(block: Any, tokens: Tokens, queries: Tensor, g: Tensor, x: Tensor) -> dict[str, Tensor]:
     """The gate of AttentionUnet: psi(relu(W_g g + W_x x))."""
     return {"spatial": block.psi(block.relu(block.W_g(g) + block.W_x(x)))}
 
 
 @register_reader("monai.WindowAttention")
-def window_rows(block: nn.Module, tokens: Tokens, queries: Tensor, x: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
+def window_rows(block: Any, tokens: Tokens, queries: Tensor, x: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
     """softmax(q k / sqrt(d) + bias + mask) within the window of each chosen voxel."""
     groups, count = tokens.voxels.shape
 
@@ -65,7 +66,7 @@ def window_rows(block: nn.Module, tokens: Tokens, queries: Tensor, x: Tensor, ma
 
 @register_reader("monai.SABlock")
 def self_rows(
-    block: nn.Module, tokens: Tokens, queries: Tensor, x: Tensor, attn_mask: Tensor | None = None
+    block: Any, tokens: Tokens, queries: Tensor, x: Tensor, attn_mask: Tensor | None = None
 ) -> dict[str, Tensor]:
     """softmax(q k / sqrt(d)) over all tokens, for the chosen voxels."""
     if block.use_combined_linear:
@@ -77,7 +78,7 @@ def self_rows(
 
 @register_reader("monai.CrossAttentionBlock")
 def cross_rows(
-    block: nn.Module, tokens: Tokens, queries: Tensor, x: Tensor, context: Tensor | None = None
+    block: Any, tokens: Tokens, queries: Tensor, x: Tensor, context: Tensor | None = None
 ) -> dict[str, Tensor]:
     """The same over the tokens of a context, which lie on no grid; without a context over those of the map."""
     q, k = block.input_rearrange(block.to_q(x)), block.input_rearrange(block.to_k(x if context is None else context))

@@ -1,7 +1,9 @@
 """The attention of nnU-Net's Primus, whose blocks are those of EVA in timm."""
 
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from attn3d.layers.spatial import split_heads
 from attn3d.networks.own.registry import register_layout, register_reader
@@ -9,7 +11,7 @@ from attn3d.networks.own.tokens import Tokens, over_grid
 
 
 @register_layout("dynamic_network_architectures.Primus")
-def primus_layout(primus: nn.Module, x: Tensor) -> Tokens:
+def primus_layout(primus: Any, x: Tensor) -> Tokens:
     """Patches of (B, C, *S), as large as the decoder makes of a token, behind the registers."""
     shape = list(x.shape[2:])
     for module in primus.up_projection.modules():
@@ -20,7 +22,7 @@ def primus_layout(primus: nn.Module, x: Tensor) -> Tokens:
 
 @register_reader("timm.EvaAttention")
 def eva_rows(
-    block: nn.Module,
+    block: Any,
     tokens: Tokens,
     queries: Tensor,
     x: Tensor,
