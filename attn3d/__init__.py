@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from attn3d.attention import Axial, Global, Grid, Neighborhood, PooledKeys, Window, attend
 from attn3d.distributed import parallelize_attention, sum_gradients
 from attn3d.factory import create_attention
+from attn3d.gates import constant_gates
 from attn3d.insertion import (
     attention_parameters,
     attention_sites,
@@ -39,6 +40,7 @@ __all__ = [
     "attention_maps",
     "attention_parameters",
     "attention_sites",
+    "constant_gates",
     "create_attention",
     "estimate_cost",
     "estimate_memory",

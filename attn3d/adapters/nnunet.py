@@ -92,7 +92,7 @@ def add_configuration(
     if name in known and (not overwrite or name == configuration):
         another = "give another name" if name == configuration else "give another name, or overwrite it"
         raise ValueError(f"`name` {name!r} is a configuration of the plans already; {another}")
-    parent = _resolved(known, configuration)
+    parent = resolved(known, configuration)
     if "architecture" not in parent:
         raise ValueError(
             f"`configuration` {configuration!r} has no 'architecture': plan again with nnU-Net 2.4 or later"
@@ -108,21 +108,26 @@ def add_configuration(
     return net
 
 
-def _resolved(known: Mapping[str, Mapping[str, Any]], name: str) -> dict[str, Any]:
+def resolved(known: Mapping[str, Mapping[str, Any]], name: str) -> dict[str, Any]:
     """A configuration with what it inherits; as in nnU-Net, top-level entries replace those of the parent."""
     if name not in known:
         raise ValueError(f"`configuration` {name!r} is not in the plans, which have {', '.join(known)}")
     parent = known[name].get("inherits_from")
-    return ({} if parent is None else _resolved(known, parent)) | dict(known[name])
+    return ({} if parent is None else resolved(known, parent)) | dict(known[name])
 
 
 def _on_meta(block: Mapping[str, Any]) -> nn.Module:
     """The network of an ``architecture`` entry."""
+    with torch.device("meta"):
+        return with_classes(block, 1, 2)
+
+
+def with_classes(block: Mapping[str, Any], input_channels: int, num_classes: int) -> nn.Module:
+    """The network of an ``architecture`` entry with attention, for so many channels and classes."""
     arguments = dict(block["arch_kwargs"])
     for key in block["_kw_requires_import"]:
         arguments[key] = arguments[key] and locate(arguments[key])
-    with torch.device("meta"):
-        return UNetWithAttention(1, 2, **arguments)
+    return UNetWithAttention(input_channels, num_classes, **arguments)
 
 
 @app.command()
@@ -143,7 +148,7 @@ def write_configuration(
     """Add a configuration with attention to a plans file of nnU-Net v2."""
     name = name or f"{configuration}_{attention}"
     try:
-        content = _read(plans)
+        content = read_plans(plans)
         item = {"spec": [attention, _json(options, "options")], "at": at, "identity": identity}
         item |= {"stages": stages} if stages else {}
         item |= {} if max_voxels is None else {"max_voxels": max_voxels}
@@ -157,7 +162,12 @@ def write_configuration(
     print(f"{plans}: {name} has attention at {', '.join(sites)}; {parameters:,} parameters more")
 
 
-def _read(path: Path) -> Plans:
+def read_plans(path: Path) -> Plans:
+    """What a plans file holds.
+
+    Raises:
+        ValueError: when it is none.
+    """
     content = _json(path.read_text(encoding="utf-8"), str(path))
     if "configurations" not in content:
         raise ValueError(f"{path}: this is no plans file of nnU-Net v2; it has no 'configurations'")

@@ -1,4 +1,7 @@
-"""What there is, where it goes and what it costs: ``list``, ``sites`` and ``plan``."""
+"""What there is, where it goes and what it costs: ``list``, ``sites`` and ``plan``.
+
+What a command needs is imported when it runs.
+"""
 
 import itertools
 import json
@@ -11,11 +14,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from attn3d import planning
 from attn3d.cli.app import one_line_errors
-from attn3d.factory import create_attention
-from attn3d.insertion import attention_sites
-from attn3d.mechanisms.registry import list_attention
 
 
 def list_mechanisms(
@@ -23,12 +22,16 @@ def list_mechanisms(
     shape: Annotated[tuple[int, int, int], typer.Option(help="Of the map, in voxels.")] = (32, 32, 32),
 ) -> None:
     """The mechanisms, and what each costs at a shape."""
+    from attn3d.factory import create_attention
+    from attn3d.mechanisms.registry import list_attention
+    from attn3d.planning import estimate_cost
+
     title = f"{channels} channels, {' x '.join(map(str, shape))} voxels, float32"
     table = _table(title, "Name", "Class", numbers=("Parameters", "Training\nmemory", "Training\nGFLOP"))
     with one_line_errors("list"):
         for name in list_attention():
             module = create_attention(name, spatial_dims=3, channels=channels)
-            cost = planning.estimate_cost(module, (1, channels, *shape))
+            cost = estimate_cost(module, (1, channels, *shape))
             parameters = sum(parameter.numel() for parameter in module.parameters())
             table.add_row(
                 name, type(module).__name__, f"{parameters:,}", in_units(cost.memory), f"{cost.flops / 1e9:,.2f}"
@@ -44,6 +47,8 @@ def sites(
     ] = "",
 ) -> None:
     """Where attention can go in a network: attn3d sites UNet."""
+    from attn3d.insertion import attention_sites
+
     with one_line_errors("sites"):
         net = _network(network, options)
         found = attention_sites(net, _shape(shape))
@@ -89,10 +94,12 @@ def plan(
     memory: Annotated[str | None, typer.Option(help='Bytes there are, such as "8GiB" [what is free].')] = None,
 ) -> None:
     """What attention over a volume costs in every pattern and backend: the volume need not fit this machine."""
+    from attn3d.planning import plan as plans
+
     title = f"{mechanism}, {channels} channels, {' x '.join(map(str, shape))} voxels, float32"
     table = _table(title, "Pattern", "Backend", numbers=("Forward", "Training", "Training\nTFLOP", "Fits"))
     with one_line_errors("plan"):
-        rows = planning.plan(shape, channels, mechanism=mechanism, memory=memory)
+        rows = plans(shape, channels, mechanism=mechanism, memory=memory)
         first = next(rows)  # what is wrong with the arguments is said before a table is begun
         with Live(table, console=Console()):
             for row in itertools.chain([first], rows):

@@ -52,7 +52,8 @@ def train(
     out: Out = Path("run"),
     config: Annotated[Path | None, typer.Option(help="Settings in YAML or JSON; options here override it.")] = None,
     network: Annotated[
-        str | None, typer.Option(help="UNet, ResidualUNet, DynUNet, ResidualDynUNet, SegResNet or BasicUNet [UNet].")
+        str | None,
+        typer.Option(help="UNet, ResidualUNet, DynUNet, ResidualDynUNet, SegResNet, BasicUNet [by the data]."),
     ] = None,
     attention: Annotated[
         str | None, typer.Option(help="A mechanism, its spec as JSON, or none: `attn3d list` [cbam].")

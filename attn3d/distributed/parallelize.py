@@ -42,8 +42,9 @@ def parallelize_attention(
 
     The volume is cut along its first spatial axis: rank r of the group gives the r-th piece, of as many rows as it
     likes but one at least, and gets the same rows of the output. `NonLocal` in all its modes,
-    `MultiHeadSelfAttention` and `DualAttention` with its two branches work so, inserted into a network or not, with
-    every pattern, and with them `attn3d.layers.norms.BatchNorm`, whose statistics are of the whole.
+    `MultiHeadSelfAttention`, `ChannelSelfAttention`, `PairedAttention` and `DualAttention` with its two branches work
+    so, inserted into a network or not, with every pattern, and with them `attn3d.layers.norms.BatchNorm`, whose
+    statistics are of the whole.
 
     Every rank calls forward and backward of the same modules in the same order. The gradient of the input is then
     that of the sum of the losses of all ranks; gradients of parameters are each rank's share, and

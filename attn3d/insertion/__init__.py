@@ -120,6 +120,8 @@ def insert_attention(
     made = [_make(inner, site, spec, identity, options) for site in sites]
     if left_out:
         warnings.warn("no attention at " + _sentence(left_out), stacklevel=2)
+    if getattr(find(spec)[0], "averages_space", False):
+        _warn_of_norms(survey, sites, spec)
     call = 1 + max((record.call[0] for record in _records(inner)), default=-1)
     named = spec if isinstance(spec, str) or callable(spec) else spec[0]
     shape = None if input_shape is None else tuple(input_shape)
@@ -232,6 +234,18 @@ def _check_signals(survey: Survey, sites: Sites, spec: AttentionSpec) -> None:
             f"`at`: {spec!r} takes a gating signal, the decoder's map that meets a skip, and {', '.join(without)} has"
             f" none; {f'these sites have one: {there}' if there else 'no site of this network has one'}"
         )
+
+
+def _warn_of_norms(survey: Survey, sites: Sites, spec: AttentionSpec) -> None:
+    """The mean over space of what an instance norm gives is the norm's bias, whatever the image."""
+    for site in sites:
+        behind = survey.behind_activation(site)
+        if behind is not None:
+            warnings.warn(
+                f"{spec!r} takes a mean over space, and at {site.name} that is the bias of the instance norm in front,"
+                f" whatever the image: insert it behind the activation{f', at {behind!r}' if behind else ''}",
+                stacklevel=3,
+            )
 
 
 def _make(net: nn.Module, site: Site, spec: AttentionSpec, identity: bool, options: Mapping[str, Any]) -> nn.Module:

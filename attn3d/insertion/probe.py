@@ -1,11 +1,13 @@
 """One forward pass without memory or arithmetic: which modules run, on what, and what comes out.
 
 The network is copied with its parameters on the meta device, so a probe costs milliseconds whatever the size of
-the network and of the image, and leaves no trace in the network.
+the network and of the image, and leaves no trace in the network. A network that asks for values on its way, which
+there are none of on that device, is copied and run on the CPU.
 """
 
 import copy
-from collections.abc import Sequence
+import types
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,12 +44,14 @@ class Call:
         output: what it returned.
         channels_last: whether that has its channels last.
         sums: how many sums of the probe were before its end.
+        maker: path of the module without children that returned the output last.
     """
 
     arguments: tuple[Any, ...]
     output: Any
     channels_last: bool
     sums: int
+    maker: str
 
 
 @dataclass(frozen=True)
@@ -107,21 +111,21 @@ def probe(network: nn.Module, input_shape: Sequence[int] | None = None) -> Probe
     if input_shape is not None:
         _check_axes(network, input_shape)
         try:
-            return _run(network, tuple(input_shape))
+            return _run_somewhere(network, tuple(input_shape))
         except Exception as failure:
             raise ValueError(
-                f"`input_shape` {tuple(input_shape)} does not pass through the network: {failure}"
+                f"`input_shape` {tuple(input_shape)} does not pass through the network: {failure}{_advice(failure)}"
             ) from failure
     shapes = _guesses(network)
     error: Exception | None = None
     for shape in shapes:
         try:
-            return _run(network, shape)
+            return _run_somewhere(network, shape)
         except Exception as failure:  # anything can be raised by a network on a shape that is not its own
             error = failure
     raise ValueError(
         f"`input_shape` (B, C, *S) must be given: the network takes none of {shapes or 'the guesses'}"
-        + (f"; the last failed with: {error}" if error else ", as it has no convolution to guess from")
+        + (f"; the last failed with: {error}{_advice(error)}" if error else ", as it has no convolution to guess from")
     ) from error
 
 
@@ -145,26 +149,60 @@ def _guesses(network: nn.Module) -> list[tuple[int, ...]]:
     return [(1, count, *[size] * dims) for count in channels for size in _SIZES]
 
 
-def _run(network: nn.Module, shape: tuple[int, ...]) -> Probe:
+def _advice(error: Exception) -> str:
+    """What to do where a network wants more than an image."""
+    wanted = "required positional argument" in str(error)
+    return "; say how it is called on an image: attn3d.networks.register_sites(.., run=)" if wanted else ""
+
+
+def _run_somewhere(network: nn.Module, shape: tuple[int, ...]) -> Probe:
+    """Runs it on the meta device, or where that has no values that the network asks for, on the CPU."""
+    try:
+        return _run(network, shape, torch.device("meta"))
+    except Exception as error:  # PyTorch has no class of its own for it
+        if "meta" not in str(error).lower() or any(tensor.is_meta for tensor in network.parameters()):
+            raise
+    return _run(network, shape, torch.device("cpu"))
+
+
+def _run(network: nn.Module, shape: tuple[int, ...], device: torch.device) -> Probe:
     tensors = [*network.parameters(), *network.buffers()]
-    twin = copy.deepcopy(network, {id(tensor): _on_meta(tensor) for tensor in tensors}).eval()
+    twins: dict[int, Any] = {id(tensor): _copied(tensor, device) for tensor in tensors}
+    twin = copy.deepcopy(network, twins).eval()
     detach(twin)  # attention keeps shapes
     floating = [tensor.dtype for tensor in tensors if tensor.is_floating_point()]
-    with torch.no_grad(), torch.device("meta"):
+    with torch.no_grad(), torch.random.fork_rng([]), device:
         result = Probe(torch.zeros(shape, dtype=floating[0] if floating else None))
-        running = _watch(twin, result)
+        running = _watch(twin, result, twins)
         with _Meetings(result, running):
             result.output = run(twin, result.image)
     return result
 
 
-def _on_meta(tensor: Tensor) -> Tensor:
-    twin = torch.empty_like(tensor, device="meta")
+def _copied(tensor: Tensor, device: torch.device) -> Tensor:
+    twin = torch.empty_like(tensor, device="meta") if device.type == "meta" else tensor.detach().to(device, copy=True)
     return nn.Parameter(twin, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else twin
 
 
-def _watch(twin: nn.Module, result: Probe) -> list[str]:
-    """Records every call. No other forward hooks run: a user's own would see meta tensors.
+def _own_hook(hook: Callable[..., Any], twins: Mapping[int, Any]) -> Callable[..., Any] | None:
+    """A hook of the network's own, for its twin; None for a user's, who is not to see the probe.
+
+    The network's own are its methods, which were copied with it, and functions that refer to its modules alone.
+    """
+    if isinstance(hook, types.MethodType):
+        return hook if isinstance(hook.__self__, nn.Module) else None
+    cells = getattr(hook, "__closure__", None)
+    if not cells:
+        return None
+    contents = [twins.get(id(cell.cell_contents)) for cell in cells]
+    if any(not isinstance(content, nn.Module) for content in contents):
+        return None
+    closure = tuple(types.CellType(content) for content in contents)
+    return types.FunctionType(hook.__code__, hook.__globals__, hook.__name__, hook.__defaults__, closure)
+
+
+def _watch(twin: nn.Module, result: Probe, twins: Mapping[int, Any]) -> list[str]:
+    """Records every call. Of other forward hooks only the network's own run.
 
     Returns:
         the paths of the modules that run, the innermost last, as long as the network runs.
@@ -172,6 +210,7 @@ def _watch(twin: nn.Module, result: Probe) -> list[str]:
     formats: list[tuple[torch.Size, bool]] = []  # what the layers with a known format gave, in time
     starts: list[int] = []
     running: list[str] = []
+    makers: dict[int, str] = {}  # by the id of what they returned, which the calls keep alive
 
     def enter(path: str, module: nn.Module, arguments: tuple[Any, ...]) -> None:
         running.append(path)
@@ -185,10 +224,15 @@ def _watch(twin: nn.Module, result: Probe) -> list[str]:
         within = [last for shape, last in formats[starts.pop() :] if shape == getattr(output, "shape", None)]
         kept = list(output) if isinstance(output, list) else output  # its reader may empty the list
         channels_last = bool(within) and within[-1]
-        result.calls.setdefault(path, []).append(Call(arguments, kept, channels_last, len(result.sums)))
+        if not module._modules:
+            makers[id(output)] = path
+        call = Call(arguments, kept, channels_last, len(result.sums), makers.get(id(output), ""))
+        result.calls.setdefault(path, []).append(call)
 
     for path, module in twin.named_modules():
+        own = {number: _own_hook(hook, twins) for number, hook in module._forward_hooks.items()}
         module._forward_hooks.clear()
+        module._forward_hooks.update((number, hook) for number, hook in own.items() if hook is not None)
         module.register_forward_pre_hook(lambda *call, path=path: enter(path, *call), prepend=True)
         module.register_forward_hook(lambda *call, path=path: leave(path, *call))
     return running

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from attn3d.arguments import nearest
 from attn3d.insertion.attach import is_plain_sequence
 from attn3d.insertion.probe import Call, Probe, probe
+from attn3d.layers.norms import is_instance_norm
 from attn3d.networks.places import KINDS, Place, is_inserted
 from attn3d.networks.registry import has_sites, staged_places
 
@@ -126,6 +127,26 @@ class Survey:
             for site in found:
                 chosen.setdefault(site.place, site)
         return Sites(chosen.values())
+
+    def behind_activation(self, site: Site) -> str | None:
+        """The nearest site behind the activation, where the map at ``site`` comes straight out of an instance norm.
+
+        None where it does not; "" where there is no such site.
+        """
+        if site.place.hook != "output" or not self._is_of_instance_norm(site.path):
+            return None
+        blocks = {place.path for _, place in self._places.get("block", [])}
+        path = site.path
+        while path := path.rpartition(".")[0]:
+            calls = self._probe.calls.get(path, [])
+            if calls and isinstance(calls[0].output, Tensor) and not self._is_of_instance_norm(path):
+                return f"{'block' if path in blocks else 'path'}:{path}"
+        return ""
+
+    def _is_of_instance_norm(self, path: str) -> bool:
+        """Whether an instance norm made what the module at ``path`` returns."""
+        maker = self._probe.calls[path][0].maker
+        return bool(maker) and is_instance_norm(self.network.get_submodule(maker))
 
     def _staged(self, kind: str, pattern: str | None) -> list[tuple[int, Place]]:
         if kind == "path" and pattern is not None:

@@ -4,6 +4,7 @@ An eager chain of operators writes and reads a map of its own for each of them: 
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,6 +42,47 @@ def _blocks(tensors: Sequence[Tensor], most: int) -> Iterator[Sequence[Tensor]]:
     for start in range(0, x.shape[axis], step):
         size = min(step, x.shape[axis] - start)
         yield from _blocks([one if one.shape[axis] == 1 else one.narrow(axis, start, size) for one in tensors], most)
+
+
+class _Elementwise(torch.autograd.Function):
+    """A function of a map and of what broadcasts to it, such that backward keeps nothing but its inputs."""
+
+    @staticmethod
+    def forward(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        return blockwise(lambda *parts: [function(*parts)], inputs, inputs[:1])[0]
+
+    @staticmethod
+    def setup_context(context: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        context.function = inputs[0]
+        context.save_for_backward(*inputs[1:])
+
+    @staticmethod
+    def backward(context: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+        function, inputs = context.function, context.saved_tensors  # once, as checkpoints want it
+
+        def gradients(grad_y: Tensor, *inputs: Tensor) -> Sequence[Tensor]:
+            if torch.is_grad_enabled():
+                return torch.func.vjp(function, *inputs)[1](grad_y)
+            with torch.enable_grad():
+                own = [part.detach().requires_grad_() for part in inputs]
+                return torch.autograd.grad(function(*own), own, grad_y)
+
+        return None, *blockwise(gradients, [grad_y, *inputs], inputs)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], function: Any, *inputs: Tensor) -> tuple[Tensor, int]:
+        return torch.vmap(function, in_dims[1:])(*inputs), 0
+
+
+def elementwise(function: Callable[..., Tensor], x: Tensor, *others: Tensor) -> Tensor:
+    """``function(x, *others)`` block by block, and again in backward, for which only the inputs are kept.
+
+    Args:
+        function: elementwise, of plain operators; its result has the shape and dtype of ``x``.
+        x: a map of any shape.
+        others: with as many axes, each of the size of the map or 1.
+    """
+    return _Elementwise.apply(function, x, *others)
 
 
 def blockwise(

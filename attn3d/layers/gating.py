@@ -4,67 +4,12 @@ Written as a chain of products, autograd keeps a whole map more for every gate b
 sigmoid of a sum of two. Here backward computes them again, block by block.
 """
 
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from attn3d.layers.blockwise import blockwise, runs_eagerly
-
-
-class _Gate(torch.autograd.Function):
-    """x * a * b."""
-
-    @staticmethod
-    def forward(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        return blockwise(lambda x, a, b: [x * a * b], [x, a, b], [x])[0]
-
-    @staticmethod
-    def setup_context(context: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
-        context.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(context: Any, grad_y: Tensor) -> tuple[Tensor, ...]:
-        x, a, b = context.saved_tensors  # once, as checkpoints want it
-
-        def gradients(grad_y: Tensor, x: Tensor, a: Tensor, b: Tensor) -> list[Tensor]:
-            product = grad_y * x
-            return [grad_y * a * b, product * b, product * a]
-
-        return tuple(blockwise(gradients, [grad_y, x, a, b], [x, a, b]))
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple, *tensors: Tensor) -> tuple[Tensor, int]:
-        return torch.vmap(_product, in_dims)(*tensors), 0
-
-
-class _JointGate(torch.autograd.Function):
-    """x * (offset + sigmoid(a + b)), or of a * b."""
-
-    @staticmethod
-    def forward(x: Tensor, a: Tensor, b: Tensor, product: bool, offset: float) -> Tensor:
-        return blockwise(lambda x, a, b: [_joint(x, a, b, product, offset)], [x, a, b], [x])[0]
-
-    @staticmethod
-    def setup_context(context: Any, inputs: tuple, output: Tensor) -> None:
-        *tensors, context.product, context.offset = inputs
-        context.save_for_backward(*tensors)
-
-    @staticmethod
-    def backward(context: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-        x, a, b = context.saved_tensors
-
-        def gradients(grad_y: Tensor, x: Tensor, a: Tensor, b: Tensor) -> list[Tensor]:
-            weight = torch.sigmoid(a * b if context.product else a + b)
-            grad_sum = torch.ops.aten.sigmoid_backward(grad_y * x, weight)
-            grads = [grad_sum * b, grad_sum * a] if context.product else [grad_sum, grad_sum]
-            return [grad_y * (weight + context.offset), *grads]
-
-        return *blockwise(gradients, [grad_y, x, a, b], [x, a, b]), None, None
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple, *inputs: Any) -> tuple[Tensor, int]:
-        return torch.vmap(_joint, in_dims)(*inputs), 0
+from attn3d.layers.blockwise import elementwise, runs_eagerly
 
 
 def gate(x: Tensor, a: Tensor, b: Tensor | None = None) -> Tensor:
@@ -103,6 +48,22 @@ def joint_gate(x: Tensor, a: Tensor, b: Tensor, product: bool = False, offset: f
     return _joint(x, a, b, product, offset)
 
 
+def larger_product(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """max(x * a, x * b), keeping x, a and b alone for backward; where both are the same, each has half the gradient.
+
+    Args:
+        x: any shape.
+        a: broadcasts to ``x``, and has as many axes.
+        b: the same.
+
+    Returns:
+        a tensor with the shape, dtype and memory format of ``x``.
+    """
+    if runs_eagerly(x):
+        return _larger_blockwise(x, a, b)
+    return _larger(x, a, b)
+
+
 def weighted_sum(maps: list[Tensor], gates: list[Tensor]) -> Tensor:
     """The sum of maps times gates; autograd keeps these alone, as the gradient of a sum needs none of its terms.
 
@@ -121,12 +82,17 @@ def weighted_sum(maps: list[Tensor], gates: list[Tensor]) -> Tensor:
 
 @torch.jit.unused
 def _gate_blockwise(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    return _Gate.apply(x, a, b)
+    return elementwise(_product, x, a, b)
 
 
 @torch.jit.unused
 def _joint_gate_blockwise(x: Tensor, a: Tensor, b: Tensor, product: bool, offset: float) -> Tensor:
-    return _JointGate.apply(x, a, b, product, offset)
+    return elementwise(partial(_joint, product=product, offset=offset), x, a, b)
+
+
+@torch.jit.unused
+def _larger_blockwise(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    return elementwise(_larger, x, a, b)
 
 
 def _product(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -136,3 +102,7 @@ def _product(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
 def _joint(x: Tensor, a: Tensor, b: Tensor, product: bool, offset: float) -> Tensor:
     weight = torch.sigmoid(a * b if product else a + b)
     return (x * (weight + offset if offset != 0.0 else weight)).to(x.dtype)
+
+
+def _larger(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    return torch.maximum(x * a, x * b).to(x.dtype)

@@ -111,3 +111,10 @@ def create_norm(spec: NormSpec, channels: int) -> nn.Module:
     norm = _NORMS[name.lower()]
     check_options(f"the {name.lower()} norm", norm, options)
     return norm(channels, **options)
+
+
+def is_instance_norm(module: nn.Module) -> bool:
+    """Whether a module is an instance norm, ours, PyTorch's, or a group norm with a group for every channel."""
+    if isinstance(module, nn.GroupNorm):
+        return module.num_groups == module.num_channels
+    return isinstance(module, nn.modules.instancenorm._InstanceNorm)

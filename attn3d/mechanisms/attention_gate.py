@@ -97,7 +97,7 @@ class AttentionGate(Mechanism):
             )
         if signal.dim() != x.dim():
             raise ValueError(f"`signal` must have {x.dim()} dimensions as `x` has, got {signal.dim()}")
-        if not torch.jit.is_scripting() and torch.jit.is_tracing():
+        if torch.jit.is_tracing():
             return signal
         if signal.shape[1] != self.gating_channels:
             raise ValueError(f"`signal` must have {self.gating_channels} channels, got {signal.shape[1]}")

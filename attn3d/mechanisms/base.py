@@ -42,11 +42,13 @@ class Mechanism(nn.Module):
     Attributes:
         paper: the arXiv number of the paper, or the address of one that is not there.
         summary: what the mechanism weighs, in a few words for tables.
+        averages_space: whether all it weighs comes of means over space, which behind an instance norm are its bias.
         identity_at_start: whether the module returns its input until it is trained.
     """
 
     paper = ""
     summary = ""
+    averages_space = False
 
     def __init__(self, spatial_dims: int, channels: int, variant: str) -> None:
         super().__init__()
@@ -66,7 +68,14 @@ class Mechanism(nn.Module):
 
         Raises:
             ValueError: naming the shape that is expected and the one that came.
+            TypeError: under torch.fx, which cannot follow sizes.
         """
+        if not torch.jit.is_scripting():
+            if isinstance(x, torch.fx.Proxy):
+                raise TypeError(
+                    f"torch.fx cannot trace {type(self).__name__}, which asks for sizes: give a torch.fx.Tracer whose"
+                    " is_leaf_module says so of attention, or use torch.export, torch.compile or torch.jit.trace"
+                )
         expected = self.spatial_dims + 2
         if x.dim() != expected:
             raise ValueError(

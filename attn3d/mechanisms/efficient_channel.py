@@ -45,6 +45,7 @@ class ECA(Mechanism):
 
     paper = "1910.03151"
     summary = "channels, by the means of their neighbours"
+    averages_space = True
 
     def __init__(
         self,

@@ -44,6 +44,7 @@ class GlobalContext(Mechanism):
 
     paper = "1904.11492"
     summary = "voxels, the same for all"
+    averages_space = True
 
     def __init__(
         self,

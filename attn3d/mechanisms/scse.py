@@ -4,15 +4,12 @@ Deviation: the journal's version (arXiv 1808.08127) compares four ways to join t
 the default here, where the first version adds.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from attn3d.arguments import one_of
-from attn3d.capture import takes_python_operators
 from attn3d.layers.conv import convolution
-from attn3d.layers.gating import weighted_sum
+from attn3d.layers.gating import larger_product, weighted_sum
 from attn3d.layers.pooling import mean
 from attn3d.layers.spatial import axes, broadcast_gate
 from attn3d.mechanisms.base import Mechanism, hidden_width
@@ -74,34 +71,8 @@ class SCSE(Mechanism):
         channel, spatial = self.channel_gate(x), self.spatial_gate(x)
         if self.mode == "sum":
             return weighted_sum([x, x], [channel, spatial])
-        if not torch.jit.is_scripting():
-            if takes_python_operators(x):
-                return _LargerProduct.apply(x, channel, spatial).to(x.dtype)
-        return torch.maximum(x * channel, x * spatial).to(x.dtype)
+        return larger_product(x, channel, spatial)
 
     def attention_weights(self, x: Tensor, queries: Tensor | None = None) -> dict[str, Tensor]:
         """The gates as "channel" and "spatial"."""
         return {"channel": self.channel_gate(x), "spatial": self.spatial_gate(x)}
-
-
-class _LargerProduct(torch.autograd.Function):
-    """max(x * a, x * b), keeping x and the gates alone for backward."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        return torch.maximum(x * a, x * b)
-
-    @staticmethod
-    def setup_context(context: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
-        context.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(context: Any, grad_y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x, a, b = context.saved_tensors
-        share = ((x * (a - b)).sign() + 1) / 2  # of a; where both are the same, each has half
-        grad_product = grad_y * x
-        grad_a = (grad_product * share).sum_to_size(a.shape).to(a.dtype)
-        grad_b = (grad_product * (1 - share)).sum_to_size(b.shape).to(b.dtype)
-        return (grad_y * (share * a + (1 - share) * b)).to(x.dtype), grad_a, grad_b

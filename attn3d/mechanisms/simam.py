@@ -4,12 +4,11 @@ Deviation: of a single voxel the variance, a sum over N - 1, is 0 and the gate s
 by 0 there.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from attn3d.capture import at_least_single, takes_python_operators
+from attn3d.capture import at_least_single
+from attn3d.layers.blockwise import elementwise, runs_eagerly
 from attn3d.layers.spatial import axes
 from attn3d.mechanisms.base import Mechanism
 from attn3d.mechanisms.registry import register_attention
@@ -57,60 +56,36 @@ class SimAM(Mechanism):
     def forward(self, x: Tensor) -> Tensor:
         """Gates (B, C, *S)."""
         self.check_input(x)
-        if not torch.jit.is_scripting():
-            if takes_python_operators(x):
-                return _DistanceGate.apply(x, self.regularization)
-        return (x * _gate(x, self.regularization)).to(x.dtype)
+        mean, scale = _mean_and_scale(x, self.regularization)
+        if runs_eagerly(x):
+            return _gated_blockwise(x, mean, scale)
+        return _gated(x, mean, scale)
 
     def attention_weights(self, x: Tensor, queries: Tensor | None = None) -> dict[str, Tensor]:
         """The gate as "gate"."""
-        return {"gate": _gate(x, self.regularization)}
+        return {"gate": _weight(x, *_mean_and_scale(x, self.regularization))}
 
 
-def _gate(x: Tensor, regularization: float) -> Tensor:
-    """sigmoid((x - m)^2 / (4 (v + lambda)) + 1/2), in at least single precision."""
-    distance, scale = _distance_and_scale(x, regularization)
-    return torch.sigmoid(distance * distance * scale + 0.5)
-
-
-def _distance_and_scale(x: Tensor, regularization: float) -> tuple[Tensor, Tensor]:
-    """x - m, and 1 / (4 (v + lambda))."""
+def _mean_and_scale(x: Tensor, regularization: float) -> tuple[Tensor, Tensor]:
+    """m, and 1 / (4 (v + lambda)), (B, C, 1, ..), in at least single precision."""
     x = at_least_single(x)
-    distance = x - x.mean(axes(x), keepdim=True)
-    variance = (distance * distance).sum(axes(x), keepdim=True) / _freedom(x)
-    return distance, 0.25 / (variance + regularization)
-
-
-def _freedom(x: Tensor) -> int:
-    """N - 1, or 1 of a single voxel; without a condition, so that a capture holds for every size."""
     count = 1
     for axis in axes(x):
         count = count * x.shape[axis]
-    return count - 1 + 1 // count
+    freedom = count - 1 + 1 // count  # or 1 of a single voxel; without a condition, so that a capture holds for all
+    variance = x.var(axes(x), correction=0, keepdim=True) * (count / freedom)
+    return x.mean(axes(x), keepdim=True), 0.25 / (variance + regularization)
 
 
-class _DistanceGate(torch.autograd.Function):
-    """x times its gate, keeping x alone for backward."""
+def _weight(x: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
+    distance = x - mean
+    return torch.sigmoid(distance * distance * scale + 0.5)
 
-    generate_vmap_rule = True
 
-    @staticmethod
-    def forward(x: Tensor, regularization: float) -> Tensor:
-        distance, scale = _distance_and_scale(x, regularization)
-        return distance.square_().mul_(scale).add_(0.5).sigmoid_().mul_(x).to(x.dtype)
+def _gated(x: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
+    return (x * _weight(x, mean, scale)).to(x.dtype)
 
-    @staticmethod
-    def setup_context(context: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
-        x, context.regularization = inputs
-        context.save_for_backward(x)
 
-    @staticmethod
-    def backward(context: Any, grad_y: Tensor) -> tuple[Tensor, None]:
-        (x,) = context.saved_tensors
-        distance, scale = _distance_and_scale(x, context.regularization)
-        weight = torch.sigmoid(distance * distance * scale + 0.5)
-        grad_power = grad_y * x * weight * (1 - weight)  # of what the sigmoid is taken of
-        grad_scale = (grad_power * distance * distance).sum(axes(x), keepdim=True)
-        # By the distance itself, and by the variance in the scale; that of the mean is taken off.
-        grad_distance = 2 * distance * (grad_power * scale - 4 * scale * scale * grad_scale / _freedom(x))
-        return (grad_y * weight + grad_distance - grad_distance.mean(axes(x), keepdim=True)).to(x.dtype), None
+@torch.jit.unused
+def _gated_blockwise(x: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
+    return elementwise(_gated, x, mean, scale)

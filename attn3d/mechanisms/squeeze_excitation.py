@@ -42,6 +42,7 @@ class SqueezeExcitation(Mechanism):
 
     paper = "1709.01507"
     summary = "channels, by their means"
+    averages_space = True
 
     def __init__(
         self,

@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
+import torch
+
 from attn3d.arguments import read_spec
 from attn3d.segmentation.datasets import Dataset
 from attn3d.segmentation.fingerprint import Fingerprint, Geometry, propose_geometry
-from attn3d.segmentation.networks import shape_multiple
+from attn3d.segmentation.networks import narrowest, shape_multiple
 from attn3d.segmentation.settings import Configuration, Settings, checked
 from attn3d.segmentation.windows import propose_windows, warn_of_invisible
 
@@ -24,7 +26,9 @@ def configure(dataset: Dataset, images: int, fingerprint: Fingerprint, settings:
     """
     geometry = propose_geometry(fingerprint, settings.patch_voxels, settings.spacing, settings.patch_size)
     strides = settings.strides or geometry.strides
-    multiple = shape_multiple(settings.network, strides)
+    costly = len(strides) > 1 and (geometry.whole or torch.cuda.is_available())  # fewer DynUNet does not take
+    network = settings.network or ("DynUNet" if costly else "UNet")
+    multiple = shape_multiple(network, strides)
     windows = settings.windows
     if windows == "auto":
         windows = propose_windows(dataset.modality, fingerprint) if images == 1 else None
@@ -32,12 +36,15 @@ def configure(dataset: Dataset, images: int, fingerprint: Fingerprint, settings:
         raise ValueError(f"`windows` are for a CT of one image, got cases of {images}")
     warn_of_invisible(windows, fingerprint)
     followed = {
+        "network": network,
         "spacing": geometry.spacing,
         "patch_size": _fitting(geometry, multiple, given=settings.patch_size is not None),
         "strides": strides,
         "kernels": settings.kernels or geometry.kernels,
         "windows": windows,
-        "attention": with_reduction(with_window(settings.attention, geometry.spacing), settings.width),
+        "attention": with_reduction(
+            with_window(settings.attention, geometry.spacing), narrowest(network, settings.width)
+        ),
         "data": str(dataset.folder.resolve()),
         "layout": dataset.layout,
         "simulated": dataset.simulated,
@@ -63,14 +70,14 @@ def with_window(attention: Any, spacing: Sequence[float]) -> Any:
     return [name, {**options, "pattern": ["window", {"size": size}]}]
 
 
-def with_reduction(attention: Any, width: int) -> Any:
-    """The spec of a mechanism that squeezes, with a reduction that leaves 8 hidden units of ``width`` channels."""
+def with_reduction(attention: Any, channels: int) -> Any:
+    """The spec of a mechanism that squeezes, with a reduction that leaves 8 hidden units of so many channels."""
     if attention is None:
         return None
     name, options = read_spec("attention", attention)
     if name not in _SQUEEZING or "reduction" in options:
         return attention
-    return [name, {**options, "reduction": max(1, width // _HIDDEN)}]
+    return [name, {**options, "reduction": max(1, channels // _HIDDEN)}]
 
 
 def _fitting(geometry: Geometry, multiple: tuple[int, ...], given: bool) -> tuple[int, ...]:

@@ -14,7 +14,6 @@ from attn3d.segmentation.errors import failing_as
 _COARSE = 3.0  # times the finest spacing: from here on the slices of a scan are thick
 _NEAR_ISOTROPIC = 2.0  # nnU-Net's: an axis is pooled, and seen by a kernel, when it is less than so much coarser
 _SMALLEST_MAP = 4  # voxels along an axis that is not halved further
-_LARGEST_BOTTLENECK = 16  # voxels along an axis
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,6 @@ class Fingerprint:
         shape: the median number of voxels along right, anterior and superior.
         spacing: the median of their distances in mm.
         spacing_range: the smallest and the largest along each axis.
-        largest_mm: the largest extent along each axis.
         intensities: percentiles 0.5, 50 and 99.5, mean and standard deviation of each channel, over the labelled
             voxels where there are any.
         cases_with: by label, in how many cases it occurs.
@@ -39,7 +37,6 @@ class Fingerprint:
     shape: tuple[float, ...]
     spacing: tuple[float, ...]
     spacing_range: tuple[tuple[float, float], ...]
-    largest_mm: tuple[float, ...]
     intensities: tuple[dict[str, float], ...]
     cases_with: dict[str, int]
     volume_ml: dict[str, float]
@@ -60,12 +57,14 @@ class Geometry:
         patch_size: voxels, a multiple of what the strides multiply to.
         strides: of each step down, per axis.
         kernels: of each resolution, one more than there are strides, per axis.
+        whole: whether a patch holds the median scan.
     """
 
     spacing: tuple[float, ...]
     patch_size: tuple[int, ...]
     strides: tuple[tuple[int, ...], ...]
     kernels: tuple[tuple[int, ...], ...]
+    whole: bool = False
 
 
 def take_fingerprint(dataset: Dataset, cases: Sequence[Case], *, quiet: bool = False) -> Fingerprint:
@@ -106,7 +105,6 @@ def take_fingerprint(dataset: Dataset, cases: Sequence[Case], *, quiet: bool = F
             (round(low, 4), round(high, 4))
             for low, high in zip(np.min(spacings, axis=0).tolist(), np.max(spacings, axis=0).tolist(), strict=True)
         ),
-        largest_mm=tuple(np.round(np.max(np.multiply(shapes, spacings), axis=0), 4).tolist()),
         intensities=tuple(_summary(channel) for channel in zip(*samples, strict=True)),
         cases_with={name: len(found) for name, found in volumes.items()},
         volume_ml={name: round(float(np.median(found)), 3) for name, found in volumes.items() if found},
@@ -124,10 +122,9 @@ def propose_geometry(
     """The working grid for a data set, after nnU-Net's rules (Isensee et al., Nature Methods 2021).
 
     The spacing is the median; along an axis three times coarser than the finest, the tenth part of the way from the
-    smallest to it, so that thick slices are not made thicker. Where the largest scan has no more voxels than a patch
-    may have, a patch is as large; otherwise it has equal sides in mm, as far as the scans go.
-    An axis is halved only where its spacing is less than twice the finest one and it has 8 voxels or more, and a
-    kernel spans it from there on; halving ends when no axis has 16 voxels.
+    smallest to it, so that thick slices are not made thicker. Where the median scan has no more voxels than a patch
+    may have, a patch holds it; otherwise a patch has equal sides in mm, as far as the scans go. An axis is halved where
+    its spacing is less than twice the finest one and it has 8 voxels or more, and a kernel spans it from there on.
 
     Args:
         fingerprint: of the training cases.
@@ -141,14 +138,8 @@ def propose_geometry(
         coarse = median >= _COARSE * median.min()
         spacing = np.where(coarse, np.maximum(smallest + 0.1 * (median - smallest), median.min()), median).tolist()
     grid = np.array(fingerprint.shape) * fingerprint.spacing / np.array(spacing)
-    largest = np.maximum(1, np.ceil(np.array(fingerprint.largest_mm) / spacing - 0.5))
-    whole = patch_size is None and np.prod(largest) <= patch_voxels
-    if whole:
-        wanted = largest
-    elif patch_size is None:
-        wanted = _patch(grid, np.array(spacing), patch_voxels)
-    else:
-        wanted = np.array(patch_size, float)
+    whole = patch_size is None and bool(np.prod(grid) <= patch_voxels)
+    wanted = _patch(grid, np.array(spacing), patch_voxels) if patch_size is None else np.array(patch_size, float)
     strides, kernels = _steps(wanted, np.array(spacing))
     multiple = np.prod(strides, axis=0, dtype=int) if strides else np.ones(3, int)
     if patch_size is None:
@@ -158,6 +149,7 @@ def propose_geometry(
         patch_size=tuple(int(size) for size in wanted),
         strides=strides,
         kernels=kernels,
+        whole=whole,
     )
 
 
@@ -182,7 +174,7 @@ def _steps(size: np.ndarray, spacing: np.ndarray) -> tuple[tuple[tuple[int, ...]
         near = spacing < _NEAR_ISOTROPIC * spacing.min()
         kernels.append(tuple((3 if one else 1) for one in near))
         halved = near & (size >= 2 * _SMALLEST_MAP)
-        if (size < _LARGEST_BOTTLENECK).all() or not halved.any():
+        if not halved.any():
             return tuple(strides), tuple(kernels)
         step = np.where(halved, 2, 1)
         strides.append(tuple(step.tolist()))

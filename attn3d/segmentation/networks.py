@@ -48,12 +48,14 @@ def _dynunet(
 
 
 def _basic_unet(strides: Any, kernels: Any, width: int, supervised: bool, **channels: int) -> nn.Module:
-    half = max(1, width // 2)
+    half = narrowest("BasicUNet", width)
     return nets.BasicUNet(spatial_dims=3, features=(*(half * 2**level for level in range(5)), half), **channels)
 
 
 def _segresnet(strides: Any, kernels: Any, width: int, supervised: bool, **channels: int) -> nn.Module:
-    return nets.SegResNet(spatial_dims=3, init_filters=max(8, width // 2), blocks_down=(1, 1, 1, 1), **channels)
+    return nets.SegResNet(
+        spatial_dims=3, init_filters=narrowest("SegResNet", width), blocks_down=(1, 1, 1, 1), **channels
+    )
 
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
@@ -111,6 +113,13 @@ def create_network(
 def not_finite(state: Mapping[str, Tensor]) -> str | None:
     """The name of the first tensor of a state dictionary with a NaN or an infinity in it, None if there is none."""
     return next((name for name, values in state.items() if not values.isfinite().all()), None)
+
+
+def narrowest(name: str, width: int) -> int:
+    """Channels of the maps that have fewest."""
+    if name not in _HALVINGS_OF_ALL_AXES:
+        return width
+    return max(8 if name == "SegResNet" else 1, width // 2)
 
 
 def shape_multiple(name: str, strides: Sequence[Sequence[int]]) -> tuple[int, ...]:

@@ -74,7 +74,11 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    network: Annotated[str, MustBe("a name")] = Field("UNet", description="a name of `attn3d.segmentation.NETWORKS`")
+    network: Annotated[str, MustBe("a name")] | None = Field(
+        None,
+        description="a name of `attn3d.segmentation.NETWORKS`; by default `DynUNet` on a GPU or where a patch holds a "
+        "whole scan, else `UNet`",
+    )
     width: _Count = Field(16, description="channels at the highest resolution; they double with each step down")
     deep_supervision: _Flag = Field(True, description="a loss at coarser resolutions too, where the network has one")
     attention: Any = Field("cbam", description="a mechanism, or its spec `[name, {option: value}]`, or `none`")
@@ -103,7 +107,7 @@ class Settings(BaseModel):
     )
     learning_rate: _Rate = Field(3e-3, description="the highest; it falls to 0 over the budget")
     weight_decay: _NotNegative = Field(1e-2, description="of the optimizer")
-    warmup_steps: _Seed = Field(0, description="over which the learning rate rises")
+    warmup_steps: _Seed = Field(50, description="over which the learning rate rises")
     gradient_clip: _NotNegative = Field(12.0, description="the largest norm of a gradient; 0 for any")
     ema_decay: _Decay = Field(
         0.0, description="of the moving average of the weights, which is validated and kept; 0 for none"
@@ -127,13 +131,15 @@ class Settings(BaseModel):
             values["epochs"] = EPOCHS
         if values.get("attention", "") in (None, "none"):
             values |= {"attention": None, "at": ()}
-        one_of("network", values.get("network", "UNet"), NETWORKS)
+        if values.get("network") is not None:
+            one_of("network", values["network"], NETWORKS)
         return values
 
 
 class Configuration(Settings):
     """A run's settings, those that followed from its data included, and what its data are."""
 
+    network: str
     spacing: _Spacing
     patch_size: _PatchSize
     strides: _PerAxis

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 from lightning import LightningModule
 from monai.inferers import sliding_window_inference
@@ -51,6 +52,11 @@ class SegmentationTask(LightningModule):
     def trained(self) -> nn.Module:
         """The network with the weights that are kept."""
         return self.network if self.average is None else self.average.module
+
+    def on_train_epoch_start(self) -> None:
+        """Seeds what is drawn in an epoch, as by dropout, so that whoever resumes goes on with the same."""
+        place = [self.config.seed, self.trainer.current_epoch, self.trainer.global_rank]
+        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
         """The loss of one batch of patches."""

@@ -259,3 +259,31 @@ except SystemExit:
     assert result.returncode == 0, result.stderr
     assert "--max-voxels" in result.stdout
     assert locate(NETWORK) is attn3d.adapters.nnunet.UNetWithAttention
+
+
+def test_a_checkpoint_without_attention_is_converted(tmp_path: Path) -> None:
+    """Its weights are in the network with attention, whose keys are all there, as nnU-Net wants them."""
+    from attn3d.adapters.nnunet_checkpoint import app as convert
+
+    content = plans(2)
+    plain = build(content["configurations"]["full"]["architecture"], False)
+    add_configuration(content, "full", "new", {"spec": "attention_gate", "at": ["skip"], "identity": True})
+    (tmp_path / "plans.json").write_text(json.dumps(content))
+    torch.save({"network_weights": plain.state_dict(), "current_epoch": 7}, tmp_path / "old.pth")
+    arguments = [str(tmp_path / name) for name in ("plans.json", "old.pth", "new.pth")]
+    result = CliRunner().invoke(convert, [*arguments, "--configuration", "new"])
+    assert result.exit_code == 0, result.output
+    assert "of attention as it starts" in result.output
+    saved = torch.load(tmp_path / "new.pth", weights_only=False)
+    net = build(content["configurations"]["new"]["architecture"], False)
+    net.load_state_dict(saved["network_weights"])
+    x = torch.randn(1, 2, 8, 8)
+    assert torch.equal(net.eval()(x), plain.eval()(x))
+    assert saved["current_epoch"] == 7
+
+    (tmp_path / "old.pth").write_text("no checkpoint")
+    for configuration in ("new", "full", "none"):
+        result = CliRunner().invoke(convert, [*arguments, "--configuration", configuration])
+        assert result.exit_code == 2
+        assert result.stderr.startswith("nnunet: ")
+        assert len(result.stderr.splitlines()) == 1

@@ -78,7 +78,9 @@ def test_copies_work_on_whole_volumes(group: dist.ProcessGroup, rotate: str) -> 
     net = nn.Sequential(attn3d.NonLocal(3, 8), attn3d.ChannelAttention(3, 8))
     plain = copy.deepcopy(net)
     assert attn3d.parallelize_attention(net, group, rotate=rotate) is net
-    assert classes(net).isdisjoint(classes(plain) - {nn.Sequential, attn3d.NonLocal, nn.Linear})
+    assert classes(net).isdisjoint(
+        classes(plain) - {nn.Sequential, attn3d.NonLocal, attn3d.ChannelAttention, nn.Linear}
+    )
     file = io.BytesIO()
     torch.save(net, file)
     file.seek(0)
@@ -156,7 +158,7 @@ REFUSED = [
     *[
         (name, {}, "over voxels of other ranks; attention over voxels and channels works")
         for name in CASES
-        if name not in OVER_VOXELS
+        if name not in (*OVER_VOXELS, "channel")
     ],
     ("non_local", {"sub_sample": True}, r"pattern=PooledKeys\(2\)"),
     ("non_local", {"norm": "instance"}, r"norm \(InstanceNorm\).* 'batch' and 'layer' work"),
@@ -175,6 +177,22 @@ def test_what_would_be_wrong_is_refused(
     with pytest.raises(ValueError, match=f"`net` has what would be wrong on shards: 1.*{reason}"):
         attn3d.parallelize_attention(net, group, rotate="ring")
     assert type(net[0].pairwise) is VolumeAttention
+
+
+@pytest.mark.parametrize("name", ["mhsa", "non_local", "paired"])
+def test_a_key_mask_is_refused(group: dist.ProcessGroup, name: str) -> None:
+    module = attn3d.create_attention(name, spatial_dims=3, channels=8)
+    attn3d.parallelize_attention(module, group)
+    with pytest.raises(ValueError, match="`key_mask` is not served over shards: cut the padding off"):
+        module(X, torch.ones(2, 5, 4, 3, dtype=torch.bool))
+
+
+def test_a_key_mask_of_channels_is_that_of_the_shard(group: dist.ProcessGroup) -> None:
+    """It decides which voxels are summed over, and each rank sums over its own."""
+    module, mask = randomise(attn3d.ChannelSelfAttention(3, 8, num_heads=2)), X[:, 0] > 0
+    expected = module(X, mask)
+    torch.testing.assert_close(attn3d.parallelize_attention(module, group)(X, mask), expected)
+    assert not torch.allclose(module(X), expected)
 
 
 def test_wrong_arguments(group: dist.ProcessGroup) -> None:

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from attn3d.layers.gating import gate, joint_gate, weighted_sum
+from attn3d.layers import blockwise
+from attn3d.layers.gating import gate, joint_gate, larger_product, weighted_sum
 
 
 def two_gates(x: torch.Tensor) -> list[torch.Tensor]:
@@ -66,6 +67,11 @@ class TestGradients:
         assert_same(weighted_sum([x, y], [a, b]), x * a + y * b, [x, y, a, b])
         assert_same(weighted_sum([x, x, x], [a, b, a]), x * (a + b + a), [x, a, b])
 
+    def test_are_those_of_the_maximum(self, gates_of, shape):
+        x = volume(*shape)
+        a, b = gates_of(x)
+        assert_same(larger_product(x, a, b), torch.maximum(x * a, x * b), [x, a, b])
+
     @pytest.mark.parametrize("offset", [0.0, 1.0])
     @pytest.mark.parametrize("product", [False, True])
     def test_are_those_of_the_sigmoid(self, gates_of, shape, product, offset):
@@ -74,11 +80,18 @@ class TestGradients:
         assert_same(joint_gate(x, a, b, product, offset), plain(x, a, b, product, offset), [x, a, b])
 
 
+@pytest.fixture(autouse=True)
+def _several_blocks(monkeypatch):
+    """Maps that a test can afford would else be one block."""
+    monkeypatch.setattr(blockwise, "_BLOCK", 5)
+
+
 FUNCTIONS = {
     "one": lambda x, a, b: gate(x, a),
     "two": gate,
     "weighted": lambda x, a, b: weighted_sum([x, x], [a, b]),
     "sum": joint_gate,
+    "larger": larger_product,
     "product": lambda x, a, b: joint_gate(x, a, b, True, 1.0),
 }
 functions = pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
@@ -178,4 +191,4 @@ def test_a_function_mode_does_not_turn_the_lean_backward_off():
     without = type(gate(x, *two_gates(x)).grad_fn)
     with Mode():
         assert type(gate(x, *two_gates(x)).grad_fn).__name__ == without.__name__
-    assert without.__name__ == "_GateBackward"
+    assert without.__name__ == "_ElementwiseBackward"

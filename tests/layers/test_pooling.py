@@ -3,8 +3,15 @@
 import pytest
 import torch
 
+from attn3d.layers import blockwise
 from attn3d.layers.pooling import mean, mean_and_maximum
 from tests.layers.test_gating import assert_same, kept, volume
+
+
+@pytest.fixture(autouse=True)
+def _several_blocks(monkeypatch):
+    monkeypatch.setattr(blockwise, "_BLOCK", 5)
+
 
 AXES = pytest.mark.parametrize("axes", [[1], [2, 3, 4], [3]], ids=str)
 

@@ -10,7 +10,7 @@ import pytest
 from tests.segmentation.volumes import AFFINES, head, scan
 
 SMALL = {"patch_size": (16, 16, 16), "width": 4, "spacing": (4.0, 4.0, 4.0), "attention": "se", "at": ("encoder",)}
-SMALL |= {"epochs": 3, "patches_per_case": 2, "validate_every": 2, "held_out": 0.3, "quiet": True}
+SMALL |= {"epochs": 3, "patches_per_case": 2, "validate_every": 2, "held_out": 0.3, "warmup_steps": 0, "quiet": True}
 
 
 @pytest.fixture(scope="session")

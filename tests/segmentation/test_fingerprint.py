@@ -1,20 +1,19 @@
 """What follows from the data: spacing, patches, strides and kernels."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
 import attn3d
-from attn3d.segmentation.configuration import with_reduction, with_window
+from attn3d.segmentation import Run
+from attn3d.segmentation.configuration import configure, with_reduction, with_window
 from attn3d.segmentation.datasets import find_dataset
 from attn3d.segmentation.fingerprint import Fingerprint, propose_geometry, take_fingerprint
+from attn3d.segmentation.settings import settings_from
 
 
 def fingerprint(shape, spacing, smallest=None):
     spread = tuple(zip(smallest or spacing, spacing, strict=True))
-    largest = tuple(size * one for size, one in zip(shape, spacing, strict=True))
-    return Fingerprint(10, shape, spacing, spread, largest, ({},), {}, {})
+    return Fingerprint(10, shape, spacing, spread, ({},), {}, {})
 
 
 def test_thick_slices_are_not_pooled_until_the_spacing_is_near_isotropic():
@@ -67,13 +66,16 @@ def test_attention_windows_are_as_wide_along_all_axes(spacing, size):
     assert [with_window(spec, spacing) for spec in (None, "cbam", given)] == [None, "cbam", given]
 
 
-def test_a_patch_is_the_largest_scan_where_that_is_small_enough():
+def test_a_patch_holds_the_median_scan_where_that_is_small_enough():
     """Up to a multiple of the strides; of a larger one it is a part."""
-    small = replace(fingerprint((35, 51, 35), (1.0, 1.0, 1.0)), largest_mm=(43.0, 59.0, 47.0))
+    small = fingerprint((35, 51, 35), (1.0, 1.0, 1.0))
     geometry = propose_geometry(small, 2**17)
-    multiple = np.prod(geometry.strides, axis=0)
-    assert geometry.patch_size == tuple(-(-np.array((43, 59, 47)) // multiple) * multiple)
-    assert np.prod(propose_geometry(small, 2**16).patch_size) < 1.3 * 2**16
+    assert geometry.whole
+    assert geometry.strides == ((2, 2, 2),) * 3
+    assert geometry.patch_size == (40, 56, 40)
+    part = propose_geometry(small, 2**15)
+    assert not part.whole
+    assert np.prod(part.patch_size) < 1.3 * 2**15
 
 
 @pytest.mark.parametrize("width", [4, 16, 32])
@@ -86,12 +88,21 @@ def test_a_squeeze_is_left_eight_units_of_the_narrowest_maps(width):
         assert with_reduction(given, width) == given
 
 
+@pytest.mark.parametrize(("side", "network"), [(12, "UNet"), (32, "DynUNet"), (400, "UNet")])
+def test_the_network_can_be_built_whatever_the_scans_size(side, network, data, tmp_path, monkeypatch):
+    """At full resolution where a patch holds a scan, and the scan can be halved twice."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    taken = fingerprint((side,) * 3, (1.0, 1.0, 1.0))
+    config = configure(find_dataset(data), 1, taken, settings_from(None, {"width": 4}))
+    assert config.network == network
+    Run(tmp_path, config).new_network()
+
+
 def test_it_is_taken_from_the_files(data):
     dataset = find_dataset(data)
     taken = take_fingerprint(dataset, dataset.cases[:2], quiet=True)
     assert taken.cases == 2
     assert taken.spacing == (1.5, 1.5, 3.5), "the median of 2 mm cubes and of 1 x 1 x 5 mm"
-    assert taken.largest_mm == (64.0, 64.0, 65.0), "13 slices of 5 mm"
     assert taken.spacing_range == ((1.0, 2.0), (1.0, 2.0), (2.0, 5.0))
     assert set(taken.cases_with.values()) == {2}
     assert taken.intensities[0]["median"] == pytest.approx(200, abs=15), "of what is labelled"

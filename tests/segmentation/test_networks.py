@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from attn3d.segmentation import NETWORKS, create_network
-from attn3d.segmentation.networks import shape_multiple
+from attn3d.segmentation.networks import narrowest, shape_multiple
 
 
 def test_an_unknown_network_is_refused_with_those_there_are():
@@ -17,6 +17,14 @@ def test_each_network_maps_a_patch_to_classes(name):
     network = create_network(name, in_channels=1, out_channels=4, width=8).eval()
     with torch.no_grad():
         assert network(torch.zeros(1, 1, 32, 32, 32)).shape == (1, 4, 32, 32, 32)
+
+
+@pytest.mark.parametrize("width", [4, 16, 32])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_no_map_is_narrower_than_is_said(name, width):
+    network = create_network(name, 1, 64, width=width)  # so many classes that the last map is not the narrowest
+    convolutions = [one for one in network.modules() if type(one) is torch.nn.Conv3d]
+    assert min(one.out_channels for one in convolutions) == narrowest(name, width)
 
 
 @pytest.mark.parametrize(("network", "multiple"), [("BasicUNet", 16), ("SegResNet", 8)])

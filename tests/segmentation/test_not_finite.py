@@ -83,7 +83,7 @@ SETTINGS = SMALL | {"spacing": (2.0, 2.0, 2.0), "learning_rate": 1e-2, "epochs":
 
 @pytest.fixture(scope="module")
 def run(cohorts, tmp_path_factory):
-    return train(cohorts[3e6], out=tmp_path_factory.mktemp("runs") / "run", **SETTINGS)
+    return train(cohorts[3e6], out=tmp_path_factory.mktemp("runs") / "run", **SETTINGS | {"epochs": 15})
 
 
 def test_a_cohort_with_hot_voxels_is_learnt(run, cohorts, tmp_path):

@@ -39,7 +39,7 @@ class Brightness(nn.Module):
 def make_run(folder, spacing=(2.0, 2.0, 2.0)):
     """A run that is trained, as far as its folder says."""
     dataset = Dataset("test", folder, labels=LABELS, modality="CT")
-    fingerprint = Fingerprint(2, (20, 24, 12), (2, 2, 2), ((2, 2),) * 3, (40, 48, 24), ({},), {}, {})
+    fingerprint = Fingerprint(2, (20, 24, 12), (2, 2, 2), ((2, 2),) * 3, ({},), {}, {})
     settings = {"windows": ((100.0, 400.0),), "spacing": spacing, "patch_size": (16, 16, 16), "attention": None}
     run = Run(folder, configure(dataset, 1, fingerprint, settings_from(None, settings)))
     Run.create(folder, run.config, {}, {"training": [], "validation": []})

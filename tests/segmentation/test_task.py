@@ -97,7 +97,7 @@ def test_validations_that_take_long_are_rarer():
     assert not trainer.should_stop
 
 
-def test_the_average_of_the_weights_is_kept_and_resumes_exactly(data, tmp_path, monkeypatch):
+def test_the_average_of_the_weights_is_kept(data, tmp_path, monkeypatch):
     """Parameters are averaged, buffers copied; by hand it comes to the same."""
     averages = []
     update = SegmentationTask.on_train_batch_end
@@ -122,8 +122,12 @@ def test_the_average_of_the_weights_is_kept_and_resumes_exactly(data, tmp_path, 
     assert buffers, "coordinate attention has batch norms"
     assert all(torch.equal(kept[name], last[f"network.{name}"]) for name in buffers)
     assert not all(torch.equal(kept[name], last[f"network.{name}"]) for name in averages[0])
-    monkeypatch.undo()
 
+
+def test_an_average_and_dropout_resume_exactly(data, tmp_path, monkeypatch):
+    settings = SMALL | {"ema_decay": 0.9, "epochs": 2, "at": ("bottleneck",)}
+    settings |= {"attention": ["mhsa", {"num_heads": 2, "dropout": 0.5}]}
+    run = train(data, out=tmp_path / "run", **settings)
     write = callbacks.Checkpoint.on_train_epoch_end
 
     def stopped(checkpoint, trainer, task):

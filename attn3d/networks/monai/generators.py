@@ -1,9 +1,10 @@
-"""AutoEncoder, DiffusionModelUNet, DiNTS."""
+"""AutoEncoder, DiffusionModelUNet, ControlNet, DiNTS."""
 
 from typing import Any
 
 import torch
 from monai.networks.nets.autoencoder import AutoEncoder
+from monai.networks.nets.controlnet import ControlNet
 from monai.networks.nets.diffusion_model_unet import DiffusionModelUNet, DiffusionUNetTransformerBlock
 from monai.networks.nets.dints import DiNTS
 from torch import Tensor
@@ -23,34 +24,52 @@ def autoencoder(network: AutoEncoder) -> Sites:
     }
 
 
-def _denoise(network: DiffusionModelUNet, x: Tensor) -> Any:
+def _denoise(network: DiffusionModelUNet | ControlNet, x: Tensor, *condition: Tensor) -> Any:
     """Runs at time 0, with class 0 and an empty context where the network asks for them."""
-    more = {}
+    more: dict[str, Tensor] = {}
     if network.num_class_embeds is not None:
         more["class_labels"] = torch.zeros(len(x), dtype=torch.long, device=x.device)
     for module in network.modules():
         if network.with_conditioning and isinstance(module, DiffusionUNetTransformerBlock):
             more["context"] = x.new_zeros(len(x), 1, module.attn2.to_k.in_features)
-    return network(x, x.new_zeros(len(x)), **more)
+    return network(x, x.new_zeros(len(x)), *condition, **more)
+
+
+def _last(name: str, block: Any) -> str:
+    """Path of the last block or attention of a down block."""
+    blocks = "attentions" if hasattr(block, "attentions") else "resnets"
+    return f"{name}.{blocks}.{len(block.resnets) - 1}"
 
 
 @register_sites(DiffusionModelUNet, run=_denoise)
 def diffusion(network: DiffusionModelUNet) -> Sites:
     """A down block returns a tuple: its map is that of its last block or attention, before it is halved."""
-
-    def last(name: str, block: Any) -> str:
-        blocks = "attentions" if hasattr(block, "attentions") else "resnets"
-        return f"{name}.{blocks}.{len(block.resnets) - 1}"
-
     blocks: Any = network.up_blocks
     return {
-        "encoder": [last(f"down_blocks.{stage}", block) for stage, block in enumerate(network.down_blocks)],
+        "encoder": [_last(f"down_blocks.{stage}", block) for stage, block in enumerate(network.down_blocks)],
         "bottleneck": ["middle_block"],
         "decoder": [f"up_blocks.{stage}" for stage in range(len(blocks))],
         "skip": [
             [concatenated(f"up_blocks.{stage}.resnets.{index}") for index in range(len(block.resnets))]
             for stage, block in reversed([*enumerate(blocks)])
         ],
+    }
+
+
+def _condition(network: ControlNet, x: Tensor) -> Any:
+    """Runs on an empty condition, as much larger than the image as its embedding makes it smaller."""
+    embedding: Any = network.controlnet_cond_embedding
+    scale = 2 ** (len(embedding.blocks) // 2)
+    condition = x.new_zeros(len(x), embedding.conv_in.conv.in_channels, *(size * scale for size in x.shape[2:]))
+    return _denoise(network, x, condition)
+
+
+@register_sites(ControlNet, run=_condition)
+def controlnet(network: ControlNet) -> Sites:
+    """The encoder of a DiffusionModelUNet; what it gives is added to the skips of one."""
+    return {
+        "encoder": [_last(f"down_blocks.{stage}", block) for stage, block in enumerate(network.down_blocks)],
+        "bottleneck": ["middle_block"],
     }
 
 

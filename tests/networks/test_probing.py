@@ -1,0 +1,99 @@
+"""Networks that are hard to probe."""
+
+import pytest
+import torch
+from monai.networks.nets import ControlNet
+from torch import Tensor, nn
+
+import attn3d
+from attn3d.insertion.attach import containers
+from attn3d.networks import register_sites
+
+
+class Asks(nn.Module):
+    """Goes on by what it finds in the image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.dark, self.bright = (nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.stem(x)
+        return (self.bright(y) if x.mean().item() > 0.5 else self.dark(y)).mean((2, 3))
+
+
+def test_a_network_that_asks_for_values_is_run_on_the_cpu() -> None:
+    net = Asks()
+    with torch.no_grad():
+        net.stem.weight.fill_(1.0)
+    state = {key: value.clone() for key, value in net.state_dict().items()}
+    attn3d.insert_attention(net, "se", at="path:stem|dark", input_shape=(1, 1, 8, 8))
+    assert [path for path, _ in containers(net)] == ["stem.attn3d", "dark.attn3d"]
+    assert all(torch.equal(value, net.state_dict()[key]) for key, value in state.items())
+    assert attn3d.attention_sites(Asks())[0].path == "stem"
+    with pytest.raises(ValueError, match=r"does not pass through the network: .*channel"):
+        attn3d.attention_sites(Asks(), (1, 2, 8, 8))
+
+
+class Remembers(nn.Module):
+    """Reads in its forward what hooks of its own have kept: a method, and a function within."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(8, 2, 1)
+        self.kept: dict[str, Tensor] = {}
+        self.stem.register_forward_hook(self.keep)
+        self.head.register_forward_hook(lambda module, given, output: self.kept.__setitem__("head", output))
+
+    def keep(self, module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
+        self.kept["stem"] = output
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.stem(x)
+        self.head(torch.cat([y, self.kept["stem"]], 1))
+        return self.kept["head"].mean((2, 3))
+
+
+def test_the_network_s_own_hooks_run_and_a_user_s_do_not() -> None:
+    net, seen = Remembers(), []
+    net.stem.register_forward_hook(lambda module, given, output: seen.append(output))
+    assert [site.path for site in attn3d.attention_sites(net)] == ["stem", "head"]
+    assert not seen
+    assert not net.kept, "the twin kept what it found"
+    attn3d.insert_attention(net, "se", at="path:stem")
+    assert net(torch.randn(1, 1, 8, 8)).shape == (1, 2)
+
+
+def test_a_network_of_several_inputs_is_told_how_to_say_so() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.last = nn.Conv3d(1, 4, 3), nn.Conv3d(4, 2, 1)
+
+        def forward(self, x: Tensor, time: Tensor) -> Tensor:
+            return self.last(self.conv(x) + time)
+
+    for shape in (None, (1, 1, 8, 8, 8)):
+        with pytest.raises(ValueError, match=r"'time'; say how it is called .*register_sites\(\.\., run=\)"):
+            attn3d.insert_attention(Two(), "se", at="path:conv", input_shape=shape)
+    register_sites(Two, {"encoder": ["conv"]}, run=lambda net, x: net(x, x.new_zeros(1)))
+    attn3d.insert_attention(Two(), "se", at="encoder")
+
+
+def test_controlnet() -> None:
+    net = ControlNet(
+        spatial_dims=2,
+        in_channels=1,
+        num_res_blocks=(1, 1),
+        channels=(4, 8),
+        attention_levels=(False, False),
+        norm_num_groups=2,
+        conditioning_embedding_in_channels=1,
+        conditioning_embedding_num_channels=(4, 4),
+    )
+    assert [site.kind for site in attn3d.attention_sites(net) if site.kind in ("encoder", "bottleneck")] == [
+        *["encoder"] * 2,
+        "bottleneck",
+    ]
+    attn3d.insert_attention(net, "se", at=("encoder", "bottleneck"))
+    assert len(net(torch.randn(1, 1, 8, 8), torch.zeros(1), torch.randn(1, 1, 16, 16))[0]) == 4

@@ -1,0 +1,115 @@
+"""Tools of PyTorch on a network with attention in it."""
+
+import pytest
+import torch
+from monai.networks.nets import SegResNet
+from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune
+from torch.optim.swa_utils import AveragedModel, update_bn
+
+import attn3d
+from attn3d.insertion import attention_parameters, insert_attention
+from attn3d.mechanisms.base import Mechanism
+from tests.configurations import OF_ONE_MAP, create
+from tests.networks.every_way import AT, EveryWay
+
+
+def net(name: str = "cbam", **options: object) -> nn.Module:
+    torch.manual_seed(0)
+    return insert_attention(EveryWay(2).eval(), name, at=AT, **options)
+
+
+def image(batch: int = 2) -> Tensor:
+    torch.manual_seed(1)
+    return torch.randn(batch, 1, 8, 8)
+
+
+class Leaves(torch.fx.Tracer):
+    """Takes a mechanism as one step."""
+
+    def is_leaf_module(self, module: nn.Module, path: str) -> bool:
+        return isinstance(module, Mechanism) or super().is_leaf_module(module, path)
+
+
+@pytest.mark.parametrize("name", OF_ONE_MAP)
+def test_fx_takes_a_mechanism_as_a_leaf_and_refuses_to_look_into_it(name: str) -> None:
+    module, x = create(name, spatial_dims=2, channels=8).eval(), torch.randn(2, 8, 5, 6)
+    with pytest.raises(TypeError, match=r"torch\.fx cannot trace \w+, which asks for sizes: .*is_leaf_module"):
+        torch.fx.symbolic_trace(module)
+    host = nn.Sequential(nn.Conv2d(8, 8, 1), module)
+    traced = torch.fx.GraphModule(host, Leaves().trace(host))
+    torch.testing.assert_close(traced(x), host(x))
+
+
+def test_fx_refuses_skips_that_are_added_inline() -> None:
+    host = insert_attention(SegResNet(2, 8, blocks_down=(1, 1), blocks_up=(1,)), "se", at="skip")
+    with pytest.raises(TypeError, match=r"torch\.fx cannot trace attention on skips .* torch\.export"):
+        torch.fx.symbolic_trace(host)
+
+
+def test_averaged_weights_and_their_batch_norms() -> None:
+    host = net("bam")
+    averaged = AveragedModel(host)
+    norms = [module for module in averaged.modules() if isinstance(module, nn.modules.batchnorm._NormBase)]
+    before = [norm.running_mean.clone() for norm in norms]
+    update_bn([image(), image() * 2], averaged)
+    assert norms
+    assert all(norm.num_batches_tracked == 2 for norm in norms)
+    assert not any(torch.equal(mean, norm.running_mean) for mean, norm in zip(before, norms, strict=True))
+
+
+def test_pruning_is_seen() -> None:
+    host, x = net("se", reduction=1), image()
+    [first, *_] = [module for module in host.modules() if isinstance(module, attn3d.SqueezeExcitation)]
+    before = host(x)
+    prune.l1_unstructured(first.excite, "weight", amount=0.9)
+    assert not torch.equal(host(x), before)
+    assert (first.excite.weight == 0).sum() == round(0.9 * first.excite.weight.numel())
+
+
+class LowRank(nn.Module):
+    """W + B A."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.a = nn.Parameter(torch.randn(1, weight.shape[1]))
+        self.b = nn.Parameter(torch.zeros(weight.shape[0], 1))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight + self.b @ self.a
+
+
+@pytest.mark.parametrize("name", ["se", "mhsa"])
+def test_low_rank_adapters_are_seen_and_trained(name: str) -> None:
+    host, x = net(name), image()
+    before = host(x)
+    linears = [module for module in host.modules() if isinstance(module, nn.Linear)]
+    for linear in linears:
+        parametrize.register_parametrization(linear, "weight", LowRank(linear.weight))
+    torch.testing.assert_close(host(x), before)
+    host(x).square().mean().backward()
+    assert any(linear.parametrizations.weight[0].b.grad.abs().sum() > 0 for linear in linears)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_dynamic_quantisation() -> None:
+    host, x = net("se", reduction=1), image()
+    quantised = torch.ao.quantization.quantize_dynamic(host, {nn.Linear}, dtype=torch.qint8)
+    assert any("quantized" in type(module).__module__ for module in quantised.modules())
+    torch.testing.assert_close(quantised(x), host(x), rtol=0.1, atol=0.1)
+
+
+def test_functional_gradients_and_windows_by_vmap() -> None:
+    host, x = net("cbam"), image(3)
+    parameters = dict(host.named_parameters())
+
+    def loss(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+        return torch.func.functional_call(host, parameters, (x,)).square().mean()
+
+    gradients = torch.func.grad(loss)(parameters, x)
+    host(x).square().mean().backward()
+    for name, parameter in host.named_parameters():
+        torch.testing.assert_close(gradients[name], parameter.grad)
+    windows = torch.vmap(lambda window: host(window[None])[0])(x)
+    torch.testing.assert_close(windows, host(x))
+    assert attention_parameters(host)

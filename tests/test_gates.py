@@ -1,0 +1,75 @@
+"""Gates that do not depend on their input: found after insertion, and warned of before."""
+
+import warnings
+
+import pytest
+import torch
+from monai.networks.nets import DynUNet, SegResNet, UNet
+from torch import nn
+
+import attn3d
+
+
+def volumes(count: int = 4) -> torch.Tensor:
+    torch.manual_seed(0)
+    return torch.randn(count, 1, 16, 16) * torch.linspace(0.5, 3, count)[:, None, None, None]
+
+
+def dynunet() -> DynUNet:
+    torch.manual_seed(0)
+    return DynUNet(2, 1, 2, [3] * 3, [1, 2, 2], [2, 2], filters=[4, 8, 8], res_block=True)
+
+
+@pytest.mark.filterwarnings("ignore:'se' takes a mean")
+def test_a_mean_behind_an_instance_norm_is_constant_and_one_behind_the_activation_is_not() -> None:
+    net = attn3d.insert_attention(dynunet(), "se", at=("residual", "block"), stages=(0, 1), reduction=1)
+    found = attn3d.constant_gates(net, volumes().split(2))
+    assert list(found) == ["residual:input_block.norm2 channel", "residual:downsamples.0.norm2 channel"]
+    assert max(found.values()) < 1e-6
+
+
+def test_hidden_units_that_are_off_leave_a_constant_gate() -> None:
+    torch.manual_seed(0)
+    net = attn3d.insert_attention(UNet(2, 1, 2, (4, 8), (2,)), "cbam", at="encoder", reduction=1)
+    mechanism = next(module for module in net.modules() if isinstance(module, attn3d.CBAM))
+    assert attn3d.constant_gates(net, [volumes()]) == {}
+    nn.init.constant_(mechanism.squeeze.weight, 0.0)
+    assert attn3d.constant_gates(net, [volumes()]) == {"encoder:model.0 channel": 0.0}
+
+
+def test_what_a_loader_may_give() -> None:
+    net = attn3d.insert_attention(UNet(2, 1, 2, (4, 8), (2,)), "coord", at="encoder")
+    x = volumes()
+    expected = attn3d.constant_gates(net, [x], tolerance=1.0)
+    assert {name.split()[1] for name in expected} == {"axis0", "axis1"}
+    for batch in ({"image": x}, (x, x), [x]):
+        assert attn3d.constant_gates(net, [batch], tolerance=1.0) == expected
+    with pytest.raises(ValueError, match=r"`loader` must give at least two volumes, .* got 1"):
+        attn3d.constant_gates(net, [x[:1]])
+    for wrong in ({"label": x}, 3):
+        with pytest.raises(TypeError, match="`loader` must give images"):
+            attn3d.constant_gates(net, [wrong])
+
+
+@pytest.mark.parametrize("name", ["se", "eca", "gc"])
+def test_insertion_warns_and_names_the_site_behind_the_activation(name: str) -> None:
+    with pytest.warns(UserWarning, match=rf"'{name}' takes a mean .* at 'block:input_block'"):
+        attn3d.insert_attention(dynunet(), name, at="residual", stages=0)
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.InstanceNorm2d(4), nn.ReLU(inplace=True), nn.Conv2d(4, 2, 1))
+    with pytest.warns(UserWarning, match=r"at path:1 that is the bias of the instance norm .* behind the activation$"):
+        attn3d.insert_attention(net, name, at="path:1")
+
+
+@pytest.mark.parametrize(
+    ("net", "name", "at"),
+    [
+        (dynunet, "se", "block"),
+        (dynunet, "cbam", "residual"),  # which sees maxima too
+        (lambda: SegResNet(2, 8), "se", "residual"),  # whose norms come first
+        (lambda: nn.Sequential(nn.Conv2d(1, 4, 3), nn.InstanceNorm2d(4), nn.ReLU(True), nn.Tanh()), "eca", "path:2"),
+    ],
+)
+def test_it_does_not_warn_elsewhere(net, name: str, at: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        attn3d.insert_attention(net(), name, at=at, input_shape=(1, 1, 32, 32))
