@@ -14,41 +14,49 @@ from attn3d.layers.blockwise import blocks, blockwise, runs_eagerly
 
 
 class _MeanAndMaximum(torch.autograd.Function):
-    """Over some axes, of x times a gate."""
+    """Over some axes, of x or of x times a gate."""
 
     @staticmethod
-    def forward(x: Tensor, gate: Tensor, axes: list[int]) -> tuple[Tensor, Tensor]:
+    def forward(axes: list[int], x: Tensor, *gate: Tensor) -> tuple[Tensor, Tensor]:
         shape = [1 if axis in axes else size for axis, size in enumerate(x.shape)]
-        dtype = torch.promote_types(x.dtype, gate.dtype)
+        dtype = torch.promote_types(x.dtype, gate[0].dtype) if gate else x.dtype
         total = at_least_single(x.new_zeros(shape, dtype=dtype))
         largest = x.new_full(shape, -torch.inf, dtype=dtype)
-        for x_block, gate_block, of_total, of_largest in blocks([x, gate, total, largest]):
-            product = x_block * gate_block
+        for x_block, of_total, of_largest, *gate_block in blocks([x, total, largest, *gate]):
+            product = _times(x_block, *gate_block)
             of_total.add_(product.sum(axes, keepdim=True, dtype=total.dtype))
             torch.maximum(of_largest, product.amax(axes, keepdim=True), out=of_largest)
         return (total / _count(x, axes)).to(dtype), largest
 
     @staticmethod
     def setup_context(context: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-        x, gate, context.axes = inputs
-        context.save_for_backward(x, gate, output[1])
+        context.axes, *maps = inputs
+        context.save_for_backward(output[1], *maps)
 
     @staticmethod
     def backward(context: Any, grad_mean: Tensor, grad_largest: Tensor) -> tuple[Tensor | None, ...]:
-        x, gate, largest = context.saved_tensors
-        (sharing,) = blockwise(lambda *parts: [_is_largest(*parts)], [x, gate, largest], [largest])
+        largest, x, *gate = context.saved_tensors
 
-        def gradients(x: Tensor, gate: Tensor, largest: Tensor, share: Tensor, each: Tensor) -> list[Tensor]:
-            grad_product = _is_largest(x, gate, largest) * share + each
-            return [grad_product * gate, grad_product * x]
+        def is_largest(x: Tensor, largest: Tensor, *gate: Tensor) -> list[Tensor]:
+            return [_is_largest(_times(x, *gate), largest)]
+
+        def gradients(x: Tensor, largest: Tensor, share: Tensor, each: Tensor, *gate: Tensor) -> list[Tensor]:
+            grad_product = _is_largest(_times(x, *gate), largest) * share + each
+            return [grad_product * gate[0], grad_product * x] if gate else [grad_product]
 
         # Those that share the maximum share its gradient.
-        inputs = [x, gate, largest, grad_largest / sharing, grad_mean / _count(x, context.axes)]
-        return *blockwise(gradients, inputs, [x, gate]), None
+        (sharing,) = blockwise(is_largest, [x, largest, *gate], [largest])
+        share, each = grad_largest / sharing, grad_mean / _count(x, context.axes)
+        return None, *blockwise(gradients, [x, largest, share, each, *gate], [x, *gate])
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple, *inputs: Any) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
-        return torch.vmap(_mean_and_maximum, in_dims)(*inputs), (0, 0)
+    def vmap(
+        info: Any, in_dims: tuple, axes: list[int], *maps: Tensor
+    ) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+        def plain(*maps: Tensor) -> tuple[Tensor, Tensor]:
+            return _mean_and_maximum(_times(*maps), axes)
+
+        return torch.vmap(plain, in_dims[1:])(*maps), (0, 0)
 
 
 def mean(x: Tensor, axes: list[int]) -> Tensor:
@@ -73,27 +81,28 @@ def mean_and_maximum(x: Tensor, axes: list[int], gate: Tensor | None = None) -> 
     Returns:
         two tensors, with a size of 1 along ``axes``.
     """
-    if gate is None:
-        gate = torch.ones([1] * x.dim(), dtype=x.dtype, device=x.device)
     if runs_eagerly(x):
-        return _mean_and_maximum_blockwise(x, gate, axes)
-    return _mean_and_maximum(x, gate, axes)
+        return _mean_and_maximum_blockwise(x, axes, gate)
+    return _mean_and_maximum(x if gate is None else x * gate, axes)
 
 
 @torch.jit.unused
-def _mean_and_maximum_blockwise(x: Tensor, gate: Tensor, axes: list[int]) -> tuple[Tensor, Tensor]:
-    return _MeanAndMaximum.apply(x, gate, axes)
+def _mean_and_maximum_blockwise(x: Tensor, axes: list[int], gate: Tensor | None) -> tuple[Tensor, Tensor]:
+    return _MeanAndMaximum.apply(axes, x, *([] if gate is None else [gate]))
 
 
-def _mean_and_maximum(x: Tensor, gate: Tensor, axes: list[int]) -> tuple[Tensor, Tensor]:
-    x = x * gate
+def _mean_and_maximum(x: Tensor, axes: list[int]) -> tuple[Tensor, Tensor]:
     return x.mean(axes, keepdim=True), x.amax(axes, keepdim=True)
 
 
+def _times(x: Tensor, *gate: Tensor) -> Tensor:
+    return x * gate[0] if gate else x
+
+
 @torch.no_grad()
-def _is_largest(x: Tensor, gate: Tensor, largest: Tensor) -> Tensor:
-    """1 where x * gate is ``largest``, else 0; a mask of the same dtype is what products with it are fast for."""
-    return (x * gate).eq_(largest)
+def _is_largest(x: Tensor, largest: Tensor) -> Tensor:
+    """1 where x is ``largest``, else 0, in its dtype: products with a mask of another take several passes."""
+    return (x == largest).to(x.dtype)
 
 
 def _count(x: Tensor, axes: list[int]) -> int:
