@@ -104,7 +104,9 @@ def blockwise(
         torch.empty_like(one) if is_whole else torch.zeros_like(at_least_single(one))
         for one, is_whole in zip(like, whole, strict=True)
     ]
-    for parts in blocks([*inputs, *results]):
+    # Axes in the order of memory: a product of what merely broadcasts would else be laid out across the map.
+    order = sorted(range(len(shape)), key=inputs[0].stride, reverse=True)
+    for parts in blocks([one.permute(order) for one in (*inputs, *results)]):
         own = parts[len(inputs) :]
         for result, one, is_whole in zip(own, function(*parts[: len(inputs)]), whole, strict=True):
             result.copy_(one) if is_whole else result.add_(one.sum_to_size(result.shape))

@@ -38,10 +38,10 @@ class _MeanAndMaximum(torch.autograd.Function):
         largest, x, *gate = context.saved_tensors
 
         def is_largest(x: Tensor, largest: Tensor, *gate: Tensor) -> list[Tensor]:
-            return [_is_largest(_times(x, *gate), largest)]
+            return [_is_largest(x, largest, *gate)]
 
         def gradients(x: Tensor, largest: Tensor, share: Tensor, each: Tensor, *gate: Tensor) -> list[Tensor]:
-            grad_product = _is_largest(_times(x, *gate), largest) * share + each
+            grad_product = _is_largest(x, largest, *gate) * share + each
             return [grad_product * gate[0], grad_product * x] if gate else [grad_product]
 
         # Those that share the maximum share its gradient.
@@ -100,9 +100,10 @@ def _times(x: Tensor, *gate: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _is_largest(x: Tensor, largest: Tensor) -> Tensor:
-    """1 where x is ``largest``, else 0, in its dtype: products with a mask of another take several passes."""
-    return (x == largest).to(x.dtype)
+def _is_largest(x: Tensor, largest: Tensor, *gate: Tensor) -> Tensor:
+    """1 where x, or x * gate, is ``largest``, else 0. A comparison in place gives no mask of another dtype: as one, it
+    and each product with it would take several passes."""
+    return (x * gate[0] if gate else x.clone()).eq_(largest)
 
 
 def _count(x: Tensor, axes: list[int]) -> int:
