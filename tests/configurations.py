@@ -45,6 +45,7 @@ def taking(option: str) -> list[str]:
 
 
 OVER_VOXELS = taking("backend")  # whose voxels attend to each other
+OF_TOKENS = [*OVER_VOXELS, "channel"]  # that hold a layer of `attn3d.attention`
 OF_ONE_MAP = [name for name, case in CASES.items() if case.alone is None]  # that take no gating signal
 
 

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 import attn3d
 from attn3d.testing import CONDITIONS, ContractError, check_attention
-from tests.configurations import BY_ID, CONFIGURATIONS, EVERY, OVER_VOXELS, build, taking
+from tests.configurations import BY_ID, CONFIGURATIONS, EVERY, OF_ONE_MAP, OF_TOKENS, build, taking
 from tests.marks import some
 
 C = 8
@@ -517,6 +517,7 @@ def identify(value):
 DEFAULTS = [BY_ID[name] for name in attn3d.list_attention()]
 FULLEST = [BY_ID.get(f"{name}-paper", BY_ID[name]) for name in attn3d.list_attention()]
 DIMS = (1, 2, 3)
+SCRIPTED = [one for one in CONFIGURATIONS if one.name in OF_ONE_MAP and one.name not in OF_TOKENS]
 
 # What a condition of the contract adds to the scorecard: the inputs, views, copies or captures that it checks. Those
 # left out are checked there by more cases of other tests, or have no line there.
@@ -600,7 +601,7 @@ def test_every_mechanism_compiles_with_inductor(configuration):
     check_attention(mechanism(configuration, 3), 3, C, checks=("compile_static",), backends=("inductor",))
 
 
-@pytest.mark.parametrize("configuration", [one for one in CONFIGURATIONS if one.name in OVER_VOXELS], ids=identify)
+@pytest.mark.parametrize("configuration", [one for one in CONFIGURATIONS if one.name in OF_TOKENS], ids=identify)
 def test_attention_over_voxels_is_refused_a_script(configuration):
     with pytest.raises(TypeError, match=r"does not compile under TorchScript.* by `torch\.jit\.trace`"):
         torch.jit.script(build(configuration, 3, C))
@@ -608,7 +609,7 @@ def test_attention_over_voxels_is_refused_a_script(configuration):
 
 @pytest.mark.scorecard("captures")
 @pytest.mark.parametrize("spatial_dims", DIMS)
-@pytest.mark.parametrize("configuration", [one for one in CONFIGURATIONS if one.name not in OVER_VOXELS], ids=identify)
+@pytest.mark.parametrize("configuration", SCRIPTED, ids=identify)
 def test_a_script_equals_eager_and_can_be_saved(configuration, spatial_dims):
     module = build(configuration, spatial_dims, C).eval()
     with warnings.catch_warnings():

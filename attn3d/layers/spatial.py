@@ -36,6 +36,13 @@ def spatial_shape(x: Tensor) -> list[int]:
     return list(x.shape[2:])
 
 
+def sizes_are_symbols() -> bool:
+    """Whether no condition may rest on a size: it is a symbol or a tensor in a trace, an export or a compiled graph."""
+    if not torch.jit.is_scripting():
+        return is_captured()
+    return False
+
+
 def halve(x: Tensor) -> Tensor:
     """Max-pools every axis by 2; an axis of size 1 stays."""
     sizes = [min(2, size) for size in x.shape[2:]]

@@ -12,12 +12,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from attn3d.arguments import per_axis, positive_integer
-from attn3d.capture import is_captured
 from attn3d.layers.conv import convolution
 from attn3d.layers.gating import gate
 from attn3d.layers.norms import NormSpec, create_norm
-from attn3d.layers.spatial import resize_by_products, spatial_shape
-from attn3d.mechanisms.base import AUTO, Mechanism
+from attn3d.layers.spatial import resize_by_products, sizes_are_symbols, spatial_shape
+from attn3d.mechanisms.base import AUTO, Mechanism, hidden_width
 from attn3d.mechanisms.registry import register_attention
 
 __all__ = ["AttentionGate"]
@@ -71,8 +70,9 @@ class AttentionGate(Mechanism):
         super().__init__(spatial_dims, channels, variant)
         given = channels if gating_channels is None else gating_channels
         self.gating_channels = positive_integer("gating_channels", given)
-        hidden = max(channels // positive_integer("reduction", reduction), min(channels, 4))
+        hidden = hidden_width(channels, reduction)
         self.stride = per_axis("stride", self.by_variant(stride, compact=1, paper=2), spatial_dims)
+        self.steps = list(self.stride)  # TorchScript takes no index into a tuple
         self.padding = [size for step in reversed(self.stride) for size in (0, step - 1)]
         norm = self.by_variant(norm, compact="batch", paper=None)
         conv, bias = convolution(spatial_dims), norm is None
@@ -118,10 +118,12 @@ class AttentionGate(Mechanism):
 
     def _is_cut(self, x: Tensor) -> bool:
         """Whether an axis may be no multiple of the stride."""
-        if not torch.jit.is_scripting():
-            if not is_captured():
-                return any(size % step for size, step in zip(x.shape[2:], self.stride, strict=True))
-        return max(self.padding) > 0
+        if sizes_are_symbols():
+            return max(self.padding) > 0
+        cut = False
+        for axis, size in enumerate(x.shape[2:]):
+            cut = cut or size % self.steps[axis] != 0
+        return cut
 
     def forward(self, x: Tensor, signal: Tensor | None = None) -> Tensor:
         """Gates (B, C, *S) by (B, C_g, *any)."""
@@ -138,7 +140,4 @@ class AttentionGate(Mechanism):
 
 def _differ(x: Tensor, y: Tensor) -> bool:
     """Whether two maps may have different sizes; in a capture, always."""
-    if not torch.jit.is_scripting():
-        if is_captured():
-            return True
-    return x.shape[2:] != y.shape[2:]
+    return sizes_are_symbols() or x.shape[2:] != y.shape[2:]

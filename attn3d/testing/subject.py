@@ -64,14 +64,15 @@ class Subject:
     def __post_init__(self) -> None:
         if not isinstance(self.module, nn.Module):
             raise TypeError(f"`module` must be a torch.nn.Module, got {self.module!r}")
-        if getattr(self.module, "takes_signal", False):
-            object.__setattr__(self, "module", WithSignal(self.module))
         check_spatial_dims(self.spatial_dims)
         positive_integer("channels", self.channels)
         names = [name for name, _ in self.module.named_parameters()]
         for pattern in self.zero_gradient:
             if not fnmatch.filter(names, pattern):
                 raise ValueError(f"`zero_gradient` names no parameter: {pattern!r}; there are {', '.join(names)}")
+        if getattr(self.module, "takes_signal", False):
+            object.__setattr__(self, "module", WithSignal(self.module))
+            object.__setattr__(self, "zero_gradient", tuple(f"module.{pattern}" for pattern in self.zero_gradient))
 
     @property
     def device(self) -> torch.device:

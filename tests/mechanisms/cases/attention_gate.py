@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
+import warnings
 
 import pytest
 import torch
@@ -196,6 +197,17 @@ def the_last_voxel_of_an_odd_axis_is_seen() -> None:
     assert not torch.equal(gate.spatial_gate(x, signal)[..., -1], gate.spatial_gate(other, signal)[..., -1])
 
 
+def a_script_is_the_gate() -> None:
+    for variant in ("compact", "paper"):
+        gate = attn3d.AttentionGate(3, 8, gating_channels=12, variant=variant).eval()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the age of TorchScript
+            scripted = torch.jit.script(gate)
+        for size, coarse in (((5, 7, 4), (3, 4, 2)), ((4, 4, 4), (4, 4, 4)), ((1, 1, 1), (1, 2, 1))):
+            x, signal = torch.randn(2, 8, *size), torch.randn(2, 12, *coarse)
+            torch.testing.assert_close(scripted(x, signal), gate(x, signal))
+
+
 def compact_is_monai_s() -> None:
     theirs, ours = (
         AttentionBlock(3, 4, 6, 8).double().eval(),
@@ -239,5 +251,6 @@ CASE = Case(
         any_sizes_go_together,
         the_last_voxel_of_an_odd_axis_is_seen,
         compact_is_monai_s,
+        a_script_is_the_gate,
     ],
 )
