@@ -65,13 +65,18 @@ class Augmentation:
     def _changed(self, image: Tensor, transform: RandomizableTransform) -> Tensor:
         """An image after a change of its intensities; if they have no unit, with the mean and deviation of before."""
         if self.hounsfield:
-            return torch.as_tensor(transform(image))
+            return _plain(transform(image))
         axes = tuple(range(1, image.dim()))
         darkest = image.amin(axes, keepdim=True)  # a coil multiplies what is above black
-        changed = torch.as_tensor(transform(image - darkest))
+        changed = _plain(transform(image - darkest))
         deviation, mean = torch.std_mean(image, axes, keepdim=True)
         of_changed, mean_of_changed = torch.std_mean(changed, axes, keepdim=True)
         return (changed - mean_of_changed) * (deviation / of_changed.clamp(min=1e-6)) + mean
+
+
+def _plain(image: Tensor | np.ndarray) -> Tensor:
+    """What a transform gives, as a plain tensor: some of MONAI's give a MetaTensor, which does not batch with others."""
+    return torch.as_tensor(image).as_subclass(Tensor)
 
 
 def margin(matrix: np.ndarray, size: Sequence[int]) -> np.ndarray:

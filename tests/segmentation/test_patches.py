@@ -191,6 +191,15 @@ def test_intensities_stay_near_what_they_are_normalised_to():
         assert all(one.isfinite().all() and one.std() < widest and one.dtype == torch.float32 for one in changed)
 
 
+@pytest.mark.parametrize("hounsfield", [False, True])
+def test_every_change_of_intensities_gives_a_plain_tensor(hounsfield):
+    """A MetaTensor in a batch of others does not collate."""
+    augmentation = Augmentation((1.0, 1.0, 1.0), (), hounsfield)
+    for _, transform in augmentation._intensities:
+        transform.set_random_state(0)
+        assert type(augmentation._changed(torch.randn(1, 6, 6, 6), transform)) is torch.Tensor, transform
+
+
 def test_a_prepared_file_is_read_in_part(tmp_path):
     labels = np.zeros((9, 9, 9), np.uint8)
     write(tmp_path, labels)
