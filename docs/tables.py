@@ -50,7 +50,7 @@ class _OtherOperators(TorchDispatchMode):
     def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
         result = operator(*args, **(kwargs or {}))
         counted = operator.overloadpacket in flop_registry or "attention" in str(operator)
-        if not (counted or operator.is_view or operator.namespace == "attn3d"):
+        if not (counted or operator.is_view or operator.namespace in ("attn3d", "prim")):
             tensors = [leaf for leaf in tree_leaves((args, result)) if isinstance(leaf, torch.Tensor)]
             self.elements += max((tensor.numel() for tensor in tensors), default=0)
         return result

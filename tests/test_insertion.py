@@ -253,10 +253,10 @@ class TestMaxVoxels:
 
 class TestMechanisms:
     def test_options(self) -> None:
-        net = insert_attention(unet(), ("cbam", {"reduction": 2, "kernel_size": 3}), at="bottleneck", reduction=4)
+        net = insert_attention(unet(), ("cbam", {"reduction": 2, "kernel_size": 3}), at="bottleneck", reduction=1)
         [(_, [cbam])] = containers(net)
         assert cbam.channels == 8
-        assert next(cbam.parameters()).shape == (2, 8)
+        assert next(cbam.parameters()).shape == (8, 8)
 
     def test_a_class_or_function(self) -> None:
         class Scale(nn.Module):

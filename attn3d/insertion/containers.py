@@ -32,6 +32,9 @@ class Record:
     input_shape: tuple[int, ...] | None
 
 
+# Hooks call a container with what it needs, so its forward may take more than that of `nn.Sequential`.
+
+
 class Inserted(nn.Sequential):
     """The mechanisms at one site, in the order of their insertion.
 
@@ -58,7 +61,7 @@ class InsertedAtSkip(Inserted):
                 x = mechanism(x)
         return x
 
-    def forward(self, x: Tensor, signal: Tensor) -> Tensor:  # type: ignore[override]  # called by a hook with what it needs
+    def forward(self, x: Tensor, signal: Tensor) -> Tensor:  # type: ignore[override]
         """Attends (B, C, *S), given the decoder's map."""
         return self.attend(x, signal)
 
@@ -76,7 +79,7 @@ class InsertedInConcatenation(InsertedAtSkip):
         self.channels = channels
         self.first = first
 
-    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]  # called by a hook with what it needs
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         """Attends a part of (B, C, *S), given the other."""
         if self.first:
             signal = x[:, self.channels :]
@@ -88,7 +91,7 @@ class InsertedInConcatenation(InsertedAtSkip):
 class InsertedInSum(InsertedAtSkip):
     """The mechanisms on a skip that the network adds inline, see `attn3d.insertion.sums`."""
 
-    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]  # called by a hook with what it needs
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         """Passes (B, C, *S) on, which is attended where it is added."""
         return leave_skip(x, self)
 
@@ -130,7 +133,7 @@ class InsertedItems(nn.Module):
 class InsertedBeside(Inserted):
     """The selective kernels that a convolution is the first branch of."""
 
-    def forward(self, x: Tensor, convolved: Tensor) -> Tensor:  # type: ignore[override]  # called by a hook with what it needs
+    def forward(self, x: Tensor, convolved: Tensor) -> Tensor:  # type: ignore[override]
         """Selects between what the convolution made of ``x`` and the branches."""
         for branches in self:
             convolved = branches(x, convolved)
@@ -179,7 +182,7 @@ class IdentityAtStartWithSignal(IdentityAtStart):
 
     takes_signal = True
 
-    def forward(self, x: Tensor, signal: Tensor) -> Tensor:  # type: ignore[override]  # called by a hook with what it needs
+    def forward(self, x: Tensor, signal: Tensor) -> Tensor:  # type: ignore[override]
         """Attends (B, C, *S) as far as the gate is open."""
         return x + self.gate * (self.attention(x, signal) - x)
 
@@ -187,6 +190,6 @@ class IdentityAtStartWithSignal(IdentityAtStart):
 class BesideConvolutionIdentityAtStart(IdentityAtStart):
     """As `IdentityAtStart`, for branches beside a convolution."""
 
-    def forward(self, x: Tensor, convolved: Tensor) -> Tensor:  # type: ignore[override]  # called by a hook with what it needs
+    def forward(self, x: Tensor, convolved: Tensor) -> Tensor:  # type: ignore[override]
         """Selects as far as the gate is open."""
         return convolved + self.gate * (self.attention(x, convolved) - convolved)

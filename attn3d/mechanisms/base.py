@@ -124,8 +124,13 @@ class Mechanism(nn.Module):
         return f"spatial_dims={self.spatial_dims}, channels={self.channels}, variant={self.variant!r}"
 
 
-def read_heads(num_heads: int | None, channels: int) -> int:
+def read_heads(num_heads: int | None, channels: int, least: int = 1) -> int:
     """How many heads there are: by default the largest divisor of the channels that is not above 8.
+
+    Args:
+        num_heads: a divisor of the channels, or None.
+        channels: C.
+        least: channels that a head is left with by default, where there are so many.
 
     Raises:
         TypeError: when ``num_heads`` is no integer.
@@ -133,7 +138,7 @@ def read_heads(num_heads: int | None, channels: int) -> int:
     """
     divisors = [heads for heads in range(1, channels + 1) if channels % heads == 0]
     if num_heads is None:
-        return max(heads for heads in divisors if heads <= 8)
+        return max(heads for heads in divisors if heads <= 8 and (channels // heads >= least or heads == 1))
     if positive_integer("num_heads", num_heads) not in divisors:
         raise ValueError(f"`num_heads` must divide {channels} channels, got {num_heads}; {divisors} do")
     return num_heads

@@ -41,7 +41,7 @@ class ChannelSelfAttention(Mechanism):
     Args:
         spatial_dims: 1, 2 or 3.
         channels: C.
-        num_heads: H, a divisor of C; by default the largest that is not above 8.
+        num_heads: H, a divisor of C; by default the largest that is not above 8 and leaves a head two channels.
         variant: "compact" or "paper"; both are the same.
 
     Raises:
@@ -62,7 +62,7 @@ class ChannelSelfAttention(Mechanism):
         self, spatial_dims: int, channels: int, *, num_heads: int | None = None, variant: str = "compact"
     ) -> None:
         super().__init__(spatial_dims, channels, variant)
-        self.num_heads = read_heads(num_heads, channels)
+        self.num_heads = read_heads(num_heads, channels, least=2)
         self.qkv = nn.Linear(channels, 3 * channels)
         self.attention = ChannelwiseAttention(self.num_heads, normalize=True)
         self.out = nn.Linear(channels, channels)
@@ -107,7 +107,7 @@ class PairedAttention(ChannelSelfAttention):
     Args:
         spatial_dims: 1, 2 or 3.
         channels: C; a single one has no second half.
-        num_heads: H, a divisor of C; by default the largest that is not above 8.
+        num_heads: H, a divisor of C; by default the largest that is not above 8 and leaves a head two channels.
         pattern: which voxels see which in s: a pattern, its name or ``(name, {options})``; by default the means of
             blocks of 4 voxels along every axis.
         backend: how s is computed, see `attn3d.attend`.

@@ -75,7 +75,7 @@ class Augmentation:
 
 
 def _plain(image: Tensor | np.ndarray) -> Tensor:
-    """What a transform gives, as a plain tensor: some of MONAI's give a MetaTensor, which does not batch with others."""
+    """What a transform gives, as a plain tensor: a MetaTensor, as some of MONAI's give, does not batch with others."""
     return torch.as_tensor(image).as_subclass(Tensor)
 
 

@@ -155,7 +155,7 @@ class TestCommand:
         options = ("--options", '{"reduction": 2}', "--stages", "-1", "--identity", "--max-voxels", "100")
         result = self.run(path, "--attention", "cbam", "--at", "skip", "--at", "bottleneck", *options)
         assert result.exit_code == 0, result.output
-        assert "full_cbam has attention at skip:encoder[1], bottleneck:encoder.stages.2" in result.output
+        assert "full_cbam has attention at skip:decoder.stages.0, bottleneck:encoder.stages.2" in result.output
         content = json.loads(path.read_text())
         new = content["configurations"].pop("full_cbam")
         assert content == plans()

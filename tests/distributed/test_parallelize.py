@@ -252,9 +252,11 @@ def test_rows_serve_the_captured_form_too(pattern: Any) -> None:
     there = slice(6 * first, 6 * last)
     rows = Rows(pattern, 7, first, (begin, end))
     own = (x[:, :, there] for x in (q, k, v))
-    found = attend_captured(*own, (last - first, 3, 2), rows, lambda _: None, 0.5, 0.0)[:, :, 6 * (begin - first) :]
+    found = attend_captured(*own, (last - first, 3, 2), rows, lambda _: None, None, 0.5, 0.0)[
+        :, :, 6 * (begin - first) :
+    ]
     found = found[:, :, : 6 * (end - begin)]
-    whole = attend_captured(q, k, v, shape, pattern, lambda _: None, 0.5, 0.0)[:, :, 6 * begin : 6 * end]
+    whole = attend_captured(q, k, v, shape, pattern, lambda _: None, None, 0.5, 0.0)[:, :, 6 * begin : 6 * end]
     torch.testing.assert_close(found, whole)
     for grad, wanted in zip(*(torch.autograd.grad(y.square().sum(), (q, k, v)) for y in (found, whole)), strict=True):
         torch.testing.assert_close(grad, wanted)
