@@ -105,8 +105,9 @@ def estimate_cost(
     Raises:
         TypeError, ValueError: when the mechanism or its options are unknown, or do not take this shape.
     """
-    with FakeTensorMode():
-        module: Any = _on_fake_tensors(mechanism, shape, dtype, options).train(training)
+    mode = FakeTensorMode()
+    module: Any = _on_fake_tensors(mode, mechanism, shape, dtype, options).train(training)
+    with mode:
         given = [torch.empty(list(shape), dtype=dtype, requires_grad=training)]
         if getattr(module, "takes_signal", False):
             coarse = [shape[0], module.gating_channels, *(-(-size // 2) for size in shape[2:])]
@@ -121,17 +122,22 @@ def estimate_cost(
 
 
 def _on_fake_tensors(
-    mechanism: nn.Module | AttentionSpec, shape: Sequence[int], dtype: torch.dtype, options: dict[str, Any]
+    mode: FakeTensorMode,
+    mechanism: nn.Module | AttentionSpec,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    options: dict[str, Any],
 ) -> nn.Module:
     """A copy of the mechanism whose parameters have a shape and no memory."""
     if not isinstance(mechanism, nn.Module):
         mechanism = create_attention(mechanism, spatial_dims=len(shape) - 2, channels=shape[1], **options)
     fakes: dict[int, Tensor] = {}
-    for tensor in mechanism.buffers():
-        fakes[id(tensor)] = torch.empty(tensor.shape, dtype=dtype if tensor.is_floating_point() else tensor.dtype)
-    for parameter in mechanism.parameters():
-        fakes[id(parameter)] = nn.Parameter(torch.empty(parameter.shape, dtype=dtype))
-    return copy.deepcopy(mechanism, fakes)
+    with mode:
+        for tensor in mechanism.buffers():
+            fakes[id(tensor)] = torch.empty(tensor.shape, dtype=dtype if tensor.is_floating_point() else tensor.dtype)
+        for parameter in mechanism.parameters():
+            fakes[id(parameter)] = nn.Parameter(torch.empty(parameter.shape, dtype=dtype))
+    return copy.deepcopy(mechanism, fakes)  # out of the mode, which copies no tensor that is a plain attribute
 
 
 def estimate_memory(

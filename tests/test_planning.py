@@ -92,6 +92,17 @@ def test_a_module_is_left_as_it_is():
     assert all(parameter.grad is None for parameter in module.parameters())
 
 
+def test_a_module_with_a_tensor_that_is_no_parameter_is_estimated():
+    """As MONAI's DynUNet has for its heads."""
+
+    class Remembering(attn3d.SqueezeExcitation):
+        def __init__(self):
+            super().__init__(3, 8)
+            self.last = [torch.rand(1)]
+
+    assert attn3d.estimate_memory(Remembering(), (1, 8, 4, 4, 4)) > 0
+
+
 def test_operations_of_methods_agree():
     costs = [
         attn3d.estimate_cost("non_local", (1, 16, 8, 8, 8), training=False, backend=backend).flops

@@ -11,14 +11,14 @@ from torch.nn import functional
 
 import attn3d
 from tests.mechanisms.case import Case, Floor
-from tests.mechanisms.cases.channel import over_channels
-from tests.references.plain import dot, largest_divisor, mean, pointwise, softmax, volume, voxels
+from tests.mechanisms.cases.channel import default_heads, over_channels
+from tests.references.plain import dot, mean, pointwise, softmax, volume, voxels
 
 
 def paired_attention(x, parameters, statistics, training, *, variant="compact", num_heads=None, pattern=None):
     weight, temperature, out_weight, out_bias, *of_spatial = parameters
     channels, stride = x.shape[1], 4 if pattern is None else pattern[1]["stride"]
-    heads = num_heads or largest_divisor(channels, 8)
+    heads = num_heads or default_heads(channels)
     width = channels // heads
     projected = pointwise(voxels(x), weight.reshape(4 * channels, channels))
     q, k, v, of_voxels = (
@@ -49,7 +49,7 @@ class PlainPaired(nn.Module):
 
     def __init__(self, channels: int, heads: int | None = None, stride: int = 4) -> None:
         super().__init__()
-        self.heads = heads or max(divisor for divisor in range(1, 9) if channels % divisor == 0)
+        self.heads = heads or default_heads(channels)
         self.stride = stride
         self.project = nn.Conv3d(channels, 4 * channels, 1, bias=False)
         self.scales = nn.ParameterList([torch.ones(self.heads)])
@@ -77,7 +77,7 @@ class PlainPaired(nn.Module):
 
 
 def count(c, n, variant):
-    return 5 * c * c + c + largest_divisor(c, 8)
+    return 5 * c * c + c + default_heads(c)
 
 
 def keys(n):
@@ -87,7 +87,7 @@ def keys(n):
             "spatial_out.weight 4x8, spatial_out.bias 4"
         )
 
-    return {"default": every(8), "one_head": every(1)}
+    return {"default": every(4), "one_head": every(1)}
 
 
 def the_values_of_a_voxel_stay_with_it():
@@ -123,7 +123,7 @@ CASE = Case(
     keys=keys,
     plain=PlainPaired,
     floor=Floor(3, 5, "energies, keys and values: x; the rest: x, y", "weights, keys, values: dy, x; input: dy, x, dx"),
-    weights={"query": (2, 8, 3, 1, 1, 2), "affinity": (2, 8, 8)},
+    weights={"query": (2, 4, 3, 1, 1, 2), "affinity": (2, 8, 8)},
     values=[{"num_heads": 3}, {"num_heads": 0}],
     kinds=[{"num_heads": 2.0}],
     faults=[the_values_of_a_voxel_stay_with_it, one_module_takes_every_number_of_voxels],
