@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 _DEGREES, _SCALE = 10.0, 0.1  # about each axis, along each axis
+_BIAS = 0.05  # of each coefficient over a patch, on which a coil changes little
 _NOISE_HU = 3.0
 _NOISE = 0.3  # deviations
 
@@ -28,7 +29,7 @@ class Augmentation:
         noise = RandGaussianNoise(prob=1.0, std=_NOISE_HU if hounsfield else _NOISE)
         self._intensities: list[tuple[float, RandomizableTransform]] = [(0.3, noise)]
         if not hounsfield:
-            bias = RandBiasField(prob=1.0, coeff_range=(-0.15, 0.15))
+            bias = RandBiasField(prob=1.0, degree=2, coeff_range=(-_BIAS, _BIAS))
             contrast = RandAdjustContrast(prob=1.0, gamma=(0.7, 1.5))
             self._intensities = [(0.3, bias), (0.15, contrast), (0.3, noise)]
 
