@@ -18,16 +18,14 @@ from attn3d.segmentation.errors import failing_as
 from attn3d.segmentation.preprocessing import PreparedCase, to_channels
 from attn3d.segmentation.settings import Configuration
 
-AROUND_LABELS = 2 / 3  # of the patches, as in nnU-Net a third or more
-
 
 class Patches(Dataset):
     """Augmented patches of prepared cases; each follows from the seed, the epoch and its index alone.
 
-    Two of three hold a label by intent: a label is drawn among those that the case has, then one of its voxels, which
-    is the patch's middle unless the border is nearer: there the patch ends at the border. The others lie anywhere, as
-    all do in a case without labels. Along an axis where the scan is smaller than a patch, it is in the middle and
-    extended by its edges.
+    A part of them, `around_labels`, holds a label by intent: a label is drawn among those that the case has, then one of
+    its voxels, which is the patch's middle unless the border is nearer: there the patch ends at the border. The others
+    lie anywhere, as all do in a case without labels. Along an axis where the scan is smaller than a patch, it is in the
+    middle and extended by its edges.
 
     Args:
         cases: as they were written.
@@ -49,7 +47,7 @@ class Patches(Dataset):
         random = np.random.default_rng([self.configuration.seed, epoch, index])
         case = self.cases[index % len(self.cases)]
         with case.open() as file:
-            corner = draw_corner(file, self.size, AROUND_LABELS, random)
+            corner = draw_corner(file, self.size, self.configuration.around_labels, random)
             matrix = self._augmentation.draw_affine(random)
             more = 0 if matrix is None else margin(matrix, self.size)
             image, classes = (

@@ -52,6 +52,7 @@ _Count = Annotated[_Whole, MustBe("a whole number of at least 1")]
 _Seed = Annotated[int, Field(strict=True, ge=0), MustBe("a whole number of at least 0")]
 _NotNegative = Annotated[_Real, Field(ge=0), BeforeValidator(_number), MustBe("a number of at least 0")]
 _Share = Annotated[_Real, Field(gt=0, lt=1), BeforeValidator(_number), MustBe("a number above 0 and below 1")]
+_Part = Annotated[_Real, Field(ge=0, le=1), BeforeValidator(_number), MustBe("a number from 0 to 1")]
 _Decay = Annotated[_Real, Field(ge=0, lt=1), BeforeValidator(_number), MustBe("a number of at least 0 and below 1")]
 _Rate = Annotated[
     _Real, Field(ge=1e-12, lt=1e9), BeforeValidator(_number), MustBe("a number of at least 1e-12 and below 1e+09")
@@ -99,6 +100,9 @@ class Settings(BaseModel):
     epochs: _Count | None = Field(None, description=f"passes over the cases; {EPOCHS} where `minutes` is not set")
     minutes: Annotated[_Size, BeforeValidator(_number), MustBe("a positive number")] | None = Field(
         None, description="of training, validation included, instead of `epochs`"
+    )
+    around_labels: _Part = Field(
+        2 / 3, description="the part of the patches that hold a label by intent; small where labels fill the scan"
     )
     patches_per_case: _Count = Field(4, description="that an epoch takes of a case")
     batch_size: _Count = Field(2, description="patches of a step, on each device")
