@@ -22,10 +22,10 @@ from attn3d.segmentation.settings import Configuration
 class Patches(Dataset):
     """Augmented patches of prepared cases; each follows from the seed, the epoch and its index alone.
 
-    A part of them, `around_labels`, holds a label by intent: a label is drawn among those that the case has, then one
-    of its voxels, which is the patch's middle unless the border is nearer: there the patch ends at the border. The others
-    lie anywhere, as all do in a case without labels. Along an axis where the scan is smaller than a patch, it is in the
-    middle and extended by its edges.
+    A part of them, `around_labels`, holds a label by intent: a label is drawn among those that the case has, then
+    one of its voxels, which is the patch's middle unless the border is nearer: there the patch ends at the border.
+    The others lie anywhere, as all do in a case without labels. Along an axis where the scan is smaller than a patch,
+    it is in the middle and extended by its edges.
 
     Args:
         cases: as they were written.
