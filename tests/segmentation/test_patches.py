@@ -92,7 +92,7 @@ def test_a_box_is_what_numpy_pads(corner, tmp_path):
 
 def configuration(**settings):
     given = {"seed": 3, "patch_size": (8, 8, 8), "spacing": (1.0, 1.0, 1.0), "windows": None, "mirror": (0,)}
-    return SimpleNamespace(**given | {"patches_per_case": 3} | settings)
+    return SimpleNamespace(**given | {"patches_per_case": 3, "around_labels": 2 / 3} | settings)
 
 
 def test_a_patch_follows_from_seed_epoch_and_index_alone(tmp_path):
