@@ -20,13 +20,13 @@ def main(
     size: Annotated[int, typer.Option(min=2, help="Voxels along each axis.")] = 32,
     channels: Annotated[int, typer.Option(min=2, help="Of the map.")] = 32,
 ) -> None:
-    """Forward and backward, measured beside what was foretold."""
+    """Forward and backward, measured beside what was estimated."""
     torch.manual_seed(0)
     block = attn3d.NonLocal(3, channels)
     voxels = size**3
-    foretold = attn3d.estimate_memory(block, (1, channels, size, size, size))
+    estimated = attn3d.estimate_memory(block, (1, channels, size, size, size))
     print(f"{voxels:,} voxels: the matrix of all pairs alone would take {voxels**2 * 4 / 2**30:,.1f} GiB")
-    print(f"foretold beyond the volume and the block: {foretold / 2**20:,.0f} MiB; computing ..")
+    print(f"estimated beyond the volume and the block: {estimated / 2**20:,.0f} MiB; computing ..")
 
     x = torch.randn(1, channels, size, size, size, requires_grad=True)
     start = time.perf_counter()

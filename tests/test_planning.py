@@ -1,4 +1,4 @@
-"""Costs that are foretold, against those that come."""
+"""Costs that are estimated, against those that come."""
 
 import pytest
 import torch
@@ -39,7 +39,7 @@ def pass_over(module: torch.nn.Module, x: torch.Tensor, training: bool) -> None:
 
 @pytest.mark.parametrize("training", some([False, True], lambda training: not training), ids=["forward", "training"])
 @pytest.mark.parametrize(("pattern", "backend"), CASES, ids=str)
-def test_memory_is_foretold_within_a_tenth(pattern, backend, training):
+def test_memory_is_estimated_within_a_tenth(pattern, backend, training):
     shape = (1, 32, 12, 12, 12)
     module = attn3d.NonLocal(3, 32, pattern=pattern, backend=backend).train(training)
     x = torch.randn(shape, requires_grad=training)
@@ -52,7 +52,7 @@ def test_memory_is_foretold_within_a_tenth(pattern, backend, training):
 @pytest.mark.parametrize(
     "pattern", some(["global", "axial", ("window", {"size": 6})], lambda pattern: pattern == "axial")
 )
-def test_memory_with_dropout_is_foretold(pattern):
+def test_memory_with_dropout_is_estimated(pattern):
     """Whose masks are of the size of a tile."""
     shape = (1, 16, 8, 8, 8)
     module = attn3d.MultiHeadSelfAttention(3, 16, num_heads=2, pattern=pattern, dropout=0.2)
@@ -64,7 +64,7 @@ def test_memory_with_dropout_is_foretold(pattern):
 
 # Selective kernels are light but for their convolutions.
 @pytest.mark.parametrize("name", [name for name, case in cases.CASES.items() if case.kept and name != "sk"])
-def test_memory_of_the_light_mechanisms_is_foretold_from_above(name):
+def test_memory_of_the_light_mechanisms_is_estimated_from_above(name):
     # Fake tensors are not added up in place, as autograd does with real gradients: a map more, of three or four.
     shape = (1, 32, 16, 16, 16)
     module = attn3d.create_attention(name, spatial_dims=3, channels=32)

@@ -36,6 +36,13 @@ def spatial_shape(x: Tensor) -> list[int]:
     return list(x.shape[2:])
 
 
+def is_proxy(x: Tensor) -> bool:
+    """Whether torch.fx is tracing, which cannot follow sizes."""
+    if not torch.jit.is_scripting():
+        return isinstance(x, torch.fx.Proxy)
+    return False
+
+
 def sizes_are_symbols() -> bool:
     """Whether no condition may rest on a size: it is a symbol or a tensor in a trace, an export or a compiled graph."""
     if not torch.jit.is_scripting():

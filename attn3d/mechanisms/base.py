@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from attn3d.arguments import one_of, positive_integer
 from attn3d.capture import is_captured
-from attn3d.layers.spatial import check_spatial_dims
+from attn3d.layers.spatial import check_spatial_dims, is_proxy
 
 AUTO = "auto"
 _LEAST = 4  # hidden units of a squeeze: a single one, switched off by its rectifier, leaves a constant gate
@@ -70,12 +70,11 @@ class Mechanism(nn.Module):
             ValueError: naming the shape that is expected and the one that came.
             TypeError: under torch.fx, which cannot follow sizes.
         """
-        if not torch.jit.is_scripting():
-            if isinstance(x, torch.fx.Proxy):
-                raise TypeError(
-                    f"torch.fx cannot trace {type(self).__name__}, which asks for sizes: give a torch.fx.Tracer whose"
-                    " is_leaf_module says so of attention, or use torch.export, torch.compile or torch.jit.trace"
-                )
+        if is_proxy(x):
+            raise TypeError(
+                "torch.fx cannot trace attention, which asks for sizes: give a torch.fx.Tracer whose is_leaf_module"
+                " says so of it, or use torch.export, torch.compile or torch.jit.trace"
+            )
         expected = self.spatial_dims + 2
         if x.dim() != expected:
             raise ValueError(

@@ -58,7 +58,7 @@ def compare(
     Returns:
         what ``comparison.json`` holds: by mechanism ``dice`` (mean over the labels, of each seed), ``mean``,
         ``interval``, ``difference`` and ``difference_interval`` to the plain network, ``inside_noise``,
-        ``parameters``, ``seconds`` of training and ``memory_bytes`` of one training step, foretold. Beside it
+        ``parameters``, ``seconds`` of training and ``memory_bytes`` of one training step, estimated. Beside it
         ``comparison.csv`` and ``comparison.png``.
 
     Raises:

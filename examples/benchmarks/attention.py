@@ -69,7 +69,7 @@ def blocks(bench: Bench) -> Iterator[Row]:
     net = bench.placed(attn3d.NonLocal(3, 32))
     plain = attn3d.estimate_memory("non_local", x.shape, backend="math") / MIB
     what = f"NonLocal, training, {extent}³, C = 32"
-    yield Row(what, "plain, foretold", bench.peak(training(net, x)) / MIB, plain, "MiB", 60 / plain)
+    yield Row(what, "plain, estimated", bench.peak(training(net, x)) / MIB, plain, "MiB", 60 / plain)
 
 
 def windows(bench: Bench) -> Iterator[Row]:

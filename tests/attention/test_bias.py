@@ -92,7 +92,7 @@ def test_a_trace_holds_for_other_sizes():
 
 
 @pytest.mark.parametrize("training", some([True, False], lambda training: not training))
-def test_memory_is_foretold_within_a_tenth(training):
+def test_memory_is_estimated_within_a_tenth(training):
     shape = (1, 16, 24, 24, 8)
     module = attn3d.MultiHeadSelfAttention(
         3, 16, num_heads=2, pattern=Window((4, 4, 2)), position_bias="continuous"

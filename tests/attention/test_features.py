@@ -261,7 +261,7 @@ def test_half_precision_and_autocast(dtype):
 
 
 @pytest.mark.parametrize("form", [{"position": "rope", "qk_norm": True}, {"position": MIXED, "registers": 4}], ids=str)
-def test_memory_is_foretold_within_a_tenth(form):
+def test_memory_is_estimated_within_a_tenth(form):
     shape = (1, 24, 40, 40)
     module = attn3d.MultiHeadSelfAttention(2, 24, num_heads=2, **form)
     x = torch.randn(shape, requires_grad=True)

@@ -92,5 +92,5 @@ def test_whole_volume(example, capsys):
     example("whole_volume")(size=12, channels=8)
     printed = capsys.readouterr().out
     assert "sum to 1.0000" in printed
-    foretold, measured = (float(line.split(": ")[1].split(" MiB")[0]) for line in printed.splitlines()[1:3])
-    assert measured == pytest.approx(foretold, rel=0.1, abs=1)
+    estimated, measured = (float(line.split(": ")[1].split(" MiB")[0]) for line in printed.splitlines()[1:3])
+    assert measured == pytest.approx(estimated, rel=0.1, abs=1)

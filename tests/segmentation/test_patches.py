@@ -200,6 +200,18 @@ def test_every_change_of_intensities_gives_a_plain_tensor(hounsfield):
         assert type(augmentation._changed(torch.randn(1, 6, 6, 6), transform)) is torch.Tensor, transform
 
 
+def test_a_bias_field_leaves_tissues_apart():
+    """As slow over a patch as that of a coil over a scan: a stronger one makes grey matter white within a patch."""
+    (_, bias), *_ = Augmentation((1.0, 1.0, 1.0), (), hounsfield=False)._intensities
+    ratios = []
+    for seed in range(40):
+        bias.set_random_state(seed)
+        field = torch.as_tensor(bias(torch.ones(1, 12, 12, 12)))
+        ratios.append(float(field.max() / field.min()))
+    assert 1.05 < np.median(ratios) < 1.5
+    assert max(ratios) < 2
+
+
 def test_a_prepared_file_is_read_in_part(tmp_path):
     labels = np.zeros((9, 9, 9), np.uint8)
     write(tmp_path, labels)
