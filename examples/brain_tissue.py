@@ -86,6 +86,7 @@ def main(
             patch_size=PATCH_SIZE,
             strides=((2, 2, 2),) * 3,
             batch_size=BATCH_SIZE,
+            around_labels=0.0,  # tissue is everywhere, and the air around it has to be seen too
             learning_rate=6e-3,
             validate_every=1,
             seed=seed,
