@@ -24,12 +24,14 @@ class Way(NamedTuple):
         scale: of the products.
         dropout: probability of dropping a weight.
         run_bytes: what may be alive at once of the groups that are gathered.
+        token_bytes: what a token takes of that in a backward pass: queries, keys and values, output and gradients.
     """
 
     fused: bool
     scale: float
     dropout: float
     run_bytes: int
+    token_bytes: int
 
 
 def attend_groups(
@@ -73,9 +75,13 @@ def attend_groups(
         q, k, v = sdpa.equal_widths(q, k, v)
     # A token's heads lie together and are gathered as one.
     rows = [x.transpose(1, 2).flatten(0, 1) for x in (q, k, v)]
-    run_bytes = TILE_BYTES if budget is None else _run_bytes(budget, q, k, v, groups, biases, fused, dropout)
+    token_bytes = 4 * max(4, q.element_size()) * q.shape[1] * q.shape[3]
+    run_bytes = TILE_BYTES
+    if budget is not None:
+        run_bytes = _run_bytes(budget, q, k, v, groups, biases, fused, dropout, token_bytes)
+    way = Way(fused, scale, dropout, run_bytes, token_bytes)
     key_mask = None if key_mask is None else key_mask.flatten()
-    out = _Grouped.apply(*rows, key_mask, seed, groups, Way(fused, scale, dropout, run_bytes), *biases)
+    out = _Grouped.apply(*rows, key_mask, seed, groups, way, *biases)
     return out.unflatten(0, (-1, q.shape[2])).transpose(1, 2)[..., :width]
 
 
@@ -88,6 +94,7 @@ def _run_bytes(
     biases: list[Tensor | None],
     fused: bool,
     dropout: float,
+    token_bytes: int,
 ) -> int:
     """The largest `Way.run_bytes` within the budget."""
     results = result_bytes(q, k, v, needs_grad(q, k, v, *biases))
@@ -95,12 +102,12 @@ def _run_bytes(
     # A bias, its gradient and copies of both in single precision, and the places of its entries in the table.
     results += sum(5 * bias.nbytes + 16 * bias[0].numel() for bias in biases if bias is not None)
     heads, number = q.shape[1], max(4, q.element_size())
-    row = number * heads * q.shape[3]
 
     def taken(run_bytes: int) -> int:
         runs = []
         for one in groups:
-            count = max(1, run_bytes // _group_bytes(one, row))
+            group_bytes = token_bytes * sum(one.size)
+            count = max(1, run_bytes // group_bytes)
             tile = tiled.tile_of(run_bytes, heads * count, *one.size)
             scores = 2 * sdpa.kernel_bytes(*one.size, q.shape[3]) if fused else 0
             if not fused or needs_grad(*biases):
@@ -109,15 +116,10 @@ def _run_bytes(
             # What is gathered, twice for the copies on the way to and from the kernel, once more for those of tiles.
             copies = 2 if fused and not needs_grad(*biases) else 3
             masks = 0 if one.seen is None else 2 * number * one.seen.size
-            runs.append(count * (copies * _group_bytes(one, row) + 32 * sum(one.size)) + scores + masks)
+            runs.append(count * (copies * group_bytes + 32 * sum(one.size)) + scores + masks)
         return results + max(runs)
 
     return largest_tile(budget, taken)
-
-
-def _group_bytes(groups: Groups, row: int) -> int:
-    """What is gathered of one group in a backward pass: queries, keys and values, output and gradients."""
-    return 4 * row * sum(groups.size)
 
 
 class _Grouped(torch.autograd.Function):
@@ -138,10 +140,9 @@ class _Grouped(torch.autograd.Function):
         wide = torch.promote_types(q.dtype, torch.float32)
         out = v.new_empty(list(v.shape), dtype=wide if groups[-1].again else v.dtype)
         logsumexp = q.new_empty([*q.shape[:2], 1], dtype=wide)
-        row = max(4, q.element_size()) * q.shape[1] * q.shape[2]
         for one, bias in zip(groups, biases, strict=True):
             added = None if bias is None and one.seen is None else _added(one, bias, q, q.dtype if way.fused else wide)
-            for queries, keys in one.runs(way.run_bytes // _group_bytes(one, row), q):
+            for queries, keys in one.runs(way.run_bytes // way.token_bytes, q):
                 parts = _take(q, queries), _take(k, keys), _take(v, keys)
                 if way.fused:
                     part, sums = sdpa.kernel_forward(*parts, 0.0, False, attn_mask=added, scale=way.scale)
@@ -169,11 +170,10 @@ class _Grouped(torch.autograd.Function):
         add_q = groups[-1].again
         add_k = add_q or not all(one.partition for one in groups)
         grad_q, grad_k, grad_v = _gradient(q, add_q, wide), _gradient(k, add_k, wide), _gradient(v, add_k, wide)
-        row = max(4, q.element_size()) * q.shape[1] * q.shape[2]
         grad_biases: list[Any] = [torch.zeros_like(bias[None], dtype=wide) if learnt else None for bias in biases]
         for one, bias, grad_bias in zip(groups, biases, grad_biases, strict=True):
             added = _added(one, bias, q, q.dtype if way.fused else wide)
-            for queries, keys in one.runs(way.run_bytes // _group_bytes(one, row), q):
+            for queries, keys in one.runs(way.run_bytes // way.token_bytes, q):
                 grad, sums = _take(grad_out, queries), _take(logsumexp, queries).squeeze(3)
                 parts = _take(q, queries), _take(k, keys), _take(v, keys)
                 if way.fused:

@@ -59,14 +59,14 @@ class Groups(NamedTuple):
         """Whether the keys of each group are its queries, so that no two groups have a key in common."""
         return all(map(np.array_equal, self.queries, self.keys))
 
-    def runs(self, count: int, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """The tokens of ``count`` groups at a time, at least of one: queries (g, w_q) and keys (g, w_k).
+    def runs(self, tokens: int, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """The tokens of a few groups at a time, at least of one: queries (g, w_q) and keys (g, w_k).
 
         Args:
-            count: g, but for the last.
+            tokens: the most queries and keys together that g groups may have.
             rows: a row for every token of a batch, (B N, ..), in which the tokens of the groups are numbered.
         """
-        count, groups = max(1, count), (len(rows) // math.prod(self.shape), *map(len, self.queries))
+        count, groups = max(1, tokens // sum(self.size)), (len(rows) // math.prod(self.shape), *map(len, self.queries))
         for start in range(0, math.prod(groups), count):
             volume, *numbers = np.unravel_index(np.arange(start, min(start + count, math.prod(groups))), groups)
             queries = keys = volume[:, None]

@@ -34,7 +34,7 @@ BACKENDS = ["chunked", "sdpa", "captured"]
 def pairs(groups):
     """(query, key, place in the group of either) of every pair of tokens that sees each other."""
     seen = np.ones(groups.size, bool) if groups.seen is None else groups.seen
-    for queries, keys in groups.runs(3, torch.empty(math.prod(groups.shape), 0)):
+    for queries, keys in groups.runs(3 * sum(groups.size), torch.empty(math.prod(groups.shape), 0)):
         for query_tokens, key_tokens in zip(queries.tolist(), keys.tolist(), strict=True):
             for i, j in zip(*seen.nonzero(), strict=True):
                 yield query_tokens[i], key_tokens[j], i, j
@@ -66,7 +66,7 @@ def test_every_token_is_a_query_once_in_a_cover(scoped, shape):
     """And a batch that comes again says so, whose parts of the softmax are to be merged."""
     first, again = np.zeros(math.prod(shape), int), np.zeros(math.prod(shape), int)
     for groups in scoped.pattern.groups(shape):
-        for queries, _ in groups.runs(2, torch.empty(math.prod(groups.shape), 0)):
+        for queries, _ in groups.runs(2 * sum(groups.size), torch.empty(math.prod(groups.shape), 0)):
             np.add.at(again if groups.again else first, queries.flatten().numpy(), 1)
     assert (first == 1).all()
     assert scoped.name == "axial" or (again == 0).all()
