@@ -41,7 +41,7 @@ def simulate(
     quiet: Quiet = False,
 ) -> None:
     """Write simulated head CT with haemorrhage, to try everything on. It proves nothing clinical."""
-    from attn3d import segmentation
+    import attn3d.segmentation as segmentation
 
     with one_line_errors("simulate"):
         print(segmentation.simulate(out, cases, seed, overwrite=overwrite, quiet=quiet))
@@ -70,7 +70,7 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Train a network with attention. All that follows from the data is printed, saved, and can be set in --config."""
-    from attn3d import segmentation
+    import attn3d.segmentation as segmentation
 
     _log(quiet)
     with one_line_errors("train"):
@@ -109,7 +109,7 @@ def predict(
     runs: Annotated[list[Path], typer.Argument(help="Run folders; several are averaged.")],
     scans: Annotated[Path, typer.Option("--in", "-i", help="A scan, a folder of them, or a DICOM series.")],
     out: Out,
-    statistics: Annotated[bool, typer.Option("--statistics", help="Volumes in ml, as JSON and CSV.")] = False,
+    statistics: Annotated[bool, typer.Option("--statistics", help="Volumes in ml, as a CSV table.")] = False,
     preview: Annotated[bool, typer.Option("--preview", help="A picture of each.")] = False,
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Also what the labels come from.")] = False,
     tta: Annotated[bool, typer.Option("--tta", help="Average with the mirrored scan.")] = False,
@@ -119,7 +119,7 @@ def predict(
     quiet: Quiet = False,
 ) -> None:
     """Segment scans; labels come in exactly the geometry of each scan."""
-    from attn3d import segmentation
+    import attn3d.segmentation as segmentation
 
     with one_line_errors("predict"):
         found = segmentation.predict(
@@ -157,7 +157,7 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Score segmentations against references: Dice, distances in mm, volumes in ml, lesions."""
-    from attn3d import segmentation
+    import attn3d.segmentation as segmentation
 
     with one_line_errors("evaluate"):
         scores = segmentation.evaluate(prediction, label, out, tolerance=tolerance, overwrite=overwrite, quiet=quiet)
@@ -171,7 +171,7 @@ def report(
     overwrite: Overwrite = False,
 ) -> None:
     """One page of a run: curves, tables, overlays and attention maps, in a file that needs no other."""
-    from attn3d import segmentation
+    import attn3d.segmentation as segmentation
 
     with one_line_errors("report"):
         print(segmentation.report(run, data, overwrite=overwrite))
@@ -191,7 +191,7 @@ def compare(
     quiet: Quiet = False,
 ) -> None:
     """The same budget for each mechanism and for none, several times: does it help, or is it noise? It resumes."""
-    from attn3d import segmentation
+    import attn3d.segmentation as segmentation
 
     _log(quiet)
     given: dict[str, Any] = {"config": None if config is None else str(config), "network": network}
