@@ -28,10 +28,17 @@ class Run:
     Args:
         folder: where it is.
         config: its settings.
+
+    Attributes:
+        checkpoint: what a training resumes from.
+        weights: what it learnt.
+        scores: how well it did on the held-out cases.
     """
 
     def __init__(self, folder: Path, config: Configuration):
         self.folder, self.config = folder, config
+        self.checkpoint, self.weights = folder / "last.ckpt", folder / "model.safetensors"
+        self.scores = folder / "validation" / "scores.json"
 
     @classmethod
     def open(cls, folder: Path | str, data: Path | str | None = None) -> "Run":
@@ -52,35 +59,11 @@ class Run:
     def create(
         cls, folder: Path, config: Configuration, fingerprint: Mapping[str, Any], split: Mapping[str, list[str]]
     ) -> "Run":
-        """Makes the folder; its ``config.json``, which makes it a run, is written last.
-
-        Without it the others are no run: they are removed where the writing fails, and a training that was killed
-        between them can be started again.
-        """
+        """Makes the folder; its ``config.json``, which makes it a run, is written last."""
         folder.mkdir(parents=True, exist_ok=True)
-        try:
-            for name, content in zip(PARTS, (fingerprint, split, config.as_dict()), strict=True):
-                write_json(folder / name, content)
-        except OSError:
-            for name in PARTS:
-                (folder / name).unlink(missing_ok=True)
-            raise
+        for name, content in zip(PARTS, (fingerprint, split, config.as_dict()), strict=True):
+            write_json(folder / name, content)
         return cls(folder, config)
-
-    @property
-    def checkpoint(self) -> Path:
-        """What a training resumes from."""
-        return self.folder / "last.ckpt"
-
-    @property
-    def weights(self) -> Path:
-        """What it learnt."""
-        return self.folder / "model.safetensors"
-
-    @property
-    def scores(self) -> Path:
-        """How well it did on the held-out cases."""
-        return self.folder / "validation" / "scores.json"
 
     @property
     def finished(self) -> bool:
@@ -130,7 +113,8 @@ class Run:
         """
         with finished_file(self.weights) as unfinished:
             try:
-                save_model(net.to(memory_format=torch.contiguous_format), str(unfinished))
+                net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # modules have it too
+                save_model(net, str(unfinished))
             except SafetensorError as error:
                 raise FileError(self.weights, f"cannot be written: {error}") from error
 

@@ -205,9 +205,9 @@ def checked(kind: type[Settings], values: Mapping[str, Any]) -> Any:
         return kind.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-    name = first["loc"][0] if first["loc"] else ""
+    name = str(first["loc"][0]) if first["loc"] else ""
     if first["type"] == "extra_forbidden":
-        raise ValueError(f"has an unknown setting {name!r}; {nearest(str(name), kind.model_fields)}")
+        raise ValueError(f"has an unknown setting {name!r}; {nearest(name, kind.model_fields)}")
     if not name:
         raise ValueError(str(first["ctx"]["error"]))
     raise ValueError(f"`{name}` {first['msg'].replace('Input should be', 'must be')}, got {values.get(name)!r}")

@@ -46,7 +46,7 @@ def test_given_folds_are_kept(tmp_path):
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (None, "No such file"),
+        (None, "is not there"),
         ("[{", "is no JSON"),
         ("{}", "a fold 0 is needed"),
         ("[]", "a fold 0 is needed"),

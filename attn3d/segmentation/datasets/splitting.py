@@ -1,13 +1,13 @@
 """Which cases train and which are held out."""
 
-import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from attn3d.segmentation.datasets.dataset import Case
-from attn3d.segmentation.files import FileError
+from attn3d.segmentation.errors import FileError
+from attn3d.segmentation.writing import read_json
 
 Split = tuple[list[Case], list[Case]]
 
@@ -55,12 +55,7 @@ def read_fold(path: Path | str, fold: int, cases: Sequence[Case]) -> Split:
         FileError: when the file is of another form, has no such fold, names a case that is not there or in both
             parts.
     """
-    try:
-        folds = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise FileError(path, f"cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
-        raise FileError(path, f"is no JSON: {error}") from error
+    folds = read_json(path)
     if not isinstance(folds, list) or not 0 <= fold < len(folds):
         raise FileError(path, f"a list with a fold {fold} is needed, counted from 0")
     known = {case.name: case for case in cases}
