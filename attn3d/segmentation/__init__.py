@@ -26,6 +26,7 @@ from attn3d.segmentation.writing import finished_file
 
 if TYPE_CHECKING:
     from attn3d.segmentation.comparison import compare
+    from attn3d.segmentation.folds import CrossValidation, cross_validate
     from attn3d.segmentation.mni152 import TISSUES, write_mni152
     from attn3d.segmentation.reporting import report
     from attn3d.segmentation.simulation import HAEMORRHAGES, simulate, threshold_segmentation
@@ -34,12 +35,14 @@ if TYPE_CHECKING:
 
 # What needs Lightning, torchio, Matplotlib, nilearn or scikit-learn is imported when it is asked for.
 _WHEN_ASKED = {
+    "CrossValidation": "folds",
     "HAEMORRHAGES": "simulation",
     "TISSUES": "mni152",
     "Diverged": "task",
     "Interrupted": "training",
     "SegmentationTask": "task",
     "compare": "comparison",
+    "cross_validate": "folds",
     "report": "reporting",
     "simulate": "simulation",
     "threshold_segmentation": "simulation",
@@ -53,6 +56,7 @@ __all__ = [
     "TISSUES",
     "Case",
     "Configuration",
+    "CrossValidation",
     "Dataset",
     "Diverged",
     "FileError",
@@ -63,6 +67,7 @@ __all__ = [
     "Settings",
     "compare",
     "create_network",
+    "cross_validate",
     "evaluate",
     "find_dataset",
     "finished_file",

@@ -1,0 +1,37 @@
+"""The losses to train with, by name."""
+
+from collections.abc import Sequence
+
+import torch
+from monai.losses import DiceCELoss, DiceFocalLoss, GeneralizedDiceLoss, TverskyLoss
+from torch import nn
+
+
+def create_loss(name: str, weights: Sequence[float] | None = None) -> nn.Module:
+    """A loss of logits (B, classes, *S) and class indices (B, 1, *S), by MONAI.
+
+    All take the voxels of a batch together: a label that one patch lacks would otherwise cost 1 for a single voxel.
+
+    - ``dice_ce``: Dice loss, without the background, and cross-entropy.
+    - ``dice_focal``: Dice loss, without the background, and focal loss with exponent 2 (Lin et al., arXiv 1708.02002).
+    - ``generalized_dice``: classes weighted by their inverse squared volume (Sudre et al., arXiv 1707.03237).
+    - ``tversky``: false positives weighted 0.3 and false negatives 0.7 (Salehi et al., arXiv 1706.05721).
+
+    Args:
+        name: of the loss.
+        weights: of each class, the background first; for ``dice_ce`` and ``dice_focal``.
+
+    Raises:
+        ValueError: when the loss takes no weights.
+    """
+    weight = None if weights is None else torch.tensor(weights, dtype=torch.float32)
+    options = {"to_onehot_y": True, "softmax": True, "include_background": False, "batch": True}
+    if name == "dice_ce":
+        return DiceCELoss(**options, weight=weight)
+    if name == "dice_focal":
+        return DiceFocalLoss(**options, weight=weight)
+    if weights is not None:
+        raise ValueError(f"`class_weights` are for the losses dice_ce and dice_focal, got the loss {name!r}")
+    if name == "generalized_dice":
+        return GeneralizedDiceLoss(**options)
+    return TverskyLoss(**options, alpha=0.3, beta=0.7)

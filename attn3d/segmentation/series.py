@@ -1,0 +1,44 @@
+"""Several trainings in one folder: they are begun together, and go on where they were stopped."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from attn3d.segmentation.errors import FileError
+from attn3d.segmentation.locks import LOCK
+from attn3d.segmentation.runs import Run
+from attn3d.segmentation.training import train
+from attn3d.segmentation.writing import read_json, write_json
+
+
+def keep_settings(path: Path, settings: Mapping[str, Any]) -> None:
+    """Writes what a series was started with, or checks that it is what the series in the folder was started with.
+
+    The data set may have been moved since.
+
+    Args:
+        path: of the file.
+        settings: what the user asked for, with the data set's folder as ``"data"``.
+
+    Raises:
+        FileError: when the folder holds a series with other settings.
+        ValueError: when the folder holds anything else.
+    """
+    settings = json.loads(json.dumps(settings))
+    if path.exists():
+        there = read_json(path, *settings)
+        moved = there["data"] is not None and settings["data"] is not None and not Path(there["data"]).exists()
+        if there != settings | ({"data": there["data"]} if moved else {}):
+            raise FileError(path, "this folder was made with other settings; give another --out")
+    elif any(other.name != LOCK for other in path.parent.iterdir()):
+        raise ValueError(f"`out` {path.parent} is in use; give a new folder")
+    else:
+        write_json(path, settings)
+
+
+def train_or_resume(data: Path | str, folder: Path, workers: int | None, quiet: bool, **settings: Any) -> Run:
+    """Trains a run of a series; a run that is finished is taken as it is, and one that was stopped goes on."""
+    if (folder / "config.json").exists():
+        return train(data, out=folder, resume=True, workers=workers, quiet=quiet)
+    return train(data, out=folder, workers=workers, quiet=quiet, **settings)
