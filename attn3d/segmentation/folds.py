@@ -64,18 +64,19 @@ def cross_validate(
     given = folds if isinstance(folds, int) else str(Path(folds).resolve())
     asked = {"data": None if data is None else str(Path(data).resolve()), "folds": given}
     asked |= {"config": None if config is None else str(config), "settings": settings}
+    splits = None if data is None else _splits(data, folds, chosen.split_seed)
     with locked(out):
-        keep_settings(out / "settings.json", asked)
+        begun = keep_settings(out / "settings.json", asked)
         if data is None:
             data = simulate(out / "cohort", quiet=quiet).folder
-        splits = out / SPLITS
-        if not splits.exists():
-            write_json(splits, _draw(data, folds, chosen.split_seed) if isinstance(folds, int) else read_splits(folds))
+            splits = _splits(data, folds, chosen.split_seed)
+        if not begun:
+            write_json(out / SPLITS, splits)
         runs = []
-        for fold in range(len(read_splits(splits))):
+        for fold in range(len(read_splits(out / SPLITS))):
             if not quiet:
                 print(f"fold {fold}")
-            options = {"config": config, "folds": splits, "fold": fold, **settings}
+            options = {"config": config, "folds": out / SPLITS, "fold": fold, **settings}
             runs.append(train_or_resume(data, out / f"fold_{fold}", workers, quiet, **options))
         scored = [read_json(run.scores, "cases", "failed", "tolerance_mm") for run in runs]
         cases = {name: case for one in scored for name, case in one["cases"].items()}
@@ -85,8 +86,10 @@ def cross_validate(
     return CrossValidation(out, runs, scores)
 
 
-def _draw(data: Path | str, folds: int, seed: int) -> list[dict[str, list[str]]]:
-    """The names to train and to validate on in each fold; every case is held out once."""
+def _splits(data: Path | str, folds: int | Path | str, seed: int) -> list[Any]:
+    """The names to train and to validate on in each fold; of those that are drawn, each holds out other cases."""
+    if not isinstance(folds, int):
+        return read_splits(folds)
     names = sorted(case.name for case in find_dataset(data, labelled=True).cases)
     if not 2 <= folds <= len(names):
         raise ValueError(f"`folds` must be from 2 to the number of cases, {len(names)}, got {folds}")

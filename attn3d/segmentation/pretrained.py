@@ -1,7 +1,7 @@
 """Weights that a training starts with: those of another run, or of a checkpoint."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,8 @@ def start_from(net: nn.Module, path: Path | str) -> None:
     """
     path = Path(path)
     file = Run.open(path).weights if path.is_dir() else path
-    given, own = _read(file), net.state_dict()
+    own = net.state_dict()
+    given = _read(file, own)
     fitting = {name: value for name, value in given.items() if name in own and value.shape == own[name].shape}
     if not fitting:
         there = f"it has {next(iter(given))!r}, the network {next(iter(own))!r}"
@@ -41,8 +42,8 @@ def start_from(net: nn.Module, path: Path | str) -> None:
     logger.info("%d of %d weights start from %s", len(fitting), len(own), file)
 
 
-def _read(file: Path) -> dict[str, Tensor]:
-    """The weights in a file by name, without the prefixes of wrappers."""
+def _read(file: Path, own: Collection[str]) -> dict[str, Tensor]:
+    """The weights in a file by name, without prefixes of wrappers that the network's ``own`` names have not."""
     try:
         content: Any = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
     except OSError as error:
@@ -57,6 +58,6 @@ def _read(file: Path) -> dict[str, Tensor]:
     if not weights:
         raise FileError(file, "holds no weights by name")
     for prefix in _PREFIXES:
-        if all(name.startswith(prefix) for name in weights):
+        if all(name.startswith(prefix) and name not in own for name in weights):
             weights = {name.removeprefix(prefix): value for name, value in weights.items()}
     return weights

@@ -12,29 +12,34 @@ from attn3d.segmentation.training import train
 from attn3d.segmentation.writing import read_json, write_json
 
 
-def keep_settings(path: Path, settings: Mapping[str, Any]) -> None:
-    """Writes what a series was started with, or checks that it is what the series in the folder was started with.
+def keep_settings(path: Path, settings: Mapping[str, Any]) -> bool:
+    """Writes what a series is started with, or checks that it is what the series in the folder was started with.
 
-    The data set may have been moved since.
+    The data set may have been moved since. As long as there is no run, the settings can still be changed.
 
     Args:
         path: of the file.
         settings: what the user asked for, with the data set's folder as ``"data"``.
+
+    Returns:
+        Whether the folder has a run of the series.
 
     Raises:
         FileError: when the folder holds a series with other settings.
         ValueError: when the folder holds anything else.
     """
     settings = json.loads(json.dumps(settings))
-    if path.exists():
+    begun = any(path.parent.glob("*/config.json"))
+    if path.exists() and begun:
         there = read_json(path, *settings)
         moved = there["data"] is not None and settings["data"] is not None and not Path(there["data"]).exists()
         if there != settings | ({"data": there["data"]} if moved else {}):
             raise FileError(path, "this folder was made with other settings; give another --out")
-    elif any(other.name != LOCK for other in path.parent.iterdir()):
+    elif not path.exists() and any(other.name != LOCK for other in path.parent.iterdir()):
         raise ValueError(f"`out` {path.parent} is in use; give a new folder")
     else:
         write_json(path, settings)
+    return begun
 
 
 def train_or_resume(data: Path | str, folder: Path, workers: int | None, quiet: bool, **settings: Any) -> Run:

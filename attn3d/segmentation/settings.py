@@ -111,7 +111,7 @@ class Settings(BaseModel):
         "dice_ce", description="Dice with cross-entropy or with focal loss, or generalised Dice or Tversky alone"
     )
     class_weights: Annotated[tuple[_NotNegative, ...], MustBe("a list of numbers of at least 0")] | None = Field(
-        None, description="of the background and each label, for the Dice losses with cross-entropy or focal loss"
+        None, description="of the background and each label, for the loss `dice_ce`"
     )
     start_from: Annotated[str, MustBe("a path")] | None = Field(
         None, description="a run folder, or a checkpoint of PyTorch or safetensors, whose weights training starts with"

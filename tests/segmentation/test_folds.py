@@ -28,7 +28,7 @@ def test_every_case_is_scored_by_the_run_that_has_not_seen_it(folds):
         own = json.loads(run.scores.read_text())["cases"]
         assert {name: folds.scores["cases"][name] for name in split["val"]} == own
     assert list(folds.scores["cases"]) == NAMES
-    (label,) = folds.scores["labels"].values()
+    label = next(iter(folds.scores["labels"].values()))
     dice = [case[label]["dice"] for case in folds.scores["cases"].values()]
     assert folds.scores["overall"][label]["dice"] == pytest.approx(np.mean(dice))
     assert json.loads((folds.folder / "scores.json").read_text()) == folds.scores
@@ -84,6 +84,13 @@ def test_given_splits_are_kept(data, tmp_path, monkeypatch):
 def test_a_number_of_folds_that_the_cases_do_not_make(folds, data, tmp_path):
     with pytest.raises(ValueError, match=f"`folds` must be from 2 to the number of cases, 4, got {folds}"):
         cross_validate(data, out=tmp_path / "all", folds=folds, **SETTINGS)
+    assert not (tmp_path / "all").exists()
+
+
+def test_settings_of_which_nothing_came_can_be_changed(data, tmp_path):
+    with pytest.raises(ValueError, match="`patch_size` must be multiples of"):
+        cross_validate(data, out=tmp_path / "all", folds=2, **SETTINGS | {"patch_size": (16, 16, 9)})
+    assert cross_validate(data, out=tmp_path / "all", folds=2, **SETTINGS).runs[0].finished
 
 
 def test_splits_that_are_none(data, tmp_path):
