@@ -62,8 +62,14 @@ def train(
     epochs: Annotated[int | None, typer.Option(help="Passes over the cases [30].")] = None,
     minutes: Annotated[float | None, typer.Option(help="Of training, instead of --epochs.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights and patches [0].")] = None,
-    folds: Annotated[Path | None, typer.Option(help="Given splits, as nnU-Net's splits_final.json.")] = None,
-    fold: Annotated[int, typer.Option(min=0, help="Which of them.")] = 0,
+    folds: Annotated[
+        str | None,
+        typer.Option(help="A run for each fold: how many, or given splits as nnU-Net's splits_final.json. It resumes."),
+    ] = None,
+    fold: Annotated[int | None, typer.Option(min=0, help="Only this one of the given splits.")] = None,
+    start_from: Annotated[
+        Path | None, typer.Option("--from", help="A run, or a checkpoint, whose weights that fit it starts with.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the training in --out.")] = False,
     devices: Annotated[str, typer.Option(help="How many GPUs, or processes on the CPU.")] = "auto",
     workers: Workers = None,
@@ -82,17 +88,30 @@ def train(
             "epochs": epochs,
             "minutes": minutes,
             "seed": seed,
+            "start_from": None if start_from is None else str(start_from),
         }
         settings |= {"at": None if at is None else at.split(",")}
         settings = {name: value for name, value in settings.items() if value is not None}
         if resume and (settings or config is not None or folds is not None):
             raise ValueError("`resume` goes on with the settings in --out; give no others (but --data, if moved)")
+        if folds is not None and fold is None:
+            if devices != "auto":
+                raise ValueError(f"`folds` are trained one after the other by one process, got `devices` {devices}")
+            count: int | Path = int(folds) if folds.isdecimal() else Path(folds)
+            options: dict[str, Any] = {"config": config, "workers": workers, "quiet": quiet}
+            found = segmentation.cross_validate(data, out=out, folds=count, **options, **settings)
+            simulated = " (simulated)" if found.runs[0].config.simulated else ""
+            _print_scores(found.scores, f"All cases, each by the fold that held it out{simulated}")
+            print(f"Everything is in {out}/; attn3d predict {out} takes the {len(found.runs)} runs as one.")
+            return
+        if fold is not None and (folds is None or folds.isdecimal()):
+            raise ValueError(f"`fold` chooses one of given splits, got {fold} and `folds` {folds}; give their file")
         run = segmentation.train(
             data,
             out=out,
             config=config,
             folds=folds,
-            fold=fold,
+            fold=fold or 0,
             resume=resume,
             devices=devices if devices == "auto" else int(devices),
             workers=workers,
@@ -106,13 +125,14 @@ def train(
 
 
 def predict(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders; several are averaged.")],
+    runs: Annotated[list[Path], typer.Argument(help="Runs, or folders with one for each fold; several are averaged.")],
     scans: Annotated[Path, typer.Option("--in", "-i", help="A scan, a folder of them, or a DICOM series.")],
     out: Out,
     statistics: Annotated[bool, typer.Option("--statistics", help="Volumes in ml, as a CSV table.")] = False,
     preview: Annotated[bool, typer.Option("--preview", help="A picture of each.")] = False,
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Also what the labels come from.")] = False,
     tta: Annotated[bool, typer.Option("--tta", help="Average with the mirrored scan.")] = False,
+    best: Annotated[bool, typer.Option("--best", help="The weights of the best validation, not the last.")] = False,
     overlap: Annotated[float, typer.Option(help="Of neighbouring windows.")] = 0.5,
     remove_small: Annotated[float, typer.Option(min=0, help="Drop pieces of less than so many ml.")] = 0.0,
     overwrite: Overwrite = False,
@@ -130,6 +150,7 @@ def predict(
             preview=preview,
             probabilities=probabilities,
             tta=tta,
+            best=best,
             overlap=overlap,
             remove_small=remove_small,
             overwrite=overwrite,

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from attn3d.segmentation.errors import FileError
     from attn3d.segmentation.evaluation import evaluate, mean_dice, score
     from attn3d.segmentation.files import read_image, read_label, read_segmentation, write_image, write_label
+    from attn3d.segmentation.folds import CrossValidation, cross_validate
     from attn3d.segmentation.mni152 import TISSUES, write_mni152
     from attn3d.segmentation.networks import NETWORKS, create_network
     from attn3d.segmentation.prediction import Prediction, predict
@@ -32,6 +33,7 @@ _NAMES = {
     "errors": ["FileError"],
     "evaluation": ["evaluate", "mean_dice", "score"],
     "files": ["read_image", "read_label", "read_segmentation", "write_image", "write_label"],
+    "folds": ["CrossValidation", "cross_validate"],
     "mni152": ["TISSUES", "write_mni152"],
     "networks": ["NETWORKS", "create_network"],
     "prediction": ["Prediction", "predict"],

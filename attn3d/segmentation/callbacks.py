@@ -7,6 +7,7 @@ import io
 import logging
 import sys
 import time
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from attn3d.segmentation.errors import FileError
 from attn3d.segmentation.networks import not_finite
+from attn3d.segmentation.runs import Run
 from attn3d.segmentation.writing import finished_file, write_table
 
 logger = logging.getLogger("attn3d")
@@ -155,6 +157,29 @@ class Checkpoint(Callback):
         """Refuses weights that are of no use."""
         if name := not_finite(checkpoint["state_dict"]):
             raise FileError(self.path, f"its weights {name!r} are not finite; remove it to train from the start")
+
+
+class Best(Callback):
+    """Keeps the weights of the validation with the highest mean Dice."""
+
+    def __init__(self, run: Run):
+        self.run, self.dice = run, -1.0
+
+    def on_validation_end(self, trainer: Trainer, task: Any) -> None:
+        """Writes the weights if they are the best so far."""
+        if task.dice["dice"] <= self.dice:
+            return
+        self.dice = task.dice["dice"]
+        if trainer.is_global_zero:
+            self.run.write_network(deepcopy(task.trained), best=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The highest Dice so far."""
+        return {"dice": self.dice}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The highest Dice of the checkpoint."""
+        self.dice = state["dice"]
 
 
 class Epochs(Callback):

@@ -1,6 +1,5 @@
 """The command ``compare``: the same budget for each mechanism and for none."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,10 @@ from attn3d.planning import estimate_memory
 from attn3d.plotting import confidence_interval, plot_comparison
 from attn3d.segmentation.errors import FileError
 from attn3d.segmentation.evaluation import mean_dice
-from attn3d.segmentation.locks import LOCK, locked
+from attn3d.segmentation.locks import locked
 from attn3d.segmentation.runs import Run
+from attn3d.segmentation.series import keep_settings, train_or_resume
 from attn3d.segmentation.simulation import simulate
-from attn3d.segmentation.training import train
 from attn3d.segmentation.writing import finished_file, read_json, read_table, write_json, write_table
 
 _LEVEL = 0.95
@@ -71,21 +70,16 @@ def compare(
     out = Path(out)
     asked = {"data": None if data is None else str(Path(data).resolve()), "at": list(at), "settings": settings}
     with locked(out):
-        _same(out / "settings.json", json.loads(json.dumps(asked)))
+        keep_settings(out / "settings.json", asked)
         if data is None:
             data = simulate(out / "cohort", quiet=quiet).folder
         runs: dict[str, list[Run]] = {mechanism: [] for mechanism in ("none", *dict.fromkeys(mechanisms))}
         for seed in range(seeds):
             for mechanism, finished in runs.items():
-                folder = out / f"{mechanism}-{seed}"
                 if not quiet:
                     print(f"{mechanism}, seed {seed}")
-                if (folder / "config.json").exists():
-                    run = train(data, out=folder, resume=True, workers=workers, quiet=quiet)
-                else:
-                    given = {"attention": mechanism, "at": at, "seed": seed, **settings}
-                    run = train(data, out=folder, workers=workers, quiet=quiet, **given)
-                finished.append(run)
+                given = {"attention": mechanism, "at": at, "seed": seed, **settings}
+                finished.append(train_or_resume(data, out / f"{mechanism}-{seed}", workers, quiet, **given))
         return _report(out, runs, at, seeds)
 
 
@@ -111,19 +105,6 @@ def _report(out: Path, runs: dict[str, list[Run]], at: Sequence[str], seeds: int
         with finished_file(out / "comparison.png") as unfinished:
             figure.savefig(unfinished, dpi=150, format="png")
     return report
-
-
-def _same(path: Path, settings: dict[str, Any]) -> None:
-    """Keeps the settings of a comparison, or checks that they are those of the one that is there."""
-    if path.exists():
-        there = read_json(path, *settings)
-        moved = there["data"] is not None and settings["data"] is not None and not Path(there["data"]).exists()
-        if there != settings | ({"data": there["data"]} if moved else {}):
-            raise FileError(path, "this folder holds a comparison with other settings; give another --out")
-    elif any(other.name != LOCK for other in path.parent.iterdir()):
-        raise ValueError(f"`out` {path.parent} is in use; give a new folder")
-    else:
-        write_json(path, settings)
 
 
 def _measure(runs: Sequence[Run]) -> dict[str, Any]:

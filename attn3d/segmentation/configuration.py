@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ def configure(dataset: Dataset, images: int, fingerprint: Fingerprint, settings:
     """The configuration for a data set: what is set, and for the rest what its fingerprint asks for.
 
     Raises:
-        ValueError: when patch size and strides do not go together.
+        ValueError: when patch size and strides do not go together, or the class weights are not one for each class.
     """
     geometry = propose_geometry(fingerprint, settings.patch_voxels, settings.spacing, settings.patch_size)
     strides = settings.strides or geometry.strides
@@ -34,6 +35,11 @@ def configure(dataset: Dataset, images: int, fingerprint: Fingerprint, settings:
         windows = propose_windows(dataset.modality, fingerprint) if images == 1 else None
     if windows is not None and images != 1:
         raise ValueError(f"`windows` are for a CT of one image, got cases of {images}")
+    if settings.class_weights is not None and len(settings.class_weights) != 1 + len(dataset.labels):
+        raise ValueError(
+            f"`class_weights` must be {1 + len(dataset.labels)}, of the background and of "
+            f"{', '.join(dataset.labels.values())}, got {settings.class_weights}"
+        )
     warn_of_invisible(windows, fingerprint)
     followed = {
         "network": network,
@@ -43,6 +49,7 @@ def configure(dataset: Dataset, images: int, fingerprint: Fingerprint, settings:
         "kernels": settings.kernels or geometry.kernels,
         "windows": windows,
         "attention": completed(settings.attention, geometry.spacing, narrowest(network, settings.width)),
+        "start_from": None if settings.start_from is None else str(Path(settings.start_from).resolve()),
         "data": str(dataset.folder.resolve()),
         "layout": dataset.layout,
         "simulated": dataset.simulated,

@@ -143,21 +143,34 @@ def evaluate(
         more = f" (and {len(failed) - 1} more files failed)" if len(failed) > 1 else ""
         raise FileError(path, problem + more)
 
+    scores = summarise(cases, labels, tolerance, failed)
+    if scores_file is not None:
+        write_scores(scores_file.parent, scores)
+    return scores
+
+
+def summarise(
+    cases: Mapping[str, Any], labels: Mapping[int, str], tolerance: float, failed: Mapping[str, str]
+) -> dict[str, Any]:
+    """What `evaluate` returns, of cases that are scored: by name of the case and of the label as `score` gives them."""
     scored = next(iter(cases.values()))
-    scores = {
+    return {
         "tolerance_mm": tolerance,
         "labels": {str(value): name for value, name in labels.items()},
         "cases": cases,
         "overall": {name: _overall([case[name] for case in cases.values()]) for name in scored},
         "failed": failed,
     }
-    if scores_file is not None:
-        scores_file.parent.mkdir(parents=True, exist_ok=True)
-        sweep(scores_file.parent)
-        scores_file.unlink(missing_ok=True)  # the scores are there when it is, and it is written last
-        write_table(scores_file.with_suffix(".csv"), pd.DataFrame(_rows(scores), dtype=object))
-        write_json(scores_file, scores)
-    return scores
+
+
+def write_scores(folder: Path, scores: Mapping[str, Any]) -> None:
+    """Writes ``scores.csv`` and ``scores.json``; the scores are there when the latter is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sweep(folder)
+    file = folder / "scores.json"
+    file.unlink(missing_ok=True)
+    write_table(file.with_suffix(".csv"), pd.DataFrame(_rows(scores), dtype=object))
+    write_json(file, scores)
 
 
 def _score_mask(

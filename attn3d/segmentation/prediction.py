@@ -22,7 +22,7 @@ from attn3d.segmentation.inference import View, segment, window_size
 from attn3d.segmentation.locks import locked
 from attn3d.segmentation.networks import shape_multiple
 from attn3d.segmentation.preprocessing import intensities_of
-from attn3d.segmentation.runs import Run
+from attn3d.segmentation.runs import Run, open_runs
 from attn3d.segmentation.settings import Configuration
 from attn3d.segmentation.writing import as_cell, finished_file, read_table, sweep, write_table
 
@@ -52,6 +52,7 @@ def predict(
     preview: bool = False,
     probabilities: bool = False,
     tta: bool = False,
+    best: bool = False,
     overlap: float = 0.5,
     remove_small: float = 0.0,
     overwrite: bool = False,
@@ -64,7 +65,8 @@ def predict(
     a batch that was stopped goes on where it was.
 
     Args:
-        runs: folders of finished trainings; the probabilities of several are averaged.
+        runs: folders of finished trainings, or of cross-validations, which stand for those of all their folds; the
+            probabilities of several are averaged.
         scans: a NIfTI file, a folder of them (``case_0000.nii.gz``, ``case_0001.nii.gz``, .. where a case has
             several images), a DICOM series or the folder of a data set.
         out: folder for ``case.nii.gz``, another than that of the scans. Several processes may write into it.
@@ -72,6 +74,7 @@ def predict(
         preview: also ``case.png``.
         probabilities: also ``case_probabilities.nii.gz``, float32 with a class in each last index.
         tta: average with what is found in mirrored windows, left and right exchanged: the flip of the training.
+        best: take the weights of the best validation, rather than the last ones.
         overlap: of neighbouring windows, 0 to below 1, a part of their size.
         remove_small: ml; a connected piece of a label that is smaller becomes background.
         overwrite: replace what is there, rather than skip it.
@@ -81,7 +84,8 @@ def predict(
         FileError: when a run cannot be used, there is no scan, or ``out`` has statistics of other labels.
         ValueError: when the runs have different labels, ``remove_small`` is negative, or ``out`` holds the scans.
     """
-    opened = [Run.open(run) for run in ([runs] if isinstance(runs, str | Path) else runs)]
+    folders = [runs] if isinstance(runs, str | Path) else runs
+    opened = [run for folder in folders for run in open_runs(folder)]
     if not 0 <= overlap < 1:
         raise ValueError(f"`overlap` must be at least 0 and below 1, got {overlap}")
     if not remove_small >= 0:
@@ -91,7 +95,7 @@ def predict(
         if run.config.labels != labels or run.config.images != opened[0].config.images:
             raise ValueError(f"`runs` must have the same labels and images, {run.folder} differs from the first")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    networks = [(run.network().to(device), run.config) for run in opened]
+    networks = [(run.network(best=best).to(device), run.config) for run in opened]
     cases, failed = find_scans(Path(scans), opened[0].config.images)
     out = Path(out)
     if out.resolve() in {(path if path.is_dir() else path.parent).resolve() for case in cases for path in case.images}:

@@ -8,13 +8,14 @@ import torch
 from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from monai.inferers import sliding_window_inference
-from monai.losses import DeepSupervisionLoss, DiceCELoss
+from monai.losses import DeepSupervisionLoss
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from attn3d.layers.spatial import to_channels_last
 from attn3d.segmentation.callbacks import budget_used
 from attn3d.segmentation.inference import window_size
+from attn3d.segmentation.losses import create_loss
 from attn3d.segmentation.networks import shape_multiple
 from attn3d.segmentation.settings import Configuration
 
@@ -24,7 +25,7 @@ class Diverged(ValueError):
 
 
 class SegmentationTask(LightningModule):
-    """Dice and cross-entropy; the learning rate rises over the warm-up and falls to zero over the budget.
+    """A network that is trained; the learning rate rises over the warm-up and falls to zero over the budget.
 
     Batches to train have an ``"image"`` (B, C, *S), a ``"label"`` (B, 1, *S) of class indices and the ``"name"`` of
     each case. To validate, whole volumes: an image (1, C, *S), its classes (*S) and the name; Dice is that of all
@@ -46,9 +47,7 @@ class SegmentationTask(LightningModule):
         self.average = None
         if config.ema_decay:
             self.average = AveragedModel(self.network).requires_grad_(False)
-        # Of the batch as one volume: a label that a patch lacks would else cost 1 for a single voxel.
-        loss = DiceCELoss(to_onehot_y=True, softmax=True, include_background=False, batch=True)
-        self.loss = DeepSupervisionLoss(loss)
+        self.loss = DeepSupervisionLoss(create_loss(config.loss, config.class_weights))
         self.dice: dict[str, float] = {}  # of the last validation
 
     @property

@@ -15,15 +15,17 @@ from lightning import Trainer, seed_everything
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from attn3d.segmentation.callbacks import BudgetBar, Checkpoint, Epochs, Minutes, WholeCheckpoints
+from attn3d.segmentation.callbacks import Best, BudgetBar, Checkpoint, Epochs, Minutes, WholeCheckpoints
 from attn3d.segmentation.configuration import configure
 from attn3d.segmentation.datasets import Case, Dataset, find_dataset, read_fold, split_cases
 from attn3d.segmentation.errors import FileError
 from attn3d.segmentation.evaluation import evaluate
 from attn3d.segmentation.fingerprint import take_fingerprint
 from attn3d.segmentation.locks import LOCK, locked
+from attn3d.segmentation.losses import create_loss
 from attn3d.segmentation.patches import PatchData
 from attn3d.segmentation.prediction import predict_held_out
+from attn3d.segmentation.pretrained import start_from
 from attn3d.segmentation.runs import PARTS, Run
 from attn3d.segmentation.settings import Configuration, settings_from
 from attn3d.segmentation.simulation import simulate
@@ -53,9 +55,10 @@ def train(
     """Trains a network with attention on a data set, and scores it on the cases that were held out.
 
     Spacing, intensity windows, patch size, strides and kernels follow from a fingerprint of the training cases; every
-    one of them can be set. The last weights are kept. After every epoch a checkpoint is written, from which ``resume``
-    goes on as if nothing had happened: same patches, same weights, unless a clock ends the training (``minutes``). It
-    runs on the GPUs there are, by Lightning also on several (``torchrun``), and otherwise on the CPU.
+    one of them can be set. The last weights are kept, and beside them those of the best validation. After every epoch
+    a checkpoint is written, from which ``resume`` goes on as if nothing had happened: same patches, same weights,
+    unless a clock ends the training (``minutes``). It runs on the GPUs there are, by Lightning also on several
+    (``torchrun``), and otherwise on the CPU.
 
     Args:
         data: the folder of a data set (see `find_dataset`); without one, a simulated cohort is written into ``out``.
@@ -112,7 +115,10 @@ def _train(
 ) -> None:
     """Does what is left of a run to be done."""
     seed_everything(run.config.seed, verbose=False)
-    task = SegmentationTask(run.new_network(), run.config)
+    net = run.new_network()
+    if run.config.start_from is not None and not run.checkpoint.exists():
+        start_from(net, run.config.start_from)
+    task = SegmentationTask(net, run.config)
     if not run.weights.exists():
         patches = PatchData(run.config, dataset, training, validation, run.folder / "prepared", workers, quiet)
         _fit(run, task, patches, devices, quiet)
@@ -163,7 +169,10 @@ def _new_run(
     fingerprint = take_fingerprint(dataset, training, quiet=quiet or not first)
     configuration = configure(dataset, images, fingerprint, settings)
     run = Run(out, configuration)
-    run.new_network()  # what cannot be built is said before anything is written
+    net = run.new_network()  # what cannot be built, or started from, is said before anything is written
+    create_loss(configuration.loss, configuration.class_weights)
+    if configuration.start_from is not None:
+        start_from(net, configuration.start_from)
     if first:
         split = {"training": [case.name for case in training], "validation": [case.name for case in validation]}
         Run.create(out, configuration, fingerprint.as_dict(), split)
@@ -203,7 +212,7 @@ def _fit(run: Run, task: SegmentationTask, patches: PatchData, devices: int | st
     devices = int(started) if started else devices if devices != "auto" or on_gpu else 1
     several = devices != 1 and (devices != "auto" or torch.cuda.device_count() > 1)
     config = run.config
-    callbacks = [Epochs(run.folder), Checkpoint(run.checkpoint)]
+    callbacks = [Epochs(run.folder), Best(run), Checkpoint(run.checkpoint)]
     if config.minutes is not None:
         callbacks.insert(0, Minutes(config.minutes))
     if not quiet:

@@ -49,7 +49,7 @@ def make_run(folder, spacing=(2.0, 2.0, 2.0)):
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    monkeypatch.setattr(Run, "network", lambda self: Brightness().eval())
+    monkeypatch.setattr(Run, "network", lambda self, best: Brightness().eval())
     return make_run(tmp_path / "run")
 
 
