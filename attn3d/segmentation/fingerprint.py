@@ -1,7 +1,7 @@
 """What a data set looks like, and what that asks of a network: its grid, its patches, its strides and kernels."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import nibabel as nib
@@ -43,10 +43,6 @@ class Fingerprint:
     volume_ml: dict[str, float]
     scans: tuple[dict[str, float], ...] = ()
     labelled: dict[str, dict[str, float]] = field(default_factory=dict)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data, for JSON."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
