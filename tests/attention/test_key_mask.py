@@ -98,7 +98,7 @@ def test_groups_a_few_at_a_time_and_dropout(scoped, monkeypatch):
 
 
 def test_the_kernel_refuses_it_within_groups():
-    with pytest.raises(ValueError, match="`backend` 'sdpa' does not serve a key mask within groups on this device"):
+    with pytest.raises(ValueError, match="`backend` 'sdpa' does not support a key mask within groups on this device"):
         build(PATTERNS[2]._replace(position_bias=None), 2, "sdpa")(*leaves(), list(SHAPE), masks().flatten(1))
 
 
