@@ -21,7 +21,7 @@ from attn3d.mechanisms.registry import list_attention, register_attention
 from attn3d.planning import estimate_cost, estimate_memory
 from attn3d.plotting import plot_attention_maps
 
-if TYPE_CHECKING:  # the mechanisms are found when this runs, of which a type checker knows nothing
+if TYPE_CHECKING:  # type checkers cannot see the names of the mechanisms
 
     def __getattr__(name: str) -> Any: ...
 
