@@ -177,10 +177,8 @@ def _run(network: nn.Module, shape: tuple[int, ...], device: torch.device) -> Pr
 
 
 def _copied(tensor: Tensor, device: torch.device) -> Tensor:
-    if device.type == "meta":
-        twin = torch.empty_like(tensor, device="meta")
-    else:
-        twin = tensor.detach().to(device, copy=True)
+    on_meta = device.type == "meta"
+    twin = torch.empty_like(tensor, device="meta") if on_meta else tensor.detach().to(device, copy=True)
     return nn.Parameter(twin, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else twin
 
 
