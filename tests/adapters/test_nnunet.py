@@ -228,7 +228,7 @@ class TestCommand:
             ([1], "must be a JSON object"),
             ({"a": 1}, "has no 'configurations'"),
             (old, "has no 'architecture'"),
-            (foreign, "`network` 'no.such.Network' cannot be imported"),
+            (foreign, "`network` must be importable, got 'no.such.Network'"),
         ):
             result = self.run(self.file(tmp_path, content), *arguments)
             assert result.exit_code == 2
