@@ -127,7 +127,7 @@ def test_what_cannot_be_captured_says_so(group: dist.ProcessGroup, rotate: str) 
         torch.jit.trace(module, (X,))
     with pytest.raises(ValueError, match="cannot be traced or exported"):
         torch.export.export(module, (X,))
-    with pytest.raises(ValueError, match="no row of weights"):
+    with pytest.raises(ValueError, match="rows of weights"):
         module.attention_weights(X)
 
 
@@ -216,7 +216,7 @@ def test_hosts_that_look_past_the_border_are_named(group: dist.ProcessGroup, rec
     )
     assert not recwarn
     net = nn.Sequential(nn.Conv3d(8, 8, 3), nn.BatchNorm3d(8), nn.MaxPool3d(2), attn3d.NonLocal(3, 8))
-    with pytest.warns(UserWarning, match=r"left so: 0 \(Conv3d\), 1 \(BatchNorm3d\), 2 \(MaxPool3d\)$"):
+    with pytest.warns(UserWarning, match=r"not changed: 0 \(Conv3d\), 1 \(BatchNorm3d\), 2 \(MaxPool3d\)$"):
         attn3d.parallelize_attention(net, group)
 
 
