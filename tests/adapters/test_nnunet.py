@@ -186,7 +186,7 @@ class TestCommand:
         before = path.read_text()
         result = self.run(path, *arguments)
         assert result.exit_code == 2
-        assert "'full_cbam' is a configuration of the plans already" in result.stderr
+        assert "'full_cbam' is already a configuration of the plans" in result.stderr
         assert path.read_text() == before
         assert self.run(path, "--attention", "cbam", "--at", "encoder", "--overwrite").exit_code == 0
         content = json.loads(path.read_text())["configurations"]
@@ -198,7 +198,7 @@ class TestCommand:
         [
             (("--attention", "cban", "--at", "skip"), "did you mean 'cbam'"),
             (("--attention", "cbam", "--at", "skips"), "did you mean 'skip'"),
-            (("--attention", "cbam", "--at", "residual"), "'residual' is no kind of site of PlainConvUNet"),
+            (("--attention", "cbam", "--at", "residual"), "must be a kind of site of PlainConvUNet"),
             (("--attention", "cbam", "--at", "skip", "--options", "{"), "`options` must be JSON"),
             (("--attention", "cbam", "--at", "skip", "--options", "[1]"), "`options` must be a JSON object"),
             (("--attention", "cbam", "--at", "skip", "--options", '{"r": 1}'), "has no option `r`"),
@@ -228,7 +228,7 @@ class TestCommand:
             ([1], "must be a JSON object"),
             ({"a": 1}, "has no 'configurations'"),
             (old, "has no 'architecture'"),
-            (foreign, "`network` 'no.such.Network' cannot be imported"),
+            (foreign, "`network` must be importable, got 'no.such.Network'"),
         ):
             result = self.run(self.file(tmp_path, content), *arguments)
             assert result.exit_code == 2
@@ -273,7 +273,7 @@ def test_a_checkpoint_without_attention_is_converted(tmp_path: Path) -> None:
     arguments = [str(tmp_path / name) for name in ("plans.json", "old.pth", "new.pth")]
     result = CliRunner().invoke(convert, [*arguments, "--configuration", "new"])
     assert result.exit_code == 0, result.output
-    assert "of attention as it starts" in result.output
+    assert "initial tensors of attention" in result.output
     saved = torch.load(tmp_path / "new.pth", weights_only=False)
     net = build(content["configurations"]["new"]["architecture"], False)
     net.load_state_dict(saved["network_weights"])

@@ -167,8 +167,8 @@ def a_signal_that_does_not_fit_is_refused() -> None:
     gate, x = attn3d.AttentionGate(3, 4, gating_channels=6), torch.randn(2, 4, 2, 2, 2)
     for shape, message in (
         ((2, 4, 2, 2, 2), "`signal` must have 6 channels, got 4"),
-        ((1, 6, 2, 2, 2), "`signal` must have a batch of 2 as `x` has, got 1"),
-        ((2, 6, 2, 2), "`signal` must have 5 dimensions as `x` has, got 4"),
+        ((1, 6, 2, 2, 2), "`signal` must have a batch size of 2 like `x`, got 1"),
+        ((2, 6, 2, 2), "`signal` must have 5 dimensions like `x`, got 4"),
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
             gate(x, torch.randn(shape))
