@@ -57,10 +57,12 @@ _Decay = Annotated[_Real, Field(ge=0, lt=1), BeforeValidator(_number), MustBe("a
 _Rate = Annotated[
     _Real, Field(ge=1e-12, lt=1e9), BeforeValidator(_number), MustBe("a number of at least 1e-12 and below 1e+09")
 ]
+_LOSSES = "dice_ce, dice_focal, generalized_dice or tversky"
 _Flag = Annotated[bool, Field(strict=True), MustBe("true or false")]
 _PerAxis = Annotated[
     tuple[tuple[_Whole, _Whole, _Whole], ...], MustBe("a list of three whole numbers of at least 1 each")
 ]
+_Axes = Annotated[tuple[Annotated[int, Field(strict=True, ge=0, le=2)], ...], MustBe("a list of axes from 0 to 2")]
 _Windows = Annotated[
     tuple[tuple[_Real, _Size], ...],
     Field(min_length=1),
@@ -94,9 +96,11 @@ class Settings(BaseModel):
     windows: Annotated[Literal["auto"] | _Windows | None, MustBe(_Windows.__metadata__[-1].words)] = Field(
         "auto", description="level and width in HU of each channel of a CT; null for mean 0 and standard deviation 1"
     )
-    mirror: Annotated[
-        tuple[Annotated[int, Field(strict=True, ge=0, le=2)], ...], MustBe("a list of axes from 0 to 2")
-    ] = Field((0,), description="axes along which patches are mirrored: 0 right, 1 anterior, 2 superior")
+    mirror: Annotated[Literal["auto"] | _Axes, MustBe(_Axes.__metadata__[-1].words)] = Field(
+        "auto",
+        description="axes along which patches are mirrored: 0 right, 1 anterior, 2 superior; by default 0 where scans "
+        "resemble their mirror images, as heads do and one hippocampus does not",
+    )
     epochs: _Count | None = Field(None, description=f"passes over the cases; {EPOCHS} where `minutes` is not set")
     minutes: Annotated[_Size, BeforeValidator(_number), MustBe("a positive number")] | None = Field(
         None, description="of training, validation included, instead of `epochs`"
@@ -106,6 +110,15 @@ class Settings(BaseModel):
     )
     patches_per_case: _Count = Field(4, description="that an epoch takes of a case")
     batch_size: _Count = Field(2, description="patches of a step, on each device")
+    loss: Annotated[Literal["dice_ce", "dice_focal", "generalized_dice", "tversky"], MustBe(_LOSSES)] = Field(
+        "dice_ce", description="Dice with cross-entropy or with focal loss, or generalised Dice or Tversky alone"
+    )
+    class_weights: Annotated[tuple[_NotNegative, ...], MustBe("a list of numbers of at least 0")] | None = Field(
+        None, description="of the background and each label, for the loss `dice_ce`"
+    )
+    start_from: Annotated[str, MustBe("a path")] | None = Field(
+        None, description="a run folder, or a checkpoint of PyTorch or safetensors, whose weights training starts with"
+    )
     optimizer: Annotated[Literal["adamw", "sgd"], MustBe("adamw or sgd")] = Field(
         "adamw", description="`adamw`, or `sgd` with Nesterov momentum 0.99"
     )
@@ -149,6 +162,7 @@ class Configuration(Settings):
     strides: _PerAxis
     kernels: _PerAxis
     windows: _Windows | None
+    mirror: _Axes
     data: str = Field(description="the folder of the data set")
     layout: str = Field(description="that it has")
     simulated: bool = Field(description="whether all of it is")
@@ -205,9 +219,9 @@ def checked(kind: type[Settings], values: Mapping[str, Any]) -> Any:
         return kind.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-    name = first["loc"][0] if first["loc"] else ""
+    name = str(first["loc"][0]) if first["loc"] else ""
     if first["type"] == "extra_forbidden":
-        raise ValueError(f"has an unknown setting {name!r}; {nearest(str(name), kind.model_fields)}")
+        raise ValueError(f"has an unknown setting {name!r}; {nearest(name, kind.model_fields)}")
     if not name:
         raise ValueError(str(first["ctx"]["error"]))
     raise ValueError(f"`{name}` {first['msg'].replace('Input should be', 'must be')}, got {values.get(name)!r}")
