@@ -29,6 +29,11 @@ def is_captured() -> bool:
     return torch.jit.is_tracing() or torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export()
 
 
+def is_transformed() -> bool:
+    """Whether a transform of `torch.func` is on, under which autograd takes no hooks on what it keeps."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
 class NotScriptable:
     """Base class of modules that do not support TorchScript; the error names the alternatives."""
 

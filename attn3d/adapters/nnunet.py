@@ -7,7 +7,8 @@ import copy
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from pydoc import locate
 from typing import Annotated, Any
@@ -156,7 +157,8 @@ def write_configuration(
         if max_voxels is not None:
             item["max_voxels"] = max_voxels
         net = add_configuration(content, configuration, name, item, overwrite)
-        _write(plans, content)
+        with replaced(plans) as unfinished:
+            unfinished.write_text(json.dumps(content, indent=4) + "\n")
     except (OSError, TypeError, ValueError) as error:
         print(f"nnunet: {' '.join(str(error).split())}", file=sys.stderr)
         raise typer.Exit(2) from error
@@ -169,9 +171,13 @@ def read_plans(path: Path) -> Plans:
     """Reads a plans file.
 
     Raises:
-        ValueError: if it is not a plans file.
+        ValueError: if it is not a plans file or cannot be read.
     """
-    content = _json(path.read_text(encoding="utf-8"), str(path))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"`plans` {path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    content = _json(text, str(path))
     if "configurations" not in content:
         raise ValueError(f"{path}: this is not a plans file of nnU-Net v2; it has no 'configurations'")
     return content
@@ -187,11 +193,12 @@ def _json(text: str, source: str) -> dict[str, Any]:
     return content
 
 
-def _write(path: Path, content: Plans) -> None:
-    """Writes to a temporary file, which then replaces the plans file."""
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """A file to write, which takes the place of ``path`` when it is whole."""
     unfinished = path.with_name(f".unfinished-{os.getpid()}-{path.name}")
     try:
-        unfinished.write_text(json.dumps(content, indent=4) + "\n")
+        yield unfinished
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 python -m attn3d.adapters.nnunet_checkpoint nnUNetPlans.json checkpoint_final.pth with_attention.pth
 """
 
+import pickle
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,8 +12,11 @@ import torch
 import typer
 from torch import Tensor
 
-from attn3d.adapters.nnunet import Plans, read_plans, resolved, with_classes
+from attn3d.adapters.nnunet import Plans, read_plans, replaced, resolved, with_classes
 from attn3d.insertion import load_pretrained
+
+# What reading a pickle may end in, where the file is cut, of another kind, or of classes that are not installed.
+_UNREADABLE = (AttributeError, EOFError, ImportError, LookupError, RuntimeError, ValueError, pickle.UnpicklingError)
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -43,6 +47,23 @@ def convert(plans: Plans, configuration: str, weights: dict[str, Tensor]) -> tup
     return net.state_dict(), new
 
 
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """What a checkpoint of nnU-Net v2 holds. It is read as nnU-Net reads it, by pickle: take it from whom you trust.
+
+    Raises:
+        ValueError: when it is none or cannot be read.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=False)
+    except OSError as error:
+        raise ValueError(f"`checkpoint` {path} cannot be read: {error.strerror or error}") from error
+    except _UNREADABLE as error:
+        raise ValueError(f"`checkpoint` {path} is damaged or no file of PyTorch: {error}") from error
+    if not isinstance(content, dict) or "network_weights" not in content:
+        raise ValueError(f"`checkpoint` {path} is no checkpoint of nnU-Net v2; it has no 'network_weights'")
+    return content
+
+
 @app.command()
 def convert_checkpoint(
     plans: Annotated[Path, typer.Argument(help="A plans file, such as nnUNetPlans.json.")],
@@ -52,12 +73,13 @@ def convert_checkpoint(
 ) -> None:
     """Write a checkpoint for nnUNetv2_train -pretrained_weights of a configuration with attention."""
     try:
-        content: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=False)
-        if not isinstance(content, dict) or "network_weights" not in content:
-            raise ValueError(f"{checkpoint}: this is not a checkpoint of nnU-Net v2; it has no 'network_weights'")
+        if not out.parent.is_dir():
+            raise ValueError(f"`out` {out} cannot be written: there is no folder {out.parent}")
+        content = read_checkpoint(checkpoint)
         weights, new = convert(read_plans(plans), configuration, content["network_weights"])
-        torch.save({**content, "network_weights": weights}, out)
-    except Exception as error:  # loading another kind of file can raise any error
+        with replaced(out) as unfinished:
+            torch.save({**content, "network_weights": weights}, unfinished)
+    except (OSError, TypeError, ValueError) as error:
         print(f"nnunet: {' '.join(str(error).split())}", file=sys.stderr)
         raise typer.Exit(2) from error
     print(f"{out}: {len(weights) - len(new)} tensors of {checkpoint.name}, {len(new)} initial tensors of attention")

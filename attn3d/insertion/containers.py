@@ -170,7 +170,7 @@ class IdentityAtStart(nn.Module):
     def __init__(self, attention: nn.Module) -> None:
         super().__init__()
         self.attention = attention
-        self.gate = nn.Parameter(torch.zeros(()))
+        self.gate = nn.Parameter(torch.zeros(1))  # of one dimension, which FSDP2 needs to shard it
 
     def forward(self, x: Tensor) -> Tensor:
         """Interpolates between (B, C, *S) and its attention by the gate."""

@@ -12,9 +12,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from attn3d.arguments import per_axis, positive_integer
+from attn3d.layers.blockwise import runs_eagerly
 from attn3d.layers.conv import convolution
 from attn3d.layers.gating import gate
 from attn3d.layers.norms import NormSpec, create_norm
+from attn3d.layers.recomputed import recomputed
 from attn3d.layers.spatial import resize_by_products, sizes_are_symbols, spatial_shape
 from attn3d.mechanisms.base import AUTO, Mechanism, hidden_width
 from attn3d.mechanisms.registry import register_attention
@@ -130,7 +132,12 @@ class AttentionGate(Mechanism):
         """Gates (B, C, *S) by (B, C_g, *any)."""
         self.check_input(x)
         signal = self.check_signal(x, signal)
-        return gate(x, self.spatial_gate(x, signal))
+        return gate(x, self._recomputed(x, signal) if runs_eagerly(x) else self.spatial_gate(x, signal))
+
+    @torch.jit.unused
+    def _recomputed(self, x: Tensor, signal: Tensor) -> Tensor:
+        """The gate, keeping nothing of the hidden maps for backward."""
+        return recomputed(AttentionGate.spatial_gate, self, x, signal)
 
     def attention_weights(  # type: ignore[override]  # the signal comes second, as in forward
         self, x: Tensor, signal: Tensor | None = None, queries: Tensor | None = None

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from attn3d.arguments import odd_per_axis
+from attn3d.layers.blockwise import runs_eagerly
 from attn3d.layers.conv import map_convolution
 from attn3d.layers.gating import weighted_sum
 from attn3d.layers.norms import NormSpec, create_norm
 from attn3d.layers.pooling import mean_and_maximum
+from attn3d.layers.recomputed import recomputed
 from attn3d.mechanisms.base import Mechanism
 from attn3d.mechanisms.registry import register_attention
 
@@ -77,8 +79,17 @@ class TripletAttention(Mechanism):
     def forward(self, x: Tensor) -> Tensor:
         """Gates (B, C, *S)."""
         self.check_input(x)
+        return self._recomputed(x) if runs_eagerly(x) else self.gated(x)
+
+    def gated(self, x: Tensor) -> Tensor:
+        """x times the mean of the gates."""
         gates = [gate / (self.spatial_dims + 1) for gate in self.gates(x)]
         return weighted_sum([x for _ in gates], gates)
+
+    @torch.jit.unused
+    def _recomputed(self, x: Tensor) -> Tensor:
+        """The same, keeping x alone for backward."""
+        return recomputed(TripletAttention.gated, self, x)
 
     def attention_weights(self, x: Tensor, queries: Tensor | None = None) -> dict[str, Tensor]:
         """Returns the mean of the gates as "gate"."""
