@@ -18,9 +18,10 @@ from attn3d.segmentation.datasets import Case, Dataset, find_scans, read_case_im
 from attn3d.segmentation.errors import FileError, failing_as, failure_noted
 from attn3d.segmentation.files import read_segmentation, write_image, write_label
 from attn3d.segmentation.grid import voxel_millilitres
-from attn3d.segmentation.inference import View, segment, window_size
+from attn3d.segmentation.inference import View, segment
 from attn3d.segmentation.locks import locked
 from attn3d.segmentation.networks import shape_multiple
+from attn3d.segmentation.portable import window_size
 from attn3d.segmentation.preprocessing import intensities_of
 from attn3d.segmentation.runs import Run, open_runs
 from attn3d.segmentation.settings import Configuration
