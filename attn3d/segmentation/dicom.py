@@ -102,6 +102,24 @@ def read_series(path: Path | str) -> nib.Nifti1Image:
     Raises:
         FileError: when there is none or several, when slices are missing or damaged, and when a file holds a mosaic.
     """
+    slices, _ = slices_of(path)
+    affine = np.eye(4)
+    affine[:3, :2] = _TO_NIFTI @ (slices[0].directions * slices[0].spacing)
+    affine[:3, 2] = _TO_NIFTI @ _step(path, slices)
+    affine[:3, 3] = _TO_NIFTI @ slices[0].corner
+    image = nib.Nifti1Image(_voxels(path, slices), affine)
+    image.set_sform(affine, "scanner")
+    image.set_qform(affine, "scanner" if _is_straight(affine) else "unknown", strip_shears=True)
+    image.header.set_xyzt_units("mm")
+    return image
+
+
+def slices_of(path: Path | str) -> tuple[list[_Slice], dict[Path, Any]]:
+    """The slices of the one volume in a folder or file, in the order of its last axis, and the headers by file.
+
+    Raises:
+        FileError: as `read_series`.
+    """
     series, others = find_series(path)
     for file, problem in others.items():
         logger.warning("left out: %s: %s", file, problem)
@@ -113,16 +131,7 @@ def read_series(path: Path | str) -> nib.Nifti1Image:
         titles = "; ".join(one.title for one in series)
         raise FileError(path, f"holds {len(series)} DICOM series ({titles}); give each a folder of its own")
     slices = [one for file, header in series[0].headers.items() for one in _slices(file, header)]
-    slices = _in_order(path, slices)
-    affine = np.eye(4)
-    affine[:3, :2] = _TO_NIFTI @ (slices[0].directions * slices[0].spacing)
-    affine[:3, 2] = _TO_NIFTI @ _step(path, slices)
-    affine[:3, 3] = _TO_NIFTI @ slices[0].corner
-    image = nib.Nifti1Image(_voxels(path, slices), affine)
-    image.set_sform(affine, "scanner")
-    image.set_qform(affine, "scanner" if _is_straight(affine) else "unknown", strip_shears=True)
-    image.header.set_xyzt_units("mm")
-    return image
+    return _in_order(path, slices), series[0].headers
 
 
 def _header(file: Path) -> Any:
