@@ -82,10 +82,10 @@ def plot_segmentation(
     colors = _colors(names)
     limits = contrast(volume, window)
     for row, (name, plane), extent in zip(grid, PLANES.items(), extents, strict=True):
-        for axes, labels in zip(row, [None, *columns.values()], strict=True):
+        for axes, shown in zip(row, [None, *columns.values()], strict=True):
             show_scan(axes, hanging.cut(volume, plane, voxel), extent, limits)
-            if labels is not None:
-                show_labels(axes, hanging.cut(labels, plane, voxel), colors, extent)
+            if shown is not None:
+                show_labels(axes, hanging.cut(shown, plane, voxel), colors, extent)
             for mask in regions.values():
                 show_outline(axes, hanging.cut(mask, plane, voxel), extent)
             mark_sides(axes, plane.letters)
@@ -146,10 +146,10 @@ def plot_lesions(
     colors = _colors(names)
     for row, (index, voxels) in zip(grid, found, strict=True):
         voxel = (0, 0, np.clip(index, hanging.low[2], hanging.high[2] - 1))
-        for axes, labels in zip(row, [None, *columns.values()], strict=True):
+        for axes, shown in zip(row, [None, *columns.values()], strict=True):
             show_scan(axes, hanging.cut(volume, plane, voxel), extent, limits)
-            if labels is not None:
-                show_labels(axes, hanging.cut(labels, plane, voxel), colors, extent)
+            if shown is not None:
+                show_labels(axes, hanging.cut(shown, plane, voxel), colors, extent)
             mark_sides(axes, plane.letters)
         what = f"{verbatim(source)}\nlesion of {voxels * millilitres:.1f} ml" if voxels else "nothing labelled"
         row[0].set_ylabel(f"z = {hanging.place(voxel)[2]:.0f} mm\n{what}", color=TEXT, fontsize=11)

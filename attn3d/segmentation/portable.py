@@ -91,13 +91,13 @@ class Prepared(MapTransform):
         spacing: Sequence[float],
         windows: Sequence[Sequence[float]] | None = None,
     ):
-        super().__init__(keys)  # type: ignore[arg-type]
+        super().__init__(keys)
         self.spacing, self.windows = spacing, windows
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """The data with the scan replaced."""
         prepared = dict(data)
-        for key in self.key_iterator(prepared):  # type: ignore[type-var]
+        for key in self.key_iterator(prepared):
             scan = prepared[key]
             affine = np.asarray(scan.affine, float)
             volumes = [to_grid(nib.Nifti1Image(np.asarray(one, np.float32), affine), self.spacing) for one in scan]
@@ -121,7 +121,7 @@ class ToScan(MapTransform):
     """
 
     def __init__(self, keys: Hashable | Sequence[Hashable], image: Hashable, values: Sequence[int]):
-        super().__init__(keys)  # type: ignore[arg-type]
+        super().__init__(keys)
         self.image, self.values = image, values
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -129,7 +129,7 @@ class ToScan(MapTransform):
         done = dict(data)
         scan = done[self.image]
         affine, shape = (np.asarray(scan.meta[name]) for name in ("scan_affine", "scan_shape"))
-        for key in self.key_iterator(done):  # type: ignore[type-var]
+        for key in self.key_iterator(done):
             probabilities = torch.as_tensor(done[key]).cpu().float().softmax(dim=0)
             grid = scan.affine.numpy(), probabilities.shape[1:]
             classes = torch.empty(*shape.tolist(), dtype=torch.uint8)
