@@ -11,12 +11,15 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 from monai.data import MetaTensor
+from torch import nn
 
+import attn3d
 from attn3d.segmentation import FileError, evaluate, write_label
 from attn3d.segmentation.configuration import configure
 from attn3d.segmentation.datasets import find_dataset
 from attn3d.segmentation.fingerprint import take_fingerprint
 from attn3d.segmentation.reporting import pictures, report
+from attn3d.segmentation.reporting.page import same_gates
 from attn3d.segmentation.reporting.pictures import attention_figures, lesion_figures, patch_around
 from attn3d.segmentation.runs import Run
 from attn3d.segmentation.settings import settings_from
@@ -179,6 +182,18 @@ def test_attention_is_shown_around_the_lesion_of_the_median_case(run):
     scores["cases"] = {"empty": scores["cases"]["empty"]}
     (picture,) = attention_figures(run, scores)
     assert picture.caption == "se (reduction=1) in the middle of empty, which has no lesion."
+
+
+def test_gates_that_do_not_depend_on_their_input_are_named(run, page, monkeypatch):
+    assert "No gate is the same for all held-out cases" in " ".join(page.split())
+    net = run.network()
+    first = next(module for module in net.modules() if isinstance(module, attn3d.SqueezeExcitation))
+    nn.init.zeros_(first.excite.weight)
+    monkeypatch.setattr(Run, "network", lambda run: net)
+    (name,) = same_gates(run)
+    assert name.endswith(" channel")
+    monkeypatch.setattr(Run, "cases", lambda run, part, dataset: [])
+    assert same_gates(run) is None
 
 
 @pytest.mark.parametrize("corner", [(2, 2, 2), (17, 9, 5), (26, 18, 8)])

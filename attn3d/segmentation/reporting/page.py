@@ -8,14 +8,16 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from attn3d.gates import constant_gates
 from attn3d.plotting import plot_training
 from attn3d.segmentation.datasets import ANY
 from attn3d.segmentation.errors import FileError
 from attn3d.segmentation.evaluation import mean_dice
-from attn3d.segmentation.reporting.pictures import attention_figures, lesion_figures, spec_words, svg
+from attn3d.segmentation.reporting.pictures import attention_figures, lesion_figures, lesion_patch, spec_words, svg
 from attn3d.segmentation.runs import Run
 from attn3d.segmentation.writing import read_json, read_table, sweep, write_text
 
+_COMPARED = 8  # held-out cases, whose gates are compared
 _UNFINISHED = "is not there; finish the training with `attn3d train --resume`"
 
 
@@ -73,10 +75,20 @@ def report(run: Run | Path | str, data: Path | str | None = None, *, overwrite: 
         curves=svg(plot_training([row.dropna().to_dict() for _, row in metrics.iterrows()])),
         lesions=lesion_figures(run, scores),
         attention=attention_figures(run, scores),
+        constant=None if run.config.attention is None else same_gates(run),
     )
     sweep(run.folder)
     write_text(path, page)
     return path
+
+
+def same_gates(run: Run) -> list[str] | None:
+    """The gates that are the same for the lesions of all the held-out cases; None where there is but one case."""
+    dataset = run.dataset()
+    cases = run.cases("validation", dataset)[:_COMPARED]
+    if len(cases) < 2:
+        return None
+    return list(constant_gates(run.network(), (lesion_patch(case, dataset, run.config)[0][None] for case in cases)))
 
 
 def _number(value: float | None, digits: int = 2) -> str:

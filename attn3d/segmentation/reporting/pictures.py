@@ -19,7 +19,8 @@ from attn3d.maps import attention_maps
 from attn3d.plotting import plot_attention_maps, plot_lesions
 from attn3d.plotting.charts import INK
 from attn3d.segmentation.components import middle_of_largest
-from attn3d.segmentation.datasets import ANY, read_case_image, read_case_label
+from attn3d.segmentation.configuration import Configuration
+from attn3d.segmentation.datasets import ANY, Case, Dataset, read_case_image, read_case_label
 from attn3d.segmentation.files import read_segmentation
 from attn3d.segmentation.grid import label_to_grid
 from attn3d.segmentation.portable import to_channels
@@ -93,11 +94,7 @@ def attention_figures(run: Run, scores: Mapping[str, Any]) -> list[Picture]:
     cases = {case.name: case for case in run.cases("validation", dataset)}
     ranked = [name for name in _ranked(scores) if _main(scores["cases"][name])["reference_ml"]]
     name = ranked[len(ranked) // 2] if ranked else next(iter(scores["cases"]))
-    images = read_case_image(cases[name])
-    label = label_to_grid(read_case_label(cases[name], dataset, images[0]), config.spacing)
-    volume = intensities_of(images, config)
-    seen = MetaTensor(to_channels(volume.as_tensor(), config.windows), affine=volume.affine)
-    patch, voxel = patch_around(seen, np.asarray(label[0]) > 0, config.patch_size)
+    patch, voxel = lesion_patch(cases[name], dataset, config)
     maps = attention_maps(run.network(), patch[None], voxels=[voxel])
     sites = [site for site, weights in maps.items() if weights]
     pictures = []
@@ -114,6 +111,15 @@ def attention_figures(run: Run, scores: Mapping[str, Any]) -> list[Picture]:
         where = f"around the largest lesion of {name}" if ranked else f"in the middle of {name}, which has no lesion"
         pictures.append(png(figure, f"{spec_words(config.attention)} {where}."))
     return pictures
+
+
+def lesion_patch(case: Case, dataset: Dataset, config: Configuration) -> tuple[MetaTensor, tuple[int, ...]]:
+    """A patch around the largest lesion of a case as the network sees it, and where in it that is."""
+    images = read_case_image(case)
+    label = label_to_grid(read_case_label(case, dataset, images[0]), config.spacing)
+    volume = intensities_of(images, config)
+    seen = MetaTensor(to_channels(volume.as_tensor(), config.windows), affine=volume.affine)
+    return patch_around(seen, np.asarray(label[0]) > 0, config.patch_size)
 
 
 def patch_around(volume: MetaTensor, mask: np.ndarray, size: Sequence[int]) -> tuple[Tensor, tuple[int, ...]]:
