@@ -89,7 +89,7 @@ def find_series(path: Path | str) -> tuple[list[Series], dict[Path, str]]:
             raise FileError(file, "its header is damaged or cut short; fetch it again")
         if not scan:
             others[file] = f"is no scan ({kind.name})"
-        elif not _has_place(header):
+        elif not ("ImagePositionPatient" in header or "PerFrameFunctionalGroupsSequence" in header):
             others[file] = f"is no slice of a scan ({kind.name}): its header does not say where it lies"
         else:
             series[header.SeriesInstanceUID][file] = header
@@ -142,10 +142,6 @@ def _header(file: Path) -> Any:
             return pydicom.dcmread(file, stop_before_pixels=True)
     except Exception as error:  # pydicom raises what its parts do
         raise FileError(file, f"its header is damaged ({' '.join(str(error).split())}); fetch it again") from error
-
-
-def _has_place(header: Any) -> bool:
-    return "ImagePositionPatient" in header or "PerFrameFunctionalGroupsSequence" in header
 
 
 def _title(headers: dict[Path, Any]) -> str:

@@ -47,45 +47,36 @@ def report(run: Run | Path | str, data: Path | str | None = None, *, overwrite: 
         raise FileError(run.scores, "has no scores of any case; finish the training with `attn3d train --resume`")
     metrics = read_table(run.folder / "metrics.csv", _UNFINISHED)
     settings = run.config.as_dict()
-    page = (
-        _environment()
-        .get_template("report.html")
-        .render(
-            name=run.folder.resolve().name,
-            date=date.today().isoformat(),
-            attn3d=version("attn3d"),
-            simulated=run.config.simulated,
-            config=run.config,
-            mechanism=None if run.config.attention is None else spec_words(run.config.attention),
-            settings={name: value for name, value in settings.items() if name not in ("versions", "format")},
-            versions=run.config.versions,
-            fingerprint=read_json(run.folder / "fingerprint.json", missing=_UNFINISHED),
-            split=read_json(run.folder / "split.json", "training", "validation", missing=_UNFINISHED),
-            scores=scores,
-            main=ANY if ANY in scores["overall"] else next(iter(scores["overall"])),
-            any=ANY,
-            macro=mean_dice(scores),
-            curves=svg(plot_training([row.dropna().to_dict() for _, row in metrics.iterrows()])),
-            lesions=lesion_figures(run, scores),
-            attention=attention_figures(run, scores),
-        )
-    )
-    sweep(run.folder)
-    write_text(path, page)
-    return path
-
-
-def _environment() -> Environment:
-    """Templates that escape everything and refuse what they are not given."""
     environment = Environment(
         loader=PackageLoader("attn3d.segmentation.reporting", "."),
         autoescape=True,
-        undefined=StrictUndefined,
+        undefined=StrictUndefined,  # refuses what it is not given
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters |= {"number": _number, "plain": _plain}
-    return environment
+    page = environment.get_template("report.html").render(
+        name=run.folder.resolve().name,
+        date=date.today().isoformat(),
+        attn3d=version("attn3d"),
+        simulated=run.config.simulated,
+        config=run.config,
+        mechanism=None if run.config.attention is None else spec_words(run.config.attention),
+        settings={name: value for name, value in settings.items() if name not in ("versions", "format")},
+        versions=run.config.versions,
+        fingerprint=read_json(run.folder / "fingerprint.json", missing=_UNFINISHED),
+        split=read_json(run.folder / "split.json", "training", "validation", missing=_UNFINISHED),
+        scores=scores,
+        main=ANY if ANY in scores["overall"] else next(iter(scores["overall"])),
+        any=ANY,
+        macro=mean_dice(scores),
+        curves=svg(plot_training([row.dropna().to_dict() for _, row in metrics.iterrows()])),
+        lesions=lesion_figures(run, scores),
+        attention=attention_figures(run, scores),
+    )
+    sweep(run.folder)
+    write_text(path, page)
+    return path
 
 
 def _number(value: float | None, digits: int = 2) -> str:
