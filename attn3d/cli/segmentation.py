@@ -8,7 +8,7 @@ import logging
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich import box
@@ -134,6 +134,10 @@ def predict(
     dicom_seg: Annotated[
         bool, typer.Option("--dicom-seg", help="Also a DICOM SEG, of a DICOM series; needs highdicom.")
     ] = False,
+    format: Annotated[
+        Literal["nii.gz", "nrrd", "mha"] | None,
+        typer.Option(help="Of the labels [that of the scan; nii.gz for DICOM]."),
+    ] = None,
     tta: Annotated[bool, typer.Option("--tta", help="Average with the mirrored scan.")] = False,
     best: Annotated[bool, typer.Option("--best", help="The weights of the best validation, not the last.")] = False,
     overlap: Annotated[float, typer.Option(help="Of neighbouring windows.")] = 0.5,
@@ -153,6 +157,7 @@ def predict(
             preview=preview,
             probabilities=probabilities,
             dicom_seg=dicom_seg,
+            format=format,
             tta=tta,
             best=best,
             overlap=overlap,

@@ -17,6 +17,7 @@ import numpy as np
 
 from attn3d.segmentation.dicom import is_dicom, read_series
 from attn3d.segmentation.errors import FileError
+from attn3d.segmentation.itk import ENDINGS, is_itk, read_itk, write_itk
 from attn3d.segmentation.writing import finished_file
 
 logger = logging.getLogger("attn3d")
@@ -34,8 +35,8 @@ def read_image(path: Path | str) -> nib.Nifti1Image:
     """A 3-D scan as float32, with its header as it was.
 
     Args:
-        path: a NIfTI-1 or NIfTI-2 file, compressed or not, whatever its name says, the folder of a DICOM series, or
-            a DICOM file of several frames. Trailing axes of length 1 are dropped.
+        path: a NIfTI-1 or NIfTI-2 file, compressed or not, a NRRD or MetaImage file, whatever its name says, the folder
+            of a DICOM series, or a DICOM file of several frames. Trailing axes of length 1 are dropped.
 
     Raises:
         FileError: when the file is missing, truncated, no NIfTI or not 3-D, when its affine is no geometry,
@@ -184,7 +185,7 @@ def write_label(path: Path | str, labels: np.ndarray, like: nib.Nifti1Image) -> 
     A scan without any code, or without units, gets both codes and millimetres, which is how it was read.
 
     Args:
-        path: where to; nothing is there before the file is whole.
+        path: where to, in NRRD or MetaImage where it ends in .nrrd or .mha; nothing is there before it is whole.
         labels: whole numbers from 0 to 255, of the shape of ``like``.
         like: the scan that was segmented, from `read_image`.
 
@@ -195,6 +196,9 @@ def write_label(path: Path | str, labels: np.ndarray, like: nib.Nifti1Image) -> 
         raise ValueError(f"`labels` must have the scan's shape {like.shape}, got {labels.shape}")
     if not np.array_equal(labels, labels.astype(np.uint8)):
         raise ValueError(f"`labels` must be whole numbers from 0 to 255, got up to {labels.max()}")
+    if Path(path).name.endswith(ENDINGS):
+        write_itk(path, labels.astype(np.uint8), like.affine)
+        return
     image = type(like)(labels.astype(np.uint8), like.affine)
     image.header.set_intent("label")
     for field in _GEOMETRY:
@@ -213,7 +217,7 @@ def _read(path: Path | str) -> nib.Nifti1Image:
     if Path(path).exists() and not (Path(path).is_file() or Path(path).is_dir()):
         raise FileError(path, "is a pipe or a device, no file; give a .nii or .nii.gz")
     try:
-        image = _from_stream(path)
+        image = read_itk(path) if Path(path).is_file() and is_itk(path) else _from_stream(path)
     except OSError as error:
         raise FileError(path, f"cannot be read: {error.strerror or error}") from error
     except (EOFError, zlib.error) as error:

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -20,6 +20,7 @@ from attn3d.segmentation.errors import FileError, failing_as, failure_noted
 from attn3d.segmentation.files import read_segmentation, write_image, write_label
 from attn3d.segmentation.grid import voxel_millilitres
 from attn3d.segmentation.inference import View, segment
+from attn3d.segmentation.itk import ENDINGS
 from attn3d.segmentation.locks import locked
 from attn3d.segmentation.networks import shape_multiple
 from attn3d.segmentation.portable import window_size
@@ -27,6 +28,8 @@ from attn3d.segmentation.preprocessing import intensities_of
 from attn3d.segmentation.runs import Run, open_runs
 from attn3d.segmentation.settings import Configuration
 from attn3d.segmentation.writing import as_cell, finished_file, read_table, sweep, write_table
+
+_FORMATS = ("nii.gz", *(ending[1:] for ending in ENDINGS))
 
 
 class Prediction(NamedTuple):
@@ -54,6 +57,7 @@ def predict(
     preview: bool = False,
     probabilities: bool = False,
     dicom_seg: bool = False,
+    format: Literal["nii.gz", "nrrd", "mha"] | None = None,
     tta: bool = False,
     best: bool = False,
     overlap: float = 0.5,
@@ -70,13 +74,15 @@ def predict(
     Args:
         runs: folders of finished trainings, or of cross-validations, which stand for those of all their folds; the
             probabilities of several are averaged.
-        scans: a NIfTI file, a folder of them (``case_0000.nii.gz``, ``case_0001.nii.gz``, .. where a case has
-            several images), a DICOM series or the folder of a data set.
-        out: folder for ``case.nii.gz``, another than that of the scans. Several processes may write into it.
+        scans: a NIfTI, NRRD or MHA file, a folder of them (``case_0000.nii.gz``, ``case_0001.nii.gz``, .. where a case
+            has several images), a DICOM series or the folder of a data set.
+        out: folder for ``case.nii.gz``, or as ``format`` says, another than that of the scans. Several processes may
+            write into it.
         statistics: also ``statistics.csv``, the volumes in ml, added to those that are there.
         preview: also ``case.png``.
         probabilities: also ``case_probabilities.nii.gz``, float32 with a class in each last index.
         dicom_seg: also ``case.dcm``, a DICOM SEG in the frame of the series that the scan was; needs highdicom.
+        format: of the labels; by default that of the scan, NIfTI for DICOM.
         tta: average with what is found in mirrored windows, left and right exchanged: the flip of the training.
         best: take the weights of the best validation, rather than the last ones.
         overlap: of neighbouring windows, 0 to below 1, a part of their size.
@@ -96,6 +102,8 @@ def predict(
         raise ValueError(f"`remove_small` must be at least 0 ml, got {remove_small}")
     if dicom_seg:
         highdicom()
+    if format not in (None, *_FORMATS):
+        raise ValueError(f"`format` must be one of {', '.join(_FORMATS)}, got {format!r}")
     labels = opened[0].config.labels
     for run in opened[1:]:
         if run.config.labels != labels or run.config.images != opened[0].config.images:
@@ -114,7 +122,7 @@ def predict(
 
     found = Prediction({}, {}, failed, {})
     for case in track(cases, "segmenting", disable=quiet):
-        path = out / f"{case.name}.nii.gz"
+        path = out / f"{case.name}.{format or _format_of(case)}"
         with failure_noted(case.images[0], failed):
             if path.exists() and not overwrite:
                 label = read_segmentation(path)
@@ -129,6 +137,12 @@ def predict(
             if statistics:
                 add_volumes(table, case.name, volumes)
     return found
+
+
+def _format_of(case: Case) -> str:
+    """The format of a case's first image, as a name ends in it; NIfTI of all but NRRD and MetaImage."""
+    ending = case.images[0].suffix.lower()
+    return ending[1:] if ending in ENDINGS else "nii.gz"
 
 
 def _segment(

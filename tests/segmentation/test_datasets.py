@@ -157,7 +157,7 @@ def test_hidden_files_of_a_copy_are_not_scans(tmp_path):
         ({"labels": {"background": 1, "a": 2}}, "a whole number each, `background` 0"),
         ({"labels": {"background": 0, "a": 1, "b": 1}}, "a whole number each"),
         ({"labels": {"background": 0, "a": "1"}}, "a whole number each"),
-        ({"file_ending": ".mha"}, "`file_ending` is '.mha'; convert"),
+        ({"file_ending": ".mgz"}, "`file_ending` is '.mgz'; convert"),
         ({"channel_names": []}, "`channel_names` must name"),
     ],
 )
@@ -272,19 +272,19 @@ def test_data_and_label_are_instance_2022_where_the_scans_are_numbered(tmp_path)
 def test_endings_in_capitals_are_read_and_other_formats_named(tmp_path):
     layouts.pairs(tmp_path)
     (tmp_path / "images/1.nii.gz").rename(tmp_path / "images/1.NII.GZ")
-    (tmp_path / "images/3.nrrd").write_bytes(b"NRRD0004")
+    (tmp_path / "images/3.mgz").write_bytes(b"")
     dataset = find_dataset(tmp_path)
     assert names(dataset.cases) == ["1", "2"]
     assert read_case_image(dataset.cases[0])[0].shape == layouts.SHAPE
-    assert dataset.problems == (f"{tmp_path / 'images/3.nrrd'}: is no NIfTI file; convert it to .nii.gz",)
+    assert dataset.problems == (f"{tmp_path / 'images/3.mgz'}: is no NIfTI, NRRD or MHA; convert it to .nii.gz",)
 
 
 @pytest.mark.parametrize("write", PUBLISHED, ids=lambda write: write.__name__)
 def test_every_layout_names_volumes_of_other_formats(tmp_path, write):
     write(tmp_path)
     image = find_dataset(tmp_path).cases[0].images[0]
-    (image.parent / "other.mha").write_bytes(b"")
-    assert any("other.mha: is no NIfTI file" in problem for problem in find_dataset(tmp_path).problems)
+    (image.parent / "other.mgz").write_bytes(b"")
+    assert any("other.mgz: is no NIfTI" in problem for problem in find_dataset(tmp_path).problems)
 
 
 def test_the_cases_that_a_decathlon_validates_on_are_held_out(tmp_path):

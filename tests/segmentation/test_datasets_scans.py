@@ -61,8 +61,8 @@ def test_a_case_of_one_image_may_have_no_number(tmp_path):
 
 def test_what_is_left_out_is_named(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "attn3d"):
-        found(tmp_path / "scans", 1, "a.nii.gz", "b.nrrd")
-        assert "b.nrrd: is no NIfTI file" in caplog.text
+        found(tmp_path / "scans", 1, "a.nii.gz", "b.mgz")
+        assert "b.mgz: is no NIfTI" in caplog.text
         layouts.instance2022(tmp_path / "dataset")
         layouts.write(tmp_path / "dataset/train/label/097.nii.gz", layouts.marks(1))
         cases, failed = find_scans(tmp_path / "dataset", 1)

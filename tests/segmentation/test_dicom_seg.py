@@ -9,11 +9,14 @@ import pydicom
 import pytest
 import SimpleITK as sitk
 
-from attn3d.segmentation import FileError, read_image
+from attn3d.segmentation import FileError, predict, read_image
 from attn3d.segmentation.dicom_seg import write_dicom_seg
 from tests.segmentation import layouts
 from tests.segmentation.test_dicom import change
+from tests.segmentation.test_prediction import run
 from tests.segmentation.volumes import AFFINES
+
+__all__ = ["run"]  # a fixture
 
 NAMES = {5: "outer", 2: "inner"}
 
@@ -80,6 +83,20 @@ def test_a_simulated_series(geometry, tmp_path):
 
 def test_a_real_series(shared_data, tmp_path):
     assert_reads_back(tmp_path / "seg.dcm", shared_data / "ct_head_philips")
+
+
+def test_predict_writes_one_beside_its_labels(run, tmp_path):
+    layouts.dicom_series(tmp_path / "series")
+    for file in (tmp_path / "series").iterdir():
+        change(file, FrameOfReferenceUID="1.2.3.9", PatientID="1", PatientName="A^B", StudyID="1", AccessionNumber="")
+    found = predict(run.folder, tmp_path / "series", tmp_path / "out", dicom_seg=True, quiet=True)
+    [path] = found.written.values()
+    seg = highdicom.seg.segread(path.with_name(path.name.replace(".nii.gz", ".dcm")))
+    assert [one.SegmentLabel for one in seg.SegmentSequence] == ["bright", "brightest"]
+    labels = np.asarray(nib.load(path).dataobj)
+    assert labels.any(), "or nothing is compared"
+    volume = seg.get_volume(combine_segments=True).array
+    assert [(volume == one).sum() for one in (1, 2)] == [(labels == value).sum() for value in (2, 5)]
 
 
 def test_what_no_seg_can_refer_to_is_refused(tmp_path, monkeypatch):

@@ -8,11 +8,12 @@ from typing import Any
 
 from attn3d.segmentation.datasets.dataset import Case
 from attn3d.segmentation.errors import FileError
+from attn3d.segmentation.itk import ENDINGS
 from attn3d.segmentation.writing import read_json
 
-SUFFIXES = (".nii.gz", ".nii")
+SUFFIXES = (".nii.gz", ".nii", *ENDINGS)
 _OTHER_FORMATS = (
-    *(".nrrd", ".nhdr", ".mha", ".mhd", ".hdr", ".img", ".mgz", ".mgh"),
+    *(".nhdr", ".mhd", ".hdr", ".img", ".mgz", ".mgh"),
     *(".dcm", ".npy", ".npz", ".gz", ".zip"),
 )
 
@@ -20,13 +21,13 @@ Files = dict[str, tuple[Path, ...]]
 
 
 def stem(path: Path | str) -> str:
-    """A file's name without .nii or .nii.gz, in whatever case."""
+    """A file's name without .nii.gz, .nii, .nrrd or .mha, in whatever case."""
     name = Path(path).name
     return next((name[: -len(suffix)] for suffix in SUFFIXES if name.lower().endswith(suffix)), name)
 
 
 def nifti_files(folder: Path) -> dict[str, Path]:
-    """The NIfTI files right in a folder by their names, hidden ones left out; none if there is no such folder.
+    """The volumes right in a folder by their names, hidden ones left out; none if there is no such folder.
 
     Raises:
         FileError: when a name is there twice, such as compressed and not.
@@ -53,7 +54,7 @@ def files_by_name(folder: Path) -> tuple[dict[str, Path], dict[Path, str]]:
 
 
 def files_at(folder: Path, place: str) -> Files:
-    """NIfTI files by the name of their case, which the first ``*`` of a place stands for.
+    """Volumes by the name of their case, which the first ``*`` of a place stands for.
 
     Args:
         folder: of the data set.
@@ -73,10 +74,10 @@ def files_at(folder: Path, place: str) -> Files:
 
 
 def unread(folder: Path, *places: str) -> tuple[str, ...]:
-    """A line for each volume in the folders of some places that is in another format than NIfTI."""
+    """A line for each volume in the folders of some places that is in a format that is not read."""
     files = [path for place in places for path in sorted(folder.glob(f"{place.rpartition('/')[0]}/*".lstrip("/")))]
     return tuple(
-        f"{path}: is no NIfTI file; convert it to .nii.gz"
+        f"{path}: is no NIfTI, NRRD or MHA; convert it to .nii.gz"
         for path in dict.fromkeys(files)
         if path.name.lower().endswith(_OTHER_FORMATS) and not path.name.lower().endswith(SUFFIXES)
     )

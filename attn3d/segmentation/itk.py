@@ -1,0 +1,79 @@
+"""NRRD and MetaImage files, which SimpleITK reads and writes."""
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from attn3d.segmentation.errors import FileError
+from attn3d.segmentation.writing import finished_file
+
+ENDINGS = (".nrrd", ".mha")
+_TO_NIFTI = np.diag([-1.0, -1.0, 1.0])  # ITK's axes point left and back, NIfTI's right and forwards
+_SHEARED = 1e-3  # the most that the cosine between two axes may be
+
+
+def is_itk(path: Path | str) -> bool:
+    """Whether a file is NRRD or MetaImage, whatever its name says."""
+    with Path(path).open("rb") as file:
+        head = file.read(64)
+    return head.startswith((b"NRRD0", b"ObjectType", b"NDims"))
+
+
+def read_itk(path: Path | str) -> nib.Nifti1Image:
+    """The volume in a NRRD or MetaImage file; several components are a fourth axis.
+
+    Raises:
+        FileError: when it cannot be read or is not 3-D.
+    """
+    import SimpleITK as sitk
+
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO("NrrdImageIO" if _starts_as_nrrd(path) else "MetaImageIO")  # the name need not end so
+    reader.SetFileName(str(path))
+    try:
+        image = reader.Execute()
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise FileError(path, f"is damaged or cut short ({reason}); fetch it again") from error
+    if image.GetDimension() != 3:
+        raise FileError(path, f"a 3-D volume is needed, got one of {image.GetDimension()} axes")
+    affine = np.eye(4)
+    affine[:3, :3] = _TO_NIFTI @ np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
+    affine[:3, 3] = _TO_NIFTI @ image.GetOrigin()
+    voxels = np.moveaxis(sitk.GetArrayFromImage(image), (0, 2), (2, 0))
+    found = nib.Nifti1Image(voxels, affine, dtype=voxels.dtype)  # 64 bit integers have to be asked for
+    found.set_sform(affine, "scanner")
+    found.set_qform(affine, "scanner")
+    found.header.set_xyzt_units("mm")
+    return found
+
+
+def write_itk(path: Path | str, voxels: np.ndarray, affine: np.ndarray) -> None:
+    """Writes a volume, compressed, in the format that its name ends in.
+
+    Args:
+        path: ending in one of `ENDINGS`; nothing is there before the file is whole.
+        voxels: (X, Y, Z).
+        affine: voxel indices to millimetres.
+
+    Raises:
+        FileError: when the axes are not orthogonal, as under a tilted gantry, which ITK's geometry cannot say.
+    """
+    import SimpleITK as sitk
+
+    spacing = nib.affines.voxel_sizes(affine)
+    direction = _TO_NIFTI @ affine[:3, :3] / spacing
+    if np.abs(direction.T @ direction - np.eye(3)).max() > _SHEARED:
+        raise FileError(path, "cannot hold the scan's sheared axes; write NIfTI (--format nii.gz)")
+    image = sitk.GetImageFromArray(np.ascontiguousarray(voxels.transpose(2, 1, 0)))
+    image.SetSpacing(spacing.tolist())
+    image.SetDirection(direction.ravel().tolist())
+    image.SetOrigin((_TO_NIFTI @ affine[:3, 3]).tolist())
+    with finished_file(path) as unfinished:
+        sitk.WriteImage(image, str(unfinished), useCompression=True)
+
+
+def _starts_as_nrrd(path: Path | str) -> bool:
+    with Path(path).open("rb") as file:
+        return file.read(4) == b"NRRD"

@@ -1,0 +1,92 @@
+"""NRRD and MetaImage hold what NIfTI holds, and are refused in one line where they do not."""
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from attn3d.segmentation import FileError, find_dataset, predict, read_image, read_label, read_segmentation, write_label
+from attn3d.segmentation.itk import ENDINGS
+from tests.segmentation import layouts
+from tests.segmentation.test_prediction import bright, run
+from tests.segmentation.volumes import AFFINES, scan
+
+__all__ = ["run"]  # a fixture
+
+
+def converted(path, ending):
+    """What SimpleITK makes of a NIfTI file."""
+    new = path.with_name(path.name.removesuffix(".nii.gz") + ending)
+    sitk.WriteImage(sitk.ReadImage(str(path)), str(new), useCompression=ending == ".nrrd")
+    return new
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("geometry", ["LAS, 5 mm slices", "oblique", "permuted"])
+def test_a_scan_is_read_as_from_nifti(ending, geometry, tmp_path):
+    nib.save(scan(bright()[0], AFFINES[geometry]), tmp_path / "scan.nii.gz")
+    expected = read_image(tmp_path / "scan.nii.gz")
+    found = read_image(converted(tmp_path / "scan.nii.gz", ending).rename(tmp_path / "scan.volume"))
+    np.testing.assert_allclose(found.affine, expected.affine, atol=1e-4)
+    np.testing.assert_array_equal(found.get_fdata(), expected.get_fdata())
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_labels_are_written_as_simpleitk_reads_them(ending, tmp_path):
+    data = bright()[0]
+    nib.save(scan(data, AFFINES["oblique"]), tmp_path / "scan.nii.gz")
+    image = read_image(tmp_path / "scan.nii.gz")
+    path = tmp_path / f"label{ending}"
+    write_label(path, (data > 0).astype(int), like=image)
+    beside = sitk.ReadImage(str(tmp_path / "scan.nii.gz"))
+    found = sitk.ReadImage(str(path))
+    assert found.GetPixelID() == sitk.sitkUInt8
+    for name in ("GetSize", "GetSpacing", "GetOrigin", "GetDirection"):
+        np.testing.assert_allclose(getattr(found, name)(), getattr(beside, name)(), atol=1e-4)
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(found), sitk.GetArrayFromImage(beside) > 0)
+    np.testing.assert_array_equal(read_label(path, image, [0, 1]).dataobj, data > 0)
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_predict_writes_the_format_of_its_scan_or_the_one_asked_for(ending, run, tmp_path):
+    (tmp_path / "scans").mkdir()
+    nib.save(scan(bright()[0], AFFINES["RAS"]), tmp_path / "case.nii.gz")
+    converted(tmp_path / "case.nii.gz", ending).rename(tmp_path / "scans" / f"case{ending}")
+    expected = predict(run.folder, tmp_path / "case.nii.gz", tmp_path / "nifti", quiet=True).written["case"]
+    found = predict(run.folder, tmp_path / "scans", tmp_path / "out", quiet=True).written["case"]
+    asked = predict(run.folder, tmp_path / "scans", tmp_path / "out", format="nii.gz", quiet=True).written["case"]
+    assert (found.name, asked.name) == (f"case{ending}", "case.nii.gz")
+    for path in (found, asked):
+        np.testing.assert_array_equal(read_segmentation(path).dataobj, nib.load(expected).dataobj)
+    with pytest.raises(ValueError, match=r"`format` must be one of nii.gz, nrrd, mha, got 'img'"):
+        predict(run.folder, tmp_path / "scans", tmp_path / "out", format="img", quiet=True)
+
+
+def test_pairs_in_other_formats_are_a_data_set(tmp_path):
+    layouts.pairs(tmp_path)
+    for path in sorted(tmp_path.glob("*/*.nii.gz")):
+        converted(path, ".nrrd" if path.parent.name == "images" else ".mha")
+        path.unlink()
+    dataset = find_dataset(tmp_path)
+    assert [case.name for case in dataset.cases] == ["1", "2"]
+    assert not dataset.problems
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_what_is_no_volume_is_refused(ending, tmp_path):
+    rng = np.random.default_rng(0)
+    noise = sitk.GetImageFromArray(rng.normal(size=(8, 9, 10)).astype(np.float32))
+    path = tmp_path / f"scan{ending}"
+    sitk.WriteImage(noise, str(path))
+    path.write_bytes(path.read_bytes()[:900])
+    with pytest.raises(FileError, match=r"is damaged or cut short .*fetch it again"):
+        read_image(path)
+    sitk.WriteImage(noise[:, :, 0], str(path))
+    with pytest.raises(FileError, match="a 3-D volume is needed, got one of 2 axes"):
+        read_image(path)
+    sitk.WriteImage(sitk.Compose(noise, noise), str(path))
+    with pytest.raises(FileError, match=r"a 3-D volume is needed, got shape \(10, 9, 8, 2\)"):
+        read_image(path)
+    sheared = scan(bright()[0], AFFINES["sheared"])
+    with pytest.raises(FileError, match=r"cannot hold the scan's sheared axes; write NIfTI \(--format nii.gz\)"):
+        write_label(path, np.zeros(sheared.shape, int), like=sheared)
