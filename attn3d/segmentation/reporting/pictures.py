@@ -113,7 +113,7 @@ def attention_figures(run: Run, scores: Mapping[str, Any]) -> list[Picture]:
     return pictures
 
 
-def lesion_patch(case: Case, dataset: Dataset, config: Configuration) -> tuple[MetaTensor, tuple[int, ...]]:
+def lesion_patch(case: Case, dataset: Dataset, config: Configuration) -> tuple[Tensor, tuple[int, ...]]:
     """A patch around the largest lesion of a case as the network sees it, and where in it that is."""
     images = read_case_image(case)
     label = label_to_grid(read_case_label(case, dataset, images[0]), config.spacing)
