@@ -78,7 +78,7 @@ def plot_segmentation(
 
     extents = [hanging.extent(plane) for plane in PLANES.values()]
     figure, grid = _grid(extents, 1 + len(columns), (0.4, 1.3))
-    colors = _colors(names)
+    colors = label_colors(names)
     limits = contrast(volume, window)
     for row, (name, plane), extent in zip(grid, PLANES.items(), extents, strict=True):
         for axes, labels in zip(row, [None, *columns.values()], strict=True):
@@ -139,7 +139,7 @@ def plot_lesions(
 
     extent = hanging.extent(plane)
     figure, grid = _grid([extent] * len(found), 1 + len(columns), (0.7, 0.9))
-    colors = _colors(names)
+    colors = label_colors(names)
     for row, (index, voxels) in zip(grid, found, strict=True):
         voxel = (0, 0, np.clip(index, hanging.low[2], hanging.high[2] - 1))
         for axes, labels in zip(row, [None, *columns.values()], strict=True):
@@ -169,7 +169,8 @@ def _largest(mask: np.ndarray, count: int) -> list[tuple[int, int]]:
     return [(int((components == one).sum(axis=(0, 1)).argmax()), int(sizes[one - 1])) for one in found]
 
 
-def _colors(names: Mapping[int, str]) -> dict[int, str]:
+def label_colors(names: Mapping[int, str]) -> dict[int, str]:
+    """The colour of each label value, in the order of their names."""
     return {value: COLORS[index % len(COLORS)] for index, value in enumerate(names)}
 
 

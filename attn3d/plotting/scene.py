@@ -80,9 +80,7 @@ class Scene:
         mark_sides(axes, PLANES[plane].letters if self.marked else "")
         if heat is not None:
             there = heat != 0
-            low, high = np.percentile(heat[there] if there.any() else heat, (0.5, 99.5))
-            if high - low <= 1e-6 * abs(low):  # the same everywhere
-                high = low + 0.1 * (abs(low) or 1)
+            low, high = heat_limits(heat)
             there, heat = (
                 self.hanging.cut(self.hanging.turn(one.reshape(self.grid)), PLANES[plane], voxel)
                 for one in (there, heat)
@@ -91,7 +89,7 @@ class Scene:
                 show_outline(axes, there, extent)
             picture = axes.imshow(
                 heat,
-                cmap=_heat_colors(),
+                cmap=heat_colors(),
                 vmin=low,
                 vmax=high,
                 extent=extent,
@@ -105,7 +103,16 @@ class Scene:
                 axes.plot(x, y, "+", color=color, markersize=13, markeredgewidth=width)
 
 
-def _heat_colors() -> LinearSegmentedColormap:
+def heat_limits(heat: np.ndarray) -> tuple[float, float]:
+    """The weights shown clear and bright: nearly all of those that are not 0."""
+    there = heat != 0
+    low, high = (float(one) for one in np.percentile(heat[there] if there.any() else heat, (0.5, 99.5)))
+    if high - low <= 1e-6 * abs(low):  # the same everywhere
+        high = low + 0.1 * (abs(low) or 1)
+    return low, high
+
+
+def heat_colors() -> LinearSegmentedColormap:
     """From clear to bright, so that the anatomy is seen where the weight is low."""
     from matplotlib import colormaps
     from matplotlib.colors import LinearSegmentedColormap
