@@ -72,6 +72,10 @@ def test_sites_of_a_network_by_name_and_by_module():
         (["train", "--devices", "none"], "`devices` must be auto"),
         (["train", "--resume", "--epochs", "3"], "give no others"),
         (["train", "--data", "nowhere", "--out", "new"], "nowhere: is not a folder"),
+        (["train", "--data", "nowhere", "--out", "new", "--folds", "3"], "nowhere: is not a folder"),
+        (["train", "--data", "nowhere", "--out", "new", "--folds", "my.json"], "my.json: is not there"),
+        (["train", "--folds", "3", "--fold", "1"], "`fold` chooses one of given splits, got 1 and `folds` 3"),
+        (["train", "--folds", "3", "--devices", "2"], "`folds` are trained one after the other"),
         (["predict", "nowhere", "-i", "scan.nii.gz", "-o", "new"], "config.json: is not there"),
         (["evaluate", "nowhere", "nothing"], "is not there"),
         (["report", "nowhere"], "is not there"),
@@ -119,6 +123,14 @@ def test_from_scans_to_a_report(tmp_path):
     assert result.exit_code == 0, result.stderr
     assert "Held-out cases" in result.stdout
     assert json.loads((tmp_path / "run" / "config.json").read_text())["attention"] == ["cbam", {"reduction": 2}]
+
+    result = run(
+        *("train", "--data", tmp_path / "data", "--out", tmp_path / "folds", "--config", config, "--quiet"),
+        *("--folds", 2, "--epochs", 1, "--from", tmp_path / "run"),
+    )
+    assert result.exit_code == 0, result.stderr
+    assert "All cases, each by the fold that held it out" in result.stdout
+    assert "takes the 2 runs as one" in result.stdout
 
     result = run(
         *("predict", tmp_path / "run", "-i", tmp_path / "data" / "images", "-o", tmp_path / "found", "--quiet"),

@@ -41,7 +41,7 @@ def simulate(
     quiet: Quiet = False,
 ) -> None:
     """Write simulated head CT with haemorrhage, to try everything on. It proves nothing clinical."""
-    from attn3d import segmentation
+    import attn3d.segmentation as segmentation
 
     with one_line_errors("simulate"):
         print(segmentation.simulate(out, cases, seed, overwrite=overwrite, quiet=quiet))
@@ -62,15 +62,21 @@ def train(
     epochs: Annotated[int | None, typer.Option(help="Passes over the cases [30].")] = None,
     minutes: Annotated[float | None, typer.Option(help="Of training, instead of --epochs.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights and patches [0].")] = None,
-    folds: Annotated[Path | None, typer.Option(help="Given splits, as nnU-Net's splits_final.json.")] = None,
-    fold: Annotated[int, typer.Option(min=0, help="Which of them.")] = 0,
+    folds: Annotated[
+        str | None,
+        typer.Option(help="A run for each fold: how many, or given splits as nnU-Net's splits_final.json. It resumes."),
+    ] = None,
+    fold: Annotated[int | None, typer.Option(min=0, help="Only this one of the given splits.")] = None,
+    start_from: Annotated[
+        Path | None, typer.Option("--from", help="A run, or a checkpoint, whose weights that fit it starts with.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the training in --out.")] = False,
     devices: Annotated[str, typer.Option(help="How many GPUs, or processes on the CPU.")] = "auto",
     workers: Workers = None,
     quiet: Quiet = False,
 ) -> None:
     """Train a network with attention. All that follows from the data is printed, saved, and can be set in --config."""
-    from attn3d import segmentation
+    import attn3d.segmentation as segmentation
 
     _log(quiet)
     with one_line_errors("train"):
@@ -82,17 +88,30 @@ def train(
             "epochs": epochs,
             "minutes": minutes,
             "seed": seed,
+            "start_from": None if start_from is None else str(start_from),
         }
         settings |= {"at": None if at is None else at.split(",")}
         settings = {name: value for name, value in settings.items() if value is not None}
         if resume and (settings or config is not None or folds is not None):
             raise ValueError("`resume` goes on with the settings in --out; give no others (but --data, if moved)")
+        if folds is not None and fold is None:
+            if devices != "auto":
+                raise ValueError(f"`folds` are trained one after the other by one process, got `devices` {devices}")
+            count: int | Path = int(folds) if folds.isdecimal() else Path(folds)
+            options: dict[str, Any] = {"config": config, "workers": workers, "quiet": quiet}
+            found = segmentation.cross_validate(data, out=out, folds=count, **options, **settings)
+            simulated = " (simulated)" if found.runs[0].config.simulated else ""
+            _print_scores(found.scores, f"All cases, each by the fold that held it out{simulated}")
+            print(f"Everything is in {out}/; attn3d predict {out} takes the {len(found.runs)} runs as one.")
+            return
+        if fold is not None and (folds is None or folds.isdecimal()):
+            raise ValueError(f"`fold` chooses one of given splits, got {fold} and `folds` {folds}; give their file")
         run = segmentation.train(
             data,
             out=out,
             config=config,
             folds=folds,
-            fold=fold,
+            fold=fold or 0,
             resume=resume,
             devices=devices if devices == "auto" else int(devices),
             workers=workers,
@@ -106,20 +125,21 @@ def train(
 
 
 def predict(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders; several are averaged.")],
+    runs: Annotated[list[Path], typer.Argument(help="Runs, or folders with one for each fold; several are averaged.")],
     scans: Annotated[Path, typer.Option("--in", "-i", help="A scan, a folder of them, or a DICOM series.")],
     out: Out,
-    statistics: Annotated[bool, typer.Option("--statistics", help="Volumes in ml, as JSON and CSV.")] = False,
+    statistics: Annotated[bool, typer.Option("--statistics", help="Volumes in ml, as a CSV table.")] = False,
     preview: Annotated[bool, typer.Option("--preview", help="A picture of each.")] = False,
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Also what the labels come from.")] = False,
     tta: Annotated[bool, typer.Option("--tta", help="Average with the mirrored scan.")] = False,
+    best: Annotated[bool, typer.Option("--best", help="The weights of the best validation, not the last.")] = False,
     overlap: Annotated[float, typer.Option(help="Of neighbouring windows.")] = 0.5,
     remove_small: Annotated[float, typer.Option(min=0, help="Drop pieces of less than so many ml.")] = 0.0,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
     """Segment scans; labels come in exactly the geometry of each scan."""
-    from attn3d import segmentation
+    import attn3d.segmentation as segmentation
 
     with one_line_errors("predict"):
         found = segmentation.predict(
@@ -130,6 +150,7 @@ def predict(
             preview=preview,
             probabilities=probabilities,
             tta=tta,
+            best=best,
             overlap=overlap,
             remove_small=remove_small,
             overwrite=overwrite,
@@ -157,7 +178,7 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Score segmentations against references: Dice, distances in mm, volumes in ml, lesions."""
-    from attn3d import segmentation
+    import attn3d.segmentation as segmentation
 
     with one_line_errors("evaluate"):
         scores = segmentation.evaluate(prediction, label, out, tolerance=tolerance, overwrite=overwrite, quiet=quiet)
@@ -171,7 +192,7 @@ def report(
     overwrite: Overwrite = False,
 ) -> None:
     """One page of a run: curves, tables, overlays and attention maps, in a file that needs no other."""
-    from attn3d import segmentation
+    import attn3d.segmentation as segmentation
 
     with one_line_errors("report"):
         print(segmentation.report(run, data, overwrite=overwrite))
@@ -191,7 +212,7 @@ def compare(
     quiet: Quiet = False,
 ) -> None:
     """The same budget for each mechanism and for none, several times: does it help, or is it noise? It resumes."""
-    from attn3d import segmentation
+    import attn3d.segmentation as segmentation
 
     _log(quiet)
     given: dict[str, Any] = {"config": None if config is None else str(config), "network": network}

@@ -1,12 +1,11 @@
 """The command ``compare``: the same budget for each mechanism and for none."""
 
-import csv
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from attn3d.arguments import one_of, positive_integer
 from attn3d.mechanisms.registry import list_attention
@@ -14,11 +13,11 @@ from attn3d.planning import estimate_memory
 from attn3d.plotting import confidence_interval, plot_comparison
 from attn3d.segmentation.errors import FileError
 from attn3d.segmentation.evaluation import mean_dice
-from attn3d.segmentation.locks import LOCK, locked
+from attn3d.segmentation.locks import locked
 from attn3d.segmentation.runs import Run
+from attn3d.segmentation.series import keep_settings, train_or_resume
 from attn3d.segmentation.simulation import simulate
-from attn3d.segmentation.training import train
-from attn3d.segmentation.writing import finished_file, read_json, write_json, write_table
+from attn3d.segmentation.writing import finished_file, read_json, read_table, write_json, write_table
 
 _LEVEL = 0.95
 
@@ -71,21 +70,16 @@ def compare(
     out = Path(out)
     asked = {"data": None if data is None else str(Path(data).resolve()), "at": list(at), "settings": settings}
     with locked(out):
-        _same(out / "settings.json", json.loads(json.dumps(asked)))
+        keep_settings(out / "settings.json", asked)
         if data is None:
             data = simulate(out / "cohort", quiet=quiet).folder
         runs: dict[str, list[Run]] = {mechanism: [] for mechanism in ("none", *dict.fromkeys(mechanisms))}
         for seed in range(seeds):
             for mechanism, finished in runs.items():
-                folder = out / f"{mechanism}-{seed}"
                 if not quiet:
                     print(f"{mechanism}, seed {seed}")
-                if (folder / "config.json").exists():
-                    run = train(data, out=folder, resume=True, workers=workers, quiet=quiet)
-                else:
-                    given = {"attention": mechanism, "at": at, "seed": seed, "workers": workers, "quiet": quiet}
-                    run = train(data, out=folder, **given, **settings)
-                finished.append(run)
+                given = {"attention": mechanism, "at": at, "seed": seed, **settings}
+                finished.append(train_or_resume(data, out / f"{mechanism}-{seed}", workers, quiet, **given))
         return _report(out, runs, at, seeds)
 
 
@@ -94,37 +88,23 @@ def _report(out: Path, runs: dict[str, list[Run]], at: Sequence[str], seeds: int
     results = {mechanism: _measure(of) for mechanism, of in runs.items()}
     plain = results["none"]["dice"]
     for mechanism, result in results.items():
-        result["mean"] = float(np.mean(result["dice"]))
-        result["interval"] = _finite(confidence_interval(result["dice"], _LEVEL))
+        result["mean"], result["interval"] = _mean_and_interval(result["dice"])
         if mechanism != "none":
             differences = [one - other for one, other in zip(result["dice"], plain, strict=True)]
-            low, high = confidence_interval(differences, _LEVEL)
-            result["difference"] = float(np.mean(differences))
-            result["difference_interval"] = _finite((low, high))
-            result["inside_noise"] = bool(low <= 0 <= high)
+            result["difference"], interval = _mean_and_interval(differences)
+            result["difference_interval"] = interval
+            result["inside_noise"] = interval is None or interval[0] <= 0 <= interval[1]
     simulated = runs["none"][0].config.simulated
     report = {"simulated": simulated, "at": list(at), "seeds": seeds, "level": _LEVEL, "mechanisms": results}
     write_json(out / "comparison.json", report)
-    write_table(out / "comparison.csv", _rows(results))
+    rows = [{"mechanism": mechanism, **result} for mechanism, result in results.items()]
+    write_table(out / "comparison.csv", pd.DataFrame(rows, dtype=object))
     if len(results) > 1:
         title = f"{runs['none'][0].config.network}, attention at {', '.join(at)}"
         figure = plot_comparison(results, title=title + (" (simulated scans)" if simulated else ""))
         with finished_file(out / "comparison.png") as unfinished:
             figure.savefig(unfinished, dpi=150, format="png")
     return report
-
-
-def _same(path: Path, settings: dict[str, Any]) -> None:
-    """Keeps the settings of a comparison, or checks that they are those of the one that is there."""
-    if path.exists():
-        there = read_json(path, *settings)
-        moved = there["data"] is not None and settings["data"] is not None and not Path(there["data"]).exists()
-        if there != settings | ({"data": there["data"]} if moved else {}):
-            raise FileError(path, "this folder holds a comparison with other settings; give another --out")
-    elif any(other.name != LOCK for other in path.parent.iterdir()):
-        raise ValueError(f"`out` {path.parent} is in use; give a new folder")
-    else:
-        write_json(path, settings)
 
 
 def _measure(runs: Sequence[Run]) -> dict[str, Any]:
@@ -134,26 +114,14 @@ def _measure(runs: Sequence[Run]) -> dict[str, Any]:
     dice = [mean_dice(read_json(run.scores, "overall")) for run in runs]
     if None in dice:
         raise FileError(runs[0].scores, "no held-out case has any label; hold out more of them (held_out)")
-    with (runs[0].folder / "metrics.csv").open(encoding="utf-8") as file:
-        last = list(csv.DictReader(file))[-1]
     return {
         "dice": dice,
         "parameters": sum(parameter.numel() for parameter in net.parameters()),
-        "seconds": float(last["seconds"]),
+        "seconds": float(read_table(runs[0].folder / "metrics.csv")["seconds"].iloc[-1]),
         "memory_bytes": estimate_memory(net, shape, training=True),
     }
 
 
-def _finite(interval: tuple[float, float]) -> list[float] | None:
-    """JSON has no infinity: with one seed there is no interval."""
-    return [*interval] if np.isfinite(interval).all() else None
-
-
-def _rows(results: dict[str, dict[str, Any]]) -> list[list[Any]]:
-    columns = ("mean", "interval", "difference", "difference_interval", "inside_noise", "parameters", "seconds")
-    rows = [["mechanism", *columns, "memory_bytes", "dice of each seed"]]
-    for mechanism, result in results.items():
-        row = [result.get(column) for column in (*columns, "memory_bytes")]
-        row = [" to ".join(f"{one:.4f}" for one in value) if isinstance(value, list) else value for value in row]
-        rows.append([mechanism, *row, " ".join(f"{value:.4f}" for value in result["dice"])])
-    return rows
+def _mean_and_interval(values: Sequence[float]) -> tuple[float, list[float] | None]:
+    """The mean over the seeds and its interval of confidence, which one seed does not have."""
+    return float(np.mean(values)), list(confidence_interval(values, _LEVEL)) if len(values) > 1 else None

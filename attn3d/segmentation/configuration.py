@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ def configure(dataset: Dataset, images: int, fingerprint: Fingerprint, settings:
     """The configuration for a data set: what is set, and for the rest what its fingerprint asks for.
 
     Raises:
-        ValueError: when patch size and strides do not go together.
+        ValueError: when patch size and strides do not go together, or the class weights are not one for each class.
     """
     geometry = propose_geometry(fingerprint, settings.patch_voxels, settings.spacing, settings.patch_size)
     strides = settings.strides or geometry.strides
@@ -34,6 +35,11 @@ def configure(dataset: Dataset, images: int, fingerprint: Fingerprint, settings:
         windows = propose_windows(dataset.modality, fingerprint) if images == 1 else None
     if windows is not None and images != 1:
         raise ValueError(f"`windows` are for a CT of one image, got cases of {images}")
+    if settings.class_weights is not None and len(settings.class_weights) != 1 + len(dataset.labels):
+        raise ValueError(
+            f"`class_weights` must be {1 + len(dataset.labels)}, of the background and of "
+            f"{', '.join(dataset.labels.values())}, got {settings.class_weights}"
+        )
     warn_of_invisible(windows, fingerprint)
     followed = {
         "network": network,
@@ -42,9 +48,8 @@ def configure(dataset: Dataset, images: int, fingerprint: Fingerprint, settings:
         "strides": strides,
         "kernels": settings.kernels or geometry.kernels,
         "windows": windows,
-        "attention": with_reduction(
-            with_window(settings.attention, geometry.spacing), narrowest(network, settings.width)
-        ),
+        "attention": completed(settings.attention, geometry.spacing, narrowest(network, settings.width)),
+        "start_from": None if settings.start_from is None else str(Path(settings.start_from).resolve()),
         "data": str(dataset.folder.resolve()),
         "layout": dataset.layout,
         "simulated": dataset.simulated,
@@ -56,28 +61,21 @@ def configure(dataset: Dataset, images: int, fingerprint: Fingerprint, settings:
     return checked(Configuration, settings.model_dump(mode="json") | followed)
 
 
-def with_window(attention: Any, spacing: Sequence[float]) -> Any:
-    """The spec of a mechanism, with a size for the pattern "window" if it has none.
+def completed(attention: Any, spacing: Sequence[float], channels: int) -> Any:
+    """The spec of a mechanism with what follows from the data and the network, where it does not say it.
 
-    8 voxels along the finest axis and about as many mm along the others, but 2 voxels at least.
+    A window is 8 voxels along the finest axis and about as many mm along the others, but 2 voxels at least. A squeeze
+    leaves 8 hidden units of so many channels.
     """
     if attention is None:
         return None
     name, options = read_spec("attention", attention)
-    if options.get("pattern") != "window":
-        return attention
-    size = [max(2, round(_WINDOW * min(spacing) / one)) for one in spacing]
-    return [name, {**options, "pattern": ["window", {"size": size}]}]
-
-
-def with_reduction(attention: Any, channels: int) -> Any:
-    """The spec of a mechanism that squeezes, with a reduction that leaves 8 hidden units of so many channels."""
-    if attention is None:
-        return None
-    name, options = read_spec("attention", attention)
-    if name not in _SQUEEZING or "reduction" in options:
-        return attention
-    return [name, {**options, "reduction": max(1, channels // _HIDDEN)}]
+    if options.get("pattern") == "window":
+        size = [max(2, round(_WINDOW * min(spacing) / one)) for one in spacing]
+        return [name, {**options, "pattern": ["window", {"size": size}]}]
+    if name in _SQUEEZING and "reduction" not in options:
+        return [name, {**options, "reduction": max(1, channels // _HIDDEN)}]
+    return attention
 
 
 def _fitting(geometry: Geometry, multiple: tuple[int, ...], given: bool) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ from rich.progress import track
 
 from attn3d.segmentation.datasets import Case, Dataset, read_case_image, read_case_label
 from attn3d.segmentation.errors import failing_as
+from attn3d.segmentation.grid import voxel_millilitres
 
 _COARSE = 3.0  # times the finest spacing: from here on the slices of a scan are thick
 _NEAR_ISOTROPIC = 2.0  # nnU-Net's: an axis is pooled, and seen by a kernel, when it is less than so much coarser
@@ -92,7 +93,7 @@ def take_fingerprint(dataset: Dataset, cases: Sequence[Case], *, quiet: bool = F
         chosen = labels > 0 if labels.any() else np.ones(labels.shape, bool)
         samples.append([_sample(image, chosen) for image in images])
         scans.append([_sample(image, ...) for image in images])
-        millilitres = abs(np.linalg.det(affine[:3, :3])) / 1000
+        millilitres = voxel_millilitres(affine)
         for value, name in dataset.labels.items():
             if count := int((labels == value).sum()):
                 volumes[name].append(count * millilitres)
@@ -169,7 +170,8 @@ def _patch(grid: np.ndarray, spacing: np.ndarray, voxels: int) -> np.ndarray:
 def _steps(size: np.ndarray, spacing: np.ndarray) -> tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]:
     """Strides from one resolution to the next, and kernels of all of them."""
     size, spacing = size.copy(), spacing.copy()
-    strides, kernels = [], []
+    strides: list[tuple[int, ...]] = []
+    kernels: list[tuple[int, ...]] = []
     while True:
         near = spacing < _NEAR_ISOTROPIC * spacing.min()
         kernels.append(tuple((3 if one else 1) for one in near))

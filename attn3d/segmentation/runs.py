@@ -9,29 +9,39 @@ from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import nn
 
-from attn3d.segmentation.datasets import Case, Dataset, find_dataset
+from attn3d.segmentation.datasets import Case, Dataset, find_dataset, read_splits
 from attn3d.segmentation.errors import FileError
 from attn3d.segmentation.networks import create_network, not_finite
 from attn3d.segmentation.settings import Configuration
 from attn3d.segmentation.writing import finished_file, read_json, write_json
 
 PARTS = ("fingerprint.json", "split.json", "config.json")  # that make a run, the last of them for good
+SPLITS = "splits.json"  # of a folder with a run for each fold
 
 
 class Run:
     """A run folder.
 
     ``config.json``, ``fingerprint.json``, ``split.json``; ``metrics.csv``, a row for each epoch; ``last.ckpt``, to
-    resume; ``model.safetensors``, once it is trained; ``validation/``, what it found in the held-out cases and how
-    well; ``report.html``.
+    resume; ``best.safetensors``, the weights of its best validation; ``model.safetensors``, the last, once it is
+    trained; ``validation/``, what it found in the held-out cases and how well; ``report.html``.
 
     Args:
         folder: where it is.
         config: its settings.
+
+    Attributes:
+        checkpoint: what a training resumes from.
+        weights: what it learnt.
+        best_weights: what it had learnt when it was validated best.
+        scores: how well it did on the held-out cases.
     """
 
     def __init__(self, folder: Path, config: Configuration):
         self.folder, self.config = folder, config
+        self.checkpoint = folder / "last.ckpt"
+        self.weights, self.best_weights = folder / "model.safetensors", folder / "best.safetensors"
+        self.scores = folder / "validation" / "scores.json"
 
     @classmethod
     def open(cls, folder: Path | str, data: Path | str | None = None) -> "Run":
@@ -52,35 +62,11 @@ class Run:
     def create(
         cls, folder: Path, config: Configuration, fingerprint: Mapping[str, Any], split: Mapping[str, list[str]]
     ) -> "Run":
-        """Makes the folder; its ``config.json``, which makes it a run, is written last.
-
-        Without it the others are no run: they are removed where the writing fails, and a training that was killed
-        between them can be started again.
-        """
+        """Makes the folder; its ``config.json``, which makes it a run, is written last."""
         folder.mkdir(parents=True, exist_ok=True)
-        try:
-            for name, content in zip(PARTS, (fingerprint, split, config.as_dict()), strict=True):
-                write_json(folder / name, content)
-        except OSError:
-            for name in PARTS:
-                (folder / name).unlink(missing_ok=True)
-            raise
+        for name, content in zip(PARTS, (fingerprint, split, config.as_dict()), strict=True):
+            write_json(folder / name, content)
         return cls(folder, config)
-
-    @property
-    def checkpoint(self) -> Path:
-        """What a training resumes from."""
-        return self.folder / "last.ckpt"
-
-    @property
-    def weights(self) -> Path:
-        """What it learnt."""
-        return self.folder / "model.safetensors"
-
-    @property
-    def scores(self) -> Path:
-        """How well it did on the held-out cases."""
-        return self.folder / "validation" / "scores.json"
 
     @property
     def finished(self) -> bool:
@@ -102,37 +88,44 @@ class Run:
             at=config.at,
         )
 
-    def network(self) -> nn.Module:
+    def network(self, *, best: bool = False) -> nn.Module:
         """The trained network, in evaluation mode on the CPU.
+
+        Args:
+            best: with the weights of its best validation, rather than the last ones.
 
         Raises:
             FileError: when it is not trained to the end, the weights are those of another network or not finite.
         """
         if not self.weights.exists():
             raise FileError(self.weights, "is not there; finish the training with `attn3d train --resume`")
-        net = self.new_network()
+        weights, net = self.best_weights if best else self.weights, self.new_network()
+        if not weights.exists():
+            raise FileError(weights, "is not there: the training was never validated; set `validate_every` lower")
         try:
-            load_model(net, self.weights)
+            load_model(net, weights)
         except SafetensorError as error:
-            raise FileError(self.weights, f"is damaged: {error}; train again") from error
+            raise FileError(weights, f"is damaged: {error}; train again") from error
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:200]
-            raise FileError(self.weights, f"does not fit the network of config.json: {reason}") from error
+            raise FileError(weights, f"does not fit the network of config.json: {reason}") from error
         if name := not_finite(net.state_dict()):
-            raise FileError(self.weights, f"its weights {name!r} are not finite; train again")
+            raise FileError(weights, f"its weights {name!r} are not finite; train again")
         return net.eval()
 
-    def write_network(self, net: nn.Module) -> None:
-        """Keeps the weights of the trained network.
+    def write_network(self, net: nn.Module, *, best: bool = False) -> None:
+        """Keeps the weights of a network, as those of the best validation or as the last ones.
 
         Raises:
             FileError: when they cannot be written.
         """
-        with finished_file(self.weights) as unfinished:
+        weights = self.best_weights if best else self.weights
+        with finished_file(weights) as unfinished:
             try:
-                save_model(net.to(memory_format=torch.contiguous_format), str(unfinished))
+                net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # modules have it too
+                save_model(net, str(unfinished))
             except SafetensorError as error:
-                raise FileError(self.weights, f"cannot be written: {error}") from error
+                raise FileError(weights, f"cannot be written: {error}") from error
 
     def check_checkpoint(self, task: nn.Module) -> None:
         """Checks that a training can go on from what is there.
@@ -178,3 +171,15 @@ class Run:
         if lost := [name for name in names if name not in known]:
             raise FileError(self.config.data, f"has no case {lost[0]!r} any more, which this run was split by")
         return [known[name] for name in names]
+
+
+def open_runs(folder: Path | str) -> list[Run]:
+    """The run in a folder, or those of all folds of a cross-validation.
+
+    Raises:
+        FileError: when there is neither, or a run is one of another version.
+    """
+    splits = Path(folder) / SPLITS
+    if not splits.exists():
+        return [Run.open(folder)]
+    return [Run.open(splits.parent / f"fold_{fold}") for fold in range(len(read_splits(splits)))]

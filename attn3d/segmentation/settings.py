@@ -57,6 +57,7 @@ _Decay = Annotated[_Real, Field(ge=0, lt=1), BeforeValidator(_number), MustBe("a
 _Rate = Annotated[
     _Real, Field(ge=1e-12, lt=1e9), BeforeValidator(_number), MustBe("a number of at least 1e-12 and below 1e+09")
 ]
+_LOSSES = "dice_ce, dice_focal, generalized_dice or tversky"
 _Flag = Annotated[bool, Field(strict=True), MustBe("true or false")]
 _PerAxis = Annotated[
     tuple[tuple[_Whole, _Whole, _Whole], ...], MustBe("a list of three whole numbers of at least 1 each")
@@ -106,6 +107,15 @@ class Settings(BaseModel):
     )
     patches_per_case: _Count = Field(4, description="that an epoch takes of a case")
     batch_size: _Count = Field(2, description="patches of a step, on each device")
+    loss: Annotated[Literal["dice_ce", "dice_focal", "generalized_dice", "tversky"], MustBe(_LOSSES)] = Field(
+        "dice_ce", description="Dice with cross-entropy or with focal loss, or generalised Dice or Tversky alone"
+    )
+    class_weights: Annotated[tuple[_NotNegative, ...], MustBe("a list of numbers of at least 0")] | None = Field(
+        None, description="of the background and each label, for the loss `dice_ce`"
+    )
+    start_from: Annotated[str, MustBe("a path")] | None = Field(
+        None, description="a run folder, or a checkpoint of PyTorch or safetensors, whose weights training starts with"
+    )
     optimizer: Annotated[Literal["adamw", "sgd"], MustBe("adamw or sgd")] = Field(
         "adamw", description="`adamw`, or `sgd` with Nesterov momentum 0.99"
     )
@@ -205,9 +215,9 @@ def checked(kind: type[Settings], values: Mapping[str, Any]) -> Any:
         return kind.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-    name = first["loc"][0] if first["loc"] else ""
+    name = str(first["loc"][0]) if first["loc"] else ""
     if first["type"] == "extra_forbidden":
-        raise ValueError(f"has an unknown setting {name!r}; {nearest(str(name), kind.model_fields)}")
+        raise ValueError(f"has an unknown setting {name!r}; {nearest(name, kind.model_fields)}")
     if not name:
         raise ValueError(str(first["ctx"]["error"]))
     raise ValueError(f"`{name}` {first['msg'].replace('Input should be', 'must be')}, got {values.get(name)!r}")

@@ -6,14 +6,16 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 from lightning import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from monai.inferers import sliding_window_inference
-from monai.losses import DeepSupervisionLoss, DiceCELoss
+from monai.losses import DeepSupervisionLoss
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from attn3d.layers.spatial import to_channels_last
 from attn3d.segmentation.callbacks import budget_used
 from attn3d.segmentation.inference import window_size
+from attn3d.segmentation.losses import create_loss
 from attn3d.segmentation.networks import shape_multiple
 from attn3d.segmentation.settings import Configuration
 
@@ -23,7 +25,7 @@ class Diverged(ValueError):
 
 
 class SegmentationTask(LightningModule):
-    """Dice and cross-entropy; the learning rate rises over the warm-up and falls to zero over the budget.
+    """A network that is trained; the learning rate rises over the warm-up and falls to zero over the budget.
 
     Batches to train have an ``"image"`` (B, C, *S), a ``"label"`` (B, 1, *S) of class indices and the ``"name"`` of
     each case. To validate, whole volumes: an image (1, C, *S), its classes (*S) and the name; Dice is that of all
@@ -45,9 +47,7 @@ class SegmentationTask(LightningModule):
         self.average = None
         if config.ema_decay:
             self.average = AveragedModel(self.network).requires_grad_(False)
-        # Of the batch as one volume: a label that a patch lacks would else cost 1 for a single voxel.
-        loss = DiceCELoss(to_onehot_y=True, softmax=True, include_background=False, batch=True)
-        self.loss = DeepSupervisionLoss(loss)
+        self.loss = DeepSupervisionLoss(create_loss(config.loss, config.class_weights))
         self.dice: dict[str, float] = {}  # of the last validation
 
     @property
@@ -95,13 +95,13 @@ class SegmentationTask(LightningModule):
         """Forgets the volumes of the last validation."""
         self._counts = torch.zeros(len(self.names), 2, dtype=torch.float64)
 
-    def validation_step(self, batch: dict[str, Tensor], batch_index: int) -> None:
+    def validation_step(self, batch: dict[str, Any], batch_index: int) -> None:
         """Counts the voxels of one volume that are found and true, and those that are both; none of an empty batch."""
         if not batch:
             return
         config = self.config
         multiple = shape_multiple(config.network, config.strides)
-        logits = sliding_window_inference(
+        outputs = sliding_window_inference(
             batch["image"],
             window_size(config.patch_size, multiple, batch["image"].shape[2:]),
             2,
@@ -111,6 +111,7 @@ class SegmentationTask(LightningModule):
             device="cpu",
             sw_device=self.device,
         )
+        logits = torch.as_tensor(outputs)
         if not logits.isfinite().all():
             self.stop("the network's output is not finite", [batch["name"]])
         found, true = logits[0].argmax(0), batch["label"].cpu()
@@ -126,9 +127,10 @@ class SegmentationTask(LightningModule):
         self.dice |= {f"dice {name}": value for name, value in zip(self.names, dice.tolist(), strict=True)}
         self.log_dict(self.dice)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimizer that is set, and the polynomial decay customary in segmentation over the budget."""
         config, parameters = self.config, self.network.parameters()
+        optimizer: torch.optim.Optimizer
         if config.optimizer == "sgd":
             optimizer = torch.optim.SGD(
                 parameters, config.learning_rate, momentum=0.99, nesterov=True, weight_decay=config.weight_decay

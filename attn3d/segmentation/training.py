@@ -4,7 +4,7 @@ import logging
 import os
 import signal
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,15 +15,17 @@ from lightning import Trainer, seed_everything
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from attn3d.segmentation.callbacks import BudgetBar, Checkpoint, Epochs, Minutes, WholeCheckpoints
+from attn3d.segmentation.callbacks import Best, BudgetBar, Checkpoint, Epochs, Minutes, WholeCheckpoints
 from attn3d.segmentation.configuration import configure
 from attn3d.segmentation.datasets import Case, Dataset, find_dataset, read_fold, split_cases
 from attn3d.segmentation.errors import FileError
 from attn3d.segmentation.evaluation import evaluate
 from attn3d.segmentation.fingerprint import take_fingerprint
 from attn3d.segmentation.locks import LOCK, locked
+from attn3d.segmentation.losses import create_loss
 from attn3d.segmentation.patches import PatchData
 from attn3d.segmentation.prediction import predict_held_out
+from attn3d.segmentation.pretrained import start_from
 from attn3d.segmentation.runs import PARTS, Run
 from attn3d.segmentation.settings import Configuration, settings_from
 from attn3d.segmentation.simulation import simulate
@@ -53,9 +55,10 @@ def train(
     """Trains a network with attention on a data set, and scores it on the cases that were held out.
 
     Spacing, intensity windows, patch size, strides and kernels follow from a fingerprint of the training cases; every
-    one of them can be set. The last weights are kept. After every epoch a checkpoint is written, from which ``resume``
-    goes on as if nothing had happened: same patches, same weights, unless a clock ends the training (``minutes``). It
-    runs on the GPUs there are, by Lightning also on several (``torchrun``), and otherwise on the CPU.
+    one of them can be set. The last weights are kept, and beside them those of the best validation. After every epoch
+    a checkpoint is written, from which ``resume`` goes on as if nothing had happened: same patches, same weights,
+    unless a clock ends the training (``minutes``). It runs on the GPUs there are, by Lightning also on several
+    (``torchrun``), and otherwise on the CPU.
 
     Args:
         data: the folder of a data set (see `find_dataset`); without one, a simulated cohort is written into ``out``.
@@ -86,16 +89,14 @@ def train(
     if resume:
         run = Run.open(out, data)
     # Of several processes the first one owns the folder for all.
-    with locked(out, _PARTS) if rank_zero_only.rank == 0 else nullcontext() as abandoned:
+    with locked(out, _PARTS) if _is_first_process() else nullcontext():
         if resume:
             if run.finished:
                 return run
             dataset = run.dataset()
             training, validation = run.cases("training", dataset), run.cases("validation", dataset)
         else:
-            run, dataset, training, validation = _new_run(
-                data, out, config, (folds, fold), settings, quiet, PARTS[:-1] if abandoned else ()
-            )
+            run, dataset, training, validation = _new_run(data, out, config, (folds, fold), settings, quiet)
         try:
             _train(run, dataset, training, validation, devices, workers, quiet)
         except KeyboardInterrupt as stopped:
@@ -114,11 +115,14 @@ def _train(
 ) -> None:
     """Does what is left of a run to be done."""
     seed_everything(run.config.seed, verbose=False)
-    task = SegmentationTask(run.new_network(), run.config)
+    net = run.new_network()
+    if run.config.start_from is not None and not run.checkpoint.exists():
+        start_from(net, run.config.start_from)
+    task = SegmentationTask(net, run.config)
     if not run.weights.exists():
         patches = PatchData(run.config, dataset, training, validation, run.folder / "prepared", workers, quiet)
         _fit(run, task, patches, devices, quiet)
-    if rank_zero_only.rank == 0:
+    if _is_first_process():
         predict_held_out(run, dataset, quiet=quiet)
         folder = run.scores.parent
         evaluate(folder, folder / "references", folder, labels=run.config.labels, overwrite=True, quiet=quiet)
@@ -131,16 +135,15 @@ def _new_run(
     folds: tuple[Path | str | None, int],
     given: Mapping[str, Any],
     quiet: bool,
-    left: Sequence[str],
 ) -> tuple[Run, Dataset, list[Case], list[Case]]:
     """Looks at the data and settles how it is trained on: the run, and the cases to train and to validate on.
 
-    The folder may hold a cohort that was simulated into it, and what is ``left`` of a training that was killed before
-    it was one.
+    The folder may hold a cohort that was simulated into it, and what a training wrote that was killed before it was a
+    run.
     """
     settings = settings_from(None if config is None else Path(config), given)
-    first = rank_zero_only.rank == 0
-    if first and {path.name for path in out.iterdir()} - {LOCK, "cohort", *left}:
+    first = _is_first_process()
+    if first and {path.name for path in out.iterdir()} - {LOCK, "cohort", *PARTS[:-1]}:
         raise ValueError(f"`out` {out} is in use; give a new folder, or resume what is in it (--resume)")
     if data is None:
         if not first:
@@ -166,13 +169,20 @@ def _new_run(
     fingerprint = take_fingerprint(dataset, training, quiet=quiet or not first)
     configuration = configure(dataset, images, fingerprint, settings)
     run = Run(out, configuration)
-    run.new_network()  # what cannot be built is said before anything is written
+    net = run.new_network()  # what cannot be built, or started from, is said before anything is written
+    create_loss(configuration.loss, configuration.class_weights)
+    if configuration.start_from is not None:
+        start_from(net, configuration.start_from)
     if first:
         split = {"training": [case.name for case in training], "validation": [case.name for case in validation]}
         Run.create(out, configuration, fingerprint.as_dict(), split)
         if not quiet:
             print(_summary(configuration))
     return run, dataset, training, validation
+
+
+def _is_first_process() -> bool:
+    return rank_zero_only.rank == 0  # type: ignore[attr-defined]  # which Lightning sets from elsewhere
 
 
 def _summary(configuration: Configuration) -> str:
@@ -202,7 +212,7 @@ def _fit(run: Run, task: SegmentationTask, patches: PatchData, devices: int | st
     devices = int(started) if started else devices if devices != "auto" or on_gpu else 1
     several = devices != 1 and (devices != "auto" or torch.cuda.device_count() > 1)
     config = run.config
-    callbacks = [Epochs(run.folder), Checkpoint(run.checkpoint)]
+    callbacks = [Epochs(run.folder), Best(run), Checkpoint(run.checkpoint)]
     if config.minutes is not None:
         callbacks.insert(0, Minutes(config.minutes))
     if not quiet:

@@ -13,6 +13,7 @@ import attn3d.segmentation  # noqa: F401  what the forks need is imported once
 from tests.faults.odd import KINDS, odd_inputs
 from tests.faults.process import command
 from tests.faults.scenes import SCENES, TRAIN, write_inputs
+from tests.faults.series import real_series
 from tests.faults.sweeps import Row, full_disks, kills
 
 
@@ -23,6 +24,7 @@ def main() -> int:
     parser.add_argument("--points", type=int, help="of each row so many are tried, spread evenly [all]")
     parser.add_argument("--only", nargs="+", default=[scene.name for scene in SCENES], help="commands")
     parser.add_argument("--no-odd", action="store_true", help="leave the odd inputs out")
+    parser.add_argument("--series", type=Path, help="folders of DICOM files to read beside dcm2niix, which is needed")
     options = parser.parse_args()
     torch.set_num_threads(1)  # threads do not survive a fork
     words = " ".join(["python -m tests.faults", *sys.argv[1:]])
@@ -50,6 +52,8 @@ def main() -> int:
                     keep(fault(scene, inputs, options.points))
         for kind in KINDS if not options.no_odd else ():
             keep(odd_inputs(kind, inputs, options.points))
+    if options.series:
+        keep(real_series(options.series))
     return int(any(row.wrong for row in rows))
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from attn3d.segmentation import FileError, compare, comparison
+from attn3d.segmentation import FileError, compare, comparison, series
 from tests.segmentation.conftest import SMALL
 
 SETTINGS = {name: value for name, value in SMALL.items() if name not in ("attention", "at", "quiet")} | {"epochs": 1}
@@ -12,7 +12,7 @@ SETTINGS = {name: value for name, value in SMALL.items() if name not in ("attent
 
 def test_it_trains_all_and_goes_on_where_it_was(data, tmp_path, monkeypatch):
     trained = []
-    train = comparison.train
+    train = series.train
 
     def stopped(*args, **settings):
         if len(trained) == 3:
@@ -21,14 +21,14 @@ def test_it_trains_all_and_goes_on_where_it_was(data, tmp_path, monkeypatch):
         return train(*args, **settings)
 
     arguments = {"out": tmp_path / "all", "mechanisms": ["eca"], "at": ["encoder"], "seeds": 2, "quiet": True}
-    monkeypatch.setattr(comparison, "train", stopped)
+    monkeypatch.setattr(series, "train", stopped)
     with pytest.raises(KeyboardInterrupt):
         compare(data, **arguments, **SETTINGS)
     assert trained == ["none-0", "eca-0", "none-1"]
     assert not (tmp_path / "all" / "comparison.json").exists()
     first = (tmp_path / "all" / "none-0" / "model.safetensors").stat().st_mtime_ns
 
-    monkeypatch.setattr(comparison, "train", train)
+    monkeypatch.setattr(series, "train", train)
     found = compare(data, **arguments, **SETTINGS)
     assert (tmp_path / "all" / "none-0" / "model.safetensors").stat().st_mtime_ns == first
     assert found == json.loads((tmp_path / "all" / "comparison.json").read_text())
@@ -84,7 +84,11 @@ def test_runs_without_a_label_to_score_are_refused(data, tmp_path, monkeypatch):
 
 
 def test_data_that_were_moved_are_taken_and_other_data_are_not(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(comparison, "train", lambda *_, **__: None)
+    def planted(data, *, out, **_):
+        out.mkdir(exist_ok=True)
+        (out / "config.json").touch()
+
+    monkeypatch.setattr(series, "train", planted)
     monkeypatch.setattr(comparison, "_report", lambda *_: {})
     arguments = {"out": tmp_path / "all", "mechanisms": ["eca"], "seeds": 1, "quiet": True}
     (tmp_path / "before").mkdir()

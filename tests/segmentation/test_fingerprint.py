@@ -5,7 +5,7 @@ import pytest
 
 import attn3d
 from attn3d.segmentation import Run
-from attn3d.segmentation.configuration import configure, with_reduction, with_window
+from attn3d.segmentation.configuration import completed, configure
 from attn3d.segmentation.datasets import find_dataset
 from attn3d.segmentation.fingerprint import Fingerprint, propose_geometry, take_fingerprint
 from attn3d.segmentation.settings import settings_from
@@ -59,11 +59,11 @@ def test_what_is_decided_stays():
     ("spacing", "size"), [((1.9, 1.9, 5.0), [8, 8, 3]), ((0.4, 0.4, 5.0), [8, 8, 2]), ((1.0, 1.0, 1.0), [8, 8, 8])]
 )
 def test_attention_windows_are_as_wide_along_all_axes(spacing, size):
-    found = with_window(["mhsa", {"pattern": "window", "num_heads": 2}], spacing)
+    found = completed(["mhsa", {"pattern": "window", "num_heads": 2}], spacing, 16)
     assert found == ["mhsa", {"pattern": ["window", {"size": size}], "num_heads": 2}]
     attn3d.create_attention(found, spatial_dims=3, channels=8)
     given = ["mhsa", {"pattern": ["window", {"size": 4}]}]
-    assert [with_window(spec, spacing) for spec in (None, "cbam", given)] == [None, "cbam", given]
+    assert [completed(spec, spacing, 16) for spec in (None, "mhsa", given)] == [None, "mhsa", given]
 
 
 def test_a_patch_holds_the_median_scan_where_that_is_small_enough():
@@ -81,11 +81,11 @@ def test_a_patch_holds_the_median_scan_where_that_is_small_enough():
 @pytest.mark.parametrize("width", [4, 16, 32])
 def test_a_squeeze_is_left_eight_units_of_the_narrowest_maps(width):
     for name in ("se", "cbam", "bam", "coord", "sk", "gc"):
-        _, options = with_reduction(name, width)
+        _, options = completed(name, (1.0, 1.0, 1.0), width)
         assert width // options["reduction"] == min(width, 8)
         attn3d.create_attention((name, options), spatial_dims=3, channels=width)
     for given in (None, "eca", "mhsa", ["cbam", {"reduction": 4}]):
-        assert with_reduction(given, width) == given
+        assert completed(given, (1.0, 1.0, 1.0), width) == given
 
 
 @pytest.mark.parametrize(("side", "network"), [(12, "UNet"), (32, "DynUNet"), (400, "UNet")])

@@ -1,0 +1,97 @@
+"""Cross-validation: ``train --folds 5``, a run for each fold, together an ensemble that scores every case once."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sklearn.model_selection import KFold
+
+from attn3d.segmentation.datasets import find_dataset, read_splits
+from attn3d.segmentation.evaluation import summarise, write_scores
+from attn3d.segmentation.locks import locked
+from attn3d.segmentation.runs import SPLITS, Run
+from attn3d.segmentation.series import keep_settings, train_or_resume
+from attn3d.segmentation.settings import settings_from
+from attn3d.segmentation.simulation import simulate
+from attn3d.segmentation.writing import read_json, write_json
+
+
+class CrossValidation(NamedTuple):
+    """What came of a cross-validation.
+
+    Attributes:
+        folder: with the runs in ``fold_0``, ``fold_1``, ..; `predict` takes it as an ensemble of them.
+        runs: a finished one for each fold.
+        scores: of all held-out cases together, as `evaluate` gives them.
+    """
+
+    folder: Path
+    runs: list[Run]
+    scores: dict[str, Any]
+
+
+def cross_validate(
+    data: Path | str | None = None,
+    *,
+    out: Path | str,
+    folds: int | Path | str = 5,
+    config: Path | str | None = None,
+    workers: int | None = None,
+    quiet: bool = False,
+    **settings: Any,
+) -> CrossValidation:
+    """Trains a network for each fold on the cases outside it, and scores every case by the one that has not seen it.
+
+    Called again after it was stopped, it goes on where it was: finished folds are not trained again.
+
+    Args:
+        data: as in `train`; without it a simulated cohort is written into ``out``. It may have been moved since the
+            cross-validation was begun.
+        out: the folder of the cross-validation. It gets ``splits.json`` in the form of nnU-Net's
+            ``splits_final.json``, the runs in ``fold_0``, ``fold_1``, .., and ``scores.csv`` and ``scores.json`` of all
+            cases, each from the run that held it out.
+        folds: how many, drawn with the setting ``split_seed``; or the JSON file of given splits, as nnU-Net's.
+        config: as in `train`.
+        workers: as in `train`.
+        quiet: no progress bars.
+        **settings: as in `train`, the same for all folds.
+
+    Raises:
+        FileError: when a file cannot be used, or ``out`` holds a cross-validation with other settings.
+        ValueError: when ``folds`` is below 2 or above the number of cases, a setting is wrong, or ``out`` is in use.
+        Interrupted: when it was stopped by Ctrl-C.
+    """
+    out, chosen = Path(out), settings_from(None if config is None else Path(config), settings)
+    given = folds if isinstance(folds, int) else str(Path(folds).resolve())
+    asked: dict[str, Any] = {"data": None if data is None else str(Path(data).resolve()), "folds": given}
+    asked |= {"config": None if config is None else str(config), "settings": settings}
+    splits = None if data is None else _splits(data, folds, chosen.split_seed)
+    with locked(out):
+        begun = keep_settings(out / "settings.json", asked)
+        if data is None:
+            data = simulate(out / "cohort", quiet=quiet).folder
+            splits = _splits(data, folds, chosen.split_seed)
+        if not begun:
+            write_json(out / SPLITS, splits)
+        runs = []
+        for fold in range(len(read_splits(out / SPLITS))):
+            if not quiet:
+                print(f"fold {fold}")
+            options = {"config": config, "folds": out / SPLITS, "fold": fold, **settings}
+            runs.append(train_or_resume(data, out / f"fold_{fold}", workers, quiet, **options))
+        scored = [read_json(run.scores, "cases", "failed", "tolerance_mm") for run in runs]
+        cases = {name: case for one in scored for name, case in one["cases"].items()}
+        failed = {path: problem for one in scored for path, problem in one["failed"].items()}
+        scores = summarise(dict(sorted(cases.items())), runs[0].config.labels, scored[0]["tolerance_mm"], failed)
+        write_scores(out, scores)
+    return CrossValidation(out, runs, scores)
+
+
+def _splits(data: Path | str, folds: int | Path | str, seed: int) -> list[Any]:
+    """The names to train and to validate on in each fold; of those that are drawn, each holds out other cases."""
+    if not isinstance(folds, int):
+        return read_splits(folds)
+    names = sorted(case.name for case in find_dataset(data, labelled=True).cases)
+    if not 2 <= folds <= len(names):
+        raise ValueError(f"`folds` must be from 2 to the number of cases, {len(names)}, got {folds}")
+    parts = KFold(folds, shuffle=True, random_state=seed).split(names)
+    return [{"train": [names[one] for one in train], "val": [names[one] for one in held]} for train, held in parts]

@@ -1,0 +1,119 @@
+"""Cross-validation: every case is held out once, it resumes, and its folder is an ensemble to predict with."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from attn3d.segmentation import FileError, cross_validate, predict, series
+from attn3d.segmentation.prediction import Run
+from tests.segmentation.conftest import SMALL
+
+SETTINGS = SMALL | {"epochs": 1, "validate_every": 1}
+NAMES = ["case0", "case1", "case2", "case3"]
+
+
+@pytest.fixture(scope="module")
+def folds(data, tmp_path_factory):
+    return cross_validate(data, out=tmp_path_factory.mktemp("folds") / "all", folds=2, **SETTINGS)
+
+
+def test_every_case_is_scored_by_the_run_that_has_not_seen_it(folds):
+    splits = json.loads((folds.folder / "splits.json").read_text())
+    assert sorted(name for split in splits for name in split["val"]) == NAMES
+    for run, split in zip(folds.runs, splits, strict=True):
+        assert sorted(split["train"] + split["val"]) == NAMES
+        assert [case.name for case in run.cases("validation")] == split["val"]
+        own = json.loads(run.scores.read_text())["cases"]
+        assert {name: folds.scores["cases"][name] for name in split["val"]} == own
+    assert list(folds.scores["cases"]) == NAMES
+    label = next(iter(folds.scores["labels"].values()))
+    dice = [case[label]["dice"] for case in folds.scores["cases"].values()]
+    assert folds.scores["overall"][label]["dice"] == pytest.approx(np.mean(dice))
+    assert json.loads((folds.folder / "scores.json").read_text()) == folds.scores
+
+
+def test_finished_folds_are_not_trained_again(folds, data, monkeypatch):
+    before = [run.weights.stat().st_mtime_ns for run in folds.runs]
+    again = cross_validate(data, out=folds.folder, folds=2, **SETTINGS)
+    assert [run.weights.stat().st_mtime_ns for run in again.runs] == before
+    assert again.scores == folds.scores
+    with pytest.raises(FileError, match="was made with other settings"):
+        cross_validate(data, out=folds.folder, folds=3, **SETTINGS)
+
+
+def test_it_goes_on_where_it_was_stopped(data, tmp_path, monkeypatch):
+    trained = []
+
+    def stopped(*_, out, **__):
+        trained.append(out.name)
+        if len(trained) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(series, "train", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        cross_validate(data, out=tmp_path / "all", folds=3, **SETTINGS)
+    assert trained == ["fold_0", "fold_1"]
+    splits = (tmp_path / "all" / "splits.json").read_text()
+    monkeypatch.undo()
+    found = cross_validate(data, out=tmp_path / "all", folds=3, **SETTINGS)
+    assert [run.folder.name for run in found.runs] == ["fold_0", "fold_1", "fold_2"]
+    assert (tmp_path / "all" / "splits.json").read_text() == splits
+
+
+def test_the_folder_is_an_ensemble_of_its_runs(folds, data, tmp_path):
+    scan = data / "images" / "case0.nii.gz"
+    options = {"probabilities": True, "quiet": True}
+    together = predict(folds.folder, scan, tmp_path / "together", **options)
+    apart = predict([run.folder for run in folds.runs], scan, tmp_path / "apart", **options)
+    for name in ("case0.nii.gz", "case0_probabilities.nii.gz"):
+        assert (tmp_path / "together" / name).read_bytes() == (tmp_path / "apart" / name).read_bytes()
+    assert together.volume_ml == apart.volume_ml
+
+
+def test_given_splits_are_kept(data, tmp_path, monkeypatch):
+    splits = [{"train": NAMES[:2], "val": NAMES[2:]}, {"train": NAMES[1:], "val": NAMES[:1]}]
+    (tmp_path / "mine.json").write_text(json.dumps(splits))
+    found = cross_validate(data, out=tmp_path / "all", folds=tmp_path / "mine.json", **SETTINGS)
+    assert json.loads((tmp_path / "all" / "splits.json").read_text()) == splits
+    assert list(found.scores["cases"]) == ["case0", "case2", "case3"]
+
+
+@pytest.mark.parametrize("folds", [1, 5])
+def test_a_number_of_folds_that_the_cases_do_not_make(folds, data, tmp_path):
+    with pytest.raises(ValueError, match=f"`folds` must be from 2 to the number of cases, 4, got {folds}"):
+        cross_validate(data, out=tmp_path / "all", folds=folds, **SETTINGS)
+    assert not (tmp_path / "all").exists()
+
+
+def test_settings_of_which_nothing_came_can_be_changed(data, tmp_path):
+    with pytest.raises(ValueError, match="`patch_size` must be multiples of"):
+        cross_validate(data, out=tmp_path / "all", folds=2, **SETTINGS | {"patch_size": (16, 16, 9)})
+    assert cross_validate(data, out=tmp_path / "all", folds=2, **SETTINGS).runs[0].finished
+
+
+def test_splits_that_are_none(data, tmp_path):
+    (tmp_path / "mine.json").write_text('{"train": []}')
+    with pytest.raises(FileError, match=r"mine.json: must be a list with a split for each fold"):
+        cross_validate(data, out=tmp_path / "all", folds=tmp_path / "mine.json", **SETTINGS)
+
+
+def test_the_weights_of_the_best_validation_are_kept(data, tmp_path, monkeypatch):
+    """Validated three times, the second best: its weights are those of that epoch, not the last."""
+    from attn3d.segmentation import task, train
+
+    kept, dice = [], iter((0.1, 0.3, 0.2))
+
+    def end(self):
+        self.dice = {"dice": next(dice)}
+        kept.append({name: value.clone() for name, value in self.trained.state_dict().items()})
+
+    monkeypatch.setattr(task.SegmentationTask, "on_validation_epoch_end", end)
+    run = train(data, out=tmp_path / "run", **SMALL | {"validate_every": 1})
+    best, last = run.network(best=True).state_dict(), run.network().state_dict()
+    assert all(torch.equal(best[name], value) for name, value in kept[1].items())
+    assert any(not torch.equal(best[name], value) for name, value in last.items())
+    run.best_weights.unlink()
+    with pytest.raises(FileError, match="the training was never validated"):
+        Run.open(run.folder).network(best=True)
