@@ -129,7 +129,7 @@ def predict(
     scans: Annotated[Path, typer.Option("--in", "-i", help="A scan, a folder of them, or a DICOM series.")],
     out: Out,
     statistics: Annotated[bool, typer.Option("--statistics", help="Volumes in ml, as a CSV table.")] = False,
-    preview: Annotated[bool, typer.Option("--preview", help="A picture of each.")] = False,
+    preview: Annotated[bool, typer.Option("--preview", help="A picture of each, and a page to look through.")] = False,
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Also what the labels come from.")] = False,
     tta: Annotated[bool, typer.Option("--tta", help="Average with the mirrored scan.")] = False,
     best: Annotated[bool, typer.Option("--best", help="The weights of the best validation, not the last.")] = False,
