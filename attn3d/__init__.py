@@ -11,11 +11,11 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str) -> Any:
     """Imports the library when the first name of it is asked for: ``attn3d --help`` answers without PyTorch."""
-    api = import_module("attn3d.api")
-    if name in globals():  # a module that came with it, such as `attn3d.plotting`
-        return globals()[name]
-    if name == "__all__" or name in api.__all__:
-        return getattr(api, name)
+    if "__all__" not in globals():
+        api = import_module("attn3d.api")
+        globals().update({public: getattr(api, public) for public in ("__all__", *api.__all__)})
+        if name in globals():
+            return globals()[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

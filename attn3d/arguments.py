@@ -1,8 +1,7 @@
-"""One way to say what is wrong with an argument, and one way to read a spec.
+"""Checks of arguments with uniform error messages, and parsing of specs.
 
-A spec is MONAI's form of saying which layer is wanted: a name, or a name and its options, ``"batch"`` or
-``("group", {"num_groups": 8})``. Configurations in YAML and JSON have lists where Python has tuples, so both
-are read.
+A spec selects a layer as in MONAI: a name, or a name and options, ``"batch"`` or ``("group", {"num_groups": 8})``.
+Lists are accepted in place of tuples, since YAML and JSON have no tuples.
 """
 
 import difflib
@@ -15,7 +14,7 @@ from typing import Any
 Spec = str | Sequence[Any]
 MemoryBudget = int | str | None
 
-# What a caller gives by position, and no spec as an option.
+# Arguments that the caller passes by position, and that are not options of a spec.
 FIXED = ("self", "spatial_dims", "channels", "normalized_shape", "heads", "head_dim")
 
 _UNITS = {
@@ -31,19 +30,19 @@ _UNITS = {
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The known names as a sentence, led by the one nearest to ``name`` where one is near."""
+    """Returns the known names as a sentence, which starts with the closest match to ``name`` if there is one."""
     known = list(known)
-    spelt = {one.lower(): one for one in known}
-    close = difflib.get_close_matches(str(name).lower(), spelt, n=1)
-    suggestion = f"did you mean {spelt[close[0]]!r}? " if close else ""
+    by_lower_case = {entry.lower(): entry for entry in known}
+    close = difflib.get_close_matches(str(name).lower(), by_lower_case, n=1)
+    suggestion = f"did you mean {by_lower_case[close[0]]!r}? " if close else ""
     return f"{suggestion}available: {', '.join(known)}"
 
 
 def one_of(argument: str, value: Any, known: Iterable[Any]) -> Any:
-    """``value`` if it is among ``known``.
+    """Returns ``value``.
 
     Raises:
-        ValueError: otherwise, naming the argument, its value and the nearest known one.
+        ValueError: if it is not one of ``known``; the message gives the closest match.
     """
     known = list(known)
     if value not in known:
@@ -52,21 +51,21 @@ def one_of(argument: str, value: Any, known: Iterable[Any]) -> Any:
 
 
 def positive_integer(argument: str, value: Any) -> int:
-    """``value`` if it is an integer of at least 1.
+    """Returns ``value``.
 
     Raises:
-        TypeError: when it is no integer.
-        ValueError: when it is below 1.
+        TypeError: if it is not an integer.
+        ValueError: if it is below 1.
     """
     return _integer_from(1, argument, value)
 
 
 def natural_number(argument: str, value: Any) -> int:
-    """``value`` if it is an integer of at least 0.
+    """Returns ``value``.
 
     Raises:
-        TypeError: when it is no integer.
-        ValueError: when it is below 0.
+        TypeError: if it is not an integer.
+        ValueError: if it is below 0.
     """
     return _integer_from(0, argument, value)
 
@@ -80,10 +79,10 @@ def _integer_from(least: int, argument: str, value: Any) -> int:
 
 
 def boolean(argument: str, value: Any) -> bool:
-    """``value`` if it is true or false.
+    """Returns ``value``.
 
     Raises:
-        TypeError: otherwise.
+        TypeError: if it is not a boolean.
     """
     if not isinstance(value, bool):
         raise TypeError(f"`{argument}` must be True or False, got {value!r}")
@@ -91,11 +90,11 @@ def boolean(argument: str, value: Any) -> bool:
 
 
 def per_axis(argument: str, value: int | Sequence[int], spatial_dims: int) -> tuple[int, ...]:
-    """One positive integer for every axis: an integer is repeated, a sequence must have one for each.
+    """Returns one positive integer per axis; a single integer is repeated.
 
     Raises:
-        TypeError: when an entry is no integer.
-        ValueError: when an entry is below 1, or their number is not ``spatial_dims``.
+        TypeError: if an entry is not an integer.
+        ValueError: if an entry is below 1, or the number of entries is not ``spatial_dims``.
     """
     if not isinstance(value, int | Sequence) or isinstance(value, str | bool):
         raise TypeError(f"`{argument}` must be an integer or one for each of {spatial_dims} axes, got {value!r}")
@@ -106,11 +105,11 @@ def per_axis(argument: str, value: int | Sequence[int], spatial_dims: int) -> tu
 
 
 def odd_per_axis(argument: str, value: int | Sequence[int], spatial_dims: int) -> tuple[int, ...]:
-    """As `per_axis`, for kernels that must be centred on a voxel.
+    """Returns one odd positive integer per axis, for kernels that must be centred on a voxel.
 
     Raises:
-        TypeError: when an entry is no integer.
-        ValueError: when an entry is even or below 1, or their number is not ``spatial_dims``.
+        TypeError: if an entry is not an integer.
+        ValueError: if an entry is even or below 1, or the number of entries is not ``spatial_dims``.
     """
     values = per_axis(argument, value, spatial_dims)
     if any(entry % 2 == 0 for entry in values):
@@ -119,26 +118,28 @@ def odd_per_axis(argument: str, value: int | Sequence[int], spatial_dims: int) -
 
 
 def positive_numbers(argument: str, value: float | Sequence[float], count: int) -> tuple[float, ...]:
-    """So many positive numbers: one is repeated, a sequence must have as many.
+    """Returns ``count`` positive numbers; a single number is repeated.
 
     Raises:
-        TypeError: when an entry is no number.
-        ValueError: when an entry is not positive and finite, or their number is not ``count``.
+        TypeError: if an entry is not a number.
+        ValueError: if an entry is not positive and finite, or the number of entries is not ``count``.
     """
     values = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,) * count
     if not all(isinstance(entry, int | float) and not isinstance(entry, bool) for entry in values):
-        raise TypeError(f"`{argument}` must be a number{f' or {count}' if count > 1 else ''}, got {value!r}")
+        allowed = f"a number or {count}" if count > 1 else "a number"
+        raise TypeError(f"`{argument}` must be {allowed}, got {value!r}")
     if len(values) != count or not all(0.0 < entry < math.inf for entry in values):
-        raise ValueError(f"`{argument}` must be positive{f', one or {count}' if count > 1 else ''}, got {value!r}")
-    return tuple(map(float, values))
+        allowed = f"positive, one or {count}" if count > 1 else "positive"
+        raise ValueError(f"`{argument}` must be {allowed}, got {value!r}")
+    return tuple(float(entry) for entry in values)
 
 
 def probability(argument: str, value: float) -> float:
-    """``value`` if it lies in [0, 1).
+    """Returns ``value``.
 
     Raises:
-        TypeError: when it is no number.
-        ValueError: when it lies outside.
+        TypeError: if it is not a number.
+        ValueError: if it is not in [0, 1).
     """
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise TypeError(f"`{argument}` must be a number in [0, 1), got {value!r}")
@@ -148,10 +149,10 @@ def probability(argument: str, value: float) -> float:
 
 
 def read_spec(argument: str, spec: Spec) -> tuple[str, dict[str, Any]]:
-    """``"name"`` or ``("name", {options})`` as a name and a dictionary of options.
+    """Returns the name and the options of a spec, ``"name"`` or ``("name", {options})``.
 
     Raises:
-        TypeError: when it is neither.
+        TypeError: if it is neither.
     """
     if isinstance(spec, str):
         return spec, {}
@@ -163,10 +164,10 @@ def read_spec(argument: str, spec: Spec) -> tuple[str, dict[str, Any]]:
 
 
 def check_options(what: str, function: Callable[..., Any], options: Mapping[str, Any]) -> None:
-    """Refuses an option that ``function`` does not take.
+    """Checks that ``function`` has all options.
 
     Raises:
-        TypeError: naming the option and the nearest one that is taken.
+        TypeError: if an option is unknown; the message gives the closest match.
     """
     parameters = inspect.signature(function).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
@@ -178,11 +179,11 @@ def check_options(what: str, function: Callable[..., Any], options: Mapping[str,
 
 
 def read_bytes(argument: str, value: MemoryBudget) -> int | None:
-    """A number of bytes from a number, ``"2GiB"`` or None.
+    """Returns a number of bytes, given as a number or a string such as ``"2GiB"``. None is returned as it is.
 
     Raises:
-        TypeError: when it is none of these.
-        ValueError: when it is a text that gives no bytes, or not positive.
+        TypeError: if it is none of these.
+        ValueError: if the string cannot be parsed, or the number is not positive.
     """
     if value is None:
         return None
@@ -192,7 +193,7 @@ def read_bytes(argument: str, value: MemoryBudget) -> int | None:
             raise ValueError(f'`{argument}` must be bytes, such as "512MiB" or "2GiB", got {value!r}')
         value = int(float(match[1]) * _UNITS[match[2].upper()])
     if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f'`{argument}` must be a number of bytes, a text such as "2GiB", or None, got {value!r}')
+        raise TypeError(f'`{argument}` must be a number of bytes, a string such as "2GiB", or None, got {value!r}')
     if value < 1:
         raise ValueError(f"`{argument}` must be positive, got {value}")
     return value

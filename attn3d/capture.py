@@ -1,8 +1,8 @@
-"""What a module must know of how it is run: whether it is being traced, compiled or exported, and under autocast.
+"""Helpers for tracing, compilation and export, and for autocast.
 
-In a capture a size may be a symbol or a tensor, on which Python's ``if``, ``min`` and ``max`` would hold for one size
-alone. Half precision is not enough for softmax, Gram matrices and sums over all voxels: they are computed in at least
-single precision, with autocast off.
+During a capture (a trace, an export or a compiled graph) a size may be a symbol or a tensor, and Python's ``if``,
+``min`` and ``max`` would be valid for one size only. Softmax, Gram matrices and sums over all voxels are computed in at
+least single precision with autocast disabled, because half precision is not accurate enough.
 """
 
 import functools
@@ -15,32 +15,37 @@ from torch import Tensor
 
 
 def needs_plain_operators() -> bool:
-    """Whether a trace or an ONNX export is being taken.
+    """Returns whether a trace or an ONNX export is in progress.
 
-    Neither keeps a `torch.autograd.Function` or an operator written in Python, and a size that is read as a number
-    becomes a constant of a trace. Scripting is asked separately: TorchScript answers `torch.jit.is_scripting` while
-    it compiles, and leaves out the branch that is not taken.
+    Neither supports a `torch.autograd.Function` or custom operators in Python, and sizes read as numbers become
+    constants of a trace. Scripting is checked separately by `torch.jit.is_scripting`, which TorchScript evaluates while
+    it compiles.
     """
     return torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
 
 
 def is_captured() -> bool:
-    """Whether a trace, an export or a compiled graph is being taken, which is to hold for other sizes too."""
+    """Returns whether a trace, an export or a compilation is in progress, whose result must be valid for all sizes."""
     return torch.jit.is_tracing() or torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export()
 
 
+def is_transformed() -> bool:
+    """Whether a transform of `torch.func` is on, under which autograd takes no hooks on what it keeps."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
 class NotScriptable:
-    """A base of modules that TorchScript does not compile; its error says how a deployment goes on."""
+    """Base class of modules that do not support TorchScript; the error names the alternatives."""
 
     def __prepare_scriptable__(self) -> None:
         raise TypeError(
-            f"{type(self).__name__} does not compile under TorchScript, which PyTorch has deprecated: capture it by"
+            f"{type(self).__name__} does not support TorchScript, which PyTorch has deprecated: use"
             " `torch.jit.trace`, `torch.export` or `torch.onnx.export`"
         )
 
 
 def smaller(x: Any, y: Any) -> Any:
-    """The smaller of two sizes, elementwise of arrays and tensors; in a capture it holds for every size."""
+    """Returns the smaller of two sizes, elementwise for arrays and tensors. In a capture it is valid for every size."""
     if isinstance(x, Tensor):
         return x.clamp(max=y)
     if isinstance(y, Tensor):
@@ -51,7 +56,7 @@ def smaller(x: Any, y: Any) -> Any:
 
 
 def larger(x: Any, y: Any) -> Any:
-    """The larger of two, as `smaller`."""
+    """Returns the larger of two sizes, like `smaller`."""
     if isinstance(x, Tensor):
         return x.clamp(min=y)
     if isinstance(y, Tensor):
@@ -62,28 +67,28 @@ def larger(x: Any, y: Any) -> Any:
 
 
 def takes_python_operators(x: Tensor) -> bool:
-    """Whether a `torch.autograd.Function` may stand in for plain operators on ``x``.
+    """Returns whether a `torch.autograd.Function` may replace plain operators on ``x``.
 
-    A compiler fuses plain operators itself and decides what is saved for backward. For a subclass such as MetaTensor,
-    a function returns a view, which nothing may change in place.
+    It may not in a capture, since compilers fuse plain operators themselves, nor for a subclass such as MetaTensor, for
+    which a function returns a view that cannot be changed in place.
     """
-    # Of the type alone: a function mode that is on does not make a tensor a subclass.
+    # Only the type is checked: an active function mode does not make a tensor a subclass.
     plain = type(x) is Tensor or type(x).__torch_function__ is torch._C._disabled_torch_function_impl
     return plain and not is_captured()
 
 
 def at_least_single(x: Tensor) -> Tensor:
-    """``x`` in single precision, or in its own where that is higher."""
+    """Converts ``x`` to single precision, unless its precision is higher."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def no_autocast(x: Tensor) -> torch.autocast:
-    """Autocast off on the device of ``x``; a tensor on "meta" counts as one on the CPU."""
+    """Returns a context that disables autocast on the device of ``x``; "meta" is treated as the CPU."""
     return torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False)
 
 
 def without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
-    """``function`` with autocast off on the device of its first tensor."""
+    """A decorator that disables autocast on the device of the first tensor argument."""
 
     @functools.wraps(function)
     def run(*args: Any, **options: Any) -> Any:

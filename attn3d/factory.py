@@ -1,4 +1,4 @@
-"""From a name to a mechanism."""
+"""Creates mechanisms by name."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
@@ -12,11 +12,11 @@ AttentionSpec = str | Sequence[Any] | Callable[..., nn.Module]
 
 
 def find(spec: AttentionSpec) -> tuple[Callable[..., nn.Module], dict[str, Any]]:
-    """The class or function that a spec names, and its options.
+    """Returns the class or function of a spec, and its options.
 
     Raises:
-        TypeError: when ``spec`` is no spec.
-        ValueError: when the name is unknown, naming the nearest.
+        TypeError: if ``spec`` is not a spec.
+        ValueError: if the name is unknown; the message gives the closest match.
     """
     if callable(spec):
         return spec, {}
@@ -24,37 +24,37 @@ def find(spec: AttentionSpec) -> tuple[Callable[..., nn.Module], dict[str, Any]]
         return spec[0], dict(cast(Mapping[str, Any], spec[1]))
     name, options = read_spec("spec", spec)
     if name not in REGISTRY:
-        raise ValueError(f"`spec` names no registered attention: {name!r}; {nearest(name, REGISTRY)}")
+        raise ValueError(f"`spec` must be a registered attention, got {name!r}; {nearest(name, REGISTRY)}")
     return REGISTRY[name], options
 
 
 def takes_signal(spec: AttentionSpec) -> bool:
-    """Whether a mechanism is called with a gating signal beside its input, as its class attribute says."""
+    """Returns whether a mechanism takes a gating signal in addition to its input, from its class attribute."""
     return getattr(find(spec)[0], "takes_signal", False)
 
 
 def create_attention(spec: AttentionSpec, *, spatial_dims: int, channels: int, **options: Any) -> nn.Module:
-    """Makes an attention module from its name.
+    """Creates an attention module from its name.
 
     Args:
         spec: a registered name, ``(name, {options})``, or a class or function
             ``(spatial_dims, channels, **options)``.
         spatial_dims: 1, 2 or 3.
-        channels: channels of its input.
-        options: of the mechanism; they win over those of the spec.
+        channels: number of channels of its input.
+        options: options of the mechanism, which override those in ``spec``.
 
     Returns:
         a module (B, C, *S) -> (B, C, *S).
 
     Raises:
-        TypeError: when ``spec`` is no spec, or an option is unknown, naming the nearest.
-        ValueError: when the name is unknown, naming the nearest, or a value is out of range.
+        TypeError: if ``spec`` is not a spec, or an option is unknown.
+        ValueError: if the name is unknown, or a value is out of range.
 
     Examples:
         >>> attn3d.create_attention(("cbam", {"reduction": 8}), spatial_dims=3, channels=64)
         CBAM(...)
     """
-    maker, of_spec = find(spec)
-    options = {**of_spec, **options}
+    maker, spec_options = find(spec)
+    options = {**spec_options, **options}
     check_options(maker.__qualname__, maker, options)
     return maker(spatial_dims, channels, **options)

@@ -1,4 +1,4 @@
-"""Gates that do not depend on their input."""
+"""Finds gates that do not depend on their input."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -8,28 +8,28 @@ from torch import Tensor, nn
 
 from attn3d.maps import attention_maps
 
-_OF_SAMPLES = ("channel", "branch")  # weights of which each is to differ between volumes; others may along a volume too
+_OF_SAMPLES = ("channel", "branch")  # compared between volumes; the others are compared between voxels too
 _OF_VOXELS = ("spatial", "gate", "axis0", "axis1", "axis2")
 
 
 def constant_gates(net: nn.Module, loader: Iterable[Any], *, tolerance: float = 1e-6) -> dict[str, float]:
-    """Which inserted gates weigh every volume alike, and so do nothing that a fixed weight would not.
+    """Finds inserted gates that are the same for every volume and therefore act like fixed weights.
 
-    A hidden layer whose units are all switched off leaves such a gate, and so does a mean over space directly behind
-    an instance norm, which is the norm's bias.
+    A gate is constant if all units of its hidden layer are switched off, or if it depends on the spatial mean directly
+    after an instance norm, which is the norm's bias.
 
     Args:
-        net: a network with attention inserted.
-        loader: gives images (B, C, *S), or tuples or lists that begin with them, or dictionaries that have them as
-            "image"; two volumes at least in all.
-        tolerance: the spread, the largest less the smallest value of a weight, up to which a gate is constant.
+        net: a network with inserted attention.
+        loader: yields images (B, C, *S), tuples or lists whose first entry is the image, or dictionaries with the key
+            "image"; at least two volumes in total.
+        tolerance: largest spread (maximum minus minimum) of a weight for which a gate counts as constant.
 
     Returns:
-        the spreads of the constant gates, by the site's and the gate's names, "encoder:down_1 channel".
+        the spreads of the constant gates, by the names of site and gate, such as "encoder:down_1 channel".
 
     Raises:
-        TypeError: when the loader gives something else.
-        ValueError: when nothing is inserted, or the loader gives fewer than two volumes.
+        TypeError: if the loader yields something else.
+        ValueError: if nothing is inserted, or the loader yields fewer than two volumes.
 
     Examples:
         >>> net = attn3d.insert_attention(UNet(3, 1, 2, (8, 16, 32), (2, 2)), "se", at="encoder")
@@ -53,7 +53,7 @@ def constant_gates(net: nn.Module, loader: Iterable[Any], *, tolerance: float = 
                 lowest[name] = torch.minimum(lowest.get(name, low), low)
                 highest[name] = torch.maximum(highest.get(name, high), high)
     if volumes < 2:
-        raise ValueError(f"`loader` must give at least two volumes, which gates can tell apart, got {volumes}")
+        raise ValueError(f"`loader` must yield at least two volumes, got {volumes}")
     spreads = {name: float((highest[name] - lowest[name]).max()) for name in lowest}
     return {name: spread for name, spread in spreads.items() if spread <= tolerance}
 
@@ -65,7 +65,7 @@ def _image(batch: Any) -> Tensor:
         batch = batch[0]
     if not isinstance(batch, Tensor):
         raise TypeError(
-            "`loader` must give images, tuples or lists that begin with them or dictionaries that have them as"
+            "`loader` must yield images, tuples or lists whose first entry is the image, or dictionaries with the key"
             f" 'image', got {type(batch).__name__}"
         )
     return batch

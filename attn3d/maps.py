@@ -1,4 +1,4 @@
-"""What attention looked at: that which was inserted, and that which a network has of its own."""
+"""Attention maps of inserted mechanisms and of a network's own attention."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -23,39 +23,38 @@ def attention_maps(
     *,
     site: str | Sequence[str] | None = None,
 ) -> Maps:
-    """What every attention of a network weighed in a forward pass over ``x``: inserted mechanisms and its own.
+    """Returns the attention maps of a network for ``x``, of inserted mechanisms and of the network's own attention.
 
-    The network runs once, in evaluation mode and without gradients, and stays what it was. Maps are brought to the
-    grid of ``x`` by linear interpolation; nothing over pairs of voxels is built but the rows of the voxels that are
-    asked for. Of their own have attention MONAI's AttentionUnet (gates), SwinUNETR (windows), UNETR, ViT, ViTAutoEnc,
-    DiffusionModelUNet, AutoencoderKL and all that is built of their blocks, and nnU-Net's Primus.
+    The network runs once, in evaluation mode and without gradients, and is not changed. Maps are resized to the grid of
+    ``x`` by linear interpolation. Of pairwise weights, only the rows of the requested voxels are computed. Supported as
+    a network's own attention: MONAI's AttentionUnet (gates), SwinUNETR (windows), UNETR, ViT, ViTAutoEnc,
+    DiffusionModelUNet, AutoencoderKL and other networks with their blocks, and nnU-Net's Primus.
 
     Args:
         net: a network with attention.
         x: (B, C, *S).
-        voxels: positions on the grid of ``x`` whose rows of weights are wanted, from attention in which every
-            voxel has its own (non_local, mhsa, danet, windows, transformers); by default the one in the middle.
-        site: one of the names below, or several; by default all.
+        voxels: positions on the grid of ``x`` whose rows of weights are returned, for attention in which every voxel
+            has its own weights (non_local, mhsa, danet, windows, transformers); the central voxel by default.
+        site: one or several of the names below; all by default.
 
     Returns:
-        by the name of the site (with "#1", "#2" behind it for further mechanisms at the same site), or "own:" and the
-        path of the network's own attention, a dictionary, empty for a mechanism without ``attention_weights`` or that
-        did not run, of what there is:
+        a dictionary for every site. The keys are the names of the sites, with "#1", "#2" appended for further
+        mechanisms at the same site, and "own:<path>" for the network's own attention. A site's dictionary is
+        empty for a mechanism that has no ``attention_weights`` or did not run; otherwise it has some of these:
 
         - "channel": gates or weights of the channels, (B, C');
-        - "channel_map": the mean over the channels of |gate x map|, (B, *S);
+        - "channel_map": mean over the channels of |gate * map|, (B, *S);
         - "spatial": gates or weights of the voxels, (B, *S);
         - "gate": mean over the channels of a gate for every channel and voxel, (B, *S);
         - "axis0", "axis1", ..: mean gate over the channels at every position along an axis, (B, S_a);
-        - "axes_map": the mean over the channels of the product of the axes' gates, (B, *S);
+        - "axes_map": mean over the channels of the product of the gates of all axes, (B, *S);
         - "branch": weights of the branches, (B, M, C');
-        - "query": weights of all voxels for each of the ``voxels``, (B, heads, Q, *S), 0 where it cannot look;
+        - "query": weights of all voxels for each of the ``voxels``, (B, heads, Q, *S); 0 for voxels it does not see;
         - "context": weights of the tokens of a context for each of the ``voxels``, (B, heads, Q, tokens);
-        - "affinity": weights of channels for channels, (B, C', C').
+        - "affinity": weights between channels, (B, C', C').
 
     Raises:
-        ValueError: when the network has no attention that is known, a site is unknown, or a voxel lies outside the
-            grid.
+        ValueError: if the network has no supported attention, a site is unknown, or a voxel is outside the grid.
 
     Examples:
         >>> net = attn3d.insert_attention(UNet(3, 1, 2, (8, 16, 32), (2, 2)), "se", at="encoder")
@@ -68,8 +67,8 @@ def attention_maps(
     names = [*mechanisms, *own]
     if not names:
         raise ValueError(
-            "`net` has no attention in it: none inserted, and none of its own that is known; insert some with "
-            "attn3d.insert_attention"
+            "`net` must have attention, got none: neither inserted nor supported attention of its own; use"
+            " attn3d.insert_attention"
         )
     if site is not None:
         names = [one_of("site", name, names) for name in ([site] if isinstance(site, str) else site)]
@@ -81,8 +80,8 @@ def attention_maps(
 
     maps: Maps = {name: {} for name in names}
 
-    def see(name: str, module: Any) -> None:
-        """Watches a mechanism."""
+    def watch(name: str, module: Any) -> None:
+        """Registers a hook that reads the weights of a mechanism."""
 
         def read(x: Tensor, *more: Any, **named: Any) -> None:
             queries = _flat_indices(places, grid, list(x.shape[2:]), x.device)
@@ -91,31 +90,34 @@ def attention_maps(
         if hasattr(module, "attention_weights"):
             hooks.enter_context(_before(module, read))
 
-    def see_own(name: str, attention: OwnAttention) -> None:
-        """Watches attention of the network's own, and the module that knows where its tokens lie."""
+    def watch_own(name: str, attention: OwnAttention) -> None:
+        """Registers hooks on the network's own attention and on the module that determines its token positions."""
         tokens: list[Tokens] = []
 
-        def lay(*args: Any, **named: Any) -> None:
+        def read_positions(*args: Any, **named: Any) -> None:
             tokens[:] = [attention.tokens(*args, **named)]
 
         def read(*args: Any, **named: Any) -> None:
             queries = _flat_indices(places, grid, tokens[0].shape, tokens[0].voxels.device)
             maps[name] = _on_grid(attention.weights(tokens[0], queries, *args, **named), x, grid)
 
-        hooks.enter_context(_before(attention.host, lay))
+        hooks.enter_context(_before(attention.host, read_positions))
         hooks.enter_context(_before(attention.module, read))
 
     with ExitStack() as hooks, _evaluating(net), torch.no_grad():
         for name in names:
-            see_own(name, own[name]) if name in own else see(name, mechanisms[name])
+            if name in own:
+                watch_own(name, own[name])
+            else:
+                watch(name, mechanisms[name])
         run(net, x)
     return maps
 
 
 @contextmanager
-def _before(module: nn.Module, see: Callable[..., None]) -> Iterator[None]:
-    """Calls ``see`` with what a module is called with, before each of its calls."""
-    handle = module.register_forward_pre_hook(lambda _, args, named: see(*args, **named), with_kwargs=True)
+def _before(module: nn.Module, function: Callable[..., None]) -> Iterator[None]:
+    """Calls ``function`` with the arguments of the module before each of its calls."""
+    handle = module.register_forward_pre_hook(lambda _, args, named: function(*args, **named), with_kwargs=True)
     try:
         yield
     finally:
@@ -124,7 +126,7 @@ def _before(module: nn.Module, see: Callable[..., None]) -> Iterator[None]:
 
 @contextmanager
 def _evaluating(net: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and every module in its own mode again."""
+    """Sets evaluation mode, and restores the mode of every module afterwards."""
     training = {module: module.training for module in net.modules()}
     try:
         net.eval()
@@ -135,20 +137,20 @@ def _evaluating(net: nn.Module) -> Iterator[None]:
 
 
 def _mechanisms(net: nn.Module) -> dict[str, nn.Module]:
-    """The mechanisms by the names of their sites."""
+    """Returns the inserted mechanisms by the names of their sites."""
     found: dict[str, nn.Module] = {}
     for _, inserted in containers(net):
         module: Any
         for record, module in zip(inserted.records, inserted, strict=True):
             while not hasattr(module, "attention_weights") and hasattr(module, "attention"):
-                module = module.attention  # inside the gate of an identity at start
-            again = sum(name.split("#")[0] == record.site for name in found)
-            found[f"{record.site}#{again}" if again else record.site] = module
+                module = module.attention  # inside `IdentityAtStart`
+            earlier = sum(name.split("#")[0] == record.site for name in found)
+            found[f"{record.site}#{earlier}" if earlier else record.site] = module
     return found
 
 
 def _on_grid(weights: dict[str, Tensor], x: Tensor, grid: list[int]) -> dict[str, Tensor]:
-    """The weights of a mechanism over ``x``, its maps brought to the grid of the image."""
+    """Returns the weights of a mechanism for ``x``, with maps resized to the grid of the image."""
     found: dict[str, Tensor] = {}
     for name, weight in weights.items():
         if name == "channel":
@@ -175,7 +177,7 @@ def _on_grid(weights: dict[str, Tensor], x: Tensor, grid: list[int]) -> dict[str
 
 
 def _flat_indices(voxels: list[list[int]], grid: list[int], shape: list[int], device: torch.device) -> Tensor:
-    """The voxels of the image as flat indices into a map of another shape."""
+    """Converts voxels of the image to flat indices into a map of another shape."""
     indices = []
     for voxel in voxels:
         index = 0

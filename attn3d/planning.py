@@ -1,7 +1,7 @@
-"""What a mechanism costs at a shape, before anything runs.
+"""Estimates the cost of a mechanism at a shape without running it.
 
-The mechanism runs on fake tensors, which have shapes and no memory: what is alive at every step is counted as
-PyTorch would allocate it, and for operators that take memory while they run, that is added.
+The mechanism runs on fake tensors, which have shapes but no memory. The allocations that PyTorch would make are counted
+at every step, and the temporary memory of operators is added.
 """
 
 import copy
@@ -23,11 +23,11 @@ from attn3d.factory import AttentionSpec, create_attention
 
 
 class Cost(NamedTuple):
-    """What a pass costs.
+    """The cost of a pass.
 
     Attributes:
-        memory: the most bytes that are alive at once, beyond the module and its input.
-        flops: floating point operations of products and convolutions, two for a multiplication and an addition.
+        memory: peak memory in bytes, in addition to the module and its input.
+        flops: floating point operations of matrix products and convolutions; a multiply-add counts as two.
     """
 
     memory: int
@@ -36,7 +36,7 @@ class Cost(NamedTuple):
 
 @register_scratch(torch.ops.aten.convolution.default)
 def _convolution(x: Tensor, weight: Tensor, *_: Any) -> int:
-    """The CPU's library lays input and output out anew."""
+    """The CPU library copies input and output to another layout."""
     size = x.numel() * x.element_size()
     return size + size // x.shape[1] * weight.shape[0]
 
@@ -47,7 +47,7 @@ def _convolution_backward(grad: Tensor, x: Tensor, *_: Any) -> int:
 
 
 class _Meter(TorchDispatchMode):
-    """Counts operations, and the bytes of what operators make until it is dropped; not those of what is given."""
+    """Counts operations, and the bytes of the tensors that operators allocate, except for ``given``."""
 
     def __init__(self, given: Iterable[Tensor]) -> None:
         super().__init__()
@@ -88,22 +88,23 @@ def estimate_cost(
     training: bool = True,
     **options: Any,
 ) -> Cost:
-    """What a pass over a volume costs, which need not fit this machine.
+    """Estimates the memory and the operations of a pass over a volume, which need not fit this machine.
 
-    A mechanism that takes a gating signal gets one of half the size along every axis.
+    A mechanism that takes a gating signal gets a signal of half the size along every axis.
 
     Args:
-        mechanism: a module (B, C, *S) -> (B, C, *S), or a spec as `attn3d.create_attention` takes it.
-        shape: of the input, (B, C, *S).
-        dtype: of the input and the parameters.
-        training: forward and backward, with a gradient for the input and the parameters; else forward alone.
-        options: of the mechanism, when it is a spec.
+        mechanism: a module (B, C, *S) -> (B, C, *S), or a spec as in `attn3d.create_attention`.
+        shape: shape of the input, (B, C, *S).
+        dtype: dtype of the input and the parameters.
+        training: whether to count forward and backward, with gradients of the input and the parameters; only forward
+            otherwise.
+        options: options of the mechanism, if it is a spec.
 
     Returns:
-        memory beyond the module and its input, and operations.
+        a `Cost`: peak memory in addition to the module and its input, and operations.
 
     Raises:
-        TypeError, ValueError: when the mechanism or its options are unknown, or do not take this shape.
+        TypeError, ValueError: if the mechanism or its options are unknown, or do not support this shape.
     """
     mode = FakeTensorMode()
     module: Any = _on_fake_tensors(mode, mechanism, shape, dtype, options).train(training)
@@ -115,7 +116,7 @@ def estimate_cost(
         with torch.set_grad_enabled(training), _Meter([*given, *module.parameters(), *module.buffers()]) as meter:
             y = module(*given)
             if training:
-                # Not `backward`: to fill `grad`, it would copy what this mode holds on to.
+                # Not `backward`, which would copy gradients into `grad`, since this mode holds references to them.
                 wanted = [*given, *(parameter for parameter in module.parameters() if parameter.requires_grad)]
                 torch.autograd.grad(y, wanted, torch.empty_like(y), allow_unused=True)
         return Cost(meter.peak, meter.flops)
@@ -128,7 +129,7 @@ def _on_fake_tensors(
     dtype: torch.dtype,
     options: dict[str, Any],
 ) -> nn.Module:
-    """A copy of the mechanism whose parameters have a shape and no memory."""
+    """Returns a copy of the mechanism with fake parameters."""
     if not isinstance(mechanism, nn.Module):
         mechanism = create_attention(mechanism, spatial_dims=len(shape) - 2, channels=shape[1], **options)
     fakes: dict[int, Tensor] = {}
@@ -137,7 +138,7 @@ def _on_fake_tensors(
             fakes[id(tensor)] = torch.empty(tensor.shape, dtype=dtype if tensor.is_floating_point() else tensor.dtype)
         for parameter in mechanism.parameters():
             fakes[id(parameter)] = nn.Parameter(torch.empty(parameter.shape, dtype=dtype))
-    return copy.deepcopy(mechanism, fakes)  # out of the mode, which copies no tensor that is a plain attribute
+    return copy.deepcopy(mechanism, fakes)  # outside the mode, which cannot copy tensors that are plain attributes
 
 
 def estimate_memory(
@@ -148,19 +149,19 @@ def estimate_memory(
     training: bool = True,
     **options: Any,
 ) -> int:
-    """The most bytes that are alive at once in a pass, beyond the module and its input; see `estimate_cost`."""
+    """Estimates the peak memory of a pass in bytes, in addition to the module and its input; see `estimate_cost`."""
     return estimate_cost(mechanism, shape, dtype=dtype, training=training, **options).memory
 
 
 class Plan(NamedTuple):
-    """A pattern and a backend at a shape.
+    """The cost of a pattern and a backend at a shape.
 
     Attributes:
-        pattern: its spec.
-        backend: its name.
-        forward: what inference costs.
-        training: what forward and backward cost.
-        fits: whether training fits the memory that was asked for.
+        pattern: name of the pattern.
+        backend: name of the backend.
+        forward: cost of forward.
+        training: cost of forward and backward.
+        fits: whether training fits the given memory.
     """
 
     pattern: str
@@ -189,20 +190,22 @@ def plan(
     memory: MemoryBudget = None,
     dtype: torch.dtype = torch.float32,
 ) -> Iterator[Plan]:
-    """What an attention over a volume costs in every pattern and backend, for a volume that need not fit this machine.
+    """Estimates the cost of attention over a volume with every pattern and backend.
+
+    The volume need not fit this machine.
 
     Args:
-        shape: S, the volume.
-        channels: C.
+        shape: S of the volume.
+        channels: number of channels C.
         mechanism: "non_local" or "mhsa".
-        memory: bytes that there are, as a number or "8GiB"; None: what is free where this runs.
-        dtype: of the volume.
+        memory: available bytes, as a number or a string such as "8GiB"; by default the free memory of this machine.
+        dtype: dtype of the volume.
 
     Yields:
-        a `Plan` at a time, since each takes a moment.
+        one `Plan` at a time, because each takes a moment to compute.
 
     Raises:
-        TypeError, ValueError: when an argument is of the wrong kind or out of range.
+        TypeError, ValueError: if an argument has the wrong type or is out of range.
     """
     one_of("mechanism", mechanism, ("non_local", "mhsa"))
     for size in shape:
@@ -212,14 +215,15 @@ def plan(
         limit = free_memory()
     for name, pattern in PATTERNS.items():
         for backend in ("sdpa", "chunked", "math"):
-            of = (mechanism, {"pattern": pattern, "backend": backend})
-            whole = (1, positive_integer("channels", channels), *shape)
-            forward, training = (estimate_cost(of, whole, dtype=dtype, training=mode) for mode in (False, True))
+            spec = (mechanism, {"pattern": pattern, "backend": backend})
+            x_shape = (1, positive_integer("channels", channels), *shape)
+            forward = estimate_cost(spec, x_shape, dtype=dtype, training=False)
+            training = estimate_cost(spec, x_shape, dtype=dtype, training=True)
             yield Plan(name, backend, forward, training, training.memory <= limit)
 
 
 def free_memory() -> int:
-    """The bytes that are free on the GPU, or without one on the machine."""
+    """Returns the free memory in bytes of the GPU, or of the machine if there is no GPU."""
     if torch.cuda.is_available():
         return torch.cuda.mem_get_info()[0]
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")

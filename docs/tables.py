@@ -168,25 +168,16 @@ def patterns(name: str) -> list[list[str]]:
 
 
 def summary(_: str) -> list[list[str]]:
-    """All mechanisms in their compact form in 3-D."""
-    rows = [["name", "class", "weighs", "parameters", "multiply-adds", "kept for backward"]]
+    """All mechanisms, their papers and their costs in the compact form in 3-D."""
+    rows = [["name", "class", "what it weighs", "paper", "parameters", "multiply-adds", "kept for backward"]]
     for name in attn3d.list_attention():
         found = measure(name, MAPS["3-D, 32 × 32 × 32"], variant="compact")
         parameters, multiply_adds, _, kept = _cells(found)
         kind = REGISTRY[name]
         link = f"[`{name}`](mechanisms/{name}.md)"
-        rows.append([link, f"`{kind.__name__}`", kind.summary, parameters, multiply_adds, kept])
-    return rows
-
-
-def papers(_: str) -> list[list[str]]:
-    """All mechanisms, what they weigh and where they were published."""
-    rows = [["name", "class", "what it weighs", "paper"]]
-    for name in attn3d.list_attention():
-        kind = REGISTRY[name]
         address = kind.paper if kind.paper.startswith("https:") else f"https://arxiv.org/abs/{kind.paper}"
         paper = f"[{kind.paper.removeprefix('https://').removesuffix('.html')}]({address})"
-        rows.append([f"[`{name}`](docs/mechanisms/{name}.md)", f"`{kind.__name__}`", kind.summary, paper])
+        rows.append([link, f"`{kind.__name__}`", kind.summary, paper, parameters, multiply_adds, kept])
     return rows
 
 
@@ -213,7 +204,7 @@ def settings(_: str) -> list[list[str]]:
 
 
 TABLES: dict[str, Callable[[str], list[list[str]]]] = {
-    function.__name__: function for function in (cost, modes, patterns, summary, papers, sizes, settings)
+    function.__name__: function for function in (cost, modes, patterns, summary, sizes, settings)
 }
 
 
@@ -224,8 +215,7 @@ def rewritten(page: Path) -> str:
 
 def pages() -> list[Path]:
     """The pages with tables."""
-    every = [DOCS.parent / "README.md", *sorted(DOCS.rglob("*.md"))]
-    return [page for page in every if MARKED.search(page.read_text())]
+    return [page for page in sorted(DOCS.rglob("*.md")) if MARKED.search(page.read_text())]
 
 
 def _cells(found: Measured) -> list[str]:

@@ -1,4 +1,4 @@
-"""What attn3d costs beside plain forms: time and memory, side by side in one run.
+"""Benchmarks of time and memory of attn3d against plain forms, measured in the same run.
 
     python examples/benchmark.py --what attention
     python examples/benchmark.py --what mechanisms --shape 32 32 32 --channels 64 --dtype bfloat16
@@ -6,14 +6,14 @@
     python examples/benchmark.py --what groups --threads 1 --threads 2 --beside ../v01
     python examples/benchmark.py --what mechanisms --small
 
-Every figure is compared with another of the same run, since times differ from machine to machine: the two take turns
-after one run that does not count, the ratio is that of the medians, and its spread the quartiles of the ratios of
-single turns. Memory is the most that is alive at once beyond what a function is given, as the allocator reports it, and
-does not depend on what else the machine does. Times do: a fixed piece of work is timed before, between and after the
-turns, and where a quarter of its times exceed the best of the run by more than a quarter, the ratio is marked "loaded"
-and not held to its limit. ``--small`` runs everything at sizes of no meaning.
+Every figure is compared with another figure of the same run, because times differ between machines. After a warm-up
+run, the two functions take turns; the ratio is that of the medians, and its spread is given by the quartiles of the
+ratios of single turns. Memory is the peak in addition to the inputs, as the allocator reports it, and does not depend
+on the load of the machine. Times do: a fixed piece of work is timed before, between and after the turns. If a quarter
+of its times exceed the best of the run by more than a quarter, the ratio is marked "loaded" and not checked against its
+limit. ``--small`` runs everything at tiny sizes, whose ratios mean nothing.
 
-``--beside`` names an older checkout of the library, such as ``git worktree add ../v01 041d8b1`` makes.
+``--beside`` is an older checkout of the library, for example from ``git worktree add ../v01 041d8b1``.
 """
 
 import json
@@ -81,20 +81,20 @@ class Dtype(StrEnum):
 
 def main(
     context: typer.Context,
-    what: Annotated[list[str], typer.Option(help=f"Of {', '.join(SUBJECTS)}; may be given more than once.")],
-    threads: Annotated[list[int], typer.Option(min=1, help="CPU threads; for groups more than once.")] = (2,),
-    runs: Annotated[int, typer.Option(min=1, help="Runs of which a median is taken.")] = 9,
+    what: Annotated[list[str], typer.Option(help=f"One of {', '.join(SUBJECTS)}; may be repeated.")],
+    threads: Annotated[list[int], typer.Option(min=1, help="CPU threads; may be repeated for groups.")] = (2,),
+    runs: Annotated[int, typer.Option(min=1, help="Number of runs for the median.")] = 9,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    shape: Annotated[tuple[int, int, int] | None, typer.Option(help="The volume [by subject].")] = None,
-    channels: Annotated[int | None, typer.Option(min=1, help="Its channels; a network's first [by subject].")] = None,
-    dtype: Annotated[Dtype, typer.Option(help="Of volumes and parameters.")] = Dtype.float32,
-    mechanism: Annotated[list[str] | None, typer.Option(help="Only this one; may be given more than once.")] = None,
+    shape: Annotated[tuple[int, int, int] | None, typer.Option(help="Shape of the volume [by subject].")] = None,
+    channels: Annotated[int | None, typer.Option(min=1, help="Channels of volume or network [by subject].")] = None,
+    dtype: Annotated[Dtype, typer.Option(help="Dtype of volumes and parameters.")] = Dtype.float32,
+    mechanism: Annotated[list[str] | None, typer.Option(help="Only this mechanism; may be repeated.")] = None,
     beside: Annotated[Path | None, typer.Option(help="An older checkout of the library, for groups.")] = None,
     small: Annotated[bool, typer.Option("--small", help="Tiny sizes, whose ratios mean nothing.")] = False,
     file: Annotated[Path | None, typer.Option("--json", help="A new file for the figures.")] = None,
     charts: Annotated[Path | None, typer.Option(help="A folder for charts of the figures.")] = None,
 ) -> None:
-    """Measure attn3d beside plain forms and print the ratios."""
+    """Measure attn3d against plain forms and print the ratios."""
     given = commanded(context)
     check_subjects(what, given, shape, channels, mechanism or [], small)
     check_comparison(what, threads, beside)

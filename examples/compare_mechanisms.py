@@ -1,9 +1,9 @@
-"""Does attention help, or is it noise? The same budget for each mechanism and for none, several times.
+"""Compare mechanisms with a network without attention, with the same budget and several seeds each.
 
     python examples/compare_mechanisms.py --mechanisms eca,coord,cbam --seeds 5
 
-On simulated scans: how to compare, not which to take. With data of your own, pass its folder with --data. The command
-can be stopped and started again; `attn3d compare` is the same with all options.
+By default it uses simulated scans: it shows how to compare, not which mechanism to use. Pass the folder of your own
+data with --data. The command can be stopped and restarted. `attn3d compare` has all options.
 """
 
 from pathlib import Path
@@ -17,13 +17,13 @@ from attn3d import segmentation
 def main(
     mechanisms: Annotated[str, typer.Option(help="Separated by commas.")] = "eca,coord,cbam",
     at: Annotated[str, typer.Option(help="Kinds of site, separated by commas.")] = "skip",
-    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each.")] = 5,
-    epochs: Annotated[int, typer.Option(min=1, help="Of each training.")] = 12,
-    cases: Annotated[int, typer.Option(min=4, help="Simulated scans, where there is no --data.")] = 40,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of trainings per mechanism.")] = 5,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs of each training.")] = 12,
+    cases: Annotated[int, typer.Option(min=4, help="Number of simulated scans, without --data.")] = 40,
     data: Annotated[Path | None, typer.Option(help="A folder of scans and labels.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for everything.")] = Path("compare_mechanisms"),
 ) -> None:
-    """Train them all and say what differs by more than chance."""
+    """Train all networks and report which differences exceed chance."""
     if data is None:
         data = segmentation.simulate(out.with_name(out.name + "_cohort"), cases).folder
     found = segmentation.compare(

@@ -3,8 +3,8 @@
     python examples/haemorrhage.py
     python examples/haemorrhage.py --attention none --out plain
 
-The scans are SIMULATED: the scores say that all parts work together, and nothing about patients. The network learns
-from one cohort and is tested on another, beside the threshold of 48 to 95 HU that everything has to be better than.
+The scans are SIMULATED: the scores show that all parts work together, and say nothing about patients. The network is
+trained on one cohort and tested on another, with a threshold of 48 to 95 HU as the baseline.
 """
 
 import json
@@ -25,8 +25,8 @@ from attn3d.segmentation import HAEMORRHAGES
 def main(
     attention: Annotated[str, typer.Option(help="A mechanism, or none.")] = "coord",
     at: Annotated[str, typer.Option(help="Kinds of site, separated by commas.")] = "skip",
-    cases: Annotated[int, typer.Option(min=2, help="To train on.")] = 60,
-    test_cases: Annotated[int, typer.Option(min=1, help="To test on.")] = 20,
+    cases: Annotated[int, typer.Option(min=2, help="Number of training cases.")] = 60,
+    test_cases: Annotated[int, typer.Option(min=1, help="Number of test cases.")] = 20,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the cases.")] = 30,
     out: Annotated[Path, typer.Option(help="Folder for everything.")] = Path("haemorrhage"),
 ) -> None:

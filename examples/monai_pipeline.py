@@ -1,4 +1,4 @@
-"""Attention in a plain MONAI training loop: one line, all else is as it was.
+"""Add attention to a plain MONAI training loop by one line.
 
 python examples/monai_pipeline.py
 """
@@ -35,7 +35,7 @@ def main(
     resolution: Annotated[int, typer.Option(min=1, help="Voxel size in mm.")] = 2,
     out: Annotated[Path, typer.Option(help="Folder for the scan.")] = Path("monai_pipeline"),
 ) -> None:
-    """Tissues of the MNI152 brain; tested on the training scan, so the score only says that it learns."""
+    """Segment the tissues of the MNI152 brain. The test is on the training scan and only shows that training works."""
     torch.manual_seed(0)
     files = [dict(zip(KEYS, write_mni152(out, resolution), strict=True))]
     load = [LoadImaged(KEYS), EnsureChannelFirstd(KEYS), NormalizeIntensityd("image", nonzero=True)]

@@ -1,9 +1,9 @@
-"""Train on scans of your own, and segment new ones.
+"""Train on your own scans, and segment new ones.
 
     python examples/own_data.py --data my_cohort --scans new_scans
 
-``my_cohort`` is a folder in any layout of docs/your-data.md, the simplest being ``images/`` and ``labels/`` with files
-of the same names. All that follows from the data is printed; what you would have otherwise goes into SETTINGS.
+``my_cohort`` is a folder in any layout of docs/your-data.md; the simplest is ``images/`` and ``labels/`` with files of
+the same names. Settings that are derived from the data are printed; to override them, edit SETTINGS.
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ import typer
 from attn3d import segmentation
 
 SETTINGS = {
-    "network": "UNet",  # or DynUNet, nnU-Net's: better, and for a GPU
+    "network": "UNet",  # DynUNet, the architecture of nnU-Net, is better but needs a GPU
     "attention": ("cbam", {"reduction": 4}),
     "at": ("skip",),
     # "spacing": (0.5, 0.5, 5.0),  "patch_voxels": 2**21,  "windows": [[40, 80]],  "batch_size": 4, ..

@@ -1,9 +1,9 @@
-"""Put attention into a network that is trained already, and fine-tune it.
+"""Insert attention into a trained network, and fine-tune it.
 
     python examples/pretrained.py
 
-With ``identity=True`` the network gives what it gave, bit for bit, until training moves the learnt gate of each
-mechanism. Attention has a learning rate of its own here; the host's weights could as well be frozen.
+With ``identity=True`` the output of the network is exactly unchanged until training changes the learnt gate of each
+mechanism. Here attention has its own learning rate; the other weights could be frozen instead.
 """
 
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ KEYS = ("image", "label")
 
 
 def main(
-    steps: Annotated[int, typer.Option(min=1, help="Of training; a quarter as many of fine-tuning.")] = 100,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps; fine-tuning takes a quarter of them.")] = 100,
     resolution: Annotated[int, typer.Option(min=1, help="Voxel size in mm.")] = 2,
     out: Annotated[Path, typer.Option(help="Folder for the scan and the checkpoints.")] = Path("pretrained"),
 ) -> None:
@@ -36,7 +36,7 @@ def main(
     fit(net, torch.optim.AdamW(net.parameters(), lr=6e-3), batches, steps)
     torch.save(net.state_dict(), out / "before.pt")
 
-    # Elsewhere, later: the same network, the old checkpoint, attention in it.
+    # Later, in another program: the same network with attention, and the old checkpoint.
     net = segmentation.create_network("UNet", in_channels=1, out_channels=4)
     net.load_state_dict(torch.load(out / "before.pt", weights_only=True))
     net.eval()
@@ -55,13 +55,13 @@ def main(
     gates = [parameter.item() for parameter in attention if parameter.dim() == 0]
     print("gates, which began at 0:", [round(gate, 4) for gate in gates])
 
-    # A checkpoint from after insertion is rebuilt from what `insertions` gives.
+    # A network with attention is rebuilt from the result of `inserted_attention`.
     torch.save({"weights": net.state_dict(), "insertions": attn3d.inserted_attention(net)}, out / "after.pt")
     print(f"{len(attention)} parameters of attention beside {len(host)} of the network, saved in {out / 'after.pt'}")
 
 
 def patches(image: Path, label: Path) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of two patches from anywhere in the scan, without end."""
+    """Yields batches of two random patches of the scan, endlessly."""
     load = Compose(
         [
             LoadImaged(KEYS, ensure_channel_first=True),
@@ -77,7 +77,7 @@ def patches(image: Path, label: Path) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def fit(net: nn.Module, optimizer: torch.optim.Optimizer, batches: Iterator[tuple[Tensor, Tensor]], steps: int) -> None:
-    """A plain loop."""
+    """Runs a plain training loop."""
     loss = DiceCELoss(to_onehot_y=True, softmax=True)
     net.train()
     for _ in range(steps):

@@ -1,11 +1,11 @@
-"""Attention over a volume that no single device has to hold.
+"""Attention over a volume that is split over several processes.
 
 Run it with
 
     torchrun --nproc-per-node 2 examples/sharded_volume.py [sizes of the volume, by default 32 24 24]
 
-Every rank holds some rows of a simulated volume and attends from its voxels to all voxels. At this size the whole
-volume fits too, so that each rank can compare.
+Every rank holds some rows of a simulated volume and attends from its voxels to all voxels. The default volume is small,
+so every rank can compare the result with that of the whole volume.
 """
 
 import copy
@@ -23,7 +23,7 @@ CHANNELS = 32
 
 
 def peak_bytes(run: Callable[[], Tensor]) -> tuple[Tensor, int]:
-    """What ``run`` gives, and the most memory that it had allocated at once."""
+    """Returns the result of ``run`` and its peak memory."""
     with torch.profiler.profile(profile_memory=True) as profile:
         result = run()
     events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
@@ -31,7 +31,7 @@ def peak_bytes(run: Callable[[], Tensor]) -> tuple[Tensor, int]:
 
 
 def train_step(module: torch.nn.Module, volume: Tensor) -> Tensor:
-    """The output of a forward pass, after a backward pass from the sum of its squares."""
+    """Returns the output of a forward pass, after a backward pass from the sum of its squares."""
     output = module(volume)
     output.square().sum().backward()
     return output.detach()
@@ -41,12 +41,12 @@ dist.init_process_group("gloo")
 rank, ranks = dist.get_rank(), dist.get_world_size()
 shape = [int(size) for size in sys.argv[1:]] or [32, 24, 24]
 
-torch.manual_seed(0)  # the same on every rank: one module, one simulated volume
-volume = torch.randn(1, CHANNELS, *shape, dtype=torch.float64)  # in which rounding hides nothing
+torch.manual_seed(0)  # the same module and volume on every rank
+volume = torch.randn(1, CHANNELS, *shape, dtype=torch.float64)  # double precision, for an exact comparison
 module = attn3d.NonLocal(3, CHANNELS).double()
 whole = copy.deepcopy(module)
 
-# The rows of this rank; in earnest it would read no others.
+# The rows of this rank. A real application would load only these.
 parts = volume.tensor_split(ranks, 2)
 first = sum(part.shape[2] for part in parts[:rank])
 last = first + parts[rank].shape[2]

@@ -1,4 +1,4 @@
-"""Attention in a network that is fed by torchio's queue.
+"""Train a network with attention on patches from torchio's queue.
 
 python examples/torchio_pipeline.py
 """
@@ -21,11 +21,11 @@ PATCH = 48
 
 def main(
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the queue.")] = 2,
-    patches: Annotated[int, typer.Option(min=1, help="Patches in a pass.")] = 40,
+    patches: Annotated[int, typer.Option(min=1, help="Patches per pass.")] = 40,
     resolution: Annotated[int, typer.Option(min=1, help="Voxel size in mm.")] = 2,
-    out: Annotated[Path, typer.Option(help="Folder for the scan and what is found in it.")] = Path("torchio_pipeline"),
+    out: Annotated[Path, typer.Option(help="Folder for the scan and its segmentation.")] = Path("torchio_pipeline"),
 ) -> None:
-    """Tissues of the MNI152 brain; applied to the training scan, so the result only says that it learns."""
+    """Segment the tissues of the MNI152 brain. The test is on the training scan and only shows that training works."""
     torch.manual_seed(0)
     image, label = write_mni152(out, resolution)
     normalise = tio.ZNormalization(masking_method=tio.ZNormalization.mean)

@@ -1,9 +1,9 @@
-"""A non-local block over a whole volume, where the plain form would want the memory of a data centre.
+"""A non-local block over a whole volume, without the N x N matrix of the plain form.
 
     python examples/whole_volume.py
-    python examples/whole_volume.py --size 64        # 262,144 voxels, each sees each: minutes on a CPU
+    python examples/whole_volume.py --size 64        # 262,144 voxels, all pairs: minutes on a CPU
 
-Exact attention: what is computed is softmax over all voxels, in tiles. The memory is measured by PyTorch's profiler.
+The attention is exact: a softmax over all voxels, computed in tiles. The memory is measured by PyTorch's profiler.
 """
 
 import time
@@ -18,9 +18,9 @@ import attn3d
 
 def main(
     size: Annotated[int, typer.Option(min=2, help="Voxels along each axis.")] = 32,
-    channels: Annotated[int, typer.Option(min=2, help="Of the map.")] = 32,
+    channels: Annotated[int, typer.Option(min=2, help="Number of channels.")] = 32,
 ) -> None:
-    """Forward and backward, measured beside what was estimated."""
+    """Measure forward and backward, and compare the memory with the estimate."""
     torch.manual_seed(0)
     block = attn3d.NonLocal(3, channels)
     voxels = size**3
@@ -41,7 +41,7 @@ def main(
             peak = max(peak, alive)
     print(f"measured: {peak / 2**20:,.0f} MiB, forward and backward in {seconds:.1f} s")
 
-    # What one voxel looks at, without the rest of the matrix.
+    # The weights of one voxel, without the rest of the matrix.
     middle = voxels // 2 + size**2 // 2 + size // 2
     with torch.inference_mode():
         row = block.attention_weights(x, queries=torch.tensor([middle]))["query"]

@@ -80,7 +80,11 @@ def test_a_mechanism_of_ones_own(registry):
             "CBAM has no option `kernel`; did you mean 'kernel_size'",
         ),
         (lambda: attn3d.create_attention(3, spatial_dims=3, channels=8), TypeError, "`spec` must be a name"),
-        (lambda: attn3d.register_attention("se")(Same), ValueError, "`name` 'se' is taken by SqueezeExcitation"),
+        (
+            lambda: attn3d.register_attention("se")(Same),
+            ValueError,
+            "`name` 'se' is already registered by SqueezeExcitation",
+        ),
         (lambda: attn3d.register_attention("my attention")(Same), ValueError, "`name` must be an identifier"),
     ],
 )

@@ -44,10 +44,10 @@ def test_what_a_loader_may_give() -> None:
     assert {name.split()[1] for name in expected} == {"axis0", "axis1"}
     for batch in ({"image": x}, (x, x), [x]):
         assert attn3d.constant_gates(net, [batch], tolerance=1.0) == expected
-    with pytest.raises(ValueError, match=r"`loader` must give at least two volumes, .* got 1"):
+    with pytest.raises(ValueError, match=r"`loader` must yield at least two volumes, got 1"):
         attn3d.constant_gates(net, [x[:1]])
     for wrong in ({"label": x}, 3):
-        with pytest.raises(TypeError, match="`loader` must give images"):
+        with pytest.raises(TypeError, match="`loader` must yield images"):
             attn3d.constant_gates(net, [wrong])
 
 
@@ -56,7 +56,7 @@ def test_insertion_warns_and_names_the_site_behind_the_activation(name: str) -> 
     with pytest.warns(UserWarning, match=rf"'{name}' takes a mean .* at 'block:input_block'"):
         attn3d.insert_attention(dynunet(), name, at="residual", stages=0)
     net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.InstanceNorm2d(4), nn.ReLU(inplace=True), nn.Conv2d(4, 2, 1))
-    with pytest.warns(UserWarning, match=r"at path:1 that is the bias of the instance norm .* behind the activation$"):
+    with pytest.warns(UserWarning, match=r"at path:1 is the bias of the preceding .* after the activation$"):
         attn3d.insert_attention(net, name, at="path:1")
 
 

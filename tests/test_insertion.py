@@ -106,8 +106,8 @@ class TestSites:
     @pytest.mark.parametrize(
         ("shape", "message"),
         [
-            ((1, 2, 16, 16), "does not pass through the network"),
-            ((1, 1, 14, 14), "does not pass through the network"),
+            ((1, 2, 16, 16), "must be accepted by the network"),
+            ((1, 1, 14, 14), "must be accepted by the network"),
             ((1, 1, 16), "must have 4 sizes"),
             ((1, 1, 16, 16, 16), "must have 4 sizes"),
         ],
@@ -176,11 +176,11 @@ class TestSelection:
             (unet, "encodr", None, "did you mean 'encoder'"),
             (backbone, "encoder", None, "Backbone has no registered sites.*at='path:.*register_sites"),
             (unet, "encoder", 2, "`stages` of 'encoder' must be from -2 to 1, got 2"),
-            (unet, "path:model.3", None, r"is no path, no glob .*; did you mean 'model"),
-            (unet, "path:model.(", None, "no path, no glob"),
-            (unet, "path:model.2", None, "path:model.2 gives the prediction itself; name a module before it"),
+            (unet, "path:model.3", None, r"`at` must match a module, .*; did you mean 'model"),
+            (unet, "path:model.(", None, "must match a module"),
+            (unet, "path:model.2", None, "path:model.2 returns the prediction; name a module before it"),
             (backbone, "path:unused", None, "path:unused never runs"),
-            (backbone, "path:fc", None, r"path:fc gives \(1, 5\), not a map"),
+            (backbone, "path:fc", None, r"path:fc returns \(1, 5\), not a map"),
             (backbone, "path:relu", None, r"path:relu is called with different channels, \[4, 8, 12, 16, 20\]"),
         ],
     )
@@ -210,10 +210,10 @@ class TestSelection:
                 return self.both(x.mean((2, 3)).view(len(x), 1, -1)[..., :4])[0]
 
         for path, message in (
-            ("last", "has its channels last"),
-            ("both", "gives a tuple, not a map"),
-            ("dense", "container with a forward of its own"),
-            ("stem", "container with a forward of its own, which may run all in it; name a module in it"),
+            ("last", "returns channels last"),
+            ("both", "returns a tuple, not a map"),
+            ("dense", "container with its own forward"),
+            ("stem", "container with its own forward; name a module inside it"),
         ):
             with pytest.raises(ValueError, match=f"path:{path} .*{message}"):
                 insert_attention(Net(), "se", at=f"path:{path}", input_shape=(1, 1, 16, 16))
@@ -232,7 +232,7 @@ class TestSelection:
     def test_wrapped_networks(self) -> None:
         with pytest.raises(ValueError, match="DataParallel, which would miss the new parameters"):
             insert_attention(nn.DataParallel(unet()), "se", at="encoder")
-        with pytest.raises(ValueError, match="insert before that"):
+        with pytest.raises(ValueError, match="insert before"):
             insert_attention(torch.jit.script(unet()), "se", at="encoder")
 
 
@@ -243,7 +243,7 @@ class TestMaxVoxels:
         assert inserted_at(net) == ["model.1.submodule.0.attn3d"]
 
     def test_none_is_left(self) -> None:
-        with pytest.raises(ValueError, match="`max_voxels` leaves no site"):
+        with pytest.raises(ValueError, match="`max_voxels` must leave at least one site, got"):
             insert_attention(unet(), "mhsa", at="encoder", max_voxels=1, input_shape=(1, 1, 16, 16))
 
     def test_a_guess_is_not_counted(self) -> None:
@@ -294,7 +294,7 @@ class TestMechanisms:
     def test_selective_kernels_beside_a_convolution(self) -> None:
         net, x = unet(), torch.randn(2, 1, 16, 16)
         weight = net.model[1].submodule[2][1].conv[0].conv.weight
-        with pytest.raises(ValueError, match="takes 'sk' alone, got 'se'; 'block' and 'residual' take any"):
+        with pytest.raises(ValueError, match="supports only 'sk', got 'se'; 'block' and 'residual' support any"):
             insert_attention(net, "se", at="conv")
         insert_attention(net, "sk", at="conv", branches=3)
         assert net.model[1].submodule[2][1].conv[0].conv.weight is weight
@@ -583,7 +583,7 @@ class TestSums:
 
     def test_a_map_that_is_not_added_is_refused(self) -> None:
         register_sites(Adds, {"skip": [summed("down")], "decoder": [summed("head")]})
-        with pytest.raises(ValueError, match=r"decoder:head must be added .* but is added to no map|prediction itself"):
+        with pytest.raises(ValueError, match=r"decoder:head must be added .* but is added to no map|the prediction"):
             insert_attention(Adds(), "se", at="decoder")
 
     def test_an_error_leaves_nothing_behind(self) -> None:

@@ -26,15 +26,16 @@ CASES = [
 ]
 
 
-def pass_over(module: torch.nn.Module, x: torch.Tensor, training: bool) -> None:
+def pass_over(module: torch.nn.Module, x: torch.Tensor, training: bool, *signal: torch.Tensor) -> None:
     if training:
-        y = module(x)
+        y = module(x, *signal)
         y.backward(torch.ones_like(y))
-        x.grad = None
+        for given in (x, *signal):
+            given.grad = None
         module.zero_grad()
     else:
         with torch.no_grad():
-            module(x)
+            module(x, *signal)
 
 
 @pytest.mark.parametrize("training", some([False, True], lambda training: not training), ids=["forward", "training"])
@@ -69,8 +70,9 @@ def test_memory_of_the_light_mechanisms_is_estimated_from_above(name):
     shape = (1, 32, 16, 16, 16)
     module = attn3d.create_attention(name, spatial_dims=3, channels=32)
     x = torch.randn(shape, requires_grad=True)
-    pass_over(module, x, True)
-    real = peak(lambda: pass_over(module, x, True))
+    signal = [torch.randn(1, 32, 8, 8, 8, requires_grad=True)] if getattr(module, "takes_signal", False) else []
+    pass_over(module, x, True, *signal)
+    real = peak(lambda: pass_over(module, x, True, *signal))
     assert 0.95 * real <= attn3d.estimate_memory(module, shape) <= 1.35 * real
 
 

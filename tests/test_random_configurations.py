@@ -162,7 +162,7 @@ def run(module: torch.nn.Module, x: Tensor, upstream: Tensor) -> list[Tensor]:
 
 def refuses(case: Case, error: ValueError) -> bool:
     """Whether PyTorch's kernel, which was asked for, has no such thing."""
-    return case.options.get("backend") == "sdpa" and "`backend` 'sdpa' does not serve" in str(error)
+    return case.options.get("backend") == "sdpa" and "`backend` 'sdpa' does not support" in str(error)
 
 
 def is_steady(options: dict[str, Any]) -> bool:

@@ -1,1 +1,1 @@
-"""The library in the idioms of others. Each file imports the library that it adapts to."""
+"""Adapters to other libraries. Each file imports the library that it adapts to."""

@@ -11,9 +11,9 @@ from attn3d.mechanisms.registry import list_attention
 
 
 class _AttentionFactory(LayerFactory):
-    """MONAI's idiom, ``Attention["cbam", 3](channels=64)``, over the one registry.
+    """MONAI's syntax ``Attention["cbam", 3](channels=64)`` for the mechanisms in attn3d's registry.
 
-    It holds no mechanisms of its own: names registered with `attn3d.register_attention` are here at once.
+    Names that are registered with `attn3d.register_attention` are available immediately.
     """
 
     @property
@@ -24,7 +24,7 @@ class _AttentionFactory(LayerFactory):
         spec = factory_name.lower()
         find(spec)
         if len(args) != 1:
-            raise ValueError(f"Attention[name, spatial_dims] takes one number of dimensions, got {args}")
+            raise ValueError(f"Attention[name, spatial_dims] must have one number of dimensions, got {args}")
 
         def construct(channels: int, **options: Any) -> nn.Module:
             return create_attention(spec, spatial_dims=args[0], channels=channels, **options)

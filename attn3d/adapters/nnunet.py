@@ -1,4 +1,4 @@
-"""Attention in nnU-Net v2: a network for its plans files, and the command that writes it into one.
+"""Attention in nnU-Net v2: a network for its plans files, and a command that adds it to a plans file.
 
 python -m attn3d.adapters.nnunet nnUNetPlans.json --attention cbam --at skip
 """
@@ -7,7 +7,8 @@ import copy
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from pydoc import locate
 from typing import Annotated, Any
@@ -33,30 +34,30 @@ def UNetWithAttention(
     patch_size: Sequence[int],
     **architecture: Any,
 ) -> nn.Module:
-    """A network of nnU-Net with attention in it; nnU-Net calls it as the class that its plans file names.
+    """Builds a network of nnU-Net with inserted attention. Plans files name this function as the network class.
 
-    What comes back is an object of nnU-Net's own class: deep supervision, keys of the state and the loading of
-    pretrained weights are as without attention. It is initialised already, as nnU-Net's own initialisation would
-    also overwrite the start that belongs to a mechanism, such as the zeros of ``gc``.
+    The result has nnU-Net's own class: deep supervision, state dict keys and the loading of pretrained weights work as
+    without attention. It is already initialised, because nnU-Net's initialisation would also overwrite the initial
+    values of mechanisms, such as the zeros of ``gc``.
 
     Args:
-        input_channels: of the image.
-        num_classes: of the logits.
+        input_channels: number of channels of the image.
+        num_classes: number of channels of the logits.
         network: import path of the class, such as
             "dynamic_network_architectures.architectures.unet.PlainConvUNet" or ".ResidualEncoderUNet".
         attention: arguments of `insert_attention`, a dictionary for each call.
-        patch_size: of the configuration, at which the sites are found and ``max_voxels`` counts.
-        architecture: arguments of the class, ``deep_supervision`` among them.
+        patch_size: patch size of the configuration, which is the shape for finding sites and for ``max_voxels``.
+        architecture: arguments of the class, including ``deep_supervision``.
 
     Returns:
         the network.
 
     Raises:
-        ValueError: when there is no such class, or as `insert_attention` does.
+        ValueError: if the class cannot be imported, and as in `insert_attention`.
     """
     cls: Any = locate(network)
     if cls is None:
-        raise ValueError(f"`network` {network!r} cannot be imported; install nnU-Net, or correct the path")
+        raise ValueError(f"`network` must be importable, got {network!r}; install nnU-Net, or correct the path")
     net = cls(input_channels=input_channels, num_classes=num_classes, **architecture)
     if hasattr(net, "initialize"):
         net.apply(net.initialize)
@@ -67,7 +68,7 @@ def UNetWithAttention(
 
 
 def _leave(module: nn.Module) -> None:
-    """What nnU-Net applies to every module for a start: it has been made."""
+    """Replaces nnU-Net's initialisation of modules, which has been applied already."""
 
 
 def add_configuration(
@@ -76,22 +77,22 @@ def add_configuration(
     """Adds a configuration with attention to the plans, in place.
 
     Args:
-        plans: what a plans file holds.
-        configuration: the one that the new one inherits from. If that has attention, the new one has both.
-        name: of the new one.
+        plans: content of a plans file.
+        configuration: name of the parent configuration. If it has attention, the new one has both.
+        name: name of the new configuration.
         attention: arguments of `insert_attention`.
-        overwrite: whether a configuration of that name may go.
+        overwrite: whether an existing configuration of that name may be replaced.
 
     Returns:
-        the network on the meta device, with one channel and two classes, as a proof that it can be built.
+        the network on the meta device, with one channel and two classes, which shows that it can be built.
 
     Raises:
-        ValueError: when a configuration is missing, or there already, or the network cannot be built.
+        ValueError: if the parent is missing, the name is in use, or the network cannot be built.
     """
     known = plans["configurations"]
     if name in known and (not overwrite or name == configuration):
-        another = "give another name" if name == configuration else "give another name, or overwrite it"
-        raise ValueError(f"`name` {name!r} is a configuration of the plans already; {another}")
+        advice = "use another name" if name == configuration else "use another name, or overwrite it"
+        raise ValueError(f"`name` {name!r} is already a configuration of the plans; {advice}")
     parent = resolved(known, configuration)
     if "architecture" not in parent:
         raise ValueError(
@@ -109,21 +110,22 @@ def add_configuration(
 
 
 def resolved(known: Mapping[str, Mapping[str, Any]], name: str) -> dict[str, Any]:
-    """A configuration with what it inherits; as in nnU-Net, top-level entries replace those of the parent."""
+    """Returns a configuration with inherited entries. As in nnU-Net, top-level entries replace those of the parent."""
     if name not in known:
         raise ValueError(f"`configuration` {name!r} is not in the plans, which have {', '.join(known)}")
     parent = known[name].get("inherits_from")
-    return ({} if parent is None else resolved(known, parent)) | dict(known[name])
+    inherited = {} if parent is None else resolved(known, parent)
+    return inherited | dict(known[name])
 
 
 def _on_meta(block: Mapping[str, Any]) -> nn.Module:
-    """The network of an ``architecture`` entry."""
+    """Builds the network of an ``architecture`` entry on the meta device."""
     with torch.device("meta"):
         return with_classes(block, 1, 2)
 
 
 def with_classes(block: Mapping[str, Any], input_channels: int, num_classes: int) -> nn.Module:
-    """The network of an ``architecture`` entry with attention, for so many channels and classes."""
+    """Builds the network of an ``architecture`` entry with attention for given numbers of channels and classes."""
     arguments = dict(block["arch_kwargs"])
     for key in block["_kw_requires_import"]:
         arguments[key] = arguments[key] and locate(arguments[key])
@@ -134,15 +136,15 @@ def with_classes(block: Mapping[str, Any], input_channels: int, num_classes: int
 def write_configuration(
     plans: Annotated[Path, typer.Argument(help="A plans file, such as nnUNetPlans.json.")],
     attention: Annotated[str, typer.Option(help="Name of the mechanism.")],
-    at: Annotated[list[str], typer.Option(help="A kind of site, or path:<path>; may be given again.")],
+    at: Annotated[list[str], typer.Option(help="Kind of site, or path:<path>; may be repeated.")],
     stages: Annotated[
-        list[int] | None, typer.Option(help="Those of each kind, -1 the last; may be given again [all].")
+        list[int] | None, typer.Option(help="Stages of each kind, -1 for the last; may be repeated [all].")
     ] = None,
-    options: Annotated[str, typer.Option(help="Of the mechanism, in JSON: '{\"reduction\": 8}'.")] = "{}",
+    options: Annotated[str, typer.Option(help="Options of the mechanism in JSON: '{\"reduction\": 8}'.")] = "{}",
     identity: Annotated[bool, typer.Option("--identity", help="Start as the network without attention.")] = False,
-    max_voxels: Annotated[int | None, typer.Option(help="Leave out sites with larger maps.")] = None,
-    configuration: Annotated[str, typer.Option(help="To inherit from.")] = "3d_fullres",
-    name: Annotated[str | None, typer.Option(help="Of the new one [CONFIGURATION_ATTENTION].")] = None,
+    max_voxels: Annotated[int | None, typer.Option(help="Skip sites with larger maps.")] = None,
+    configuration: Annotated[str, typer.Option(help="Configuration to inherit from.")] = "3d_fullres",
+    name: Annotated[str | None, typer.Option(help="Name of the new one [CONFIGURATION_ATTENTION].")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a configuration of that name.")] = False,
 ) -> None:
     """Add a configuration with attention to a plans file of nnU-Net v2."""
@@ -150,10 +152,13 @@ def write_configuration(
     try:
         content = read_plans(plans)
         item = {"spec": [attention, _json(options, "options")], "at": at, "identity": identity}
-        item |= {"stages": stages} if stages else {}
-        item |= {} if max_voxels is None else {"max_voxels": max_voxels}
+        if stages:
+            item["stages"] = stages
+        if max_voxels is not None:
+            item["max_voxels"] = max_voxels
         net = add_configuration(content, configuration, name, item, overwrite)
-        _write(plans, content)
+        with replaced(plans) as unfinished:
+            unfinished.write_text(json.dumps(content, indent=4) + "\n")
     except (OSError, TypeError, ValueError) as error:
         print(f"nnunet: {' '.join(str(error).split())}", file=sys.stderr)
         raise typer.Exit(2) from error
@@ -163,14 +168,18 @@ def write_configuration(
 
 
 def read_plans(path: Path) -> Plans:
-    """What a plans file holds.
+    """Reads a plans file.
 
     Raises:
-        ValueError: when it is none.
+        ValueError: if it is not a plans file or cannot be read.
     """
-    content = _json(path.read_text(encoding="utf-8"), str(path))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"`plans` {path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    content = _json(text, str(path))
     if "configurations" not in content:
-        raise ValueError(f"{path}: this is no plans file of nnU-Net v2; it has no 'configurations'")
+        raise ValueError(f"{path}: this is not a plans file of nnU-Net v2; it has no 'configurations'")
     return content
 
 
@@ -184,11 +193,12 @@ def _json(text: str, source: str) -> dict[str, Any]:
     return content
 
 
-def _write(path: Path, content: Plans) -> None:
-    """The file is replaced when the new one is whole."""
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """A file to write, which takes the place of ``path`` when it is whole."""
     unfinished = path.with_name(f".unfinished-{os.getpid()}-{path.name}")
     try:
-        unfinished.write_text(json.dumps(content, indent=4) + "\n")
+        yield unfinished
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)

@@ -1,8 +1,9 @@
-"""A checkpoint of nnU-Net v2 without attention for a configuration with it, as ``-pretrained_weights`` takes it.
+"""Converts a checkpoint of nnU-Net v2 to a configuration with attention, for ``-pretrained_weights``.
 
 python -m attn3d.adapters.nnunet_checkpoint nnUNetPlans.json checkpoint_final.pth with_attention.pth
 """
 
+import pickle
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,56 +12,77 @@ import torch
 import typer
 from torch import Tensor
 
-from attn3d.adapters.nnunet import Plans, read_plans, resolved, with_classes
+from attn3d.adapters.nnunet import Plans, read_plans, replaced, resolved, with_classes
 from attn3d.insertion import load_pretrained
+
+# What reading a pickle may end in, where the file is cut, of another kind, or of classes that are not installed.
+_UNREADABLE = (AttributeError, EOFError, ImportError, LookupError, RuntimeError, ValueError, pickle.UnpicklingError)
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 def convert(plans: Plans, configuration: str, weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """The weights of a network without attention, with those that attention starts with.
+    """Adds the initial weights of attention to the weights of a network without attention.
 
     Args:
-        plans: what a plans file holds.
-        configuration: one with attention, see `attn3d.adapters.nnunet.add_configuration`.
+        plans: content of a plans file.
+        configuration: a configuration with attention, see `attn3d.adapters.nnunet.add_configuration`.
         weights: the ``network_weights`` of a checkpoint.
 
     Returns:
-        the weights of the network with attention, and the keys that are new.
+        the weights of the network with attention, and the new keys.
 
     Raises:
-        ValueError: when the configuration has no attention, or the weights are of another network.
+        ValueError: if the configuration has no attention, or the weights are those of another network.
     """
     block = resolved(plans["configurations"], configuration)["architecture"]
     if "attention" not in block["arch_kwargs"]:
         raise ValueError(f"`configuration` {configuration!r} has no attention; add one by attn3d.adapters.nnunet")
     heads = [key for key in weights if key.endswith("seg_layers.0.weight")]
     if not heads:
-        raise ValueError("`checkpoint` has no 'decoder.seg_layers.0.weight', and is of no U-Net of nnU-Net")
+        raise ValueError("`checkpoint` must be of a U-Net of nnU-Net; it has no 'decoder.seg_layers.0.weight'")
     first = next(value for key, value in weights.items() if key.startswith("encoder") and value.dim() > 3)
     net = with_classes(block, first.shape[1], weights[heads[0]].shape[0])
     new = load_pretrained(net, weights)
     return net.state_dict(), new
 
 
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """What a checkpoint of nnU-Net v2 holds. It is read as nnU-Net reads it, by pickle: take it from whom you trust.
+
+    Raises:
+        ValueError: when it is none or cannot be read.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=False)
+    except OSError as error:
+        raise ValueError(f"`checkpoint` {path} cannot be read: {error.strerror or error}") from error
+    except _UNREADABLE as error:
+        raise ValueError(f"`checkpoint` {path} is damaged or no file of PyTorch: {error}") from error
+    if not isinstance(content, dict) or "network_weights" not in content:
+        raise ValueError(f"`checkpoint` {path} is no checkpoint of nnU-Net v2; it has no 'network_weights'")
+    return content
+
+
 @app.command()
 def convert_checkpoint(
     plans: Annotated[Path, typer.Argument(help="A plans file, such as nnUNetPlans.json.")],
-    checkpoint: Annotated[Path, typer.Argument(help="Of a configuration without attention.")],
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint of a configuration without attention.")],
     out: Annotated[Path, typer.Argument(help="File to write.")],
-    configuration: Annotated[str, typer.Option(help="With attention, to be trained.")] = "3d_fullres_cbam",
+    configuration: Annotated[str, typer.Option(help="Configuration with attention, to train.")] = "3d_fullres_cbam",
 ) -> None:
     """Write a checkpoint for nnUNetv2_train -pretrained_weights of a configuration with attention."""
     try:
-        content: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=False)
-        if not isinstance(content, dict) or "network_weights" not in content:
-            raise ValueError(f"{checkpoint}: this is no checkpoint of nnU-Net v2; it has no 'network_weights'")
+        if not out.parent.is_dir():
+            raise ValueError(f"`out` {out} cannot be written: there is no folder {out.parent}")
+        content = read_checkpoint(checkpoint)
         weights, new = convert(read_plans(plans), configuration, content["network_weights"])
-        torch.save({**content, "network_weights": weights}, out)
-    except Exception as error:  # a file that is no checkpoint raises anything
+        with replaced(out) as unfinished:
+            torch.save({**content, "network_weights": weights}, unfinished)
+    except (OSError, TypeError, ValueError) as error:
         print(f"nnunet: {' '.join(str(error).split())}", file=sys.stderr)
         raise typer.Exit(2) from error
-    print(f"{out}: {len(weights) - len(new)} tensors of {checkpoint.name}, {len(new)} of attention as it starts")
+    print(f"{out}: {len(weights) - len(new)} tensors of {checkpoint.name}, {len(new)} initial tensors of attention")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Attention over the tokens of a volume, in memory that grows with their number and not its square."""
+"""Attention over the tokens of a volume, in memory that is linear in the number of tokens."""
 
 from attn3d.attention.channels import ChannelwiseAttention
 from attn3d.attention.features import Features, create_features

@@ -1,6 +1,5 @@
-"""Position biases: what is added to a score for the distance from query to key."""
+"""Position biases, which are added to a score and depend on the distance from query to key."""
 
-import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +14,7 @@ POSITION_BIASES = (None, "axis", "joint", "continuous")
 
 
 class ContinuousBias(nn.Module):
-    """The bias of every offset from a small network, for windows of any size (arXiv 2111.09883, section 3.3).
+    """A small network that computes the bias of every offset, for windows of any size (arXiv 2111.09883, section 3.3).
 
     B = 16 sigmoid(W_2 relu(W_1 o + b_1)), o = sign(offset) log(1 + |offset|) along every axis, W_1: n -> 512,
     W_2: 512 -> H.
@@ -30,7 +29,7 @@ class ContinuousBias(nn.Module):
         self.layers = nn.Sequential(nn.Linear(spatial_dims, 512), nn.ReLU(), nn.Linear(512, heads, bias=False))
 
     def forward(self, sizes: Sequence[int]) -> Tensor:
-        """A value for every offset in a window of these sizes, (H, product of 2 size - 1)."""
+        """Returns the bias of every offset in a window of these sizes, (H, product of 2 size - 1)."""
         weight: Any = self.layers[0].weight
         with no_autocast(weight):
             along = [torch.arange(1 - size, size, device=weight.device) for size in sizes]
@@ -41,30 +40,35 @@ class ContinuousBias(nn.Module):
 
 
 def entries(kind: str, sizes: Sequence[int]) -> int:
-    """How many values a head has for windows of these sizes."""
+    """Returns the number of bias values per head for windows of these sizes."""
     lengths = [2 * size - 1 for size in sizes]
     return sum(lengths) if kind == "axis" else math.prod(lengths)
 
 
 def look_up(table: Tensor, kind: str, sizes: Sequence[int], distances: list[Tensor], shared: int = 0) -> Tensor:
-    """The bias at distances along every axis, (H, products of their axes but for those shared).
+    """Looks up the bias of all combinations of the distances along the axes.
 
     Args:
-        table: (H, `entries`). "axis": those of all axes one after the other, which add up; else of every offset.
+        table: bias values, (H, `entries`). For "axis", the values of all axes, concatenated; the bias is their sum
+            over the axes. Otherwise one value for every offset.
         kind: "axis", "joint" or "continuous".
         sizes: of the window.
-        distances: of every axis, in steps of the pattern.
-        shared: how many axes in front the distances have in common.
+        distances: integer tensors, one for every axis, in steps of the pattern.
+        shared: the number of leading axes that all distances have in common.
+
+    Returns:
+        (H, shared axes, products of the remaining axes).
     """
     lengths = [2 * size - 1 for size in sizes]
-    found = [
-        distance.clamp(1 - size, size - 1) + size - 1  # what lies further is not seen
-        for distance, size in zip(distances, sizes, strict=True)
-    ]
+    # Distances beyond the window are clamped: those pairs are masked anyway.
+    indices = [distance.clamp(1 - size, size - 1) + size - 1 for distance, size in zip(distances, sizes, strict=True)]
     if kind == "axis":
-        parts = [of_axis[:, along] for of_axis, along in zip(table.split(lengths, 1), found, strict=True)]
-        return functools.reduce(lambda one, other: outer(torch.add, one, other, 1 + shared), parts)
-    entry = found[0]
-    for along, length in zip(found[1:], lengths[1:], strict=True):
-        entry = outer(torch.add, entry * length, along, shared)
-    return table[:, entry]
+        tables = table.split(lengths, 1)
+        bias = tables[0][:, indices[0]]
+        for axis_table, index in zip(tables[1:], indices[1:], strict=True):
+            bias = outer(torch.add, bias, axis_table[:, index], 1 + shared)
+        return bias
+    joint = indices[0]
+    for index, length in zip(indices[1:], lengths[1:], strict=True):
+        joint = outer(torch.add, joint * length, index, shared)
+    return table[:, joint]

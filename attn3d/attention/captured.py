@@ -1,7 +1,7 @@
-"""Attention within groups in plain operators, all groups at once: what traces, exports and compiled graphs keep.
+"""Attention within groups in plain operators, all groups at once, for traces, exports and compiled graphs.
 
-A capture is to hold for sizes that it has not seen. So nothing here depends on whether a window divides the volume:
-every group has its full size, what lies outside of the volume is hidden, and sizes meet in arithmetic alone.
+A captured graph must be valid for sizes other than those it was captured at. The code therefore never branches on
+sizes: every group has its full size, positions outside the volume are masked, and sizes are used in arithmetic only.
 """
 
 import functools
@@ -19,19 +19,18 @@ from attn3d.attention.patterns import Pattern
 from attn3d.attention.sdpa import equal_widths
 from attn3d.capture import at_least_single, without_autocast
 
-Bias = Callable[
-    [list[Tensor]], Tensor | None
-]  # from distances along every axis, (G_a, w_qa, w_ka), to (H, G, w_q, w_k)
+# Maps the distances along every axis, (G_a, w_qa, w_ka), to the bias (H, G, w_q, w_k).
+Bias = Callable[[list[Tensor]], Tensor | None]
 
 
 class Cover(NamedTuple):
-    """Groups of which every voxel is a query once.
+    """Groups in which every voxel is a query exactly once.
 
     Attributes:
-        queries: tokens (G, w_q); some voxel in place of one that does not exist.
-        keys: tokens (G, w_k), likewise.
-        visible: (G, 1 or w_q, w_k), false for a key that does not exist or is not seen.
-        place: where each voxel is among the queries of all groups, (N,).
+        queries: token indices, (G, w_q). Positions outside the volume have index 0.
+        keys: token indices, (G, w_k), likewise.
+        visible: (G, 1 or w_q, w_k), false for keys outside the volume or that the query does not see.
+        place: index of each voxel among the flattened queries of all groups, (N,).
         distances: along every axis, (G_a, w_qa, w_ka).
     """
 
@@ -54,17 +53,17 @@ def attend_captured(
     scale: float,
     dropout: float,
 ) -> Tensor:
-    """softmax(scale q k^T + bias) v over the keys that a pattern lets each query see.
+    """Computes softmax(scale q k^T + bias) v over the keys that the pattern lets each query see.
 
     Args:
-        q: (B, H, N, d), as k and v.
-        k: see q.
-        v: see q.
+        q: (B, H, N, d).
+        k: (B, H, N, d).
+        v: (B, H, N, d_v).
         shape: S, whose product is N.
-        pattern: one with groups.
-        bias: of the pairs of all groups.
+        pattern: a pattern with groups.
+        bias: returns the bias of all groups from their distances.
         key_mask: (B, N), true where a key may be seen.
-        scale: of the products.
+        scale: factor of the products q k^T.
         dropout: probability of dropping a weight.
     """
     arange = functools.partial(torch.arange, device=q.device)
@@ -76,7 +75,7 @@ def attend_captured(
     if key_mask is not None:
         keyless = (scores == -math.inf).all(3, keepdim=True)
         scores = scores.masked_fill(keyless, 0.0)
-    weights = drop(scores.softmax(3), dropout).split([one.shape[3] for one in parts], 3)
+    weights = drop(scores.softmax(3), dropout).split([part.shape[3] for part in parts], 3)
     out: Any = sum(_weighted(part, v, cover) for part, cover in zip(weights, covers, strict=True))
     out = out.to(q.dtype)
     return out if key_mask is None else out.masked_fill(keyless, 0.0)
@@ -90,7 +89,7 @@ def _cover(axes: list[AxisGroups], shape: Sequence[Any], arange: Callable[[Any],
         pairs = [_pairs(groups) for groups in axes]
         visible = visible & functools.reduce(functools.partial(outer, torch.logical_and), pairs)
     voxels = math.prod(shape)
-    # Queries that are no voxel are written behind the last, which is cut off.
+    # Queries outside the volume are written to an extra last entry, which is dropped.
     place = torch.zeros_like(arange(voxels + 1))
     place = place.scatter(0, torch.where(here, queries, voxels).flatten(), arange(queries.shape[0] * queries.shape[1]))
     distances = [
@@ -101,7 +100,7 @@ def _cover(axes: list[AxisGroups], shape: Sequence[Any], arange: Callable[[Any],
 
 
 def _tokens(positions: list[Tensor], shape: Sequence[Any]) -> tuple[Tensor, Tensor]:
-    """The tokens of all groups, (G, w), and which of them are voxels."""
+    """Returns the token indices of all groups, (G, w), and a mask of those inside the volume."""
     tokens, inside = positions[0], (positions[0] >= 0) & (positions[0] < shape[0])
     for along, extent in zip(positions[1:], shape[1:], strict=True):
         tokens = outer(torch.add, tokens * extent, along)
@@ -110,7 +109,7 @@ def _tokens(positions: list[Tensor], shape: Sequence[Any]) -> tuple[Tensor, Tens
 
 
 def _pairs(groups: AxisGroups) -> Tensor:
-    """Which query sees which key along an axis, (G, w_q, w_k)."""
+    """Returns which query sees which key along an axis, (G, w_q, w_k)."""
     sizes = groups.queries.shape[0], groups.queries.shape[1], groups.keys.shape[1]
     if groups.seen is None:
         return groups.queries.new_ones(sizes, dtype=torch.bool)
@@ -127,13 +126,13 @@ def _attend(
     scale: float,
     dropout: float,
 ) -> Tensor:
-    """By PyTorch's function on (G, B H, w, d): a mask is then the same for batch and heads."""
+    """Calls PyTorch's function on (G, B H, w, d), so that batch and heads share one mask."""
     width = v.shape[3]
     visible = cover.visible.unsqueeze(1)
     if key_mask is not None:
         seen = _take(key_mask[:, None, :, None], cover.keys).permute(2, 0, 1, 4, 3)
         visible = visible & seen.expand(-1, -1, q.shape[1], -1, -1).flatten(1, 2)
-    # A query without a key gets a mean of all, which is left out: an empty softmax would be nan.
+    # The softmax of a query without keys would be nan: such a query attends to all keys, and its output is discarded.
     keyless = ~visible.any(3, keepdim=True)
     mask = visible | keyless
     if bias is not None:
@@ -142,21 +141,21 @@ def _attend(
     parts = (_take(q, cover.queries), _take(k, cover.keys), _take(v, cover.keys))
     parts = equal_widths(*(part.permute(2, 0, 1, 3, 4).flatten(1, 2) for part in parts))
     out = scaled_dot_product_attention(*parts, mask, dropout, scale=scale)[..., :width]
-    if key_mask is not None:  # without, what has no key is no voxel
+    if key_mask is not None:  # without a key mask, only positions outside the volume have no keys
         out = out.masked_fill(keyless, 0.0)
     out = out.unflatten(1, [q.shape[0], q.shape[1]]).permute(1, 2, 0, 3, 4)
-    # A copy in any case: an export may find the kernel's output in another layout than the one that it runs with.
+    # Always copied: the layout of the kernel's output may differ between export and execution.
     out = out.clone(memory_format=torch.contiguous_format)
     return out.flatten(2, 3).index_select(2, cover.place)
 
 
 def _take(x: Tensor, tokens: Tensor) -> Tensor:
-    """(B, H, N, d) at the tokens (G, w), (B, H, G, w, d)."""
+    """Gathers the tokens (G, w) of x, (B, H, N, d), as (B, H, G, w, d)."""
     return x.index_select(2, tokens.flatten()).unflatten(2, [tokens.shape[0], tokens.shape[1]])
 
 
 def _scores(q: Tensor, k: Tensor, cover: Cover, key_mask: Tensor | None, scale: float) -> Tensor:
-    """The scores of every voxel in its group, (B, H, N, w_k)."""
+    """Returns the scores of every voxel in its group, (B, H, N, w_k)."""
     scores = (_take(at_least_single(q), cover.queries) * scale) @ _take(at_least_single(k), cover.keys).mT
     visible = cover.visible
     if key_mask is not None:
@@ -166,6 +165,6 @@ def _scores(q: Tensor, k: Tensor, cover: Cover, key_mask: Tensor | None, scale: 
 
 
 def _weighted(weights: Tensor, v: Tensor, cover: Cover) -> Tensor:
-    """The weighted sums of the values of every voxel's group, (B, H, N, d)."""
+    """Returns the weighted sum of the values in every voxel's group, (B, H, N, d)."""
     out = _take(weights, cover.queries) @ _take(at_least_single(v), cover.keys)
     return out.flatten(2, 3).index_select(2, cover.place)

@@ -14,19 +14,20 @@ SCALES = {"none": 0.0, "1/N": -1.0, "1/sqrt(N)": -0.5}
 
 
 class ChannelwiseAttention(NotScriptable, nn.Module):
-    """Every channel becomes a weighted sum of the channels of its head: linear in the number N of voxels.
+    """Attention between the channels of each head. The cost is linear in the number of voxels N.
 
-    y = v softmax(E)^T, E = q^T k, q, k and v as (N, d) of a head. E is computed in at least single precision.
+    y = v softmax(E)^T with E = q^T k, where q, k and v are the (N, d) tokens of a head. E is computed in at least
+    single precision.
 
     Args:
-        heads: H.
-        normalize: whether q and k have unit length along the voxels, and E is multiplied by a temperature tau_h that
-            is learnt for every head and 1 at start.
-        energy: "paper", E, or "official", the maximum of the row less it.
-        scale: of E, which grows with N where nothing is normalised: "none", "1/N" or "1/sqrt(N)".
+        heads: number of heads H.
+        normalize: whether to scale q and k to unit length over the voxels, and multiply E by a temperature tau_h,
+            which is learnt for every head and starts at 1.
+        energy: "paper" uses E; "official" uses the maximum of each row minus E.
+        scale: factor of E, which grows with N unless ``normalize`` is set: "none", "1/N" or "1/sqrt(N)".
 
     Raises:
-        TypeError, ValueError: when an argument is of the wrong kind or out of range.
+        TypeError, ValueError: if an argument has the wrong type or is out of range.
     """
 
     def __init__(self, heads: int, *, normalize: bool = False, energy: str = "paper", scale: str = "none") -> None:
@@ -37,22 +38,22 @@ class ChannelwiseAttention(NotScriptable, nn.Module):
         self.register_parameter("temperature", learnt)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
-        """Attends.
+        """Returns the attended values.
 
         Args:
             q: (B, H, N, d).
             k: (B, H, N, d).
             v: (B, H, N, d).
-            key_mask: (B, N), true where a voxel counts for E.
+            key_mask: (B, N), true for the voxels that E sums over.
 
         Returns:
-            (B, H, N, d), a view of channels first.
+            (B, H, N, d), a view of a channels-first tensor.
         """
         return (self.affinity(q, k, key_mask).to(v.dtype) @ v.transpose(2, 3)).transpose(2, 3)
 
     @without_autocast
     def affinity(self, q: Tensor, k: Tensor, key_mask: Tensor | None = None) -> Tensor:
-        """softmax(E), (B, H, d, d)."""
+        """Returns softmax(E), (B, H, d, d)."""
         if key_mask is not None:
             q, k = (x.masked_fill(~key_mask[:, None, :, None], 0.0) for x in (q, k))
         q, k = at_least_single(q), at_least_single(k)
@@ -68,14 +69,14 @@ class ChannelwiseAttention(NotScriptable, nn.Module):
         return energy.softmax(3)
 
     def _reciprocal_length(self, x: Tensor) -> Tensor:
-        """1 over the lengths of the channels along the voxels, (B, H, d)."""
+        """Returns the reciprocal of each channel's length over the voxels, (B, H, d)."""
         squares = self.sum_over_voxels(torch.linalg.vector_norm(x, dim=2).square())
         return squares.clamp(min=1e-24).rsqrt()
 
     def sum_over_voxels(self, sums: Tensor) -> Tensor:
-        """What sums over the voxels that are here are over the whole volume."""
+        """Returns the sums over the whole volume, given those over the local voxels; overridden in context parallel."""
         return sums
 
     def voxels(self, tokens: Tensor) -> int:
-        """N of the whole volume."""
+        """Returns N of the whole volume; overridden in context parallel."""
         return tokens.shape[2]

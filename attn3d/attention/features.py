@@ -1,4 +1,4 @@
-"""What of queries and keys is compared: their norm, their positions, and whether by angle alone."""
+"""Transforms of queries and keys before their product: normalization, temperature and rotary positions."""
 
 from typing import Any
 
@@ -15,22 +15,25 @@ LEAST_TEMPERATURE = 0.01
 
 
 class Features(nn.Module):
-    """Queries and keys before their products.
+    """Transforms queries and keys before their product.
 
-    In this order, each where it is asked for: RMS norms of q and of k over the channels of a head, with weights of
-    their own (arXiv 2010.04245 and 1910.07467); unit length, and q divided by a temperature max(tau_h, 0.01), learnt
-    for every head (arXiv 2111.09883); rotation by position (`RotaryPosition`), which changes no length.
+    The enabled steps are applied in this order:
+
+    1. ``qk_norm``: separate RMS norms of q and k over the channels of a head (arXiv 2010.04245 and 1910.07467).
+    2. ``scores="cosine"``: q and k are scaled to unit length, and q is divided by a temperature max(tau_h, 0.01),
+       which is learnt for every head (arXiv 2111.09883).
+    3. ``position``: rotary positions (`RotaryPosition`), which leave lengths unchanged.
 
     Args:
         spatial_dims: 1, 2 or 3.
-        heads: H.
-        head_dim: d.
+        heads: number of heads H.
+        head_dim: channels per head d.
         position: None, "rope" or ``("rope", {options})``.
-        qk_norm: whether there are norms.
-        scores: "dot", products as they are, or "cosine", of vectors of unit length.
+        qk_norm: whether to normalize q and k.
+        scores: "dot" for plain products, "cosine" for cosine similarities.
 
     Raises:
-        TypeError, ValueError: when an argument is of the wrong kind or out of range.
+        TypeError, ValueError: if an argument has the wrong type or is out of range.
     """
 
     def __init__(
@@ -52,7 +55,7 @@ class Features(nn.Module):
 
     @without_autocast
     def queries(self, q: Tensor) -> Tensor:
-        """Queries (B, H, N, d) without their positions."""
+        """Returns the queries (B, H, N, d) before positions are applied."""
         q = self._normed(q, self.query_norm)
         if self.temperature is None:
             return q
@@ -62,25 +65,28 @@ class Features(nn.Module):
 
     @without_autocast
     def keys(self, k: Tensor) -> Tensor:
-        """Keys (B, H, M, d) without their positions."""
+        """Returns the keys (B, H, M, d) before positions are applied."""
         return self._normed(k, self.key_norm)
 
     def _normed(self, x: Tensor, norm: nn.RMSNorm | None) -> Tensor:
-        y = x if norm is None else norm(x.to(norm.weight.dtype))
-        y = nn.functional.normalize(at_least_single(y), dim=-1) if self.cosine else y
+        y = x
+        if norm is not None:
+            y = norm(y.to(norm.weight.dtype))
+        if self.cosine:
+            y = nn.functional.normalize(at_least_single(y), dim=-1)
         return y.to(x.dtype)
 
     @without_autocast
     def forward(self, q: Tensor, k: Tensor, pattern: Pattern, shape: list[int]) -> tuple[Tensor, Tensor]:
-        """Queries and keys, with the positions that a pattern gives them in a volume."""
+        """Returns the transformed queries and keys, with the positions that the pattern gives them in the volume."""
         q, k = self.queries(q), self.keys(k)
         if self.position is None:
             return q, k
-        of_queries, of_keys = pattern.positions(shape, q.device)
-        return self.position(q, of_queries), self.position(k, of_keys)
+        query_positions, key_positions = pattern.positions(shape, q.device)
+        return self.position(q, query_positions), self.position(k, key_positions)
 
 
 def create_features(spatial_dims: int, heads: int, head_dim: int, **options: Any) -> Features | None:
-    """`Features`, or None where queries and keys stay as they are."""
+    """Returns `Features`, or None if the options leave queries and keys unchanged."""
     features = Features(spatial_dims, heads, head_dim, **options)
     return features if features.cosine or any(features.children()) else None

@@ -1,4 +1,4 @@
-"""`attend`: softmax attention by the backend that is asked for, or by the fastest that serves the arguments."""
+"""`attend`: softmax attention with a given backend, or with the fastest one that supports the arguments."""
 
 import math
 
@@ -29,33 +29,35 @@ def attend(
     backend: str = "auto",
     memory_budget: MemoryBudget = None,
 ) -> Tensor:
-    """softmax(scale q k^T + bias) v over N queries and M keys (arXiv 1706.03762, equation 1), without building N x M.
+    """Computes softmax(scale q k^T + bias) v over N queries and M keys without building N x M.
 
-    A query all of whose keys are masked, or have a bias of -inf, gets 0. Autocast is off: the result has the dtype of
-    the queries, to which keys and values are cast.
+    This is scaled dot-product attention (arXiv 1706.03762, equation 1). The output of a query is 0 if all its keys are
+    masked or have a bias of -inf. Autocast is disabled: keys and values are cast to the dtype of the queries, which is
+    the dtype of the result.
 
     Args:
         q: (B, H, N, d).
         k: (B, H, M, d).
         v: (B, H, M, d_v); d_v may differ from d.
-        scale: of the products; 1 / sqrt(d) by default.
+        scale: factor of the products q k^T; 1 / sqrt(d) by default.
         key_mask: (B, M), true where a key may be seen.
-        bias: added to the scaled products, broadcastable to (B, H, N, M); it may require a gradient.
+        bias: added to the scaled products, broadcastable to (B, H, N, M). It may require a gradient.
         dropout: probability of dropping a weight. It is applied whenever it is above 0: pass 0 in evaluation.
-            Which weights are dropped is drawn from PyTorch's generator, and is the same with every backend.
-        backend: "sdpa", PyTorch's kernel; "chunked", an exact operator by tiles, which serves what the kernel cannot;
-            "math", the plain form, which builds N x M; "auto", the kernel where it serves the arguments within the
-            budget, else tiles. The backend never changes the result beyond rounding.
-        memory_budget: bytes beside q, k and v that forward and, where a gradient is asked for, backward may take, as
-            a number or as "2GiB"; None: tiles of a few MiB. In a compiled graph "auto" with a budget is "chunked".
+            The dropped weights depend on PyTorch's generator and are the same with every backend.
+        backend: "sdpa" is PyTorch's fused kernel. "chunked" is an exact tiled operator, which supports all
+            arguments. "math" is the plain formula, which builds N x M. "auto" uses the kernel if it supports the
+            arguments within the budget, and tiles otherwise. The backend never changes the result beyond rounding.
+        memory_budget: bytes that forward and, if a gradient is required, backward may use in addition to q, k and v,
+            as a number or a string such as "2GiB". With None, tiles of a few MiB are used. In a compiled graph,
+            "auto" with a budget means "chunked".
 
     Returns:
         (B, H, N, d_v).
 
     Raises:
-        TypeError: when ``memory_budget`` is no number of bytes, or an argument has a dtype that does not fit.
-        ValueError: when shapes do not fit, ``backend`` is unknown or cannot serve these arguments, or the budget
-            cannot be met, with the smallest that works.
+        TypeError: if ``memory_budget`` is not a number of bytes, or the dtype of an argument does not fit.
+        ValueError: if shapes do not fit, ``backend`` is unknown or does not support the arguments, or the budget is
+            too small; the message gives the smallest budget that works.
     """
     _check(q, k, v, key_mask, bias)
     one_of("backend", backend, BACKENDS)
@@ -65,19 +67,19 @@ def attend(
     k, v = k.to(q.dtype), v.to(q.dtype)
     seed = draw_seed(q) if dropout > 0.0 else None
     training = needs_grad(q, k, v, bias)
-    if backend == "math" or q.shape[0] == 0:  # the kernels take no empty batch
+    if backend == "math" or q.shape[0] == 0:  # the kernels do not accept an empty batch
         return _plain(q, k, v, scale, key_mask, bias, dropout, seed)
     reason = sdpa.refusal(q, k, v, key_mask, bias, dropout)
     if backend == "sdpa" and reason:
-        raise ValueError(f"`backend` 'sdpa' does not serve {reason}; backend='chunked' does")
+        raise ValueError(f"`backend` 'sdpa' does not support {reason}; backend='chunked' does")
     fused = backend == "sdpa" or (backend == "auto" and not reason)
     if fused and budget is not None:
-        if torch.compiler.is_compiling():  # sizes may be symbols, which are not to be compared
+        if torch.compiler.is_compiling():  # sizes may be symbolic and must not be compared
             fused = backend == "sdpa"
         else:
             needed = sdpa.fused_bytes(q, k, v, training)
             if needed > budget and backend == "sdpa":
-                raise ValueError(f"`memory_budget` of {budget} bytes cannot be met: 'sdpa' takes {needed}")
+                raise ValueError(f"`memory_budget` must be at least {needed} bytes with 'sdpa', got {budget}")
             fused = needed <= budget
     if fused:
         return sdpa.attend_fused(q, k, v, scale, key_mask, bias)
@@ -85,7 +87,7 @@ def attend(
 
 
 def draw_seed(q: Tensor) -> Tensor:
-    """A seed from PyTorch's generator, for the hash that drops weights."""
+    """Draws a seed from PyTorch's generator, for the hash that decides which weights are dropped."""
     return torch.randint(2**31, (), device=q.device)
 
 
@@ -99,7 +101,7 @@ def _check(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, bias: Tenso
     if q.shape[:2] != k.shape[:2]:
         raise ValueError(f"`q` and `k` must agree in (B, H), got {tuple(q.shape[:2])} and {tuple(k.shape[:2])}")
     if not q.is_floating_point():
-        raise TypeError(f"`q` must be of floating point numbers, got {q.dtype}")
+        raise TypeError(f"`q` must have a floating point dtype, got {q.dtype}")
     if 0 in q.shape[1:3] or k.shape[2] == 0:
         raise ValueError(
             f"`q` and `k` must have at least one head, query and key, got {tuple(q.shape)} and {tuple(k.shape)}"
@@ -111,7 +113,7 @@ def _check(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, bias: Tenso
             raise ValueError(f"`key_mask` must be (B, M) = {(k.shape[0], k.shape[2])}, got {tuple(key_mask.shape)}")
     if bias is not None:
         if not bias.is_floating_point():
-            raise TypeError(f"`bias` must be of floating point numbers, which are added, got {bias.dtype}")
+            raise TypeError(f"`bias` must have a floating point dtype, got {bias.dtype}")
         full = (*q.shape[:3], k.shape[2])
         if bias.dim() != 4 or any(size not in (1, whole) for size, whole in zip(bias.shape, full, strict=True)):
             raise ValueError(f"`bias` must broadcast to (B, H, N, M) = {full} in 4-D, got {tuple(bias.shape)}")
@@ -139,9 +141,9 @@ def _plain(
 def attention_rows(
     q: Tensor, k: Tensor, scale: float, key_mask: Tensor | None = None, bias: Tensor | None = None
 ) -> Tensor:
-    """The softmax rows of the queries ``q``, (B, H, N, M), in at least single precision.
+    """Returns the softmax rows of the queries ``q``, (B, H, N, M), in at least single precision.
 
-    It builds what it returns: ask for few queries.
+    The rows are built in full: pass few queries.
     """
     scores = (at_least_single(q) * scale) @ at_least_single(k).transpose(-2, -1)
     if bias is not None:
@@ -150,5 +152,5 @@ def attention_rows(
         scores = scores.masked_fill(~key_mask[:, None, None, :], -math.inf)
     if bias is None and key_mask is None:
         return functional.softmax(scores, -1)
-    keyless = (scores == -math.inf).all(-1, keepdim=True)  # its softmax is 0 / 0
+    keyless = (scores == -math.inf).all(-1, keepdim=True)  # the softmax would be 0 / 0
     return functional.softmax(scores.masked_fill(keyless, 0.0), -1).masked_fill(keyless, 0.0)

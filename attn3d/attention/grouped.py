@@ -1,8 +1,8 @@
-"""Attention within the groups of a pattern: gather a few groups, attend, write back; again in backward.
+"""Attention within the groups of a pattern: gathers a few groups, attends and writes back, in forward and backward.
 
-No more is alive than a few groups beside queries, keys, values and output. A query that is in several groups, as on
-the lines of `Axial`, gets one softmax over all their keys: parts are merged by their log-sum-exp. Backward needs no
-merging, since with the output and the log-sum-exp of the whole softmax every group gives its share of the gradients.
+Only a few groups are in memory at a time, in addition to queries, keys, values and output. A query in several groups,
+as with `Axial`, gets one softmax over the keys of all of them: the parts are merged by their log-sum-exp. Backward
+needs no merging: given the output and the log-sum-exp of the whole softmax, the gradients are sums over the groups.
 """
 
 import math
@@ -20,11 +20,11 @@ class Way(NamedTuple):
     """How groups are computed.
 
     Attributes:
-        fused: by the CPU's kernel; else by tiles.
-        scale: of the products.
+        fused: whether to use the CPU kernel; tiles otherwise.
+        scale: factor of the products q k^T.
         dropout: probability of dropping a weight.
-        run_bytes: what may be alive at once of the groups that are gathered.
-        token_bytes: what a token takes of that in a backward pass: queries, keys and values, output and gradients.
+        run_bytes: the most bytes of gathered groups in memory at a time.
+        token_bytes: bytes per gathered token in backward: queries, keys and values, output and gradients.
     """
 
     fused: bool
@@ -47,33 +47,34 @@ def attend_groups(
     dropout: float,
     budget: int | None,
 ) -> Tensor:
-    """softmax(scale q k^T + bias) v over the keys that each query's groups have.
+    """Computes softmax(scale q k^T + bias) v over the keys in the groups of each query.
 
     Args:
         q: (B, H, N, d).
         k: (B, H, N, d).
         v: (B, H, N, d_v).
-        groups: of a pattern. A token that is a query of none has an output that means nothing.
-        biases: of each entry of ``groups``, (H, w_q, w_k), or None.
-        key_mask: (B, N), true where a key may be seen; it is served by tiles.
-        seed: of the dropout; None without.
-        fused: by PyTorch's kernel; else by tiles. On a CPU a bias may be learnt with it too.
-        scale: of the products.
+        groups: groups of a pattern. The output of a token that is not a query of any group is undefined.
+        biases: for each entry of ``groups``, its bias (H, w_q, w_k) or None.
+        key_mask: (B, N), true where a key may be seen; only supported with tiles.
+        seed: seed of the dropout; None without dropout.
+        fused: whether to use PyTorch's kernel; tiles otherwise. On a CPU, the bias may be learnt in both cases.
+        scale: factor of the products q k^T.
         dropout: probability of dropping a weight.
-        budget: bytes beside q, k and v.
+        budget: bytes in addition to q, k and v.
 
     Returns:
         (B, H, N, d_v).
 
     Raises:
-        ValueError: when the budget cannot be met, with the smallest that works, or the tokens are not the groups'.
+        ValueError: if the budget is too small (the message gives the smallest that works), or the number of tokens is
+            not that of the groups.
     """
     if math.prod(groups[0].shape) != q.shape[2]:
-        raise ValueError(f"`shape` must have {q.shape[2]} voxels, as many as there are tokens, got {groups[0].shape}")
+        raise ValueError(f"`shape` must have {q.shape[2]} voxels, the number of tokens, got {groups[0].shape}")
     width = v.shape[3]
     if fused and q.shape[3] != width:
         q, k, v = sdpa.equal_widths(q, k, v)
-    # A token's heads lie together and are gathered as one.
+    # The heads of a token are adjacent in memory and gathered together.
     rows = [x.transpose(1, 2).flatten(0, 1) for x in (q, k, v)]
     token_bytes = 4 * max(4, q.element_size()) * q.shape[1] * q.shape[3]
     run_bytes = TILE_BYTES
@@ -96,34 +97,36 @@ def _run_bytes(
     dropout: float,
     token_bytes: int,
 ) -> int:
-    """The largest `Way.run_bytes` within the budget."""
+    """Returns the largest `Way.run_bytes` within the budget."""
     results = result_bytes(q, k, v, needs_grad(q, k, v, *biases))
-    results += 4 * v.numel() * groups[-1].again  # an output in single precision, to which parts are merged
-    # A bias, its gradient and copies of both in single precision, and the places of its entries in the table.
+    if groups[-1].again:  # parts are merged into an output in single precision
+        results += 4 * v.numel()
+    # The bias, its gradient, copies of both in single precision, and the indices into its table.
     results += sum(5 * bias.nbytes + 16 * bias[0].numel() for bias in biases if bias is not None)
-    heads, number = q.shape[1], max(4, q.element_size())
+    heads, element_bytes = q.shape[1], max(4, q.element_size())
+    tiles_needed = not fused or needs_grad(*biases)
 
     def taken(run_bytes: int) -> int:
         runs = []
-        for one in groups:
-            group_bytes = token_bytes * sum(one.size)
+        for batch in groups:
+            group_bytes = token_bytes * sum(batch.size)
             count = max(1, run_bytes // group_bytes)
-            tile = tiled.tile_of(run_bytes, heads * count, *one.size)
-            scores = 2 * sdpa.kernel_bytes(*one.size, q.shape[3]) if fused else 0
-            if not fused or needs_grad(*biases):
+            tile = tiled.tile_of(run_bytes, heads * count, *batch.size)
+            scores = 2 * sdpa.kernel_bytes(*batch.size, q.shape[3]) if fused else 0
+            if tiles_needed:
                 pairs = heads * count * tile.queries * tile.keys
-                scores += number * pairs * (8 if dropout > 0.0 else 2)
-            # What is gathered, twice for the copies on the way to and from the kernel, once more for those of tiles.
-            copies = 2 if fused and not needs_grad(*biases) else 3
-            masks = 0 if one.seen is None else 2 * number * one.seen.size
-            runs.append(count * (copies * group_bytes + 32 * sum(one.size)) + scores + masks)
+                scores += element_bytes * pairs * (8 if dropout > 0.0 else 2)
+            # The gathered tokens and their copy for the kernel; tiles copy them once more.
+            copies = 3 if tiles_needed else 2
+            masks = 0 if batch.seen is None else 2 * element_bytes * batch.seen.size
+            runs.append(count * (copies * group_bytes + 32 * sum(batch.size)) + scores + masks)
         return results + max(runs)
 
     return largest_tile(budget, taken)
 
 
 class _Grouped(torch.autograd.Function):
-    """Attention of rows, (B N, H, d): one for every token of the batch."""
+    """Attention on rows (B N, H, d), one row for every token of the batch."""
 
     @staticmethod
     def forward(
@@ -140,18 +143,20 @@ class _Grouped(torch.autograd.Function):
         wide = torch.promote_types(q.dtype, torch.float32)
         out = v.new_empty(list(v.shape), dtype=wide if groups[-1].again else v.dtype)
         logsumexp = q.new_empty([*q.shape[:2], 1], dtype=wide)
-        for one, bias in zip(groups, biases, strict=True):
-            added = None if bias is None and one.seen is None else _added(one, bias, q, q.dtype if way.fused else wide)
-            for queries, keys in one.runs(way.run_bytes // way.token_bytes, q):
+        for batch, bias in zip(groups, biases, strict=True):
+            added = None
+            if bias is not None or batch.seen is not None:
+                added = _added(batch, bias, q, q.dtype if way.fused else wide)
+            for queries, keys in batch.runs(way.run_bytes // way.token_bytes, q):
                 parts = _take(q, queries), _take(k, keys), _take(v, keys)
                 if way.fused:
                     part, sums = sdpa.kernel_forward(*parts, 0.0, False, attn_mask=added, scale=way.scale)
                 else:
-                    dropped = _dropout(q, one, queries, keys, seed, way.dropout)
+                    dropped = _dropout(q, batch, queries, keys, seed, way.dropout)
                     mask = _seen(key_mask, keys)
                     part, sums = tiled.forward(*parts, way.scale, _tile(*parts, way), added, mask, dropped)
                 sums = sums.unsqueeze(3)
-                if one.again:
+                if batch.again:
                     part, sums = tiled.merge((_take(out, queries), _take(logsumexp, queries)), (part, sums))
                 _put(out, queries, part)
                 _put(logsumexp, queries, sums)
@@ -166,14 +171,14 @@ class _Grouped(torch.autograd.Function):
             tiled.refuse_second_derivative()
         q, k, v, key_mask, seed, out, logsumexp, *biases = ctx.saved_tensors
         groups, wide, learnt = ctx.groups, logsumexp.dtype, any(ctx.needs_input_grad[7:])
-        way = ctx.way._replace(fused=ctx.way.fused and not learnt)  # the kernel gives no gradient of a bias
+        way = ctx.way._replace(fused=ctx.way.fused and not learnt)  # the kernel has no gradient for a bias
         add_q = groups[-1].again
-        add_k = add_q or not all(one.partition for one in groups)
+        add_k = add_q or not all(batch.partition for batch in groups)
         grad_q, grad_k, grad_v = _gradient(q, add_q, wide), _gradient(k, add_k, wide), _gradient(v, add_k, wide)
         grad_biases: list[Any] = [torch.zeros_like(bias[None], dtype=wide) if learnt else None for bias in biases]
-        for one, bias, grad_bias in zip(groups, biases, grad_biases, strict=True):
-            added = _added(one, bias, q, q.dtype if way.fused else wide)
-            for queries, keys in one.runs(way.run_bytes // way.token_bytes, q):
+        for batch, bias, grad_bias in zip(groups, biases, grad_biases, strict=True):
+            added = _added(batch, bias, q, q.dtype if way.fused else wide)
+            for queries, keys in batch.runs(way.run_bytes // way.token_bytes, q):
                 grad, sums = _take(grad_out, queries), _take(logsumexp, queries).squeeze(3)
                 parts = _take(q, queries), _take(k, keys), _take(v, keys)
                 if way.fused:
@@ -181,7 +186,7 @@ class _Grouped(torch.autograd.Function):
                         grad, *parts, _take(out, queries), sums, 0.0, False, attn_mask=added, scale=way.scale
                     )
                 else:
-                    tile, dropped = _tile(*parts, way), _dropout(q, one, queries, keys, seed, way.dropout)
+                    tile, dropped = _tile(*parts, way), _dropout(q, batch, queries, keys, seed, way.dropout)
                     grads = tiled.backward(
                         grad, None, *parts, _take(out, queries), sums, way.scale, tile,
                         added, _seen(key_mask, keys), dropped, grad_bias,
@@ -195,28 +200,28 @@ class _Grouped(torch.autograd.Function):
 
 
 def _take(x: Tensor, tokens: Tensor) -> Tensor:
-    """Rows (B N, H, d) at the tokens (G, w), as (G, H, w, d)."""
+    """Gathers the tokens (G, w) of rows (B N, H, d), as (G, H, w, d)."""
     return x.index_select(0, tokens.flatten()).unflatten(0, tokens.shape).transpose(1, 2)
 
 
 def _seen(key_mask: Tensor | None, keys: Tensor) -> Tensor | None:
-    """Which of the keys (G, w) may be seen, of a mask (B N,)."""
+    """Returns the part of a key mask (B N,) for the keys (G, w)."""
     return None if key_mask is None else key_mask[keys]
 
 
 def _put(x: Tensor, tokens: Tensor, part: Tensor, add: bool = False) -> None:
-    """Writes (G, H, w, d) to the tokens (G, w) of rows (B N, H, d), or adds it to what is there."""
+    """Writes (G, H, w, d) to the tokens (G, w) of rows (B N, H, d), or with ``add`` adds it to them."""
     write = x.index_add_ if add else x.index_copy_
     write(0, tokens.flatten(), part.transpose(1, 2).flatten(0, 1).to(x.dtype))
 
 
 def _gradient(x: Tensor, add: bool, wide: torch.dtype) -> Tensor:
-    """Memory for a gradient, which is written, or if ``add`` added up."""
+    """Allocates a gradient: zeros in single precision if it is a sum (``add``), else uninitialized memory."""
     return x.new_zeros(list(x.shape), dtype=wide) if add else x.new_empty(list(x.shape))
 
 
 def _added(groups: Groups, bias: Tensor | None, q: Tensor, dtype: torch.dtype) -> Tensor | None:
-    """What is added to the scores, (1, H or 1, w_q, w_k)."""
+    """Returns the bias of the scores with -inf for unseen pairs, (1, H or 1, w_q, w_k), or None."""
     added = None if bias is None else bias.unsqueeze(0).to(dtype)
     if groups.seen is None:
         return added
@@ -232,9 +237,10 @@ def _tile(q: Tensor, k: Tensor, v: Tensor, way: Way) -> tiled.Tile:
 def _dropout(
     q: Tensor, groups: Groups, queries: Tensor, keys: Tensor, seed: Tensor | None, probability: float
 ) -> tiled.Dropout | None:
-    """Which weights are dropped, by the numbers that rows and keys have in the whole volume."""
+    """Returns which weights are dropped, by the indices of rows and keys in the whole volume."""
     if seed is None:
         return None
     voxels, heads = math.prod(groups.shape), torch.arange(q.shape[1], device=q.device)
-    rows = (queries // voxels * q.shape[1])[:, None] + heads[:, None]  # the number of the sequence, (G, H, w)
-    return tiled.Dropout(probability, seed, rows * voxels + (queries % voxels)[:, None], (keys % voxels)[:, None])
+    sequences = (queries // voxels * q.shape[1])[:, None] + heads[:, None]  # index of (batch, head), (G, H, w)
+    rows = sequences * voxels + (queries % voxels)[:, None]
+    return tiled.Dropout(probability, seed, rows, (keys % voxels)[:, None])

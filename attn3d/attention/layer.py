@@ -1,4 +1,4 @@
-"""Attention over a volume as the layer that mechanisms hold: a pattern, a position bias, a backend."""
+"""Attention over a volume as a layer: a pattern, a position bias and a backend. Mechanisms are built on it."""
 
 import functools
 import math
@@ -24,25 +24,25 @@ Tokens = tuple[Tensor, Tensor]  # keys and values
 
 
 class VolumeAttention(NotScriptable, nn.Module):
-    """softmax(scale q k^T + position bias) v over the tokens of a volume, among those that see each other.
+    """Computes softmax(scale q k^T + position bias) v over the tokens of a volume that see each other.
 
     Args:
         spatial_dims: 1, 2 or 3.
-        heads: H.
-        pattern: who sees whom: a pattern, its name or ``(name, {options})``.
-        features: what is made of queries and keys before they are compared; None: they are compared as they are.
-        scale: of the products; 1 / sqrt(d) by default, of cosines 1.
-        position_bias: learnt for every head and distance, 0 at start: "axis", one for the distance along each
-            axis, which add up; "joint", one for every offset; "continuous", of a network that is given the offset,
-            so that the pattern may get another size later, see `ContinuousBias`; None. It needs a pattern of fixed
-            size: Window, Grid, or, but for "joint", Neighborhood.
+        heads: number of heads H.
+        pattern: which voxels see which: a pattern, its name or ``(name, {options})``.
+        features: transform of queries and keys before their product; None leaves them unchanged.
+        scale: factor of the products q k^T; 1 / sqrt(d) by default, 1 for cosine scores.
+        position_bias: a bias that is learnt for every head and distance. "axis" is a sum of one bias per axis, by the
+            distance along it, and "joint" has one bias for every offset; both are 0 at start. "continuous" computes
+            the bias from the offset by a network, so that the size of the pattern may change later, see
+            `ContinuousBias`. Requires a pattern of fixed size: Window, Grid or, except with "joint", Neighborhood.
         dropout: probability of dropping a weight in training.
         backend: "auto", "sdpa", "chunked" or "math", see `attn3d.attend`.
-        memory_budget: see `attn3d.attend`. The features, and the means of `PooledKeys`, come on top. A capture, and on
-            CUDA "sdpa", takes all groups of a pattern at once and heeds no budget.
+        memory_budget: see `attn3d.attend`. It does not include the features and the means of `PooledKeys`. Captured
+            graphs, and "sdpa" on CUDA, compute all groups of a pattern at once and ignore the budget.
 
     Raises:
-        TypeError, ValueError: when an argument is of the wrong kind or out of range.
+        TypeError, ValueError: if an argument has the wrong type or is out of range.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class VolumeAttention(NotScriptable, nn.Module):
         self.position_bias = one_of("position_bias", position_bias, POSITION_BIASES)
         if position_bias is not None and position_bias not in self.pattern.biases:
             raise ValueError(
-                f"`position_bias` {position_bias!r} needs a pattern of fixed size that serves it, got {self.pattern}"
+                f"`position_bias` {position_bias!r} needs a pattern of fixed size that supports it, got {self.pattern}"
             )
         tabled = position_bias in ("axis", "joint")
         table = nn.Parameter(torch.zeros(heads, entries(str(position_bias), sizes))) if tabled else None
@@ -78,7 +78,7 @@ class VolumeAttention(NotScriptable, nn.Module):
         self.continuous_bias = ContinuousBias(spatial_dims, heads) if position_bias == "continuous" else None
 
     def extra_repr(self) -> str:
-        """The pattern and the backend."""
+        """Returns the pattern and the backend."""
         return f"{self.pattern}, backend={self.backend!r}"
 
     def forward(
@@ -90,16 +90,16 @@ class VolumeAttention(NotScriptable, nn.Module):
         key_mask: Tensor | None = None,
         registers: Tokens | None = None,
     ) -> Tensor:
-        """Attends.
+        """Returns the attended values.
 
         Args:
             q: (B, H, N, d).
-            k: (B, H, M, d); M is N but for the patterns Global and PooledKeys.
+            k: (B, H, M, d). M must be N, except with the patterns Global and PooledKeys.
             v: (B, H, M, d_v).
             shape: S of the keys, whose product is M.
-            key_mask: (B, M), true where a key may be seen. A query that sees none gets 0.
-            registers: keys and values beside the volume, (H, R, d) and (H, R, d_v), for the patterns Global and
-                PooledKeys.
+            key_mask: (B, M), true where a key may be seen. The output of a query that sees no key is 0.
+            registers: additional keys and values that belong to no voxel, (H, R, d) and (H, R, d_v), for the patterns
+                Global and PooledKeys.
 
         Returns:
             (B, H, N, d_v).
@@ -125,8 +125,9 @@ class VolumeAttention(NotScriptable, nn.Module):
         groups = self.pattern.groups(shape)
         biases: list[Tensor | None] = [None] * len(groups)
         if table is not None:
-            distances = [[torch.tensor(along, device=q.device) for along in one.distances] for one in groups]
-            biases = [self._bias(table, along) for along in distances]
+            for index, batch in enumerate(groups):
+                distances = [torch.tensor(along, device=q.device) for along in batch.distances]
+                biases[index] = self._bias(table, distances)
         seed = draw_seed(q) if dropout > 0.0 else None
         with no_autocast(q):
             return attend_groups(q, k, v, groups, biases, key_mask, seed, fused, scale, dropout, self.memory_budget)
@@ -134,7 +135,7 @@ class VolumeAttention(NotScriptable, nn.Module):
     def _compared(
         self, q: Tensor, k: Tensor, v: Tensor, shape: list[int], key_mask: Tensor | None, registers: Tokens | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Queries, and the keys and values that the pattern leaves with their mask, those of the registers last."""
+        """Returns transformed queries, and pooled keys, values and mask with those of the registers appended."""
         k, v = k.to(q.dtype), v.to(q.dtype)
         if not self.pattern.local:
             (k, v), _, key_mask = self.pattern.pool((k, v), shape, key_mask)
@@ -155,7 +156,7 @@ class VolumeAttention(NotScriptable, nn.Module):
     def _attend_all(
         self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, scale: float, dropout: float
     ) -> Tensor:
-        """Every query with all keys."""
+        """Attends from every query to all keys."""
         if needs_plain_operators():
             width = v.shape[-1]
             q, k, v = sdpa.equal_widths(q, k, v)
@@ -179,40 +180,48 @@ class VolumeAttention(NotScriptable, nn.Module):
     def _kernel_serves(
         self, q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, key_mask: Tensor | None, dropout: float
     ) -> bool:
-        """Whether PyTorch's kernel can compute the groups; a ValueError if it cannot and is asked for."""
+        """Returns whether to compute the groups by PyTorch's kernel.
+
+        Raises:
+            ValueError: if ``backend`` is "sdpa" and the kernel does not support the arguments.
+        """
         reason = sdpa.refusal(q[:, :, :1], k[:, :, :1], v, None, table, dropout)
         if not reason and key_mask is not None and q.device.type == "cpu":
             reason = "a key mask within groups on this device"
         if not reason and self.backend == "auto" and self.memory_budget is not None:
             reason = "a budget on this device"
         if reason and self.backend == "sdpa":
-            raise ValueError(f"`backend` 'sdpa' does not serve {reason}; backend='chunked' does")
+            raise ValueError(f"`backend` 'sdpa' does not support {reason}; backend='chunked' does")
         return self.backend != "chunked" and not reason
 
     def _table(self) -> Tensor | None:
-        """The values of the position bias."""
+        """Returns the values of the position bias."""
         if self.continuous_bias is None:
             table: Any = self.position_table
             return table
         return self.continuous_bias(self.pattern.sizes(self.spatial_dims))
 
     def _bias(self, table: Tensor | None, distances: list[Tensor], shared: int = 0) -> Tensor | None:
-        """The position bias at distances, see `look_up`."""
+        """Returns the position bias at distances, see `look_up`."""
         if table is None:
             return None
         return look_up(table, self.position_bias, self.pattern.sizes(self.spatial_dims), distances, shared)
 
     def bias_of(self, chosen: Tensor, shape: list[int]) -> Tensor:
-        """What is added to the scores of the queries ``chosen``, (Q,), against all keys: (1, H or 1, Q, N)."""
+        """Returns the bias of the queries ``chosen``, (Q,), and all keys, -inf for unseen keys: (1, H or 1, Q, N)."""
         positions, table = torch.unravel_index(chosen, shape), self._table()
         seen, bias = torch.zeros(len(chosen), 1, dtype=torch.bool, device=chosen.device), None
         for axes in self.pattern.relations(shape):
-            rows = [
-                [x.to(chosen.device)[at] for x in relation] for relation, at in zip(axes, positions, strict=True)
-            ]  # of every axis which positions each query sees, and how far they are, (Q, S_a)
-            seen = seen | functools.reduce(lambda x, y: outer(torch.logical_and, x, y, 1), [row[0] for row in rows])
-            bias = self._bias(table, [row[1] for row in rows], shared=1)
-        bias = torch.zeros(1, *seen.shape, device=chosen.device) if bias is None else bias
+            seen_here = torch.ones(len(chosen), 1, dtype=torch.bool, device=chosen.device)
+            distances = []
+            for (seen_along, distances_along), position in zip(axes, positions, strict=True):
+                visible = seen_along.to(chosen.device)[position]  # (Q, S_a)
+                seen_here = outer(torch.logical_and, seen_here, visible, shared=1)
+                distances.append(distances_along.to(chosen.device)[position])
+            seen = seen | seen_here
+            bias = self._bias(table, distances, shared=1)
+        if bias is None:
+            bias = torch.zeros(1, *seen.shape, device=chosen.device)
         return bias.masked_fill(~seen, float("-inf")).unsqueeze(0)
 
     def rows(
@@ -224,10 +233,10 @@ class VolumeAttention(NotScriptable, nn.Module):
         key_mask: Tensor | None = None,
         registers: Tokens | None = None,
     ) -> Tensor:
-        """The weights of the queries ``chosen``, (Q,), over the volume of the keys: (B, H, Q, *S).
+        """Returns the weights of the queries ``chosen``, (Q,), over the volume of the keys: (B, H, Q, *S).
 
-        They are built whole: ask for few. With pooled keys, S is the shape of the pooled volume. What the registers
-        weigh is missing in their sum.
+        The rows are built in full: pass few queries. With pooled keys, S is the shape of the pooled volume. The
+        weights of registers are left out, so a row then sums to less than 1.
         """
         bias = self.bias_of(chosen, shape) if self.pattern.local else None
         _, keys_shape, _ = self.pattern.pool((), shape)

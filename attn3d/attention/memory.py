@@ -1,6 +1,6 @@
-"""How much memory attention takes beside queries, keys and values, and what fits a budget.
+"""The memory that attention uses in addition to queries, keys and values, and the tile size that fits a budget.
 
-Closed forms with a margin: results, gradients, and what is alive at once while a tile or a few groups are computed.
+Closed forms with a margin: results, gradients, and the temporaries of a tile or of a few groups.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,20 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# What is computed at once without a budget: large enough for matrix products to run at full speed.
+# Without a budget. Large enough for matrix products to run at full speed.
 TILE_BYTES = 4 * 2**20
-LEAST_TILE_BYTES = 2**11  # below which tiles are too small to be worth their while
+LEAST_TILE_BYTES = 2**11  # smaller tiles are too slow
 
 
 def needs_grad(*tensors: Tensor | None) -> bool:
-    """Whether a backward pass may follow."""
+    """Returns whether a backward pass may follow."""
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 def result_bytes(q: Tensor, k: Tensor, v: Tensor, training: bool) -> int:
-    """The output, the log-sum-exp of the rows and, in training, the gradients of q, k and v.
+    """Returns the bytes of the output, the log-sum-exp of the rows and, in training, the gradients of q, k and v.
 
-    Gradients of half precision are summed in single precision first.
+    Gradients in half precision are summed in single precision first.
     """
     wide = max(4, q.element_size())
     taken = q.shape[0] * q.shape[1] * q.shape[2] * (v.shape[3] * q.element_size() + wide)
@@ -33,14 +33,14 @@ def result_bytes(q: Tensor, k: Tensor, v: Tensor, training: bool) -> int:
 
 
 def largest_tile(budget: int | None, taken: Callable[[int], int]) -> int:
-    """The largest of `TILE_BYTES`, its half, its quarter and so on with which no more than the budget is taken.
+    """Halves `TILE_BYTES` until the memory is within the budget, and returns the result.
 
     Args:
         budget: bytes, or None.
-        taken: all bytes that are taken with a tile of so many.
+        taken: returns the memory in bytes for a tile of the given bytes.
 
     Raises:
-        ValueError: when the smallest tile takes more, with the smallest budget that works.
+        ValueError: if the smallest tile exceeds the budget; the message gives the smallest budget that works.
     """
     tile_bytes = TILE_BYTES
     if budget is None:
@@ -48,8 +48,7 @@ def largest_tile(budget: int | None, taken: Callable[[int], int]) -> int:
     while taken(tile_bytes) > budget:
         tile_bytes //= 2
         if tile_bytes < LEAST_TILE_BYTES:
-            least = taken(LEAST_TILE_BYTES)
-            raise ValueError(f"`memory_budget` of {budget} bytes cannot be met: {least} is the smallest that works")
+            raise ValueError(f"`memory_budget` must be at least {taken(LEAST_TILE_BYTES)} bytes, got {budget}")
     return tile_bytes
 
 
@@ -57,7 +56,7 @@ _SCRATCH: dict[Any, Callable[..., int]] = {}
 
 
 def register_scratch(operator: Any) -> Callable[[Callable[..., int]], Callable[..., int]]:
-    """A decorator: the function says how many bytes ``operator`` takes while it runs, beyond its results."""
+    """A decorator that registers a function which returns the temporary bytes of ``operator``, beyond its results."""
 
     def register(function: Callable[..., int]) -> Callable[..., int]:
         _SCRATCH[operator] = function
@@ -67,6 +66,6 @@ def register_scratch(operator: Any) -> Callable[[Callable[..., int]], Callable[.
 
 
 def scratch_bytes(operator: Any, args: Sequence[Any]) -> int:
-    """The bytes that an operator takes while it runs, beyond its results; 0 for those that take few."""
+    """Returns the temporary bytes of an operator, beyond its results; 0 if none are registered."""
     scratch = _SCRATCH.get(operator)
     return 0 if scratch is None else scratch(*args)

@@ -1,6 +1,6 @@
-"""Attention by tiles as one operator of PyTorch, which a compiler does not unroll; it keeps to a budget by itself.
+"""Tiled attention as one custom operator, which compilers do not unroll and which keeps to a memory budget.
 
-It returns the log-sum-exp of the rows too, and is differentiable in it, so that parts of a softmax can be merged. It
+It also returns the log-sum-exp of the rows and is differentiable in it, so that parts of a softmax can be merged. It
 has no second derivative.
 """
 
@@ -26,10 +26,10 @@ from attn3d.attention.tiled import (
 def tile_within(
     budget: int | None, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float, training: bool
 ) -> Tile:
-    """The largest tile with which attention takes no more than the budget beside q, k and v.
+    """Returns the largest tile with which attention stays within the budget, not counting q, k and v.
 
     Raises:
-        ValueError: when none does, with the smallest budget that works.
+        ValueError: if no tile does; the message gives the smallest budget that works.
     """
 
     def tile(tile_bytes: int) -> Tile:
@@ -39,19 +39,19 @@ def tile_within(
         return results + 3 * tile_scratch(tile(tile_bytes), q, k, v, dropout, training) // 2
 
     results = result_bytes(q, k, v, training)
-    if training:  # two numbers for every row, and the gradient of the bias
+    if training:  # two values per row, and the gradient of the bias
         results += max(4, q.element_size()) * 2 * q.shape[0] * q.shape[1] * q.shape[2]
         results += 0 if bias is None else bias.numel() * max(4, bias.element_size())
     return tile(largest_tile(budget, taken))
 
 
 def tile_scratch(tile: Tile, q: Tensor, k: Tensor, v: Tensor, dropout: float, training: bool) -> int:
-    """The bytes of a tile's scores, of all copies that are alive at once, and of its rows and keys."""
+    """Returns the bytes of the scores of a tile, with all copies in memory at a time, and of its rows and keys."""
     scores = (2 if training else 1) + (6 if dropout > 0.0 else 0)
-    copied = q.shape[1] > 1 or q.element_size() < 4  # heads that are taken apart, or taken up to single precision
+    copied = q.shape[1] > 1 or q.element_size() < 4  # to separate heads, or to convert to single precision
     d, d_v = q.shape[3], v.shape[3]
     if training:
-        parts = tile != (q.shape[2], k.shape[2])  # of the gradients, which are added up
+        parts = tile != (q.shape[2], k.shape[2])  # gradients are summed over several tiles
         rows, columns = (1 + parts) * d + copied * d_v + 4, (parts + copied) * (d + d_v)
     else:
         rows, columns = d + 2 * d_v + 3, copied * (d + d_v)
@@ -72,10 +72,10 @@ def attend_tiled(
     training: bool,
     budget: int | None,
 ) -> tuple[Tensor, Tensor]:
-    """`forward` as an operator.
+    """Runs `forward` as an operator.
 
-    ``seed`` is None without dropout. ``training`` is whether a backward pass may follow, whose memory the ``budget``
-    then holds too.
+    ``seed`` is None without dropout. ``training`` says whether a backward pass may follow; the ``budget`` then
+    includes its memory.
     """
     tile = tile_within(budget, q, k, v, bias, dropout, training)
     return forward(q, k, v, scale, tile, bias, key_mask, dropout_of(q, k, dropout, seed))

@@ -1,4 +1,4 @@
-"""The pairwise functions that are no softmax: arXiv 1711.07971, equations 4 and 5, without N x M."""
+"""Pairwise functions without a softmax: arXiv 1711.07971, equations 4 and 5, computed without N x M."""
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from attn3d.capture import at_least_single, without_autocast
 
 @without_autocast
 def dot_product(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """y_i = sum_j (q_i . k_j) v_j / M, computed as q (k^T v) / M.
+    """Computes y_i = sum_j (q_i . k_j) v_j / M as q (k^T v) / M.
 
     Args:
         q: (B, H, N, d).
@@ -24,11 +24,11 @@ def dot_product(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 @without_autocast
 def rectified_sum(a: Tensor, b: Tensor, v: Tensor) -> Tensor:
-    """y_i = sum_j relu(a_i + b_j) v_j / M in O((N + M) log (N + M)).
+    """Computes y_i = sum_j relu(a_i + b_j) v_j / M in O((N + M) log (N + M)).
 
-    The keys with b_j > -a_i are a run of the keys sorted by b. So with G and H the sums of v_j and b_j v_j
-    from a key to the last, y_i = (a_i G + H) / M at the first key of the run. Both sums are taken after
-    moving a and b by the same amount to equal means, which changes no a_i + b_j and keeps digits.
+    In the keys sorted by b, those with b_j > -a_i are contiguous and last. Let G and H be the sums of v_j and b_j v_j
+    from the first of these keys to the last; then y_i = (a_i G + H) / M. For accuracy, a and b are first shifted to
+    equal means, by opposite amounts, which leaves every a_i + b_j unchanged.
 
     Args:
         a: (B, H, N).
@@ -36,7 +36,7 @@ def rectified_sum(a: Tensor, b: Tensor, v: Tensor) -> Tensor:
         v: (B, H, M, d_v).
 
     Returns:
-        (B, H, N, d_v). On CUDA its sums are not deterministic, as `torch.cumsum` is not.
+        (B, H, N, d_v). On CUDA the result is not deterministic, because `torch.cumsum` is not.
     """
     a, b = at_least_single(a), at_least_single(b)
     offset = ((a.mean(2, keepdim=True) - b.mean(2, keepdim=True)) / 2).detach()
@@ -50,14 +50,14 @@ def rectified_sum(a: Tensor, b: Tensor, v: Tensor) -> Tensor:
 
 
 def _not_above(b: Tensor, limits: Tensor) -> Tensor:
-    """How many of b are not above each limit, (B, H, N): what `torch.searchsorted` gives, which has no ONNX."""
+    """Counts the b that are not above each limit, (B, H, N), like `torch.searchsorted`, which ONNX does not have."""
     keys = b.shape[2]
-    order = torch.cat([b, limits], 2).sort(2)[1]  # of equals either may come first: relu(0) adds nothing
+    order = torch.cat([b, limits], 2).sort(2)[1]  # ties may come in any order: relu(0) adds nothing
     counts = (order < keys).to(order.dtype).cumsum(2)
     return torch.zeros_like(order).scatter(2, order, counts)[:, :, keys:]
 
 
 def _sum_from(x: Tensor) -> Tensor:
-    """The sums from a key to the last, and 0 behind the last, for queries that see no key."""
+    """Returns the sums from each key to the last, followed by 0 for queries that see no key."""
     sums = x.flip(2).cumsum(2).flip(2)
     return torch.cat([sums, torch.zeros_like(x[:, :, :1])], 2)

@@ -1,4 +1,4 @@
-"""Patterns: which voxels see which. A pattern is a class that knows its groups; see `attn3d.attention.groups`."""
+"""Patterns: which voxels see which. Every pattern is a class that returns its groups, see `attn3d.attention.groups`."""
 
 import functools
 import itertools
@@ -19,16 +19,16 @@ Sizes = int | Sequence[int]
 
 @dataclass(frozen=True)
 class Pattern:
-    """The base of the patterns.
+    """Base class of the patterns.
 
-    A pattern of your own derives from it, as a frozen dataclass with a `name`, and says what the groups along an axis
-    are; its name can be used in specs from then on.
+    To define a pattern, derive a frozen dataclass with a `name` and implement `along`, which returns the groups along
+    an axis. The name can then be used in specs.
 
     Attributes:
-        name: in specs.
-        biases: the position biases that it serves, of "axis", "joint" and "continuous".
-        local: whether it has groups. If not, every query sees all keys that `pool` leaves, which pools blocks of
-            `sizes` voxels, each without the others.
+        name: name in specs.
+        biases: the supported position biases, of "axis", "joint" and "continuous".
+        local: whether the pattern has groups. If not, every query sees all keys that `pool` returns. `pool` must
+            reduce each block of `sizes` voxels independently.
     """
 
     name: ClassVar[str] = ""
@@ -47,67 +47,64 @@ class Pattern:
                 object.__setattr__(self, field.name, tuple(value))
 
     def sizes(self, spatial_dims: int) -> tuple[int, ...]:
-        """How many positions a voxel sees at most along every axis; a position bias has that many distances.
+        """Returns the largest number of positions that a voxel sees along every axis, which sizes a position bias.
 
         Raises:
-            TypeError, ValueError: when an option is not one positive integer, or one for each axis.
+            TypeError, ValueError: if an option is not a positive integer, or one for each axis.
         """
         return per_axis("size", getattr(self, "size", 1), spatial_dims)
 
     def along(self, axis: int, extent: Any, spatial_dims: int, arange: Any) -> AxisGroups:
-        """The groups along an axis.
+        """Returns the groups along an axis.
 
         Args:
-            axis: its number.
-            extent: S of this axis: an integer, or in a capture a symbol or a tensor.
+            axis: index of the axis.
+            extent: S of this axis: an integer, or during a capture a symbol or a tensor.
             spatial_dims: the number of axes.
-            arange: makes a range of integers. Positions are to be computed from it by arithmetic and comparisons,
-                and sizes by `attn3d.capture.smaller` and `larger`, so that a capture holds for every extent.
+            arange: returns a range of integers. Compute positions from it by arithmetic and comparisons, and sizes by
+                `attn3d.capture.smaller` and `larger`, so that a capture is valid for every extent.
         """
         raise NotImplementedError
 
     def covers(self, shape: Sequence[Any], arange: Any) -> list[list[AxisGroups]]:
-        """The groups along every axis. In each entry of the list every voxel is a query once."""
+        """Returns a list of covers. A cover has groups along every axis in which every voxel is a query once."""
         axes = len(shape)
         return [[self.along(axis, extent, axes, arange) for axis, extent in enumerate(shape)]]
 
     def pool(
         self, tokens: Sequence[Tensor], shape: list[int], key_mask: Tensor | None = None
     ) -> tuple[Sequence[Tensor], list[int], Tensor | None]:
-        """What the queries see of keys and values.
+        """Reduces keys and values to the M tokens that the queries see.
 
         Args:
-            tokens: (B, H, N, d) each.
+            tokens: tensors of (B, H, N, d).
             shape: S, whose product is N.
             key_mask: (B, N), true where a key may be seen.
 
         Returns:
-            tokens (B, H, M, d), their shape, and which of them may be seen, (B, M).
+            the tokens (B, H, M, d), their shape, and the mask of those that may be seen, (B, M).
         """
         return tokens, shape, key_mask
 
     def positions(self, shape: list[int], device: torch.device) -> tuple[list[Tensor], list[Tensor]]:
-        """Along every axis where the queries are, and where the keys are that `pool` leaves, (S_a,) each."""
+        """Returns the positions of the queries and of the pooled keys along every axis, (S_a,) each."""
         every = [torch.arange(extent, device=device) for extent in shape]
         return every, every
 
     def groups(self, shape: Sequence[int]) -> list[Groups]:
-        """All groups of a volume of the given shape, those that are alike in one entry."""
+        """Returns all groups of a volume of the given shape, with identical groups batched."""
         return _groups(self, tuple(shape))
 
     def relations(self, shape: Sequence[int]) -> list[list[tuple[Tensor, Tensor]]]:
-        """For every cover and axis, which position sees which, and the distance in steps, (S_a, S_a) both."""
-        return [
-            [_as_tensors(*relation(groups, extent)) for groups, extent in zip(axes, shape, strict=True)]
-            for axes in self.covers(shape, np.arange)
-        ]
+        """Returns for every cover and axis which position sees which, and their distance in steps, (S_a, S_a) each."""
+        relations = []
+        for axes in self.covers(shape, np.arange):
+            arrays = [relation(groups, extent) for groups, extent in zip(axes, shape, strict=True)]
+            relations.append([(torch.tensor(seen), torch.tensor(distance)) for seen, distance in arrays])
+        return relations
 
 
 PATTERNS: dict[str, type[Pattern]] = {}
-
-
-def _as_tensors(seen: Any, distance: Any) -> tuple[Tensor, Tensor]:
-    return torch.tensor(seen), torch.tensor(distance)
 
 
 @functools.lru_cache(maxsize=64)
@@ -144,7 +141,7 @@ class PooledKeys(Pattern):
     """Every voxel sees the means of blocks of voxels, as in PVT (arXiv 2102.12122).
 
     Args:
-        stride: the size of a block, one or one per axis. Blocks at the far end are means of what they have.
+        stride: block size, one integer or one per axis. Blocks at the upper border are means of the voxels they have.
     """
 
     stride: Sizes
@@ -153,13 +150,13 @@ class PooledKeys(Pattern):
     local = False
 
     def sizes(self, spatial_dims: int) -> tuple[int, ...]:
-        """The size of a block along every axis."""
+        """Returns the block size along every axis."""
         return per_axis("stride", self.stride, spatial_dims)
 
     def pool(
         self, tokens: Sequence[Tensor], shape: list[int], key_mask: Tensor | None = None
     ) -> tuple[Sequence[Tensor], list[int], Tensor | None]:
-        """The means of blocks of tokens, of those that may be seen; a block without any is hidden."""
+        """Returns the means of the tokens in each block that may be seen. A block without visible tokens is masked."""
         pooled_shape = [(extent + size - 1) // size for extent, size in zip(shape, self.sizes(len(shape)), strict=True)]
         if key_mask is None:
             return [self._means(x, shape) for x in tokens], pooled_shape, None
@@ -171,12 +168,12 @@ class PooledKeys(Pattern):
 
     @without_autocast
     def _means(self, tokens: Tensor, shape: list[int]) -> Tensor:
-        """The means of blocks, (B, H, N, d) to (B, H, M, d)."""
+        """Returns the means of blocks, (B, H, N, d) to (B, H, M, d)."""
         tokens = tokens.unflatten(2, shape)
         for axis, (extent, size) in enumerate(zip(shape, self.sizes(len(shape)), strict=True)):
             count = (extent + size - 1) // size
             block = torch.div(torch.arange(extent, device=tokens.device), size, rounding_mode="floor")
-            # A product needs no padding, and no case of its own for the last block.
+            # A matrix product needs neither padding nor a special case for the last block.
             members = (block == torch.arange(count, device=tokens.device).unsqueeze(1)).to(tokens.dtype)
             behind = tokens.shape[3 + axis :]
             tokens = (members @ tokens.flatten(3 + axis)) / members.sum(1, keepdim=True)
@@ -184,7 +181,7 @@ class PooledKeys(Pattern):
         return tokens.flatten(2, 1 + len(shape))
 
     def positions(self, shape: list[int], device: torch.device) -> tuple[list[Tensor], list[Tensor]]:
-        """A key is in the middle of its block, as far as that is inside the volume."""
+        """Returns the positions. A key is at the centre of the part of its block that is inside the volume."""
         middles = []
         for extent, size in zip(shape, self.sizes(len(shape)), strict=True):
             first = size * torch.arange((extent + size - 1) // size, device=device)
@@ -197,9 +194,9 @@ class Window(Pattern):
     """A voxel sees the voxels of its window (Swin, arXiv 2103.14030).
 
     Args:
-        size: of the window, one or one per axis; clipped to axes that are smaller.
-        shift: moves the windows by ``size // 2`` along every axis that more than one window covers. What is cut
-            off at the borders forms windows of its own: nothing is seen across the border.
+        size: window size, one integer or one per axis; clipped to the size of the axis.
+        shift: whether to move the windows by ``size // 2`` along every axis that has more than one window. The parts
+            cut off at the borders are separate, smaller windows: no voxel sees across the border.
     """
 
     size: Sizes
@@ -213,9 +210,9 @@ class Window(Pattern):
         boolean("shift", self.shift)
 
     def along(self, axis: int, extent: Any, spatial_dims: int, arange: Any) -> AxisGroups:
-        """Runs of ``size`` positions; with a shift, the first begins before the axis does."""
+        """Returns runs of ``size`` positions. With a shift, the first run starts at a negative position."""
         size = self.sizes(spatial_dims)[axis]
-        many = smaller(1, larger(0, extent - size))  # 1 if more than one window covers the axis, else 0
+        many = smaller(1, larger(0, extent - size))  # 1 if the axis has more than one window, else 0
         cut = many * (size - size // 2) if self.shift else 0
         positions = size * arange((extent + cut + size - 1) // size)[:, None] + arange(size) - cut
         return AxisGroups(positions, positions)
@@ -226,7 +223,7 @@ class Grid(Pattern):
     """A voxel sees a sparse grid over the whole volume (MaxViT, arXiv 2204.01697).
 
     Args:
-        size: voxels of the grid along an axis, one or one per axis; they lie ``ceil(S / size)`` apart.
+        size: number of grid voxels along an axis, one integer or one per axis. They are ``ceil(S / size)`` apart.
     """
 
     size: Sizes
@@ -235,7 +232,7 @@ class Grid(Pattern):
     biases = ("axis", "joint", "continuous")
 
     def along(self, axis: int, extent: Any, spatial_dims: int, arange: Any) -> AxisGroups:
-        """The positions of equal remainder by the step."""
+        """Returns the positions with equal remainder modulo the step."""
         size = self.sizes(spatial_dims)[axis]
         step = (extent + size - 1) // size
         positions = arange(step)[:, None] + step * arange(size)
@@ -244,12 +241,12 @@ class Grid(Pattern):
 
 @dataclass(frozen=True)
 class Axial(Pattern):
-    """A voxel sees the lines through it along every axis, in one softmax, itself once."""
+    """A voxel sees the lines through it along every axis, in one softmax. It sees itself once."""
 
     name = "axial"
 
     def covers(self, shape: Sequence[Any], arange: Any) -> list[list[AxisGroups]]:
-        """For every axis its lines. A voxel is on all of them, and sees itself on the first alone."""
+        """Returns one cover per axis, with the lines along it. A voxel sees itself only along the first axis."""
         lines = []
         for along, length in enumerate(shape):
             line = arange(length)[None]
@@ -265,16 +262,17 @@ class Axial(Pattern):
 class Neighborhood(Pattern):
     """A voxel sees the voxels around it (NATTEN, arXiv 2204.07143 and 2209.15001; with a stride, arXiv 2504.16922).
 
-    Along an axis, position i sees the ``size`` positions from i - size // 2, so that an even size reaches one further
-    back. At a border the neighbourhood slides inward, so that every voxel sees equally many. With a stride, runs of so
-    many positions see the neighbourhood of their leader, at stride // 2: a stride of 1 is a neighbourhood for each, one
-    of ``size`` are windows that overlap nowhere but at the borders.
+    Along an axis, position i sees the ``size`` positions from i - size // 2; an even size includes one more position
+    before i than after it. At a border the neighbourhood is shifted inward, so that every voxel sees the same number of
+    voxels. With a stride, every run of ``stride`` positions shares the neighbourhood of its leader, the position
+    stride // 2 of the run. A stride of 1 gives every position its own neighbourhood; a stride of ``size`` gives windows
+    that overlap only at the borders.
 
     Args:
-        size: one or one per axis; clipped to axes that are smaller.
-        dilation: distance between neighbours, one or one per axis.
-        stride: how many positions share a neighbourhood, one or one per axis, at most ``size``. What they share is
-            gathered once: a larger stride is faster.
+        size: neighbourhood size, one integer or one per axis; clipped to the size of the axis.
+        dilation: distance between neighbours, one integer or one per axis.
+        stride: number of positions that share a neighbourhood, one integer or one per axis, at most ``size``. Shared
+            keys are gathered once, so a larger stride is faster.
     """
 
     size: Sizes
@@ -283,10 +281,12 @@ class Neighborhood(Pattern):
 
     name = "neighborhood"
     biases = ("axis", "continuous")
-    tile: ClassVar[int] = 4  # queries along an axis that share their keys: fewer waste less, more multiply faster
+    # Queries along an axis that are computed with the same keys: a smaller tile masks fewer pairs, a larger one
+    # multiplies faster.
+    tile: ClassVar[int] = 4
 
     def sizes(self, spatial_dims: int) -> tuple[int, ...]:
-        """The neighbourhood's size along every axis."""
+        """Returns the size of the neighbourhood along every axis."""
         per_axis("dilation", self.dilation, spatial_dims)
         sizes, strides = per_axis("size", self.size, spatial_dims), per_axis("stride", self.stride, spatial_dims)
         if any(stride > size for stride, size in zip(strides, sizes, strict=True)):
@@ -294,7 +294,7 @@ class Neighborhood(Pattern):
         return sizes
 
     def along(self, axis: int, extent: Any, spatial_dims: int, arange: Any) -> AxisGroups:
-        """Tiles of queries with all keys that one of them sees, for every remainder of the dilation."""
+        """Returns tiles of queries with the keys that any of them sees, for every remainder modulo the dilation."""
         size = self.sizes(spatial_dims)[axis]
         dilation = per_axis("dilation", self.dilation, spatial_dims)[axis]
         stride = per_axis("stride", self.stride, spatial_dims)[axis]
@@ -302,7 +302,7 @@ class Neighborhood(Pattern):
         kernel = smaller(size, larger(1, extent // dilation))
         tiles = (extent + dilation * tile - 1) // (dilation * tile)
         remainder = arange(dilation)[:, None, None]
-        length = (extent - remainder + dilation - 1) // dilation  # how many positions have that remainder
+        length = (extent - remainder + dilation - 1) // dilation  # number of positions with this remainder
         first_of_tile = tile * arange(tiles)[:, None] + 0 * remainder
         queries = first_of_tile + arange(tile)
         leader = smaller(first_of_tile + arange(tile) // stride * stride + stride // 2, length - 1)
@@ -310,18 +310,23 @@ class Neighborhood(Pattern):
         keys = lowest[..., :1] + arange(size + tile - stride)
         first = lowest[..., None]
         seen = (keys[..., None, :] >= first) & (keys[..., None, :] < first + kernel)
-        # Behind the last position of a remainder, dilation * position + remainder is behind the axis too.
-        queries, keys = (dilation * positions + remainder for positions in (queries, keys))
-        queries, keys = (positions.reshape(-1, positions.shape[-1]) for positions in (queries, keys))
-        return AxisGroups(queries, keys, seen.reshape(-1, *seen.shape[2:]), dilation)
+        # Positions beyond ``length`` are mapped beyond the end of the axis, where they are ignored.
+        queries = dilation * queries + remainder
+        keys = dilation * keys + remainder
+        return AxisGroups(
+            queries.reshape(-1, queries.shape[-1]),
+            keys.reshape(-1, keys.shape[-1]),
+            seen.reshape(-1, *seen.shape[2:]),
+            dilation,
+        )
 
 
 def create_pattern(spec: Pattern | str | Sequence[Any]) -> Pattern:
-    """A pattern from a pattern, a name or ``(name, {options})``.
+    """Creates a pattern from its name or ``(name, {options})``. A pattern is returned as it is.
 
     Raises:
-        TypeError: when ``spec`` is none of these, an option is unknown, naming the nearest, or one is missing.
-        ValueError: when the name is unknown, naming the nearest.
+        TypeError: if ``spec`` is none of these, or an option is unknown or missing.
+        ValueError: if the name is unknown; the message gives the nearest name.
     """
     if isinstance(spec, Pattern):
         return spec

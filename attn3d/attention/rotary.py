@@ -1,4 +1,4 @@
-"""Rotary positions: Su et al., arXiv 2104.09864, over the axes of a volume (Heo et al., arXiv 2403.13298)."""
+"""Rotary positions: Su et al., arXiv 2104.09864, extended to several axes (Heo et al., arXiv 2403.13298)."""
 
 import math
 from collections.abc import Sequence
@@ -13,26 +13,26 @@ PositionSpec = Spec | None
 
 
 class RotaryPosition(nn.Module):
-    """Rotates pairs of neighbouring channels of queries and keys by angles that grow with their position p.
+    """Rotates pairs of adjacent channels of queries and keys by angles proportional to their position p.
 
-    A product of a rotated query and a rotated key depends on the distance between the two, and not on where they are.
+    The product of a rotated query and a rotated key depends only on the distance between them.
 
-    - axial: each of n axes has f = d // (2 n) pairs, and pair j of axis a is rotated by p_a base^(-j / f). The last
-      d - 2 n f channels are not rotated: none where d is a multiple of 2 n, which is 6 in 3-D.
-    - mixed: each of d // 2 pairs is rotated by sum_a p_a w_haj, where w is learnt for every head h. At start its pairs
-      have random directions and the lengths base^(-j / (d // 2)). An odd channel at the end is not rotated.
+    - axial (default): each of n axes has f = d // (2 n) pairs, and pair j of axis a is rotated by p_a base^(-j / f).
+      The last d - 2 n f channels are not rotated; there are none if d is a multiple of 2 n, which is 6 in 3-D.
+    - mixed: each of d // 2 pairs is rotated by sum_a p_a w_haj, where w is learnt for every head h. The w of a pair
+      start with random directions and lengths base^(-j / (d // 2)). If d is odd, the last channel is not rotated.
 
     Args:
-        spatial_dims: n.
-        heads: H.
-        head_dim: d, at least 2 n, with ``mixed`` at least 2.
-        mixed: the learnt form.
-        base: 100 by default, with ``mixed`` 10, as published for images.
-        spacing: of the voxels, one or one per axis: positions are multiples of it. With millimetres, a step across
-            thick slices is a longer one than a step within a slice.
+        spatial_dims: number of axes n.
+        heads: number of heads H.
+        head_dim: channels per head d, at least 2 n, or 2 with ``mixed``.
+        mixed: whether to use the learnt form.
+        base: 100 by default, or 10 with ``mixed``, as published for images.
+        spacing: voxel spacing, one number or one per axis, by which positions are multiplied. With a spacing in mm, a
+            step across thick slices is a larger distance than a step within a slice.
 
     Raises:
-        TypeError, ValueError: when an argument is of the wrong kind or out of range.
+        TypeError, ValueError: if an argument has the wrong type or is out of range.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class RotaryPosition(nn.Module):
         least = 2 if mixed else 2 * spatial_dims
         if head_dim < least:
             raise ValueError(f"`position` 'rope' needs at least {least} channels in every head, got {head_dim}")
-        self.pairs = head_dim // least  # of the channels that are rotated together
+        self.pairs = head_dim // least  # per axis, or in total with ``mixed``
         if mixed:
             directions = nn.functional.normalize(torch.randn(spatial_dims, heads, self.pairs), dim=0)
             self.frequencies = nn.Parameter(directions * self._lengths(directions))
@@ -60,7 +60,7 @@ class RotaryPosition(nn.Module):
             self.register_parameter("frequencies", None)
 
     def extra_repr(self) -> str:
-        """Its options."""
+        """Returns the options."""
         return f"mixed={self.frequencies is not None}, base={self.base:g}, spacing={self.spacing}"
 
     def forward(self, x: Tensor, positions: list[Tensor]) -> Tensor:
@@ -68,7 +68,7 @@ class RotaryPosition(nn.Module):
 
         Args:
             x: (B, H, N, d).
-            positions: of the tokens along every axis in voxels, (S_a,); the product of their lengths is N.
+            positions: positions of the tokens along every axis in voxels, (S_a,); the product of their lengths is N.
         """
         wide = at_least_single(x).unflatten(2, [along.shape[0] for along in positions])
         width, rotated = 2 * self.pairs, []
@@ -82,7 +82,7 @@ class RotaryPosition(nn.Module):
         return torch.cat(rotated, -1).flatten(2, -2).to(x.dtype)
 
     def _angles(self, positions: list[Tensor], like: Tensor) -> list[Tensor]:
-        """Of every axis the angles of its positions, which broadcast to (H, *S, pairs)."""
+        """Returns the angles of every axis, which broadcast to (H, *S, pairs)."""
         angles = []
         for axis, (along, step) in enumerate(zip(positions, self.spacing, strict=True)):
             place = (along.to(like.dtype) * step).view([-1] + [1] * (len(positions) - axis))
@@ -94,24 +94,24 @@ class RotaryPosition(nn.Module):
         return angles
 
     def _lengths(self, like: Tensor) -> Tensor:
-        """base^(-j / f) of all pairs j, (f,)."""
+        """Returns base^(-j / f) for all pairs j, (f,)."""
         pairs = torch.arange(self.pairs, device=like.device, dtype=like.dtype)
         return torch.exp(pairs * (-math.log(self.base) / self.pairs))
 
 
 def _rotate(x: Tensor, angle: Tensor) -> Tensor:
-    """The pairs of channels (.., 2 f) rotated by the angles (.., f)."""
+    """Rotates the pairs of channels (.., 2 f) by the angles (.., f)."""
     first, second = x.unflatten(-1, [-1, 2]).unbind(-1)
     cosine, sine = angle.cos(), angle.sin()
     return torch.stack([first * cosine - second * sine, first * sine + second * cosine], -1).flatten(-2)
 
 
 def create_position(spec: PositionSpec, spatial_dims: int, heads: int, head_dim: int) -> RotaryPosition | None:
-    """A position from None, "rope" or ``("rope", {options})``.
+    """Creates the position from None, "rope" or ``("rope", {options})``.
 
     Raises:
-        TypeError: when ``spec`` is none of these, or an option is unknown.
-        ValueError: when the name is unknown, or an option is out of range.
+        TypeError: if ``spec`` is none of these, or an option is unknown.
+        ValueError: if the name is unknown, or an option is out of range.
     """
     if spec is None:
         return None

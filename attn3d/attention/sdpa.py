@@ -1,7 +1,7 @@
-"""PyTorch's fused kernel, `torch.nn.functional.scaled_dot_product_attention`, made eligible.
+"""PyTorch's fused kernel, `torch.nn.functional.scaled_dot_product_attention`, with inputs that it accepts.
 
-PyTorch falls back silently to a form that builds N x M where its kernels refuse. Here that form is forbidden, and
-`refusal` says beforehand why a kernel cannot serve. What is special to the CPU's kernel is in this file alone.
+If its kernels do not support the inputs, PyTorch silently falls back to a form that builds N x M. That form is disabled
+here, and `refusal` returns beforehand why a kernel cannot be used. All code for the CPU kernel is in this file.
 """
 
 import contextlib
@@ -18,17 +18,17 @@ from attn3d.attention.tiled import attention_flops, refuse_second_derivative
 from attn3d.capture import is_captured
 
 KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION]
-LARGEST_CUDA_GRID = 65_535  # what the CUDA kernels take of batch or heads
-MOST_PARTS = 8  # into which a sequence is cut
+LARGEST_CUDA_GRID = 65_535  # the CUDA kernels' limit for batch and heads
+MOST_PARTS = 8  # of a sequence, for parallel backward
 
-# The CPU's kernel. Backward takes the output and the log-sum-exp: if they are those of a softmax over more keys than it
-# is given, so are the gradients.
+# The CPU kernel. Its backward takes the output and the log-sum-exp. These may be those of a softmax over more keys than
+# are passed: the gradients are then those of that softmax.
 kernel_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 kernel_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
 def refusal(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, bias: Tensor | None, dropout: float) -> str:
-    """Why PyTorch's kernel cannot serve, or an empty string."""
+    """Returns what PyTorch's kernel does not support of these arguments, or an empty string."""
     if dropout > 0.0:
         return "dropout on the weights"
     if needs_grad(bias):
@@ -48,7 +48,7 @@ def refusal(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, bias: Tens
 def attend_fused(
     q: Tensor, k: Tensor, v: Tensor, scale: float, key_mask: Tensor | None = None, bias: Tensor | None = None
 ) -> Tensor:
-    """softmax(scale q k^T + bias) v by PyTorch's kernel; arguments as `attn3d.attend`, which has checked them."""
+    """Computes softmax(scale q k^T + bias) v by PyTorch's kernel; arguments as in `attn3d.attend`, already checked."""
     mask = None if bias is None else bias.detach().to(q.dtype)
     if key_mask is not None:
         visible = key_mask[:, None, None, :]
@@ -57,13 +57,14 @@ def attend_fused(
     q, k, v = equal_widths(q, k, v)
     if mask is None and _leaves_cores_idle(q, k, v):
         return attend_on_cores(q, k, v, scale)[..., :width]
-    # What is forbidden is so for all threads of the process: not on a CPU, whose kernel serves what has come this far.
+    # `sdpa_kernel` affects all threads of the process. It is not needed on a CPU, whose kernel supports all that
+    # `refusal` lets through.
     with sdpa_kernel(KERNELS) if q.is_cuda else contextlib.nullcontext():
         return functional.scaled_dot_product_attention(q, k, v, mask, scale=scale)[..., :width]
 
 
 def equal_widths(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The three with last stride 1 and one head dimension, with zeros behind the narrower: what the kernels ask for."""
+    """Pads q, k and v with zeros to one head dimension, with a last stride of 1, as the kernels require."""
     common = max(q.shape[-1], v.shape[-1])
     if q.is_cuda:
         common = (common + 7) // 8 * 8
@@ -73,12 +74,12 @@ def equal_widths(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tenso
 def _widen(x: Tensor, width: int) -> Tensor:
     if x.shape[-1] < width:
         return functional.pad(x, [0, width - x.shape[-1]])
-    # Not `contiguous`, which leaves the stride of an axis of size 1 as it is.
+    # Not `contiguous`, which does not change the stride of an axis of size 1.
     return x if x.stride(-1) == 1 else x.clone(memory_format=torch.contiguous_format)
 
 
 def fused_bytes(q: Tensor, k: Tensor, v: Tensor, training: bool) -> int:
-    """What `attend_fused` takes beside q, k and v, with the copies that make them eligible and a margin."""
+    """Returns the bytes that `attend_fused` uses in addition to q, k and v, with copies and a margin."""
     width = max(q.shape[3], v.shape[3])
     copied = sum(
         x.shape[0] * x.shape[1] * x.shape[2] * width * x.element_size()
@@ -86,13 +87,13 @@ def fused_bytes(q: Tensor, k: Tensor, v: Tensor, training: bool) -> int:
         if x.shape[3] < width or x.stride(3) != 1
     )
     scratch = 2 * kernel_bytes(q.shape[2], k.shape[2], width)
-    if training:  # the gradients of parts of the queries
+    if training:  # gradients of the parts in `_OnCores`
         copied, scratch = 2 * copied, scratch + 2 * q.element_size() * max(q.numel(), k.numel())
     return result_bytes(q, k, v, training) + copied + scratch
 
 
 def kernel_bytes(queries: int, keys: int, width: int) -> int:
-    """What the CPU's kernel takes while it runs: a tile of scores for every thread, and rows that go with it."""
+    """Returns the temporary bytes of the CPU kernel: a tile of scores per thread, and its rows."""
     rows = 256 if queries >= 768 else 64 if queries >= 192 else 32
     return 4 * torch.get_num_threads() * (min(rows, queries) * min(512, keys) + rows * (width + 2))
 
@@ -104,7 +105,7 @@ def _scratch(q: Tensor, k: Tensor, *_: object) -> int:
 
 @register_scratch(kernel_backward.default)
 def _scratch_backward(grad_out: Tensor, q: Tensor, k: Tensor, *_: object) -> int:
-    # Two tiles for every thread; and the gradient of the output laid out anew, where there are several heads.
+    # Two tiles per thread and, with several heads, a copy of the gradient of the output in another layout.
     return 2 * kernel_bytes(q.shape[2], k.shape[2], 0) + (q.shape[1] > 1) * q.numel() * q.element_size()
 
 
@@ -119,33 +120,34 @@ def _flops_backward(grad_out: list[int], q: list[int], k: list[int], v: list[int
 
 
 def parallel_parts(sequences: int) -> int:
-    """Into how many parts each of so many sequences is cut to keep all cores busy."""
+    """Returns into how many parts to split each of the given number of sequences, to use all cores."""
     return max(1, min(MOST_PARTS, torch.get_num_threads() // max(1, sequences)))
 
 
 def _leaves_cores_idle(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether the kernel's backward would have fewer sequences than there are cores, and enough to do."""
+    """Returns whether the kernel's backward would leave cores idle on a large problem."""
     if q.device.type != "cpu" or is_captured() or not needs_grad(q, k, v):
         return False
     return q.shape[2] * k.shape[2] >= 2**20 and parallel_parts(q.shape[0] * q.shape[1]) > 1
 
 
 def keys_at_a_time(keys: int, parts: int) -> int:
-    """What all parts bring for a run of keys is then a quarter of the whole gradients, or less."""
+    """Returns a number of keys for which the gradients of all parts are at most a quarter of the whole gradients."""
     return max(256, -(-keys // (8 * parts)))
 
 
 def attend_on_cores(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """softmax(scale q k^T) v by the CPU's kernel, with a backward that uses all cores."""
+    """Computes softmax(scale q k^T) v by the CPU kernel, with a backward that uses all cores."""
     return _OnCores.apply(q, k, v, scale)
 
 
 class _OnCores(torch.autograd.Function):
-    """The kernel's own backward runs in parallel over batch and heads: with one head it trains on one core.
+    """Attention with a parallel backward.
 
-    Given the rows' log-sum-exp, the gradients of a part of the queries over a part of the keys need no
-    other part. So the queries are cut into as many parts as there are idle cores, and the keys are taken in runs, since
-    every part brings gradients for all keys of a run.
+    The kernel's own backward is parallel over batch and heads only: with one head it uses one core. Given the
+    log-sum-exp of the rows, the gradients of part of the queries and part of the keys are independent of other parts.
+    So the queries are split into as many parts as there are idle cores. The keys are processed in runs, because every
+    part has gradients for all keys of a run.
     """
 
     @staticmethod
@@ -167,7 +169,7 @@ class _OnCores(torch.autograd.Function):
         for queries, count in ((slice(0, even), parts), (slice(even, q.shape[2]), 1)):  # equal parts, and the rest
             if queries.start == queries.stop:
                 continue
-            # Every part is a batch entry with one head: the kernel then reads it as it lies in memory.
+            # Every part is a batch entry with one head, which the kernel reads without a copy.
             rows = [x[:, :, queries] for x in (grad_out, q, out, logsumexp)]
             rows = [x.unflatten(2, (count, -1)).flatten(0, 2).unsqueeze(1) for x in rows]
             for start in range(0, k.shape[2], run):

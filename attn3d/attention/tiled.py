@@ -1,8 +1,7 @@
-"""Exact attention by tiles: an online softmax forward, recomputation backward (arXiv 2112.05682, 2205.14135).
+"""Exact tiled attention: online softmax in forward, recomputation in backward (arXiv 2112.05682, 2205.14135).
 
-A tile is the scores of a run of queries against a run of keys. Nothing larger is alive: forward returns the output and
-the logarithm of every row's sum of exponentials, from which backward computes the tiles again. All sums are in at
-least single precision.
+A tile holds the scores of a run of queries and a run of keys; no larger matrix is built. Forward returns the output and
+the log-sum-exp of every row, from which backward recomputes the tiles. All sums are in at least single precision.
 """
 
 import math
@@ -15,14 +14,17 @@ from attn3d.capture import at_least_single, without_autocast
 
 
 class Tile(NamedTuple):
-    """How many queries and keys a tile has."""
+    """The number of queries and keys of a tile."""
 
     queries: int
     keys: int
 
 
 def tile_of(tile_bytes: int, sequences: int, queries: int, keys: int) -> Tile:
-    """The tile whose scores take at most ``tile_bytes`` in single precision, of all sequences; at least one pair."""
+    """Returns the tile whose scores, over all sequences, take at most ``tile_bytes`` in single precision.
+
+    A tile has at least one query and one key.
+    """
     pairs = max(1, tile_bytes // (4 * max(1, sequences)))
     rows = min(queries, max(1, math.isqrt(pairs) // 2))
     columns = min(keys, max(1, pairs // rows))
@@ -30,13 +32,13 @@ def tile_of(tile_bytes: int, sequences: int, queries: int, keys: int) -> Tile:
 
 
 class Dropout(NamedTuple):
-    """Which weights are dropped: a hash of the seed, the row's number and the key's, whatever the tiles.
+    """Which weights are dropped: a hash of the seed and the indices of row and key, independent of the tiles.
 
     Attributes:
-        probability: of dropping a weight.
-        seed: (), an integer.
-        rows: numbers of the rows, (B, H, N).
-        keys: numbers of the keys, broadcastable to (B, H, M).
+        probability: probability of dropping a weight.
+        seed: integer tensor, ().
+        rows: indices of the rows, (B, H, N).
+        keys: indices of the keys, broadcastable to (B, H, M).
     """
 
     probability: float
@@ -45,14 +47,14 @@ class Dropout(NamedTuple):
     keys: Tensor
 
     def factor(self, rows: slice, keys: slice, dtype: torch.dtype) -> Tensor:
-        """For a tile, 1 / (1 - probability) where a weight is kept and 0 where it is dropped."""
+        """Returns for a tile 1 / (1 - probability) where a weight is kept and 0 where it is dropped."""
         row = _hash(self.rows[:, :, rows] + self.seed)
         mixed = _hash(row.unsqueeze(3) + self.keys[:, :, None, keys] * 0x9E3779B1)
         return (mixed >= self.probability * 2.0**32).to(dtype) / (1.0 - self.probability)
 
 
 def dropout_of(q: Tensor, k: Tensor, probability: float, seed: Tensor | None) -> Dropout | None:
-    """Which weights of all queries and all keys are dropped; none without a seed."""
+    """Returns which weights of all queries and keys are dropped, or None without a seed."""
     if seed is None:
         return None
     keys = torch.arange(k.shape[2], device=k.device).view(1, 1, -1)
@@ -60,7 +62,7 @@ def dropout_of(q: Tensor, k: Tensor, probability: float, seed: Tensor | None) ->
 
 
 def row_numbers(q: Tensor) -> Tensor:
-    """A number for every row of the scores, (B, H, N)."""
+    """Returns a unique index for every row of the scores, (B, H, N)."""
     return torch.arange(q[..., 0].numel(), device=q.device).view(q.shape[:3])
 
 
@@ -74,7 +76,7 @@ def _hash(x: Tensor) -> Tensor:
 
 
 def _scores(q: Tensor, k: Tensor, bias: Tensor | None, key_mask: Tensor | None, rows: slice, keys: slice) -> Tensor:
-    """The scores of a tile, of its queries, scaled, and its keys; bias and mask are those of all."""
+    """Returns the scores of a tile from its scaled queries and its keys; bias and mask are those of all pairs."""
     scores = q @ k.transpose(2, 3)
     if bias is not None:
         scores += bias[:, :, _part(bias, 2, rows), _part(bias, 3, keys)]
@@ -84,7 +86,7 @@ def _scores(q: Tensor, k: Tensor, bias: Tensor | None, key_mask: Tensor | None, 
 
 
 def _part(bias: Tensor, axis: int, run: slice) -> slice:
-    """The part of a bias that a tile meets: all of it along an axis that broadcasts."""
+    """Returns the slice of a bias for a tile: everything along an axis that broadcasts."""
     return slice(None) if bias.shape[axis] == 1 else run
 
 
@@ -103,14 +105,16 @@ def forward(
     key_mask: Tensor | None = None,
     dropout: Dropout | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """softmax(scale q k^T + bias) v and the rows' log-sum-exp, -inf for a row without a key, whose output is 0.
+    """Computes softmax(scale q k^T + bias) v and the log-sum-exp of the rows.
+
+    A row without visible keys has an output of 0 and a log-sum-exp of -inf.
 
     Args:
         q: (B, H, N, d).
         k: (B, H, M, d).
         v: (B, H, M, d_v).
-        scale: of the products.
-        tile: its size.
+        scale: factor of the products q k^T.
+        tile: size of the tiles.
         bias: broadcastable to (B, H, N, M).
         key_mask: (B, M), true where a key may be seen.
         dropout: which weights are dropped.
@@ -141,7 +145,7 @@ def forward(
                 row_sums = row_sums.addcmul_(sums, shrink)
                 part = part.addcmul_(total, shrink)
             largest, sums, total = top, row_sums, part
-            del weights, part  # before the next tile is made
+            del weights, part  # freed before the next tile is allocated
         out[:, :, rows] = total.div_(sums.masked_fill(sums == 0, 1.0))
         logsumexp[:, :, rows] = (largest + sums.log()).squeeze(3)
     return out, logsumexp
@@ -163,23 +167,23 @@ def backward(
     dropout: Dropout | None = None,
     grad_bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of q, k and v, in at least single precision.
+    """Computes the gradients of q, k and v, in at least single precision.
 
     Args:
-        grad_out: of the output.
-        grad_logsumexp: of the log-sum-exp, (B, H, N), or None.
-        q: as in `forward`, and so the others of its names.
-        k: see there.
-        v: see there.
-        out: what it returned.
-        logsumexp: what it returned. If out and logsumexp are those of a softmax over more keys than these, so are
-            the gradients.
-        scale: see there.
-        tile: see there.
-        bias: see there.
-        key_mask: see there.
-        dropout: see there.
-        grad_bias: in at least single precision and of the bias's shape: its gradient is added here.
+        grad_out: gradient of the output, (B, H, N, d_v).
+        grad_logsumexp: gradient of the log-sum-exp, (B, H, N), or None.
+        q: as in `forward`.
+        k: as in `forward`.
+        v: as in `forward`.
+        out: the output of `forward`.
+        logsumexp: the log-sum-exp of `forward`. If ``out`` and ``logsumexp`` are those of a softmax over more keys
+            than these, so are the gradients.
+        scale: as in `forward`.
+        tile: as in `forward`.
+        bias: as in `forward`.
+        key_mask: as in `forward`.
+        dropout: as in `forward`.
+        grad_bias: a tensor in at least single precision with the shape of the bias, to which its gradient is added.
     """
     wide = logsumexp.dtype
     inner = (grad_out.to(wide) * out).sum(3, keepdim=True)
@@ -189,10 +193,10 @@ def backward(
     base = base.masked_fill(base == -math.inf, math.inf)
 
     def tile_of_gradients(rows: slice, keys: slice) -> tuple[Tensor, Tensor, Tensor]:
-        # Contiguous, since each is in two products, which would lay it out anew.
-        grad_tile, k_tile, v_tile = (
-            at_least_single(x[:, :, run]).contiguous() for x, run in ((grad_out, rows), (k, keys), (v, keys))
-        )
+        # Each is in two products, each of which would make it contiguous again.
+        grad_tile = at_least_single(grad_out[:, :, rows]).contiguous()
+        k_tile = at_least_single(k[:, :, keys]).contiguous()
+        v_tile = at_least_single(v[:, :, keys]).contiguous()
         q_tile = (at_least_single(q[:, :, rows]) * scale).contiguous()
         weights = _scores(q_tile, k_tile, bias, key_mask, rows, keys).sub_(base[:, :, rows]).exp_()
         grad_scores = grad_tile @ v_tile.transpose(2, 3)
@@ -204,8 +208,8 @@ def backward(
         grad_v_tile = kept.transpose(2, 3) @ grad_tile
         grad_scores.sub_(inner[:, :, rows]).mul_(weights)
         if grad_bias is not None:
-            met = grad_bias[:, :, _part(grad_bias, 2, rows), _part(grad_bias, 3, keys)]
-            met += grad_scores.sum_to_size(met.shape)
+            grad_bias_tile = grad_bias[:, :, _part(grad_bias, 2, rows), _part(grad_bias, 3, keys)]
+            grad_bias_tile += grad_scores.sum_to_size(grad_bias_tile.shape)
         return (grad_scores @ k_tile).mul_(scale), grad_scores.transpose(2, 3) @ q_tile, grad_v_tile
 
     row_runs, key_runs = _runs(q.shape[2], tile.queries), _runs(k.shape[2], tile.keys)
@@ -214,21 +218,22 @@ def backward(
     grad_q, grad_k, grad_v = (x.new_zeros(list(x.shape), dtype=wide) for x in (q, k, v))
     for rows in row_runs:
         for keys in key_runs:
-            parts = tile_of_gradients(rows, keys)
-            for grad, part, run in zip((grad_q, grad_k, grad_v), parts, (rows, keys, keys), strict=True):
-                grad[:, :, run] += part
+            part_q, part_k, part_v = tile_of_gradients(rows, keys)
+            grad_q[:, :, rows] += part_q
+            grad_k[:, :, keys] += part_k
+            grad_v[:, :, keys] += part_v
     return grad_q, grad_k, grad_v
 
 
 def logsumexp_like(q: Tensor) -> Tensor:
-    """An empty (B, H, N) in at least single precision."""
+    """Returns an uninitialized (B, H, N) in at least single precision."""
     return q.new_empty(list(q.shape[:3]), dtype=torch.promote_types(q.dtype, torch.float32))
 
 
 def merge(before: tuple[Tensor, Tensor], part: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Two parts of a softmax over disjoint keys, an output (.., d) and its log-sum-exp (.., 1) each, as one.
+    """Merges two parts of a softmax over disjoint keys, each an output (.., d) and its log-sum-exp (.., 1).
 
-    A query that neither has a key for, with log-sum-exp -inf in both, has an output of 0.
+    A query without keys in both parts, with log-sum-exp -inf in both, has an output of 0.
     """
     total = torch.logaddexp(before[1], part[1])
     base = total.masked_fill(total == -math.inf, 0.0)
@@ -237,12 +242,12 @@ def merge(before: tuple[Tensor, Tensor], part: tuple[Tensor, Tensor]) -> tuple[T
 
 
 def refuse_second_derivative(*_: Any) -> NoReturn:
-    """Says which way of computing attention has a second derivative."""
+    """Raises an error that names the backend with a second derivative."""
     raise RuntimeError("attention with this backend has no second derivative; backend='math' has one")
 
 
 def attention_flops(q: list[int], k: list[int], v: list[int], products: int) -> int:
-    """Floating point operations of products over all pairs; half of them have the width of q, half that of v.
+    """Returns the floating point operations of matrix products over all pairs, half with d of q and half with d of v.
 
     Forward has two: scores and output. Backward has five: the scores again, and the gradients of weights, values,
     queries and keys.

@@ -1,4 +1,4 @@
-"""What all commands share: the application, and errors in one line."""
+"""The application that all commands share, and its one-line error messages."""
 
 import io
 import sys
@@ -17,15 +17,15 @@ app = typer.Typer(
 
 @contextmanager
 def one_line_errors(command: str) -> Iterator[None]:
-    """What the user can mend is said in one line on standard error, with exit code 2; what he stops, with 130."""
+    """Prints a user's error in one line on standard error, with exit code 2, or 130 for an interrupt."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # names of files need not be text
+            stream.reconfigure(errors="backslashreplace")  # file names need not be valid text
     try:
         yield
     except (ValueError, TypeError) as error:
         problem, code = " ".join(str(error).split()), 2
-    except OSError as error:  # scans that cannot be read are among the above
+    except OSError as error:  # unreadable scans are a ValueError
         problem, code = f"{error.filename or 'writing'}: {error.strerror or error}", 2
     except KeyboardInterrupt as stopped:
         problem, code = str(stopped) or "stopped; nothing was written in half", 130

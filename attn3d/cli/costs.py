@@ -1,6 +1,6 @@
-"""What there is, where it goes and what it costs: ``list``, ``sites`` and ``plan``.
+"""The commands ``list``, ``sites`` and ``plan``: mechanisms, sites of a network and costs.
 
-What a command needs is imported when it runs.
+Imports are inside the commands, so that the help is fast.
 """
 
 import itertools
@@ -18,10 +18,10 @@ from attn3d.cli.app import one_line_errors
 
 
 def list_mechanisms(
-    channels: Annotated[int, typer.Option(min=1, help="Of the map.")] = 64,
-    shape: Annotated[tuple[int, int, int], typer.Option(help="Of the map, in voxels.")] = (32, 32, 32),
+    channels: Annotated[int, typer.Option(min=1, help="Channels of the map.")] = 64,
+    shape: Annotated[tuple[int, int, int], typer.Option(help="Shape of the map in voxels.")] = (32, 32, 32),
 ) -> None:
-    """The mechanisms, and what each costs at a shape."""
+    """List all mechanisms and their costs at a shape."""
     from attn3d.factory import create_attention
     from attn3d.mechanisms.registry import list_attention
     from attn3d.planning import estimate_cost
@@ -40,13 +40,13 @@ def list_mechanisms(
 
 
 def sites(
-    network: Annotated[str, typer.Argument(help="A name of monai.networks.nets, or module:callable.")],
+    network: Annotated[str, typer.Argument(help="Name of a network in monai.networks.nets, or module:callable.")],
     options: Annotated[str, typer.Option(help="Arguments of the network as JSON.")] = "{}",
     shape: Annotated[
-        str, typer.Option(help='Of its input, "1,1,64,64,64"; by default it is guessed from the network.')
+        str, typer.Option(help='Shape of its input, "1,1,64,64,64"; guessed from the network by default.')
     ] = "",
 ) -> None:
-    """Where attention can go in a network: attn3d sites UNet."""
+    """List the sites of a network where attention can be inserted: attn3d sites UNet."""
     from attn3d.insertion import attention_sites
 
     with one_line_errors("sites"):
@@ -56,7 +56,7 @@ def sites(
 
 
 def _network(name: str, options: str) -> Any:
-    """A network by name; those that an example has are built so where nothing else is said."""
+    """Builds a network by name. Without options, the networks of the segmentation application have its defaults."""
     try:
         arguments = json.loads(options)
     except ValueError as error:
@@ -88,19 +88,19 @@ def _shape(text: str) -> tuple[int, ...] | None:
 
 
 def plan(
-    shape: Annotated[tuple[int, int, int], typer.Option(help="The volume that attention is over, in voxels.")],
-    channels: Annotated[int, typer.Option(help="Its channels.")],
+    shape: Annotated[tuple[int, int, int], typer.Option(help="Shape of the volume in voxels.")],
+    channels: Annotated[int, typer.Option(help="Channels of the volume.")],
     mechanism: Annotated[str, typer.Option(help="non_local or mhsa.")] = "non_local",
-    memory: Annotated[str | None, typer.Option(help='Bytes there are, such as "8GiB" [what is free].')] = None,
+    memory: Annotated[str | None, typer.Option(help='Available memory, such as "8GiB" [free memory].')] = None,
 ) -> None:
-    """What attention over a volume costs in every pattern and backend: the volume need not fit this machine."""
+    """Estimate the cost of attention over a volume with every pattern and backend, without running it."""
     from attn3d.planning import plan as plans
 
     title = f"{mechanism}, {channels} channels, {' x '.join(map(str, shape))} voxels, float32"
     table = _table(title, "Pattern", "Backend", numbers=("Forward", "Training", "Training\nTFLOP", "Fits"))
     with one_line_errors("plan"):
         rows = plans(shape, channels, mechanism=mechanism, memory=memory)
-        first = next(rows)  # what is wrong with the arguments is said before a table is begun
+        first = next(rows)  # raises errors in the arguments before the table is drawn
         with Live(table, console=Console()):
             for row in itertools.chain([first], rows):
                 table.add_row(
@@ -123,7 +123,7 @@ def _table(title: str, *words: str, numbers: tuple[str, ...]) -> Table:
 
 
 def in_units(count: int) -> str:
-    """Bytes in MiB, GiB or TiB."""
+    """Formats bytes in MiB, GiB or TiB."""
     for unit, size in (("TiB", 2**40), ("GiB", 2**30)):
         if count >= size:
             return f"{count / size:,.1f} {unit}"

@@ -131,6 +131,9 @@ def predict(
     statistics: Annotated[bool, typer.Option("--statistics", help="Volumes in ml, as a CSV table.")] = False,
     preview: Annotated[bool, typer.Option("--preview", help="A picture of each, and a page to look through.")] = False,
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Also what the labels come from.")] = False,
+    dicom_seg: Annotated[
+        bool, typer.Option("--dicom-seg", help="Also a DICOM SEG, of a DICOM series; needs highdicom.")
+    ] = False,
     tta: Annotated[bool, typer.Option("--tta", help="Average with the mirrored scan.")] = False,
     best: Annotated[bool, typer.Option("--best", help="The weights of the best validation, not the last.")] = False,
     overlap: Annotated[float, typer.Option(help="Of neighbouring windows.")] = 0.5,
@@ -149,6 +152,7 @@ def predict(
             statistics=statistics,
             preview=preview,
             probabilities=probabilities,
+            dicom_seg=dicom_seg,
             tta=tta,
             best=best,
             overlap=overlap,

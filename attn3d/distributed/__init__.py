@@ -1,4 +1,4 @@
-"""Attention over a volume that is cut along its first spatial axis, a shard for every rank of a process group."""
+"""Context parallelism: attention over a volume that is split along its first spatial axis, one shard per rank."""
 
 from attn3d.distributed.parallelize import parallelize_attention, sum_gradients
 

@@ -1,8 +1,8 @@
-"""Communication between ranks that autograd differentiates.
+"""Differentiable communication between ranks.
 
-PyTorch's own differentiable collectives change their names from release to release. These stand on ``all_reduce``,
-``all_gather`` and ``batch_isend_irecv``, which gloo and nccl both have. Every rank posts its messages in the same
-order, forward and backward, so that none waits for another.
+PyTorch's own differentiable collectives change their names between releases. These use ``all_reduce``, ``all_gather``
+and ``batch_isend_irecv``, which both gloo and nccl support. Every rank posts its messages in the same order, in forward
+and backward, which avoids deadlocks.
 """
 
 from collections.abc import Iterable
@@ -15,32 +15,32 @@ from torch import Tensor
 
 from attn3d.capture import needs_plain_operators
 
-Span = tuple[int, int]  # rows of the volume, from the first to behind the last
+Span = tuple[int, int]  # a range of rows of the volume, end exclusive
 
 
 @torch.compiler.disable
 def all_reduce(x: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """The sum of ``x``, which has the same shape on every rank, over the ranks."""
+    """Returns the sum over the ranks of ``x``, which must have the same shape on every rank."""
     _refuse_capture()
     return _AllReduce.apply(x, group)
 
 
 def sum_of(number: int, like: Tensor, group: dist.ProcessGroup) -> int:
-    """The sum of a number over the ranks; ``like`` is on the device of the messages."""
+    """Returns the sum of a number over the ranks; messages use the device of ``like``."""
     return int(all_reduce(torch.tensor(number, device=like.device), group))
 
 
 @torch.compiler.disable
 def shard_borders(q: Tensor, shape: list[int], group: dist.ProcessGroup) -> list[int]:
-    """The row at which the shard of every rank begins, and that behind the last.
+    """Returns the first row of the shard of every rank, and the end of the last shard.
 
     Args:
-        q: of this rank, (B, H, N, d).
+        q: queries of this rank, (B, H, N, d).
         shape: S of its shard.
-        group: the ranks.
+        group: the process group.
 
     Raises:
-        ValueError: on every rank alike, when shards differ in more than their first spatial axis.
+        ValueError: on every rank, if shards differ in more than their first spatial axis.
     """
     _refuse_capture()
     batch, heads, _, width = q.shape
@@ -50,19 +50,19 @@ def shard_borders(q: Tensor, shape: list[int], group: dist.ProcessGroup) -> list
     sizes = torch.stack(gathered).tolist()
     if any(others[1:] != sizes[0][1:] for others in sizes):
         shards = [(batch, rows, *others) for rows, _, batch, *others in sizes]
-        raise ValueError(f"`x` must differ between ranks in its first spatial axis alone, got (B, *S) {shards}")
+        raise ValueError(f"`x` must differ between ranks only in its first spatial axis, got (B, *S) {shards}")
     return list(accumulate((rows for rows, *_ in sizes), initial=0))
 
 
 def fetch(tokens: Tensor, borders: list[int], wanted: list[Span], plane: int, group: dist.ProcessGroup) -> Tensor:
-    """The tokens of the rows that this rank wants, from the ranks that hold them.
+    """Fetches the tokens of the rows that this rank needs from the ranks that hold them.
 
     Args:
-        tokens: those of this rank's rows, (B, H, rows plane, d).
-        borders: the row at which every rank begins, and that behind the last.
-        wanted: the rows that every rank wants.
-        plane: how many tokens a row has.
-        group: the ranks.
+        tokens: tokens of the rows of this rank, (B, H, rows plane, d).
+        borders: first row of every rank, and the end of the last.
+        wanted: the rows that every rank needs.
+        plane: number of tokens per row.
+        group: the process group.
 
     Returns:
         (B, H, rows plane, d).
@@ -72,7 +72,7 @@ def fetch(tokens: Tensor, borders: list[int], wanted: list[Span], plane: int, gr
 
 
 class _AllReduce(torch.autograd.Function):
-    """All ranks have the sum, so that the gradient of every summand is the sum of their gradients."""
+    """A sum over ranks. Every rank uses the sum, so the gradient of a summand is the sum of the ranks' gradients."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
@@ -87,7 +87,7 @@ class _AllReduce(torch.autograd.Function):
 
 
 class _Fetch(torch.autograd.Function):
-    """`fetch` of rows, (rows, ...). Their gradients go back to the ranks that hold them, and are added up there."""
+    """`fetch` on rows, (rows, ...). Backward returns the gradients to the ranks that hold the rows and sums them."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, borders: list[int], wanted: list[Span], group: dist.ProcessGroup) -> Tensor:
@@ -114,13 +114,13 @@ class _Fetch(torch.autograd.Function):
         received[rank] = sent[rank]
         wait(post(enumerate(sent), enumerate(received), group))
         grad_x = grad.new_zeros([borders[rank + 1] - borders[rank], *grad.shape[1:]])
-        for place, part in zip(places, received, strict=True):  # in the order of ranks, so that sums are deterministic
+        for place, part in zip(places, received, strict=True):  # in rank order, so that sums are deterministic
             grad_x[place] += part
         return grad_x, None, None, None
 
 
 def _inside(borders: list[int], rank: int, span: Span, origin: int | None = None) -> slice:
-    """The rows of ``span`` that ``rank`` holds, counted from ``origin``, by default the first that it holds."""
+    """Returns the rows of ``span`` that ``rank`` holds, relative to ``origin``, by default the rank's first row."""
     begin = max(borders[rank], span[0])
     end = max(begin, min(borders[rank + 1], span[1]))
     origin = borders[rank] if origin is None else origin
@@ -130,14 +130,14 @@ def _inside(borders: list[int], rank: int, span: Span, origin: int | None = None
 def _refuse_capture() -> None:
     if needs_plain_operators() or torch.compiler.is_exporting():
         raise ValueError(
-            "a context-parallel module cannot be traced or exported: take a copy, which works on whole volumes"
+            "a context-parallel module cannot be traced or exported: use a copy, which works on whole volumes"
         )
 
 
 def refuse_second_derivative() -> None:
-    """Refuses a backward pass that is to be differentiated.
+    """Raises an error in a backward pass with ``create_graph``.
 
-    PyTorch's `once_differentiable` refuses later, and not where the second derivative has another way round.
+    PyTorch's `once_differentiable` raises later, and not if the second derivative also has another path.
     """
     if torch.is_grad_enabled():
         raise RuntimeError("context-parallel attention has no second derivative: call backward without `create_graph`")
@@ -146,7 +146,7 @@ def refuse_second_derivative() -> None:
 def post(
     sent: Iterable[tuple[int, Tensor]], received: Iterable[tuple[int, Tensor]], group: dist.ProcessGroup
 ) -> list[dist.Work]:
-    """Begins to send to other ranks and to receive from them: a rank and a contiguous tensor each."""
+    """Starts to send and receive contiguous tensors, given with the ranks of the other end."""
     messages = [
         dist.P2POp(operation, tensor, dist.get_global_rank(group, rank), group)
         for operation, tensors in ((dist.isend, sent), (dist.irecv, received))
@@ -157,6 +157,6 @@ def post(
 
 
 def wait(works: list[dist.Work]) -> None:
-    """Waits until all that was posted has been sent and received."""
+    """Waits until all messages have been sent and received."""
     for work in works:
         work.wait()

@@ -1,4 +1,4 @@
-"""The context-parallel forms of modules: their input is a shard of a volume, their output that of the whole volume."""
+"""The context-parallel forms of modules. Given a shard of a volume, they return that shard of the whole result."""
 
 import copy
 import functools
@@ -21,32 +21,32 @@ from attn3d.distributed.ring import attend_ring
 
 
 class ContextParallel(nn.Module):
-    """What a module is besides its own class while its input is a shard of a volume.
+    """Mixin for modules whose input is a shard of a volume.
 
-    Its parameters, buffers and hooks are what they were. A process group neither copies nor pickles: a copy, deep or
-    pickled, is of the plain class and works on whole volumes.
+    Parameters, buffers and hooks of the module are unchanged. A process group cannot be copied or pickled, so a copy,
+    deep or pickled, has the plain class and works on whole volumes.
 
     Attributes:
-        plain: the class of the module.
-        process_group: of the ranks that have a shard each, in the order of ranks.
-        rotate: how the keys of other ranks come to a rank whose queries see all: "all_gather" or "ring".
+        plain: the original class of the module.
+        process_group: the ranks, each with one shard, in rank order.
+        rotate: how a rank gets the keys of other ranks if its queries see all keys: "all_gather" or "ring".
     """
 
     plain: ClassVar[type[nn.Module]]
     process_group: dist.ProcessGroup
     rotate: str
-    pattern: Pattern  # where the plain class has one
+    pattern: Pattern  # if the plain class has a pattern
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         state = {name: value for name, value in self.__dict__.items() if name not in ("process_group", "rotate")}
         return object.__new__, (self.plain,), state
 
     def rows(self, *_: Any) -> Tensor:
-        """Refused: the weights of a voxel are for voxels of all ranks."""
-        raise ValueError("a shard has no row of weights: ask a copy, which works on whole volumes")
+        """Raises an error: a row of weights is over the voxels of all ranks."""
+        raise ValueError("rows of weights are not available for a shard: use a copy, which works on whole volumes")
 
     def with_pattern(self, pattern: Pattern) -> nn.Module:
-        """The plain form with another pattern; the parameters are the same."""
+        """Returns the plain form with another pattern and the same parameters."""
         plain: Any = copy.copy(self)
         plain.pattern = pattern
         return plain
@@ -60,20 +60,20 @@ def _parallel_class(form: type[nn.Module], plain: type[nn.Module]) -> Any:
 def make_parallel(
     module: nn.Module, form: type[ContextParallel], process_group: dist.ProcessGroup, rotate: str
 ) -> None:
-    """Gives a module of a plain class its context-parallel form, in place."""
+    """Changes a module to its context-parallel form, in place."""
     changed: Any = module
     changed.__class__ = _parallel_class(form, type(module))  # type: ignore[arg-type]  # classes are hashable
     changed.process_group, changed.rotate = process_group, rotate
 
 
 def make_plain(module: Any) -> None:
-    """Gives a module its plain class back, in place."""
+    """Changes a module back to its plain class, in place."""
     del module.process_group, module.rotate
     module.__class__ = module.plain
 
 
 class ShardedAttention(ContextParallel):
-    """`VolumeAttention` of a shard's queries to the keys that they see, wherever those are."""
+    """`VolumeAttention` from the queries of a shard to keys on all ranks."""
 
     dropout: float
     scale: float | None
@@ -90,10 +90,10 @@ class ShardedAttention(ContextParallel):
         key_mask: Tensor | None = None,
         registers: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """Attends, as `VolumeAttention`; ``shape`` is S of the shard."""
+        """Attends like `VolumeAttention`; ``shape`` is S of the shard."""
         refuse_mask(key_mask)
         if self.dropout > 0.0 and self.training:
-            raise ValueError("`dropout` on the weights is not served over shards: set it to 0, or call `eval`")
+            raise ValueError("`dropout` must be 0 in training over shards: set it to 0, or call `eval`")
         k, v = k.to(q.dtype), v.to(q.dtype)
         borders = shard_borders(q, shape, self.process_group)
         if self.pattern.local:
@@ -111,7 +111,7 @@ class ShardedAttention(ContextParallel):
         return attend_ring(q, k, v, largest, counts, scale, self.memory_budget, self.process_group)
 
     def _attend_rows(self, q: Tensor, k: Tensor, v: Tensor, shape: list[int], borders: list[int]) -> Tensor:
-        """With the rows of keys that the queries of the shard see."""
+        """Attends to the rows of keys that the queries of the shard see."""
         rank, plane = self.process_group.rank(), math.prod(shape[1:])
         whole = (borders[-1], *shape[1:])
         wanted = [rows_seen(self.pattern, span, whole) for span in pairwise(borders)]
@@ -126,37 +126,37 @@ class ShardedAttention(ContextParallel):
 
 
 class ShardedPairwise(ContextParallel):
-    """`DotProduct` and `Concatenation` of a shard's queries with the keys of all ranks."""
+    """`DotProduct` and `Concatenation` from the queries of a shard to the keys of all ranks."""
 
     @torch.compiler.disable
     def forward(self, q: Tensor, k: Tensor, v: Tensor, shape: list[int], key_mask: Tensor | None = None) -> Tensor:
-        """As the plain form; ``shape`` is S of the shard."""
+        """Computes the plain form; ``shape`` is S of the shard."""
         refuse_mask(key_mask)
         return attend_all(self, q, k, v, shape, shard_borders(q, shape, self.process_group))
 
 
 class ShardedChannels(ContextParallel):
-    """`ChannelwiseAttention` by sums over the whole volume."""
+    """`ChannelwiseAttention` with sums over the whole volume."""
 
     def sum_over_voxels(self, sums: Tensor) -> Tensor:
-        """The sum of those of all ranks."""
+        """Returns the sum over all ranks."""
         return all_reduce(sums, self.process_group)
 
     def voxels(self, tokens: Tensor) -> int:
-        """Those of all ranks."""
+        """Returns the number of voxels of all ranks."""
         return sum_of(tokens.shape[2], tokens, self.process_group)
 
 
 def pooled_keys(
     module: ContextParallel, k: Tensor, v: Tensor, shape: list[int], borders: list[int]
 ) -> tuple[Tensor, Tensor, list[int], int]:
-    """What the pattern of a module leaves of this rank's keys and values.
+    """Pools the keys and values of this rank by the pattern of a module.
 
-    A block is pooled by the rank that has its first row, which fetches the others.
+    A block is pooled by the rank that has its first row, which fetches the other rows.
 
     Returns:
-        keys and values; the row of blocks at which every rank begins, and that behind the last; how many tokens a
-        row of blocks has.
+        keys and values; the first row of blocks of every rank and the end of the last; the number of tokens per row of
+        blocks.
     """
     group, extent = module.process_group, borders[-1]
     size, *sizes = module.pattern.sizes(len(shape))
@@ -176,7 +176,7 @@ def pooled_keys(
 def attend_all(
     module: ContextParallel, q: Tensor, k: Tensor, v: Tensor, shape: list[int], borders: list[int], **options: Any
 ) -> Tensor:
-    """What the plain form gives with all keys that its pattern leaves, and with further arguments of its own."""
+    """Computes the plain form with the pooled keys of all ranks; ``options`` are further arguments of its forward."""
     k, v, blocks, plane = pooled_keys(module, k, v, shape, borders)
     group, every = module.process_group, (0, blocks[-1])
     tokens = fetch(torch.cat([k, v], 3), blocks, [every] * group.size(), plane, group)
@@ -187,20 +187,20 @@ def attend_all(
 
 
 def refuse_mask(key_mask: Tensor | None) -> None:
-    """Says what to do instead."""
+    """Raises an error if there is a key mask."""
     if key_mask is not None:
-        raise ValueError("`key_mask` is not served over shards: cut the padding off, volume by volume")
+        raise ValueError("`key_mask` must be None over shards: crop the padding of each volume instead")
 
 
 @dataclass(frozen=True)
 class Gathered(Pattern):
-    """Keys that a pattern has left of the whole volume, before the queries of a shard.
+    """A pattern for keys that have been pooled over the whole volume and queries of a shard.
 
     Args:
-        pattern: of the whole volume.
-        extent: of the whole volume along its first axis.
+        pattern: the pattern of the whole volume.
+        extent: size of the whole volume along its first axis.
         queries: the rows of the queries in the whole volume.
-        keys: the rows of the keys among those that are left.
+        keys: the rows of the keys in the pooled volume.
     """
 
     pattern: Pattern
@@ -211,22 +211,19 @@ class Gathered(Pattern):
     local = False
 
     def positions(self, shape: list[int], device: torch.device) -> tuple[list[Tensor], list[Tensor]]:
-        """Those of the whole volume."""
-        whole = self.pattern.positions([self.extent, *shape[1:]], device)
-        queries, keys = (
-            [first[slice(*rows)], *others]
-            for (first, *others), rows in zip(whole, (self.queries, self.keys), strict=True)
-        )
-        return queries, keys
+        """Returns the positions in the whole volume."""
+        queries, keys = self.pattern.positions([self.extent, *shape[1:]], device)
+        query_rows, key_rows = slice(*self.queries), slice(*self.keys)
+        return [queries[0][query_rows], *queries[1:]], [keys[0][key_rows], *keys[1:]]
 
 
 @functools.lru_cache(maxsize=256)
 def rows_seen(pattern: Pattern, span: Span, shape: tuple[int, ...]) -> Span:
-    """The rows that hold all keys of the queries in the rows ``span``, and these themselves.
+    """Returns the range of rows that contains the queries in ``span`` and all their keys.
 
     Args:
-        pattern: one with groups.
-        span: of the queries.
+        pattern: a pattern with groups.
+        span: the rows of the queries.
         shape: S of the whole volume.
     """
     begin, end = span
@@ -238,13 +235,13 @@ def rows_seen(pattern: Pattern, span: Span, shape: tuple[int, ...]) -> Span:
 
 @dataclass(frozen=True)
 class Rows(Pattern):
-    """What the queries of a shard see by a pattern over the whole volume, with the rows of it that are there.
+    """A pattern of the whole volume, restricted to the queries of a shard and the rows that were fetched for it.
 
     Args:
-        pattern: of the whole volume.
-        extent: of the whole volume along its first axis.
-        first: of its rows that is there.
-        queries: the rows of the queries in the whole volume; other rows are of keys alone.
+        pattern: the pattern of the whole volume.
+        extent: size of the whole volume along its first axis.
+        first: the first row that was fetched.
+        queries: the rows of the queries in the whole volume; other rows have only keys.
     """
 
     pattern: Pattern
@@ -253,16 +250,16 @@ class Rows(Pattern):
     queries: Span
 
     def sizes(self, spatial_dims: int) -> tuple[int, ...]:
-        """Those of the pattern."""
+        """Returns the sizes of the pattern."""
         return self.pattern.sizes(spatial_dims)
 
     def covers(self, shape: Sequence[Any], arange: Any) -> list[list[AxisGroups]]:
-        """Those of the pattern, in the rows that are there."""
+        """Returns the covers of the pattern in the rows that were fetched."""
         whole = self.pattern.covers((self.extent, *shape[1:]), arange)
         return [[self._here(first_axis), *others] for first_axis, *others in whole]
 
     def _here(self, groups: AxisGroups) -> AxisGroups:
         begin, end = self.queries
         own = (groups.queries >= begin) & (groups.queries < end)
-        queries = own * (groups.queries - self.first + 1) - 1  # -1, which stands for no voxel, where it is not own
+        queries = own * (groups.queries - self.first + 1) - 1  # -1, outside the volume, if the query is not own
         return groups._replace(queries=queries, keys=groups.keys - self.first)

@@ -10,7 +10,7 @@ from attn3d.distributed.context import ContextParallel
 
 
 class ShardedBatchNorm(ContextParallel):
-    """`BatchNorm` by the mean and the variance of the whole volume; `torch.nn.SyncBatchNorm` is for CUDA alone."""
+    """`BatchNorm` with the mean and variance of the whole volume. `torch.nn.SyncBatchNorm` supports only CUDA."""
 
     running_mean: Tensor
     running_var: Tensor

@@ -38,37 +38,35 @@ Module = TypeVar("Module", bound=nn.Module)
 def parallelize_attention(
     net: Module, process_group: dist.ProcessGroup | None, *, rotate: str = "all_gather"
 ) -> Module:
-    """Makes the attention in ``net`` context parallel: it works on shards of a volume, with the whole volume's result.
+    """Makes the attention in ``net`` context parallel, so that every rank computes its shard of the whole result.
 
-    The volume is cut along its first spatial axis: rank r of the group gives the r-th piece, of as many rows as it
-    likes but one at least, and gets the same rows of the output. `NonLocal` in all its modes,
-    `MultiHeadSelfAttention`, `ChannelSelfAttention`, `PairedAttention` and `DualAttention` with its two branches work
-    so, inserted into a network or not, with every pattern, and with them `attn3d.layers.norms.BatchNorm`, whose
-    statistics are of the whole.
+    The volume is split along its first spatial axis. Rank r passes the r-th shard, with any number of rows from 1, and
+    gets the same rows of the output. Supported, with every pattern and inserted into a network or not, are `NonLocal`
+    in all modes, `MultiHeadSelfAttention`, `ChannelSelfAttention`, `PairedAttention` and `DualAttention` with its two
+    branches. `attn3d.layers.norms.BatchNorm` uses the statistics of the whole volume.
 
-    Every rank calls forward and backward of the same modules in the same order. The gradient of the input is then
-    that of the sum of the losses of all ranks; gradients of parameters are each rank's share, and
-    `attn3d.sum_gradients` adds them up.
+    All ranks must call forward and backward of the same modules in the same order. The gradient of the input is then
+    that of the sum of all ranks' losses. Gradients of parameters are the share of each rank; `attn3d.sum_gradients`
+    sums them.
 
-    Other layers of a network are not touched. Where a convolution, a pooling or a norm of PyTorch would look past
-    the border of its shard, or take its statistics for the whole, a warning names it.
+    Other layers of a network are not changed. A warning names PyTorch's convolutions, poolings and norms that would
+    need rows of other ranks or would use the statistics of one shard.
 
     Args:
-        net: in which attention works on shards from now on. Its modules are changed in place: parameters, buffers,
-            hooks and the keys of the state are what they were.
-        process_group: of the ranks, with gloo or nccl; ``mesh["volume"].get_group()`` of a DeviceMesh. None: on
-            whole volumes again. It stays with ``net`` alone: a copy, deep or pickled, works on whole volumes.
-        rotate: how the keys and values of other ranks come to queries that see all of them: "all_gather", at once,
-            which takes any backend; "ring", a shard after another in tiles, so that memory falls with the number of
-            ranks. With patterns in which a voxel sees few others, a rank fetches the rows that its voxels see.
+        net: a network, which is changed in place. Parameters, buffers, hooks and state dict keys are unchanged.
+        process_group: the ranks, with gloo or nccl, for example ``mesh["volume"].get_group()`` of a DeviceMesh. With
+            None, ``net`` works on whole volumes again. Deep or pickled copies of ``net`` always work on whole volumes.
+        rotate: how keys and values of other ranks are exchanged if queries see all of them. "all_gather" gathers them
+            at once and supports every backend. "ring" passes one shard after another, in tiles, so that memory
+            decreases with the number of ranks. With local patterns, a rank fetches only the rows that its voxels see.
 
     Returns:
         ``net``.
 
     Raises:
-        TypeError: when ``process_group`` is no process group.
-        ValueError: when ``rotate`` is unknown, or ``net`` has attention that would be wrong on shards, naming it and
-            why. Nothing has been changed then.
+        TypeError: if ``process_group`` is not a process group.
+        ValueError: if ``rotate`` is unknown, or ``net`` has modules that would be wrong on shards; the message lists
+            them with the reasons. ``net`` is then unchanged.
 
     Examples:
         >>> torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
@@ -78,7 +76,7 @@ def parallelize_attention(
         >>> attn3d.sum_gradients(block, group)
         >>> torch.distributed.destroy_process_group()
     """
-    from attn3d.distributed import context, norm  # bring PyTorch's compiler, which takes seconds to import
+    from attn3d.distributed import context, norm  # these import PyTorch's compiler, which takes seconds
 
     one_of("rotate", rotate, ROTATIONS)
     if process_group is not None:
@@ -102,11 +100,11 @@ def parallelize_attention(
 
 
 def sum_gradients(net: nn.Module, process_group: dist.ProcessGroup) -> None:
-    """Adds up over the ranks the gradients of all parameters of ``net``, after backward.
+    """Sums the gradients of all parameters of ``net`` over the ranks, after backward.
 
     Args:
-        net: the same on every rank.
-        process_group: the ranks that the volume is cut over.
+        net: the network, the same on every rank.
+        process_group: the ranks that the volume is split over.
     """
     for parameter in net.parameters():
         if parameter.grad is not None:
@@ -114,7 +112,7 @@ def sum_gradients(net: nn.Module, process_group: dist.ProcessGroup) -> None:
 
 
 def _check(net: nn.Module, rotate: str) -> None:
-    """Refuses what would be wrong on shards, and warns of what may be."""
+    """Raises an error for modules that would be wrong on shards, and warns of layers that may be."""
     refused, beyond = {}, []
     mechanisms = [part for part in net.modules() if isinstance(part, Mechanism)]
     within = {layer for mechanism in mechanisms for layer in mechanism.modules()}
@@ -126,30 +124,32 @@ def _check(net: nn.Module, rotate: str) -> None:
             beyond.append(f"{name} ({type(part).__name__})")
     if refused:
         named = "; ".join(f"{name}, {reason}" for name, reason in refused.items())
-        raise ValueError(f"`net` has what would be wrong on shards: {named}")
+        raise ValueError(f"`net` has modules that would be wrong on shards: {named}")
     if beyond:
-        named = ", ".join(beyond[:5]) + (f" and {len(beyond) - 5} more" if len(beyond) > 5 else "")
-        warnings.warn(f"these see a shard as if it were the volume, and are left so: {named}", stacklevel=3)
+        named = ", ".join(beyond[:5])
+        if len(beyond) > 5:
+            named += f" and {len(beyond) - 5} more"
+        warnings.warn(f"these layers treat a shard as the whole volume, and are not changed: {named}", stacklevel=3)
 
 
 def _refusal(part: nn.Module, rotate: str) -> str:
-    """Why ``part`` would be wrong on shards, or an empty string."""
+    """Returns why ``part`` would be wrong on shards, or an empty string."""
     if isinstance(part, VolumeAttention):
         if not part.pattern.local and rotate == "ring" and part.backend not in ("auto", "chunked"):
-            return f"whose backend {part.backend!r} needs all keys at once; rotate='all_gather' gives them"
+            return f"whose backend {part.backend!r} needs all keys at once; use rotate='all_gather'"
     elif isinstance(part, MultiHeadSelfAttention) and part.registers is not None and rotate == "ring":
-        return "whose `registers` do not go round a ring; rotate='all_gather' serves them"
+        return "whose `registers` are not supported by rotate='ring'; use rotate='all_gather'"
     elif isinstance(part, NonLocal) and part.sub_sample:
-        return "whose `sub_sample` pools across the borders of shards; pattern=PooledKeys(2) pools as the whole"
+        return "whose `sub_sample` pools across the borders of shards; use pattern=PooledKeys(2)"
     elif isinstance(part, GroupNorm):
-        return "whose statistics would be of a shard; the norms 'batch' and 'layer' work"
+        return "whose statistics would be those of a shard; use the norm 'batch' or 'layer'"
     elif isinstance(part, Mechanism) and not isinstance(part, _EXACT):
-        return "which takes means or convolves over voxels of other ranks; attention over voxels and channels works"
+        return "which needs means or convolutions over voxels of other ranks; use attention over voxels or channels"
     return ""
 
 
 def _is_right(layer: nn.Module) -> bool:
-    """Whether a layer treats every row of the first axis alone, or knows of the others."""
+    """Returns whether a layer treats every row of the first axis independently, or supports shards."""
     if isinstance(layer, BatchNorm | nn.SyncBatchNorm):
         return True
     return isinstance(layer, conv._ConvNd) and layer.kernel_size[0] == 1 and layer.stride[0] == 1

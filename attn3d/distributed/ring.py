@@ -1,8 +1,8 @@
-"""Exact attention with keys and values that go round a ring of ranks (arXiv 2310.01889).
+"""Exact ring attention: keys and values are passed around a ring of ranks (arXiv 2310.01889).
 
-Every rank keeps its queries and meets one shard of the keys after the other; the parts of the softmax are merged by
-their log-sum-exp. Backward sends keys and values round once more, with their gradients, so that a rank keeps nothing
-but its own tokens in between.
+Every rank keeps its queries and attends to one shard of the keys after another; the parts of the softmax are merged by
+their log-sum-exp. Backward passes keys and values around again, with their gradients, so that a rank saves only its own
+tokens.
 """
 
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ def attend_ring(
     budget: int | None,
     group: dist.ProcessGroup,
 ) -> Tensor:
-    """softmax(scale q k^T) v over the keys of all ranks.
+    """Computes softmax(scale q k^T) v over the keys of all ranks.
 
     Args:
         q: the queries of this rank, (B, H, N, d).
@@ -38,15 +38,15 @@ def attend_ring(
         v: its values, (B, H, M, d_v).
         queries: the largest N of all ranks.
         counts: M of every rank.
-        scale: of the products.
-        budget: bytes that this may take beside q, k and v of the largest shard.
-        group: the ranks.
+        scale: factor of the products q k^T.
+        budget: bytes in addition to q, k and v of the largest shard.
+        group: the process group.
 
     Returns:
         (B, H, N, d_v).
 
     Raises:
-        ValueError: on every rank alike, when the budget cannot be met.
+        ValueError: on every rank, if the budget is too small.
     """
     training = needs_grad(q, k, v)
     largest_q = q.new_empty([*q.shape[:2], queries, q.shape[3]], device="meta")
@@ -89,7 +89,7 @@ class _Ring(torch.autograd.Function):
         for step, (keys, values) in enumerate(_shards(k, v, counts, group)):
             part_q, *parts = tiled.backward(grad, None, q, keys, values, out, logsumexp, scale, tile)
             grad_q = part_q.add_(grad_q)
-            # The gradients of a shard of keys travel with it, from rank to rank, until they are home.
+            # The gradients of a shard of keys are passed on with it until they reach its rank.
             parts = [part.add_(before) for part, before in zip(parts, grads, strict=True)]
             grads, works = _pass_on(parts, counts, step, group)
             wait(works)
@@ -98,7 +98,7 @@ class _Ring(torch.autograd.Function):
 
 
 def _shards(k: Tensor, v: Tensor, counts: list[int], group: dist.ProcessGroup) -> Iterator[list[Tensor]]:
-    """The keys and values of one rank after another, while the next are on their way."""
+    """Yields the keys and values of one rank after another, while the next are being received."""
     block = [k, v]
     for step in range(group.size() - 1):
         following, works = _pass_on(block, counts, step, group)
@@ -111,7 +111,7 @@ def _shards(k: Tensor, v: Tensor, counts: list[int], group: dist.ProcessGroup) -
 def _pass_on(
     block: list[Tensor], counts: list[int], step: int, group: dist.ProcessGroup
 ) -> tuple[list[Tensor], list[dist.Work]]:
-    """Begins to send what this rank has at a step to the next rank, and to receive what the one before it has."""
+    """Starts to send the current block to the next rank, and to receive that of the previous rank."""
     size, rank = group.size(), group.rank()
     if size == 1:
         return block, []

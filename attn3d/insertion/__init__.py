@@ -1,4 +1,4 @@
-"""Attention into a network and out of it, at sites known by name."""
+"""Inserts attention into a network at named sites, and removes it."""
 
 import sys
 import warnings
@@ -36,18 +36,18 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def attention_sites(net: nn.Module, input_shape: Sequence[int] | None = None) -> Sites:
-    """Where attention can go in ``net``.
+    """Lists the sites of ``net`` where attention can be inserted.
 
     Args:
         net: a MONAI network, or any module.
-        input_shape: (B, C, *S) of an image; by default a guess, which decides the shapes in the table.
+        input_shape: (B, C, *S) of an image, which determines the shapes in the table; guessed by default.
 
     Returns:
-        a list of `Site` that prints as a table. For a network whose class is registered, its encoder, decoder,
-        bottleneck, skip, block, residual and conv sites; for any other, every module that gives a map.
+        a list of `Site` that prints as a table: the encoder, decoder, bottleneck, skip, block, residual and conv sites
+        of a network whose class is registered, or every module of another network that returns a map.
 
     Raises:
-        ValueError: when the network does not run on ``input_shape``, or on no guess.
+        ValueError: if the network does not run on ``input_shape``, or on any guess.
 
     Examples:
         >>> attention_sites(UNet(3, 1, 2, (8, 16, 32), (2, 2)))
@@ -70,30 +70,31 @@ def insert_attention(
     input_shape: Sequence[int] | None = None,
     **options: Any,
 ) -> Network:
-    """Puts a mechanism at each of the sites that ``at`` names.
+    """Inserts a mechanism at each of the sites given by ``at``, in place.
 
-    The network stays what it was: its class, the keys of its state, its hooks; the mechanisms come as children of
-    their own. At a site that has one already, the new mechanism comes after it.
+    The class of the network, its state dict keys and its hooks are kept; the mechanisms are added as new child modules.
+    At a site that already has a mechanism, the new one is applied after it.
 
     Args:
         net: a MONAI network, or any module.
-        spec: the mechanism, as `create_attention` takes it.
-        at: kinds of sites, "encoder", or sites by name, "encoder:down_1", where the path may be a glob (a * stays
-            between two dots) or a regular expression; "path:<path>" reaches any module; or a list of these.
-        stages: those of each kind to take; negative ones count from the last. By default all.
-        identity: the network computes what it did until training opens a gate that is learnt from 0. Mechanisms
-            that start as the identity have such a gate of their own.
-        max_voxels: leaves out, with a warning, sites whose map is larger.
-        input_shape: (B, C, *S) of the images to come; by default a guess, from which only channels are taken.
-        options: of the mechanism.
+        spec: the mechanism, as in `create_attention`.
+        at: a kind of site such as "encoder", a site by name such as "encoder:down_1", or a list of these. The path in
+            a name may be a glob, in which * does not match dots, or a regular expression; "path:<path>" selects any
+            module.
+        stages: which stages of each kind to use; negative numbers count from the last. All by default.
+        identity: whether the network keeps its output until training, by a gate that is learnt from 0. Mechanisms that
+            start as the identity already have such a gate.
+        max_voxels: sites with a larger map are skipped with a warning. Requires ``input_shape``.
+        input_shape: (B, C, *S) of the images; by default a guess, from which only the channels are used.
+        options: options of the mechanism.
 
     Returns:
         ``net``.
 
     Raises:
-        TypeError: when an argument is of the wrong type, or the mechanism has no such option.
-        ValueError: when there is no such site, or it cannot be used; the message says why and what can. Nothing
-            has been inserted then.
+        TypeError: if an argument has the wrong type, or an option is unknown.
+        ValueError: if there is no such site, or it cannot be used; the message gives the reason and the alternatives.
+            The network is then unchanged.
 
     Examples:
         >>> net = UNet(3, 1, 2, (8, 16, 32), (2, 2))
@@ -106,13 +107,13 @@ def insert_attention(
     left_out = dict(survey.refused)
     if max_voxels is not None:
         if input_shape is None:
-            raise ValueError("`max_voxels` counts the voxels of maps: `input_shape` (B, C, *S) must be given with it")
-        left_out |= {
-            site.name: f"has {site.voxels} voxels, more than `max_voxels`" for site in sites if site.voxels > max_voxels
-        }
+            raise ValueError("`input_shape` (B, C, *S) must be given with `max_voxels`")
+        for site in sites:
+            if site.voxels > max_voxels:
+                left_out[site.name] = f"has {site.voxels} voxels, more than `max_voxels`"
         sites = Sites(site for site in sites if site.voxels <= max_voxels)
     if not sites:
-        raise ValueError("`max_voxels` leaves no site: " + _sentence(left_out))
+        raise ValueError(f"`max_voxels` must leave at least one site, got {max_voxels}: " + _sentence(left_out))
 
     _, spec_options = find(spec)
     if takes_signal(spec):
@@ -134,10 +135,10 @@ def insert_attention(
 
 
 def remove_attention(net: Network) -> Network:
-    """Takes out all that `insert_attention` put in: keys, types, hooks and outputs are what they were.
+    """Removes everything that `insert_attention` inserted, and restores keys, types, hooks and outputs.
 
     Args:
-        net: a network, with or without attention in it.
+        net: a network, with or without inserted attention.
 
     Returns:
         ``net``.
@@ -148,13 +149,13 @@ def remove_attention(net: Network) -> Network:
 
 
 def inserted_attention(net: nn.Module) -> list[dict[str, Any]]:
-    """What is in ``net``, as plain data: arguments of `insert_attention`, one dictionary for each call.
+    """Returns the arguments of all calls of `insert_attention` on ``net``, one dictionary for each call.
 
-    It is JSON where specs are names and options are numbers and strings, and may lie in a checkpoint. In another
-    process, ``for item in items: insert_attention(net, **item)`` makes the network again.
+    Store them with a checkpoint and call ``insert_attention(net, **item)`` for each to rebuild the network. They can be
+    written as JSON if specs are names and options are numbers and strings.
 
     Args:
-        net: a network, with or without attention in it.
+        net: a network, with or without inserted attention.
 
     Returns:
         dictionaries with "spec", "at", "identity" and "input_shape".
@@ -172,13 +173,13 @@ def inserted_attention(net: nn.Module) -> list[dict[str, Any]]:
 
 
 def attention_parameters(net: nn.Module) -> list[nn.Parameter]:
-    """The parameters of all that was inserted, to train them alone or at a rate of their own.
+    """Returns the parameters of all inserted attention, for example to train only these or with another learning rate.
 
     Args:
-        net: a network, with or without attention in it.
+        net: a network, with or without inserted attention.
 
     Returns:
-        each parameter once.
+        a list with each parameter once.
 
     Examples:
         >>> net = insert_attention(UNet(3, 1, 2, (8, 16, 32), (2, 2)), "se", at="encoder").requires_grad_(False)
@@ -189,31 +190,27 @@ def attention_parameters(net: nn.Module) -> list[nn.Parameter]:
 
 
 def load_pretrained(net: nn.Module, state_dict: Mapping[str, Tensor]) -> list[str]:
-    """Loads a checkpoint that was saved before attention was inserted, or after.
+    """Loads a checkpoint that was saved before or after attention was inserted.
 
     Args:
-        net: a network with attention in it.
-        state_dict: of the same network without attention, with the same attention, or with some of it.
+        net: a network with inserted attention.
+        state_dict: state of the same network without attention, with the same attention or with part of it.
 
     Returns:
-        the keys that are new: those of mechanisms the checkpoint does not have, which stay as they are.
+        the keys of mechanisms that are not in the checkpoint; their parameters are unchanged.
 
     Raises:
-        ValueError: when other keys are missing, or unknown, or of another shape, naming them. Nothing has been
-            loaded then.
+        ValueError: if other keys are missing, unknown or have another shape; the message lists them. Nothing is loaded
+            then.
     """
     own = net.state_dict()
-    mechanisms = [
-        f"{path}.{name}." for path, container in containers(net, aliases=True) for name, _ in container.named_children()
-    ]
     missing = [key for key in own if key not in state_dict]
-    new = [
-        key
-        for mechanism in mechanisms
-        if not any(given.startswith(mechanism) for given in state_dict)
-        for key in missing
-        if key.startswith(mechanism)
-    ]
+    new = []
+    for path, container in containers(net, aliases=True):
+        for name, _ in container.named_children():
+            prefix = f"{path}.{name}."
+            if not any(key.startswith(prefix) for key in state_dict):
+                new += [key for key in missing if key.startswith(prefix)]
     faults = {
         "missing": [key for key in missing if key not in new],
         "unknown": [key for key in state_dict if key not in own],
@@ -229,21 +226,23 @@ def load_pretrained(net: nn.Module, state_dict: Mapping[str, Tensor]) -> list[st
 def _check_signals(survey: Survey, sites: Sites, spec: AttentionSpec) -> None:
     without = [site.name for site in sites if site.gating_channels is None]
     if without:
-        there = ", ".join(site.name for site in survey.everything() if site.gating_channels is not None)
+        names = ", ".join(site.name for site in survey.everything() if site.gating_channels is not None)
+        alternatives = f"these sites have one: {names}" if names else "no site of this network has one"
         raise ValueError(
-            f"`at`: {spec!r} takes a gating signal, the decoder's map that meets a skip, and {', '.join(without)} has"
-            f" none; {f'these sites have one: {there}' if there else 'no site of this network has one'}"
+            f"`at` must name sites with a gating signal for {spec!r}, the decoder's map at a skip, got"
+            f" {', '.join(without)}; {alternatives}"
         )
 
 
 def _warn_of_norms(survey: Survey, sites: Sites, spec: AttentionSpec) -> None:
-    """The mean over space of what an instance norm gives is the norm's bias, whatever the image."""
+    """Warns of mechanisms that take the spatial mean of an instance norm's output, which is always the norm's bias."""
     for site in sites:
         behind = survey.behind_activation(site)
         if behind is not None:
+            suggestion = f", at {behind!r}" if behind else ""
             warnings.warn(
-                f"{spec!r} takes a mean over space, and at {site.name} that is the bias of the instance norm in front,"
-                f" whatever the image: insert it behind the activation{f', at {behind!r}' if behind else ''}",
+                f"{spec!r} takes a mean over space, which at {site.name} is the bias of the preceding instance norm for"
+                f" every image: insert it after the activation{suggestion}",
                 stacklevel=3,
             )
 
@@ -258,7 +257,7 @@ def _make(net: nn.Module, site: Site, spec: AttentionSpec, identity: bool, optio
     gated = identity and not getattr(attention, "identity_at_start", False)
     if site.place.hook == "kernel":
         if not isinstance(attention, SelectiveKernel):
-            raise ValueError(f"`at` {site.name!r} takes 'sk' alone, got {spec!r}; 'block' and 'residual' take any")
+            raise ValueError(f"`at` {site.name!r} supports only 'sk', got {spec!r}; 'block' and 'residual' support any")
         attention = BesideConvolution(attention)
         attention = BesideConvolutionIdentityAtStart(attention) if gated else attention
     elif gated:
@@ -275,23 +274,23 @@ def _records(net: nn.Module) -> list[Record]:
 
 
 def _inner(net: nn.Module) -> nn.Module:
-    """The network in what `torch.compile` returned, or ``net``."""
+    """Returns the network inside the result of `torch.compile`, or ``net``."""
     return getattr(net, "_orig_mod", net)
 
 
 def _check_open(net: nn.Module) -> None:
     if isinstance(net, (DataParallel, DistributedDataParallel)):
         raise ValueError(
-            f"`net` is in {type(net).__name__}, which would miss the new parameters: insert before wrapping"
+            f"`net` must not be wrapped in {type(net).__name__}, which would miss the new parameters: insert before"
         )
     if isinstance(net, torch.jit.ScriptModule):
-        raise ValueError("`net` is scripted or traced: insert before that")
+        raise ValueError("`net` must not be scripted or traced: insert before")
     if not isinstance(net, nn.Module):
         raise TypeError(f"`net` must be a torch.nn.Module, got {type(net).__name__}")
 
 
 def _forget_compiled() -> None:
-    """Compiled code does not watch for hooks that come and go."""
+    """Discards compiled code, which does not check for added or removed hooks."""
     if "torch._dynamo" in sys.modules:
         torch.compiler.reset()
 

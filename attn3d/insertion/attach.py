@@ -1,9 +1,8 @@
-"""Ways of putting modules behind a tensor of a network, so that the network stays what it is.
+"""Attaches modules to tensors of a network without changing its class or state dict keys.
 
-A plain ``nn.Sequential`` gets a last child, any other module a child and a hook that calls it; the class of the
-network and every key of its state stay as they were. Hooks are functions of a module, so that they pickle, with
-types, so that they script. Their handles stay with the child: a handle that is unpickled keeps the hooks that are
-registered later from taking its number.
+A plain ``nn.Sequential`` gets a last child; any other module gets a child and a hook that calls it. Hooks are
+module-level functions, so that they can be pickled, with type annotations, so that they can be scripted. Their handles
+are stored in the child: an unpickled handle prevents later hooks from reusing its id.
 """
 
 import inspect
@@ -101,17 +100,17 @@ def _attend_kernel(self: Any, input: tuple[Tensor], output: Tensor) -> Tensor:
 
 
 def container_at(network: nn.Module, place: Place, channels: int, reader: str) -> Inserted:
-    """What holds the mechanisms at ``place``, made where there is none yet.
+    """Returns the container of the mechanisms at ``place``, and creates it if needed.
 
     Args:
-        network: that has the place.
-        place: the place.
-        channels: of its map.
-        reader: path of the module that adds it to another map, where it is summed.
+        network: the network.
+        place: a place in it.
+        channels: number of channels of its map.
+        reader: for summed skips, path of the module that adds the skip to another map.
     """
     host: Any = network.get_submodule(place.path)
     while place.hook in ("first", "concatenated") and is_plain_sequence(host):
-        host = host[0]  # which is called with the same; a child of the sequence would run in it
+        host = host[0]  # it has the same input, and a new child of the sequence would be run by the sequence
     name = _CHILD[place.hook]
     if name not in host._modules:
         _MAKERS[place.hook](host, place, channels)
@@ -122,14 +121,14 @@ def container_at(network: nn.Module, place: Place, channels: int, reader: str) -
 
 
 def containers(network: nn.Module, aliases: bool = False) -> Iterator[tuple[str, Inserted]]:
-    """Everything that was inserted, with its path, or with every path where modules have several."""
+    """Yields all containers with their path; with ``aliases``, shared modules are yielded once for every path."""
     for path, module in network.named_modules(remove_duplicate=not aliases):
         if isinstance(module, Inserted):
             yield path, module
 
 
 def detach(network: nn.Module) -> None:
-    """Takes out everything that was inserted."""
+    """Removes everything that was inserted."""
     for host in list(network.modules()):
         for name in set(_CHILD.values()) & set(host._modules):
             child: Any = host._modules.pop(name)
@@ -138,7 +137,7 @@ def detach(network: nn.Module) -> None:
 
 
 def is_plain_sequence(module: nn.Module) -> bool:
-    """Whether a last child of ``module`` runs on its output."""
+    """Returns whether a new last child of ``module`` would run on its output."""
     return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
 
 
@@ -194,14 +193,14 @@ def _at_sum(host: nn.Module, place: Place, channels: int) -> None:
 
 
 def _see_sums(reader: nn.Module, child: Inserted | InsertedItems) -> None:
-    """Opens a call of the module that adds skips, once however many they are."""
+    """Registers the hooks of the module that adds skips, once for all skips."""
     if open_sums not in reader._forward_pre_hooks.values():
         child.handles.append(reader.register_forward_pre_hook(open_sums, prepend=True))
         child.handles.append(reader.register_forward_hook(close_sums, always_call=True))
 
 
 def _leave_skip_last(host: nn.Module) -> None:
-    """The skip is what a stage gives after what was inserted into it."""
+    """Moves the skip's hook to the end: the skip is the output of a stage including what was inserted there."""
     child = host._modules.get(_CHILD["summed"])
     if isinstance(child, InsertedInSum):
         host._modules[_CHILD["summed"]] = host._modules.pop(_CHILD["summed"])
@@ -224,7 +223,7 @@ _MAKERS: dict[str, Callable[[nn.Module, Place, int], None]] = {
 
 
 def _by_forward(host: nn.Module, one: Callable, two: Callable, optional: Callable) -> Callable:
-    """The hook with the types of the host's forward."""
+    """Returns the hook whose types match the forward of the host."""
     parameters = list(inspect.signature(host.forward).parameters.values())
     if len(parameters) < 2:
         return one

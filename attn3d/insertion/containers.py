@@ -13,15 +13,15 @@ from attn3d.mechanisms import SelectiveKernel
 
 @dataclass(frozen=True)
 class Record:
-    """What was asked of an insertion, kept beside each mechanism that came of it.
+    """The arguments of an insertion, stored with each of its mechanisms.
 
     Attributes:
-        call: number of the insertion, and of the site in it.
+        call: index of the insertion, and of the site in it.
         site: name of the site.
         spec: name or class of the mechanism.
-        options: of the mechanism.
-        identity: whether the network was to go on computing what it did.
-        input_shape: at which the network was probed, where it was given.
+        options: options of the mechanism.
+        identity: whether the network keeps its output until training.
+        input_shape: the shape at which the network was probed, if it was given.
     """
 
     call: tuple[int, int]
@@ -32,15 +32,15 @@ class Record:
     input_shape: tuple[int, ...] | None
 
 
-# Hooks call a container with what it needs, so its forward may take more than that of `nn.Sequential`.
+# Containers are called by hooks, so their forward may take more arguments than that of `nn.Sequential`.
 
 
 class Inserted(nn.Sequential):
     """The mechanisms at one site, in the order of their insertion.
 
     Attributes:
-        records: of the mechanisms.
-        handles: of the hooks that call it.
+        records: records of the mechanisms.
+        handles: handles of the hooks that call the container.
     """
 
     def __init__(self) -> None:
@@ -50,12 +50,12 @@ class Inserted(nn.Sequential):
 
 
 class InsertedAtSkip(Inserted):
-    """The mechanisms on a skip, some of which may take what it meets as a gating signal."""
+    """The mechanisms on a skip, some of which may take the decoder's map as a gating signal."""
 
     def attend(self, x: Tensor, signal: Tensor) -> Tensor:
         """Attends (B, C, *S), given the decoder's map."""
         for mechanism in self:
-            if hasattr(mechanism, "takes_signal"):  # noqa: SIM108 - TorchScript compiles one branch alone
+            if hasattr(mechanism, "takes_signal"):  # noqa: SIM108 - TorchScript compiles only one branch
                 x = mechanism(x, signal)
             else:
                 x = mechanism(x)
@@ -67,11 +67,11 @@ class InsertedAtSkip(Inserted):
 
 
 class InsertedInConcatenation(InsertedAtSkip):
-    """The mechanisms on a skip that comes concatenated with what it meets.
+    """The mechanisms on a skip that is already concatenated with the decoder's map.
 
     Args:
-        channels: of the skip.
-        first: whether the skip is the first part, or the last.
+        channels: number of channels of the skip.
+        first: whether the skip is the first part of the concatenation; the last otherwise.
     """
 
     def __init__(self, channels: int, first: bool) -> None:
@@ -80,7 +80,7 @@ class InsertedInConcatenation(InsertedAtSkip):
         self.first = first
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
-        """Attends a part of (B, C, *S), given the other."""
+        """Attends the skip's part of (B, C, *S), with the other part as the signal."""
         if self.first:
             signal = x[:, self.channels :]
             return torch.cat([self.attend(x[:, : self.channels], signal), signal], 1)
@@ -92,14 +92,14 @@ class InsertedInSum(InsertedAtSkip):
     """The mechanisms on a skip that the network adds inline, see `attn3d.insertion.sums`."""
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
-        """Passes (B, C, *S) on, which is attended where it is added."""
+        """Marks (B, C, *S) as a skip, which is attended when the network adds it, and returns it."""
         return leave_skip(x, self)
 
     def __prepare_scriptable__(self) -> nn.Module:
-        """Refuses `torch.jit.script`."""
+        """Raises an error in `torch.jit.script`."""
         raise ValueError(
-            "attention on the skips of this network cannot be scripted, as the network adds them inline;"
-            " torch.jit.trace, torch.compile and torch.export take it, and attention elsewhere scripts"
+            "attention on the skips of this network cannot be scripted, because the network adds them inline;"
+            " use torch.jit.trace, torch.compile or torch.export, or attention at other sites"
         )
 
 
@@ -107,7 +107,7 @@ class InsertedItems(nn.Module):
     """The mechanisms on the entries of a list, a container for each.
 
     Args:
-        kind: the class of the containers.
+        kind: class of the containers.
     """
 
     def __init__(self, kind: type[Inserted]) -> None:
@@ -117,13 +117,13 @@ class InsertedItems(nn.Module):
         self.handles: list[RemovableHandle] = []
 
     def at(self, index: int) -> Inserted:
-        """The mechanisms on one entry."""
+        """Returns the container of one entry."""
         while len(self.maps) <= index:
             self.maps.append(self.kind())
         return cast(Inserted, self.maps[index])
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
-        """A new list; what comes after the last site is passed on."""
+        """Returns a new list with attended entries; entries after the last site are unchanged."""
         attended = list(maps)
         for index, mechanisms in enumerate(self.maps):
             attended[index] = mechanisms(attended[index])
@@ -131,17 +131,17 @@ class InsertedItems(nn.Module):
 
 
 class InsertedBeside(Inserted):
-    """The selective kernels that a convolution is the first branch of."""
+    """The selective kernels whose first branch is a convolution of the network."""
 
     def forward(self, x: Tensor, convolved: Tensor) -> Tensor:  # type: ignore[override]
-        """Selects between what the convolution made of ``x`` and the branches."""
+        """Selects between the convolution's output for ``x`` and the other branches."""
         for branches in self:
             convolved = branches(x, convolved)
         return convolved
 
 
 class BesideConvolution(nn.Module):
-    """A selective kernel whose first convolution is one of the network."""
+    """A selective kernel whose first convolution is a convolution of the network."""
 
     def __init__(self, kernel: SelectiveKernel) -> None:
         super().__init__()
@@ -149,47 +149,47 @@ class BesideConvolution(nn.Module):
         self.attention = kernel
 
     def convolve(self, x: Tensor, convolved: Tensor) -> list[Tensor]:
-        """U_i of every branch, the first from what the convolution of the network made of ``x``."""
+        """Returns U_i of every branch, the first from the network's convolution of ``x``."""
         maps: list[Tensor] = []
         for index, branch in enumerate(self.attention.branches):
             maps.append(branch(convolved if index == 0 else x))
         return maps
 
     def forward(self, x: Tensor, convolved: Tensor) -> Tensor:
-        """Branches off ``x`` and selects."""
+        """Computes the branches and selects between them."""
         return self.attention.merge(self.convolve(x, convolved), convolved)
 
     def attention_weights(self, x: Tensor, convolved: Tensor, queries: Tensor | None = None) -> dict[str, Tensor]:
-        """The softmax over the branches as "branch"."""
+        """Returns the softmax over the branches as "branch"."""
         return self.attention.branch_weights(self.convolve(x, convolved))
 
 
 class IdentityAtStart(nn.Module):
-    """x + gate (attention(x) - x), with a gate that is learnt from 0."""
+    """Computes x + gate (attention(x) - x), with a gate that is learnt and starts at 0."""
 
     def __init__(self, attention: nn.Module) -> None:
         super().__init__()
         self.attention = attention
-        self.gate = nn.Parameter(torch.zeros(()))
+        self.gate = nn.Parameter(torch.zeros(1))  # of one dimension, which FSDP2 needs to shard it
 
     def forward(self, x: Tensor) -> Tensor:
-        """Attends (B, C, *S) as far as the gate is open."""
+        """Interpolates between (B, C, *S) and its attention by the gate."""
         return x + self.gate * (self.attention(x) - x)
 
 
 class IdentityAtStartWithSignal(IdentityAtStart):
-    """As `IdentityAtStart`, for mechanisms that take a gating signal."""
+    """`IdentityAtStart` for mechanisms that take a gating signal."""
 
     takes_signal = True
 
     def forward(self, x: Tensor, signal: Tensor) -> Tensor:  # type: ignore[override]
-        """Attends (B, C, *S) as far as the gate is open."""
+        """Interpolates between (B, C, *S) and its attention by the gate."""
         return x + self.gate * (self.attention(x, signal) - x)
 
 
 class BesideConvolutionIdentityAtStart(IdentityAtStart):
-    """As `IdentityAtStart`, for branches beside a convolution."""
+    """`IdentityAtStart` for the branches of a selective kernel."""
 
     def forward(self, x: Tensor, convolved: Tensor) -> Tensor:  # type: ignore[override]
-        """Selects as far as the gate is open."""
+        """Interpolates between the convolution's output and the selection by the gate."""
         return convolved + self.gate * (self.attention(x, convolved) - convolved)

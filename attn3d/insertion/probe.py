@@ -1,8 +1,8 @@
-"""One forward pass without memory or arithmetic: which modules run, on what, and what comes out.
+"""A forward pass on the meta device that records which modules run, their inputs and their outputs.
 
-The network is copied with its parameters on the meta device, so a probe costs milliseconds whatever the size of
-the network and of the image, and leaves no trace in the network. A network that asks for values on its way, which
-there are none of on that device, is copied and run on the CPU.
+The network is copied to the meta device, so that a probe takes milliseconds for any size of network and image, and the
+network is not changed. A network whose forward reads tensor values, which the meta device does not have, is copied to
+the CPU instead.
 """
 
 import copy
@@ -20,19 +20,14 @@ from attn3d.insertion.sums import SUMS
 from attn3d.layers.conv import is_convolution
 from attn3d.networks.registry import run
 
-_SIZES = (
-    64,
-    96,
-    128,
-    32,
-    224,
-)  # tried in turn: most networks take the first, windows and patches want others
+# Tried in this order: most networks accept the first; windows and patches may require others.
+_SIZES = (64, 96, 128, 32, 224)
 _CHANNELS_FIRST = (
     nn.modules.conv._ConvNd,
     nn.modules.batchnorm._NormBase,
     nn.GroupNorm,
 )
-_CHANNELS_LAST = (nn.Linear, nn.LayerNorm)  # these very classes: subclasses often permute
+_CHANNELS_LAST = (nn.Linear, nn.LayerNorm)  # not their subclasses, which often permute
 
 
 @dataclass(frozen=True)
@@ -40,11 +35,11 @@ class Call:
     """One call of a module.
 
     Attributes:
-        arguments: those that are positional.
-        output: what it returned.
-        channels_last: whether that has its channels last.
-        sums: how many sums of the probe were before its end.
-        maker: path of the module without children that returned the output last.
+        arguments: the positional arguments.
+        output: the returned value.
+        channels_last: whether the channels of the output are last.
+        sums: the number of sums in the probe before the end of the call.
+        maker: path of the last module without children that returned the output.
     """
 
     arguments: tuple[Any, ...]
@@ -56,7 +51,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Sum:
-    """Two tensors that were added, and the path of the module in whose own forward that was."""
+    """Two tensors that were added, and the path of the module whose forward added them."""
 
     left: Tensor
     right: Tensor
@@ -69,10 +64,10 @@ class Probe:
 
     Attributes:
         image: the input.
-        output: of the network.
-        calls: of every module, by path.
-        concatenations: results and parts.
-        sums: of two tensors.
+        output: the output of the network.
+        calls: the calls of every module, by path.
+        concatenations: the results and parts of all concatenations.
+        sums: all sums of two tensors.
     """
 
     image: Tensor
@@ -82,17 +77,17 @@ class Probe:
     sums: list[Sum] = field(default_factory=list)
 
     def parts(self, tensor: Tensor) -> list[Tensor]:
-        """What ``tensor`` was concatenated of, or nothing."""
+        """Returns the parts of which ``tensor`` was concatenated, or an empty list."""
         return next((parts for result, parts in self.concatenations if result is tensor), [])
 
     def sums_with(self, tensor: Tensor, call: Call) -> list[tuple[Tensor, str]]:
-        """What was added to ``tensor`` after a call, and where."""
+        """Returns the tensors that were added to ``tensor`` after a call, with the paths of the adding modules."""
         after = self.sums[call.sums :]
         found = [(each.left, each.path) for each in after if each.right is tensor]
         return found + [(each.right, each.path) for each in after if each.left is tensor]
 
     def is_prediction(self, tensor: Tensor) -> bool:
-        """Whether ``tensor`` is the network's output, where that is a map as large as the image."""
+        """Returns whether ``tensor`` is an output of a network that returns maps of the size of the image."""
         outputs = self.output if isinstance(self.output, (list, tuple)) else [self.output]
         dense = any(isinstance(output, Tensor) and output.shape[2:] == self.image.shape[2:] for output in outputs)
         return dense and any(tensor is output for output in outputs)
@@ -102,11 +97,11 @@ def probe(network: nn.Module, input_shape: Sequence[int] | None = None) -> Probe
     """Runs a copy of ``network`` in evaluation mode on the meta device.
 
     Args:
-        network: stays as it is.
-        input_shape: (B, C, *S); by default a few are tried with the channels of the first convolution.
+        network: the network, which is not changed.
+        input_shape: (B, C, *S); by default several shapes are tried, with the channels of the first convolution.
 
     Raises:
-        ValueError: when the network does not run on ``input_shape``, or on none of those that were tried.
+        ValueError: if the network does not run on ``input_shape``, or on any of the shapes that were tried.
     """
     if input_shape is not None:
         _check_axes(network, input_shape)
@@ -114,18 +109,20 @@ def probe(network: nn.Module, input_shape: Sequence[int] | None = None) -> Probe
             return _run_somewhere(network, tuple(input_shape))
         except Exception as failure:
             raise ValueError(
-                f"`input_shape` {tuple(input_shape)} does not pass through the network: {failure}{_advice(failure)}"
+                f"`input_shape` must be accepted by the network, got {tuple(input_shape)}: {failure}{_advice(failure)}"
             ) from failure
     shapes = _guesses(network)
     error: Exception | None = None
     for shape in shapes:
         try:
             return _run_somewhere(network, shape)
-        except Exception as failure:  # anything can be raised by a network on a shape that is not its own
+        except Exception as failure:  # networks raise all kinds of errors for unsupported shapes
             error = failure
+    if error is None:
+        raise ValueError("`input_shape` (B, C, *S) must be given: the network has no convolution to guess it from")
     raise ValueError(
-        f"`input_shape` (B, C, *S) must be given: the network takes none of {shapes or 'the guesses'}"
-        + (f"; the last failed with: {error}{_advice(error)}" if error else ", as it has no convolution to guess from")
+        f"`input_shape` (B, C, *S) must be given: the network accepts none of {shapes}; the last failed with:"
+        f" {error}{_advice(error)}"
     ) from error
 
 
@@ -150,16 +147,16 @@ def _guesses(network: nn.Module) -> list[tuple[int, ...]]:
 
 
 def _advice(error: Exception) -> str:
-    """What to do where a network wants more than an image."""
+    """Returns what to do if a network takes more arguments than an image."""
     wanted = "required positional argument" in str(error)
     return "; say how it is called on an image: attn3d.networks.register_sites(.., run=)" if wanted else ""
 
 
 def _run_somewhere(network: nn.Module, shape: tuple[int, ...]) -> Probe:
-    """Runs it on the meta device, or where that has no values that the network asks for, on the CPU."""
+    """Runs the network on the meta device, or on the CPU if it reads tensor values."""
     try:
         return _run(network, shape, torch.device("meta"))
-    except Exception as error:  # PyTorch has no class of its own for it
+    except Exception as error:  # PyTorch has no specific class for this error
         if "meta" not in str(error).lower() or any(tensor.is_meta for tensor in network.parameters()):
             raise
     return _run(network, shape, torch.device("cpu"))
@@ -180,14 +177,15 @@ def _run(network: nn.Module, shape: tuple[int, ...], device: torch.device) -> Pr
 
 
 def _copied(tensor: Tensor, device: torch.device) -> Tensor:
-    twin = torch.empty_like(tensor, device="meta") if device.type == "meta" else tensor.detach().to(device, copy=True)
+    on_meta = device.type == "meta"
+    twin = torch.empty_like(tensor, device="meta") if on_meta else tensor.detach().to(device, copy=True)
     return nn.Parameter(twin, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else twin
 
 
 def _own_hook(hook: Callable[..., Any], twins: Mapping[int, Any]) -> Callable[..., Any] | None:
-    """A hook of the network's own, for its twin; None for a user's, who is not to see the probe.
+    """Returns the copy's version of a hook that belongs to the network, or None for a user's hook, which must not run.
 
-    The network's own are its methods, which were copied with it, and functions that refer to its modules alone.
+    The hooks of the network are its methods, which were copied with it, and closures over nothing but its modules.
     """
     if isinstance(hook, types.MethodType):
         return hook if isinstance(hook.__self__, nn.Module) else None
@@ -202,15 +200,15 @@ def _own_hook(hook: Callable[..., Any], twins: Mapping[int, Any]) -> Callable[..
 
 
 def _watch(twin: nn.Module, result: Probe, twins: Mapping[int, Any]) -> list[str]:
-    """Records every call. Of other forward hooks only the network's own run.
+    """Registers hooks that record every call, and removes forward hooks that do not belong to the network.
 
     Returns:
-        the paths of the modules that run, the innermost last, as long as the network runs.
+        a list that holds the paths of the modules that are running, the innermost last.
     """
-    formats: list[tuple[torch.Size, bool]] = []  # what the layers with a known format gave, in time
+    formats: list[tuple[torch.Size, bool]] = []  # shape and format of the outputs of layers whose format is known
     starts: list[int] = []
     running: list[str] = []
-    makers: dict[int, str] = {}  # by the id of what they returned, which the calls keep alive
+    makers: dict[int, str] = {}  # by the id of the output, which stays valid because the calls hold the outputs
 
     def enter(path: str, module: nn.Module, arguments: tuple[Any, ...]) -> None:
         running.append(path)
@@ -222,7 +220,7 @@ def _watch(twin: nn.Module, result: Probe, twins: Mapping[int, Any]) -> list[str
         if last or (isinstance(output, Tensor) and isinstance(module, _CHANNELS_FIRST)):
             formats.append((output.shape, last))
         within = [last for shape, last in formats[starts.pop() :] if shape == getattr(output, "shape", None)]
-        kept = list(output) if isinstance(output, list) else output  # its reader may empty the list
+        kept = list(output) if isinstance(output, list) else output  # the network may empty the list later
         channels_last = bool(within) and within[-1]
         if not module._modules:
             makers[id(output)] = path

@@ -1,4 +1,4 @@
-"""The sites of a network: its places, probed, by the names in which they are asked for."""
+"""The sites of a network: its places, with the channels and shapes that a probe found, selected by name."""
 
 import contextlib
 import math
@@ -26,15 +26,15 @@ class Site:
     """A named place in a network.
 
     Attributes:
-        kind: of `attn3d.networks.KINDS`, or "path".
-        stage: from 0; encoder and skip from the input on, decoder from the deepest on; blocks, residual branches
-            and convs have the number of the stage they lie in, counted through from the input to the output.
-        path: of the module.
-        channels: C of the map.
-        shape: S of the map, at the probed input.
-        place: how it is reached.
-        gating_channels: of the map that meets it, the gating signal; None where none does.
-        reader: path of the module that adds it to that map, where it does so inline.
+        kind: one of `attn3d.networks.KINDS`, or "path".
+        stage: index from 0. Encoder and skip stages start at the input, decoder stages at the deepest. Blocks, residual
+            branches and convs have the index of the stage they are in, counted from the input to the output.
+        path: path of the module.
+        channels: number of channels C of the map.
+        shape: S of the map, for the probed input.
+        place: how the map is reached.
+        gating_channels: number of channels of the gating signal, the decoder's map at a skip; None without one.
+        reader: path of the module that adds a skip to the decoder's map, if it does so inline.
     """
 
     kind: str
@@ -48,12 +48,12 @@ class Site:
 
     @property
     def name(self) -> str:
-        """How `insert_attention` is told of this very site."""
+        """The name that selects this site in `insert_attention`."""
         return f"{self.kind}:{self.path}"
 
     @property
     def voxels(self) -> int:
-        """The product of the shape."""
+        """The number of voxels of the map."""
         return math.prod(self.shape)
 
 
@@ -62,24 +62,25 @@ class Sites(list[Site]):
 
     def __str__(self) -> str:
         rows = [("kind", "stage", "path", "channels", "shape")]
-        rows += [
-            (site.kind, str(site.stage), site.path, str(site.channels), " x ".join(map(str, site.shape)))
-            for site in self
-        ]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ("  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)) for row in rows)
-        return "\n".join(line.rstrip() for line in lines)
+        for site in self:
+            shape = " x ".join(str(size) for size in site.shape)
+            rows.append((site.kind, str(site.stage), site.path, str(site.channels), shape))
+        widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+        lines = []
+        for row in rows:
+            cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+            lines.append("  ".join(cells).rstrip())
+        return "\n".join(lines)
 
     __repr__ = __str__
 
 
 class Survey:
-    """What a probe found at the places of a network.
+    """Finds the sites of a network by a probe.
 
     Args:
         network: any module.
-        input_shape: (B, C, *S) of the image to probe it with; by default a guess.
-
+        input_shape: (B, C, *S) of the image for the probe; guessed by default.
     """
 
     def __init__(self, network: nn.Module, input_shape: Sequence[int] | None = None) -> None:
@@ -87,7 +88,7 @@ class Survey:
         self.refused: dict[str, str] = {}
         self._places = staged_places(network)
         self._input_shape = input_shape
-        self._paths: dict[str, str] = {}  # of every module, to the first path of the same module
+        self._paths: dict[str, str] = {}  # every path of a module, to its first path
         first: dict[nn.Module, str] = {}
         for path, module in network.named_modules(remove_duplicate=False):
             if path and not is_inserted(path):
@@ -98,21 +99,22 @@ class Survey:
         return probe(self.network, self._input_shape)
 
     def everything(self) -> Sites:
-        """The sites of every kind; where the class of the network is unknown, those of every module.
+        """Returns the sites of every kind, or if the class of the network is not registered, of every module.
 
         Raises:
-            ValueError: when the network cannot be probed.
+            ValueError: if the network cannot be probed.
         """
         kinds = list(self._places) if has_sites(self.network) else ["path", *self._places]
         return Sites(site for kind in kinds for site in self._sites(kind, self._staged(kind, None)))
 
     def select(self, at: str | Iterable[str], stages: int | Iterable[int] | None = None) -> Sites:
-        """The sites that ``at`` and ``stages`` name, each tensor once; `refused` tells what was left out and why.
+        """Returns the sites that ``at`` and ``stages`` select, each tensor once.
+
+        `refused` then has the sites that cannot be used, with the reasons.
 
         Raises:
-            TypeError: when ``at`` or ``stages`` is of the wrong type.
-            ValueError: when they name nothing that can be used, saying why and what there is, or when the network
-                cannot be probed.
+            TypeError: if ``at`` or ``stages`` has the wrong type.
+            ValueError: if no selected site can be used, or the network cannot be probed; the message gives the reasons.
         """
         chosen: dict[Place, Site] = {}
         for request in _strings(at):
@@ -129,9 +131,9 @@ class Survey:
         return Sites(chosen.values())
 
     def behind_activation(self, site: Site) -> str | None:
-        """The nearest site behind the activation, where the map at ``site`` comes straight out of an instance norm.
+        """Returns the nearest site after the activation, if the map at ``site`` is the output of an instance norm.
 
-        None where it does not; "" where there is no such site.
+        Returns None if the map is not the output of an instance norm, and "" if there is no such site.
         """
         if site.place.hook != "output" or not self._is_of_instance_norm(site.path):
             return None
@@ -144,7 +146,7 @@ class Survey:
         return ""
 
     def _is_of_instance_norm(self, path: str) -> bool:
-        """Whether an instance norm made what the module at ``path`` returns."""
+        """Returns whether the output of the module at ``path`` is the output of an instance norm."""
         maker = self._probe.calls[path][0].maker
         return bool(maker) and is_instance_norm(self.network.get_submodule(maker))
 
@@ -165,17 +167,17 @@ class Survey:
     def _no_such_kind(self, kind: str) -> str:
         name = type(self.network).__name__
         if kind not in KINDS:
-            return f"`at` names no kind of site: {kind!r}; {nearest(kind, [*self._places, 'path:<module>'])}"
+            return f"`at` must be a kind of site, got {kind!r}; {nearest(kind, [*self._places, 'path:<module>'])}"
         if has_sites(self.network):
-            return f"`at` {kind!r} is no kind of site of {name}, which has {', '.join(self._places)} and path:<module>"
+            return f"`at` must be a kind of site of {name}: {', '.join(self._places)} or path:<module>, got {kind!r}"
         return (
-            f"`at` {kind!r}: {name} has no registered sites. Name its modules, at='path:<path, glob or regular"
-            " expression>', or register sites for it with attn3d.networks.register_sites"
+            f"`at` got {kind!r}, but {name} has no registered sites. Select its modules by at='path:<path, glob or"
+            " regular expression>', or register sites with attn3d.networks.register_sites"
         )
 
     def _sites(self, kind: str, places: Iterable[tuple[int, Place]]) -> list[Site]:
         found = []
-        probed = self._probe  # a network that cannot be probed is no reason to refuse a site
+        probed = self._probe  # outside the `try`: a failing probe is an error, not the reason to refuse a site
         for stage, place in places:
             try:
                 maps = self._maps_at(kind, place, probed)
@@ -188,10 +190,10 @@ class Survey:
         return found
 
     def _maps_at(self, kind: str, place: Place, probed: Probe) -> list[Tensor]:
-        """The maps at a place, one of each call.
+        """Returns the maps at a place, one for each call.
 
         Raises:
-            ValueError: when it cannot be attended, saying why.
+            ValueError: if the place cannot be attended; the message gives the reason.
         """
         module, image = self.network.get_submodule(place.path), probed.image
         calls = probed.calls.get(place.path)
@@ -200,25 +202,25 @@ class Survey:
         maps = [_reached(call, place, probed) for call in calls]
         for call, map_ in zip(calls, maps, strict=True):
             if map_ is None:
-                raise ValueError("is called without this argument, or with its name")
+                raise ValueError("is called without this argument, or with a keyword argument")
             if not isinstance(map_, Tensor):
-                raise ValueError(f"gives a {type(map_).__name__}, not a map (B, C, *S); name a module inside it")
+                raise ValueError(f"returns a {type(map_).__name__}, not a map (B, C, *S); name a module inside it")
             if map_.dim() != image.dim() or len(map_) != len(image):
-                raise ValueError(f"gives {tuple(map_.shape)}, not a map (B, C, *S) with the axes of the image")
+                raise ValueError(f"returns {tuple(map_.shape)}, not a map (B, C, *S) with the axes of the image")
             if kind == "path" and call.channels_last:
-                raise ValueError(f"has its channels last: {tuple(map_.shape)}; name a module that has them first")
+                raise ValueError(f"returns channels last, {tuple(map_.shape)}; name a module that has them first")
             if probed.is_prediction(map_):
-                raise ValueError("gives the prediction itself; name a module before it")
+                raise ValueError("returns the prediction; name a module before it")
         channels = sorted({map_.shape[1] for map_ in maps})
         if len(channels) > 1:
             raise ValueError(f"is called with different channels, {channels}; name a module that is not shared")
         if isinstance(module, _CONTAINERS) and not is_plain_sequence(module) and place.hook == "output":
-            raise ValueError("is a container with a forward of its own, which may run all in it; name a module in it")
+            raise ValueError("is a container with its own forward; name a module inside it")
         return maps
 
 
 def _reached(call: Call, place: Place, probed: Probe) -> Any:
-    """The map at a place in a call of its module, or None."""
+    """Returns the map at a place in a call of its module, or None."""
     first: Any = call.arguments[0] if call.arguments else None
     if place.hook == "second":
         return call.arguments[1] if len(call.arguments) > 1 else None
@@ -231,10 +233,10 @@ def _reached(call: Call, place: Place, probed: Probe) -> Any:
 
 
 def _signal(probed: Probe, place: Place, maps: list[Tensor]) -> tuple[int | None, str]:
-    """The channels of the map that meets the one at a place, and the module that adds the two inline.
+    """Returns the channels of the gating signal at a place, and the path of the module that adds both maps inline.
 
     Raises:
-        ValueError: when no module does, or several do.
+        ValueError: if a summed skip is added by no module or by several.
     """
     calls = probed.calls[place.path]
     call = calls[0]
@@ -249,8 +251,10 @@ def _signal(probed: Probe, place: Place, maps: list[Tensor]) -> tuple[int | None
     met = [pair for map_, call in zip(maps, calls, strict=True) for pair in probed.sums_with(map_, call)]
     readers = {path for _, path in met}
     if len(readers) != 1:
-        within = f"by {', '.join(sorted(path or 'the network' for path in readers))}" if readers else "to no map"
-        raise ValueError(f"must be added to another map by one module, but is added {within}")
+        if not readers:
+            raise ValueError("must be added to another map by one module, but is added to no map")
+        modules = ", ".join(sorted(path or "the network" for path in readers))
+        raise ValueError(f"must be added to another map by one module, but is added by {modules}")
     return met[0][0].shape[1], readers.pop()
 
 
@@ -278,7 +282,7 @@ def _at_stages(
 
 
 def _matching(pattern: str, paths: list[str]) -> list[str]:
-    """The paths that are ``pattern``, or match it as a glob, or else as a regular expression."""
+    """Returns the path equal to ``pattern``, or the paths that match it as a glob, or as a regular expression."""
     if pattern in paths:
         return [pattern]
     names = pattern.split(".")
@@ -289,11 +293,11 @@ def _matching(pattern: str, paths: list[str]) -> list[str]:
 
     found = [path for path in paths if is_globbed(path)]
     if not found:
-        with contextlib.suppress(re.error):  # a glob may be no expression
+        with contextlib.suppress(re.error):  # a glob need not be a valid regular expression
             found = [path for path in paths if re.fullmatch(pattern, path)]
     if not found:
         raise ValueError(
-            f"`at` has {pattern!r}, which is no path, no glob whose * stays between two dots and no regular"
-            f" expression of a module that could be meant; {nearest(pattern, paths[:40])}"
+            f"`at` must match a module, as a path, a glob (* does not match dots) or a regular expression, got"
+            f" {pattern!r}; {nearest(pattern, paths[:40])}"
         )
     return found

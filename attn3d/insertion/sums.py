@@ -1,9 +1,9 @@
-"""Skips that a network adds to the decoder's map in its own forward, where no module is called with both.
+"""Attention on skips that a network adds to the decoder's map inline, without a module that is called with both.
 
-While the network runs, a `torch.overrides.TorchFunctionMode` sees its sums. A stage that gives a skip says so, and the
-sum that reads the very same tensor gets it attended; the network's other readers of it do not. The mode belongs to one
-call of the network, in one thread: nothing is kept in a module. Where a stage is computed again in backward there is
-no such call, and nothing to do, as the sum is not in the stage.
+While the network runs, a `torch.overrides.TorchFunctionMode` intercepts its sums. A stage registers its output as a
+skip, and a sum with this tensor then uses the attended skip; other uses of the tensor are unchanged. The mode belongs
+to one call of the network in one thread, and no state is kept in modules. When a checkpointed stage is recomputed in
+backward, no mode is active and none is needed, since the sum is outside the stage.
 """
 
 from typing import Any
@@ -27,13 +27,13 @@ class SkipSums(TorchFunctionMode):
         self.attended: list[Tensor | None] = []
 
     def add(self, skip: Tensor, mechanisms: Any) -> None:
-        """Says that a tensor is a skip."""
+        """Registers a tensor as a skip."""
         self.skips.append(skip)
         self.mechanisms.append(mechanisms)
         self.attended.append(None)
 
     def close(self) -> None:
-        """Forgets the call."""
+        """Clears the state of the call."""
         self.is_open = False
         self.skips.clear()
         self.mechanisms.clear()
@@ -47,18 +47,20 @@ class SkipSums(TorchFunctionMode):
             left, right = args[0], args[1]
             for index, skip in enumerate(self.skips):
                 if right is skip:
-                    met = left.clone() if func in _IN_PLACE and self.is_gated(index) else left  # kept for backward
-                    args = (left, self.attend(index, met), *args[2:])
+                    signal = left
+                    if func in _IN_PLACE and self.is_gated(index):
+                        signal = left.clone()  # saved for backward, while the sum overwrites ``left``
+                    args = (left, self.attend(index, signal), *args[2:])
                 elif left is skip:
                     args = (self.attend(index, right), right, *args[2:])
         return func(*args, **(kwargs or {}))
 
     def is_gated(self, index: int) -> bool:
-        """Whether what attends a skip depends on the map that it is added to."""
+        """Returns whether the attention on a skip depends on the map that the skip is added to."""
         return any(getattr(mechanism, "takes_signal", False) for mechanism in self.mechanisms[index])
 
     def attend(self, index: int, signal: Tensor) -> Tensor:
-        """The skip, attended; once, where two sums read it and no mechanism depends on the other map."""
+        """Returns the attended skip. It is computed once for all sums unless a mechanism takes a gating signal."""
         mechanisms = self.mechanisms[index]
         if self.is_gated(index):
             return mechanisms.attend(self.skips[index], signal)
@@ -68,7 +70,7 @@ class SkipSums(TorchFunctionMode):
         return found
 
 
-_TRACED = SkipSums()  # of what `torch.compile` traces: it traces one call at a time, and only modes that it finds
+_TRACED = SkipSums()  # for `torch.compile`, which traces one call at a time and only modes that exist already
 
 
 def open_sums(module: nn.Module, arguments: tuple[Any, ...]) -> None:
@@ -81,7 +83,7 @@ def open_sums(module: nn.Module, arguments: tuple[Any, ...]) -> None:
 
 
 def close_sums(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
-    """A hook of the module that adds the skips, which runs whatever happens."""
+    """A hook of the module that adds the skips, which also runs after an error."""
     if torch.compiler.is_dynamo_compiling():
         _TRACED.__exit__(None, None, None)
         _TRACED.close()
@@ -90,14 +92,14 @@ def close_sums(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> No
 
 
 def leave_skip(skip: Tensor, mechanisms: nn.Module) -> Tensor:
-    """Says to the call that runs that ``skip`` is one, whose ``mechanisms`` are to attend it where it is added.
+    """Registers ``skip`` and its ``mechanisms`` with the active `SkipSums`, which attends it where it is added.
 
     Raises:
         TypeError: under torch.fx.
     """
     if torch.compiler.is_dynamo_compiling():
         if not _TRACED.is_open:
-            torch._dynamo.graph_break()  # the stage alone is compiled: the call runs outside
+            torch._dynamo.graph_break()  # only the stage is compiled, and the mode is active outside
         if _TRACED.is_open:
             _TRACED.add(skip, mechanisms)
             return skip

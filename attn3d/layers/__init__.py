@@ -1,1 +1,1 @@
-"""What mechanisms are built of: axes and shapes, convolutions, norms and gates."""
+"""Building blocks of the mechanisms: axes and shapes, convolutions, norms and gates."""

@@ -1,6 +1,6 @@
-"""A map computed a block at a time, so that what lies between its reading and its writing stays in the cache.
+"""Elementwise functions of a feature map, computed block by block so that temporaries stay in the cache.
 
-An eager chain of operators writes and reads a map of its own for each of them: on a CPU the time is that of memory.
+In eager mode, each operator of a chain reads and writes a whole map, and on a CPU memory traffic dominates the time.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -11,25 +11,28 @@ from torch import Tensor
 
 from attn3d.capture import at_least_single, takes_python_operators
 
-_BLOCK = 2**17  # elements; 512 KiB in single precision, a part of the second-level cache
+_BLOCK = 2**17  # elements: 512 KiB in single precision, which fits the L2 cache
 _MOST_BLOCKS = 256
 
 
 def runs_eagerly(x: Tensor) -> bool:
-    """Whether a `torch.autograd.Function` may stand in for plain operators on ``x``; never in TorchScript."""
+    """Returns whether a `torch.autograd.Function` may replace plain operators on ``x``; never in TorchScript."""
     if not torch.jit.is_scripting():
         return takes_python_operators(x)
     return False
 
 
 def blocks(tensors: Sequence[Tensor]) -> Iterator[Sequence[Tensor]]:
-    """Views of a map and of what broadcasts to it, block by block, in the order of the map in memory.
+    """Yields views of a map and of tensors that broadcast to it, block by block, in memory order of the map.
 
     Args:
-        tensors: the map, then others with as many axes, each of the size of the map or 1.
+        tensors: the map, then tensors with the same number of axes; each size is that of the map or 1.
     """
     x = tensors[0]
-    return _blocks(tensors, max(_BLOCK, x.numel() // _MOST_BLOCKS) if x.device.type == "cpu" else x.numel())
+    most = x.numel()
+    if x.device.type == "cpu":
+        most = max(_BLOCK, x.numel() // _MOST_BLOCKS)
+    return _blocks(tensors, most)
 
 
 def _blocks(tensors: Sequence[Tensor], most: int) -> Iterator[Sequence[Tensor]]:
@@ -41,11 +44,12 @@ def _blocks(tensors: Sequence[Tensor], most: int) -> Iterator[Sequence[Tensor]]:
     step = max(1, x.shape[axis] * most // x.numel())
     for start in range(0, x.shape[axis], step):
         size = min(step, x.shape[axis] - start)
-        yield from _blocks([one if one.shape[axis] == 1 else one.narrow(axis, start, size) for one in tensors], most)
+        parts = [part if part.shape[axis] == 1 else part.narrow(axis, start, size) for part in tensors]
+        yield from _blocks(parts, most)
 
 
 class _Elementwise(torch.autograd.Function):
-    """A function of a map and of what broadcasts to it, such that backward keeps nothing but its inputs."""
+    """An elementwise function that saves only its inputs for backward."""
 
     @staticmethod
     def forward(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
@@ -58,14 +62,14 @@ class _Elementwise(torch.autograd.Function):
 
     @staticmethod
     def backward(context: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-        function, inputs = context.function, context.saved_tensors  # once, as checkpoints want it
+        function, inputs = context.function, context.saved_tensors  # checkpoints allow only one unpacking
 
         def gradients(grad_y: Tensor, *inputs: Tensor) -> Sequence[Tensor]:
             if torch.is_grad_enabled():
                 return torch.func.vjp(function, *inputs)[1](grad_y)
             with torch.enable_grad():
-                own = [part.detach().requires_grad_() for part in inputs]
-                return torch.autograd.grad(function(*own), own, grad_y)
+                leaves = [part.detach().requires_grad_() for part in inputs]
+                return torch.autograd.grad(function(*leaves), leaves, grad_y)
 
         return None, *blockwise(gradients, [grad_y, *inputs], inputs)
 
@@ -75,12 +79,12 @@ class _Elementwise(torch.autograd.Function):
 
 
 def elementwise(function: Callable[..., Tensor], x: Tensor, *others: Tensor) -> Tensor:
-    """``function(x, *others)`` block by block, and again in backward, for which only the inputs are kept.
+    """Computes ``function(x, *others)`` block by block, and again in backward, which saves only the inputs.
 
     Args:
-        function: elementwise, of plain operators; its result has the shape and dtype of ``x``.
+        function: an elementwise function of plain operators. Its result must have the shape and dtype of ``x``.
         x: a map of any shape.
-        others: with as many axes, each of the size of the map or 1.
+        others: tensors with the same number of axes; each size is that of ``x`` or 1.
     """
     return _Elementwise.apply(function, x, *others)
 
@@ -88,31 +92,34 @@ def elementwise(function: Callable[..., Tensor], x: Tensor, *others: Tensor) -> 
 def blockwise(
     function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor], like: Sequence[Tensor]
 ) -> list[Tensor]:
-    """The results of an elementwise function of a map and of what broadcasts to it.
+    """Computes the results of an elementwise function block by block.
 
     Args:
-        function: of ``inputs``, or of a block of them, to as many maps as there are ``like``.
-        inputs: the map first.
-        like: for each result a tensor with its shape, dtype and memory format. A result of fewer elements than the
-            map is the sum over the axes along which it has size 1.
+        function: takes ``inputs``, or a block of them, and returns one tensor for each entry of ``like``.
+        inputs: the map, then tensors that broadcast to it.
+        like: for each result a tensor with its shape, dtype and memory format. A result that is smaller than the map
+            is summed over the axes along which it has size 1.
     """
-    if torch.is_grad_enabled():  # these operators are themselves differentiated: none may write over another's result
-        return [sum_like(one, other) for one, other in zip(function(*inputs), like, strict=True)]
+    if torch.is_grad_enabled():  # for second derivatives, nothing may be computed in place
+        return [sum_like(result, other) for result, other in zip(function(*inputs), like, strict=True)]
     shape = inputs[0].shape
-    whole = [one.shape == shape for one in like]
+    is_map = [other.shape == shape for other in like]
     results = [
-        torch.empty_like(one) if is_whole else torch.zeros_like(at_least_single(one))
-        for one, is_whole in zip(like, whole, strict=True)
+        torch.empty_like(other) if whole else torch.zeros_like(at_least_single(other))
+        for other, whole in zip(like, is_map, strict=True)
     ]
-    # Axes in the order of memory: a product of what merely broadcasts would else be laid out across the map.
+    # Axes in memory order: products of tensors that only broadcast would otherwise have another layout than the map.
     order = sorted(range(len(shape)), key=inputs[0].stride, reverse=True)
-    for parts in blocks([one.permute(order) for one in (*inputs, *results)]):
-        own = parts[len(inputs) :]
-        for result, one, is_whole in zip(own, function(*parts[: len(inputs)]), whole, strict=True):
-            result.copy_(one) if is_whole else result.add_(one.sum_to_size(result.shape))
-    return [one.to(other.dtype) for one, other in zip(results, like, strict=True)]
+    for parts in blocks([tensor.permute(order) for tensor in (*inputs, *results)]):
+        input_parts, result_parts = parts[: len(inputs)], parts[len(inputs) :]
+        for result, part, whole in zip(result_parts, function(*input_parts), is_map, strict=True):
+            if whole:
+                result.copy_(part)
+            else:
+                result.add_(part.sum_to_size(result.shape))
+    return [result.to(other.dtype) for result, other in zip(results, like, strict=True)]
 
 
 def sum_like(x: Tensor, like: Tensor) -> Tensor:
-    """The sum over the axes along which ``like`` has size 1, in its shape and dtype."""
+    """Sums over the axes along which ``like`` has size 1, and returns the shape and dtype of ``like``."""
     return x.sum_to_size(like.shape).to(like.dtype)

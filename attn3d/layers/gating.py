@@ -1,7 +1,7 @@
-"""x times gates that broadcast to it, such that backward keeps x and the gates and nothing of the size of x.
+"""Products of x with gates that broadcast to it. Only x and the gates are saved for backward.
 
-Written as a chain of products, autograd keeps a whole map more for every gate but the first, and another for the
-sigmoid of a sum of two. Here backward computes them again, block by block.
+For a chain of products, autograd saves another whole map for every gate except the first, and one more for the sigmoid
+of a sum of two gates. Here backward recomputes them block by block.
 """
 
 from functools import partial
@@ -13,12 +13,12 @@ from attn3d.layers.blockwise import elementwise, runs_eagerly
 
 
 def gate(x: Tensor, a: Tensor, b: Tensor | None = None) -> Tensor:
-    """x * a, or x * a * b, keeping x and the gates alone for backward.
+    """Computes x * a or x * a * b, saving only x and the gates for backward.
 
     Args:
-        x: any shape.
-        a: broadcasts to ``x``, and has as many axes.
-        b: the same.
+        x: a tensor of any shape.
+        a: a gate that broadcasts to ``x`` and has the same number of axes.
+        b: another gate, or None.
 
     Returns:
         a tensor with the shape, dtype and memory format of ``x``.
@@ -31,13 +31,13 @@ def gate(x: Tensor, a: Tensor, b: Tensor | None = None) -> Tensor:
 
 
 def joint_gate(x: Tensor, a: Tensor, b: Tensor, product: bool = False, offset: float = 0.0) -> Tensor:
-    """x * (offset + sigmoid(a + b)), keeping x, a and b alone for backward.
+    """Computes x * (offset + sigmoid(a + b)), saving only x, a and b for backward.
 
     Args:
-        x: any shape.
-        a: broadcasts to ``x``, and has as many axes.
-        b: the same.
-        product: whether the sigmoid is of a * b.
+        x: a tensor of any shape.
+        a: a tensor that broadcasts to ``x`` and has the same number of axes.
+        b: another such tensor.
+        product: whether to use sigmoid(a * b) instead.
         offset: added to the sigmoid.
 
     Returns:
@@ -49,12 +49,12 @@ def joint_gate(x: Tensor, a: Tensor, b: Tensor, product: bool = False, offset: f
 
 
 def larger_product(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """max(x * a, x * b), keeping x, a and b alone for backward; where both are the same, each has half the gradient.
+    """Computes max(x * a, x * b), saving only x, a and b for backward. Equal products get half the gradient each.
 
     Args:
-        x: any shape.
-        a: broadcasts to ``x``, and has as many axes.
-        b: the same.
+        x: a tensor of any shape.
+        a: a gate that broadcasts to ``x`` and has the same number of axes.
+        b: another such gate.
 
     Returns:
         a tensor with the shape, dtype and memory format of ``x``.
@@ -65,11 +65,11 @@ def larger_product(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 
 def weighted_sum(maps: list[Tensor], gates: list[Tensor]) -> Tensor:
-    """The sum of maps times gates; autograd keeps these alone, as the gradient of a sum needs none of its terms.
+    """Computes the sum of maps times gates. Autograd saves only these, since the gradient of a sum needs no terms.
 
     Args:
-        maps: one or more, of one shape.
-        gates: as many, which broadcast to the maps and have as many axes.
+        maps: one or more tensors of the same shape.
+        gates: one gate per map, which broadcasts to it and has the same number of axes.
 
     Returns:
         a tensor with the shape, dtype and memory format of the first map.

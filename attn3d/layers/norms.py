@@ -1,9 +1,9 @@
-"""Normalisations by spec, each of which bears a single value per channel.
+"""Norms that are created from a spec and accept a single value per channel.
 
-A small 3-D batch often leaves one value: batch 1 at a 1 x 1 x 1 bottleneck, or a pooled vector. PyTorch's
-batch and instance norms raise there. Here batch norm falls back to its running statistics, and instance and
-group norm return their bias, which is what their formula gives. All are channels-first, for any number of
-axes, also none.
+Small 3-D batches often have one value per channel: batch 1 at a 1 x 1 x 1 bottleneck, or a pooled vector. PyTorch's
+batch and instance norms raise an error there. Here batch norm uses its running statistics, and instance and group norm
+return their bias, in accordance with their formula. All norms are channels-first, for any number of axes including
+zero.
 """
 
 from typing import Any
@@ -20,8 +20,8 @@ NormSpec = Spec | None
 class BatchNorm(nn.modules.batchnorm._BatchNorm):
     """Batch normalisation (arXiv 1502.03167) over all axes but the channels.
 
-    In training, a batch with at most one value per channel is normalised by the running statistics, which it
-    leaves as they are. It is one of PyTorch's batch norms, so that tools which look for these find it.
+    In training, a batch with at most one value per channel is normalised by the running statistics and does not update
+    them. The class derives from PyTorch's batch norm, so that tools that search for batch norms find it.
     """
 
     def __init__(self, channels: int, *, eps: float = 1e-5, momentum: float | None = 0.1, affine: bool = True) -> None:
@@ -30,12 +30,12 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
     def forward(self, x: Tensor) -> Tensor:
         """Normalises (B, C, ...)."""
         from_batch = False
-        if self.training and x.numel() > x.shape[1]:  # a condition, not a value: sizes may be symbols
+        if self.training and x.numel() > x.shape[1]:  # an `if`, because the comparison of symbolic sizes is no bool
             from_batch = True
         momentum = self.momentum
         if from_batch and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
-            if momentum is None:  # the cumulative mean, as PyTorch has it
+            if momentum is None:  # the cumulative mean, as in PyTorch
                 momentum = 1.0 / float(self.num_batches_tracked)
         return functional.batch_norm(
             x,
@@ -60,7 +60,7 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalises (B, C, ...)."""
-        # The operator itself: functional.group_norm refuses one value per group.
+        # Not functional.group_norm, which raises for one value per group.
         return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
 
 
@@ -92,16 +92,16 @@ _NORMS: dict[str, Any] = {
 
 
 def create_norm(spec: NormSpec, channels: int) -> nn.Module:
-    """A norm for (B, ``channels``, ...).
+    """Creates a norm for (B, ``channels``, ...).
 
     Args:
-        spec: "batch", ("group", {"num_groups": 8}), "instance", "layer", with options as their classes take
-            them, or None for the identity. Case does not matter, as in MONAI.
-        channels: channels of the input.
+        spec: "batch", "group", "instance" or "layer", or with options ("group", {"num_groups": 8}); None for the
+            identity. Names are not case-sensitive, as in MONAI.
+        channels: number of channels of the input.
 
     Raises:
-        TypeError: when ``spec`` is no spec or has an unknown option.
-        ValueError: when the name is unknown, or the groups do not divide the channels.
+        TypeError: if ``spec`` is not a spec or has an unknown option.
+        ValueError: if the name is unknown, or the groups do not divide the channels.
     """
     if spec is None:
         return nn.Identity()
@@ -114,7 +114,7 @@ def create_norm(spec: NormSpec, channels: int) -> nn.Module:
 
 
 def is_instance_norm(module: nn.Module) -> bool:
-    """Whether a module is an instance norm, ours, PyTorch's, or a group norm with a group for every channel."""
+    """Returns whether a module is an instance norm, including group norms with one channel per group."""
     if isinstance(module, nn.GroupNorm):
         return module.num_groups == module.num_channels
     return isinstance(module, nn.modules.instancenorm._InstanceNorm)

@@ -1,7 +1,7 @@
-"""The mean and the maximum of a map over some of its axes, such that backward keeps nothing more of its size.
+"""The mean and the maximum of a map over some of its axes, without saving another map for backward.
 
-The gradient of a sum is a view of what comes from above, that of PyTorch's mean a map. PyTorch's maximum keeps the map
-that it is taken of, which a product with a gate makes anew. Here backward computes the product again, block by block.
+The gradient of PyTorch's mean is a whole map; that of a sum is an expanded view. PyTorch's maximum saves its input,
+which is a new map if it is a product with a gate. Here backward recomputes the product block by block.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from attn3d.layers.blockwise import blocks, blockwise, runs_eagerly
 
 
 class _MeanAndMaximum(torch.autograd.Function):
-    """Over some axes, of x or of x times a gate."""
+    """The mean and the maximum over some axes of x, or of x times a gate."""
 
     @staticmethod
     def forward(axes: list[int], x: Tensor, *gate: Tensor) -> tuple[Tensor, Tensor]:
@@ -22,10 +22,10 @@ class _MeanAndMaximum(torch.autograd.Function):
         dtype = torch.promote_types(x.dtype, gate[0].dtype) if gate else x.dtype
         total = at_least_single(x.new_zeros(shape, dtype=dtype))
         largest = x.new_full(shape, -torch.inf, dtype=dtype)
-        for x_block, of_total, of_largest, *gate_block in blocks([x, total, largest, *gate]):
+        for x_block, total_block, largest_block, *gate_block in blocks([x, total, largest, *gate]):
             product = _times(x_block, *gate_block)
-            of_total.add_(product.sum(axes, keepdim=True, dtype=total.dtype))
-            torch.maximum(of_largest, product.amax(axes, keepdim=True), out=of_largest)
+            total_block.add_(product.sum(axes, keepdim=True, dtype=total.dtype))
+            torch.maximum(largest_block, product.amax(axes, keepdim=True), out=largest_block)
         return (total / _count(x, axes)).to(dtype), largest
 
     @staticmethod
@@ -44,7 +44,7 @@ class _MeanAndMaximum(torch.autograd.Function):
             grad_product = _is_largest(x, largest, *gate) * share + each
             return [grad_product * gate[0], grad_product * x] if gate else [grad_product]
 
-        # Those that share the maximum share its gradient.
+        # Elements that are equal to the maximum share its gradient equally.
         (sharing,) = blockwise(is_largest, [x, largest, *gate], [largest])
         share, each = grad_largest / sharing, grad_mean / _count(x, context.axes)
         return None, *blockwise(gradients, [x, largest, share, each, *gate], [x, *gate])
@@ -60,23 +60,25 @@ class _MeanAndMaximum(torch.autograd.Function):
 
 
 def mean(x: Tensor, axes: list[int]) -> Tensor:
-    """The mean over ``axes``, which it drops, in the dtype of ``x``.
+    """Computes the mean over ``axes`` and removes them; the result has the dtype of ``x``.
 
     Args:
         x: (B, C, *S).
-        axes: one or more.
+        axes: one or more axes.
     """
     total = x.sum(axes, dtype=torch.promote_types(x.dtype, torch.float32))
     return (total / _count(x, axes)).to(x.dtype)
 
 
 def mean_and_maximum(x: Tensor, axes: list[int], gate: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The mean and the maximum over ``axes`` of x, or of x * gate, keeping x, the gate and the maximum for backward.
+    """Computes the mean and the maximum of x, or of x * gate, over ``axes``.
+
+    Only x, the gate and the maximum are saved for backward.
 
     Args:
         x: (B, C, *S).
-        axes: one or more.
-        gate: broadcasts to ``x``, and has as many axes.
+        axes: one or more axes.
+        gate: a gate that broadcasts to ``x`` and has the same number of axes.
 
     Returns:
         two tensors, with a size of 1 along ``axes``.
@@ -101,8 +103,10 @@ def _times(x: Tensor, *gate: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _is_largest(x: Tensor, largest: Tensor, *gate: Tensor) -> Tensor:
-    """1 where x, or x * gate, is ``largest``, else 0. A comparison in place gives no mask of another dtype: as one, it
-    and each product with it would take several passes."""
+    """Returns 1 where x, or x * gate, equals ``largest``, and 0 elsewhere.
+
+    The comparison is in place, because a boolean mask would need several passes to compute and to multiply with.
+    """
     return (x * gate[0] if gate else x.clone()).eq_(largest)
 
 

@@ -1,7 +1,7 @@
-"""What 1-D, 2-D and 3-D mean; every other file speaks of ``spatial_dims`` and of axes.
+"""Everything that depends on 1-D, 2-D or 3-D; all other files use ``spatial_dims`` and axes.
 
-A volume is (B, C, *S) with ``spatial_dims`` sizes in S; its tokens are (B, H, N, d), N the product of S, in the
-order of `torch.flatten`, and C = H d split over H heads.
+A volume is (B, C, *S) with ``spatial_dims`` sizes in S. Its tokens are (B, H, N, d), where N is the product of S, in
+the order of `torch.flatten`, and C = H d is split into H heads.
 """
 
 from typing import Any, TypeVar
@@ -16,10 +16,10 @@ _Volume = TypeVar("_Volume", Tensor, nn.Module)
 
 
 def check_spatial_dims(spatial_dims: int) -> int:
-    """``spatial_dims`` if it is 1, 2 or 3.
+    """Returns ``spatial_dims``.
 
     Raises:
-        ValueError: otherwise.
+        ValueError: if it is not 1, 2 or 3.
     """
     if spatial_dims not in (1, 2, 3):
         raise ValueError(f"`spatial_dims` must be 1, 2 or 3, got {spatial_dims!r}")
@@ -27,34 +27,35 @@ def check_spatial_dims(spatial_dims: int) -> int:
 
 
 def axes(x: Tensor) -> list[int]:
-    """The spatial axes of (B, C, *S): all but the first two."""
+    """Returns the spatial axes of (B, C, *S): all but the first two."""
     return list(range(2, x.dim()))
 
 
 def spatial_shape(x: Tensor) -> list[int]:
-    """S of (B, C, *S)."""
+    """Returns S of (B, C, *S)."""
     return list(x.shape[2:])
 
 
 def is_proxy(x: Tensor) -> bool:
-    """Whether torch.fx is tracing, which cannot follow sizes."""
+    """Returns whether torch.fx is tracing, which does not support sizes."""
     if not torch.jit.is_scripting():
         return isinstance(x, torch.fx.Proxy)
     return False
 
 
 def sizes_are_symbols() -> bool:
-    """Whether no condition may rest on a size: it is a symbol or a tensor in a trace, an export or a compiled graph."""
+    """Returns whether sizes may be symbols or tensors, as in traces, exports and compiled graphs, so that no condition
+    may depend on them."""
     if not torch.jit.is_scripting():
         return is_captured()
     return False
 
 
 def halve(x: Tensor) -> Tensor:
-    """Max-pools every axis by 2; an axis of size 1 stays."""
+    """Max-pools every axis by 2; axes of size 1 are kept."""
     sizes = [min(2, size) for size in x.shape[2:]]
     if x.dim() == 3:
-        # Not in one dimension: that operator does not export with a dynamic size.
+        # max_pool1d does not export with a dynamic size.
         return functional.max_pool2d(x.unsqueeze(2), [1, sizes[0]]).squeeze(2)
     if x.dim() == 4:
         return functional.max_pool2d(x, sizes)
@@ -62,13 +63,13 @@ def halve(x: Tensor) -> Tensor:
 
 
 def resize(x: Tensor, shape: list[int]) -> Tensor:
-    """(B, C, *S) brought to ``shape`` by linear interpolation."""
+    """Resizes (B, C, *S) to ``shape`` by linear interpolation."""
     mode = {3: "linear", 4: "bilinear", 5: "trilinear"}[x.dim()]
     return functional.interpolate(x, size=shape, mode=mode, align_corners=False)
 
 
 def resize_by_products(x: Tensor, shape: list[int]) -> Tensor:
-    """As `resize`, by a matrix product along every axis: the gradient is deterministic on every device."""
+    """Resizes like `resize`, by a matrix product along every axis. Its gradient is deterministic on every device."""
     dtype = torch.promote_types(x.dtype, torch.float32)
     for axis, size in enumerate(shape, 2):
         given = x.shape[axis]
@@ -81,10 +82,10 @@ def resize_by_products(x: Tensor, shape: list[int]) -> Tensor:
 
 
 class _Tokens(torch.autograd.Function):
-    """(B, C, *S) as (B, N, C). The gradient comes back in the memory format of the input.
+    """Converts (B, C, *S) to (B, N, C). The gradient has the memory format of the input.
 
-    PyTorch 2.13 and 2.14 compute wrong gradients of a batch or instance norm in front, on a CPU at batch 1, where what
-    comes back is transposed.
+    On a CPU at batch 1, PyTorch 2.13 and 2.14 compute wrong gradients of a preceding batch or instance norm if the
+    incoming gradient is transposed.
     """
 
     @staticmethod
@@ -99,36 +100,41 @@ class _Tokens(torch.autograd.Function):
 
 
 def to_tokens(x: Tensor) -> Tensor:
-    """A view of (B, C, *S) as tokens (B, N, C), plain tensors: what a subclass says of a volume is not true of them."""
-    return x.flatten(2).transpose(1, 2) if is_captured() else _Tokens.apply(x.as_subclass(Tensor))
+    """Returns a view of (B, C, *S) as tokens (B, N, C).
+
+    The view is a plain tensor: the metadata of subclasses such as MetaTensor describes volumes, not tokens.
+    """
+    if is_captured():
+        return x.flatten(2).transpose(1, 2)
+    return _Tokens.apply(x.as_subclass(Tensor))
 
 
 def split_heads(tokens: Tensor, heads: int = 1) -> Tensor:
-    """A view of (B, N, H d) as (B, H, N, d)."""
+    """Returns a view of (B, N, H d) as (B, H, N, d)."""
     return tokens.unflatten(2, [heads, -1]).transpose(1, 2)
 
 
 def join_heads(tokens: Tensor) -> Tensor:
-    """(B, H, N, d) as (B, N, H d)."""
+    """Returns (B, H, N, d) as (B, N, H d)."""
     return tokens.transpose(1, 2).flatten(2)
 
 
 def to_volume(tokens: Tensor, shape: list[int]) -> Tensor:
-    """A view of (B, N, C) as (B, C, *S), S being ``shape``; in memory it is channels-last."""
-    # Not transposed first: of a batch of one that gives strides from which the CPU batch norm of PyTorch 2.13
-    # computes wrong gradients.
+    """Returns a view of (B, N, C) as (B, C, *S), where S is ``shape``; in memory it is channels-last."""
+    # Not transposed first: for a batch of one, the CPU batch norm of PyTorch 2.13 computes wrong gradients from the
+    # resulting strides.
     return tokens.unflatten(1, shape).movedim(-1, 1)
 
 
 def broadcast_gate(gate: Tensor, x: Tensor) -> Tensor:
-    """(B, C) with a size of 1 for each spatial axis of ``x``: (B, C, 1, ..)."""
+    """Appends an axis of size 1 to (B, C) for each spatial axis of ``x``: (B, C, 1, ..)."""
     for _ in range(x.dim() - gate.dim()):
         gate = gate.unsqueeze(-1)
     return gate
 
 
 def keep_format(y: Tensor, x: Tensor) -> Tensor:
-    """``y`` in the dtype and the memory format of ``x``, whose shape it has."""
+    """Returns ``y`` in the dtype and the memory format of ``x``, which has the same shape."""
     y = y.to(x.dtype)
     if x.is_contiguous():
         return y.contiguous()
@@ -140,7 +146,7 @@ def keep_format(y: Tensor, x: Tensor) -> Tensor:
 
 
 def central_voxel(x: Tensor) -> Tensor:
-    """The flat index of the voxel in the middle of (B, C, *S), (1,)."""
+    """Returns the flat index of the central voxel of (B, C, *S), (1,)."""
     index = 0
     for size in x.shape[2:]:
         index = index * size + size // 2
@@ -148,5 +154,5 @@ def central_voxel(x: Tensor) -> Tensor:
 
 
 def to_channels_last(volume: _Volume) -> _Volume:
-    """A tensor (B, C, D, H, W) or a 3-D network with the channels innermost in memory."""
+    """Converts a tensor (B, C, D, H, W) or a 3-D network to channels-last memory format."""
     return volume.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # modules have it too

@@ -1,7 +1,7 @@
-"""The mechanisms, each in the file of its paper.
+"""The mechanisms, one file per paper.
 
-A file of this folder needs no line here: it registers its class by `register_attention`, and what it has in ``__all__``
-is public here and in `attn3d`.
+Every file in this folder is found automatically. It registers its class with `register_attention`, and the names in its
+``__all__`` become public here and in `attn3d`.
 """
 
 import importlib
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from attn3d.mechanisms.base import Mechanism as Mechanism
 
-if TYPE_CHECKING:  # the classes are found when this runs, of which a type checker knows nothing
+if TYPE_CHECKING:  # type checkers cannot see the names that are imported below
 
     def __getattr__(name: str) -> Any: ...
 

@@ -1,8 +1,8 @@
 """Attention gate: Oktay, Schlemper, Le Folgoc, et al., arXiv 1804.03999, equations 1 and 2.
 
-Deviations: the compact form is the one that is widely copied, without the stride and with norms, whose convolutions
-have no bias where a norm follows. The authors' code adds a convolution and a norm behind the product, and refuses axes
-that are shorter than the stride; here zeros are appended to axes that are no multiple of it.
+Deviations: the compact form is the widely used one, without the stride and with norms; a convolution that is followed
+by a norm has no bias. The authors' code adds a convolution and a norm after the product, and raises for axes that are
+shorter than the stride; here axes that are not a multiple of the stride are padded with zeros.
 """
 
 from collections.abc import Sequence
@@ -12,9 +12,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from attn3d.arguments import per_axis, positive_integer
+from attn3d.layers.blockwise import runs_eagerly
 from attn3d.layers.conv import convolution
 from attn3d.layers.gating import gate
 from attn3d.layers.norms import NormSpec, create_norm
+from attn3d.layers.recomputed import recomputed
 from attn3d.layers.spatial import resize_by_products, sizes_are_symbols, spatial_shape
 from attn3d.mechanisms.base import AUTO, Mechanism, hidden_width
 from attn3d.mechanisms.registry import register_attention
@@ -24,23 +26,24 @@ __all__ = ["AttentionGate"]
 
 @register_attention("attention_gate")
 class AttentionGate(Mechanism):
-    """A gate per voxel of a skip, from the skip and from a gating signal, the decoder's map that it meets.
+    """Gates every voxel of a skip connection, by the skip itself and by a gating signal from the decoder.
 
-    y = x * a, a = sigmoid(psi relu(W_x x + W_g g)), W_x: C -> h, with its kernel as its stride s, W_g: C_g -> h and
-    psi: h -> 1, 1 x 1; h = max(C // reduction, min(C, 4)). W_g g is resized to W_x x, and a to x, linearly.
+    y = x * a, a = sigmoid(psi relu(W_x x + W_g g)), where W_x: C -> h has stride and kernel size s, W_g: C_g -> h and
+    psi: h -> 1 are 1 x 1, and h = max(C // reduction, min(C, 4)). W_g g is resized to the grid of W_x x, and a to that
+    of x, by linear interpolation.
 
     Args:
         spatial_dims: 1, 2 or 3.
-        channels: C, of the skip.
-        gating_channels: C_g, of the signal; by default C.
-        reduction: C over the hidden width h.
-        stride: s, one or one per axis; "auto": 1 in the compact form, 2 in the paper's.
-        norm: spec of the norms behind W_x, W_g and psi; "auto": "batch" in the compact form, None in the paper's.
-            Where it is None, W_g and psi have biases.
+        channels: number of channels C of the skip.
+        gating_channels: number of channels C_g of the signal; C by default.
+        reduction: ratio of C to the hidden width h.
+        stride: s, one integer or one per axis; "auto": 1 in the compact form, 2 in the paper's.
+        norm: spec of the norms after W_x, W_g and psi; "auto": "batch" in the compact form, None in the paper's.
+            With None, W_g and psi have biases.
         variant: "compact" or "paper".
 
     Raises:
-        TypeError, ValueError: when an argument is of the wrong kind or out of range.
+        TypeError, ValueError: if an argument has the wrong type or is out of range.
 
     Shape:
         (B, C, *S), (B, C_g, *any) -> (B, C, *S). Parameters C h s^n + C_g h + h; without norms h + 1 more, with
@@ -53,7 +56,7 @@ class AttentionGate(Mechanism):
     """
 
     paper = "1804.03999"
-    summary = "the voxels of a skip, by the decoder's map"
+    summary = "voxels of a skip connection, by the decoder's map"
     takes_signal = True
 
     def __init__(
@@ -72,7 +75,7 @@ class AttentionGate(Mechanism):
         self.gating_channels = positive_integer("gating_channels", given)
         hidden = hidden_width(channels, reduction)
         self.stride = per_axis("stride", self.by_variant(stride, compact=1, paper=2), spatial_dims)
-        self.steps = list(self.stride)  # TorchScript takes no index into a tuple
+        self.steps = list(self.stride)  # TorchScript cannot index a tuple
         self.padding = [size for step in reversed(self.stride) for size in (0, step - 1)]
         norm = self.by_variant(norm, compact="batch", paper=None)
         conv, bias = convolution(spatial_dims), norm is None
@@ -84,30 +87,30 @@ class AttentionGate(Mechanism):
         self.score_norm = create_norm(norm, 1)
 
     def check_signal(self, x: Tensor, signal: Tensor | None) -> Tensor:
-        """The signal, if it goes with ``x``.
+        """Returns the signal.
 
         Raises:
-            TypeError: when there is none.
-            ValueError: when it has other dimensions, channels or samples than it should.
+            TypeError: if it is None.
+            ValueError: if its number of dimensions, channels or samples is wrong.
         """
         if signal is None:
             raise TypeError(
                 "`signal` is missing: an attention gate is called with a skip and its gating signal, gate(x, signal);"
-                " insertion gives it the decoder's map at skips, insert_attention(net, 'attention_gate', at='skip')"
+                " insert_attention(net, 'attention_gate', at='skip') passes the decoder's map as the signal"
             )
         if signal.dim() != x.dim():
-            raise ValueError(f"`signal` must have {x.dim()} dimensions as `x` has, got {signal.dim()}")
+            raise ValueError(f"`signal` must have {x.dim()} dimensions like `x`, got {signal.dim()}")
         if torch.jit.is_tracing():
             return signal
         if signal.shape[1] != self.gating_channels:
             raise ValueError(f"`signal` must have {self.gating_channels} channels, got {signal.shape[1]}")
         if signal.shape[0] != x.shape[0]:
-            raise ValueError(f"`signal` must have a batch of {x.shape[0]} as `x` has, got {signal.shape[0]}")
+            raise ValueError(f"`signal` must have a batch size of {x.shape[0]} like `x`, got {signal.shape[0]}")
         return signal
 
     def spatial_gate(self, x: Tensor, signal: Tensor) -> Tensor:
-        """sigmoid(psi relu(W_x x + W_g g)) on the grid of ``x``, (B, 1, *S)."""
-        # With zeros behind, the last voxels of an axis are seen too; of whole strides they change nothing.
+        """Returns sigmoid(psi relu(W_x x + W_g g)) on the grid of ``x``, (B, 1, *S)."""
+        # Zeros at the end, so that the last voxels of an axis that is not a multiple of the stride are used too.
         padded = functional.pad(x, self.padding) if self._is_cut(x) else x
         of_map = self.map_norm(self.of_map(padded))
         of_signal = self.signal_norm(self.of_signal(signal))
@@ -117,7 +120,7 @@ class AttentionGate(Mechanism):
         return resize_by_products(weights, spatial_shape(x)) if _differ(weights, x) else weights
 
     def _is_cut(self, x: Tensor) -> bool:
-        """Whether an axis may be no multiple of the stride."""
+        """Returns whether an axis may not be a multiple of the stride."""
         if sizes_are_symbols():
             return max(self.padding) > 0
         cut = False
@@ -129,15 +132,20 @@ class AttentionGate(Mechanism):
         """Gates (B, C, *S) by (B, C_g, *any)."""
         self.check_input(x)
         signal = self.check_signal(x, signal)
-        return gate(x, self.spatial_gate(x, signal))
+        return gate(x, self._recomputed(x, signal) if runs_eagerly(x) else self.spatial_gate(x, signal))
+
+    @torch.jit.unused
+    def _recomputed(self, x: Tensor, signal: Tensor) -> Tensor:
+        """The gate, keeping nothing of the hidden maps for backward."""
+        return recomputed(AttentionGate.spatial_gate, self, x, signal)
 
     def attention_weights(  # type: ignore[override]  # the signal comes second, as in forward
         self, x: Tensor, signal: Tensor | None = None, queries: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """The gate as "spatial"."""
+        """Returns the gate as "spatial"."""
         return {"spatial": self.spatial_gate(x, self.check_signal(x, signal))}
 
 
 def _differ(x: Tensor, y: Tensor) -> bool:
-    """Whether two maps may have different sizes; in a capture, always."""
+    """Returns whether two maps may have different spatial sizes; always true in a capture."""
     return sizes_are_symbols() or x.shape[2:] != y.shape[2:]

@@ -1,8 +1,8 @@
 """Bottleneck attention: Park, Woo, Lee, Kweon, arXiv 1807.06514, equations 1 to 5.
 
-Deviations: the compact form replaces the dilated bottleneck by one convolution of the map mean_c + max_c,
-and gates by sigmoid alone where the paper has 1 + sigmoid. The authors' code multiplies the two maps where
-the paper adds them: ``combine``.
+Deviations: the compact form replaces the dilated bottleneck by one convolution of the map mean_c + max_c, and gates by
+the sigmoid where the paper has 1 + sigmoid. The authors' code multiplies the two maps where the paper adds them, see
+``combine``.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ __all__ = ["BAM"]
 
 @register_attention("bam")
 class BAM(Mechanism):
-    """One gate per voxel and channel, from a map of channels and a map of voxels.
+    """Gates every voxel and channel, by a channel map and a spatial map that are added.
 
     compact: y = x * sigmoid(Mc + Ms), Mc = W2 relu(W1 mean(x)), Ms = norm(conv_k(mean_c(x) + max_c(x)));
     paper: y = x * (1 + sigmoid(Mc + Ms)), Mc = W2 relu(norm(W1 mean(x))), Ms = conv_1 f(f(g(x))) with
@@ -32,17 +32,17 @@ class BAM(Mechanism):
 
     Args:
         spatial_dims: 1, 2 or 3.
-        channels: C.
-        reduction: C over the hidden width h, which is at least min(C, 4).
-        kernel_size: k, odd, one or one per axis; "auto": 7 in the compact form, 3 in the paper's.
-        dilation: of the convolutions with kernel k, one or one per axis; "auto": 1 in the compact form, 4 in
-            the paper's.
-        combine: "sum" as in the paper or "product" as in the authors' code.
+        channels: number of channels C.
+        reduction: ratio of C to the hidden width h, which is at least min(C, 4).
+        kernel_size: k, odd, one integer or one per axis; "auto": 7 in the compact form, 3 in the paper's.
+        dilation: dilation of the convolutions with kernel k, one integer or one per axis; "auto": 1 in the compact
+            form, 4 in the paper's.
+        combine: how the maps are combined, "sum" as in the paper or "product" as in the authors' code.
         norm: spec of the norms.
         variant: "compact" or "paper".
 
     Raises:
-        TypeError, ValueError: when an argument is of the wrong kind or out of range.
+        TypeError, ValueError: if an argument has the wrong type or is out of range.
 
     Shape:
         (B, C, *S) -> (B, C, *S). Parameters 2 C h + k^n + 2; in the paper's form
@@ -54,7 +54,7 @@ class BAM(Mechanism):
     """
 
     paper = "1807.06514"
-    summary = "channels and voxels at once"
+    summary = "channels and voxels jointly"
 
     def __init__(
         self,
@@ -98,11 +98,11 @@ class BAM(Mechanism):
         )  # fmt: skip
 
     def channel_map(self, x: Tensor) -> Tensor:
-        """Mc, (B, C, 1, ..)."""
+        """Returns Mc, (B, C, 1, ..)."""
         return broadcast_gate(self.channel_branch(mean(x, axes(x))), x)
 
     def spatial_map(self, x: Tensor) -> Tensor:
-        """Ms, (B, 1, *S)."""
+        """Returns Ms, (B, 1, *S)."""
         if self.variant == "compact":
             average, largest = mean_and_maximum(x, [1])
             return self.spatial_branch(average + largest)
@@ -115,5 +115,5 @@ class BAM(Mechanism):
         return joint_gate(x, self.channel_map(x), self.spatial_map(x), self.combine == "product", offset)
 
     def attention_weights(self, x: Tensor, queries: Tensor | None = None) -> dict[str, Tensor]:
-        """Both maps through a sigmoid each, as "channel" and "spatial": what either would gate alone."""
+        """Returns sigmoid(Mc) as "channel" and sigmoid(Ms) as "spatial"."""
         return {"channel": torch.sigmoid(self.channel_map(x)), "spatial": torch.sigmoid(self.spatial_map(x))}

@@ -1,4 +1,4 @@
-"""What the mechanisms share: their constructor's first words, the check of their input, their weights."""
+"""The base class of the mechanisms: common constructor arguments, checks of the input and attention weights."""
 
 from typing import Any
 
@@ -10,40 +10,41 @@ from attn3d.capture import is_captured
 from attn3d.layers.spatial import check_spatial_dims, is_proxy
 
 AUTO = "auto"
-_LEAST = 4  # hidden units of a squeeze: a single one, switched off by its rectifier, leaves a constant gate
+_LEAST = 4  # hidden units of a squeeze: with a single unit that its relu switches off, the gate would be constant
 
 
 def hidden_width(channels: int, reduction: int) -> int:
-    """The hidden width of a squeeze, max(C // reduction, min(C, 4)).
+    """Returns the hidden width of a squeeze, max(C // reduction, min(C, 4)).
 
     Args:
-        channels: C.
-        reduction: C over the hidden width.
+        channels: number of channels C.
+        reduction: ratio of C to the hidden width.
 
     Raises:
-        TypeError: when ``reduction`` is no integer.
-        ValueError: when it is below 1.
+        TypeError: if ``reduction`` is not an integer.
+        ValueError: if it is below 1.
     """
     return max(channels // positive_integer("reduction", reduction), min(channels, _LEAST))
 
 
 class Mechanism(nn.Module):
-    """An attention module (B, C, *S) -> (B, C, *S) for 1, 2 or 3 spatial axes.
+    """Base class of the attention modules (B, C, *S) -> (B, C, *S) for 1, 2 or 3 spatial axes.
 
     Args:
-        spatial_dims: the number of spatial axes, 1, 2 or 3.
-        channels: C.
-        variant: "compact", the lean form, or "paper", the form that was published.
+        spatial_dims: number of spatial axes, 1, 2 or 3.
+        channels: number of channels C.
+        variant: "compact", the lean form, or "paper", the published form.
 
     Raises:
-        TypeError: when ``channels`` is no integer.
-        ValueError: when ``spatial_dims``, ``channels`` or ``variant`` is out of range.
+        TypeError: if ``channels`` is not an integer.
+        ValueError: if ``spatial_dims``, ``channels`` or ``variant`` is out of range.
 
     Attributes:
-        paper: the arXiv number of the paper, or the address of one that is not there.
+        paper: arXiv number of the paper, or its URL if it is not on arXiv.
         summary: what the mechanism weighs, in a few words for tables.
-        averages_space: whether all it weighs comes of means over space, which behind an instance norm are its bias.
-        identity_at_start: whether the module returns its input until it is trained.
+        averages_space: whether the weights depend only on means over space. After an instance norm these means are
+            the norm's bias, so the weights would be constant.
+        identity_at_start: whether the module returns its input before training.
     """
 
     paper = ""
@@ -58,22 +59,22 @@ class Mechanism(nn.Module):
         self.identity_at_start = False
 
     def by_variant(self, value: Any, *, compact: Any, paper: Any) -> Any:
-        """``value``, or what the variant has where it is "auto"."""
+        """Returns ``value``, or the default of the variant if ``value`` is "auto"."""
         if isinstance(value, str) and value == AUTO:
             return compact if self.variant == "compact" else paper
         return value
 
     def check_input(self, x: Tensor) -> None:
-        """Refuses what is not (B, C, *S) with at least one voxel.
+        """Checks that ``x`` is (B, C, *S) with at least one voxel.
 
         Raises:
-            ValueError: naming the shape that is expected and the one that came.
-            TypeError: under torch.fx, which cannot follow sizes.
+            ValueError: if the shape is wrong; the message gives the expected one.
+            TypeError: under torch.fx, which does not support sizes.
         """
         if is_proxy(x):
             raise TypeError(
-                "torch.fx cannot trace attention, which asks for sizes: give a torch.fx.Tracer whose is_leaf_module"
-                " says so of it, or use torch.export, torch.compile or torch.jit.trace"
+                "torch.fx cannot trace attention, which uses sizes: pass a torch.fx.Tracer whose is_leaf_module"
+                " returns True for it, or use torch.export, torch.compile or torch.jit.trace"
             )
         expected = self.spatial_dims + 2
         if x.dim() != expected:
@@ -81,7 +82,7 @@ class Mechanism(nn.Module):
                 f"`x` must have {expected} dimensions (batch, channels, {self.spatial_dims} spatial), got {x.dim()}"
             )
         if torch.jit.is_tracing():
-            return  # a trace has sizes that cannot be asked without freezing them
+            return  # comparing sizes during a trace would make them constants
         if x.shape[1] != self.channels:
             raise ValueError(f"`x` must have {self.channels} channels, got {x.shape[1]}")
         for size in x.shape[2:]:
@@ -89,11 +90,11 @@ class Mechanism(nn.Module):
                 raise ValueError("`x` must have at least one voxel along every axis, got an axis of size 0")
 
     def read_key_mask(self, key_mask: Tensor, x: Tensor) -> Tensor:
-        """(B, *S) as (B, N).
+        """Returns a key mask (B, *S) as (B, N).
 
         Raises:
-            TypeError: when it is not boolean.
-            ValueError: when it is not a value for every voxel of ``x``.
+            TypeError: if it is not boolean.
+            ValueError: if it does not have the batch and spatial sizes of ``x``.
         """
         if key_mask.dtype != torch.bool:
             raise TypeError(f"`key_mask` must be boolean, true where a voxel may be seen, got {key_mask.dtype}")
@@ -103,37 +104,38 @@ class Mechanism(nn.Module):
         return key_mask.flatten(1)
 
     def attention_weights(self, x: Tensor, queries: Tensor | None = None) -> dict[str, Tensor]:
-        """What a forward pass over ``x`` would weigh its voxels and channels with; computed when asked.
+        """Computes the weights that a forward pass over ``x`` applies.
 
-        Ask in evaluation mode: in training, batch norms would count ``x`` once more.
+        Call it in evaluation mode: in training mode, batch norms would update their statistics with ``x``.
 
         Args:
             x: (B, C, *S).
-            queries: for mechanisms in which every voxel has weights of its own, the flat indices of those
-                asked for, (Q,); by default the central voxel.
+            queries: flat indices of the voxels whose weights are returned, (Q,), for mechanisms in which every voxel
+                has its own weights; the central voxel by default.
 
         Returns:
-            by name: "channel" (B, C, 1, ..), "spatial" (B, 1, *S), "gate" (B, C, *S), "axis0" .. (B, C, .., S_a, ..),
-            "branch" (B, M, C, 1, ..), "query" (B, heads, Q, *S of the keys), "affinity" (B, C, C).
+            a dictionary with some of "channel" (B, C, 1, ..), "spatial" (B, 1, *S), "gate" (B, C, *S),
+            "axis0", .. (B, C, .., S_a, ..), "branch" (B, M, C, 1, ..), "query" (B, heads, Q, *S of the keys) and
+            "affinity" (B, C, C).
         """
         raise NotImplementedError
 
     def extra_repr(self) -> str:
-        """The first words of the constructor."""
+        """Returns the common constructor arguments."""
         return f"spatial_dims={self.spatial_dims}, channels={self.channels}, variant={self.variant!r}"
 
 
 def read_heads(num_heads: int | None, channels: int, least: int = 1) -> int:
-    """How many heads there are: by default the largest divisor of the channels that is not above 8.
+    """Returns the number of heads, by default the largest divisor of the channels up to 8.
 
     Args:
-        num_heads: a divisor of the channels, or None.
-        channels: C.
-        least: channels that a head is left with by default, where there are so many.
+        num_heads: a divisor of the channels, or None for the default.
+        channels: number of channels C.
+        least: the smallest number of channels per head for the default, if C has as many.
 
     Raises:
-        TypeError: when ``num_heads`` is no integer.
-        ValueError: when it does not divide the channels, naming those that do.
+        TypeError: if ``num_heads`` is not an integer.
+        ValueError: if it does not divide the channels; the message lists the divisors.
     """
     divisors = [heads for heads in range(1, channels + 1) if channels % heads == 0]
     if num_heads is None:

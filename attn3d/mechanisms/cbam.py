@@ -1,7 +1,7 @@
 """Convolutional block attention: Woo, Park, Lee, Kweon, arXiv 1807.06521, equations 1 to 3.
 
-Deviations: the compact form has no biases and no norm, and its spatial convolution sees [mean, max]; the
-authors' code has biases in the MLP, the order [max, mean], and a batch norm that starts with weight 0.
+Deviations: the compact form has no biases and no norm, and its spatial convolution takes [mean, max]. The authors' code
+has biases in the MLP, the order [max, mean], and a batch norm that starts with weight 0.
 """
 
 from collections.abc import Sequence
@@ -23,25 +23,24 @@ __all__ = ["CBAM"]
 
 @register_attention("cbam")
 class CBAM(Mechanism):
-    """A gate per channel, then a gate per voxel of what the first has left.
+    """Gates every channel, then every voxel of the result.
 
     x1 = x * sigmoid(MLP(mean(x)) + MLP(max(x))), MLP = W2 relu(W1 .), W1: C -> h, h = max(C // reduction, min(C, 4));
     y = x1 * sigmoid(norm(conv_k([mean_c(x1); max_c(x1)]))).
 
     Args:
         spatial_dims: 1, 2 or 3.
-        channels: C.
-        reduction: C over the hidden width h, which is at least min(C, 4).
-        kernel_size: k, odd, one or one per axis: (3, 7, 7) suits thick slices.
-        bias: whether the MLP has biases; "auto": not in the compact form, yes in the paper's.
-        norm: spec of the norm after the convolution; "auto": None in the compact form, "batch" in the paper.
-            Where the paper's form has a norm with a weight, it starts at 0: a gate of 1/2 everywhere.
-        order: of the two maps, ("mean", "max") or ("max", "mean"); "auto": the first in the compact form, the
-            second in the paper's.
+        channels: number of channels C.
+        reduction: ratio of C to the hidden width h, which is at least min(C, 4).
+        kernel_size: k, odd, one integer or one per axis: (3, 7, 7) suits thick slices.
+        bias: whether the MLP has biases; "auto": False in the compact form, True in the paper's.
+        norm: spec of the norm after the convolution; "auto": None in the compact form, "batch" in the paper's.
+            In the paper's form, the weight of the norm starts at 0, so that the gate is 1/2 everywhere.
+        order: order of the two maps; "auto": ("mean", "max") in the compact form, ("max", "mean") in the paper's.
         variant: "compact" or "paper".
 
     Raises:
-        TypeError, ValueError: when an argument is of the wrong kind or out of range.
+        TypeError, ValueError: if an argument has the wrong type or is out of range.
 
     Shape:
         (B, C, *S) -> (B, C, *S). Parameters 2 C h + 2 k^n; in the paper's form C + h + 2 more.
@@ -85,14 +84,14 @@ class CBAM(Mechanism):
             nn.init.zeros_(weight)
 
     def channel_gate(self, x: Tensor) -> Tensor:
-        """sigmoid(MLP(mean(x)) + MLP(max(x))), (B, C, 1, ..)."""
+        """Returns sigmoid(MLP(mean(x)) + MLP(max(x))), (B, C, 1, ..)."""
         mean, largest = mean_and_maximum(x, axes(x))
         of_mean = self.excite(torch.relu(self.squeeze(mean.flatten(1))))
         of_largest = self.excite(torch.relu(self.squeeze(largest.flatten(1))))
         return broadcast_gate(torch.sigmoid(of_mean + of_largest), x)
 
     def spatial_gate(self, x: Tensor, channel_gate: Tensor) -> Tensor:
-        """The gate per voxel of x * channel_gate, (B, 1, *S)."""
+        """Returns the gate per voxel of x * channel_gate, (B, 1, *S)."""
         mean, largest = mean_and_maximum(x, [1], channel_gate)
         maps = torch.cat([mean, largest] if self.mean_first else [largest, mean], 1)
         return torch.sigmoid(self.norm(self.convolution(maps)))
@@ -104,6 +103,6 @@ class CBAM(Mechanism):
         return gate(x, channel, self.spatial_gate(x, channel))
 
     def attention_weights(self, x: Tensor, queries: Tensor | None = None) -> dict[str, Tensor]:
-        """The gates as "channel" and "spatial"."""
+        """Returns the gates as "channel" and "spatial"."""
         channel = self.channel_gate(x)
         return {"channel": channel, "spatial": self.spatial_gate(x, channel)}

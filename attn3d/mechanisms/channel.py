@@ -1,11 +1,11 @@
 """Channel self-attention: El-Nouby et al., arXiv 2106.09681 (XCA), equation 3; Zamir et al., arXiv 2111.09881 (MDTA).
 
-With a second half over pooled voxels it is the paired attention of UNETR++: Shaker et al., arXiv 2212.04497.
+Together with attention over pooled voxels it is the paired attention of UNETR++: Shaker et al., arXiv 2212.04497.
 
 Deviations: MDTA's depthwise convolution of q, k and v is left out, as in XCA. UNETR++ pools keys and values by a learnt
-matrix, which is tied to one number of voxels: here they are means of blocks. In its authors' code the half over voxels
-permutes axes such that the values of one voxel end up in others, and its queries are normalised along the voxels, so
-that its scores shrink as the volume grows: here that half is softmax(q k^T / sqrt(d)) v.
+matrix, which requires a fixed number of voxels; here they are means of blocks. In the authors' code, the spatial half
+permutes axes so that the values of a voxel are written to other voxels, and it normalises queries over the voxels, so
+that its scores shrink as the volume grows; here the spatial half is softmax(q k^T / sqrt(d)) v.
 """
 
 from collections.abc import Sequence
@@ -33,19 +33,20 @@ __all__ = ["ChannelSelfAttention", "PairedAttention"]
 
 @register_attention("channel")
 class ChannelSelfAttention(Mechanism):
-    """Multi-head attention of the channels of a map to each other, linear in the number of voxels.
+    """Multi-head attention between channels. Its cost is linear in the number of voxels.
 
     q, k, v = split(W x + b), W: C -> 3 C; y = W_o [v_h softmax(tau_h q_h^T k_h)^T over heads h] + b_o. The channels of
-    q and k have unit length along the voxels; tau_h is learnt and 1 at start. No residual: y replaces x.
+    q and k have unit length over the voxels; tau_h is learnt and starts at 1. There is no residual connection.
 
     Args:
         spatial_dims: 1, 2 or 3.
-        channels: C.
-        num_heads: H, a divisor of C; by default the largest that is not above 8 and leaves a head two channels.
-        variant: "compact" or "paper"; both are the same.
+        channels: number of channels C.
+        num_heads: number of heads H, a divisor of C; by default the largest up to 8 with at least two channels per
+            head.
+        variant: "compact" or "paper"; both are identical.
 
     Raises:
-        TypeError, ValueError: when an argument is of the wrong kind or out of range.
+        TypeError, ValueError: if an argument has the wrong type or is out of range.
 
     Shape:
         (B, C, *S) -> (B, C, *S). Parameters 4 C^2 + 4 C + H.
@@ -56,7 +57,7 @@ class ChannelSelfAttention(Mechanism):
     """
 
     paper = "2106.09681"
-    summary = "channels, for each channel and head anew"
+    summary = "channels, separately for each channel and head"
 
     def __init__(
         self, spatial_dims: int, channels: int, *, num_heads: int | None = None, variant: str = "compact"
@@ -68,57 +69,59 @@ class ChannelSelfAttention(Mechanism):
         self.out = nn.Linear(channels, channels)
 
     def heads(self, x: Tensor) -> list[Tensor]:
-        """What the projection makes of the voxels, each (B, H, N, C / H)."""
+        """Returns the projections of the voxels, each (B, H, N, C / H)."""
         return [split_heads(part, self.num_heads) for part in self.qkv(to_tokens(x)).split(self.channels, 2)]
 
     def attend(self, heads: list[Tensor], shape: list[int], key_mask: Tensor | None) -> Tensor:
-        """What is made of the heads, (B, N, C)."""
+        """Attends and returns the joined heads, (B, N, C)."""
         q, k, v = heads
         return self.out(join_heads(self.attention(q, k, v, key_mask)))
 
     def forward(self, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
-        """Attends over (B, C, *S), comparing channels by the voxels at which ``key_mask`` (B, *S) is true."""
+        """Attends over the channels of (B, C, *S), comparing them at the voxels where ``key_mask`` (B, *S) is true."""
         self.check_input(x)
         mask, shape = None if key_mask is None else self.read_key_mask(key_mask, x), spatial_shape(x)
         y = keep_format(to_volume(self.attend(self.heads(x), shape, mask), shape), x)
-        return y if type(x) is Tensor else y.view_as(x)  # of a subclass such as MetaTensor, with what it says
+        return y if type(x) is Tensor else y.view_as(x)  # keeps subclasses such as MetaTensor, with metadata
 
     def attention_weights(
         self, x: Tensor, queries: Tensor | None = None, key_mask: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Weights of channels for channels as "affinity", (B, C, C); 0 between channels of different heads."""
+        """Returns the weights between channels as "affinity", (B, C, C); 0 between channels of different heads."""
         q, k, *_ = self.heads(x)
         mask = None if key_mask is None else self.read_key_mask(key_mask, x)
         heads = self.attention.affinity(q, k, mask)
         own = torch.eye(self.num_heads, dtype=heads.dtype, device=heads.device)
-        # (B, H, d, H, d), in which heads meet themselves alone
+        # (B, H, d, H, d), zero between different heads
         blocks = heads.unsqueeze(3) * own[None, :, None, :, None]
         return {"affinity": blocks.flatten(3, 4).flatten(1, 2)}
 
 
 @register_attention("paired")
 class PairedAttention(ChannelSelfAttention):
-    """Attention of channels to channels beside attention of voxels to pooled voxels, with queries and keys in common.
+    """Attention between channels and attention from voxels to pooled voxels, with shared queries and keys.
 
-    q, k, v_c, v_s = split(W x), W: C -> 4 C without bias; y = [W_c c + b_c; W_s s + b_s], half of the channels
-    each, the larger half first. c is what `ChannelSelfAttention` makes of the heads of q, k and v_c, and
-    s = softmax(q (P k)^T / sqrt(C / H)) P v_s of every head, P the pattern's means over blocks of voxels. No residual.
+    q, k, v_c, v_s = split(W x), W: C -> 4 C without bias; y = [W_c c + b_c; W_s s + b_s], with half of the channels
+    each, the larger half first. c is the attention of `ChannelSelfAttention` over q, k and v_c, and
+    s = softmax(q (P k)^T / sqrt(C / H)) P v_s for every head, where P takes means over the blocks of the pattern. There
+    is no residual connection.
 
     Args:
         spatial_dims: 1, 2 or 3.
-        channels: C; a single one has no second half.
-        num_heads: H, a divisor of C; by default the largest that is not above 8 and leaves a head two channels.
-        pattern: which voxels see which in s: a pattern, its name or ``(name, {options})``; by default the means of
+        channels: number of channels C; with a single channel there is no s.
+        num_heads: number of heads H, a divisor of C; by default the largest up to 8 with at least two channels per
+            head.
+        pattern: which voxels see which in s: a pattern, its name or ``(name, {options})``; by default means over
             blocks of 4 voxels along every axis.
         backend: how s is computed, see `attn3d.attend`.
-        memory_budget: bytes that s may take, see `attn3d.attend`.
-        variant: "compact" or "paper"; both are the same.
+        memory_budget: bytes that s may use, see `attn3d.attend`.
+        variant: "compact" or "paper"; both are identical.
 
     Raises:
-        TypeError, ValueError: when an argument is of the wrong kind or out of range.
+        TypeError, ValueError: if an argument has the wrong type or is out of range.
 
     Shape:
-        (B, C, *S) -> (B, C, *S). Parameters 5 C^2 + C + H, whatever the number of voxels.
+        (B, C, *S) -> (B, C, *S). Parameters 5 C^2 + C + H, independent of the number of voxels.
 
     Examples:
         >>> PairedAttention(3, 64)(torch.randn(1, 64, 8, 16, 16)).shape
@@ -126,7 +129,7 @@ class PairedAttention(ChannelSelfAttention):
     """
 
     paper = "2212.04497"
-    summary = "channels and voxels, for each and head anew"
+    summary = "channels and voxels, separately for each head"
 
     def __init__(
         self,
@@ -148,18 +151,18 @@ class PairedAttention(ChannelSelfAttention):
         self.spatial_out = nn.Linear(channels, channels // 2) if channels > 1 else None
 
     def attend(self, heads: list[Tensor], shape: list[int], key_mask: Tensor | None) -> Tensor:
-        """Both halves, (B, N, C)."""
-        q, k, v, of_voxels = heads
-        over_channels = super().attend([q, k, v], shape, key_mask)
+        """Attends and returns both halves, (B, N, C)."""
+        q, k, channel_v, spatial_v = heads
+        over_channels = super().attend([q, k, channel_v], shape, key_mask)
         if self.spatial_out is None:
             return over_channels
-        over_voxels = join_heads(self.spatial(q, k, of_voxels, shape, key_mask))
+        over_voxels = join_heads(self.spatial(q, k, spatial_v, shape, key_mask))
         return torch.cat([over_channels, self.spatial_out(over_voxels)], 2)
 
     def attention_weights(
         self, x: Tensor, queries: Tensor | None = None, key_mask: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Weights of channels as "affinity", and the rows of the chosen voxels as "query", (B, H, Q, *S)."""
+        """Returns the channel weights as "affinity" and the rows of the chosen voxels as "query", (B, H, Q, *S)."""
         q, k, *_ = self.heads(x)
         chosen = central_voxel(x) if queries is None else queries
         mask = None if key_mask is None else self.read_key_mask(key_mask, x)

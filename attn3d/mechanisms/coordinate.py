@@ -1,7 +1,7 @@
 """Coordinate attention: Hou, Zhou, Feng, arXiv 2103.02907, equations 4 to 8.
 
-Deviations: the paper is 2-D; here each of n axes has a profile and a gate of its own, the middle layer shared
-by all. The compact form has relu where the authors' code has hard-swish.
+Deviations: the paper is 2-D; here each of n axes has its own profile and gate, with a shared middle layer. The compact
+form has relu where the authors' code has hard-swish.
 """
 
 import torch
@@ -22,23 +22,23 @@ __all__ = ["CoordinateAttention"]
 
 @register_attention("coord")
 class CoordinateAttention(Mechanism):
-    """A gate per channel and position along each axis: where, and not only what.
+    """Gates every channel and position along each axis.
 
-    For every axis a the profile z_a is the mean over the other axes, (B, C, S_a). The profiles, end to end,
-    go through act(norm(W z + b)), W: C -> m, m = max(min_channels, C // reduction); then apart again,
-    g_a = sigmoid(W_a . + b_a), W_a: m -> C; y = x * g_1 * .. * g_n.
+    For every axis a, the profile z_a is the mean over the other axes, (B, C, S_a). The profiles are concatenated to z,
+    h = act(norm(W z + b)), W: C -> m, m = max(min_channels, C // reduction), and split again into h_a;
+    g_a = sigmoid(W_a h_a + b_a), W_a: m -> C; y = x * g_1 * .. * g_n.
 
     Args:
         spatial_dims: 1, 2 or 3.
-        channels: C.
-        reduction: C over the middle width m.
-        min_channels: the least m.
-        activation: "relu" or "hardswish"; "auto": the first in the compact form, the second in the paper's.
+        channels: number of channels C.
+        reduction: ratio of C to the middle width m.
+        min_channels: the smallest m.
+        activation: "relu" or "hardswish"; "auto": "relu" in the compact form, "hardswish" in the paper's.
         norm: spec of the norm.
         variant: "compact" or "paper".
 
     Raises:
-        TypeError, ValueError: when an argument is of the wrong kind or out of range.
+        TypeError, ValueError: if an argument has the wrong type or is out of range.
 
     Shape:
         (B, C, *S) -> (B, C, *S). Parameters C m + 3 m + n (m C + C).
@@ -49,7 +49,7 @@ class CoordinateAttention(Mechanism):
     """
 
     paper = "2103.02907"
-    summary = "channels, by their place along every axis"
+    summary = "channels, by position along every axis"
 
     def __init__(
         self,
@@ -75,12 +75,12 @@ class CoordinateAttention(Mechanism):
         self.per_axis = nn.ModuleList(line(middle, channels, 1) for _ in range(spatial_dims))
 
     def axis_gates(self, x: Tensor) -> list[Tensor]:
-        """g_a for every axis, (B, C, .., S_a, ..) with 1 along the others."""
+        """Returns g_a for every axis, (B, C, .., S_a, ..) with 1 along the other axes."""
         profiles = []
         for axis in axes(x):
             others = axes(x)
             others.remove(axis)
-            # A mean over no axis would be one over all of them.
+            # A mean over an empty list of axes would be over all of them.
             profiles.append(mean(x, others) if len(others) > 0 else x)
         hidden = self.norm(self.shared(torch.cat(profiles, 2)))
         hidden = torch.relu(hidden) if self.activation == "relu" else functional.hardswish(hidden)
@@ -99,13 +99,13 @@ class CoordinateAttention(Mechanism):
         """Gates (B, C, *S)."""
         self.check_input(x)
         gates = self.axis_gates(x)
-        # Together, all but the last have the size of the map over that of its last axis, which is little.
+        # The product of all but the last gate is small: it has size 1 along the last axis.
         first = gates[0]
         for index in range(1, len(gates) - 1):
             first = first * gates[index]
-        first = keep_format(first, x)  # mixed formats cost a multiple in time
+        first = keep_format(first, x)  # mixed memory formats are several times slower
         return gate(x, first, gates[-1] if len(gates) > 1 else None)
 
     def attention_weights(self, x: Tensor, queries: Tensor | None = None) -> dict[str, Tensor]:
-        """The gates as "axis0", "axis1", .."""
+        """Returns the gates as "axis0", "axis1", .."""
         return {f"axis{index}": profile for index, profile in enumerate(self.axis_gates(x))}

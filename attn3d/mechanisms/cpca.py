@@ -1,7 +1,7 @@
 """Channel prior convolutional attention: Huang, Chen, Zou, Lu, Chen, arXiv 2306.05196.
 
-Deviation: the paper is 2-D. As in the authors' code one pointwise layer serves in three places, and the channel gate is
-the sum of two sigmoids, in (0, 2).
+Deviation: the paper is 2-D. As in the authors' code, one pointwise layer is used in three places, and the channel gate
+is the sum of two sigmoids, in (0, 2).
 """
 
 import torch
@@ -22,20 +22,21 @@ _STRIPS = (7, 11, 21)
 
 @register_attention("cpca")
 class CPCA(Mechanism):
-    """A gate per channel, then a weight per channel and voxel from depthwise kernels of several lengths.
+    """Gates every channel, then weighs every channel and voxel by depthwise strip convolutions of several lengths.
 
     x1 = gelu(W x); x2 = x1 * (sigmoid(MLP(mean(x1))) + sigmoid(MLP(max(x1)))), MLP = W2 relu(W1 .), W1: C -> h,
-    h = max(C // reduction, min(C, 4)), with biases; s = dw_5(x2), t = s + sum_k strips_k(s), k = 7, 11, 21, strips_k a
-    depthwise kernel of k along every axis, the last axis first; y = W((W t) * x2). W: C -> C is one layer.
+    h = max(C // reduction, min(C, 4)), with biases; s = dw_5(x2), t = s + sum_k strips_k(s), k = 7, 11, 21, where
+    strips_k are depthwise convolutions with kernel size k along one axis after the other, the last axis first;
+    y = W((W t) * x2). All W: C -> C are the same layer.
 
     Args:
         spatial_dims: 1, 2 or 3.
-        channels: C.
-        reduction: C over the hidden width h, which is at least min(C, 4).
-        variant: "compact" or "paper"; both are the same.
+        channels: number of channels C.
+        reduction: ratio of C to the hidden width h, which is at least min(C, 4).
+        variant: "compact" or "paper"; both are identical.
 
     Raises:
-        TypeError, ValueError: when an argument is of the wrong kind or out of range.
+        TypeError, ValueError: if an argument has the wrong type or is out of range.
 
     Shape:
         (B, C, *S) -> (B, C, *S). Parameters C^2 + C + 2 C h + C + h + C (5^n + 1) + 42 n C.
@@ -46,7 +47,7 @@ class CPCA(Mechanism):
     """
 
     paper = "2306.05196"
-    summary = "channels, then channels and voxels by strips of several lengths"
+    summary = "channels, then channels and voxels by strip convolutions"
 
     def __init__(self, spatial_dims: int, channels: int, *, reduction: int = 4, variant: str = "compact") -> None:
         super().__init__(spatial_dims, channels, variant)
@@ -61,14 +62,14 @@ class CPCA(Mechanism):
             self.strips.append(nn.Sequential(*(depthwise(channels, line) for line in lines)))
 
     def channel_gate(self, x: Tensor) -> Tensor:
-        """sigmoid(MLP(mean(x))) + sigmoid(MLP(max(x))), (B, C, 1, ..)."""
+        """Returns sigmoid(MLP(mean(x))) + sigmoid(MLP(max(x))), (B, C, 1, ..)."""
         mean, largest = mean_and_maximum(x, axes(x))
         of_mean = self.excite(torch.relu(self.squeeze(mean.flatten(1))))
         of_largest = self.excite(torch.relu(self.squeeze(largest.flatten(1))))
         return broadcast_gate(torch.sigmoid(of_mean) + torch.sigmoid(of_largest), x)
 
     def spatial_weights(self, x: Tensor) -> Tensor:
-        """W t, (B, C, *S)."""
+        """Returns W t, (B, C, *S)."""
         local = self.local(x)
         total = local
         for strip in self.strips:
@@ -83,7 +84,7 @@ class CPCA(Mechanism):
         return keep_format(self.pointwise(gate(inner, self.spatial_weights(inner))), x)
 
     def attention_weights(self, x: Tensor, queries: Tensor | None = None) -> dict[str, Tensor]:
-        """The gate of the channels as "channel", in (0, 2), and W t as "gate", which may be negative."""
+        """Returns the channel gate as "channel", in (0, 2), and W t as "gate", which may be negative."""
         inner = functional.gelu(self.pointwise(x))
         channel = self.channel_gate(inner)
         return {"channel": channel, "gate": self.spatial_weights(inner * channel)}

@@ -1,9 +1,9 @@
 """Dual attention: Fu, Liu, Tian, Li, Bao, Fang, Lu, arXiv 1809.02983, equations 1 to 4.
 
-Deviations: `DualAttention` adds both branches to the same input, without the convolutions around them; the
-published segmentation head, with them, is `DualAttentionHead`. The authors' code takes the channel energy
-from the maximum of its row, which turns the softmax round: ``channel_energy="official"``. The energy of the
-channels is a sum over all N voxels, so ``scale`` can divide it by N or sqrt(N).
+Deviations: `DualAttention` adds both branches to the same input, without the convolutions around them; the published
+segmentation head with these convolutions is `DualAttentionHead`. The authors' code subtracts the channel energy from
+the maximum of its row, which reverses the order of the weights: ``channel_energy="official"``. The channel energy is a
+sum over all N voxels, so ``scale`` can divide it by N or sqrt(N).
 """
 
 from collections.abc import Sequence
@@ -24,22 +24,22 @@ __all__ = ["ChannelAttention", "DualAttention", "DualAttentionHead", "PositionAt
 
 
 class PositionAttention(Mechanism):
-    """Adds to every voxel a weighted sum of the voxels that are similar to it.
+    """Adds to every voxel a sum over all voxels, weighted by their similarity to it.
 
     y = x + alpha P, P = softmax(q k^T) v over the voxels, unscaled, q, k: C -> max(1, C // reduction),
     v: C -> C, with biases; alpha is learnt and starts at 0.
 
     Args:
         spatial_dims: 1, 2 or 3.
-        channels: C.
-        reduction: C over the width of q and k.
+        channels: number of channels C.
+        reduction: ratio of C to the width of q and k.
         pattern: which voxels see which: a pattern such as ``attn3d.Window(8)``, its name or ``(name, {options})``.
-        backend: how it is computed, see `attn3d.attend`.
-        memory_budget: bytes that the attention may take, see `attn3d.attend`.
-        variant: "compact" or "paper"; both are the same.
+        backend: how attention is computed, see `attn3d.attend`.
+        memory_budget: bytes that attention may use, see `attn3d.attend`.
+        variant: "compact" or "paper"; both are identical.
 
     Raises:
-        TypeError, ValueError: when an argument is of the wrong kind or out of range.
+        TypeError, ValueError: if an argument has the wrong type or is out of range.
 
     Shape:
         (B, C, *S) -> (B, C, *S). Parameters 2 (C C' + C') + C^2 + C + 1, C' the width of q and k.
@@ -68,7 +68,7 @@ class PositionAttention(Mechanism):
         )
 
     def context(self, x: Tensor) -> Tensor:
-        """P, (B, C, *S)."""
+        """Returns P, (B, C, *S)."""
         tokens = to_tokens(x)
         q, k, v = (layer(tokens).unsqueeze(1) for layer in (self.query, self.key, self.value))
         p = self.attention(q, k, v, spatial_shape(x))
@@ -80,7 +80,7 @@ class PositionAttention(Mechanism):
         return keep_format(x + self.alpha * self.context(x), x)
 
     def attention_weights(self, x: Tensor, queries: Tensor | None = None) -> dict[str, Tensor]:
-        """The softmax rows of the chosen voxels as "query", (B, 1, Q, *S)."""
+        """Returns the softmax rows of the chosen voxels as "query", (B, 1, Q, *S)."""
         tokens = to_tokens(x)
         chosen = central_voxel(x) if queries is None else queries
         q, k = self.query(tokens).unsqueeze(1), self.key(tokens).unsqueeze(1)
@@ -88,20 +88,20 @@ class PositionAttention(Mechanism):
 
 
 class ChannelAttention(Mechanism):
-    """Adds to every channel a weighted sum of the channels that are similar to it.
+    """Adds to every channel a sum over all channels, weighted by their similarity to it.
 
-    y = x + beta Q, Q = softmax(E) A, E = A A^T, A = x as (C, N); "official": E becomes its row's maximum less
-    E. beta is learnt and starts at 0. E is computed in at least single precision.
+    y = x + beta Q, Q = softmax(E) A, E = A A^T, A = x as (C, N); with "official", E is replaced by the maximum of its
+    row minus E. beta is learnt and starts at 0. E is computed in at least single precision.
 
     Args:
         spatial_dims: 1, 2 or 3.
-        channels: C.
+        channels: number of channels C.
         channel_energy: "paper" (A A^T) or "official".
-        scale: of E, which grows with N: "none", "1/N" or "1/sqrt(N)".
-        variant: "compact" or "paper"; both are the same.
+        scale: factor of E, which grows with N: "none", "1/N" or "1/sqrt(N)".
+        variant: "compact" or "paper"; both are identical.
 
     Raises:
-        TypeError, ValueError: when an argument is of the wrong kind or out of range.
+        TypeError, ValueError: if an argument has the wrong type or is out of range.
 
     Shape:
         (B, C, *S) -> (B, C, *S). One parameter.
@@ -122,12 +122,12 @@ class ChannelAttention(Mechanism):
         self.attention = ChannelwiseAttention(1, energy=channel_energy, scale=scale)
 
     def context(self, x: Tensor) -> Tensor:
-        """Q, (B, C, *S)."""
+        """Returns Q, (B, C, *S)."""
         tokens = to_tokens(x).unsqueeze(1)
         return to_volume(self.attention(tokens, tokens, tokens).squeeze(1), spatial_shape(x))
 
     def affinity(self, x: Tensor) -> Tensor:
-        """softmax(E), (B, C, C)."""
+        """Returns softmax(E), (B, C, C)."""
         tokens = to_tokens(x).unsqueeze(1)
         return self.attention.affinity(tokens, tokens).squeeze(1)
 
@@ -137,29 +137,29 @@ class ChannelAttention(Mechanism):
         return keep_format(x + self.beta * self.context(x), x)
 
     def attention_weights(self, x: Tensor, queries: Tensor | None = None) -> dict[str, Tensor]:
-        """softmax(E) as "affinity", (B, C, C)."""
+        """Returns softmax(E) as "affinity", (B, C, C)."""
         return {"affinity": self.affinity(x)}
 
 
 @register_attention("danet")
 class DualAttention(Mechanism):
-    """Adds a weighted sum of similar voxels, and one of similar channels.
+    """Adds the outputs of position attention and channel attention.
 
-    y = x + alpha P + beta Q, P of `PositionAttention` and Q of `ChannelAttention`; starts as the identity.
+    y = x + alpha P + beta Q, with P of `PositionAttention` and Q of `ChannelAttention`. It starts as the identity.
 
     Args:
         spatial_dims: 1, 2 or 3.
-        channels: C.
-        reduction: C over the width of q and k of the positions.
-        channel_energy: "paper" (A A^T) or "official" (the row's maximum less it).
-        scale: of the channel energy: "none", "1/N" or "1/sqrt(N)".
+        channels: number of channels C.
+        reduction: ratio of C to the width of q and k in the position branch.
+        channel_energy: "paper" (A A^T) or "official" (the maximum of the row minus it).
+        scale: factor of the channel energy: "none", "1/N" or "1/sqrt(N)".
         pattern: which voxels see which in the position branch: a pattern, its name or ``(name, {options})``.
         backend: how the position branch is computed, see `attn3d.attend`.
-        memory_budget: bytes that the position branch may take, see `attn3d.attend`.
-        variant: "compact" or "paper"; both are the same.
+        memory_budget: bytes that the position branch may use, see `attn3d.attend`.
+        variant: "compact" or "paper"; both are identical.
 
     Raises:
-        TypeError, ValueError: when an argument is of the wrong kind or out of range.
+        TypeError, ValueError: if an argument has the wrong type or is out of range.
 
     Shape:
         (B, C, *S) -> (B, C, *S). Parameters 2 (C C' + C') + C^2 + C + 2, C' = max(1, C // reduction).
@@ -170,7 +170,7 @@ class DualAttention(Mechanism):
     """
 
     paper = "1809.02983"
-    summary = "voxels and channels, for each anew"
+    summary = "voxels for each voxel, and channels for each channel"
 
     def __init__(
         self,
@@ -204,7 +204,7 @@ class DualAttention(Mechanism):
         return keep_format(y + self.channel.beta * self.channel.context(x), x)
 
     def attention_weights(self, x: Tensor, queries: Tensor | None = None) -> dict[str, Tensor]:
-        """The rows of the chosen voxels as "query" and the softmax of the channels as "affinity"."""
+        """Returns the rows of the chosen voxels as "query" and the softmax of the channels as "affinity"."""
         return {
             "query": self.position.attention_weights(x, queries)["query"],
             "affinity": self.channel.affinity(x),
@@ -212,17 +212,17 @@ class DualAttention(Mechanism):
 
 
 class DualAttentionHead(nn.Module):
-    """The segmentation head of the paper (section 3.1): maps of features in, logits out.
+    """The segmentation head of the paper (section 3.1), from feature maps to logits.
 
-    f_p = conv(PAM(conv(x))), f_c = conv(CAM(conv(x))), where conv is 3^n without bias, batch norm and relu,
-    C_in -> C_in / 4, then C_in / 4 -> C_out; logits = classify(f_p + f_c), a dropout of 0.1 and a 1^n
-    convolution. The classifiers of f_p and f_c alone train the branches.
+    f_p = conv(PAM(conv(x))), f_c = conv(CAM(conv(x))), where conv is a 3^n convolution without bias, batch norm and
+    relu, C_in -> C_in / 4, then C_in / 4 -> C_out; logits = classify(f_p + f_c), where classify is a dropout of 0.1 and
+    a 1^n convolution. Separate classifiers of f_p and of f_c are for auxiliary losses of the branches.
 
     Args:
         spatial_dims: 1, 2 or 3.
-        in_channels: C_in, at least 4.
-        out_channels: C_out, the width before the classifiers.
-        num_classes: channels of the logits.
+        in_channels: number of input channels C_in, at least 4.
+        out_channels: number of channels C_out before the classifiers.
+        num_classes: number of channels of the logits.
         channel_energy: see `ChannelAttention`.
         scale: see `ChannelAttention`.
         pattern: see `PositionAttention`.
@@ -230,10 +230,10 @@ class DualAttentionHead(nn.Module):
         memory_budget: see `attn3d.attend`.
 
     Raises:
-        TypeError, ValueError: when an argument is of the wrong kind or out of range.
+        TypeError, ValueError: if an argument has the wrong type or is out of range.
 
     Shape:
-        (B, C_in, *S) -> three logits (B, num_classes, *S): of the sum, of the positions, of the channels.
+        (B, C_in, *S) -> three logits (B, num_classes, *S): of f_p + f_c, of f_p and of f_c.
     """
 
     def __init__(
@@ -256,9 +256,9 @@ class DualAttentionHead(nn.Module):
         positive_integer("num_classes", num_classes)
         middle = in_channels // 4
 
-        def convolve(channels: int, to: int) -> nn.Sequential:
-            conv = convolution(spatial_dims)(channels, to, 3, padding=1, bias=False)
-            return nn.Sequential(conv, BatchNorm(to), nn.ReLU())
+        def convolve(channels: int, out_channels: int) -> nn.Sequential:
+            conv = convolution(spatial_dims)(channels, out_channels, 3, padding=1, bias=False)
+            return nn.Sequential(conv, BatchNorm(out_channels), nn.ReLU())
 
         def classify() -> nn.Sequential:
             return nn.Sequential(nn.Dropout(0.1), convolution(spatial_dims)(out_channels, num_classes, 1))
@@ -278,7 +278,7 @@ class DualAttentionHead(nn.Module):
         self.classify_channel = classify()
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits of the sum, of the positions and of the channels."""
+        """Returns the logits of the sum, of the position branch and of the channel branch."""
         position, channel = self.position(x), self.channel(x)
         return (
             self.classify(position + channel),

@@ -1,6 +1,6 @@
 """Efficient channel attention: Wang, Wu, Zhu, Li, Zuo, Hu, arXiv 1910.03151, equations 9 and 12.
 
-Deviation: the compact form has a kernel of 3 whatever the channels; the paper's grows with their logarithm.
+Deviation: the kernel size of the compact form is always 3; that of the paper grows with the logarithm of the channels.
 """
 
 import math
@@ -21,19 +21,19 @@ __all__ = ["ECA"]
 
 @register_attention("eca")
 class ECA(Mechanism):
-    """A gate per channel from the means of its neighbours in the order of the channels.
+    """Gates every channel by the means of the adjacent channels.
 
-    y = x * sigmoid(conv_k(mean(x))), a 1-D convolution along the channels, zero-padded, without bias.
-    The paper's kernel size is t = int((log2(C) + 1) / 2), or t + 1 where t is even.
+    y = x * sigmoid(conv_k(mean(x))), where conv_k is a 1-D convolution along the channels, zero-padded, without bias.
+    The paper's kernel size is t = int((log2(C) + 1) / 2), or t + 1 if t is even.
 
     Args:
         spatial_dims: 1, 2 or 3.
-        channels: C.
-        kernel_size: k, odd; None: by the paper's formula; "auto": 3 in the compact form, None in the paper's.
+        channels: number of channels C.
+        kernel_size: k, odd; None uses the paper's formula; "auto": 3 in the compact form, None in the paper's.
         variant: "compact" or "paper".
 
     Raises:
-        TypeError, ValueError: when an argument is of the wrong kind or out of range.
+        TypeError, ValueError: if an argument has the wrong type or is out of range.
 
     Shape:
         (B, C, *S) -> (B, C, *S). Parameters k.
@@ -44,7 +44,7 @@ class ECA(Mechanism):
     """
 
     paper = "1910.03151"
-    summary = "channels, by the means of their neighbours"
+    summary = "channels, by the means of adjacent channels"
     averages_space = True
 
     def __init__(
@@ -58,13 +58,14 @@ class ECA(Mechanism):
         super().__init__(spatial_dims, channels, variant)
         size = self.by_variant(kernel_size, compact=3, paper=None)
         if size is None:
-            half_octaves = int((math.log2(channels) + 1) / 2)
-            size = half_octaves if half_octaves % 2 else half_octaves + 1
+            size = int((math.log2(channels) + 1) / 2)
+            if size % 2 == 0:
+                size += 1
         (size,) = odd_per_axis("kernel_size", size, 1)
         self.convolution = convolution(1)(1, 1, size, padding=size // 2, bias=False)
 
     def channel_gate(self, x: Tensor) -> Tensor:
-        """sigmoid(conv_k(mean(x))), (B, C, 1, ..)."""
+        """Returns sigmoid(conv_k(mean(x))), (B, C, 1, ..)."""
         mixed = self.convolution(mean(x, axes(x)).unsqueeze(1)).squeeze(1)
         return broadcast_gate(torch.sigmoid(mixed), x)
 
@@ -74,5 +75,5 @@ class ECA(Mechanism):
         return gate(x, self.channel_gate(x))
 
     def attention_weights(self, x: Tensor, queries: Tensor | None = None) -> dict[str, Tensor]:
-        """The gate as "channel"."""
+        """Returns the gate as "channel"."""
         return {"channel": self.channel_gate(x)}

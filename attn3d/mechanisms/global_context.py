@@ -1,4 +1,4 @@
-"""Global context: Cao, Xu, Lin, Wei, Hu, arXiv 1904.11492, equation 5; ``fusion="mul"`` is of its code."""
+"""Global context: Cao, Xu, Lin, Wei, Hu, arXiv 1904.11492, equation 5; ``fusion="mul"`` is from the authors' code."""
 
 import torch
 from torch import Tensor, nn
@@ -16,23 +16,23 @@ __all__ = ["GlobalContext"]
 
 @register_attention("gc")
 class GlobalContext(Mechanism):
-    """One softmax-weighted mean over the voxels, transformed and added to all of them: linear in N.
+    """Adds a transformed, softmax-weighted mean over the voxels to all voxels. The cost is linear in N.
 
-    alpha = softmax over the voxels of (w x + b), C -> 1; c = sum_j alpha_j x_j;
+    alpha = softmax over the voxels of (w x + b), w: C -> 1; c = sum_j alpha_j x_j;
     y = x + W2 relu(norm(W1 c)), W1: C -> h, W2: h -> C, h = max(C // reduction, min(C, 4)), with biases; "mul":
     y = x * sigmoid(W2 relu(norm(W1 c))). W2 and its bias start at 0, so that "add" starts as the identity.
 
     Args:
         spatial_dims: 1, 2 or 3.
-        channels: C.
-        reduction: C over the hidden width h, which is at least min(C, 4). Of a single channel a layer norm leaves
-            nothing but its bias.
+        channels: number of channels C.
+        reduction: ratio of C to the hidden width h, which is at least min(C, 4). With h = 1, a layer norm returns only
+            its bias.
         fusion: "add", as in the paper, or "mul".
         norm: spec of the norm over the hidden width.
-        variant: "compact" or "paper"; both are the same.
+        variant: "compact" or "paper"; both are identical.
 
     Raises:
-        TypeError, ValueError: when an argument is of the wrong kind or out of range.
+        TypeError, ValueError: if an argument has the wrong type or is out of range.
 
     Shape:
         (B, C, *S) -> (B, C, *S). Parameters 2 C h + 2 C + 3 h + 1.
@@ -43,7 +43,7 @@ class GlobalContext(Mechanism):
     """
 
     paper = "1904.11492"
-    summary = "voxels, the same for all"
+    summary = "voxels, with the same weights for all voxels"
     averages_space = True
 
     def __init__(
@@ -68,17 +68,17 @@ class GlobalContext(Mechanism):
         nn.init.zeros_(self.excite.bias)
 
     def spatial_weights(self, x: Tensor) -> Tensor:
-        """alpha, (B, N)."""
+        """Returns alpha, (B, N)."""
         scores = torch.matmul(self.score.weight, x.flatten(2)).squeeze(1) + self.score.bias
         return at_least_single(scores).softmax(-1)
 
     def context(self, x: Tensor, weights: Tensor) -> Tensor:
-        """W2 relu(norm(W1 c)), (B, C, 1, ..)."""
+        """Returns W2 relu(norm(W1 c)), (B, C, 1, ..)."""
         pooled = torch.matmul(x.flatten(2), weights.to(x.dtype).unsqueeze(-1)).squeeze(-1)
         return broadcast_gate(self.excite(torch.relu(self.norm(self.squeeze(pooled)))), x)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Adds its context to (B, C, *S), or gates by it."""
+        """Adds the context to (B, C, *S), or multiplies by its sigmoid."""
         self.check_input(x)
         context = self.context(x, self.spatial_weights(x))
         if self.fusion == "add":
@@ -86,7 +86,7 @@ class GlobalContext(Mechanism):
         return gate(x, torch.sigmoid(context))
 
     def attention_weights(self, x: Tensor, queries: Tensor | None = None) -> dict[str, Tensor]:
-        """alpha as "spatial", and what is added (or gates) as "channel"."""
+        """Returns alpha as "spatial", and the added context, or its sigmoid for "mul", as "channel"."""
         weights = self.spatial_weights(x)
         context = self.context(x, weights)
         channel = context if self.fusion == "add" else torch.sigmoid(context)

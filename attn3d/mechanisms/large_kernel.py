@@ -1,7 +1,7 @@
 """Large kernel attention: Guo, Lu, Liu, Cheng, Hu, arXiv 2202.09741.
 
-Deviations: the paper is 2-D. The compact form takes each depthwise kernel apart into one per axis, as large separable
-kernel attention (arXiv 2309.01439) does in 2-D; a 5^3 and a 7^3 kernel have 468 weights a channel, these 36.
+Deviations: the paper is 2-D. The compact form replaces each depthwise kernel by one kernel per axis, as large separable
+kernel attention (arXiv 2309.01439) does in 2-D: 36 weights per channel instead of the 468 of a 5^3 and a 7^3 kernel.
 """
 
 from collections.abc import Sequence
@@ -20,22 +20,23 @@ __all__ = ["LargeKernelAttention"]
 
 @register_attention("lka")
 class LargeKernelAttention(Mechanism):
-    """A weight per channel and voxel from a wide surrounding, by a local, a dilated and a pointwise kernel.
+    """Weighs every channel and voxel by a large neighbourhood: a local, a dilated and a pointwise convolution.
 
-    y = x * (W dw_{K,d}(dw_k(x))), dw depthwise convolutions of kernels k and K, the second with dilation d, W: C -> C,
-    all with biases. No sigmoid: the weights have no bounds. A voxel sees k + (K - 1) d voxels along an axis, 23 by
-    default. compact: each depthwise kernel is a kernel along every axis, one after the other.
+    y = x * (W dw_{K,d}(dw_k(x))), where dw are depthwise convolutions with kernel sizes k and K, the second with
+    dilation d, and W: C -> C, all with biases. There is no sigmoid, so the weights are unbounded. The receptive field
+    is k + (K - 1) d voxels along an axis, 23 by default. In the compact form, each depthwise convolution is a sequence
+    of convolutions along one axis each.
 
     Args:
         spatial_dims: 1, 2 or 3.
-        channels: C.
-        kernel_size: k, odd, one or one per axis.
-        dilated_kernel_size: K, the same. On a map of few voxels most of a wide kernel lies outside.
-        dilation: d, one or one per axis.
+        channels: number of channels C.
+        kernel_size: k, odd, one integer or one per axis.
+        dilated_kernel_size: K, odd, one integer or one per axis. On small maps, most of a large kernel is padding.
+        dilation: d, one integer or one per axis.
         variant: "compact" or "paper".
 
     Raises:
-        TypeError, ValueError: when an argument is of the wrong kind or out of range.
+        TypeError, ValueError: if an argument has the wrong type or is out of range.
 
     Shape:
         (B, C, *S) -> (B, C, *S). Parameters n C (k + 1) + n C (K + 1) + C^2 + C; in the paper's form
@@ -47,7 +48,7 @@ class LargeKernelAttention(Mechanism):
     """
 
     paper = "2202.09741"
-    summary = "channels and voxels, by a wide surrounding"
+    summary = "channels and voxels, by a large neighbourhood"
 
     def __init__(
         self,
@@ -68,13 +69,14 @@ class LargeKernelAttention(Mechanism):
         self.pointwise = convolution(spatial_dims)(channels, channels, 1)
 
     def _depthwise(self, kernel: tuple[int, ...], dilation: tuple[int, ...]) -> nn.Sequential:
-        """The kernel as a whole, or taken apart by axis."""
-        apart = [along_axis(axis, kernel) for axis in range(self.spatial_dims)]
-        kernels = [kernel] if self.variant == "paper" else apart
+        """Returns one depthwise convolution, or in the compact form one per axis."""
+        kernels: list[Sequence[int]] = [kernel]
+        if self.variant == "compact":
+            kernels = [along_axis(axis, kernel) for axis in range(self.spatial_dims)]
         return nn.Sequential(*(depthwise(self.channels, size, dilation) for size in kernels))
 
     def weights(self, x: Tensor) -> Tensor:
-        """W dw(dw(x)), (B, C, *S)."""
+        """Returns W dw(dw(x)), (B, C, *S)."""
         return self.pointwise(self.dilated(self.local(x)))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -83,5 +85,5 @@ class LargeKernelAttention(Mechanism):
         return keep_format(gate(x, self.weights(x)), x)
 
     def attention_weights(self, x: Tensor, queries: Tensor | None = None) -> dict[str, Tensor]:
-        """The weights as "gate"; they may be negative."""
+        """Returns the weights as "gate"; they may be negative."""
         return {"gate": self.weights(x)}

@@ -1,7 +1,7 @@
 """Non-local blocks: Wang, Girshick, Gupta, He, arXiv 1711.07971, equations 1 to 6.
 
-Deviations: `concatenation` and `dot_product` are computed by identities that never build N x N. The compact
-form's batch norm starts with weight 1; the paper's with 0, so that the block starts as the identity.
+Deviations: `concatenation` and `dot_product` are computed without building N x N. The batch norm of the compact form
+starts with weight 1; that of the paper starts with 0, so that the block starts as the identity.
 """
 
 from collections.abc import Sequence
@@ -35,37 +35,37 @@ MODES = ("embedded_gaussian", "gaussian", "dot_product", "concatenation")
 
 @register_attention("non_local")
 class NonLocal(Mechanism):
-    """Adds to every voxel a weighted sum of all voxels, weighted by pairwise similarity.
+    """Adds to every voxel a sum over all voxels, weighted by pairwise similarity.
 
     z = x + norm(W y), y_i = sum_j f(x_i, x_j) g(x_j) / n, over the M voxels j of the keys, with
-    theta, phi, g: C -> C' and W: C' -> C, C' = max(1, C // reduction), with biases, and by ``mode``
+    theta, phi, g: C -> C' and W: C' -> C, C' = max(1, C // reduction), with biases, where f depends on ``mode``:
 
-    - "embedded_gaussian": exp(theta_i . phi_j), n their sum over j: a softmax without scaling;
-    - "gaussian": exp(x_i . x_j), n their sum over j;
+    - "embedded_gaussian": exp(theta_i . phi_j), n is the sum over j: a softmax without scaling;
+    - "gaussian": exp(x_i . x_j), n is the sum over j;
     - "dot_product": theta_i . phi_j, n = M, computed as theta (phi^T g) / M;
     - "concatenation": relu(w_f . [theta_i; phi_j]), n = M, w_f without bias.
 
     Args:
         spatial_dims: 1, 2 or 3.
-        channels: C.
+        channels: number of channels C.
         mode: the pairwise function f.
-        reduction: C over the inner width C'.
-        sub_sample: max-pool keys and values by 2 along every axis.
-        norm: spec of the norm after W; None starts W at 0 in the paper's form.
-        position: rotates what is compared by its place in the volume, in the softmax modes: None, "rope" or
+        reduction: ratio of C to the inner width C'.
+        sub_sample: whether to max-pool keys and values by 2 along every axis.
+        norm: spec of the norm after W. With None, W starts at 0 in the paper's form.
+        position: rotary positions of queries and keys in the softmax modes: None, "rope" or
             ``("rope", {options})``, see `MultiHeadSelfAttention`.
         pattern: which voxels see which: a pattern such as ``attn3d.Window((4, 8, 8), shift=True)``, its name or
-            ``(name, {options})``. "dot_product" and "concatenation" take Global and PooledKeys.
+            ``(name, {options})``. "dot_product" and "concatenation" support Global and PooledKeys.
         backend: how the softmax modes are computed, see `attn3d.attend`.
-        memory_budget: bytes that the attention may take, see `attn3d.attend`.
+        memory_budget: bytes that attention may use, see `attn3d.attend`.
         variant: "compact", or "paper", which starts as the identity.
 
     Raises:
-        TypeError, ValueError: when an argument is of the wrong kind or out of range.
+        TypeError, ValueError: if an argument has the wrong type or is out of range.
 
     Shape:
-        (B, C, *S) -> (B, C, *S). Parameters 4 C C' + 3 C' + C, with batch norm 2 C more; "gaussian" without
-        the 2 (C C' + C') of theta and phi, "concatenation" with the 2 C' of w_f.
+        (B, C, *S) -> (B, C, *S). Parameters 4 C C' + 3 C' + C, with batch norm 2 C more. "gaussian" has
+        2 (C C' + C') fewer, since there is no theta and phi; "concatenation" has 2 C' more, for w_f.
 
     Examples:
         >>> NonLocal(3, 32)(torch.randn(1, 32, 8, 16, 16)).shape
@@ -73,7 +73,7 @@ class NonLocal(Mechanism):
     """
 
     paper = "1711.07971"
-    summary = "voxels, for each voxel anew"
+    summary = "voxels, separately for each voxel"
 
     def __init__(
         self,
@@ -99,14 +99,14 @@ class NonLocal(Mechanism):
         self.key = nn.Identity() if mode == "gaussian" else nn.Linear(channels, inner)
         pattern = create_pattern(pattern)
         if sub_sample and not isinstance(pattern, Global):
-            raise ValueError(f"`sub_sample` pools the keys of the pattern 'global' alone, got {pattern}")
+            raise ValueError(f"`sub_sample` supports only the pattern 'global', got {pattern}")
         if sub_sample and position is not None:
-            raise ValueError("`position` is of voxels, which `sub_sample` pools: pattern=PooledKeys(2) keeps positions")
+            raise ValueError("`position` must be None with `sub_sample`, which pools voxels; use pattern=PooledKeys(2)")
         if mode in ("dot_product", "concatenation"):
             if position is not None:
-                raise ValueError(f"`position` is served by the softmax modes, got `mode` {mode!r}")
+                raise ValueError(f"`position` is supported by the softmax modes only, got `mode` {mode!r}")
             if pattern.local:
-                raise ValueError(f"`mode` {mode!r} takes the patterns Global and PooledKeys, got {pattern}")
+                raise ValueError(f"`mode` {mode!r} supports the patterns Global and PooledKeys, got {pattern}")
             pattern.sizes(spatial_dims)
             self.pairwise: Any = DotProduct(pattern) if mode == "dot_product" else Concatenation(pattern, inner)
         else:
@@ -128,7 +128,7 @@ class NonLocal(Mechanism):
         self.identity_at_start = variant == "paper"
 
     def compared(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, list[int]]:
-        """Queries, keys and values, each (B, 1, N or M, .), and the shape of the volume of keys."""
+        """Returns queries, keys and values, each (B, 1, N or M, .), and the shape of the volume of keys."""
         shape = spatial_shape(x)
         tokens = to_tokens(x)
         q, k, v = self.query(tokens), self.key(tokens), self.value(tokens)
@@ -139,46 +139,46 @@ class NonLocal(Mechanism):
         return q.unsqueeze(1), k.unsqueeze(1), v.unsqueeze(1), shape
 
     def forward(self, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
-        """Adds to (B, C, *S) the weighted sums, over the voxels at which ``key_mask`` (B, *S) is true.
+        """Adds to (B, C, *S) the weighted sums over the voxels where ``key_mask`` (B, *S) is true.
 
-        The norm takes its statistics over all voxels.
+        The statistics of the norm are over all voxels.
         """
         self.check_input(x)
         mask = None if key_mask is None else self.read_key_mask(key_mask, x)
         if mask is not None and self.sub_sample:
-            raise ValueError("`key_mask` is of voxels, which `sub_sample` pools; pattern=PooledKeys(2) takes one")
-        # Without names, so that queries, keys and values are free on return but for what is saved for backward.
+            raise ValueError("`key_mask` must be None with `sub_sample`, which pools voxels; use pattern=PooledKeys(2)")
+        # Not assigned to names, so that queries, keys and values are freed on return unless saved for backward.
         y = self.pairwise(*self.compared(x), mask).squeeze(1)
         y = to_volume(self.out(y), spatial_shape(x))
         return keep_format(x + self.norm(y), x)
 
     def attention_weights(self, x: Tensor, queries: Tensor | None = None) -> dict[str, Tensor]:
-        """f(x_i, x_j) / n of the chosen voxels i as "query", (B, 1, Q, *S of the keys)."""
+        """Returns f(x_i, x_j) / n of the chosen voxels i as "query", (B, 1, Q, *S of the keys)."""
         q, k, _, shape = self.compared(x)
         chosen = central_voxel(x) if queries is None else queries
         return {"query": self.pairwise.rows(q, k, chosen, shape)}
 
 
 class DotProduct(NotScriptable, nn.Module):
-    """f = theta_i . phi_j, over the keys that a pattern leaves."""
+    """The pairwise function f = theta_i . phi_j, over the pooled keys of a pattern."""
 
     def __init__(self, pattern: Pattern) -> None:
         super().__init__()
         self.pattern = pattern
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, shape: list[int], key_mask: Tensor | None = None) -> Tensor:
-        """y_i = sum_j f_ij v_j / M, (B, 1, N, C')."""
+        """Computes y_i = sum_j f_ij v_j / M, (B, 1, N, C')."""
         (k, v), _, key_mask = self.pattern.pool((k, v), shape, key_mask)
         return dot_product(q, k, _mean_over(key_mask, v))
 
     def rows(self, q: Tensor, k: Tensor, chosen: Tensor, shape: list[int]) -> Tensor:
-        """f_ij / M of the queries ``chosen``, (Q,), over the volume of the keys: (B, 1, Q, *S)."""
+        """Returns f_ij / M of the queries ``chosen``, (Q,), over the volume of the keys: (B, 1, Q, *S)."""
         (k,), shape, _ = self.pattern.pool((k,), shape)
         return (q[:, :, chosen] @ k.transpose(2, 3) / k.shape[2]).unflatten(3, shape)
 
 
 def _mean_over(key_mask: Tensor | None, v: Tensor) -> Tensor:
-    """Values (B, H, M, d) whose mean over all M is that of ``v`` over the keys that may be seen, (B, M)."""
+    """Scales the values (B, H, M, d) so that their mean over all M is that over the keys in ``key_mask``, (B, M)."""
     if key_mask is None:
         return v
     seen = key_mask.to(at_least_single(v).dtype)
@@ -187,7 +187,7 @@ def _mean_over(key_mask: Tensor | None, v: Tensor) -> Tensor:
 
 
 class Concatenation(NotScriptable, nn.Module):
-    """f = relu(w_f . [theta_i; phi_j]): w_f splits, so that f_ij = relu(a_i + b_j)."""
+    """The pairwise function f = relu(w_f . [theta_i; phi_j]), computed as f_ij = relu(a_i + b_j)."""
 
     def __init__(self, pattern: Pattern, inner: int) -> None:
         super().__init__()
@@ -197,18 +197,18 @@ class Concatenation(NotScriptable, nn.Module):
         nn.init.kaiming_uniform_(self.weight, a=5**0.5)  # as nn.Linear
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, shape: list[int], key_mask: Tensor | None = None) -> Tensor:
-        """y_i = sum_j f_ij v_j / M, (B, 1, N, C')."""
+        """Computes y_i = sum_j f_ij v_j / M, (B, 1, N, C')."""
         (k, v), _, key_mask = self.pattern.pool((k, v), shape, key_mask)
         return rectified_sum(*self._split(q, k), _mean_over(key_mask, v))
 
     def _split(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        """a and b, (B, H, N) and (B, H, M)."""
-        # Not `q @ weight[0]`: ONNX Runtime drops the transpose in front of a product with a vector.
-        of_q, of_k = self.weight[:, : self.inner], self.weight[:, self.inner :]
-        return linear(q, of_q).squeeze(3), linear(k, of_k).squeeze(3)
+        """Returns a and b, (B, H, N) and (B, H, M)."""
+        # Not `q @ weight[0]`: ONNX Runtime drops the transpose before a product with a vector.
+        query_weight, key_weight = self.weight[:, : self.inner], self.weight[:, self.inner :]
+        return linear(q, query_weight).squeeze(3), linear(k, key_weight).squeeze(3)
 
     def rows(self, q: Tensor, k: Tensor, chosen: Tensor, shape: list[int]) -> Tensor:
-        """f_ij / M of the queries ``chosen``, (Q,), over the volume of the keys: (B, 1, Q, *S)."""
+        """Returns f_ij / M of the queries ``chosen``, (Q,), over the volume of the keys: (B, 1, Q, *S)."""
         (k,), shape, _ = self.pattern.pool((k,), shape)
         a, b = self._split(q[:, :, chosen], k)
         return (torch.relu(a.unsqueeze(3) + b.unsqueeze(2)) / k.shape[2]).unflatten(3, shape)

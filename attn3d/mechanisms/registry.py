@@ -1,4 +1,4 @@
-"""Names of mechanisms. Each registers itself by the decorator, where its class stands."""
+"""The registry of mechanisms by name."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -11,22 +11,22 @@ REGISTRY: dict[str, Callable[..., nn.Module]] = {}
 
 
 def list_attention() -> list[str]:
-    """The registered names, sorted."""
+    """Returns the names of all registered mechanisms, sorted."""
     return sorted(REGISTRY)
 
 
 def register_attention(name: str) -> Callable[[_Maker], _Maker]:
-    """A decorator that registers a mechanism of one's own.
+    """A decorator that registers a mechanism by name.
 
     Args:
-        name: an identifier that is not taken.
+        name: an identifier that is not registered yet.
 
     Returns:
-        a decorator for a class or function ``(spatial_dims, channels, **options)`` that gives a module
+        a decorator for a class or function ``(spatial_dims, channels, **options)`` that returns a module
         (B, C, *S) -> (B, C, *S).
 
     Raises:
-        ValueError: when the name is taken, or is no identifier.
+        ValueError: if the name is already registered or not an identifier.
 
     Examples:
         >>> @attn3d.register_attention("mean_gate")
@@ -39,7 +39,7 @@ def register_attention(name: str) -> Callable[[_Maker], _Maker]:
     if not (isinstance(name, str) and name.isidentifier()):
         raise ValueError(f"`name` must be an identifier, got {name!r}")
     if name in REGISTRY:
-        raise ValueError(f"`name` {name!r} is taken by {REGISTRY[name].__qualname__}")
+        raise ValueError(f"`name` {name!r} is already registered by {REGISTRY[name].__qualname__}")
 
     def add(maker: _Maker) -> _Maker:
         REGISTRY[name] = maker

@@ -1,7 +1,7 @@
 """Concurrent spatial and channel squeeze-and-excitation: Roy, Navab, Wachinger, arXiv 1803.02579.
 
-Deviation: the journal's version (arXiv 1808.08127) compares four ways to join the two and finds the maximum best; it is
-the default here, where the first version adds.
+Deviation: the default combines the two by their maximum, the best of the four ways that the journal version (arXiv
+1808.08127) compares. The first version adds them.
 """
 
 import torch
@@ -20,20 +20,20 @@ __all__ = ["SCSE"]
 
 @register_attention("scse")
 class SCSE(Mechanism):
-    """x gated by channel and x gated by voxel, side by side, and of both the larger or the sum.
+    """Gates x by channel and by voxel in parallel, and combines both by their maximum or sum.
 
     c = sigmoid(W2 relu(W1 mean(x))), W1: C -> h, W2: h -> C, with biases, h = max(C // reduction, min(C, 4));
-    s = sigmoid(w x + b), C -> 1, at every voxel; "max": y = max(x * c, x * s); "sum": y = x * c + x * s.
+    s = sigmoid(w x + b), w: C -> 1, at every voxel; "max": y = max(x * c, x * s); "sum": y = x * c + x * s.
 
     Args:
         spatial_dims: 1, 2 or 3.
-        channels: C.
-        reduction: C over the hidden width h, which is at least min(C, 4).
-        mode: how both are joined, "max" or "sum".
-        variant: "compact" or "paper"; both are the same.
+        channels: number of channels C.
+        reduction: ratio of C to the hidden width h, which is at least min(C, 4).
+        mode: how both are combined, "max" or "sum".
+        variant: "compact" or "paper"; both are identical.
 
     Raises:
-        TypeError, ValueError: when an argument is of the wrong kind or out of range.
+        TypeError, ValueError: if an argument has the wrong type or is out of range.
 
     Shape:
         (B, C, *S) -> (B, C, *S). Parameters 2 C h + C + h + C + 1.
@@ -44,7 +44,7 @@ class SCSE(Mechanism):
     """
 
     paper = "1803.02579"
-    summary = "channels and voxels, side by side"
+    summary = "channels and voxels, in parallel"
 
     def __init__(
         self, spatial_dims: int, channels: int, *, reduction: int = 2, mode: str = "max", variant: str = "compact"
@@ -57,12 +57,12 @@ class SCSE(Mechanism):
         self.score = convolution(spatial_dims)(channels, 1, 1)
 
     def channel_gate(self, x: Tensor) -> Tensor:
-        """c, (B, C, 1, ..)."""
+        """Returns c, (B, C, 1, ..)."""
         hidden = torch.relu(self.squeeze(mean(x, axes(x))))
         return broadcast_gate(torch.sigmoid(self.excite(hidden)), x)
 
     def spatial_gate(self, x: Tensor) -> Tensor:
-        """s, (B, 1, *S)."""
+        """Returns s, (B, 1, *S)."""
         return torch.sigmoid(self.score(x))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -74,5 +74,5 @@ class SCSE(Mechanism):
         return larger_product(x, channel, spatial)
 
     def attention_weights(self, x: Tensor, queries: Tensor | None = None) -> dict[str, Tensor]:
-        """The gates as "channel" and "spatial"."""
+        """Returns the gates as "channel" and "spatial"."""
         return {"channel": self.channel_gate(x), "spatial": self.spatial_gate(x)}

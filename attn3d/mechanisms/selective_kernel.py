@@ -1,7 +1,7 @@
 """Selective kernels: Li, Wang, Hu, Yang, arXiv 1903.06586, equations 1 to 6.
 
-Deviations: the compact form has full kernels of growing size, and biases without a norm in the selection; the
-paper's branches are dilated 3^n kernels, far cheaper in 3-D, where 5^3 costs 125 weights and 3^3 costs 27.
+Deviations: the compact form has dense kernels of increasing size, and in the selection biases and no norm. The paper's
+branches are dilated 3^n kernels, which have far fewer weights in 3-D: 27 instead of the 125 of a 5^3 kernel.
 """
 
 import torch
@@ -21,7 +21,7 @@ __all__ = ["SelectiveKernel"]
 
 @register_attention("sk")
 class SelectiveKernel(Mechanism):
-    """Convolutions of several extents, chosen between per channel.
+    """Convolves with kernels of several sizes and selects between them per channel.
 
     U_i = relu(norm(conv_i(x))), i = 0 .. M-1; s = mean(sum_i U_i); z = W s + b (paper: relu(norm(W s))),
     W: C -> d, d = max(C // reduction, min_channels); a = softmax over i of (W_i z + b_i) (paper: without
@@ -29,20 +29,20 @@ class SelectiveKernel(Mechanism):
 
     Args:
         spatial_dims: 1, 2 or 3.
-        channels: C.
-        branches: M.
-        reduction: C over the hidden width d.
-        min_channels: the least d.
-        groups: of the convolutions: the largest divisor of C that is not above it.
+        channels: number of channels C.
+        branches: number of branches M.
+        reduction: ratio of C to the hidden width d.
+        min_channels: the smallest d.
+        groups: groups of the convolutions, lowered to the largest divisor of C up to this number.
         norm: spec of the norms.
         variant: "compact" or "paper".
 
     Raises:
-        TypeError, ValueError: when an argument is of the wrong kind or out of range.
+        TypeError, ValueError: if an argument has the wrong type or is out of range.
 
     Shape:
         (B, C, *S) -> (B, C, *S). Parameters in the paper's form with batch norm
-        M (3^n C^2 / G + 2 C) + C d + 2 d + d M C, G the groups.
+        M (3^n C^2 / G + 2 C) + C d + 2 d + d M C, where G is the number of groups.
 
     Examples:
         >>> SelectiveKernel(3, 64, variant="paper")(torch.randn(1, 64, 8, 16, 16)).shape
@@ -50,7 +50,7 @@ class SelectiveKernel(Mechanism):
     """
 
     paper = "1903.06586"
-    summary = "convolutions of several extents"
+    summary = "convolutions with kernels of several sizes"
 
     def __init__(
         self,
@@ -75,7 +75,10 @@ class SelectiveKernel(Mechanism):
         paper = variant == "paper"
         self.branches = nn.ModuleList()
         for index in range(branches):
-            kernel, dilation = (3, 1 + index) if paper else (3 + 2 * index, 1)
+            if paper:
+                kernel, dilation = 3, 1 + index
+            else:
+                kernel, dilation = 3 + 2 * index, 1
             conv = convolution(spatial_dims)(
                 channels, channels, kernel, padding=1 + index, dilation=dilation, groups=groups, bias=False
             )
@@ -86,11 +89,11 @@ class SelectiveKernel(Mechanism):
         self.select = nn.ModuleList(nn.Linear(hidden, channels, bias=not paper) for _ in range(branches))
 
     def convolve(self, x: Tensor) -> list[Tensor]:
-        """U_i of every branch."""
+        """Returns U_i of every branch."""
         return [branch(x) for branch in self.branches]
 
     def branch_gates(self, convolved: list[Tensor]) -> Tensor:
-        """The softmax over the branches, (B, M, C)."""
+        """Returns the softmax over the branches, (B, M, C)."""
         pooled = mean(convolved[0], axes(convolved[0]))
         for map_ in convolved[1:]:
             pooled = pooled + mean(map_, axes(map_))
@@ -98,10 +101,10 @@ class SelectiveKernel(Mechanism):
         return torch.stack([select(hidden) for select in self.select], 1).softmax(1)
 
     def merge(self, convolved: list[Tensor], x: Tensor) -> Tensor:
-        """sum_i a_i U_i, in the memory format of ``x``."""
+        """Returns sum_i a_i U_i, in the memory format of ``x``."""
         gates = self.branch_gates(convolved)
-        of_branch = [broadcast_gate(gates[:, index], x) for index in range(len(convolved))]
-        return keep_format(weighted_sum(convolved, of_branch), x)
+        per_branch = [broadcast_gate(gates[:, index], x) for index in range(len(convolved))]
+        return keep_format(weighted_sum(convolved, per_branch), x)
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolves and selects over (B, C, *S)."""
@@ -109,9 +112,9 @@ class SelectiveKernel(Mechanism):
         return self.merge(self.convolve(x), x)
 
     def branch_weights(self, convolved: list[Tensor]) -> dict[str, Tensor]:
-        """What `attention_weights` gives, of branches that have been convolved."""
+        """Returns the same as `attention_weights`, given the outputs of the branches."""
         return {"branch": self.branch_gates(convolved).unflatten(2, [self.channels] + [1] * self.spatial_dims)}
 
     def attention_weights(self, x: Tensor, queries: Tensor | None = None) -> dict[str, Tensor]:
-        """The softmax over the branches as "branch"."""
+        """Returns the softmax over the branches as "branch"."""
         return self.branch_weights(self.convolve(x))

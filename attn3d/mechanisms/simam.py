@@ -1,7 +1,6 @@
 """SimAM: Yang, Zhang, Li, Xie, PMLR 139 (ICML 2021).
 
-Deviation: of a single voxel the variance, a sum over N - 1, is 0 and the gate sigmoid(1/2); the authors' code divides
-by 0 there.
+Deviation: for a single voxel the variance is 0 and the gate is sigmoid(1/2); the authors' code divides by N - 1 = 0.
 """
 
 import torch
@@ -18,19 +17,19 @@ __all__ = ["SimAM"]
 
 @register_attention("simam")
 class SimAM(Mechanism):
-    """A gate per channel and voxel, from how far the voxel is from the mean of its channel; without parameters.
+    """Gates every channel and voxel by its distance from the mean of the channel. There are no parameters.
 
-    y = x * sigmoid((x - m)^2 / (4 (v + lambda)) + 1/2), m the mean and v the variance of a channel over its N voxels,
-    v = sum (x - m)^2 / (N - 1).
+    y = x * sigmoid((x - m)^2 / (4 (v + lambda)) + 1/2), where m is the mean and v the variance of a channel over its N
+    voxels, v = sum (x - m)^2 / (N - 1).
 
     Args:
         spatial_dims: 1, 2 or 3.
-        channels: C.
-        regularization: lambda, positive: the least variance that counts.
-        variant: "compact" or "paper"; both are the same.
+        channels: number of channels C.
+        regularization: lambda, positive; added to the variance.
+        variant: "compact" or "paper"; both are identical.
 
     Raises:
-        TypeError, ValueError: when an argument is of the wrong kind or out of range.
+        TypeError, ValueError: if an argument has the wrong type or is out of range.
 
     Shape:
         (B, C, *S) -> (B, C, *S). No parameters.
@@ -62,17 +61,17 @@ class SimAM(Mechanism):
         return _gated(x, mean, scale)
 
     def attention_weights(self, x: Tensor, queries: Tensor | None = None) -> dict[str, Tensor]:
-        """The gate as "gate"."""
+        """Returns the gate as "gate"."""
         return {"gate": _weight(x, *_mean_and_scale(x, self.regularization))}
 
 
 def _mean_and_scale(x: Tensor, regularization: float) -> tuple[Tensor, Tensor]:
-    """m, and 1 / (4 (v + lambda)), (B, C, 1, ..), in at least single precision."""
+    """Returns m and 1 / (4 (v + lambda)), (B, C, 1, ..), in at least single precision."""
     x = at_least_single(x)
     count = 1
     for axis in axes(x):
         count = count * x.shape[axis]
-    freedom = count - 1 + 1 // count  # or 1 of a single voxel; without a condition, so that a capture holds for all
+    freedom = count - 1 + 1 // count  # 1 for a single voxel; without a branch, so that a capture is valid for all sizes
     variance = x.var(axes(x), correction=0, keepdim=True) * (count / freedom)
     return x.mean(axes(x), keepdim=True), 0.25 / (variance + regularization)
 

@@ -1,6 +1,6 @@
 """Squeeze-and-excitation: Hu, Shen, Albanie, Sun, Wu, arXiv 1709.01507, equations 2 to 4.
 
-Deviation: the compact form has no biases, as most implementations since; the authors' Caffe code has them.
+Deviation: the compact form has no biases, like most later implementations; the authors' Caffe code has them.
 """
 
 import torch
@@ -18,19 +18,19 @@ __all__ = ["SqueezeExcitation"]
 
 @register_attention("se")
 class SqueezeExcitation(Mechanism):
-    """A gate per channel from the channels' means.
+    """Gates every channel by the means of all channels.
 
     y = x * sigmoid(W2 relu(W1 mean(x))), W1: C -> h, W2: h -> C, h = max(C // reduction, min(C, 4)).
 
     Args:
         spatial_dims: 1, 2 or 3.
-        channels: C.
-        reduction: C over the hidden width h, which is at least min(C, 4).
-        bias: whether W1 and W2 have biases; "auto": not in the compact form, yes in the paper's.
+        channels: number of channels C.
+        reduction: ratio of C to the hidden width h, which is at least min(C, 4).
+        bias: whether W1 and W2 have biases; "auto": False in the compact form, True in the paper's.
         variant: "compact" or "paper".
 
     Raises:
-        TypeError, ValueError: when an argument is of the wrong kind or out of range.
+        TypeError, ValueError: if an argument has the wrong type or is out of range.
 
     Shape:
         (B, C, *S) -> (B, C, *S). Parameters 2 C h, with biases C + h more.
@@ -60,7 +60,7 @@ class SqueezeExcitation(Mechanism):
         self.excite = nn.Linear(hidden, channels, bias=bias)
 
     def channel_gate(self, x: Tensor) -> Tensor:
-        """sigmoid(W2 relu(W1 mean(x))), (B, C, 1, ..)."""
+        """Returns sigmoid(W2 relu(W1 mean(x))), (B, C, 1, ..)."""
         hidden = torch.relu(self.squeeze(mean(x, axes(x))))
         return broadcast_gate(torch.sigmoid(self.excite(hidden)), x)
 
@@ -70,5 +70,5 @@ class SqueezeExcitation(Mechanism):
         return gate(x, self.channel_gate(x))
 
     def attention_weights(self, x: Tensor, queries: Tensor | None = None) -> dict[str, Tensor]:
-        """The gate as "channel"."""
+        """Returns the gate as "channel"."""
         return {"channel": self.channel_gate(x)}

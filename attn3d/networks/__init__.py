@@ -1,6 +1,6 @@
-"""Where attention can go in each network: sites, and no more.
+"""The sites of each network where attention can be inserted.
 
-What they need of MONAI is in `attn3d.networks.monai`, what they need of nnU-Net in `attn3d.networks.nnunet`.
+`attn3d.networks.monai` has those of MONAI's networks, `attn3d.networks.nnunet` those of nnU-Net's.
 """
 
 from attn3d.networks.inside import register_block

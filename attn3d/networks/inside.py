@@ -1,4 +1,4 @@
-"""What lies inside the stages of any network: its blocks, their residual branches, its convolutions."""
+"""The places inside the stages of any network: blocks, their residual branches and convolutions."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,22 +19,22 @@ def register_block(
     *,
     when: Callable[[Any], bool] = lambda block: True,
 ) -> None:
-    """Says that a class is a convolutional block, at whose end attention can go.
+    """Registers a class as a convolutional block, so that attention can be inserted at its end.
 
     Args:
         block: the class.
-        residual: path, in the block, of the module whose output is added to the shortcut, or a function of the
-            block that gives it, or None where there is no shortcut.
-        when: which of its instances are blocks.
+        residual: path inside the block of the module whose output is added to the shortcut, or a function of the block
+            that returns this path; None without a shortcut.
+        when: returns whether an instance counts as a block.
     """
     _BLOCKS[block] = (residual if callable(residual) else lambda block: residual, when)
 
 
 def inside(network: nn.Module, stages: dict[str, Staged]) -> dict[str, Staged]:
-    """The places of the kinds "block", "residual" and "conv".
+    """Returns the places of the kinds "block", "residual" and "conv".
 
-    Their stage is that of the encoder, bottleneck or decoder module they lie in, counted through from the
-    input to the output. In a network without stages each of them counts as one.
+    Their stage is that of the encoder, bottleneck or decoder module that contains them, numbered from the input to the
+    output. In a network without stages, each place has its own stage.
     """
     numbers = _stage_numbers(stages)
     found: dict[str, Staged] = {"block": [], "residual": [], "conv": []}
@@ -52,7 +52,8 @@ def inside(network: nn.Module, stages: dict[str, Staged]) -> dict[str, Staged]:
         if not nested and when(module):
             block_path = path
             add("block", number, Place(path))
-            if branch := residual(module):
+            branch = residual(module)
+            if branch:
                 add("residual", number, Place(f"{path}.{branch}"))
         if _takes_branches(module):
             add("conv", number, Place(path, "kernel"))
@@ -60,7 +61,7 @@ def inside(network: nn.Module, stages: dict[str, Staged]) -> dict[str, Staged]:
 
 
 def _stage_numbers(stages: dict[str, Staged]) -> dict[str, int]:
-    """Path of each stage to its number; a module that only feeds a skip belongs to the encoder stage beside it."""
+    """Returns the number of each stage by its path. A module that only feeds a skip has that of the encoder stage."""
     numbers: dict[str, int] = {}
     start = 0
     for kind in ("encoder", "bottleneck", "decoder"):
@@ -74,7 +75,7 @@ def _stage_numbers(stages: dict[str, Staged]) -> dict[str, int]:
 
 
 def _number_of(path: str, numbers: dict[str, int]) -> int | None:
-    """The number of the innermost stage around ``path``."""
+    """Returns the number of the innermost stage that contains ``path``."""
     around = [stage for stage in numbers if path == stage or path.startswith(f"{stage}.")]
     return numbers[max(around, key=len)] if around else None
 
@@ -85,7 +86,7 @@ def _look_up(module: nn.Module) -> tuple[Callable[[Any], str | None], Callable[[
 
 
 def _takes_branches(module: Any) -> bool:
-    """Whether a selective kernel can stand in for it: stride 1, C to C, odd kernel above 1, centred on its voxel."""
+    """Returns whether `sk` can extend a module: a convolution with stride 1, C to C, and an odd, centred kernel."""
     if not is_convolution(module):
         return False
     reach = [dilation * (size - 1) // 2 for dilation, size in zip(module.dilation, module.kernel_size, strict=True)]

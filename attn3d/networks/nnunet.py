@@ -1,4 +1,4 @@
-"""nnU-Net's networks, imported when one is met: PlainConvUNet, ResidualEncoderUNet, ResidualUNet."""
+"""The sites of nnU-Net's PlainConvUNet, ResidualEncoderUNet and ResidualUNet, imported on first use."""
 
 from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet, ResidualUNet
 from dynamic_network_architectures.building_blocks.residual import BasicBlockD, BottleneckD
@@ -17,7 +17,7 @@ register_block(BottleneckD, "conv3")
 @register_sites(ResidualEncoderUNet)
 @register_sites(ResidualUNet)
 def unet(network: PlainConvUNet | ResidualEncoderUNet | ResidualUNet) -> Sites:
-    """The encoder, which the decoder holds a second time, returns the list of its stages."""
+    """Returns the sites. The encoder returns a list of its stages; the decoder has a second reference to it."""
     depth = len(network.decoder.stages)
     stages = [f"encoder.stages.{stage}" for stage in range(depth + 1)]
     return {

@@ -1,6 +1,6 @@
-"""Which network class has which places.
+"""The registry of network classes and their places.
 
-A network is found through the method resolution order of its class, so that a subclass has its parent's places.
+A network is looked up by the method resolution order of its class, so that subclasses inherit places.
 """
 
 import importlib
@@ -15,7 +15,7 @@ from attn3d.networks.places import KINDS, Place
 Stage = str | Place | Sequence[str | Place]
 Sites = Mapping[str, Sequence[Stage]]
 
-_LIBRARIES = {  # with sites of their own, imported when one of their networks is met
+_LIBRARIES = {  # modules with sites, imported for the first network of the library
     "monai": "attn3d.networks.monai",
     "dynamic_network_architectures": "attn3d.networks.nnunet",
 }
@@ -38,21 +38,21 @@ def register_sites(
     *,
     run: Callable[[Any, Tensor], Any] | None = None,
 ) -> Any:
-    """Says where attention can go in a network class and its subclasses; also a decorator of a function.
+    """Registers the sites of a network class and its subclasses. It can also decorate a function.
 
     Args:
         network: the class.
-        sites: for each kind its stages: of encoder and skip from the input on, of decoder from the deepest on.
-            A stage is the path of a module whose output is meant, or, for skips, one of `second_argument`,
-            `joined`, `concatenated`, `summed`, `items`; or a list of these. Where the paths depend on how a network
-            was built, a function ``network -> sites``. Blocks, residual branches and convs are found by themselves.
-        run: how the network is called on an image, ``(network, x) -> output``, where that is not ``network(x)``.
+        sites: the stages of each kind: those of encoder and skip start at the input, those of decoder at the deepest
+            stage. A stage is the path of a module, for its output; or, for skips, the result of `second_argument`,
+            `joined`, `concatenated`, `summed` or `items`; or a list of these. If the paths depend on the network's
+            arguments, a function ``network -> sites``. Blocks, residual branches and convs are found automatically.
+        run: calls the network on an image, ``(network, x) -> output``; by default ``network(x)``.
 
     Returns:
-        ``sites``, or a decorator where there are none.
+        ``sites``, or a decorator if there are none.
 
     Raises:
-        ValueError: when a kind is unknown.
+        ValueError: if a kind is unknown.
 
     Examples:
         >>> from attn3d.networks import register_sites, second_argument
@@ -73,25 +73,24 @@ def register_sites(
 
 
 def has_sites(network: nn.Module) -> bool:
-    """Whether the class of ``network`` is registered."""
+    """Returns whether the class of ``network`` is registered."""
     return _look_up(network, _SITES) is not None
 
 
 def staged_places(network: nn.Module) -> dict[str, Staged]:
-    """By kind, the places of ``network`` with their stages; where no sites are registered, its convs alone."""
+    """Returns the places of ``network`` with their stages, by kind; only convs if no sites are registered."""
     find = _look_up(network, _SITES)
     sites = {} if find is None else find(network)
     _check_kinds(type(network), sites)
-    given = {
-        kind: [(number, place) for number, stage in enumerate(stages) for place in _places(stage)]
-        for kind, stages in sites.items()
-    }
+    given: dict[str, Staged] = {}
+    for kind, stages in sites.items():
+        given[kind] = [(number, place) for number, stage in enumerate(stages) for place in _places(stage)]
     staged = inside(network, given) | given
     return {kind: staged[kind] for kind in KINDS if staged.get(kind)}
 
 
 def run(network: nn.Module, x: Tensor) -> Any:
-    """Calls ``network`` on an image the way its class is called."""
+    """Calls ``network`` on an image, as registered for its class."""
     return (_look_up(network, _RUNS) or nn.Module.__call__)(network, x)
 
 
@@ -110,4 +109,4 @@ def _places(stage: Stage) -> list[Place]:
 def _check_kinds(network: type, sites: Sites) -> None:
     for kind in sites:
         if kind not in KINDS:
-            raise ValueError(f"`sites` of {network.__name__} has the kind {kind!r}; available: {', '.join(KINDS)}")
+            raise ValueError(f"`sites` of {network.__name__} must have kinds of {', '.join(KINDS)}, got {kind!r}")

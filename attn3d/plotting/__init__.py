@@ -1,6 +1,6 @@
-"""Pictures of volumes, of what attention looked at, and of results.
+"""Figures of volumes, attention maps and results.
 
-Matplotlib, nibabel and SciPy come with the extra ``segmentation`` and are imported when a picture is asked for.
+Matplotlib, nibabel and SciPy are installed by the extra ``segmentation`` and imported when a figure is drawn.
 """
 
 from attn3d.plotting.attention import plot_attention_maps

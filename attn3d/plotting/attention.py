@@ -1,4 +1,4 @@
-"""What inserted attention looked at, over the anatomy."""
+"""Figures of attention maps over the anatomy."""
 
 from __future__ import annotations
 
@@ -41,30 +41,30 @@ def plot_attention_maps(
     window: tuple[float, float] | None = None,
     title: str = "",
 ) -> Figure:
-    """What `attention_maps` found, a column for each site: heat over the grey anatomy, and charts.
+    """Plots the result of `attention_maps`: heat maps over the grey anatomy and charts, with one column per site.
 
-    Heat has a scale of its own in each picture, from the 0.5th to the 99.5th percentile of the volume; where weights
-    are 0, as outside a window, it is left out, and a dashed line is drawn around the rest. The weights of channels are
-    bars from 0, those along axes curves. Of a batch the first sample is shown.
+    Each heat map has its own color scale, from the 0.5th to the 99.5th percentile of the weights in the volume. It is
+    not drawn where weights are 0, for example outside a window, and a dashed line surrounds the rest. Channel weights
+    are drawn as bars, weights along axes as curves. The first sample of a batch is shown.
 
     Args:
-        image: what the network saw, (B, C, *S) or (C, *S), of which the first channel is shown; or any anatomy on
-            its grid, *S. Two axes are one slice.
-        maps: from `attention_maps`.
-        affine: voxel indices to millimetres; by default that of a MetaTensor. Without any, the axes are taken as
-            right, anterior, superior with voxels of 1 mm, and no sides are marked.
-        site: one of the names in ``maps``, or several; by default all that have something to show.
-        voxels: those that `attention_maps` was given, marked by a cross where they are asked about; all slices go
-            through the first. By default the one in the middle.
+        image: the input of the network, (B, C, *S) or (C, *S), of which the first channel is shown, or any other image
+            on its grid, *S. With two axes, it is shown as one slice.
+        maps: the result of `attention_maps`.
+        affine: from voxel indices to millimetres; by default that of a MetaTensor. Without an affine, the axes are
+            assumed to be right, anterior, superior with voxels of 1 mm, and sides are not marked.
+        site: one or several of the names in ``maps``; by default all with maps to show.
+        voxels: the voxels that were passed to `attention_maps`, which are marked by a cross. All slices contain the
+            first. The central voxel by default.
         planes: "axial", "coronal", "sagittal", or several of them.
-        window: level and width of the intensities shown; by default nearly all.
-        title: of the figure.
+        window: level and width of the displayed intensities; by default nearly the full range.
+        title: title of the figure.
 
     Returns:
         The figure; ``figure.savefig(path)`` writes it.
 
     Raises:
-        ValueError: when a site or a plane is unknown, there is nothing to show, the image is on another grid, or
+        ValueError: if a site or a plane is unknown, there are no maps to show, the image is on another grid, or
             ``voxels`` are not those of the maps.
 
     Examples:
@@ -73,7 +73,10 @@ def plot_attention_maps(
         >>> figure = attn3d.plot_attention_maps(x, attn3d.attention_maps(net, x), site="encoder:model.0")
     """
     planes = [one_of("planes", plane, PLANES) for plane in ([planes] if isinstance(planes, str) else planes)]
-    wanted = [name for name in maps if maps[name]] if site is None else [site] if isinstance(site, str) else site
+    if site is None:
+        wanted: Sequence[str] = [name for name in maps if maps[name]]
+    else:
+        wanted = [site] if isinstance(site, str) else site
     sites = {name: _first_sample(maps[one_of("site", name, maps)]) for name in wanted}
     if not any(one.heat or one.charts for one in sites.values()):
         raise ValueError(f"`maps` has nothing to show at {', '.join(wanted) or 'any site'}")
@@ -104,19 +107,19 @@ def plot_attention_maps(
 
 
 class _Site(NamedTuple):
-    """The weights of one sample: volumes, with a number behind "query", and what is charted."""
+    """The weights of one sample: volumes, in which "query" is followed by an index, and values for charts."""
 
     heat: dict[str, np.ndarray]
     charts: dict[str, np.ndarray | list[np.ndarray]]
 
     @property
     def queries(self) -> list[str]:
-        """The names of the weights of one voxel for all."""
+        """The names of the maps of a single voxel's weights."""
         return [name for name in self.heat if name.startswith("query")]
 
 
 def _rows(sites: Mapping[str, _Site], planes: Sequence[str]) -> list[tuple[str, str | None]]:
-    """What is shown, heat first, and in which plane; charts have none."""
+    """Returns the names of the rows with their planes: heat maps first, then charts, whose plane is None."""
     volumes = [key for name in HEAT for one in sites.values() for key in one.heat if key.startswith(name)]
     charts = [key for key in _CHARTS if any(key in one.charts for one in sites.values())]
     return [(key, plane) for key in dict.fromkeys(volumes) for plane in planes] + [(key, None) for key in charts]
@@ -148,7 +151,7 @@ def _first_sample(maps: Mapping[str, torch.Tensor]) -> _Site:
 def _grid(
     heights: Sequence[float], charts: Sequence[bool], sites: Sequence[str], title: str
 ) -> tuple[Figure, list[list[Axes]]]:
-    """A figure of rows with a head and a cell for each site; all that is not drawn on stays black."""
+    """Returns a black figure and its axes: rows of a head and a cell for each site."""
     from matplotlib.figure import Figure
 
     gaps = [_AXIS if chart else _GAP for chart in charts]
@@ -176,7 +179,7 @@ def _grid(
 
 
 def _head(axes: Axes, words: str, charts: Sequence[Axes]) -> None:
-    """The words of a row of charts, and beneath them a legend of the lines that they have."""
+    """Writes the description of a row of charts, and the legend of its lines below."""
     handles, labels = max((chart.get_legend_handles_labels() for chart in charts), key=lambda pair: len(pair[1]))
     above = 0.5 + 0.09 * sum(label.count("\n") + 1 for label in labels)
     axes.text(0.85, above, words, ha="right", va="center", color=TEXT, fontsize=10, transform=axes.transAxes)
@@ -188,7 +191,7 @@ def _head(axes: Axes, words: str, charts: Sequence[Axes]) -> None:
 
 
 def _prepare(axes: Axes) -> None:
-    """Axes of a chart on black."""
+    """Styles the axes of a chart on a black background."""
     from matplotlib.ticker import MaxNLocator
 
     axes.spines[["left", "bottom"]].set(visible=True, color=FAINT)
@@ -235,7 +238,7 @@ def _draw_affinity(axes: Axes, weights: np.ndarray, _: Scene | None) -> None:
     axes.set_xlabel("channel", color=FAINT, fontsize=8)
 
 
-_CHARTS: dict[str, tuple[str, Any]] = {  # the words of each, and what draws it
+_CHARTS: dict[str, tuple[str, Any]] = {  # descriptions and drawing functions
     "channel": ("weights of channels", _draw_channels),
     "branch": ("weights of branches\nby channel", _draw_branches),
     "axes": ("weights along the axes\nmean of the channels", _draw_axes),

@@ -1,4 +1,4 @@
-"""Results as charts: how a training went, and which mechanism did how well."""
+"""Charts of a training and of comparisons between mechanisms."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ INK = "#57606a"  # readable on white and on black
 
 
 def confidence_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
-    """Where the mean lies, by Student's t: mean ± t s / √n. A single value says nothing: (-inf, inf)."""
+    """Returns the confidence interval of the mean by Student's t, mean ± t s / √n; (-inf, inf) for a single value."""
     from scipy import stats
 
     mean, count = sum(values) / len(values), len(values)
@@ -31,25 +31,25 @@ def confidence_interval(values: Sequence[float], level: float = 0.95) -> tuple[f
 def plot_comparison(
     results: Mapping[str, Mapping[str, Any]], *, plain: str = "none", title: str = "", score: str = "Dice"
 ) -> Figure:
-    """Networks with one mechanism each beside the plain network: every seed, the mean and its 95 % interval.
+    """Plots the scores of networks with one mechanism each: every seed, the mean and its 95 % confidence interval.
 
     Args:
-        results: by mechanism ``"dice"``, one value for each seed, and ``"parameters"``.
-        plain: the key of the network without a mechanism, drawn as a line with its interval as a band.
-        title: of the figure.
-        score: what the values are called.
+        results: for every mechanism a dictionary of ``"dice"``, one value for each seed, and ``"parameters"``.
+        plain: key of the network without a mechanism, which is drawn as a line with its interval as a band.
+        title: title of the figure.
+        score: name of the values.
 
     Returns:
         The figure; ``figure.savefig(path)`` writes it.
 
     Raises:
-        ValueError: when there is nothing to compare.
+        ValueError: if there is nothing to compare.
     """
     from matplotlib.figure import Figure
 
     mechanisms = [name for name in results if name != plain]
     if not mechanisms:
-        raise ValueError(f"`results` must hold at least one mechanism beside {plain!r}, got {list(results)}")
+        raise ValueError(f"`results` must have at least one mechanism besides {plain!r}, got {list(results)}")
     means = {name: sum(result["dice"]) / len(result["dice"]) for name, result in results.items()}
     mechanisms.sort(key=means.__getitem__)
 
@@ -84,11 +84,11 @@ def plot_comparison(
 
 
 def plot_training(epochs: Sequence[Mapping[str, float | None]]) -> Figure:
-    """Loss, learning rate and the scores on the held-out cases by epoch.
+    """Plots loss, learning rate and the scores on the held-out cases by epoch.
 
     Args:
-        epochs: the rows of ``metrics.csv`` as numbers: "epoch", "loss", "learning_rate" and, where there was a
-            validation, "dice" and "dice <label>"; None or no key where there is no value.
+        epochs: the rows of ``metrics.csv`` as numbers: "epoch", "loss", "learning_rate" and, for epochs with a
+            validation, "dice" and "dice <label>". Missing values are None or have no key.
 
     Returns:
         The figure; ``figure.savefig(path)`` writes it.
@@ -118,21 +118,21 @@ def plot_training(epochs: Sequence[Mapping[str, float | None]]) -> Figure:
 
 
 def _line(axes: Axes, epochs: Sequence[Mapping[str, float | None]], key: str, **style: Any) -> None:
-    """A curve through the epochs that have a value; one alone is a point."""
+    """Draws a curve through the epochs that have a value, with markers if there are few."""
     points = [(row["epoch"], row[key]) for row in epochs if row.get(key) is not None]
     if points:
         axes.plot(*zip(*points, strict=True), marker="o" if len(points) < 30 else "", ms=3.5, **style)
 
 
 def _more(results: Mapping[str, Mapping[str, Any]], name: str, plain: str) -> str:
-    """The parameters that a mechanism adds."""
+    """Returns the number of parameters that a mechanism adds, as text."""
     if plain not in results:
         return f"({results[name]['parameters']:,})"
     return f"({results[name]['parameters'] - results[plain]['parameters']:+,})"
 
 
 def _style(axes: Axes) -> None:
-    """On any background, with as few lines as will do."""
+    """Styles axes with a transparent background and few lines."""
     axes.patch.set_alpha(0)
     axes.figure.patch.set_alpha(0)
     axes.spines[["top", "right"]].set_visible(False)

@@ -1,4 +1,4 @@
-"""How a volume is hung: as a radiologist would, in true proportions and with its sides marked."""
+"""Slices of a volume in radiological orientation, with true proportions and marked sides."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BACKGROUND, TEXT, FAINT = "black", "#f2f2f2", "#9aa3ad"
 
 
 class Plane(NamedTuple):
-    """The RAS axis across a plane, the axes shown from left to right and from bottom to top, and the letters there."""
+    """The RAS axis normal to a plane, the axes shown from left to right and from bottom to top, and their letters."""
 
     across: int
     horizontal: int
@@ -26,7 +26,7 @@ class Plane(NamedTuple):
     letters: str  # at the left, right, bottom and top
 
 
-# Seen from the feet and from the front, so that the patient's left is at the right.
+# Radiological convention: the patient's left is shown on the right.
 PLANES = {
     "axial": Plane(2, 0, 1, "RLPA"),
     "coronal": Plane(1, 0, 2, "RLIS"),
@@ -35,11 +35,11 @@ PLANES = {
 
 
 class Hanging:
-    """The axes of a volume nearest to right, anterior, superior, and a box of it that is shown.
+    """Reorients a volume to the axes closest to right, anterior, superior, and crops it to a box.
 
     Args:
-        shape: of the volume, in any orientation.
-        affine: its voxel indices to millimetres; an oblique one is shown along the nearest axes.
+        shape: shape of the volume, in any orientation.
+        affine: from voxel indices to millimetres; oblique volumes are shown along the closest axes.
     """
 
     def __init__(self, shape: Sequence[int], affine: np.ndarray) -> None:
@@ -52,13 +52,13 @@ class Hanging:
         self.low, self.high = np.zeros(3, int), np.array(self.shape)
 
     def turn(self, array: np.ndarray) -> np.ndarray:
-        """The array with its axes turned towards right, anterior, superior."""
+        """Returns the array with its axes reoriented to right, anterior, superior."""
         import nibabel as nib
 
         return nib.apply_orientation(array, self.orientation)
 
     def crop(self, mask: np.ndarray, margin: float) -> None:
-        """Shows what is in a turned mask, with millimetres around it; all of the volume where nothing is."""
+        """Sets the box to the bounding box of a reoriented mask and a margin in mm, or to the volume if empty."""
         self.low, self.high = np.zeros(3, int), np.array(self.shape)
         if mask.any():
             inside = np.argwhere(mask)
@@ -67,37 +67,37 @@ class Hanging:
             self.high = np.minimum(inside.max(axis=0) + 1 + around, self.high)
 
     def voxel(self, place: Sequence[float]) -> np.ndarray:
-        """The turned voxel that is shown nearest to a place in millimetres."""
+        """Returns the reoriented voxel inside the box that is closest to a position in millimetres."""
         import nibabel as nib
 
         nearest = np.rint(nib.affines.apply_affine(np.linalg.inv(self.affine), place))
         return np.clip(nearest, self.low, self.high - 1).astype(int)
 
     def place(self, voxel: Voxel) -> np.ndarray:
-        """Where a turned voxel is, in millimetres."""
+        """Returns the position of a reoriented voxel in millimetres."""
         import nibabel as nib
 
         return nib.affines.apply_affine(self.affine, voxel)
 
     def extent(self, plane: Plane) -> Extent:
-        """Left, right, bottom and top of a picture in millimetres."""
+        """Returns left, right, bottom and top of a picture in millimetres."""
         width, height = ((self.high - self.low) * self.spacing)[[plane.horizontal, plane.vertical]]
         return 0, width, 0, height
 
     def cut(self, array: np.ndarray, plane: Plane, voxel: Voxel) -> np.ndarray:
-        """The picture of a turned array in the plane through a voxel, as rows from the bottom."""
-        shown = array[tuple(slice(*pair) for pair in zip(self.low, self.high, strict=True))]
+        """Returns the slice of a reoriented array in the plane through a voxel, with rows from the bottom up."""
+        shown = array[tuple(slice(low, high) for low, high in zip(self.low, self.high, strict=True))]
         return shown.take(voxel[plane.across] - self.low[plane.across], axis=plane.across).T[:, ::-1]
 
     def spot(self, plane: Plane, voxel: Voxel) -> tuple[float, float]:
-        """Where the middle of a turned voxel is in the picture of a plane."""
+        """Returns the position of the centre of a reoriented voxel in the picture of a plane."""
         x, y = plane.horizontal, plane.vertical
         right = (self.high[x] - voxel[x] - 0.5) * self.spacing[x]
         return right, (voxel[y] - self.low[y] + 0.5) * self.spacing[y]
 
 
 def contrast(volume: np.ndarray, window: tuple[float, float] | None) -> tuple[float, float]:
-    """The intensities shown black and white: of a window (level, width), or nearly all that a volume has."""
+    """Returns the intensities shown as black and white, from a window (level, width) or from percentiles."""
     if window is not None:
         level, width = window
         return level - width / 2, level + width / 2
@@ -107,7 +107,7 @@ def contrast(volume: np.ndarray, window: tuple[float, float] | None) -> tuple[fl
 
 
 def show_scan(axes: Axes, picture: np.ndarray, extent: Extent, limits: tuple[float, float]) -> None:
-    """A slice in grey."""
+    """Draws a slice in grey."""
     axes.imshow(
         picture,
         cmap="gray",
@@ -120,7 +120,7 @@ def show_scan(axes: Axes, picture: np.ndarray, extent: Extent, limits: tuple[flo
 
 
 def show_labels(axes: Axes, labels: np.ndarray, colors: Mapping[int, str], extent: Extent) -> None:
-    """Labels in colour, the scan shining through."""
+    """Draws labels in semi-transparent colours."""
     from matplotlib.colors import to_rgba
 
     shades = np.zeros((*labels.shape, 4))
@@ -130,7 +130,7 @@ def show_labels(axes: Axes, labels: np.ndarray, colors: Mapping[int, str], exten
 
 
 def show_outline(axes: Axes, mask: np.ndarray, extent: Extent) -> None:
-    """A dashed line around a region, closed where it meets the border of the picture."""
+    """Draws a dashed line around a region, which is closed at the border of the picture."""
     _, right, _, top = extent
     rows, columns = mask.shape
     x = (np.arange(-1, columns + 1) + 0.5) * right / columns
@@ -140,7 +140,7 @@ def show_outline(axes: Axes, mask: np.ndarray, extent: Extent) -> None:
 
 
 def mark_sides(axes: Axes, letters: str) -> None:
-    """The sides of the patient at the edges of a picture, and no ticks."""
+    """Writes the sides of the patient at the edges of a picture, and removes ticks."""
     from matplotlib.patheffects import withStroke
 
     axes.set(xticks=[], yticks=[], facecolor=BACKGROUND)
@@ -149,7 +149,9 @@ def mark_sides(axes: Axes, letters: str) -> None:
     spots += [(0.5, 0.02, "center", "bottom"), (0.5, 0.98, "center", "top")]
     for letter, (x, y, horizontal, vertical) in zip(letters, spots, strict=False):
         axes.text(
-            *(x, y, letter),
+            x,
+            y,
+            letter,
             transform=axes.transAxes,
             ha=horizontal,
             va=vertical,

@@ -1,4 +1,4 @@
-"""Scans and their segmentations side by side."""
+"""Figures of scans and their segmentations side by side."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MILLIMETRES_PER_INCH = 52.0
-_WIDTHS = (2.2, 4.0)  # inches: a small picture is enlarged to the first, as far as the other, so that its text fits
-_CHARACTER = 0.6 / 72  # inches of a character per point of its size, at most in the mean
-_LEAST_HEIGHT = 1.5  # inches of a row, for the words beside it
+_WIDTHS = (2.2, 4.0)  # inches: small pictures are enlarged to at least the first and at most the second, to fit text
+_CHARACTER = 0.6 / 72  # upper bound of the mean width of a character in inches, per point of font size
+_LEAST_HEIGHT = 1.5  # inches of a row, for the text beside it
 
 
 def plot_segmentation(
@@ -43,26 +43,27 @@ def plot_segmentation(
     window: tuple[float, float] | None = None,
     title: str = "",
 ) -> Figure:
-    """A scan and its segmentations side by side, in an axial, a coronal and a sagittal plane.
+    """Plots a scan and its segmentations side by side, in an axial, a coronal and a sagittal plane.
 
-    The first segmentation, best the reference, sets what is shown: a stray voxel of another does not.
+    The displayed region depends only on the first segmentation, which should be the reference.
 
     Args:
         image: intensities, (X, Y, Z), in any orientation.
-        segmentations: title and labels of each column beside the scan.
-        names: label values, and what the legend calls them.
-        affine: voxel indices to millimetres; an oblique one is shown along the nearest axes.
-        center: where the planes cross, in the affine's millimetres. By default in the middle of what is shown.
-        outlines: legend and mask of regions to draw as a dashed line.
-        margin: millimetres shown around what the first segmentation labels; all of the scan where that is nothing.
-        window: level and width of the intensities shown, (40, 80) HU for blood in a brain; by default nearly all.
-        title: of the figure.
+        segmentations: labels of each further column, by title.
+        names: names of the label values for the legend.
+        affine: from voxel indices to millimetres; oblique volumes are shown along the closest axes.
+        center: intersection of the planes in millimetres; by default the centre of the displayed region.
+        outlines: masks of regions to draw as dashed lines, by name.
+        margin: margin in mm around the labels of the first segmentation; if it is empty, the whole scan is shown.
+        window: level and width of the displayed intensities, such as (40, 80) HU for blood in a brain; by default
+            nearly the full range.
+        title: title of the figure.
 
     Returns:
         The figure; ``figure.savefig(path)`` writes it.
 
     Raises:
-        ValueError: when an array is not of the image's shape.
+        ValueError: if an array is not of the image's shape.
     """
     from matplotlib.lines import Line2D
 
@@ -81,10 +82,10 @@ def plot_segmentation(
     colors = label_colors(names)
     limits = contrast(volume, window)
     for row, (name, plane), extent in zip(grid, PLANES.items(), extents, strict=True):
-        for axes, labels in zip(row, [None, *columns.values()], strict=True):
+        for axes, shown in zip(row, [None, *columns.values()], strict=True):
             show_scan(axes, hanging.cut(volume, plane, voxel), extent, limits)
-            if labels is not None:
-                show_labels(axes, hanging.cut(labels, plane, voxel), colors, extent)
+            if shown is not None:
+                show_labels(axes, hanging.cut(shown, plane, voxel), colors, extent)
             for mask in regions.values():
                 show_outline(axes, hanging.cut(mask, plane, voxel), extent)
             mark_sides(axes, plane.letters)
@@ -105,25 +106,26 @@ def plot_lesions(
     window: tuple[float, float] | None = None,
     title: str = "",
 ) -> Figure:
-    """A scan and its segmentations side by side, in the axial slices through the largest lesions.
+    """Plots a scan and its segmentations side by side, in the axial slices through the largest lesions.
 
-    A lesion is a connected component (26 neighbours) of what the first segmentation labels, best the reference, and
-    its slice is the one that has most of it. Where the first labels nothing, the next that does is taken.
+    A lesion is a connected component (26 neighbours) of the first segmentation, which should be the reference, or of
+    the next one if it is empty. The slice with most voxels of the lesion is shown.
 
     Args:
         image: intensities, (X, Y, Z), in any orientation.
-        segmentations: title and labels of each column beside the scan.
-        names: label values, and what the legend calls them.
-        affine: voxel indices to millimetres; an oblique one is shown along the nearest axes.
-        lesions: how many are shown, if there are as many, the largest first, a row for each.
-        window: level and width of the intensities shown, (40, 80) HU for blood in a brain; by default nearly all.
-        title: of the figure.
+        segmentations: labels of each further column, by title.
+        names: names of the label values for the legend.
+        affine: from voxel indices to millimetres; oblique volumes are shown along the closest axes.
+        lesions: largest number of lesions, one per row, the largest lesion first.
+        window: level and width of the displayed intensities, such as (40, 80) HU for blood in a brain; by default
+            nearly the full range.
+        title: title of the figure.
 
     Returns:
         The figure; ``figure.savefig(path)`` writes it.
 
     Raises:
-        ValueError: when an array is not of the image's shape.
+        ValueError: if an array is not of the image's shape.
     """
     _check(image, segmentations)
     hanging, plane = Hanging(image.shape, affine), PLANES["axial"]
@@ -131,10 +133,12 @@ def plot_lesions(
     columns = {name: hanging.turn(labels) for name, labels in segmentations.items()}
     limits = contrast(volume, window)
     hanging.crop(volume > limits[0], margin=5.0)
-    of, found = next(
-        ((name, found) for name, labels in columns.items() if (found := _largest(labels != 0, lesions))),
-        ("", [(hanging.shape[plane.across] // 2, 0)]),
-    )
+    source, found = "", [(hanging.shape[plane.across] // 2, 0)]
+    for name, labels in columns.items():
+        components = _largest(labels != 0, lesions)
+        if components:
+            source, found = name, components
+            break
     millilitres = abs(np.linalg.det(affine[:3, :3])) / 1000
 
     extent = hanging.extent(plane)
@@ -142,12 +146,12 @@ def plot_lesions(
     colors = label_colors(names)
     for row, (index, voxels) in zip(grid, found, strict=True):
         voxel = (0, 0, np.clip(index, hanging.low[2], hanging.high[2] - 1))
-        for axes, labels in zip(row, [None, *columns.values()], strict=True):
+        for axes, shown in zip(row, [None, *columns.values()], strict=True):
             show_scan(axes, hanging.cut(volume, plane, voxel), extent, limits)
-            if labels is not None:
-                show_labels(axes, hanging.cut(labels, plane, voxel), colors, extent)
+            if shown is not None:
+                show_labels(axes, hanging.cut(shown, plane, voxel), colors, extent)
             mark_sides(axes, plane.letters)
-        what = f"{verbatim(of)}\nlesion of {voxels * millilitres:.1f} ml" if voxels else "nothing labelled"
+        what = f"{verbatim(source)}\nlesion of {voxels * millilitres:.1f} ml" if voxels else "nothing labelled"
         row[0].set_ylabel(f"z = {hanging.place(voxel)[2]:.0f} mm\n{what}", color=TEXT, fontsize=11)
     _name(figure, grid[0], ["scan", *columns], {name: colors[value] for value, name in names.items()}, [], title)
     return figure
@@ -160,13 +164,13 @@ def _check(image: np.ndarray, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def _largest(mask: np.ndarray, count: int) -> list[tuple[int, int]]:
-    """The slice with most of it, and the voxels, of the largest components of a mask."""
+    """Returns the slice with most voxels, and the number of voxels, of the largest components of a mask."""
     from scipy import ndimage
 
     components, _ = ndimage.label(mask, structure=np.ones((3, 3, 3)))
     sizes = np.bincount(components.ravel())[1:]
-    found = np.argsort(-sizes, kind="stable")[:count] + 1
-    return [(int((components == one).sum(axis=(0, 1)).argmax()), int(sizes[one - 1])) for one in found]
+    largest = np.argsort(-sizes, kind="stable")[:count] + 1
+    return [(int((components == label).sum(axis=(0, 1)).argmax()), int(sizes[label - 1])) for label in largest]
 
 
 def label_colors(names: Mapping[int, str]) -> dict[int, str]:
@@ -175,7 +179,7 @@ def label_colors(names: Mapping[int, str]) -> dict[int, str]:
 
 
 def _grid(extents: Sequence[Sequence[float]], columns: int, spare: tuple[float, float]) -> tuple[Figure, np.ndarray]:
-    """A figure with a row of pictures for each extent, and inches to spare beside and above them."""
+    """Returns a figure and its axes, a row of pictures for each extent, with ``spare`` inches beside and above."""
     from matplotlib.figure import Figure
 
     sizes = np.array([[extent[1], extent[3]] for extent in extents]) / _MILLIMETRES_PER_INCH
@@ -189,12 +193,12 @@ def _grid(extents: Sequence[Sequence[float]], columns: int, spare: tuple[float, 
 def _name(
     figure: Figure, axes: np.ndarray, columns: Sequence[str], labels: Mapping[str, str], lines: list[Any], title: str
 ) -> None:
-    """The titles of the columns and of the figure, and the legend."""
+    """Adds the titles of the columns and of the figure, and the legend."""
     from matplotlib.patches import Patch
 
     width = figure.get_figwidth()
-    for one, name in zip(axes, columns, strict=True):
-        one.set_title(_wrapped(name, width / len(columns), 14), color=TEXT, fontsize=14, pad=8)
+    for column, name in zip(axes, columns, strict=True):
+        column.set_title(_wrapped(name, width / len(columns), 14), color=TEXT, fontsize=14, pad=8)
     handles = [Patch(facecolor=color, label=verbatim(name)) for name, color in labels.items()] + lines
     longest = max((len(handle.get_label()) for handle in handles), default=0)
     side_by_side = int(width / (0.7 + longest * _CHARACTER * 12))  # 0.7 inches of colour and gap
@@ -211,5 +215,5 @@ def _name(
 
 
 def _wrapped(words: str, inches: float, size: float) -> str:
-    """A name in as many lines as it needs in a width."""
+    """Wraps a name to a width."""
     return verbatim("\n".join(textwrap.wrap(words, max(8, int(inches / (_CHARACTER * size))))))

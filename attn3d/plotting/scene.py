@@ -1,4 +1,4 @@
-"""Heat over a slice of the anatomy."""
+"""Heat maps over a slice of the anatomy."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 
 class Scene:
-    """The anatomy behind maps, one or two axes made three.
+    """The anatomy behind heat maps. Images with one or two axes are extended to three.
 
     Args:
         image: (B, C, *S), (C, *S) or *S, of which the first sample's first channel is shown.
-        affine: voxel indices to millimetres; by default the image's own, if it has one.
-        grid: S, that of the maps.
-        window: level and width of the intensities shown; by default nearly all.
+        affine: from voxel indices to millimetres; by default the affine of the image, if it has one.
+        grid: S of the maps.
+        window: level and width of the displayed intensities; by default nearly the full range.
     """
 
     def __init__(
@@ -47,43 +47,45 @@ class Scene:
         self.limits = contrast(self.volume, window)
 
     def voxels(self, voxels: Sequence[Sequence[int]] | None, count: int) -> list[np.ndarray]:
-        """The voxels that were asked about, or the one in the middle, after the turn."""
+        """Returns the given voxels, or the central one, in the reoriented volume."""
         grid = self.grid[: self.rank]
         voxels = [[size // 2 for size in grid]] if voxels is None else list(voxels)
         if not voxels or 0 < count != len(voxels):
-            raise ValueError(f"`voxels` must be the {count or 1} that attention_maps was given, got {voxels}")
+            raise ValueError(f"`voxels` must be the {count or 1} passed to attention_maps, got {voxels}")
         marked = np.zeros((len(voxels), *self.grid), bool)
         for index, voxel in enumerate(voxels):
             if len(voxel) != self.rank or not all(0 <= at < size for at, size in zip(voxel, grid, strict=True)):
                 raise ValueError(f"`voxels` must lie on the grid {grid}, got {tuple(voxel)}")
             marked[index][tuple(voxel)] = True
-        return [np.argwhere(self.hanging.turn(one))[0] for one in marked]
+        return [np.argwhere(self.hanging.turn(mask))[0] for mask in marked]
 
     def ratio(self, plane: str) -> float:
-        """The height of a picture by its width."""
+        """Returns the height of a picture divided by its width."""
         _, width, _, height = self.hanging.extent(PLANES[plane])
         return height / width
 
     def words(self, plane: str, voxel: np.ndarray) -> str:
-        """A plane and where it is."""
+        """Returns the name of a plane, with its position if an affine is known."""
+        if not self.marked:
+            return plane
         across = PLANES[plane].across
-        return f"{plane}, {'xyz'[across]} = {self.hanging.place(voxel)[across]:.0f} mm" if self.marked else plane
+        return f"{plane}, {'xyz'[across]} = {self.hanging.place(voxel)[across]:.0f} mm"
 
     def show(
         self, axes: Axes, plane: str, voxel: np.ndarray, *, heat: np.ndarray | None = None, cross: bool = False
     ) -> None:
-        """A slice, with heat and a scale for it if there is any, and a cross at the voxel if there is to be one."""
+        """Draws a slice, optionally with a heat map and its color scale, and with a cross at the voxel."""
         extent = self.hanging.extent(PLANES[plane])
         low, high = self.limits
-        dimmed = high if heat is None else low + 1.7 * (high - low)  # so that heat is seen on what is bright
+        dimmed = high if heat is None else low + 1.7 * (high - low)  # so that heat is visible on bright anatomy
         show_scan(axes, self.hanging.cut(self.volume, PLANES[plane], voxel), extent, (low, dimmed))
         mark_sides(axes, PLANES[plane].letters if self.marked else "")
         if heat is not None:
             there = heat != 0
             low, high = heat_limits(heat)
             there, heat = (
-                self.hanging.cut(self.hanging.turn(one.reshape(self.grid)), PLANES[plane], voxel)
-                for one in (there, heat)
+                self.hanging.cut(self.hanging.turn(volume.reshape(self.grid)), PLANES[plane], voxel)
+                for volume in (there, heat)
             )
             if there.any() and not there.all():
                 show_outline(axes, there, extent)
@@ -104,7 +106,7 @@ class Scene:
 
 
 def heat_limits(heat: np.ndarray) -> tuple[float, float]:
-    """The weights shown clear and bright: nearly all of those that are not 0."""
+    """Returns the weights shown transparent and bright: percentiles 0.5 and 99.5 of those that are not 0."""
     there = heat != 0
     low, high = (float(one) for one in np.percentile(heat[there] if there.any() else heat, (0.5, 99.5)))
     if high - low <= 1e-6 * abs(low):  # the same everywhere
@@ -113,7 +115,7 @@ def heat_limits(heat: np.ndarray) -> tuple[float, float]:
 
 
 def heat_colors() -> LinearSegmentedColormap:
-    """From clear to bright, so that the anatomy is seen where the weight is low."""
+    """Returns a colormap from transparent to bright, which shows the anatomy where weights are low."""
     from matplotlib import colormaps
     from matplotlib.colors import LinearSegmentedColormap
 
@@ -123,7 +125,7 @@ def heat_colors() -> LinearSegmentedColormap:
 
 
 def show_scale(axes: Axes, picture: AxesImage) -> None:
-    """A bar beside the axes that says what the colours mean."""
+    """Draws a color bar beside the axes."""
     from matplotlib.ticker import MaxNLocator
 
     beside = axes.inset_axes((1.03, 0.04, 0.045, 0.84), facecolor=BACKGROUND)

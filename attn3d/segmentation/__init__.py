@@ -13,12 +13,13 @@ if TYPE_CHECKING:
     from attn3d.segmentation.datasets import Case, Dataset, find_dataset, split_cases
     from attn3d.segmentation.errors import FileError
     from attn3d.segmentation.evaluation import evaluate, mean_dice, score
+    from attn3d.segmentation.exporting import export
     from attn3d.segmentation.files import read_image, read_label, read_segmentation, write_image, write_label
     from attn3d.segmentation.folds import CrossValidation, cross_validate
     from attn3d.segmentation.mni152 import TISSUES, write_mni152
     from attn3d.segmentation.networks import NETWORKS, create_network
+    from attn3d.segmentation.portable import normalise
     from attn3d.segmentation.prediction import Prediction, predict
-    from attn3d.segmentation.preprocessing import normalise
     from attn3d.segmentation.reporting import report
     from attn3d.segmentation.runs import Run
     from attn3d.segmentation.settings import Configuration, Settings
@@ -32,12 +33,13 @@ _NAMES = {
     "datasets": ["Case", "Dataset", "find_dataset", "split_cases"],
     "errors": ["FileError"],
     "evaluation": ["evaluate", "mean_dice", "score"],
+    "exporting": ["export"],
     "files": ["read_image", "read_label", "read_segmentation", "write_image", "write_label"],
     "folds": ["CrossValidation", "cross_validate"],
     "mni152": ["TISSUES", "write_mni152"],
     "networks": ["NETWORKS", "create_network"],
     "prediction": ["Prediction", "predict"],
-    "preprocessing": ["normalise"],
+    "portable": ["normalise"],
     "reporting": ["report"],
     "runs": ["Run"],
     "settings": ["Configuration", "Settings"],

@@ -89,7 +89,7 @@ def find_series(path: Path | str) -> tuple[list[Series], dict[Path, str]]:
             raise FileError(file, "its header is damaged or cut short; fetch it again")
         if not scan:
             others[file] = f"is no scan ({kind.name})"
-        elif not _has_place(header):
+        elif not ("ImagePositionPatient" in header or "PerFrameFunctionalGroupsSequence" in header):
             others[file] = f"is no slice of a scan ({kind.name}): its header does not say where it lies"
         else:
             series[header.SeriesInstanceUID][file] = header
@@ -102,18 +102,7 @@ def read_series(path: Path | str) -> nib.Nifti1Image:
     Raises:
         FileError: when there is none or several, when slices are missing or damaged, and when a file holds a mosaic.
     """
-    series, others = find_series(path)
-    for file, problem in others.items():
-        logger.warning("left out: %s: %s", file, problem)
-    if not series:
-        what = "is a folder without a DICOM series" if Path(path).is_dir() else "holds no DICOM series"
-        why = "".join(f" ({file.name} {problem})" for file, problem in list(others.items())[:1])
-        raise FileError(path, f"{what}{why}; give a NIfTI file, or a folder of one series")
-    if len(series) > 1:
-        titles = "; ".join(one.title for one in series)
-        raise FileError(path, f"holds {len(series)} DICOM series ({titles}); give each a folder of its own")
-    slices = [one for file, header in series[0].headers.items() for one in _slices(file, header)]
-    slices = _in_order(path, slices)
+    slices, _ = slices_of(path)
     affine = np.eye(4)
     affine[:3, :2] = _TO_NIFTI @ (slices[0].directions * slices[0].spacing)
     affine[:3, 2] = _TO_NIFTI @ _step(path, slices)
@@ -125,6 +114,26 @@ def read_series(path: Path | str) -> nib.Nifti1Image:
     return image
 
 
+def slices_of(path: Path | str) -> tuple[list[_Slice], dict[Path, Any]]:
+    """The slices of the one volume in a folder or file, in the order of its last axis, and the headers by file.
+
+    Raises:
+        FileError: as `read_series`.
+    """
+    series, others = find_series(path)
+    for file, problem in others.items():
+        logger.warning("left out: %s: %s", file, problem)
+    if not series:
+        what = "is a folder without a DICOM series" if Path(path).is_dir() else "holds no DICOM series"
+        why = "".join(f" ({file.name} {problem})" for file, problem in list(others.items())[:1])
+        raise FileError(path, f"{what}{why}; give a NIfTI file, or a folder of one series")
+    if len(series) > 1:
+        titles = "; ".join(one.title for one in series)
+        raise FileError(path, f"holds {len(series)} DICOM series ({titles}); give each a folder of its own")
+    slices = [one for file, header in series[0].headers.items() for one in _slices(file, header)]
+    return _in_order(path, slices), series[0].headers
+
+
 def _header(file: Path) -> Any:
     import pydicom
 
@@ -133,10 +142,6 @@ def _header(file: Path) -> Any:
             return pydicom.dcmread(file, stop_before_pixels=True)
     except Exception as error:  # pydicom raises what its parts do
         raise FileError(file, f"its header is damaged ({' '.join(str(error).split())}); fetch it again") from error
-
-
-def _has_place(header: Any) -> bool:
-    return "ImagePositionPatient" in header or "PerFrameFunctionalGroupsSequence" in header
 
 
 def _title(headers: dict[Path, Any]) -> str:

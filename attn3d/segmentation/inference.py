@@ -5,7 +5,6 @@ are brought to the scan's grid and their labels chosen, and nothing of them is k
 that a window spans, whatever the length of the scan, and classes cost next to nothing.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import NamedTuple
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from attn3d.segmentation.grid import along, resampled_planes
-from attn3d.segmentation.preprocessing import to_channels
+from attn3d.segmentation.portable import to_channels
 
 _LOWEST = -1e4  # of a logit below the highest; float16 ends at 65504
 
@@ -39,20 +38,6 @@ class View(NamedTuple):
     volume: MetaTensor
     patch_size: Sequence[int]
     windows: Sequence[Sequence[float]] | None = None
-
-
-def window_size(patch_size: Sequence[int], multiple: Sequence[int], shape: Sequence[int]) -> tuple[int, ...]:
-    """The window that slides over a volume: the whole of it where that is at most twice a patch, else a patch.
-
-    Args:
-        patch_size: voxels of it, as in training.
-        multiple: what the network divides the sides of a window by.
-        shape: of the volume.
-    """
-    whole = tuple(
-        max(patch, -(-size // one) * one) for patch, one, size in zip(patch_size, multiple, shape, strict=True)
-    )
-    return whole if math.prod(whole) <= 2 * math.prod(patch_size) else tuple(patch_size)
 
 
 def segment(

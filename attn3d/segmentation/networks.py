@@ -52,30 +52,54 @@ def create_network(
     Raises:
         ValueError: when ``name`` is none of them, with the nearest; as `attn3d.insert_attention` otherwise.
     """
+    kind, arguments = network_arguments(name, in_channels, out_channels, strides, kernels, width, deep_supervision)
+    net = getattr(nets, kind)(**arguments)
+    return net if attention is None else insert_attention(net, attention, at=tuple(at))
+
+
+def network_arguments(
+    name: str,
+    in_channels: int,
+    out_channels: int,
+    strides: Sequence[Sequence[int]],
+    kernels: Sequence[Sequence[int]] | None,
+    width: int,
+    deep_supervision: bool,
+) -> tuple[str, dict[str, Any]]:
+    """The class of `monai.networks.nets` that a network is before attention, and its arguments, plain data.
+
+    Args:
+        name: as `create_network`, and so the others.
+        in_channels: channels of the scan.
+        out_channels: classes, the background included.
+        strides: of each step down, per axis.
+        kernels: of each resolution, per axis; 3 by default.
+        width: channels at the highest resolution.
+        deep_supervision: of a DynUNet.
+    """
     one_of("network", name, NETWORKS)
     channels: dict[str, Any] = {"spatial_dims": 3, "in_channels": in_channels, "out_channels": out_channels}
     widths = [min(width * 2**level, _MOST_CHANNELS) for level in range(len(strides) + 1)]
     residual = name.startswith("Residual")
-    net: nn.Module
     if name.endswith("DynUNet"):
-        net = nets.DynUNet(
-            kernel_size=kernels or ((3, 3, 3),) * (1 + len(strides)),
-            strides=((1, 1, 1), *strides),
-            upsample_kernel_size=strides,
-            filters=widths,
-            res_block=residual,
-            deep_supervision=deep_supervision and len(strides) > 1,
-            deep_supr_num=max(1, len(strides) - 1),
+        return "DynUNet", {
             **channels,
-        )
-    elif name == "BasicUNet":
+            "kernel_size": kernels or ((3, 3, 3),) * (1 + len(strides)),
+            "strides": ((1, 1, 1), *strides),
+            "upsample_kernel_size": strides,
+            "filters": widths,
+            "res_block": residual,
+            "deep_supervision": deep_supervision and len(strides) > 1,
+            "deep_supr_num": max(1, len(strides) - 1),
+        }
+    if name == "BasicUNet":
         half = narrowest(name, width)
-        net = nets.BasicUNet(features=(*(half * 2**level for level in range(5)), half), **channels)
-    elif name == "SegResNet":
-        net = nets.SegResNet(init_filters=narrowest(name, width), blocks_down=(1, 1, 1, 1), **channels)
-    else:
-        net = nets.UNet(**channels | {"channels": widths, "strides": tuple(strides)}, num_res_units=2 * residual)
-    return net if attention is None else insert_attention(net, attention, at=tuple(at))
+        return name, {**channels, "features": (*(half * 2**level for level in range(5)), half)}
+    if name == "SegResNet":
+        return name, {**channels, "init_filters": narrowest(name, width), "blocks_down": (1, 1, 1, 1)}
+    return "UNet", {
+        **channels, "channels": widths, "strides": tuple(strides), "num_res_units": 2 if residual else 0
+    }  # fmt: skip
 
 
 def not_finite(state: Mapping[str, Tensor]) -> str | None:

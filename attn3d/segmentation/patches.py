@@ -15,7 +15,8 @@ from attn3d.segmentation.augmentation import Augmentation, margin, warp
 from attn3d.segmentation.datasets import Case
 from attn3d.segmentation.datasets import Dataset as CaseDataset
 from attn3d.segmentation.errors import failing_as
-from attn3d.segmentation.preprocessing import PreparedCase, to_channels
+from attn3d.segmentation.portable import to_channels
+from attn3d.segmentation.preprocessing import PreparedCase
 from attn3d.segmentation.settings import Configuration
 
 

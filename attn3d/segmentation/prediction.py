@@ -15,12 +15,14 @@ from torch import nn
 from attn3d.plotting import plot_segmentation
 from attn3d.segmentation.components import middle_of_largest, without_small
 from attn3d.segmentation.datasets import Case, Dataset, find_scans, read_case_image, read_case_label
+from attn3d.segmentation.dicom_seg import highdicom, write_dicom_seg
 from attn3d.segmentation.errors import FileError, failing_as, failure_noted
 from attn3d.segmentation.files import read_segmentation, write_image, write_label
 from attn3d.segmentation.grid import voxel_millilitres
-from attn3d.segmentation.inference import View, segment, window_size
+from attn3d.segmentation.inference import View, segment
 from attn3d.segmentation.locks import locked
 from attn3d.segmentation.networks import shape_multiple
+from attn3d.segmentation.portable import window_size
 from attn3d.segmentation.preprocessing import intensities_of
 from attn3d.segmentation.runs import Run, open_runs
 from attn3d.segmentation.settings import Configuration
@@ -51,6 +53,7 @@ def predict(
     statistics: bool = False,
     preview: bool = False,
     probabilities: bool = False,
+    dicom_seg: bool = False,
     tta: bool = False,
     best: bool = False,
     overlap: float = 0.5,
@@ -73,6 +76,7 @@ def predict(
         statistics: also ``statistics.csv``, the volumes in ml, added to those that are there.
         preview: also ``case.png``, three planes, and ``case.html``, a page to look through the scan.
         probabilities: also ``case_probabilities.nii.gz``, float32 with a class in each last index.
+        dicom_seg: also ``case.dcm``, a DICOM SEG in the frame of the series that the scan was; needs highdicom.
         tta: average with what is found in mirrored windows, left and right exchanged: the flip of the training.
         best: take the weights of the best validation, rather than the last ones.
         overlap: of neighbouring windows, 0 to below 1, a part of their size.
@@ -90,6 +94,8 @@ def predict(
         raise ValueError(f"`overlap` must be at least 0 and below 1, got {overlap}")
     if not remove_small >= 0:
         raise ValueError(f"`remove_small` must be at least 0 ml, got {remove_small}")
+    if dicom_seg:
+        highdicom()
     labels = opened[0].config.labels
     for run in opened[1:]:
         if run.config.labels != labels or run.config.images != opened[0].config.images:
@@ -115,7 +121,7 @@ def predict(
                 found.skipped[case.name] = path
             else:
                 options = {"overlap": overlap, "mirrored": tta, "keep": probabilities}
-                label = _segment(case, path, networks, opened[0], preview, remove_small, **options)
+                label = _segment(case, path, networks, opened[0], preview, dicom_seg, remove_small, **options)
                 found.written[case.name] = path
             voxels, millilitres = np.asarray(label.dataobj), voxel_millilitres(label.affine)
             volumes = {name: float((voxels == value).sum() * millilitres) for value, name in labels.items()}
@@ -131,6 +137,7 @@ def _segment(
     networks: Sequence[tuple[nn.Module, Configuration]],
     run: Run,
     preview: bool,
+    dicom_seg: bool,
     remove_small: float,
     **options: Any,
 ) -> nib.Nifti1Image:
@@ -143,6 +150,8 @@ def _segment(
         write_image(path.with_name(f"{case.name}_probabilities.nii.gz"), kept, images[0].affine, "scanner")
     if preview:
         _preview(path, images[0], segmentation, kept, run)
+    if dicom_seg:
+        write_dicom_seg(path.with_name(f"{case.name}.dcm"), segmentation, case.images[0], run.config.labels)
     write_label(path, segmentation, like=images[0])
     return nib.Nifti1Image(segmentation, images[0].affine)
 

@@ -13,41 +13,15 @@ import torch
 from monai.data import MetaTensor
 from safetensors import safe_open
 from safetensors.numpy import save
-from torch import Tensor
 
 from attn3d.segmentation.datasets import Case, Dataset, read_case_image, read_case_label
 from attn3d.segmentation.errors import FileError
 from attn3d.segmentation.grid import label_to_grid, to_grid
+from attn3d.segmentation.portable import normalise
 from attn3d.segmentation.settings import Configuration
 from attn3d.segmentation.writing import finished_file, read_json, write_json
 
 logger = logging.getLogger("attn3d")
-_PERCENTILES = (0.5, 99.5)  # a hot voxel, however bright, must not set the scale
-_SAMPLE = 2**20  # voxels that percentiles are taken of at most
-_FURTHEST = 10.0  # deviations from the mean
-
-
-def normalise(intensities: Tensor) -> Tensor:
-    """Every channel with mean 0 and standard deviation 1, and none of its voxels beyond 10.
-
-    Both are those of the voxels brighter than the channel's mean, as air must not set the scale, after what lies
-    beyond the percentiles 0.5 and 99.5 is set to them. Where these are all the same, as in an image of two values,
-    those of all voxels are taken; where all voxels are the same, they become 0.
-
-    Args:
-        intensities: (channels, *S), finite.
-    """
-    return torch.stack([_normalised(channel.float()) for channel in intensities])
-
-
-def _normalised(values: Tensor) -> Tensor:
-    some = values.flatten()[:: 1 + values.numel() // _SAMPLE].numpy()
-    clipped = values.clamp(*np.percentile(some, _PERCENTILES, method="nearest").tolist())
-    for chosen in (clipped[clipped > clipped.mean(dtype=torch.float64)], clipped, values):
-        if chosen.numel() and chosen.min() < chosen.max():
-            deviation, mean = torch.std_mean(chosen.double())
-            return ((values - mean.item()) / deviation.item()).clamp_(-_FURTHEST, _FURTHEST)
-    return torch.zeros_like(values)
 
 
 def intensities_of(images: Sequence[nib.Nifti1Image], configuration: Configuration) -> MetaTensor:
@@ -62,21 +36,6 @@ def intensities_of(images: Sequence[nib.Nifti1Image], configuration: Configurati
     if configuration.windows is None:
         intensities = normalise(intensities)
     return MetaTensor(intensities, affine=volumes[0].affine)
-
-
-def to_channels(intensities: Tensor, windows: Sequence[Sequence[float]] | None) -> Tensor:
-    """A CT in its windows, each from -1 to 1 and clipped; any other scan, which `normalise` has been given, as it is.
-
-    Args:
-        intensities: (images, *S) or (B, images, *S).
-        windows: level and width in HU of each channel, or None.
-
-    Returns:
-        (windows, *S) or (B, windows, *S), or as it is where there are none.
-    """
-    if windows is None:
-        return intensities
-    return torch.cat([((intensities - level) / (width / 2)).clamp(-1, 1) for level, width in windows], dim=-4)
 
 
 class PreparedCase:

@@ -14,9 +14,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from attn3d.layers.spatial import to_channels_last
 from attn3d.segmentation.callbacks import budget_used
-from attn3d.segmentation.inference import window_size
 from attn3d.segmentation.losses import create_loss
 from attn3d.segmentation.networks import shape_multiple
+from attn3d.segmentation.portable import window_size
 from attn3d.segmentation.settings import Configuration
 
 

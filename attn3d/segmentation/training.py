@@ -6,6 +6,7 @@ import signal
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -175,7 +176,7 @@ def _new_run(
         start_from(net, configuration.start_from)
     if first:
         split = {"training": [case.name for case in training], "validation": [case.name for case in validation]}
-        Run.create(out, configuration, fingerprint.as_dict(), split)
+        Run.create(out, configuration, asdict(fingerprint), split)
         if not quiet:
             print(_summary(configuration))
     return run, dataset, training, validation
@@ -198,7 +199,7 @@ def _summary(configuration: Configuration) -> str:
     return (
         f"{configuration.network}, {attention}; {configuration.budget}\n"
         f"  spacing {spacing} mm, patches {patch}, strides {configuration.strides}, kernels {configuration.kernels}\n"
-        f"  intensities {shown}"
+        f"  intensities {shown}; patches mirrored along {list(configuration.mirror) or 'no axis'}"
     )
 
 

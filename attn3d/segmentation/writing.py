@@ -36,7 +36,9 @@ def finished_file(path: Path | str) -> Iterator[Path]:
         yield unfinished
         with unfinished.open("rb") as file:
             os.fsync(file.fileno())  # or a power cut could leave the name without the content
-        unfinished.chmod(0o666 & ~_umask())  # some writers let nobody else read
+        mask = os.umask(0o077)  # what new files may not be; it can only be read by setting it
+        os.umask(mask)
+        unfinished.chmod(0o666 & ~mask)  # some writers let nobody else read
         unfinished.replace(path)
     except OSError as error:
         raise _naming(error, unfinished, path) from error
@@ -176,13 +178,6 @@ def _naming(error: OSError, unfinished: Path, path: Path) -> OSError:
     """The error with the name that was to be, where it has the unfinished one or none."""
     name = str(error.filename or path).replace(str(unfinished), str(path))
     return OSError(error.errno, error.strerror or str(error), name)
-
-
-def _umask() -> int:
-    """What new files may not be; it can only be read by setting it."""
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
 
 
 def _alive(process: int) -> bool:

@@ -1,4 +1,4 @@
-"""The contract that every mechanism keeps, to hold any module (B, C, *S) -> (B, C, *S) to."""
+"""Tests of the contract of attention mechanisms, for any module (B, C, *S) -> (B, C, *S)."""
 
 from attn3d.testing.contract import CONDITIONS, ContractError, Report, check_attention
 

@@ -51,11 +51,11 @@ _PREREQUISITES = ("deepcopies", "shape")
 
 
 class ContractError(AssertionError):
-    """A module breaks the contract of `check_attention`.
+    """Raised if a module breaks the contract of `check_attention`.
 
     Attributes:
-        failures: by condition, what was raised: a `Violation` that says what was expected and what was found, or
-            whatever the module itself raised.
+        failures: the errors by condition: a `Violation` with the expected and found values, or an error that the module
+            raised.
     """
 
     def __init__(self, module: str, failures: Mapping[str, Exception], checked: int) -> None:
@@ -70,7 +70,7 @@ class ContractError(AssertionError):
 
 @dataclass(frozen=True)
 class Report:
-    """The names of the conditions that were checked, all of which hold, and of those that were left out."""
+    """The names of the conditions that were checked, all of which hold, and of those that were skipped."""
 
     checked: tuple[str, ...]
     skipped: tuple[str, ...]
@@ -86,37 +86,38 @@ def check_attention(
     zero_gradient: Iterable[str] = (),
     backends: Iterable[str] = ("aot_eager",),
 ) -> Report:
-    """Holds ``module`` to the contract of a mechanism, condition by condition.
+    """Checks that ``module`` fulfils the contract of a mechanism.
 
-    Every condition works on copies with random parameters, so that what starts as the identity is tested too;
-    ``module`` itself, its training mode and gradients, and the state of the random generators stay as they are.
-    All failures are collected, except that nothing else is checked of a module that cannot be copied or changes
-    the shape of its input. `CONDITIONS` lists the conditions, whose docstrings say what each one asks.
+    Every condition runs on copies with random parameters, so that modules that start as the identity are tested too.
+    ``module`` itself, its training mode, its gradients and the state of the random generators are not changed. All
+    failures are collected; the check stops early only if the module cannot be copied or changes the shape of its input.
+    `CONDITIONS` lists the conditions, which are described in their docstrings.
 
     The slow conditions, about a second each, are "compile_static", "compile_dynamic" and "export". The first two
-    make the process forget what else it has compiled.
+    discard everything that the process has compiled.
 
-    A module whose class says ``takes_signal = True`` is given a second map, made of its input: every second voxel along
-    every axis, with the module's ``gating_channels``. The names of its parameters begin with "module." then.
+    A module whose class has ``takes_signal = True`` gets a gating signal that is made from its input: every second
+    voxel along every axis, with the module's ``gating_channels``. The names of its parameters then start with
+    "module.".
 
     Args:
-        module: maps (B, C, *S) to (B, C, *S), for any S.
-        spatial_dims: the number of axes in S.
-        channels: C.
-        checks: the names of the conditions to check; all by default.
-        skip: names of conditions to leave out.
-        zero_gradient: names of parameters, as in `named_parameters`, or patterns such as "*.key.bias", whose
-            gradient the mathematics cancels: a key's bias under a softmax, a convolution's bias before an
-            instance norm. A bias before a batch norm need not be named.
-        backends: of `torch.compile`; "inductor" adds a minute or so.
+        module: a module that maps (B, C, *S) to (B, C, *S), for any S.
+        spatial_dims: number of axes in S.
+        channels: number of channels C.
+        checks: names of the conditions to check; all by default.
+        skip: names of conditions to skip.
+        zero_gradient: names of parameters, as in `named_parameters`, or patterns such as "*.key.bias", whose gradient
+            is zero by construction: a key's bias under a softmax, or a convolution's bias before an instance norm. A
+            bias before a batch norm need not be listed.
+        backends: backends of `torch.compile`; "inductor" takes about a minute longer.
 
     Returns:
-        the names of the conditions that were checked and of those that were not.
+        the names of the conditions that were checked and of those that were skipped.
 
     Raises:
-        ContractError: when a condition does not hold, listing all that do not.
-        TypeError: when ``module`` is no module.
-        ValueError: when ``spatial_dims`` or ``channels`` is out of range, or a name is unknown.
+        ContractError: if a condition does not hold; the message lists all failures.
+        TypeError: if ``module`` is not a module.
+        ValueError: if ``spatial_dims`` or ``channels`` is out of range, or a name is unknown.
 
     Examples:
         >>> module = attn3d.SqueezeExcitation(3, 8)

@@ -1,4 +1,4 @@
-"""Conditions on gradients: there, right, and repeatable."""
+"""Conditions on gradients: present, correct and deterministic."""
 
 import re
 from typing import Any
@@ -19,9 +19,8 @@ from attn3d.testing.subject import (
     gradients_of,
 )
 
-# Operators that have no deterministic form on CUDA, after the list of `torch.use_deterministic_algorithms`, and
-# adaptive max pooling, which lacks it without being listed. `cumsum`, on the list too, is let pass: its sums
-# differ by the order of rounding alone.
+# Operators without a deterministic form on CUDA, from the list of `torch.use_deterministic_algorithms`, and adaptive
+# max pooling, which is missing from that list. `cumsum` is on the list but allowed: its sums differ only by rounding.
 _NONDETERMINISTIC = re.compile(
     r"_?(adaptive_(avg|max)_pool\dd|avg_pool3d|fractional_max_pool\dd|upsample_.*(linear|cubic)\w*"
     r"|reflection_pad\dd|grid_sampler_\dd)_backward\w*|max_unpool\w*|put_?|median|histc|bincount"
@@ -40,10 +39,10 @@ def parameter_gradients(subject: Subject) -> None:
 
 
 def nonzero_gradients(subject: Subject) -> None:
-    """With random parameters no gradient is zero, but of those that `zero_gradient` names, which change nothing.
+    """With random parameters no gradient is zero, except of `zero_gradient`, which do not affect the output.
 
-    In evaluation, where a batch norm does not cancel the bias before it. A hidden unit may be dead by chance, so
-    that a parameter passes when one of several draws gives it a gradient.
+    Checked in evaluation, where a batch norm does not cancel the bias before it. A hidden unit may be dead by chance,
+    so a parameter passes if it has a gradient for one of several random draws.
     """
     missing = set(_trained(subject.copy()))
     for seed in range(16):
@@ -63,7 +62,7 @@ def nonzero_gradients(subject: Subject) -> None:
 
 
 def finite_differences(subject: Subject) -> None:
-    """In double precision the gradients of the input and the parameters are those of finite differences."""
+    """In double precision the gradients of the input and the parameters agree with finite differences."""
     module = subject.copy()
     names = _trained(module)
     x = subject.input((3, 2, 2), batch=1, requires_grad=True)
@@ -75,7 +74,7 @@ def finite_differences(subject: Subject) -> None:
 
 
 def frozen(subject: Subject) -> None:
-    """With the input or the parameters frozen, the others get the gradients that they get with nothing frozen."""
+    """With the input or the parameters frozen, the gradients of the others are unchanged."""
     module = subject.copy()
     x = subject.input(requires_grad=True)
     of_input, *of_parameters = gradients_of(module, x)
@@ -87,7 +86,7 @@ def frozen(subject: Subject) -> None:
 
 
 def checkpointing(subject: Subject) -> None:
-    """Under `torch.utils.checkpoint` the gradients are what they are without."""
+    """Under `torch.utils.checkpoint` the gradients are unchanged."""
     x = subject.input(requires_grad=True)
     reference = gradients_of(subject.copy(training=True), x)
     module = subject.copy(training=True)
@@ -98,8 +97,7 @@ def checkpointing(subject: Subject) -> None:
 def deterministic_operators(subject: Subject) -> None:
     """Forward and backward use no operator that lacks a deterministic form on CUDA.
 
-    Asked of the operators that are dispatched, so that no GPU is needed; those inside a custom operator are not
-    seen.
+    The dispatched operators are checked, so no GPU is needed. Operators inside a custom operator are not seen.
     """
     for training in (False, True):
         module = subject.copy(torch.float32, training=training)
@@ -111,7 +109,7 @@ def deterministic_operators(subject: Subject) -> None:
 
 
 class _Operators(TorchDispatchMode):
-    """Notes the name of every operator that runs."""
+    """Records the name of every operator that runs."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Conditions on the tensors that go in and come out: their memory, their class, and who may write to them."""
+"""Conditions on inputs and outputs: their memory format, their class, and that inputs are not changed."""
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from attn3d.testing.subject import (
 
 
 def memory_format(subject: Subject) -> None:
-    """A contiguous input gives a contiguous output, a channels-last one a channels-last one of the same values."""
+    """A contiguous input gives a contiguous output, a channels-last input a channels-last output of equal values."""
     for training in (False, True):
         x = subject.input(dtype=torch.float32)
         module = subject.copy(torch.float32, training=training)
@@ -29,17 +29,18 @@ def memory_format(subject: Subject) -> None:
 
 
 def strided_inputs(subject: Subject) -> None:
-    """Permuted, sliced, flipped, expanded and channels-last inputs give the values and gradients of a plain one."""
+    """Permuted, sliced, cropped, expanded and channels-last inputs give the results of a contiguous one."""
     x = subject.input()
-    spatial = range(2, x.dim())
+    reverse = list(reversed(range(x.dim())))
+    axes = subject.spatial_dims
     views = {
-        "permuted": x.permute(*reversed(range(x.dim()))).contiguous().permute(*reversed(range(x.dim()))),
+        "permuted": x.permute(reverse).contiguous().permute(reverse),
         "channels-last": _channels_last(x),
-        "sliced": subject.input((8, 10, 6))[:, :, *(slice(None, None, 2) for _ in spatial)],
-        "cropped": subject.input((6, 7, 5))[:, :, *(slice(1, -1) for _ in spatial)],
+        "sliced": subject.input((8, 10, 6))[:, :, *[slice(None, None, 2)] * axes],
+        "cropped": subject.input((6, 7, 5))[:, :, *[slice(1, -1)] * axes],
         "batch-first of a larger tensor": subject.input(batch=4)[::2],
         "expanded over the samples": x[:1].expand_as(x),
-        "expanded over the voxels": x[:, :, *(slice(0, 1) for _ in spatial)].expand_as(x),
+        "expanded over the voxels": x[:, :, *[slice(0, 1)] * axes].expand_as(x),
     }
     for what, view in views.items():
         found = subject.copy()
@@ -55,7 +56,7 @@ def strided_inputs(subject: Subject) -> None:
 
 
 def inputs_unchanged(subject: Subject) -> None:
-    """Forward and backward never write to the input: not to a leaf, an expanded or an inference tensor either."""
+    """Forward and backward never change the input, including leaves, expanded and inference tensors."""
     x = subject.input()
     for training in (False, True):
         module = subject.copy(training=training)
@@ -78,7 +79,7 @@ def inputs_unchanged(subject: Subject) -> None:
 
 
 def inplace_host(subject: Subject) -> None:
-    """A host that goes on with an in-place operation, such as relu_, backpropagates, and its input stays."""
+    """A following in-place operation, such as relu_, gives correct gradients and does not change the input."""
     for training in (False, True):
         x = subject.input(requires_grad=True)
         module = subject.copy(training=training)
@@ -90,7 +91,7 @@ def inplace_host(subject: Subject) -> None:
 
 
 def meta_tensor(subject: Subject) -> None:
-    """A MONAI MetaTensor comes back as a MetaTensor with its affine and the values of a plain tensor (in eager)."""
+    """A MONAI MetaTensor gives a MetaTensor with the same affine and the values of a plain tensor, in eager mode."""
     from monai.data import MetaTensor
 
     x = subject.input()

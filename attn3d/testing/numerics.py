@@ -1,4 +1,4 @@
-"""Conditions on values: dtypes, ranges, samples that do not see each other, evaluation that repeats."""
+"""Conditions on values: dtypes, ranges, independent samples and repeatable evaluation."""
 
 import copy
 
@@ -20,7 +20,7 @@ _PRECISION = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 2e-2, to
 
 
 def dtypes(subject: Subject) -> None:
-    """Output and gradients have the dtype of the input and the parameters: double, single, both halves."""
+    """Output and gradients have the dtype of the input and the parameters, for double, single and both half dtypes."""
     for dtype in _PRECISION:
         module = subject.copy(dtype)
         x = subject.input(dtype=dtype, requires_grad=True)
@@ -31,7 +31,7 @@ def dtypes(subject: Subject) -> None:
 
 
 def precision(subject: Subject) -> None:
-    """In single and half precision the output is close to that of the same module and input in double."""
+    """In single and half precision the output is close to that in double precision."""
     for dtype, tolerance in _PRECISION.items():
         module = subject.copy(dtype)
         x = subject.input(dtype=dtype)
@@ -42,7 +42,7 @@ def precision(subject: Subject) -> None:
 
 
 def large_values(subject: Subject) -> None:
-    """In half precision large inputs give a finite output wherever the same in double fits the dtype."""
+    """In half precision large inputs give a finite output if the output in double precision fits the dtype."""
     for dtype in _HALVES:
         module = subject.copy(dtype)
         for scale in (10.0, 100.0, 1000.0):
@@ -52,7 +52,7 @@ def large_values(subject: Subject) -> None:
 
 
 def autocast(subject: Subject) -> None:
-    """Under autocast the output is finite wherever the same in double fits, and so are the gradients."""
+    """Under autocast output and gradients are finite if the output in double precision fits the dtype."""
     for dtype in _HALVES:
         module = subject.copy(torch.float32)
         for scale in (1.0, 100.0, 1000.0):
@@ -86,7 +86,7 @@ def plain_content(subject: Subject) -> None:
 
 
 def independent_samples(subject: Subject) -> None:
-    """In evaluation a batch gives what its samples give alone, also where a size equals C or the batch."""
+    """In evaluation the output of a batch is that of its samples, also if a size equals C or the batch size."""
     module = subject.copy()
     channels = subject.channels
     for size in [(4, 5, 3), (channels, 3, 2), (2, 3, channels), (2, 2, 2)]:
@@ -96,7 +96,7 @@ def independent_samples(subject: Subject) -> None:
 
 
 def evaluation_repeats(subject: Subject) -> None:
-    """In evaluation, with dropout set to 0.5, a second run repeats the first bitwise and no buffer changes."""
+    """In evaluation, with dropout set to 0.5, a second run is bitwise equal to the first and no buffer changes."""
     module = subject.copy(torch.float32, dropout=0.5)
     x = subject.input(dtype=torch.float32)
     before = copy.deepcopy(module.state_dict())
@@ -110,10 +110,10 @@ def evaluation_repeats(subject: Subject) -> None:
 
 
 def _in_double(module: nn.Module, x: Tensor) -> Tensor:
-    """What ``module``, with its parameters as rounded as they are, gives in double precision."""
+    """Returns the output of ``module`` in double precision, with its parameters rounded to their dtype."""
     return copy.deepcopy(module).double()(x.double()).detach()
 
 
 def _fits(truth: Tensor, dtype: torch.dtype) -> bool:
-    """Whether ``dtype`` has room for these values, and for partial sums somewhat larger."""
+    """Returns whether ``dtype`` can hold these values, with a margin for partial sums."""
     return float(truth.abs().max()) < torch.finfo(dtype).max / 4

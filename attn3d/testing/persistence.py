@@ -1,4 +1,4 @@
-"""Conditions on copies: deep, pickled, from a state dict, on the meta device."""
+"""Conditions on copies: deep copies, pickling, state dicts and the meta device."""
 
 import copy
 import io
@@ -21,13 +21,13 @@ def deepcopies(subject: Subject) -> None:
 
 
 def pickles(subject: Subject) -> None:
-    """Pickled after a forward pass and loaded, the module gives the same output."""
+    """The module gives the same output after pickling and unpickling it after a forward pass."""
     module = _run_once(subject)
     _expect_same_output(subject, pickle.loads(pickle.dumps(module)), module, "the unpickled module")
 
 
 def state_dict(subject: Subject) -> None:
-    """The state dict, saved and loaded with `weights_only`, loads strictly and makes another copy the same."""
+    """The state dict, saved and loaded with `weights_only`, loads strictly and gives another copy the same output."""
     module = _run_once(subject)
     file = io.BytesIO()
     torch.save(module.state_dict(), file)
@@ -38,7 +38,7 @@ def state_dict(subject: Subject) -> None:
 
 
 def meta_device(subject: Subject) -> None:
-    """On the meta device, which has shapes and no values, the module runs and keeps the shape."""
+    """On the meta device the module runs and keeps the shape."""
     x = subject.input(dtype=torch.float32).to("meta")
     for training in (False, True):
         y = subject.copy(torch.float32, training=training).to("meta")(x)
@@ -47,13 +47,13 @@ def meta_device(subject: Subject) -> None:
 
 
 def _expect_same_output(subject: Subject, twin: nn.Module, module: nn.Module, what: str) -> None:
-    """``twin`` gives what ``module`` gives in evaluation, bit by bit."""
+    """Checks that ``twin`` and ``module`` give bitwise equal outputs in evaluation."""
     x = subject.input(dtype=torch.float32)
     expect_equal(twin.eval()(x.clone()), module.eval()(x.clone()), f"{what} to give the same output")
 
 
 def _run_once(subject: Subject) -> nn.Module:
-    """A copy that has seen data in training: what it may have kept must not stop it from being copied."""
+    """Returns a copy after a forward pass in training, whose state must not prevent further copies."""
     module = subject.copy(torch.float32, training=True)
     module(subject.input(dtype=torch.float32))
     return module

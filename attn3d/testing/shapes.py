@@ -1,4 +1,4 @@
-"""Conditions on shapes: any size from 1, any batch from 0, and an error for what is no volume."""
+"""Conditions on shapes: any size from 1, any batch size from 0, and errors for inputs of wrong shape."""
 
 import torch
 
@@ -11,7 +11,7 @@ def shape(subject: Subject) -> None:
 
 
 def sizes(subject: Subject) -> None:
-    """Sizes of 1, even, odd and prime sizes, equal to the channels or not, in any order, keep the shape."""
+    """The shape is kept for sizes of 1 and for even, odd and prime sizes, equal to the channels or not."""
     module = subject.copy()
     channels = subject.channels
     for size in [(1, 1, 1), (1, 6, 7), (6, 1, 7), (7, 6, 1), (2, 2, 2), (11, 2, 3), (channels, 3, 2)]:

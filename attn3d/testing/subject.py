@@ -1,4 +1,4 @@
-"""The module under test as the conditions see it, and how they say what they found."""
+"""The module under test, inputs for it, and comparisons that raise a `Violation`."""
 
 import contextlib
 import copy
@@ -20,16 +20,16 @@ _TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
 
 
 class Violation(AssertionError):
-    """What a condition expected and what it found."""
+    """The expected and the found value of a condition that does not hold."""
 
     def __init__(self, expected: str, found: object) -> None:
         super().__init__(f"expected {expected}, found {found}")
 
 
 class WithSignal(nn.Module):
-    """A mechanism that takes a gating signal, as a module of its input alone.
+    """Wraps a mechanism that takes a gating signal as a module with one input.
 
-    The signal is every second voxel of the input along every axis, with its channels repeated as often as it takes.
+    The signal is every second voxel of the input along every axis, with channels repeated as needed.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -41,19 +41,19 @@ class WithSignal(nn.Module):
         return self.module(x, signal_of(x, self.module.gating_channels))
 
     def attention_weights(self, x: Tensor, queries: Tensor | None = None) -> dict[str, Tensor]:
-        """Those of the mechanism."""
+        """Returns the weights of the mechanism."""
         return self.module.attention_weights(x, signal_of(x, self.module.gating_channels), queries)
 
 
 def signal_of(x: Tensor, channels: int) -> Tensor:
-    """Every second voxel of (B, C, *S) along every axis, with so many channels."""
+    """Returns every second voxel of (B, C, *S) along every axis, with the given number of channels."""
     coarse = x[(slice(None), slice(None), *[slice(None, None, 2)] * (x.dim() - 2))]
     return torch.cat([coarse] * -(-channels // x.shape[1]), 1)[:, :channels]
 
 
 @dataclass(frozen=True)
 class Subject:
-    """The module under test, which is never run: conditions run copies, on inputs that are made here."""
+    """The module under test. Conditions never run it but run copies of it on inputs that are created here."""
 
     module: nn.Module
     spatial_dims: int
@@ -69,14 +69,16 @@ class Subject:
         names = [name for name, _ in self.module.named_parameters()]
         for pattern in self.zero_gradient:
             if not fnmatch.filter(names, pattern):
-                raise ValueError(f"`zero_gradient` names no parameter: {pattern!r}; there are {', '.join(names)}")
+                raise ValueError(
+                    f"`zero_gradient` must match a parameter, got {pattern!r}; there are {', '.join(names)}"
+                )
         if getattr(self.module, "takes_signal", False):
             object.__setattr__(self, "module", WithSignal(self.module))
             object.__setattr__(self, "zero_gradient", tuple(f"module.{pattern}" for pattern in self.zero_gradient))
 
     @property
     def device(self) -> torch.device:
-        """Where the module is."""
+        """The device of the module."""
         tensors = chain(self.module.parameters(), self.module.buffers(), [torch.empty(0)])
         return next(tensors).device
 
@@ -96,7 +98,7 @@ class Subject:
         dropout: float = 0.0,
         seed: int = 0,
     ) -> nn.Module:
-        """A copy with random parameters, the same for the same seed, and random running statistics."""
+        """Returns a copy with random parameters and running statistics that depend only on the seed."""
         module = copy.deepcopy(self.module).to(dtype).train(training)
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
@@ -124,13 +126,13 @@ class Subject:
         dtype: torch.dtype = torch.float64,
         requires_grad: bool = False,
     ) -> Tensor:
-        """A random (batch, C, *size), ``size`` cut to the module's number of axes."""
+        """Returns a random (batch, C, *size), with ``size`` truncated to the module's number of axes."""
         shape = (batch, self.channels, *size[: self.spatial_dims])
         x = torch.randn(shape, dtype=torch.float64).to(self.device, dtype)
         return x.requires_grad_(requires_grad)
 
     def may_be_zero(self, name: str) -> bool:
-        """Whether the caller named this parameter in ``zero_gradient``."""
+        """Returns whether a parameter matches ``zero_gradient``."""
         return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.zero_gradient)
 
 
@@ -141,12 +143,13 @@ def expect(holds: bool, expected: str, found: object) -> None:
 
 
 def first_line(error: Exception) -> str:
-    """The class of an exception and the first line of what it says."""
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
+    """Returns the class of an exception and the first line of its message."""
+    lines = str(error).strip().splitlines() or ["no message"]
+    return f"{type(error).__name__}: {lines[0]}"
 
 
 def run(module: nn.Module, x: Tensor) -> Tensor:
-    """The output of ``module``, which has the shape of ``x``; what the module raises is told with that shape."""
+    """Returns the output of ``module`` and checks its shape; errors of the module are reported with that shape."""
     try:
         y = module(x)
     except Exception as error:
@@ -156,25 +159,25 @@ def run(module: nn.Module, x: Tensor) -> Tensor:
 
 
 def expect_shape(y: Tensor, x: Tensor) -> None:
-    """``y`` is a tensor of the shape of ``x``."""
+    """Checks that ``y`` is a tensor with the shape of ``x``."""
     found = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
     expect(found == tuple(x.shape), f"shape {tuple(x.shape)}", found)
 
 
 def expect_finite(y: Tensor, what: str) -> None:
-    """``y`` has no NaN and no infinity."""
+    """Checks that ``y`` has neither NaN nor infinity."""
     expect(bool(y.isfinite().all()), f"{what} to be finite", f"{int((~y.isfinite()).sum())} that are not")
 
 
 def expect_equal(y: Tensor, reference: Tensor, what: str) -> None:
-    """``y`` is ``reference`` bit by bit."""
+    """Checks that ``y`` is bitwise equal to ``reference``."""
     expect_shape(y, reference)
     if not torch.equal(y, reference):
         raise Violation(f"{what}, bit by bit", f"differences up to {_difference(y, reference):.2g}")
 
 
 def expect_close(y: Tensor, reference: Tensor, what: str) -> None:
-    """``y`` is ``reference`` to the rounding of its dtype."""
+    """Checks that ``y`` equals ``reference`` up to the rounding of its dtype."""
     expect_shape(y, reference)
     largest = _difference(reference, torch.zeros_like(reference))
     tolerance = _TOLERANCE.get(y.dtype, 1e-2) * max(1.0, largest)
@@ -188,10 +191,10 @@ def _difference(y: Tensor, reference: Tensor) -> float:
 
 
 def gradients_of(module: nn.Module, x: Tensor, y: Tensor | None = None) -> list[Tensor | None]:
-    """The gradients of ``x`` and of the parameters that require one, None for those without a path to it.
+    """Returns the gradients of ``x`` and of the trainable parameters, None for tensors that ``y`` does not depend on.
 
-    What they are gradients of is a sum of the output ``y``, by default ``module(x)``, with unequal weights: the
-    plain sum would cancel those of a softmax.
+    They are the gradients of a weighted sum of the output ``y``, by default ``module(x)``. The weights are unequal,
+    because the gradients of a plain sum would vanish for a softmax.
     """
     y = module(x) if y is None else y
     wanted = [tensor for tensor in (x, *module.parameters()) if tensor.requires_grad]
@@ -202,7 +205,7 @@ def gradients_of(module: nn.Module, x: Tensor, y: Tensor | None = None) -> list[
 
 
 def expect_same_gradients(found: list[Tensor | None], reference: list[Tensor | None], what: str) -> None:
-    """The same tensors have gradients, and the same ones."""
+    """Checks that the same tensors have gradients, and that these are equal."""
     for gradient, other in zip(found, reference, strict=True):
         expect((gradient is None) == (other is None), what, "a gradient on one side only")
         if gradient is not None and other is not None:

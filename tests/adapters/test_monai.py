@@ -38,7 +38,7 @@ def test_names_that_are_registered_later_are_here_at_once(monkeypatch):
 def test_refusals():
     with pytest.raises(ValueError, match="did you mean 'cbam'"):
         Attention["cbma", 3]
-    with pytest.raises(ValueError, match="takes one number of dimensions"):
+    with pytest.raises(ValueError, match="must have one number of dimensions"):
         Attention["cbam"]
     with pytest.raises(TypeError, match="no option `reductoin`"):
         Attention["se", 3](channels=8, reductoin=2)

@@ -186,7 +186,7 @@ class TestCommand:
         before = path.read_text()
         result = self.run(path, *arguments)
         assert result.exit_code == 2
-        assert "'full_cbam' is a configuration of the plans already" in result.stderr
+        assert "'full_cbam' is already a configuration of the plans" in result.stderr
         assert path.read_text() == before
         assert self.run(path, "--attention", "cbam", "--at", "encoder", "--overwrite").exit_code == 0
         content = json.loads(path.read_text())["configurations"]
@@ -198,7 +198,7 @@ class TestCommand:
         [
             (("--attention", "cban", "--at", "skip"), "did you mean 'cbam'"),
             (("--attention", "cbam", "--at", "skips"), "did you mean 'skip'"),
-            (("--attention", "cbam", "--at", "residual"), "'residual' is no kind of site of PlainConvUNet"),
+            (("--attention", "cbam", "--at", "residual"), "must be a kind of site of PlainConvUNet"),
             (("--attention", "cbam", "--at", "skip", "--options", "{"), "`options` must be JSON"),
             (("--attention", "cbam", "--at", "skip", "--options", "[1]"), "`options` must be a JSON object"),
             (("--attention", "cbam", "--at", "skip", "--options", '{"r": 1}'), "has no option `r`"),
@@ -228,7 +228,7 @@ class TestCommand:
             ([1], "must be a JSON object"),
             ({"a": 1}, "has no 'configurations'"),
             (old, "has no 'architecture'"),
-            (foreign, "`network` 'no.such.Network' cannot be imported"),
+            (foreign, "`network` must be importable, got 'no.such.Network'"),
         ):
             result = self.run(self.file(tmp_path, content), *arguments)
             assert result.exit_code == 2
@@ -273,7 +273,7 @@ def test_a_checkpoint_without_attention_is_converted(tmp_path: Path) -> None:
     arguments = [str(tmp_path / name) for name in ("plans.json", "old.pth", "new.pth")]
     result = CliRunner().invoke(convert, [*arguments, "--configuration", "new"])
     assert result.exit_code == 0, result.output
-    assert "of attention as it starts" in result.output
+    assert "initial tensors of attention" in result.output
     saved = torch.load(tmp_path / "new.pth", weights_only=False)
     net = build(content["configurations"]["new"]["architecture"], False)
     net.load_state_dict(saved["network_weights"])
@@ -281,9 +281,53 @@ def test_a_checkpoint_without_attention_is_converted(tmp_path: Path) -> None:
     assert torch.equal(net.eval()(x), plain.eval()(x))
     assert saved["current_epoch"] == 7
 
-    (tmp_path / "old.pth").write_text("no checkpoint")
-    for configuration in ("new", "full", "none"):
+    written = (tmp_path / "new.pth").read_bytes()
+    for name, content, configuration, says in (
+        ("old.pth", b"no checkpoint", "new", "`checkpoint` {file} is damaged or no file of PyTorch: "),
+        ("old.pth", (tmp_path / "old.pth").read_bytes()[:999], "new", "`checkpoint` {file} is damaged or no file of"),
+        ("old.pth", b"\x80\x02cno_such_module\nX\n.", "new", "`checkpoint` {file} is damaged or no file of PyTorch: "),
+        ("old.pth", pickle.dumps({}), "new", "`checkpoint` {file} is damaged"),
+        ("old.pth", None, "new", "`checkpoint` {file} cannot be read: No such file or directory"),
+        ("old.pth", {"weights": {}}, "new", "`checkpoint` {file} is no checkpoint of nnU-Net v2; it has no 'network_w"),
+        ("old.pth", {"network_weights": {}}, "new", "`checkpoint` has no 'decoder.seg_layers.0.weight'"),
+        ("old.pth", {"network_weights": plain.state_dict()}, "full", "`configuration` 'full' has no attention"),
+        ("old.pth", {"network_weights": plain.state_dict()}, "none", "'none' is not in the plans"),
+        ("plans.json", None, "new", "`plans` {file} cannot be read: No such file or directory"),
+        ("plans.json", b"\xff", "new", "`plans` {file} cannot be read: 'utf-8' codec"),
+    ):
+        file = tmp_path / name
+        file.unlink(missing_ok=True)
+        if isinstance(content, dict):
+            torch.save(content, file)
+        elif content is not None:
+            file.write_bytes(content)
         result = CliRunner().invoke(convert, [*arguments, "--configuration", configuration])
         assert result.exit_code == 2
+        assert says.format(file=file) in result.stderr
         assert result.stderr.startswith("nnunet: ")
         assert len(result.stderr.splitlines()) == 1
+        assert (tmp_path / "new.pth").read_bytes() == written
+
+
+def test_a_converted_checkpoint_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: Any) -> None:
+    from attn3d.adapters.nnunet_checkpoint import app as convert
+
+    content = plans(2)
+    add_configuration(content, "full", "new", {"spec": "se", "at": ["skip"]})
+    (tmp_path / "plans.json").write_text(json.dumps(content))
+    weights = build(content["configurations"]["full"]["architecture"], False).state_dict()
+    torch.save({"network_weights": weights}, tmp_path / "old.pth")
+    arguments = [str(tmp_path / name) for name in ("plans.json", "old.pth")]
+
+    def full(content: object, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device", str(path))
+
+    result = CliRunner().invoke(convert, [*arguments, str(tmp_path / "none" / "new.pth"), "--configuration", "new"])
+    assert result.exit_code == 2
+    assert f"`out` {tmp_path / 'none' / 'new.pth'} cannot be written: there is no folder" in result.stderr
+    monkeypatch.setattr(torch, "save", full)
+    result = CliRunner().invoke(convert, [*arguments, str(tmp_path / "new.pth"), "--configuration", "new"])
+    assert result.exit_code == 2
+    assert "No space left on device" in result.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"plans.json", "old.pth"}

@@ -176,11 +176,11 @@ def is_served(scoped: Scoped, backend: str) -> bool:
 
 
 def assert_equal_to_the_loops(scoped: Scoped, shape: tuple[int, ...], backend: str) -> None:
-    """Holds output and gradients to the loops; what "sdpa" does not serve is refused."""
+    """Holds output and gradients to the loops; checks that "sdpa" raises for what it does not support."""
     leaves, reference = case(scoped, shape)
     layer = layer_of(scoped, len(shape), backend)
     if not is_served(scoped, backend):
-        with pytest.raises(ValueError, match="`backend` 'sdpa' does not serve a bias that requires a gradient"):
+        with pytest.raises(ValueError, match="`backend` 'sdpa' does not support a bias that requires a gradient"):
             layer(*leaves, list(shape))
         return
     assert_results(results(layer(*leaves, list(shape)), leaves, layer.position_table), reference)

@@ -78,7 +78,7 @@ def test_another_window_at_inference():
 
 def test_the_kernel_gives_no_gradient_of_it():
     layer, _ = make(Window(3), "sdpa")
-    with pytest.raises(ValueError, match="`backend` 'sdpa' does not serve a bias that requires a gradient"):
+    with pytest.raises(ValueError, match="`backend` 'sdpa' does not support a bias that requires a gradient"):
         layer(*tokens(SHAPE), list(SHAPE))
     with torch.no_grad():
         assert_close(layer(*tokens(SHAPE), list(SHAPE)), make(Window(3))[0](*tokens(SHAPE), list(SHAPE)))

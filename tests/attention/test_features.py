@@ -125,7 +125,9 @@ def test_registers_are_seen_beside_the_voxels(form, pattern, backend):
 
 
 def test_registers_are_refused_where_voxels_see_few():
-    with pytest.raises(ValueError, match="`registers` are served by the patterns 'global' and 'pooled_keys', got Wind"):
+    with pytest.raises(
+        ValueError, match="`registers` are supported by the patterns 'global' and 'pooled_keys', got Wind"
+    ):
         make(pattern=Window(2), registers=1)
 
 
@@ -200,7 +202,7 @@ def test_the_non_local_block_takes_positions(mode, pattern):
         ("mhsa", {"registers": -1}, "`registers` must be at least 0, got -1"),
         ("mhsa", {"registers": 2.0}, "`registers` must be an integer, got 2.0"),
         ("non_local", {"position": "rope", "sub_sample": True}, r"pattern=PooledKeys\(2\) keeps positions"),
-        ("non_local", {"position": "rope", "mode": "dot_product"}, "`position` is served by the softmax modes"),
+        ("non_local", {"position": "rope", "mode": "dot_product"}, "`position` is supported by the softmax modes only"),
     ],
     ids=str,
 )  # fmt: skip

@@ -151,8 +151,8 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"dropout": 0.1}, "does not serve dropout on the weights; backend='chunked' does"),
-            ({"bias": torch.zeros(1, 1, 1, 1, requires_grad=True)}, "does not serve a bias that requires a gradient"),
+            ({"dropout": 0.1}, "does not support dropout on the weights; backend='chunked' does"),
+            ({"bias": torch.zeros(1, 1, 1, 1, requires_grad=True)}, "does not support a bias that requires a gradient"),
         ],
     )
     def test_fused_says_why(self, options, message):

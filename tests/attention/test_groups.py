@@ -216,5 +216,5 @@ class TestClippedWindow:
 
 def test_tokens_that_do_not_fill_the_volume_are_refused():
     q = torch.zeros(1, 1, 12, 2)
-    with pytest.raises(ValueError, match=r"`shape` must have 12 voxels, as many as there are tokens, got \(3, 5\)"):
+    with pytest.raises(ValueError, match=r"`shape` must have 12 voxels, the number of tokens, got \(3, 5\)"):
         VolumeAttention(2, 1, pattern=Window(2))(q, q, q, [3, 5])

@@ -71,7 +71,7 @@ class TestBias:
         for backend in ("auto", "chunked", "math"):
             found = attend(q, k, v, bias=bias, backend=backend)
             torch.testing.assert_close(found.double(), expected, rtol=0, atol=0.02)
-        with pytest.raises(ValueError, match="'sdpa' does not serve a bias of higher precision than the queries"):
+        with pytest.raises(ValueError, match="'sdpa' does not support a bias of higher precision than the queries"):
             attend(q, k, v, bias=bias, backend="sdpa")
 
 
@@ -137,7 +137,7 @@ class TestDropout:
         module = randomise(attn3d.MultiHeadSelfAttention(2, 4, dropout=0.9, backend=backend, **options).double())
         assert_close(module.eval()(x), without(x), 1e-14)
         if backend == "sdpa":
-            with pytest.raises(ValueError, match="`backend` 'sdpa' does not serve dropout on the weights"):
+            with pytest.raises(ValueError, match="`backend` 'sdpa' does not support dropout on the weights"):
                 module.train()(x)
         else:
             assert not torch.allclose(module.train()(x), without(x))

@@ -12,7 +12,7 @@ from attn3d.segmentation import HAEMORRHAGES
 from tests.segmentation.conftest import data  # noqa: F401
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-TESTED_ELSEWHERE = {"brain_tissue", "benchmark", "sharded_volume"}
+TESTED_ELSEWHERE = {"brain_tissue", "benchmark", "onnx_runtime", "sharded_volume"}
 
 
 @pytest.fixture

@@ -127,13 +127,16 @@ def test_the_reported_rows_are_over_the_means_of_pooled_keys(mode):
     [
         (
             {"sub_sample": True, "pattern": "axial"},
-            r"`sub_sample` pools the keys of the pattern 'global' alone, got Axial",
+            r"`sub_sample` supports only the pattern 'global', got Axial",
         ),
         (
             {"mode": "dot_product", "pattern": "axial"},
-            r"`mode` 'dot_product' takes the patterns Global and PooledKeys, got",
+            r"`mode` 'dot_product' supports the patterns Global and PooledKeys, got",
         ),
-        ({"mode": "concatenation", "pattern": ("window", {"size": 2})}, r"`mode` 'concatenation' takes .* got Window"),
+        (
+            {"mode": "concatenation", "pattern": ("window", {"size": 2})},
+            r"`mode` 'concatenation' supports .* got Window",
+        ),
     ],
 )
 def test_scopes_that_a_form_does_not_have(options, message):

@@ -82,7 +82,7 @@ def test_every_kind(
     assert list(dict.fromkeys(site.kind for site in sites)) == [kind for kind in KINDS if kind in kinds]
     assert {len(site.shape) for site in sites} == {configuration.dims}
     for kind in set(KINDS) - set(kinds):
-        with pytest.raises(ValueError, match=f"{kind!r} is no kind of site of {type(net).__name__}, which has encoder"):
+        with pytest.raises(ValueError, match=f"must be a kind of site of {type(net).__name__}: encoder.* got {kind!r}"):
             insert_attention(net, "se", at=kind)
 
     plain = run(configuration, net, x)

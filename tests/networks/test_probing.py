@@ -31,7 +31,7 @@ def test_a_network_that_asks_for_values_is_run_on_the_cpu() -> None:
     assert [path for path, _ in containers(net)] == ["stem.attn3d", "dark.attn3d"]
     assert all(torch.equal(value, net.state_dict()[key]) for key, value in state.items())
     assert attn3d.attention_sites(Asks())[0].path == "stem"
-    with pytest.raises(ValueError, match=r"does not pass through the network: .*channel"):
+    with pytest.raises(ValueError, match=r"`input_shape` must be accepted by the network, got .*channel"):
         attn3d.attention_sites(Asks(), (1, 2, 8, 8))
 
 

@@ -218,6 +218,6 @@ def test_synchronised_batch_norm(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["sums", "SegResNetDS"])
 def test_sums_are_not_scripted(name: str) -> None:
-    with pytest.raises(ValueError, match=r"cannot be scripted.*torch.jit.trace, torch.compile and torch.export take"):
+    with pytest.raises(ValueError, match=r"cannot be scripted.*use torch.jit.trace, torch.compile or torch.export"):
         torch.jit.script(NETWORKS[name]())
     torch.jit.script(insert_attention(SegResNet(2, 8, blocks_down=(1, 1), blocks_up=(1,)), "se", at="encoder"))

@@ -34,7 +34,7 @@ class Leaves(torch.fx.Tracer):
 @pytest.mark.parametrize("name", OF_ONE_MAP)
 def test_fx_takes_a_mechanism_as_a_leaf_and_refuses_to_look_into_it(name: str) -> None:
     module, x = create(name, spatial_dims=2, channels=8).eval(), torch.randn(2, 8, 5, 6)
-    with pytest.raises(TypeError, match=r"torch\.fx cannot trace \w+, which asks for sizes: .*is_leaf_module"):
+    with pytest.raises(TypeError, match=r"torch\.fx cannot trace \w+, which uses sizes: .*is_leaf_module"):
         torch.fx.symbolic_trace(module)
     host = nn.Sequential(nn.Conv2d(8, 8, 1), module)
     traced = torch.fx.GraphModule(host, Leaves().trace(host))

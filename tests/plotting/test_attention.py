@@ -136,7 +136,7 @@ def test_what_cannot_be_drawn_is_refused():
         plot_attention_maps(ramp(), {"encoder:": {}}, site="encoder:")
     with pytest.raises(ValueError, match=r"`image` must lie on the grid of the maps, \(12, 10, 8\)"):
         plot_attention_maps(ramp()[1:], maps_of(spatial=ramp()))
-    with pytest.raises(ValueError, match="`voxels` must be the 2 that attention_maps was given"):
+    with pytest.raises(ValueError, match="`voxels` must be the 2 passed to attention_maps"):
         plot_attention_maps(ramp(), maps_of(query=torch.stack([ramp(), ramp()])[None]))
     with pytest.raises(ValueError, match=r"`voxels` must lie on the grid \(12, 10, 8\), got \(12, 0, 0\)"):
         plot_attention_maps(ramp(), maps_of(spatial=ramp()), voxels=[(12, 0, 0)])

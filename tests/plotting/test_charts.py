@@ -41,7 +41,7 @@ def test_one_seed_has_no_interval_and_no_plain_network_no_band():
     assert not axes.patches
     assert {line.get_marker() for line in axes.lines} == {"o", "D"}
     assert [label.get_text() for label in axes.get_yticklabels()] == ["eca  (1,200)", "se  (1,000)"]
-    with pytest.raises(ValueError, match="at least one mechanism beside 'none'"):
+    with pytest.raises(ValueError, match="at least one mechanism besides 'none'"):
         plot_comparison(results(none=[0.8]))
 
 

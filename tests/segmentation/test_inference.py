@@ -9,8 +9,8 @@ from monai.losses import DiceCELoss
 from torch import nn
 
 from attn3d.segmentation.grid import label_to_grid, to_grid
-from attn3d.segmentation.inference import View, probability_planes, segment, window_size
-from attn3d.segmentation.preprocessing import normalise
+from attn3d.segmentation.inference import View, probability_planes, segment
+from attn3d.segmentation.portable import normalise, window_size
 from tests.segmentation.volumes import AFFINES, head, scan
 
 PATCH, SPACING = (16, 16, 16), (4.0, 4.0, 4.0)

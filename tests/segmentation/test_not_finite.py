@@ -14,7 +14,7 @@ from torch import nn
 from attn3d.cli.app import one_line_errors
 from attn3d.segmentation import Diverged, FileError, Run, predict, train
 from attn3d.segmentation.inference import View, probability_planes
-from attn3d.segmentation.preprocessing import normalise
+from attn3d.segmentation.portable import normalise
 from attn3d.segmentation.task import SegmentationTask
 from tests.segmentation.conftest import SMALL
 from tests.segmentation.volumes import AFFINES, scan

@@ -15,7 +15,8 @@ from attn3d.segmentation.configuration import configure
 from attn3d.segmentation.datasets import find_dataset, read_case_image
 from attn3d.segmentation.fingerprint import take_fingerprint
 from attn3d.segmentation.patches import PatchData
-from attn3d.segmentation.preprocessing import PreparedCase, intensities_of, to_channels
+from attn3d.segmentation.portable import to_channels
+from attn3d.segmentation.preprocessing import PreparedCase, intensities_of
 from attn3d.segmentation.settings import settings_from
 from tests.segmentation.conftest import SMALL
 

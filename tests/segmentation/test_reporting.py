@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import re
+from dataclasses import asdict
 from html.parser import HTMLParser
 
 import nibabel as nib
@@ -55,7 +56,7 @@ def make_run(folder, *, simulated=True, attention="se"):
     given |= {"kernels": ((3, 3, 1), (3, 3, 3)), "spacing": (1.0, 1.0, 5.0)}
     config = configure(dataset, 1, fingerprint, settings_from(None, given))
     run = Run.create(
-        folder / "run <1>", config, fingerprint.as_dict(), {"training": ["train"], "validation": list(SHIFTS)}
+        folder / "run <1>", config, asdict(fingerprint), {"training": ["train"], "validation": list(SHIFTS)}
     )
     run.write_network(run.new_network())
     with (run.folder / "metrics.csv").open("w", newline="") as file:

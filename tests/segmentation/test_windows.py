@@ -10,7 +10,7 @@ import torch
 from attn3d.segmentation.configuration import configure
 from attn3d.segmentation.datasets import find_dataset
 from attn3d.segmentation.fingerprint import take_fingerprint
-from attn3d.segmentation.preprocessing import to_channels
+from attn3d.segmentation.portable import to_channels
 from attn3d.segmentation.settings import settings_from
 from attn3d.segmentation.windows import BRAIN_WINDOWS
 from tests.segmentation.volumes import AFFINES, scan

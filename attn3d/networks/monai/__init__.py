@@ -1,4 +1,4 @@
-"""The sites of MONAI's networks, imported when one is met."""
+"""The sites of MONAI's networks, imported on first use."""
 
 from attn3d.networks.monai import (
     blocks,

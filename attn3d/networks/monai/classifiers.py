@@ -1,4 +1,4 @@
-"""Encoders: ResNet, SENet, DenseNet, EfficientNet, Regressor; and HighResNet, which keeps one resolution."""
+"""The sites of ResNet, SENet, DenseNet, EfficientNet and Regressor; and of HighResNet, which has one resolution."""
 
 from monai.networks.nets.densenet import DenseNet
 from monai.networks.nets.efficientnet import EfficientNet
@@ -38,6 +38,6 @@ def regressor(network: Regressor) -> Sites:
 
 @register_sites(HighResNet)
 def highresnet(network: HighResNet) -> Sites:
-    """All blocks but the last, which gives the logits."""
+    """Returns all blocks except the last, whose output is the logits."""
     names = [name for name, _ in network.blocks.named_children() if name.isdigit()]
     return {"encoder": [f"blocks.{name}" for name in names[:-1]]}

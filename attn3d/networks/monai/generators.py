@@ -15,7 +15,7 @@ from attn3d.networks.registry import Sites, register_sites
 
 @register_sites(AutoEncoder)
 def autoencoder(network: AutoEncoder) -> Sites:
-    """The last decoder layer gives the image."""
+    """Returns the sites. The last decoder layer is no site, since its output is the image."""
     depth = len(network.channels)
     return {
         "encoder": [f"encode.encode_{stage}" for stage in range(depth)],
@@ -25,7 +25,7 @@ def autoencoder(network: AutoEncoder) -> Sites:
 
 
 def _denoise(network: DiffusionModelUNet | ControlNet, x: Tensor, *condition: Tensor) -> Any:
-    """Runs at time 0, with class 0 and an empty context where the network asks for them."""
+    """Runs at time 0, with class 0 and a zero context if the network takes them."""
     more: dict[str, Tensor] = {}
     if network.num_class_embeds is not None:
         more["class_labels"] = torch.zeros(len(x), dtype=torch.long, device=x.device)
@@ -36,14 +36,14 @@ def _denoise(network: DiffusionModelUNet | ControlNet, x: Tensor, *condition: Te
 
 
 def _last(name: str, block: Any) -> str:
-    """Path of the last block or attention of a down block."""
+    """Returns the path of the last block or attention of a down block."""
     blocks = "attentions" if hasattr(block, "attentions") else "resnets"
     return f"{name}.{blocks}.{len(block.resnets) - 1}"
 
 
 @register_sites(DiffusionModelUNet, run=_denoise)
 def diffusion(network: DiffusionModelUNet) -> Sites:
-    """A down block returns a tuple: its map is that of its last block or attention, before it is halved."""
+    """Returns the sites. A down block returns a tuple; its site is its last block or attention, before downsampling."""
     blocks: Any = network.up_blocks
     return {
         "encoder": [_last(f"down_blocks.{stage}", block) for stage, block in enumerate(network.down_blocks)],
@@ -57,7 +57,7 @@ def diffusion(network: DiffusionModelUNet) -> Sites:
 
 
 def _condition(network: ControlNet, x: Tensor) -> Any:
-    """Runs on an empty condition, as much larger than the image as its embedding makes it smaller."""
+    """Runs on a zero condition, whose size is such that its embedding has the size of the image."""
     embedding: Any = network.controlnet_cond_embedding
     scale = 2 ** (len(embedding.blocks) // 2)
     condition = x.new_zeros(len(x), embedding.conv_in.conv.in_channels, *(size * scale for size in x.shape[2:]))
@@ -66,7 +66,7 @@ def _condition(network: ControlNet, x: Tensor) -> Any:
 
 @register_sites(ControlNet, run=_condition)
 def controlnet(network: ControlNet) -> Sites:
-    """The encoder of a DiffusionModelUNet; what it gives is added to the skips of one."""
+    """Returns the sites of the encoder; its outputs are added to the skips of a DiffusionModelUNet."""
     return {
         "encoder": [_last(f"down_blocks.{stage}", block) for stage, block in enumerate(network.down_blocks)],
         "bottleneck": ["middle_block"],
@@ -75,9 +75,9 @@ def controlnet(network: ControlNet) -> Sites:
 
 @register_sites(DiNTS)
 def dints(network: DiNTS) -> Sites:
-    """Stems and cells are called by their forward, past all hooks; the sequences in the stems are not.
+    """Returns the sequences in the stems. Stems and cells are called by `forward`, which bypasses hooks.
 
-    There are no skips: what lies between the stems is one space of cells in which every path is searched.
+    There are no skips, because all paths through the cells between the stems are searched.
     """
     return {
         "encoder": [f"stem_down.{stage}.mod" for stage in range(network.num_depths)],

@@ -10,7 +10,7 @@ from attn3d.networks.registry import Sites, register_sites
 
 @register_sites(VoxelMorphUNet)
 def voxelmorph(network: VoxelMorphUNet) -> Sites:
-    """The bottom is (convolution, upsampling)."""
+    """Returns the sites. The innermost module is a sequence of convolution and upsampling."""
     levels, bottom = levels_of(network, "net.0")
     return {
         "encoder": [f"{level}.0" for level in levels],
@@ -22,7 +22,7 @@ def voxelmorph(network: VoxelMorphUNet) -> Sites:
 
 @register_sites(RegUNet)
 def regunet(network: RegUNet) -> Sites:
-    """The decoder climbs to the shallowest level that is extracted; skips above it are not read."""
+    """Returns the sites. The decoder ends at the shallowest extracted level; skips above it are not used."""
     stages = range(network.depth)
     return {
         "encoder": [f"encode_convs.{stage}" for stage in stages],

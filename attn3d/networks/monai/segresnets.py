@@ -12,7 +12,7 @@ from attn3d.networks.registry import Sites, register_sites
 
 @register_sites(SegResNet)
 def segresnet(network: SegResNet) -> Sites:
-    """The skips are added inline."""
+    """Returns the sites. The skips are added inline."""
     stages = [f"down_layers.{stage}" for stage in range(len(network.down_layers))]
     used = stages[len(stages) - 1 - len(network.up_layers) :]
     return {
@@ -25,7 +25,7 @@ def segresnet(network: SegResNet) -> Sites:
 
 @register_sites(SegResNetDS)
 def segresnet_ds(network: SegResNetDS, prefix: str = "") -> Sites:
-    """The encoder returns the list of its stages; SegResNetDS2 has a second decoder beside the first."""
+    """Returns the sites. The encoder returns a list of its stages; SegResNetDS2 has two decoders."""
     depth = len(network.encoder.layers) - 1
     stages = [f"{prefix}encoder.layers.{stage}.blocks" for stage in range(depth + 1)]
     decoders = ["up_layers", "up_layers_auto"] if isinstance(network, SegResNetDS2) else ["up_layers"]
@@ -39,5 +39,5 @@ def segresnet_ds(network: SegResNetDS, prefix: str = "") -> Sites:
 
 @register_sites(VISTA3D, run=lambda network, x: network.image_encoder(x))
 def vista3d(network: VISTA3D) -> Sites:
-    """A forward pass runs the decoder of the prompt it is given; both are there."""
+    """Returns the sites of both decoders; a forward pass runs the decoder of the given prompt."""
     return segresnet_ds(cast(SegResNetDS, network.image_encoder), "image_encoder.")

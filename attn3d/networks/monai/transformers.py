@@ -1,4 +1,4 @@
-"""UNETR, SwinUNETR, Restormer: what is (B, C, *S) in them."""
+"""The sites of UNETR, SwinUNETR and Restormer, where maps are (B, C, *S)."""
 
 from monai.networks.nets.restormer import Restormer
 from monai.networks.nets.swin_unetr import SwinUNETR
@@ -30,7 +30,7 @@ register_sites(
 
 @register_sites(Restormer)
 def restormer(network: Restormer) -> Sites:
-    """The skips are concatenated inline."""
+    """Returns the sites. The skips are concatenated inline."""
     stages = range(network.num_steps)
     readers = [f"reduce_channels.{stage}" for stage in stages[:-1]] + [f"decoder_levels.{stages[-1]}"]
     return {

@@ -19,7 +19,7 @@ from attn3d.networks.registry import Sites, register_sites
 
 
 def levels_of(network: nn.Module, level: str) -> tuple[list[str], str]:
-    """Paths of the nested (down, skip connection around the next level, up), from the top, and of the bottom."""
+    """Returns the paths of the nested levels (down, skip connection around the next level, up) and of the innermost."""
     levels = []
     while isinstance(getattr(network.get_submodule(level), "1", None), SkipConnection):
         levels.append(level)
@@ -28,13 +28,13 @@ def levels_of(network: nn.Module, level: str) -> tuple[list[str], str]:
 
 
 def unwrapped(network: nn.Module, path: str) -> str:
-    """The path inside the wrapper that recomputes activations, where there is one."""
+    """Returns the path inside the activation checkpointing wrapper, if there is one."""
     return f"{path}.module" if hasattr(network.get_submodule(path), "module") else path
 
 
 @register_sites(UNet)
 def unet(network: UNet) -> Sites:
-    """The topmost up gives the logits."""
+    """Returns the sites. The topmost up layer is no site, since its output is the logits."""
     levels, bottom = levels_of(network, "model")
     return {
         "encoder": [unwrapped(network, f"{level}.0") for level in levels],
@@ -46,7 +46,7 @@ def unet(network: UNet) -> Sites:
 
 @register_sites(AttentionUnet)
 def attention_unet(network: AttentionUnet) -> Sites:
-    """Nested attention layers; the submodule of each but the last is (block, layer)."""
+    """Returns the sites of nested attention layers; the submodule of each except the last is (block, layer)."""
     layers, encoder = ["model.1"], ["model.0"]
     while isinstance(network.get_submodule(f"{layers[-1]}.submodule"), nn.Sequential):
         encoder.append(f"{layers[-1]}.submodule.0")
@@ -61,7 +61,7 @@ def attention_unet(network: AttentionUnet) -> Sites:
 
 @register_sites(DynUNet)
 def dynunet(network: DynUNet) -> Sites:
-    """Its blocks are registered a second time under ``skip_layers``."""
+    """Returns the sites. The blocks have a second path under ``skip_layers``."""
     up = [f"upsamples.{stage}" for stage in range(len(network.upsamples))]
     return {
         "encoder": ["input_block", *(f"downsamples.{stage}" for stage in range(len(network.downsamples)))],
@@ -73,7 +73,7 @@ def dynunet(network: DynUNet) -> Sites:
 
 @register_sites(FlexibleUNet)
 def flexible_unet(network: FlexibleUNet) -> Sites:
-    """Its last decoder block has no skip."""
+    """Returns the sites. The last decoder block has no skip."""
     encoder, skips = [], network.skip_connect
     if isinstance(network.encoder, ResNet):
         encoder = ["encoder.act", *(f"encoder.layer{stage}" for stage in range(1, 5))]
@@ -89,7 +89,7 @@ def flexible_unet(network: FlexibleUNet) -> Sites:
 
 @register_sites(MedNeXt)
 def mednext(network: MedNeXt) -> Sites:
-    """The skips are added inline, as in SegResNet."""
+    """Returns the sites. The skips are added inline, as in SegResNet."""
     stages = range(len(network.enc_stages))
     return {
         "encoder": [f"enc_stages.{stage}" for stage in stages],

@@ -1,6 +1,6 @@
-"""The attention that networks have of their own: how its weights are read, and where its tokens lie.
+"""The attention that networks already have: how to read its weights and the positions of its tokens.
 
-One file for each library. None of them imports its library: modules are known by the names of their classes.
+There is one file per library. None of them imports its library: modules are recognized by their class names.
 """
 
 from attn3d.networks.own import monai, primus

@@ -1,4 +1,4 @@
-"""The attention of MONAI's networks: gates, windows, and attention over all tokens of a map or of patches."""
+"""The attention of MONAI's networks: gates, windows, and attention over all voxels or patches."""
 
 import math
 from typing import Any
@@ -12,13 +12,13 @@ from attn3d.networks.own.tokens import Tokens, over_grid
 
 @register_layout("monai.AttentionBlock", "monai.SpatialAttentionBlock", "monai.SpatialTransformer")
 def map_layout(module: nn.Module, x: Tensor) -> Tokens:
-    """Every voxel of (B, C, *S) is a token."""
+    """Returns the tokens of (B, C, *S), one per voxel."""
     return over_grid(x.shape[2:], x.device)
 
 
 @register_layout("monai.ViT", "monai.ViTAutoEnc")
 def patch_layout(vit: Any, x: Tensor) -> Tokens:
-    """Every patch of (B, C, *S) is a token, behind the class token where there is one."""
+    """Returns the tokens of (B, C, *S), one per patch, after the class token if there is one."""
     embedding: Any = vit.patch_embedding.patch_embeddings
     if isinstance(embedding, nn.Sequential):  # rearranged and projected
         rearrange: Any = embedding[0]
@@ -31,7 +31,7 @@ def patch_layout(vit: Any, x: Tensor) -> Tokens:
 
 @register_layout("monai.SwinTransformerBlock")
 def window_layout(block: Any, x: Tensor) -> Tokens:
-    """Every window of (B, *S, C) is a group, shifted and padded at the end as the block does it."""
+    """Returns the tokens of (B, *S, C) with one group per window, shifted and padded at the end like in the block."""
     shape, places = list(x.shape[1:-1]), []
     for size, width, shift in zip(shape, block.window_size, block.shift_size, strict=True):
         width, shift = (width, shift) if size > width else (size, 0)
@@ -46,13 +46,13 @@ def window_layout(block: Any, x: Tensor) -> Tokens:
 
 @register_reader("monai.AttentionBlock")
 def gate(block: Any, tokens: Tokens, queries: Tensor, g: Tensor, x: Tensor) -> dict[str, Tensor]:
-    """The gate of AttentionUnet: psi(relu(W_g g + W_x x))."""
+    """Returns the gate of AttentionUnet, psi(relu(W_g g + W_x x))."""
     return {"spatial": block.psi(block.relu(block.W_g(g) + block.W_x(x)))}
 
 
 @register_reader("monai.WindowAttention")
 def window_rows(block: Any, tokens: Tokens, queries: Tensor, x: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
-    """softmax(q k / sqrt(d) + bias + mask) within the window of each chosen voxel."""
+    """Returns softmax(q k / sqrt(d) + bias + mask) within the window of each chosen voxel."""
     groups, count = tokens.voxels.shape
 
     def weights(group: int, token: int) -> Tensor:
@@ -68,7 +68,7 @@ def window_rows(block: Any, tokens: Tokens, queries: Tensor, x: Tensor, mask: Te
 def self_rows(
     block: Any, tokens: Tokens, queries: Tensor, x: Tensor, attn_mask: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """softmax(q k / sqrt(d)) over all tokens, for the chosen voxels."""
+    """Returns softmax(q k / sqrt(d)) over all tokens, for the chosen voxels."""
     if block.use_combined_linear:
         q, k, _ = block.input_rearrange(block.qkv(x))
     else:
@@ -80,7 +80,7 @@ def self_rows(
 def cross_rows(
     block: Any, tokens: Tokens, queries: Tensor, x: Tensor, context: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """The same over the tokens of a context, which lie on no grid; without a context over those of the map."""
+    """Returns the softmax over the tokens of a context, which have no grid, or of the map if there is no context."""
     q, k = block.input_rearrange(block.to_q(x)), block.input_rearrange(block.to_k(x if context is None else context))
     if context is None:
         return {"query": tokens.rows(queries, lambda _, token: _row(block, q, k, token))}
@@ -88,12 +88,12 @@ def cross_rows(
 
 
 def _row(block: Any, q: Tensor, k: Tensor, token: int, key_mask: Tensor | None = None) -> Tensor:
-    """The weights of one token, (B, H, tokens)."""
+    """Returns the weights of one token, (B, H, tokens)."""
     if block.attention_dtype is not None:
         q, k = q.to(block.attention_dtype), k.to(block.attention_dtype)
     if block.rel_positional_embedding is None:
         scores = (k @ q[:, :, token, :, None]).squeeze(3) * block.scale
-    else:  # MONAI's own function takes all pairs, as the module does
+    else:  # MONAI's function needs all pairs, as in the module
         scores = block.rel_positional_embedding(q, q @ k.mT * block.scale, q)[:, :, token]
     if block.causal:
         scores = scores.masked_fill(torch.arange(k.shape[2], device=k.device) > token, -math.inf)

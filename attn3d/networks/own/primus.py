@@ -1,4 +1,4 @@
-"""The attention of nnU-Net's Primus, whose blocks are those of EVA in timm."""
+"""The attention of nnU-Net's Primus, which uses the EVA blocks of timm."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from attn3d.networks.own.tokens import Tokens, over_grid
 
 @register_layout("dynamic_network_architectures.Primus")
 def primus_layout(primus: Any, x: Tensor) -> Tokens:
-    """Patches of (B, C, *S), as large as the decoder makes of a token, behind the registers."""
+    """Returns the tokens of (B, C, *S), one per patch, after the registers. The decoder determines the patch size."""
     shape = list(x.shape[2:])
     for module in primus.up_projection.modules():
         if hasattr(module, "stride"):
@@ -29,11 +29,12 @@ def eva_rows(
     rope: Tensor | None = None,
     attn_mask: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """softmax(q k / sqrt(d)) over all tokens, q and k turned by their positions, for the chosen voxels."""
+    """Returns softmax(q k / sqrt(d)) over all tokens for the chosen voxels, with rotary positions."""
     q = block.q_norm(split_heads(block.q_proj(x), block.num_heads))
     k = block.k_norm(split_heads(block.k_proj(x), block.num_heads))
     if rope is not None:
-        q, k = (_turned(part, rope, block.num_prefix_tokens) for part in (q, k))
+        q = _rotated(q, rope, block.num_prefix_tokens)
+        k = _rotated(k, rope, block.num_prefix_tokens)
     return {"query": tokens.rows(queries, lambda _, token: _row(block.scale * q[:, :, token], k))}
 
 
@@ -41,8 +42,8 @@ def _row(q: Tensor, k: Tensor) -> Tensor:
     return (k @ q[..., None]).squeeze(3).softmax(2)
 
 
-def _turned(tokens: Tensor, rope: Tensor, more: int) -> Tensor:
-    """Neighbouring pairs turned by the angles of their token, the first ``more`` tokens aside."""
+def _rotated(tokens: Tensor, rope: Tensor, more: int) -> Tensor:
+    """Rotates pairs of adjacent channels by the angles of their token, except for the first ``more`` tokens."""
     sin, cos = rope.chunk(2, -1)
     x = tokens[:, :, more:]
     across = torch.stack([-x[..., 1::2], x[..., ::2]], -1).flatten(-2)

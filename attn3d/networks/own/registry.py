@@ -1,6 +1,6 @@
-"""Which class has attention of its own, and which says where its tokens lie.
+"""The registry of attention classes of other libraries, and of classes that determine the positions of tokens.
 
-A class is known by its library and its name, "monai.SABlock", and so are those that derive from it.
+A class is identified by its library and name, such as "monai.SABlock". Subclasses are recognized too.
 """
 
 import inspect
@@ -21,17 +21,17 @@ _LAYOUTS: dict[str, Layout] = {}
 
 
 def register_reader(name: str) -> Callable[[Reader], Reader]:
-    """Says how the weights of an attention module are read.
+    """A decorator that registers a function which reads the weights of an attention module.
 
-    The function is called before each forward pass of the module, ``(module, tokens, queries, *arguments)``, with the
-    `Tokens`, the flat indices of the chosen voxels on their grid, and what the module is called with. It gives weights
-    in the form of a mechanism's ``attention_weights``.
+    The function is called before each forward pass of the module as ``(module, tokens, queries, *arguments)``, with the
+    `Tokens`, the flat indices of the chosen voxels on their grid, and the arguments of the module. It returns weights
+    like ``attention_weights`` of a mechanism.
     """
     return lambda reader: _READERS.setdefault(name, reader)
 
 
 def register_layout(*names: str) -> Callable[[Layout], Layout]:
-    """Says where the tokens of the attention in a module lie, ``(module, its first argument) -> Tokens``."""
+    """A decorator that registers a function which returns token positions, ``(module, first argument) -> Tokens``."""
 
     def register(layout: Layout) -> Layout:
         _LAYOUTS.update(dict.fromkeys(names, layout))
@@ -42,7 +42,7 @@ def register_layout(*names: str) -> Callable[[Layout], Layout]:
 
 @dataclass(frozen=True)
 class OwnAttention:
-    """An attention module of a network, and the module around it, or itself, that knows where its tokens lie."""
+    """An attention module of a network, and the module (itself or a parent) that determines its token positions."""
 
     module: nn.Module
     reader: Reader
@@ -50,23 +50,24 @@ class OwnAttention:
     layout: Layout
 
     def tokens(self, *args: Any, **kwargs: Any) -> Tokens:
-        """Where the tokens lie, by what the host is called with."""
+        """Returns the token positions, given the arguments of the host."""
         return self.layout(self.host, next(iter(_arguments(self.host, args, kwargs).values())))
 
     def weights(self, tokens: Tokens, queries: Tensor, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """The weights, by what the module is called with."""
+        """Returns the weights, given the arguments of the module."""
         return self.reader(self.module, tokens, queries, **_arguments(self.module, args, kwargs))
 
 
 def own_attention(network: nn.Module) -> dict[str, OwnAttention]:
-    """The attention modules of a network by path, those aside whose tokens lie nobody knows where."""
+    """Returns the attention modules of a network by path, except those whose token positions are unknown."""
     found, hosts = {}, {}
     for path, module in network.named_modules():
         if is_inserted(path):
             continue
-        if (layout := _look_up(module, _LAYOUTS)) is not None:
+        layout, reader = _look_up(module, _LAYOUTS), _look_up(module, _READERS)
+        if layout is not None:
             hosts[path] = module, layout
-        if (reader := _look_up(module, _READERS)) is None:
+        if reader is None:
             continue
         around = [host for host in hosts if not host or path == host or path.startswith(f"{host}.")]
         if around:
@@ -80,5 +81,5 @@ def _look_up(module: nn.Module, table: dict[str, Any]) -> Any:
 
 
 def _arguments(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """What a module is called with, by the names of its parameters and in their order."""
+    """Returns the arguments of a call by the names of the module's parameters, in their order."""
     return inspect.signature(module.forward).bind(*args, **kwargs).arguments

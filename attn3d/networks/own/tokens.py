@@ -1,4 +1,4 @@
-"""Where the tokens of an attention module lie on a grid, and rows of weights brought there."""
+"""The positions of an attention module's tokens on a grid, and rows of weights on that grid."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -9,26 +9,26 @@ from torch import Tensor
 
 
 class Tokens(NamedTuple):
-    """Where the tokens of an attention module lie on a grid.
+    """The positions of an attention module's tokens on a grid.
 
     Attributes:
         shape: S of the grid.
-        voxels: (groups, tokens), the flat index on the grid of every token of every group; -1 for a token that is no
-            voxel: a class token, a register, padding. A token attends to those of its group, and the module is called
-            with a batch in which the groups of the first sample come first.
+        voxels: (groups, tokens), the flat index on the grid of every token of every group; -1 for tokens that are not
+            voxels: class tokens, registers, padding. A token attends to the tokens of its group. In the batch that the
+            module is called with, the groups of the first sample come first.
     """
 
     shape: list[int]
     voxels: Tensor
 
     def rows(self, queries: Tensor, weights: Callable[[int, int], Tensor]) -> Tensor:
-        """The weights of chosen voxels for all others: (B, H, Q, *S), zero outside a voxel's group.
+        """Returns the weights of chosen voxels for all voxels: (B, H, Q, *S), zero outside a voxel's group.
 
         Args:
             queries: (Q,), flat indices on the grid.
-            weights: gives (B, H, tokens) for a group and a token of it.
+            weights: returns (B, H, tokens) for a group and a token in it.
         """
-        places = self.voxels.flatten().argsort()[(self.voxels < 0).sum() :]  # of the voxels, in their order
+        places = self.voxels.flatten().argsort()[(self.voxels < 0).sum() :]  # index of each voxel among the tokens
         rows = []
         for place in places[queries].tolist():
             group, token = divmod(place, self.voxels.shape[1])
@@ -40,6 +40,6 @@ class Tokens(NamedTuple):
 
 
 def over_grid(shape: Sequence[int], device: torch.device, more: int = 0) -> Tokens:
-    """One group of all voxels in their order, behind ``more`` tokens that are none."""
+    """Returns one group of all voxels in order, after ``more`` tokens that are not voxels."""
     voxels = torch.arange(math.prod(shape), device=device)
     return Tokens(list(shape), torch.cat([voxels.new_full((more,), -1), voxels])[None])

@@ -53,11 +53,12 @@ class Dataset:
     def __str__(self) -> str:
         """What was found, in a few lines."""
         channels = sorted({len(case.images) for case in self.cases + self.test_cases})
+        images = "image" if channels == [1] else "images"
         raters = max((len(case.label) for case in self.cases), default=0)
         lines = [
             f"{self.layout}{', SIMULATED' if self.simulated else ''}: {self.folder}",
             f"  {len(self.cases)} cases with labels, {len(self.test_cases)} to test",
-            f"  modality {self.modality}, {' or '.join(map(_images, channels))} a case",
+            f"  modality {self.modality}, {' or '.join(map(str, channels))} {images} a case",
             f"  labels {', '.join(f'{value} {name}' for value, name in self.labels.items()) or 'none'}",
         ]
         if raters > 1:
@@ -83,7 +84,3 @@ def check_names(labels: Mapping[int, str]) -> None:
             other = f"{known[name]} has" if known[name] else "all labels together have"
             raise ValueError(f"`labels` call {value} {name!r}, a name that {other}; give each a name of its own")
         known[name] = value
-
-
-def _images(number: int) -> str:
-    return f"{number} image" if number == 1 else f"{number} images"

@@ -25,7 +25,8 @@ from attn3d.segmentation.components import middle_of_largest
 from attn3d.segmentation.datasets import ANY, read_case_image, read_case_label
 from attn3d.segmentation.files import read_segmentation
 from attn3d.segmentation.grid import label_to_grid
-from attn3d.segmentation.preprocessing import intensities_of, to_channels
+from attn3d.segmentation.portable import to_channels
+from attn3d.segmentation.preprocessing import intensities_of
 from attn3d.segmentation.reporting.viewer import VOXELS, Heat, View, view_of
 from attn3d.segmentation.runs import Run
 

@@ -22,6 +22,8 @@ from tests.references.plain import batch_norm, linear, pointwise, relu, sigmoid,
 
 def signal_of(x: Tensor, channels: int) -> Tensor:
     coarse = x[(slice(None), slice(None), *[slice(None, None, 2)] * (x.dim() - 2))]
+    if channels == x.shape[1]:
+        return coarse  # a view, as no copy of the signal is to count for what the gate keeps
     return torch.cat([coarse] * -(-channels // x.shape[1]), 1)[:, :channels]
 
 
@@ -167,8 +169,8 @@ def a_signal_that_does_not_fit_is_refused() -> None:
     gate, x = attn3d.AttentionGate(3, 4, gating_channels=6), torch.randn(2, 4, 2, 2, 2)
     for shape, message in (
         ((2, 4, 2, 2, 2), "`signal` must have 6 channels, got 4"),
-        ((1, 6, 2, 2, 2), "`signal` must have a batch of 2 as `x` has, got 1"),
-        ((2, 6, 2, 2), "`signal` must have 5 dimensions as `x` has, got 4"),
+        ((1, 6, 2, 2, 2), "`signal` must have a batch size of 2 like `x`, got 1"),
+        ((2, 6, 2, 2), "`signal` must have 5 dimensions like `x`, got 4"),
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
             gate(x, torch.randn(shape))
@@ -232,7 +234,9 @@ CASE = Case(
     published=[(64, 3, PAPER | {"gating_channels": 128}, 20_545)],
     keys=keys,
     plain=PlainAttentionGate,
-    floor=Floor(3, 4, "maps: x; gate: x, y", "gate: dy, x; input: dy, dx"),
+    floor=Floor(3, 5, "maps: x; gate: x, y", "gate: dy, x; maps again: x; input: dy, dx"),
+    kept=0.1,
+    time=0.8,
     weights={"spatial": (2, 1, 4, 3, 5)},
     output=gated,
     values=[{"gating_channels": 0}, {"stride": 0}, {"stride": (2, 2)}],

@@ -1,0 +1,253 @@
+"""The command ``export``: a trained network for use without this application."""
+
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+import monai
+import numpy as np
+import torch
+from torch import nn
+
+import attn3d
+from attn3d.segmentation import grid, portable
+from attn3d.segmentation.errors import FileError
+from attn3d.segmentation.networks import network_arguments, shape_multiple
+from attn3d.segmentation.runs import Run
+from attn3d.segmentation.settings import Configuration
+from attn3d.segmentation.writing import finished_folder, write_json, write_text
+
+_FORMATS = ("bundle", "onnx")
+_MOST = 4096  # of a batch, and of the steps that a window has along an axis
+_SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
+
+
+def export(
+    run: Path | str, out: Path | str, *, format: Literal["bundle", "onnx"] = "bundle", overwrite: bool = False
+) -> Path:
+    """Writes a trained network as a folder that others run.
+
+    - ``"bundle"``: a MONAI Bundle. From within it, ``python -m monai.bundle run --config_file
+      configs/inference.json`` segments what is in ``data/``. It needs attn3d without extras.
+    - ``"onnx"``: ``model.onnx``, of any batch and size, and ``metadata.json`` with what comes before and behind it. It
+      does not need attn3d.
+
+    Both have ``scripts/``, the preparation of scans as it was in training.
+
+    Args:
+        run: the folder of a finished training.
+        out: the folder to write, not there yet.
+        format: ``"bundle"`` or ``"onnx"``.
+        overwrite: whether an export that is there may be replaced.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        FileError: when the run cannot be used, or ``out`` is there and may not be overwritten.
+        ValueError: when ``format`` is another, or what it needs is not installed.
+    """
+    if format not in _FORMATS:
+        raise ValueError(f"`format` must be one of {', '.join(_FORMATS)}, got {format!r}")
+    opened, out = Run.open(run), Path(out)
+    if out.exists() and not (out / "scripts" / "portable.py").exists():
+        raise FileError(out, "is there already, and is no export; choose another folder")
+    if out.exists() and not overwrite:
+        raise FileError(out, "is there already; choose another folder, or allow to overwrite it (--overwrite)")
+    net, config = opened.network(), opened.config
+    write = _write_onnx if format == "onnx" else _write_bundle
+    with finished_folder(out) as unfinished:
+        (unfinished / "scripts").mkdir()
+        for module in (grid, portable):
+            shutil.copy(str(module.__file__), unfinished / "scripts")
+        write_text(unfinished / "scripts" / "__init__.py", '"""What stands before and behind the network."""\n')
+        write(net, config, unfinished)
+    return out
+
+
+def _write_onnx(net: nn.Module, config: Configuration, out: Path) -> None:
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ValueError(f"`format` onnx needs {error.name}; python -m pip install 'attn3d[onnx]'") from error
+    multiple = shape_multiple(config.network, config.strides)
+    sides = {
+        2 + axis: steps * torch.export.Dim(f"side_{axis}", max=_MOST) for axis, steps in enumerate(multiple)
+    }  # a network takes multiples of its steps alone
+    example = torch.zeros(2, config.in_channels, *config.patch_size)
+    torch.onnx.export(
+        net,
+        (example,),
+        str(out / "model.onnx"),
+        dynamo=True,
+        dynamic_shapes=({0: torch.export.Dim("batch", max=_MOST), **sides},),
+        input_names=["image"],
+        output_names=["logits"],
+        external_data=False,
+        verbose=False,
+    )
+    write_json(out / "metadata.json", _facts(config))
+
+
+def _facts(config: Configuration) -> dict[str, Any]:
+    """What comes before and behind a network, in the words of `portable`."""
+    return {
+        "images": config.images,
+        "modality": config.modality,
+        "spacing": config.spacing,
+        "windows": config.windows,
+        "patch_size": config.patch_size,
+        "multiple": shape_multiple(config.network, config.strides),
+        "values": [0, *sorted(config.labels)],
+        "labels": {str(value): config.labels[value] for value in sorted(config.labels)},
+        "simulated": config.simulated,
+    }
+
+
+def _write_bundle(net: nn.Module, config: Configuration, out: Path) -> None:
+    for folder in ("configs", "data", "models"):
+        (out / folder).mkdir()
+    torch.save(net.state_dict(), out / "models" / "model.pt")
+    write_json(out / "configs" / "inference.json", _inference(config))
+    write_json(out / "configs" / "metadata.json", _metadata(config))
+
+
+def _network(config: Configuration) -> dict[str, Any]:
+    """The network as a component of a configuration."""
+    kind, arguments = network_arguments(
+        config.network,
+        config.in_channels,
+        config.out_channels,
+        config.strides,
+        config.kernels,
+        config.width,
+        config.deep_supervision,
+    )
+    net = {"_target_": kind, **arguments}
+    if config.attention is None:
+        return net
+    return {"_target_": "attn3d.insert_attention", "net": net, "spec": config.attention, "at": config.at}
+
+
+def _inference(config: Configuration) -> dict[str, Any]:
+    facts = _facts(config)
+    listed = "$[{'image': one} for one in sorted(glob.glob(@dataset_dir + '/*.nii*'))]"
+    if config.images > 1:
+        files = f"[one.replace('_0000.nii', f'_{{number:04d}}.nii') for number in range({config.images})]"
+        listed = f"$[{{'image': {files}}} for one in sorted(glob.glob(@dataset_dir + '/*_0000.nii*'))]"
+    scan = {"keys": "image", "spacing": facts["spacing"], "windows": facts["windows"]}
+    return {
+        "imports": ["$import glob", "$import torch"],
+        "bundle_root": ".",
+        "dataset_dir": "$@bundle_root + '/data'",
+        "output_dir": "$@bundle_root + '/eval'",
+        "device": "$torch.device('cuda' if torch.cuda.is_available() else 'cpu')",
+        "images": listed,
+        "network_def": _network(config),
+        "network": "$@network_def.to(@device)",
+        "preprocessing": {
+            "_target_": "Compose",
+            "transforms": [
+                {"_target_": "LoadImaged", "keys": "image", "ensure_channel_first": True},
+                {"_target_": "scripts.portable.Prepared", **scan},
+            ],
+        },
+        "postprocessing": {
+            "_target_": "Compose",
+            "transforms": [
+                {
+                    "_target_": "scripts.portable.ToScan",
+                    "keys": "pred",
+                    "image": "image",
+                    "values": facts["values"],
+                },
+                {
+                    "_target_": "SaveImaged",
+                    "keys": "pred",
+                    "output_dir": "@output_dir",
+                    "output_postfix": "seg",
+                    "output_dtype": "$torch.uint8",
+                    "separate_folder": False,
+                    "resample": False,
+                },
+            ],
+        },
+        "inferer": {
+            "_target_": "scripts.portable.WindowInferer",
+            "patch_size": facts["patch_size"],
+            "multiple": facts["multiple"],
+        },
+        "dataset": {"_target_": "Dataset", "data": "@images", "transform": "@preprocessing"},
+        "dataloader": {"_target_": "DataLoader", "dataset": "@dataset", "batch_size": 1},
+        "evaluator": {
+            "_target_": "SupervisedEvaluator",
+            "device": "@device",
+            "val_data_loader": "@dataloader",
+            "network": "@network",
+            "inferer": "@inferer",
+            "postprocessing": "@postprocessing",
+            "val_handlers": [
+                {
+                    "_target_": "CheckpointLoader",
+                    "load_path": "$@bundle_root + '/models/model.pt'",
+                    "load_dict": {"model": "@network"},
+                    "map_location": "@device",
+                }
+            ],
+        },
+        "run": ["$@evaluator.run()"],
+    }
+
+
+def _metadata(config: Configuration) -> dict[str, Any]:
+    """What MONAI's schema asks for."""
+    names = ["background", *(config.labels[value] for value in sorted(config.labels))]
+    patch = {
+        "type": "image",
+        "spatial_shape": config.patch_size,
+        "dtype": "float32",
+        "value_range": [],
+        "is_patch_data": True,
+    }
+    seen = {str(index): f"channel {index}" for index in range(config.in_channels)}
+    return {
+        "schema": _SCHEMA,
+        "version": "0.1.0",
+        "changelog": {"0.1.0": "exported by attn3d"},
+        "monai_version": monai.__version__,
+        "pytorch_version": torch.__version__.split("+")[0],
+        "numpy_version": np.__version__,
+        "required_packages_version": {
+            "attn3d": attn3d.__version__,
+            "nibabel": config.versions["nibabel"],
+            "pytorch-ignite": "0.5.5",
+        },
+        "name": f"{config.network} for {', '.join(names[1:])}",
+        "task": f"Segmentation of {', '.join(names[1:])}",
+        "description": f"Trained by attn3d on {'simulated scans' if config.simulated else config.layout}",
+        "authors": "",
+        "copyright": "",
+        "data_type": "nifti",
+        "intended_use": "Research, not for clinical use",
+        "network_data_format": {
+            "inputs": {
+                "image": {
+                    **patch,
+                    "format": "hounsfield" if config.modality == "CT" else "magnitude",
+                    "modality": config.modality,
+                    "num_channels": config.in_channels,
+                    "channel_def": seen,
+                }
+            },
+            "outputs": {
+                "pred": {
+                    **patch,
+                    "format": "segmentation",
+                    "num_channels": config.out_channels,
+                    "channel_def": {str(index): name for index, name in enumerate(names)},
+                }
+            },
+        },
+        "attn3d": _facts(config),
+    }

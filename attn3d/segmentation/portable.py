@@ -1,0 +1,165 @@
+"""What stands before and behind a network, for use without the rest: with nibabel, NumPy, PyTorch and MONAI alone.
+
+This file and the working grid's go into every export, so that an exported network sees what it saw in training.
+"""
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.inferers import Inferer, SlidingWindowInferer
+from monai.transforms import MapTransform
+from torch import Tensor
+
+from .grid import along, resampled_planes, to_grid  # relative: in an export it is another package's
+
+_PERCENTILES = (0.5, 99.5)  # a hot voxel, however bright, must not set the scale
+_SAMPLE = 2**20  # voxels that percentiles are taken of at most
+_FURTHEST = 10.0  # deviations from the mean
+
+
+def normalise(intensities: Tensor) -> Tensor:
+    """Every channel with mean 0 and standard deviation 1, and none of its voxels beyond 10.
+
+    Both are those of the voxels brighter than the channel's mean, as air must not set the scale, after what lies
+    beyond the percentiles 0.5 and 99.5 is set to them. Where these are all the same, as in an image of two values,
+    those of all voxels are taken; where all voxels are the same, they become 0.
+
+    Args:
+        intensities: (channels, *S), finite.
+    """
+    return torch.stack([_normalised(channel.float()) for channel in intensities])
+
+
+def _normalised(values: Tensor) -> Tensor:
+    some = values.flatten()[:: 1 + values.numel() // _SAMPLE].numpy()
+    clipped = values.clamp(*np.percentile(some, _PERCENTILES, method="nearest").tolist())
+    for chosen in (clipped[clipped > clipped.mean(dtype=torch.float64)], clipped, values):
+        if chosen.numel() and chosen.min() < chosen.max():
+            deviation, mean = torch.std_mean(chosen.double())
+            return ((values - mean.item()) / deviation.item()).clamp_(-_FURTHEST, _FURTHEST)
+    return torch.zeros_like(values)
+
+
+def to_channels(intensities: Tensor, windows: Sequence[Sequence[float]] | None) -> Tensor:
+    """A CT in its windows, each from -1 to 1 and clipped; any other scan, which `normalise` has been given, as it is.
+
+    Args:
+        intensities: (images, *S) or (B, images, *S).
+        windows: level and width in HU of each channel, or None.
+
+    Returns:
+        (windows, *S) or (B, windows, *S), or as it is where there are none.
+    """
+    if windows is None:
+        return intensities
+    return torch.cat([((intensities - level) / (width / 2)).clamp(-1, 1) for level, width in windows], dim=-4)
+
+
+def window_size(patch_size: Sequence[int], multiple: Sequence[int], shape: Sequence[int]) -> tuple[int, ...]:
+    """The window that slides over a volume: the whole of it where that is at most twice a patch, else a patch.
+
+    Args:
+        patch_size: voxels of it, as in training.
+        multiple: what the network divides the sides of a window by.
+        shape: of the volume.
+    """
+    whole = tuple(
+        max(patch, -(-size // one) * one) for patch, one, size in zip(patch_size, multiple, shape, strict=True)
+    )
+    return whole if math.prod(whole) <= 2 * math.prod(patch_size) else tuple(patch_size)
+
+
+class Prepared(MapTransform):
+    """What a network sees of a scan that MONAI loaded, (C, *S) on the working grid, from (images, *S).
+
+    The scan's own grid stays in the metadata, for `ToScan`.
+
+    Args:
+        keys: of the scan.
+        spacing: millimetres per voxel along right, anterior, superior.
+        windows: level and width in HU of each channel, or None for mean 0 and standard deviation 1.
+    """
+
+    def __init__(
+        self,
+        keys: Hashable | Sequence[Hashable],
+        spacing: Sequence[float],
+        windows: Sequence[Sequence[float]] | None = None,
+    ):
+        super().__init__(keys)
+        self.spacing, self.windows = spacing, windows
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """The data with the scan replaced."""
+        prepared = dict(data)
+        for key in self.key_iterator(prepared):
+            scan = prepared[key]
+            affine = np.asarray(scan.affine, float)
+            volumes = [to_grid(nib.Nifti1Image(np.asarray(one, np.float32), affine), self.spacing) for one in scan]
+            intensities = torch.cat([one.as_tensor() for one in volumes])
+            if self.windows is None:
+                intensities = normalise(intensities)
+            meta = {"filename_or_obj": scan.meta["filename_or_obj"], "scan_affine": affine}
+            meta |= {"scan_shape": tuple(scan.shape[1:])}
+            volume = to_channels(intensities, self.windows)
+            prepared[key] = MetaTensor(volume, affine=volumes[0].affine, meta=meta)
+        return prepared
+
+
+class ToScan(MapTransform):
+    """The labels of a scan on its own grid, (1, *shape), uint8, from logits (classes, *S) on the working grid.
+
+    Args:
+        keys: of the logits.
+        image: key of the scan, as `Prepared` left it.
+        values: the label value of each class.
+    """
+
+    def __init__(self, keys: Hashable | Sequence[Hashable], image: Hashable, values: Sequence[int]):
+        super().__init__(keys)
+        self.image, self.values = image, values
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """The data with the logits replaced."""
+        done = dict(data)
+        scan = done[self.image]
+        affine, shape = (np.asarray(scan.meta[name]) for name in ("scan_affine", "scan_shape"))
+        for key in self.key_iterator(done):
+            probabilities = torch.as_tensor(done[key]).cpu().float().softmax(dim=0)
+            grid = scan.affine.numpy(), probabilities.shape[1:]
+            classes = torch.empty(*shape.tolist(), dtype=torch.uint8)
+            axis = along(2, grid[0], affine)
+            planes = iter(probabilities.unbind(3))
+            for index, plane in resampled_planes(planes, *grid, affine, shape.tolist(), 2):
+                classes.select(axis, index).copy_(plane.argmax(dim=0))
+            labels = torch.tensor(self.values, dtype=torch.uint8)[classes.long()]
+            meta = {"filename_or_obj": scan.meta["filename_or_obj"]}
+            done[key] = MetaTensor(labels[None], affine=torch.from_numpy(affine), meta=meta)
+        return done
+
+
+class WindowInferer(Inferer):
+    """MONAI's sliding windows, of the size that `window_size` gives.
+
+    Args:
+        patch_size: voxels of a window, as in training.
+        multiple: what the network divides the sides of a window by.
+        overlap: of neighbouring windows, a part of their size.
+    """
+
+    def __init__(self, patch_size: Sequence[int], multiple: Sequence[int], overlap: float = 0.5):
+        super().__init__()
+        self.patch_size, self.multiple, self.overlap = patch_size, multiple, overlap
+
+    def __call__(self, inputs: Tensor, network: Any, *args: Any, **kwargs: Any) -> Any:
+        """The logits of a volume (B, C, *S)."""
+        window = window_size(self.patch_size, self.multiple, inputs.shape[2:])
+        slide = SlidingWindowInferer(
+            window, overlap=self.overlap, mode="gaussian", padding_mode="replicate", cache_roi_weight_map=False
+        )
+        return slide(inputs, network, *args, **kwargs)

@@ -1,0 +1,93 @@
+"""Parts of a module that backward computes again."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+
+from attn3d.layers.norms import create_norm
+from attn3d.layers.recomputed import recomputed
+
+
+class Hidden(nn.Module):
+    """A map of several channels between x and what is returned, with a norm that counts what it sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer, self.norm = nn.Conv1d(2, 6, 1), nn.Conv1d(6, 2, 1), create_norm("batch", 6)
+
+    def plain(self, x: Tensor) -> Tensor:
+        return self.outer(torch.tanh(self.norm(self.inner(x))))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return recomputed(Hidden.plain, self, x)
+
+
+@pytest.fixture
+def module() -> Hidden:
+    torch.manual_seed(0)
+    return Hidden().double()
+
+
+def image(voxels: int = 5) -> Tensor:
+    torch.manual_seed(1)
+    return torch.randn(3, 2, voxels, dtype=torch.float64, requires_grad=True)
+
+
+@pytest.mark.parametrize("train", [True, False], ids=["training", "inference"])
+def test_first_and_second_derivatives_are_those_of_the_plain_form(module: Hidden, train: bool) -> None:
+    wanted, results = [x := image(), *module.train(train).parameters()], []
+    for function in (module.plain, module):
+        y = function(x)
+        first = torch.autograd.grad(y.square().sum(), wanted, create_graph=True)
+        second = torch.autograd.grad(sum(one.square().sum() for one in first), wanted)
+        results.append([y, *first, *second])
+    torch.testing.assert_close(results[1], results[0])
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_a_forward_pass_counts_once(module: Hidden, momentum: float | None) -> None:
+    module.norm.momentum = momentum
+    x, y = image(), image() * 2
+    outputs = [module(x), module(y)]  # two of them before one backward
+    counted = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    buffers = dict(module.named_buffers())
+    assert counted["norm.num_batches_tracked"] == 2
+    (outputs[0].sum() + outputs[1].sum()).backward()
+    for name, buffer in module.named_buffers():
+        assert buffer is buffers[name]
+        assert torch.equal(buffer, counted[name])
+
+
+def test_nothing_but_the_inputs_is_alive_between_forward_and_backward(module: Hidden) -> None:
+    x = image(4096)
+    left = {}
+    for name, function in {"plain": module.plain, "ours": module}.items():
+        function(x)  # first calls allocate what stays
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+            y = function(x)
+        events = profiler.profiler.kineto_results.events()
+        left[name] = sum(event.nbytes() for event in events if event.name() == "[memory]") / y.nbytes
+    assert left["plain"] > 6
+    assert left["ours"] < 1.1  # the output
+
+
+def test_functional_gradients(module: Hidden) -> None:
+    """`torch.func` takes no hooks on what autograd keeps."""
+    x, parameters = image().detach(), dict(module.eval().named_parameters())
+
+    def loss(parameters: dict[str, Tensor]) -> Tensor:
+        return torch.func.functional_call(module, parameters, (x,)).square().sum()
+
+    gradients = torch.func.grad(loss)(parameters)
+    expected = torch.autograd.grad(module.plain(x).square().sum(), list(module.parameters()))
+    torch.testing.assert_close(list(gradients.values()), list(expected))
+
+
+def test_autocast_is_that_of_the_forward_pass() -> None:
+    module, x = Hidden(), image().detach().float().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        plain, ours = module.plain(x), module(x)
+    assert ours.dtype == torch.bfloat16
+    found = [torch.autograd.grad(y.float().square().sum(), [x, *module.parameters()]) for y in (plain, ours)]
+    torch.testing.assert_close(found[1], found[0])

@@ -1,0 +1,98 @@
+"""A DICOM SEG lies where its series lies, read back by highdicom and by SimpleITK."""
+
+import sys
+
+import highdicom
+import nibabel as nib
+import numpy as np
+import pydicom
+import pytest
+import SimpleITK as sitk
+
+from attn3d.segmentation import FileError, read_image
+from attn3d.segmentation.dicom_seg import write_dicom_seg
+from tests.segmentation import layouts
+from tests.segmentation.test_dicom import change
+from tests.segmentation.volumes import AFFINES
+
+NAMES = {5: "outer", 2: "inner"}
+
+
+def labels_of(image):
+    """Two blocks of which no mirrored or turned one is the same, and nothing in the last slices."""
+    labels = np.zeros(image.shape, np.uint8)
+    labels[1 : image.shape[0] // 2, 2 : image.shape[1] // 4, : image.shape[2] // 2] = 2
+    labels[image.shape[0] // 2 :, image.shape[1] // 3 :, 1 : image.shape[2] - 1] = 5
+    return labels
+
+
+def in_millimetres(mask, affine):
+    """The places of the voxels of a mask, in order."""
+    places = nib.affines.apply_affine(affine, np.argwhere(mask))
+    return places[np.lexsort(np.round(places, 1).T)]
+
+
+def assert_reads_back(path, series):
+    """Every voxel where it was, by two readers, frames that refer to the slices at their places."""
+    image = read_image(series)
+    labels = labels_of(image)
+    write_dicom_seg(path, labels, series, NAMES)
+    seg = highdicom.seg.segread(path)
+    assert [one.SegmentLabel for one in seg.SegmentSequence] == ["inner", "outer"]
+    headers = {}
+    for file in [series] if series.is_file() else series.iterdir():
+        header = pydicom.dcmread(file, stop_before_pixels=True)
+        headers[header.SOPInstanceUID] = header
+    assert next(iter(headers.values())).FrameOfReferenceUID == seg.FrameOfReferenceUID
+
+    volume = seg.get_volume(combine_segments=True)
+    affine = np.diag([-1, -1, 1, 1]) @ volume.affine
+    from_itk = sitk.ReadImage(str(path))  # a frame for each segment and slice
+    assert from_itk.GetSize()[2] == seg.NumberOfFrames
+    pixels = sitk.GetArrayFromImage(from_itk)
+    for number, value in enumerate(sorted(NAMES), 1):
+        expected = in_millimetres(labels == value, image.affine)
+        found = in_millimetres(volume.array == number, affine)
+        np.testing.assert_allclose(found, expected, atol=0.02)
+        frames = seg.PerFrameFunctionalGroupsSequence
+        count = sum(
+            int(pixels[index].astype(bool).sum())
+            for index, frame in enumerate(frames)
+            if frame.SegmentIdentificationSequence[0].ReferencedSegmentNumber == number
+        )
+        assert count == (labels == value).sum()
+    if series.is_dir():
+        for frame in seg.PerFrameFunctionalGroupsSequence:
+            [source] = frame.DerivationImageSequence[0].SourceImageSequence
+            position = frame.PlanePositionSequence[0].ImagePositionPatient
+            np.testing.assert_allclose(
+                position, headers[source.ReferencedSOPInstanceUID].ImagePositionPatient, atol=1e-3
+            )
+
+
+@pytest.mark.parametrize("geometry", ["RAS", "oblique"])
+def test_a_simulated_series(geometry, tmp_path):
+    layouts.dicom_series(tmp_path / "series", AFFINES[geometry])
+    for file in (tmp_path / "series").iterdir():
+        change(file, FrameOfReferenceUID="1.2.3.9", PatientID="1", PatientName="A^B", StudyID="1", AccessionNumber="")
+    assert_reads_back(tmp_path / "seg.dcm", tmp_path / "series")
+
+
+def test_a_real_series(shared_data, tmp_path):
+    assert_reads_back(tmp_path / "seg.dcm", shared_data / "ct_head_philips")
+
+
+def test_what_no_seg_can_refer_to_is_refused(tmp_path, monkeypatch):
+    data, affine = layouts.dicom_series(tmp_path / "series")
+    nib.save(nib.Nifti1Image(data, affine), tmp_path / "scan.nii.gz")
+    labels = np.zeros(data.shape, np.uint8)
+    with pytest.raises(FileError, match=r"scan.nii.gz: is no DICOM series.*leave --dicom-seg out"):
+        write_dicom_seg(tmp_path / "seg.dcm", labels, tmp_path / "scan.nii.gz", NAMES)
+    for file in (tmp_path / "series").iterdir():
+        change(file, FrameOfReferenceUID=None, StudyInstanceUID=None)
+    with pytest.raises(FileError, match=r"series: a DICOM SEG cannot refer to it \(.*StudyInstanceUID"):
+        write_dicom_seg(tmp_path / "seg.dcm", labels, tmp_path / "series", NAMES)
+    monkeypatch.setitem(sys.modules, "highdicom", None)
+    with pytest.raises(ValueError, match=r"`dicom_seg` needs highdicom; python -m pip install 'attn3d\[dicom\]'"):
+        write_dicom_seg(tmp_path / "seg.dcm", labels, tmp_path / "series", NAMES)
+    assert not (tmp_path / "seg.dcm").exists()

@@ -1,0 +1,146 @@
+"""What is exported gives the labels of `predict`, run by others: MONAI's bundles and ONNX Runtime."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from monai.bundle import ConfigParser
+
+from attn3d.segmentation import NETWORKS, FileError, Run, export, predict
+from attn3d.segmentation.configuration import configure
+from attn3d.segmentation.datasets import Dataset
+from attn3d.segmentation.fingerprint import Fingerprint
+from attn3d.segmentation.settings import settings_from
+from tests.segmentation.volumes import AFFINES, head, scan
+
+ROOT = Path(__file__).parents[2]
+NEAR = 2e-3  # half precision sums the windows of `predict`; closer probabilities may be either's
+
+
+def make_run(folder, modality, images=1, network="UNet", **settings):
+    """A run whose network has weights as they are drawn."""
+    fingerprint = Fingerprint(2, (40, 40, 20), (2, 2, 4), ((2, 2),) * 3, ({},) * images, {}, {})
+    windows = ((100.0, 400.0), (200.0, 100.0)) if modality == "CT" else None
+    small = {"spacing": (2.0, 2.0, 4.0), "patch_size": (24, 24, 12), "strides": [[2, 2, 1], [2, 2, 2]], "width": 4}
+    small |= {"kernels": [[3, 3, 3]] * 3}
+    settings = {"windows": windows, "network": network, **small, **settings}
+    dataset = Dataset(folder, "test", labels={2: "inner", 5: "outer"}, modality=modality)
+    run = Run(folder, configure(dataset, images, fingerprint, settings_from(None, settings)))
+    Run.create(folder, run.config, {}, {"training": [], "validation": []})
+    torch.manual_seed(0)
+    run.write_network(run.new_network())
+    return run
+
+
+def scan_file(path, geometry, shift=0.0):
+    image, _ = head(AFFINES[geometry], millimetres=90.0)
+    nib.save(scan(image + shift, AFFINES[geometry]), path)
+    return path
+
+
+def assert_same_labels(found, predicted, probabilities):
+    """But where two classes are as good as equal."""
+    found, predicted = nib.load(found), nib.load(predicted)
+    np.testing.assert_allclose(found.affine, predicted.affine, atol=1e-4)
+    labels, expected = (np.asarray(one.dataobj) for one in (found, predicted))
+    assert len(np.unique(expected)) > 1, "or nothing is compared"
+    best = np.sort(np.asarray(nib.load(probabilities).dataobj), axis=-1)
+    differ = labels != expected
+    assert differ.mean() < 1e-3
+    assert (best[..., -1] - best[..., -2])[differ].max(initial=0) < NEAR
+
+
+def called(command, **options):
+    paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": paths}, **options)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_a_bundle_finds_the_labels_of_predict(tmp_path):
+    """By MONAI's command, in windows that slide."""
+    run = make_run(tmp_path / "run", "CT")
+    path = scan_file(tmp_path / "case.nii.gz", "LAS, 5 mm slices")
+    expected = predict(run.folder, path, tmp_path / "out", probabilities=True, quiet=True).written["case"]
+    bundle = export(run.folder, tmp_path / "bundle")
+    path.rename(bundle / "data" / path.name)
+    called([sys.executable, "-m", "monai.bundle", "run", "--config_file", "configs/inference.json"], cwd=bundle)
+    found = bundle / "eval" / "case_seg.nii.gz"
+    assert_same_labels(found, expected, expected.with_name("case_probabilities.nii.gz"))
+    assert nib.load(found).get_data_dtype() == np.uint8
+
+    meta = json.loads((bundle / "configs" / "metadata.json").read_text())
+    outputs = meta["network_data_format"]["outputs"]["pred"]
+    assert outputs["channel_def"] == {"0": "background", "1": "inner", "2": "outer"}
+
+
+@pytest.mark.filterwarnings("ignore")  # of PyTorch's exporter, about itself
+def test_onnx_runtime_finds_the_labels_of_predict(tmp_path):
+    """By the example, of a scan of two images that are normalised."""
+    run = make_run(tmp_path / "run", "MRI", images=2)
+    (tmp_path / "scans").mkdir()
+    paths = [scan_file(tmp_path / "scans" / f"case_000{one}.nii.gz", "oblique", 50.0 * one) for one in range(2)]
+    expected = predict(run.folder, tmp_path / "scans", tmp_path / "out", probabilities=True, quiet=True).written["case"]
+    exported = export(run.folder, tmp_path / "exported", format="onnx")
+    called([sys.executable, ROOT / "examples" / "onnx_runtime.py", exported, tmp_path / "found.nii.gz", *paths])
+    assert_same_labels(tmp_path / "found.nii.gz", expected, expected.with_name("case_probabilities.nii.gz"))
+
+    session = onnxruntime.InferenceSession(exported / "model.onnx")
+    for shape in ((1, 2, 24, 24, 12), (3, 2, 4, 12, 10)):
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        (logits,) = session.run(None, {"image": x.numpy()})
+        np.testing.assert_allclose(logits, run.network()(x).detach().numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_a_bundle_builds_every_network(network, tmp_path):
+    """Of plain data, with the same output in every bit."""
+    patch = {"patch_size": (32, 32, 16)} if network == "BasicUNet" else {"patch_size": (24, 24, 16)}
+    run = make_run(tmp_path / "run", "CT", network=network, **patch)
+    bundle = export(run.folder, tmp_path / "bundle")
+    parser = ConfigParser(json.loads((bundle / "configs" / "inference.json").read_text()))
+    net = parser.get_parsed_content("network_def")
+    net.load_state_dict(torch.load(bundle / "models" / "model.pt", weights_only=True))
+    x = torch.randn(1, 2, *patch["patch_size"], generator=torch.Generator().manual_seed(0))
+    assert torch.equal(net.eval()(x), run.network()(x))
+
+
+@pytest.mark.nightly
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("network", NETWORKS)
+def test_every_network_is_exported_for_any_size(network, tmp_path):
+    patch = (32, 32, 16) if network == "BasicUNet" else (24, 24, 16)
+    run = make_run(tmp_path / "run", "CT", network=network, patch_size=patch)
+    exported = export(run.folder, tmp_path / "exported", format="onnx")
+    session = onnxruntime.InferenceSession(exported / "model.onnx")
+    x = torch.randn(1, 2, 48, 32, 32, generator=torch.Generator().manual_seed(0))
+    (logits,) = session.run(None, {"image": x.numpy()})
+    np.testing.assert_allclose(logits, run.network()(x).detach().numpy(), atol=1e-4)
+
+
+def test_what_cannot_be_exported_is_refused(tmp_path, monkeypatch):
+    run = make_run(tmp_path / "run", "CT")
+    with pytest.raises(ValueError, match="`format` must be one of bundle, onnx, got 'torchscript'"):
+        export(run.folder, tmp_path / "new", format="torchscript")
+    with pytest.raises(FileError, match="run: is there already, and is no export; choose another folder"):
+        export(run.folder, tmp_path / "run", overwrite=True)
+    export(run.folder, tmp_path / "bundle")
+    with pytest.raises(FileError, match="bundle: is there already; choose another folder, or allow"):
+        export(run.folder, tmp_path / "bundle")
+    export(run.folder, tmp_path / "bundle", overwrite=True)
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(ValueError, match=r"`format` onnx needs onnxscript; python -m pip install 'attn3d\[onnx\]'"):
+        export(run.folder, tmp_path / "new", format="onnx")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_network_without_attention_needs_no_attn3d(tmp_path):
+    bundle = export(make_run(tmp_path / "run", "CT", attention="none").folder, tmp_path / "bundle")
+    assert json.loads((bundle / "configs" / "inference.json").read_text())["network_def"]["_target_"] == "UNet"
+    assert "attn3d." not in "".join(path.read_text() for path in (bundle / "scripts").iterdir())
