@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _WIDTH, _CHART_HEIGHT = 2.5, 1.5  # inches of a cell
 _HEAD, _SCALE, _GAP, _AXIS = 0.85, 0.75, 0.14, 0.55  # left of it, right of it, and below a picture and a chart
-_HEAT = {
+HEAT = {  # the words of each kind of weights that are volumes
     "channel_map": "weighed features\nmean |weight × map|",
     "spatial": "weights of voxels",
     "gate": "weights of voxels\nmean of the channels",
@@ -99,7 +99,7 @@ def plot_attention_maps(
         name, _, query = key.partition(" ")
         voxel = turned[int(query or 0)]
         scene.show(line[0], plane, voxel, cross=bool(query))
-        line[0].set_ylabel(f"{_HEAT[name]}\n{scene.words(plane, voxel)}", color=TEXT, fontsize=10)
+        line[0].set_ylabel(f"{HEAT[name]}\n{scene.words(plane, voxel)}", color=TEXT, fontsize=10)
         for axes, one in zip(line[1:], sites.values(), strict=True):
             if key in one.heat:
                 scene.show(axes, plane, voxel, heat=one.heat[key], cross=bool(query))
@@ -120,23 +120,32 @@ class _Site(NamedTuple):
 
 def _rows(sites: Mapping[str, _Site], planes: Sequence[str]) -> list[tuple[str, str | None]]:
     """Returns the names of the rows with their planes: heat maps first, then charts, whose plane is None."""
-    volumes = [key for name in _HEAT for one in sites.values() for key in one.heat if key.startswith(name)]
+    volumes = [key for name in HEAT for one in sites.values() for key in one.heat if key.startswith(name)]
     charts = [key for key in _CHARTS if any(key in one.charts for one in sites.values())]
     return [(key, plane) for key in dict.fromkeys(volumes) for plane in planes] + [(key, None) for key in charts]
 
 
-def _first_sample(maps: Mapping[str, torch.Tensor]) -> _Site:
-    weights = {name: np.asarray(value[0].detach().float().cpu()) for name, value in maps.items()}
-    volumes: tuple[str, ...] = ("channel_map", "spatial", "gate", "axes_map")
-    heat = {name: weights[name] for name in volumes if name in weights}
+def heat_volumes(maps: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    """The weights of one site that are volumes, of the first sample, by their kind; those of queries are numbered."""
+    weights = _arrays(maps)
+    heat = {name: weights[name] for name in HEAT if name in weights and name != "query"}
     if "query" in weights:
         heat |= {f"query {index}": row for index, row in enumerate(weights["query"].mean(axis=0))}
+    return heat
+
+
+def _arrays(maps: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    return {name: np.asarray(value[0].detach().float().cpu()) for name, value in maps.items()}
+
+
+def _first_sample(maps: Mapping[str, torch.Tensor]) -> _Site:
+    weights = _arrays(maps)
     charts: dict[str, Any] = {name: weights[name] for name in ("channel", "branch", "affinity") if name in weights}
     if "context" in weights:
         charts["context"] = weights["context"].mean(axis=0)
     if "axis0" in weights:
         charts["axes"] = [weights[f"axis{axis}"] for axis in range(sum(name[:4] == "axis" for name in weights))]
-    return _Site(heat, charts)
+    return _Site(heat_volumes(maps), charts)
 
 
 def _grid(

@@ -79,7 +79,7 @@ def plot_segmentation(
 
     extents = [hanging.extent(plane) for plane in PLANES.values()]
     figure, grid = _grid(extents, 1 + len(columns), (0.4, 1.3))
-    colors = _colors(names)
+    colors = label_colors(names)
     limits = contrast(volume, window)
     for row, (name, plane), extent in zip(grid, PLANES.items(), extents, strict=True):
         for axes, shown in zip(row, [None, *columns.values()], strict=True):
@@ -143,7 +143,7 @@ def plot_lesions(
 
     extent = hanging.extent(plane)
     figure, grid = _grid([extent] * len(found), 1 + len(columns), (0.7, 0.9))
-    colors = _colors(names)
+    colors = label_colors(names)
     for row, (index, voxels) in zip(grid, found, strict=True):
         voxel = (0, 0, np.clip(index, hanging.low[2], hanging.high[2] - 1))
         for axes, shown in zip(row, [None, *columns.values()], strict=True):
@@ -173,7 +173,8 @@ def _largest(mask: np.ndarray, count: int) -> list[tuple[int, int]]:
     return [(int((components == label).sum(axis=(0, 1)).argmax()), int(sizes[label - 1])) for label in largest]
 
 
-def _colors(names: Mapping[int, str]) -> dict[int, str]:
+def label_colors(names: Mapping[int, str]) -> dict[int, str]:
+    """The colour of each label value, in the order of their names."""
     return {value: COLORS[index % len(COLORS)] for index, value in enumerate(names)}
 
 

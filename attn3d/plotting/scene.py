@@ -82,9 +82,7 @@ class Scene:
         mark_sides(axes, PLANES[plane].letters if self.marked else "")
         if heat is not None:
             there = heat != 0
-            low, high = np.percentile(heat[there] if there.any() else heat, (0.5, 99.5))
-            if high - low <= 1e-6 * abs(low):  # the same everywhere
-                high = low + 0.1 * (abs(low) or 1)
+            low, high = heat_limits(heat)
             there, heat = (
                 self.hanging.cut(self.hanging.turn(volume.reshape(self.grid)), PLANES[plane], voxel)
                 for volume in (there, heat)
@@ -93,7 +91,7 @@ class Scene:
                 show_outline(axes, there, extent)
             picture = axes.imshow(
                 heat,
-                cmap=_heat_colors(),
+                cmap=heat_colors(),
                 vmin=low,
                 vmax=high,
                 extent=extent,
@@ -107,7 +105,16 @@ class Scene:
                 axes.plot(x, y, "+", color=color, markersize=13, markeredgewidth=width)
 
 
-def _heat_colors() -> LinearSegmentedColormap:
+def heat_limits(heat: np.ndarray) -> tuple[float, float]:
+    """Returns the weights shown transparent and bright: percentiles 0.5 and 99.5 of those that are not 0."""
+    there = heat != 0
+    low, high = (float(one) for one in np.percentile(heat[there] if there.any() else heat, (0.5, 99.5)))
+    if high - low <= 1e-6 * abs(low):  # the same everywhere
+        high = low + 0.1 * (abs(low) or 1)
+    return low, high
+
+
+def heat_colors() -> LinearSegmentedColormap:
     """Returns a colormap from transparent to bright, which shows the anatomy where weights are low."""
     from matplotlib import colormaps
     from matplotlib.colors import LinearSegmentedColormap

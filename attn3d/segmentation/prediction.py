@@ -27,7 +27,7 @@ from attn3d.segmentation.portable import window_size
 from attn3d.segmentation.preprocessing import intensities_of
 from attn3d.segmentation.runs import Run, open_runs
 from attn3d.segmentation.settings import Configuration
-from attn3d.segmentation.writing import as_cell, finished_file, read_table, sweep, write_table
+from attn3d.segmentation.writing import as_cell, finished_file, read_table, sweep, write_table, write_text
 
 _FORMATS = ("nii.gz", *(ending[1:] for ending in ENDINGS))
 
@@ -79,7 +79,7 @@ def predict(
         out: folder for ``case.nii.gz``, or as ``format`` says, another than that of the scans. Several processes may
             write into it.
         statistics: also ``statistics.csv``, the volumes in ml, added to those that are there.
-        preview: also ``case.png``.
+        preview: also ``case.png``, three planes, and ``case.html``, a page to look through the scan.
         probabilities: also ``case_probabilities.nii.gz``, float32 with a class in each last index.
         dicom_seg: also ``case.dcm``, a DICOM SEG in the frame of the series that the scan was; needs highdicom.
         format: of the labels; by default that of the scan, NIfTI for DICOM.
@@ -163,8 +163,7 @@ def _segment(
     if kept is not None:
         write_image(path.with_name(f"{case.name}_probabilities.nii.gz"), kept, images[0].affine, "scanner")
     if preview:
-        with finished_file(path.with_name(f"{case.name}.png")) as unfinished:
-            _preview(images[0], segmentation, run).savefig(unfinished, dpi=100, format="png")
+        _preview(path, images[0], segmentation, kept, run)
     if dicom_seg:
         write_dicom_seg(path.with_name(f"{case.name}.dcm"), segmentation, case.images[0], run.config.labels)
     write_label(path, segmentation, like=images[0])
@@ -230,17 +229,33 @@ def add_volumes(path: Path, case: str, volumes: Mapping[str, float]) -> None:
         write_table(path, table.sort_values("case"))
 
 
-def _preview(image: nib.Nifti1Image, segmentation: np.ndarray, run: Run) -> Any:
-    """Three planes through the largest piece of what was found."""
-    windows = run.config.windows
-    return plot_segmentation(
+def _preview(
+    path: Path, image: nib.Nifti1Image, segmentation: np.ndarray, probabilities: np.ndarray | None, run: Run
+) -> None:
+    """Three planes through the largest piece of what was found as a picture, and a page to look through the scan."""
+    from attn3d.segmentation.reporting.viewer import Heat, case_page, view_of
+
+    config, name = run.config, path.name.removesuffix(".nii.gz")
+    center = None
+    if segmentation.any():
+        center = nib.affines.apply_affine(image.affine, middle_of_largest(segmentation > 0))
+    figure = plot_segmentation(
         np.asarray(image.dataobj),
         {"network": segmentation},
-        run.config.labels,
+        config.labels,
         image.affine,
-        center=nib.affines.apply_affine(image.affine, middle_of_largest(segmentation > 0))
-        if segmentation.any()
-        else None,
-        window=None if windows is None else windows[0],
-        title="trained on simulated scans" if run.config.simulated else "",
+        center=center,
+        window=None if config.windows is None else config.windows[0],
+        title="trained on simulated scans" if config.simulated else "",
     )
+    with finished_file(path.with_name(f"{name}.png")) as unfinished:
+        figure.savefig(unfinished, dpi=100, format="png")
+    heat = {}
+    if probabilities is not None:
+        for index, value in enumerate(sorted(config.labels), 1):
+            heat[f"probability of {config.labels[value]}"] = Heat(probabilities[..., index], image.affine, (0.0, 1.0))
+    view = view_of(
+        name, image, {"network": segmentation}, config.labels, heat=heat, windows=config.windows, center=center
+    )
+    picture = path.with_name(f"{name}.png").read_bytes()
+    write_text(path.with_name(f"{name}.html"), case_page(view, picture, simulated=config.simulated))

@@ -1,5 +1,6 @@
 import base64
 import csv
+import gzip
 import io
 import json
 import re
@@ -86,7 +87,7 @@ def page(run):
     return report(run.folder).read_text()
 
 
-ALONE = {"meta", "br", "img", "path", "use"}  # tags that are not closed
+ALONE = {"meta", "br", "img", "input", "path", "use"}  # tags that are not closed
 
 
 class Page(HTMLParser):
@@ -119,13 +120,30 @@ class Page(HTMLParser):
             self.captions[-1] += data
 
 
-def test_the_page_needs_no_other_file_and_no_script(page):
+def test_the_page_needs_no_other_file(page):
     parsed = Page(page)
-    assert not {"script", "link", "iframe", "object"} & set(parsed.tags)
+    assert not {"link", "iframe", "object"} & set(parsed.tags)
     for name, value in parsed.attributes:
         if name in ("src", "href", "xlink:href", "data"):
             assert value.startswith(("data:image/png;base64,", "#")), value[:80]
     assert not re.search(r"url\((?!#)|@import", page)
+    assert "default-src 'none'" in page
+
+
+def test_the_three_cases_can_be_looked_through_with_their_reference_and_their_attention(run, page):
+    for name in ("good", "fair", "poor"):
+        assert f"<summary>Look through {name}</summary>" in page
+    assert page.count(" open>") == 0, "the page opens at once: nothing is unpacked before it is asked for"
+    scores = json.loads((run.folder / "validation" / "scores.json").read_text())
+    median = lesion_figures(run, scores)[1].view
+    kinds = [(layer.kind, layer.name, layer.shown) for layer in median.layers]
+    assert kinds[:3] == [("scan", "scan", True), ("labels", "reference", False), ("labels", "network", True)]
+    heat = [nib.Nifti1Image.from_bytes(gzip.decompress(base64.b64decode(one.volume))) for one in median.layers[3:]]
+    assert heat
+    assert {one.shape for one in heat} == {(16, 16, 8)}
+    inside = nib.affines.apply_affine(np.linalg.inv(heat[0].affine), median.center)
+    assert (inside > 0).all()
+    assert (inside < (16, 16, 8)).all(), "the patch is around the lesion"
 
 
 def test_scores_are_those_of_the_run(run, page):

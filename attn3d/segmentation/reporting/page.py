@@ -1,19 +1,17 @@
 """The command ``report``: from a run folder to one HTML file that holds all it shows."""
 
-from collections.abc import Mapping
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from attn3d.gates import constant_gates
 from attn3d.plotting import plot_training
-from attn3d.segmentation.datasets import ANY
+from attn3d.segmentation.datasets import ANY, read_case_image, read_case_label
 from attn3d.segmentation.errors import FileError
 from attn3d.segmentation.evaluation import mean_dice
 from attn3d.segmentation.reporting.pictures import attention_figures, lesion_figures, lesion_patch, spec_words, svg
+from attn3d.segmentation.reporting.templates import render
+from attn3d.segmentation.reporting.viewer import heat_shades, niivue
 from attn3d.segmentation.runs import Run
 from attn3d.segmentation.writing import read_json, read_table, sweep, write_text
 
@@ -26,7 +24,8 @@ def report(run: Run | Path | str, data: Path | str | None = None, *, overwrite: 
 
     It holds the scores on the held-out cases, the curves of the training, overlays centred on the lesions of the
     best, the median and the worst case, attention maps over the anatomy, and the configuration with the data's
-    fingerprint and the versions. It refers to no other file, and says when the scans are simulated.
+    fingerprint and the versions. The three cases can be looked through, with what attention weighed in them. It refers
+    to no other file, and says when the scans are simulated.
 
     Args:
         run: a run or its folder.
@@ -49,15 +48,8 @@ def report(run: Run | Path | str, data: Path | str | None = None, *, overwrite: 
         raise FileError(run.scores, "has no scores of any case; finish the training with `attn3d train --resume`")
     metrics = read_table(run.folder / "metrics.csv", _UNFINISHED)
     settings = run.config.as_dict()
-    environment = Environment(
-        loader=PackageLoader("attn3d.segmentation.reporting", "."),
-        autoescape=True,
-        undefined=StrictUndefined,  # refuses what it is not given
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"number": _number, "plain": _plain}
-    page = environment.get_template("report.html").render(
+    page = render(
+        "report.html",
         name=run.folder.resolve().name,
         date=date.today().isoformat(),
         attn3d=version("attn3d"),
@@ -76,6 +68,8 @@ def report(run: Run | Path | str, data: Path | str | None = None, *, overwrite: 
         lesions=lesion_figures(run, scores),
         attention=attention_figures(run, scores),
         constant=None if run.config.attention is None else same_gates(run),
+        niivue=niivue(),
+        heat=heat_shades(),
     )
     sweep(run.folder)
     write_text(path, page)
@@ -85,26 +79,8 @@ def report(run: Run | Path | str, data: Path | str | None = None, *, overwrite: 
 def same_gates(run: Run) -> list[str] | None:
     """The gates that are the same for the lesions of all the held-out cases; None where there is but one case."""
     dataset = run.dataset()
-    cases = run.cases("validation", dataset)[:_COMPARED]
+    cases = [(case, read_case_image(case)) for case in run.cases("validation", dataset)[:_COMPARED]]
     if len(cases) < 2:
         return None
-    return list(constant_gates(run.network(), (lesion_patch(case, dataset, run.config)[0][None] for case in cases)))
-
-
-def _number(value: float | None, digits: int = 2) -> str:
-    """A number as a table has it; a dash for none."""
-    return "–" if value is None else f"{value:.{digits}f}"
-
-
-def _plain(value: Any) -> str:
-    """A setting in words."""
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key}: {_plain(one)}" for key, one in value.items())
-    if isinstance(value, list | tuple):
-        nested = any(isinstance(one, list | tuple | Mapping) for one in value)
-        return "; ".join(f"({_plain(one)})" for one in value) if nested else ", ".join(map(_plain, value))
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if value is None or isinstance(value, bool):
-        return {None: "none", True: "yes", False: "no"}[value]
-    return str(value)
+    labelled = ((images, read_case_label(case, dataset, images[0])) for case, images in cases)
+    return list(constant_gates(run.network(), (lesion_patch(*one, run.config)[0][None] for one in labelled)))

@@ -12,19 +12,23 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from monai.data import MetaTensor
 from monai.transforms import SpatialCrop, SpatialPad
+from nibabel import Nifti1Image
+from nibabel.affines import apply_affine
 from torch import Tensor
 
 from attn3d.arguments import Spec, read_spec
 from attn3d.maps import attention_maps
 from attn3d.plotting import plot_attention_maps, plot_lesions
+from attn3d.plotting.attention import HEAT, heat_volumes
 from attn3d.plotting.charts import INK
 from attn3d.segmentation.components import middle_of_largest
 from attn3d.segmentation.configuration import Configuration
-from attn3d.segmentation.datasets import ANY, Case, Dataset, read_case_image, read_case_label
+from attn3d.segmentation.datasets import ANY, read_case_image, read_case_label
 from attn3d.segmentation.files import read_segmentation
 from attn3d.segmentation.grid import label_to_grid
 from attn3d.segmentation.portable import to_channels
 from attn3d.segmentation.preprocessing import intensities_of
+from attn3d.segmentation.reporting.viewer import VOXELS, Heat, View, view_of
 from attn3d.segmentation.runs import Run
 
 _BRAIN = (40.0, 80.0)  # level and width in HU
@@ -32,12 +36,13 @@ _SITES = 3  # side by side; more would be too small to read
 
 
 class Picture(NamedTuple):
-    """A PNG as a data URI, its size in pixels of the page, and the caption under it."""
+    """A PNG as a data URI, its size in pixels of the page, the caption under it, and the scan to look through."""
 
     data: str
     width: int
     height: int
     caption: str
+    view: View | None = None
 
 
 def png(figure: Figure, caption: str) -> Picture:
@@ -69,20 +74,53 @@ def lesion_figures(run: Run, scores: Mapping[str, Any]) -> list[Picture]:
     pictures = []
     for rank, what in chosen.items() if ranked else ():
         name = ranked[rank]
-        image = read_case_image(cases[name])[0]
-        label = read_case_label(cases[name], dataset, image)
+        images = read_case_image(cases[name])
+        image, label = images[0], read_case_label(cases[name], dataset, images[0])
         found = read_segmentation(run.folder / "validation" / f"{name}.nii.gz", image)
+        segmentations = {"reference": np.asarray(label.dataobj), "network": np.asarray(found.dataobj)}
         figure = plot_lesions(
             np.asarray(image.dataobj),
-            {"reference": np.asarray(label.dataobj), "network": np.asarray(found.dataobj)},
+            segmentations,
             run.config.labels,
             image.affine,
             window=_BRAIN if run.config.modality == "CT" else None,
             title=_title(run, name),
         )
         says = [_says(label, line) for label, line in scores["cases"][name].items() if label != ANY]
-        pictures.append(png(figure, f"{what} case, {name}: {', '.join(filter(None, says))}."))
+        picture = png(figure, f"{what} case, {name}: {', '.join(filter(None, says))}.")
+        lesions = next(mask for mask in (one > 0 for one in segmentations.values()) if mask.any())
+        view = view_of(
+            name,
+            image,
+            segmentations,
+            run.config.labels,
+            heat=_heat(run, images, label),
+            windows=run.config.windows,
+            center=apply_affine(image.affine, middle_of_largest(lesions)),
+            voxels=VOXELS // len(chosen),
+        )
+        pictures.append(picture._replace(view=view))
     return pictures
+
+
+def _heat(run: Run, images: Sequence[Nifti1Image], label: Nifti1Image) -> dict[str, Heat]:
+    """What attention weighed around the largest lesion of a case, a volume for each site and kind of weights."""
+    if run.config.attention is None:
+        return {}
+    patch, _, maps = _attention(run, images, label)
+    return {
+        f"{site}: {HEAT[kind.split()[0]]}".replace("\n", ", "): Heat(values, patch.affine.numpy())
+        for site, weights in maps.items()
+        for kind, values in heat_volumes(weights).items()
+    }
+
+
+def _attention(
+    run: Run, images: Sequence[Nifti1Image], label: Nifti1Image
+) -> tuple[MetaTensor, tuple[int, ...], dict[str, dict[str, Tensor]]]:
+    """The patch around the largest lesion of a case as the network sees it, the voxel asked about, and the weights."""
+    patch, voxel = lesion_patch(images, label, run.config)
+    return patch, voxel, attention_maps(run.network(), patch[None], voxels=[voxel])
 
 
 def attention_figures(run: Run, scores: Mapping[str, Any]) -> list[Picture]:
@@ -94,8 +132,8 @@ def attention_figures(run: Run, scores: Mapping[str, Any]) -> list[Picture]:
     cases = {case.name: case for case in run.cases("validation", dataset)}
     ranked = [name for name in _ranked(scores) if _main(scores["cases"][name])["reference_ml"]]
     name = ranked[len(ranked) // 2] if ranked else next(iter(scores["cases"]))
-    patch, voxel = lesion_patch(cases[name], dataset, config)
-    maps = attention_maps(run.network(), patch[None], voxels=[voxel])
+    images = read_case_image(cases[name])
+    patch, voxel, maps = _attention(run, images, read_case_label(cases[name], dataset, images[0]))
     sites = [site for site, weights in maps.items() if weights]
     pictures = []
     for first in range(0, len(sites), _SITES):
@@ -113,16 +151,17 @@ def attention_figures(run: Run, scores: Mapping[str, Any]) -> list[Picture]:
     return pictures
 
 
-def lesion_patch(case: Case, dataset: Dataset, config: Configuration) -> tuple[Tensor, tuple[int, ...]]:
+def lesion_patch(
+    images: Sequence[Nifti1Image], label: Nifti1Image, config: Configuration
+) -> tuple[MetaTensor, tuple[int, ...]]:
     """A patch around the largest lesion of a case as the network sees it, and where in it that is."""
-    images = read_case_image(case)
-    label = label_to_grid(read_case_label(case, dataset, images[0]), config.spacing)
+    mask = np.asarray(label_to_grid(label, config.spacing)[0]) > 0
     volume = intensities_of(images, config)
     seen = MetaTensor(to_channels(volume.as_tensor(), config.windows), affine=volume.affine)
-    return patch_around(seen, np.asarray(label[0]) > 0, config.patch_size)
+    return patch_around(seen, mask, config.patch_size)
 
 
-def patch_around(volume: MetaTensor, mask: np.ndarray, size: Sequence[int]) -> tuple[Tensor, tuple[int, ...]]:
+def patch_around(volume: MetaTensor, mask: np.ndarray, size: Sequence[int]) -> tuple[MetaTensor, tuple[int, ...]]:
     """A patch with the largest component of a mask in its middle as far as the scan goes, and where in it that is."""
     center = middle_of_largest(mask) if mask.any() else np.array(mask.shape) // 2
     padded = SpatialPad(size, method="end", mode="edge")(volume)

@@ -1,0 +1,38 @@
+"""How a page is written: templates that escape everything, and how they show numbers and settings."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+
+def render(template: str, **values: Any) -> str:
+    """A template of this folder, filled in; what it is not given it refuses."""
+    environment = Environment(
+        loader=PackageLoader("attn3d.segmentation.reporting", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": _number, "plain": _plain}
+    return environment.get_template(template).render(**values)
+
+
+def _number(value: float | None, digits: int = 2) -> str:
+    """A number as a table has it; a dash for none."""
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _plain(value: Any) -> str:
+    """A setting in words."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {_plain(one)}" for key, one in value.items())
+    if isinstance(value, list | tuple):
+        nested = any(isinstance(one, list | tuple | Mapping) for one in value)
+        return "; ".join(f"({_plain(one)})" for one in value) if nested else ", ".join(map(_plain, value))
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "yes", False: "no"}[value]
+    return str(value)

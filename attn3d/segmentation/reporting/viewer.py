@@ -1,0 +1,199 @@
+"""Scans to look through in a page: volumes as NIfTI within it, which NiiVue shows.
+
+What is embedded is the scan and what lies on it voxel by voxel, in the scan's own geometry; nothing is fetched.
+"""
+
+import base64
+import gzip
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.resources import files
+from typing import NamedTuple
+
+import nibabel as nib
+import numpy as np
+
+from attn3d.plotting.hanging import contrast
+from attn3d.plotting.labels import label_colors
+from attn3d.plotting.scene import heat_colors, heat_limits
+from attn3d.segmentation.reporting.templates import render
+from attn3d.segmentation.windows import BRAIN_WINDOWS
+
+VOXELS = 12_000_000  # of the scans of a page, 512 x 512 x 45: about 15 MB of CT in it
+_NAMES = dict(zip(BRAIN_WINDOWS, ("brain", "subdural", "soft tissue"), strict=True))
+_SHADES = 9  # of the heat's colours; NiiVue interpolates between them
+
+
+class Layer(NamedTuple):
+    """A volume of a viewer.
+
+    Attributes:
+        kind: "scan", "labels" or "heat".
+        name: what the page calls it.
+        volume: a compressed NIfTI file in base64.
+        shown: whether it is, at first.
+        limits: the intensities shown black and white, or the weights shown clear and bright.
+        labels: name and colour by value.
+    """
+
+    kind: str
+    name: str
+    volume: str
+    shown: bool = True
+    limits: tuple[float, float] | None = None
+    labels: Mapping[int, tuple[str, str]] | None = None
+
+
+class View(NamedTuple):
+    """A scan to look through.
+
+    Attributes:
+        name: of the case.
+        layers: the scan first.
+        center: mm, where the planes cross at first.
+        windows: name, and the intensities shown black and white, of each preset.
+        thinned: what was left out, in a sentence; nothing where all is there.
+    """
+
+    name: str
+    layers: list[Layer]
+    center: list[float]
+    windows: list[tuple[str, float, float]]
+    thinned: str
+
+
+class Heat(NamedTuple):
+    """Weights or probabilities that lie on a scan, perhaps on a grid of their own.
+
+    Attributes:
+        values: (X, Y, Z).
+        affine: voxel indices to millimetres.
+        limits: values shown clear and bright; by default nearly all that there are.
+    """
+
+    values: np.ndarray
+    affine: np.ndarray
+    limits: tuple[float, float] | None = None
+
+
+def view_of(
+    name: str,
+    image: nib.Nifti1Image,
+    segmentations: Mapping[str, np.ndarray],
+    labels: Mapping[int, str],
+    *,
+    heat: Mapping[str, Heat] | None = None,
+    windows: Sequence[tuple[float, float]] | None = None,
+    center: Sequence[float] | None = None,
+    voxels: int = VOXELS,
+) -> View:
+    """A scan to look through with all that lies on it; the last segmentation is shown at first, the others not.
+
+    Args:
+        name: of the case.
+        image: the scan.
+        segmentations: by name, labels of the scan's shape.
+        labels: label values and their names.
+        heat: by name; none of it is shown at first.
+        windows: level and width of each preset, the first of which is shown at first; by default nearly all
+            intensities are, and there is no preset.
+        center: mm, where the planes cross at first; by default in the middle of the scan.
+        voxels: the most that are embedded of the scan. Of a larger one every second along its finest axis is, or every
+            fourth, or every second along two, and so on, with its labels.
+    """
+    data = np.asarray(image.dataobj)
+    if center is None:
+        center = nib.affines.apply_affine(image.affine, (np.array(image.shape) - 1) / 2)
+    steps = _steps(image, voxels)
+    limits = [(level - width / 2, level + width / 2) for level, width in windows or ()]
+    layers = [Layer("scan", "scan", _embedded(data, image.affine, "scan", steps), limits=_limits(data, limits))]
+    colors = {value: (labels[value], color) for value, color in label_colors(labels).items()}
+    for which, segmentation in segmentations.items():
+        volume = _embedded(segmentation, image.affine, "labels", steps)
+        layers.append(Layer("labels", which, volume, shown=which == [*segmentations][-1], labels=colors))
+    for which, (values, affine, ends) in (heat or {}).items():
+        same = values.shape == image.shape and np.array_equal(affine, image.affine)
+        volume = _embedded(values, affine, "heat", steps if same else (1, 1, 1))
+        layers.append(Layer("heat", which, volume, shown=False, limits=ends or heat_limits(values)))
+    presets = [
+        (f"{_NAMES.get(pair, '')} {pair[0]:g} / {pair[1]:g} HU".strip(), *ends)
+        for pair, ends in zip(map(tuple, windows or ()), limits, strict=True)
+    ]
+    return View(name, layers, [float(mm) for mm in center], presets, _thinned(image.shape, steps))
+
+
+def case_page(view: View, picture: bytes, *, simulated: bool) -> str:
+    """The page of one case, for a file of its own.
+
+    Args:
+        view: of the case.
+        picture: a PNG for where the viewer does not run.
+        simulated: whether the network was trained on simulated scans.
+    """
+    still = "data:image/png;base64," + base64.b64encode(picture).decode()
+    return render("case.html", view=view, still=still, simulated=simulated, niivue=niivue(), heat=heat_shades())
+
+
+@cache
+def niivue() -> str:
+    """NiiVue's script, compressed, in base64."""
+    script = files("attn3d.segmentation.reporting").joinpath("niivue", "niivue.umd.js").read_bytes()
+    return base64.b64encode(gzip.compress(script, mtime=0)).decode()
+
+
+def heat_shades() -> dict[str, list[int]]:
+    """The colours of heat as NiiVue takes them: red, green, blue and opacity at positions, all from 0 to 255."""
+    positions = np.linspace(0, 255, _SHADES)
+    shades = np.rint(255 * heat_colors()(positions / 255)).astype(int)
+    return {name: shades[:, index].tolist() for index, name in enumerate("RGBA")} | {
+        "I": np.rint(positions).astype(int).tolist()
+    }
+
+
+def _limits(data: np.ndarray, windows: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    low, high = windows[0] if windows else contrast(data, None)
+    return float(low), float(high)
+
+
+def _embedded(data: np.ndarray, affine: np.ndarray, kind: str, steps: Sequence[int]) -> str:
+    """One of every so many voxels as compressed NIfTI in base64.
+
+    Whole numbers are stored as they are, others to a 65,535th of their range, and weights to a 255th of it.
+    """
+    stored = {"scan": np.int16, "labels": np.uint8, "heat": np.uint8}[kind]
+    kept = data[tuple(slice(None, None, step) for step in steps)]
+    ends = np.iinfo(stored)
+    if kept.min() >= ends.min and kept.max() <= ends.max and np.array_equal(kept, np.rint(kept)):
+        kept = kept.astype(stored)
+    image = nib.Nifti1Image(kept, affine @ np.diag([*steps, 1.0]))
+    image.set_data_dtype(stored)  # numbers that are not whole get a slope and an intercept from nibabel
+    image.set_sform(image.affine, "scanner")
+    image.set_qform(image.affine, "scanner", strip_shears=True)
+    image.header.set_xyzt_units("mm")
+    if kind == "labels":
+        image.header.set_intent("label")
+    return base64.b64encode(gzip.compress(image.to_bytes(), mtime=0)).decode()
+
+
+def _steps(image: nib.Nifti1Image, voxels: int) -> list[int]:
+    """Which voxels are kept along each axis, every one, every second or every fourth, so that no more than so many
+    are: the finest axis is thinned first.
+    """
+    steps, spacing = [1, 1, 1], nib.affines.voxel_sizes(image.affine)
+    while np.prod(_kept(image.shape, steps)) > voxels:
+        steps[int(np.argmin(np.where(np.array(image.shape) > steps, spacing * steps, np.inf)))] *= 2
+    return steps
+
+
+def _kept(shape: Sequence[int], steps: Sequence[int]) -> list[int]:
+    return [-(-size // step) for size, step in zip(shape, steps, strict=True)]
+
+
+def _thinned(shape: Sequence[int], steps: Sequence[int]) -> str:
+    if max(steps) == 1:
+        return ""
+    all_of, some = (" × ".join(map(str, sizes)) for sizes in (shape, _kept(shape, steps)))
+    return (
+        f"The scan has {all_of} voxels, which is too many for a page. It is shown with {some} of them: one of every "
+        f"{' × '.join(map(str, steps))}, and the labels at these."
+    )
