@@ -1,56 +1,24 @@
 """Attention for 3-D medical-image networks."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from attn3d.attention import Axial, Global, Grid, Neighborhood, PooledKeys, Window, attend
-from attn3d.distributed import parallelize_attention, sum_gradients
-from attn3d.factory import create_attention
-from attn3d.gates import constant_gates
-from attn3d.insertion import (
-    attention_parameters,
-    attention_sites,
-    insert_attention,
-    inserted_attention,
-    load_pretrained,
-    remove_attention,
-)
-from attn3d.maps import attention_maps
-from attn3d.mechanisms import *  # noqa: F403  the classes that its files make public
-from attn3d.mechanisms import __all__ as _mechanisms
-from attn3d.mechanisms.registry import list_attention, register_attention
-from attn3d.planning import estimate_cost, estimate_memory
-from attn3d.plotting import plot_attention_maps
-
-if TYPE_CHECKING:  # the mechanisms are found when this runs, of which a type checker knows nothing
-
-    def __getattr__(name: str) -> Any: ...
-
+if TYPE_CHECKING:
+    from attn3d.api import *  # noqa: F403
 
 __version__ = "0.1.0"
 
-__all__ = [
-    *_mechanisms,
-    "Axial",
-    "Global",
-    "Grid",
-    "Neighborhood",
-    "PooledKeys",
-    "Window",
-    "attend",
-    "attention_maps",
-    "attention_parameters",
-    "attention_sites",
-    "constant_gates",
-    "create_attention",
-    "estimate_cost",
-    "estimate_memory",
-    "insert_attention",
-    "inserted_attention",
-    "list_attention",
-    "load_pretrained",
-    "parallelize_attention",
-    "plot_attention_maps",
-    "register_attention",
-    "remove_attention",
-    "sum_gradients",
-]
+
+def __getattr__(name: str) -> Any:
+    """Imports the library when the first name of it is asked for: ``attn3d --help`` answers without PyTorch."""
+    api = import_module("attn3d.api")
+    if name in globals():  # a module that came with it, such as `attn3d.plotting`
+        return globals()[name]
+    if name == "__all__" or name in api.__all__:
+        return getattr(api, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """All that there is, imported or not."""
+    return sorted({*globals(), *import_module("attn3d.api").__all__})

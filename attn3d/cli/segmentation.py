@@ -41,7 +41,7 @@ def simulate(
     quiet: Quiet = False,
 ) -> None:
     """Write simulated head CT with haemorrhage, to try everything on. It proves nothing clinical."""
-    from attn3d import segmentation
+    import attn3d.segmentation as segmentation
 
     with one_line_errors("simulate"):
         print(segmentation.simulate(out, cases, seed, overwrite=overwrite, quiet=quiet))
@@ -76,7 +76,7 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Train a network with attention. All that follows from the data is printed, saved, and can be set in --config."""
-    from attn3d import segmentation
+    import attn3d.segmentation as segmentation
 
     _log(quiet)
     with one_line_errors("train"):
@@ -98,7 +98,7 @@ def train(
             if devices != "auto":
                 raise ValueError(f"`folds` are trained one after the other by one process, got `devices` {devices}")
             count: int | Path = int(folds) if folds.isdecimal() else Path(folds)
-            options = {"config": config, "workers": workers, "quiet": quiet}
+            options: dict[str, Any] = {"config": config, "workers": workers, "quiet": quiet}
             found = segmentation.cross_validate(data, out=out, folds=count, **options, **settings)
             simulated = " (simulated)" if found.runs[0].config.simulated else ""
             _print_scores(found.scores, f"All cases, each by the fold that held it out{simulated}")
@@ -128,7 +128,7 @@ def predict(
     runs: Annotated[list[Path], typer.Argument(help="Runs, or folders with one for each fold; several are averaged.")],
     scans: Annotated[Path, typer.Option("--in", "-i", help="A scan, a folder of them, or a DICOM series.")],
     out: Out,
-    statistics: Annotated[bool, typer.Option("--statistics", help="Volumes in ml, as JSON and CSV.")] = False,
+    statistics: Annotated[bool, typer.Option("--statistics", help="Volumes in ml, as a CSV table.")] = False,
     preview: Annotated[bool, typer.Option("--preview", help="A picture of each.")] = False,
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Also what the labels come from.")] = False,
     tta: Annotated[bool, typer.Option("--tta", help="Average with the mirrored scan.")] = False,
@@ -139,7 +139,7 @@ def predict(
     quiet: Quiet = False,
 ) -> None:
     """Segment scans; labels come in exactly the geometry of each scan."""
-    from attn3d import segmentation
+    import attn3d.segmentation as segmentation
 
     with one_line_errors("predict"):
         found = segmentation.predict(
@@ -178,7 +178,7 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Score segmentations against references: Dice, distances in mm, volumes in ml, lesions."""
-    from attn3d import segmentation
+    import attn3d.segmentation as segmentation
 
     with one_line_errors("evaluate"):
         scores = segmentation.evaluate(prediction, label, out, tolerance=tolerance, overwrite=overwrite, quiet=quiet)
@@ -192,7 +192,7 @@ def report(
     overwrite: Overwrite = False,
 ) -> None:
     """One page of a run: curves, tables, overlays and attention maps, in a file that needs no other."""
-    from attn3d import segmentation
+    import attn3d.segmentation as segmentation
 
     with one_line_errors("report"):
         print(segmentation.report(run, data, overwrite=overwrite))
@@ -212,7 +212,7 @@ def compare(
     quiet: Quiet = False,
 ) -> None:
     """The same budget for each mechanism and for none, several times: does it help, or is it noise? It resumes."""
-    from attn3d import segmentation
+    import attn3d.segmentation as segmentation
 
     _log(quiet)
     given: dict[str, Any] = {"config": None if config is None else str(config), "network": network}

@@ -1,100 +1,61 @@
+# ruff: noqa: F401  what is imported for type checkers and documentation is public by its line in `_NAMES`
 """From files to a segmentation and its scores: NIfTI in, patches, training, whole scans, NIfTI out.
 
 The commands ``attn3d simulate``, ``train``, ``predict``, ``evaluate``, ``report`` and ``compare`` are the functions
-of these names.
+of these names. A name is imported when it is asked for, so that nobody waits for what another command needs.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from attn3d.segmentation.datasets import Case, Dataset, find_dataset, split_cases
-from attn3d.segmentation.errors import FileError
-from attn3d.segmentation.evaluation import evaluate, mean_dice, score
-from attn3d.segmentation.files import (
-    read_image,
-    read_label,
-    read_segmentation,
-    write_image,
-    write_label,
-)
-from attn3d.segmentation.networks import NETWORKS, create_network
-from attn3d.segmentation.prediction import Prediction, predict
-from attn3d.segmentation.preprocessing import normalise
-from attn3d.segmentation.runs import Run
-from attn3d.segmentation.settings import Configuration, Settings
-from attn3d.segmentation.writing import finished_file
-
 if TYPE_CHECKING:
     from attn3d.segmentation.comparison import compare
+    from attn3d.segmentation.datasets import Case, Dataset, find_dataset, split_cases
+    from attn3d.segmentation.errors import FileError
+    from attn3d.segmentation.evaluation import evaluate, mean_dice, score
+    from attn3d.segmentation.files import read_image, read_label, read_segmentation, write_image, write_label
     from attn3d.segmentation.folds import CrossValidation, cross_validate
     from attn3d.segmentation.mni152 import TISSUES, write_mni152
+    from attn3d.segmentation.networks import NETWORKS, create_network
+    from attn3d.segmentation.prediction import Prediction, predict
+    from attn3d.segmentation.preprocessing import normalise
     from attn3d.segmentation.reporting import report
+    from attn3d.segmentation.runs import Run
+    from attn3d.segmentation.settings import Configuration, Settings
     from attn3d.segmentation.simulation import HAEMORRHAGES, simulate, threshold_segmentation
     from attn3d.segmentation.task import Diverged, SegmentationTask
     from attn3d.segmentation.training import Interrupted, train
+    from attn3d.segmentation.writing import finished_file
 
-# What needs Lightning, torchio, Matplotlib, nilearn or scikit-learn is imported when it is asked for.
-_WHEN_ASKED = {
-    "CrossValidation": "folds",
-    "HAEMORRHAGES": "simulation",
-    "TISSUES": "mni152",
-    "Diverged": "task",
-    "Interrupted": "training",
-    "SegmentationTask": "task",
-    "compare": "comparison",
-    "cross_validate": "folds",
-    "report": "reporting",
-    "simulate": "simulation",
-    "threshold_segmentation": "simulation",
-    "train": "training",
-    "write_mni152": "mni152",
+_NAMES = {
+    "comparison": ["compare"],
+    "datasets": ["Case", "Dataset", "find_dataset", "split_cases"],
+    "errors": ["FileError"],
+    "evaluation": ["evaluate", "mean_dice", "score"],
+    "files": ["read_image", "read_label", "read_segmentation", "write_image", "write_label"],
+    "folds": ["CrossValidation", "cross_validate"],
+    "mni152": ["TISSUES", "write_mni152"],
+    "networks": ["NETWORKS", "create_network"],
+    "prediction": ["Prediction", "predict"],
+    "preprocessing": ["normalise"],
+    "reporting": ["report"],
+    "runs": ["Run"],
+    "settings": ["Configuration", "Settings"],
+    "simulation": ["HAEMORRHAGES", "simulate", "threshold_segmentation"],
+    "task": ["Diverged", "SegmentationTask"],
+    "training": ["Interrupted", "train"],
+    "writing": ["finished_file"],
 }
+_MODULES = {name: module for module, names in _NAMES.items() for name in names}
 
-__all__ = [
-    "HAEMORRHAGES",
-    "NETWORKS",
-    "TISSUES",
-    "Case",
-    "Configuration",
-    "CrossValidation",
-    "Dataset",
-    "Diverged",
-    "FileError",
-    "Interrupted",
-    "Prediction",
-    "Run",
-    "SegmentationTask",
-    "Settings",
-    "compare",
-    "create_network",
-    "cross_validate",
-    "evaluate",
-    "find_dataset",
-    "finished_file",
-    "mean_dice",
-    "normalise",
-    "predict",
-    "read_image",
-    "read_label",
-    "read_segmentation",
-    "report",
-    "score",
-    "simulate",
-    "split_cases",
-    "threshold_segmentation",
-    "train",
-    "write_image",
-    "write_label",
-    "write_mni152",
-]
+__all__ = sorted(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
-    """Imports what is asked for by a name of `_WHEN_ASKED`."""
-    if name not in _WHEN_ASKED:
+    """Imports what is asked for."""
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = getattr(import_module(f"{__name__}.{_WHEN_ASKED[name]}"), name)
-    return globals()[name]
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -80,7 +80,7 @@ def _plain(image: Tensor | np.ndarray) -> Tensor:
     return torch.as_tensor(image).as_subclass(Tensor)
 
 
-def margin(matrix: np.ndarray, size: Sequence[int]) -> np.ndarray:
+def margin(matrix: np.ndarray, size: Sequence[int] | np.ndarray) -> np.ndarray:
     """Voxels that a patch needs more on each side, along each axis, to be warped by a matrix."""
     half = np.array(size) / 2
     return np.ceil((np.abs(matrix) @ half - half).clip(min=0)).astype(int)

@@ -1,4 +1,7 @@
-"""What happens beside the steps of a training: its budget, its progress bar, its checkpoints and its table."""
+"""What happens beside the steps of a training: its budget, its progress bar, its checkpoints and its table.
+
+Where more is asked of the task than Lightning's, it is a `SegmentationTask`.
+"""
 
 import io
 import logging
@@ -8,6 +11,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
@@ -82,7 +86,8 @@ class Minutes(Callback):
 
 def budget_used(trainer: Trainer) -> float:
     """The part of a training that is over, 0 to 1, whether epochs or minutes limit it."""
-    for clock in (callback for callback in trainer.callbacks if isinstance(callback, Minutes)):
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]  # which Lightning sets from elsewhere
+    for clock in (callback for callback in callbacks if isinstance(callback, Minutes)):
         return clock.used
     return min(1.0, trainer.global_step / trainer.estimated_stepping_batches)
 
@@ -107,13 +112,11 @@ class BudgetBar(Callback):
         self._bar = self._progress.add_task("training", total=1.0, state="")
         self._progress.start()
 
-    def on_train_batch_end(
-        self, trainer: Trainer, task: LightningModule, outputs: Any, batch: Any, batch_index: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, task: Any, outputs: Any, batch: Any, batch_index: int) -> None:
         """Moves the bar; the loss is averaged over about 20 steps, patches being so different."""
         loss = float(outputs["loss"])
         self._loss = loss if self._loss is None else 0.95 * self._loss + 0.05 * loss
-        rate = (trainer.global_step - self._first) / self._progress.tasks[self._bar].elapsed
+        rate = (trainer.global_step - self._first) / (self._progress.tasks[self._bar].elapsed or 1e-9)
         dice = f"  Dice {task.dice['dice']:.3f}" if task.dice else ""
         state = f"loss {self._loss:.3f}{dice}  step {trainer.global_step} ({rate:.1f}/s)"
         self._progress.update(self._bar, completed=budget_used(trainer), state=state)
@@ -144,7 +147,7 @@ class Checkpoint(Callback):
     def __init__(self, path: Path):
         self.path = path
 
-    def on_train_epoch_end(self, trainer: Trainer, task: LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, task: Any) -> None:
         """Replaces the checkpoint of the epoch before, unless the weights are of no use."""
         if name := not_finite(task.network.state_dict()):
             task.stop(f"the weights {name!r} are not finite")
@@ -162,7 +165,7 @@ class Best(Callback):
     def __init__(self, run: Run):
         self.run, self.dice = run, -1.0
 
-    def on_validation_end(self, trainer: Trainer, task: LightningModule) -> None:
+    def on_validation_end(self, trainer: Trainer, task: Any) -> None:
         """Writes the weights if they are the best so far."""
         if task.dice["dice"] <= self.dice:
             return
@@ -185,6 +188,8 @@ class Epochs(Callback):
     def __init__(self, folder: Path):
         self.path = folder / "metrics.csv"
         self.rows: list[dict[str, Any]] = []
+        self._losses: list[torch.Tensor] = []
+        self._dice: dict[str, float] = {}
 
     def on_train_epoch_start(self, trainer: Trainer, task: LightningModule) -> None:
         """Starts the clock and the mean of the loss."""
@@ -196,11 +201,11 @@ class Epochs(Callback):
         """Notes the loss of a step."""
         self._losses.append(outputs["loss"].detach())
 
-    def on_validation_end(self, trainer: Trainer, task: LightningModule) -> None:
+    def on_validation_end(self, trainer: Trainer, task: Any) -> None:
         """Notes what was found."""
         self._dice = task.dice
 
-    def on_train_epoch_end(self, trainer: Trainer, task: LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, task: Any) -> None:
         """Writes the file anew with the epoch's row."""
         before = self.rows[-1]["seconds"] if self.rows else 0.0
         row = {
@@ -215,7 +220,7 @@ class Epochs(Callback):
         logger.info("  ".join(f"{name} {value:.5g}" for name, value in row.items()))
         if trainer.is_global_zero:
             columns = list(row)[:5] + ["dice", *(f"dice {name}" for name in task.names)]
-            write_table(self.path, [columns, *([one.get(name) for name in columns] for one in self.rows)])
+            write_table(self.path, pd.DataFrame(self.rows, columns=columns))
 
     def state_dict(self) -> dict[str, Any]:
         """The rows so far."""

@@ -1,11 +1,11 @@
 """The command ``compare``: the same budget for each mechanism and for none."""
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from attn3d.arguments import one_of, positive_integer
 from attn3d.mechanisms.registry import list_attention
@@ -17,7 +17,7 @@ from attn3d.segmentation.locks import locked
 from attn3d.segmentation.runs import Run
 from attn3d.segmentation.series import keep_settings, train_or_resume
 from attn3d.segmentation.simulation import simulate
-from attn3d.segmentation.writing import finished_file, read_json, write_json, write_table
+from attn3d.segmentation.writing import finished_file, read_json, read_table, write_json, write_table
 
 _LEVEL = 0.95
 
@@ -88,18 +88,17 @@ def _report(out: Path, runs: dict[str, list[Run]], at: Sequence[str], seeds: int
     results = {mechanism: _measure(of) for mechanism, of in runs.items()}
     plain = results["none"]["dice"]
     for mechanism, result in results.items():
-        result["mean"] = float(np.mean(result["dice"]))
-        result["interval"] = _finite(confidence_interval(result["dice"], _LEVEL))
+        result["mean"], result["interval"] = _mean_and_interval(result["dice"])
         if mechanism != "none":
             differences = [one - other for one, other in zip(result["dice"], plain, strict=True)]
-            low, high = confidence_interval(differences, _LEVEL)
-            result["difference"] = float(np.mean(differences))
-            result["difference_interval"] = _finite((low, high))
-            result["inside_noise"] = bool(low <= 0 <= high)
+            result["difference"], interval = _mean_and_interval(differences)
+            result["difference_interval"] = interval
+            result["inside_noise"] = interval is None or interval[0] <= 0 <= interval[1]
     simulated = runs["none"][0].config.simulated
     report = {"simulated": simulated, "at": list(at), "seeds": seeds, "level": _LEVEL, "mechanisms": results}
     write_json(out / "comparison.json", report)
-    write_table(out / "comparison.csv", _rows(results))
+    rows = [{"mechanism": mechanism, **result} for mechanism, result in results.items()]
+    write_table(out / "comparison.csv", pd.DataFrame(rows, dtype=object))
     if len(results) > 1:
         title = f"{runs['none'][0].config.network}, attention at {', '.join(at)}"
         figure = plot_comparison(results, title=title + (" (simulated scans)" if simulated else ""))
@@ -115,26 +114,14 @@ def _measure(runs: Sequence[Run]) -> dict[str, Any]:
     dice = [mean_dice(read_json(run.scores, "overall")) for run in runs]
     if None in dice:
         raise FileError(runs[0].scores, "no held-out case has any label; hold out more of them (held_out)")
-    with (runs[0].folder / "metrics.csv").open(encoding="utf-8") as file:
-        last = list(csv.DictReader(file))[-1]
     return {
         "dice": dice,
         "parameters": sum(parameter.numel() for parameter in net.parameters()),
-        "seconds": float(last["seconds"]),
+        "seconds": float(read_table(runs[0].folder / "metrics.csv")["seconds"].iloc[-1]),
         "memory_bytes": estimate_memory(net, shape, training=True),
     }
 
 
-def _finite(interval: tuple[float, float]) -> list[float] | None:
-    """JSON has no infinity: with one seed there is no interval."""
-    return [*interval] if np.isfinite(interval).all() else None
-
-
-def _rows(results: dict[str, dict[str, Any]]) -> list[list[Any]]:
-    columns = ("mean", "interval", "difference", "difference_interval", "inside_noise", "parameters", "seconds")
-    rows = [["mechanism", *columns, "memory_bytes", "dice of each seed"]]
-    for mechanism, result in results.items():
-        row = [result.get(column) for column in (*columns, "memory_bytes")]
-        row = [" to ".join(f"{one:.4f}" for one in value) if isinstance(value, list) else value for value in row]
-        rows.append([mechanism, *row, " ".join(f"{value:.4f}" for value in result["dice"])])
-    return rows
+def _mean_and_interval(values: Sequence[float]) -> tuple[float, list[float] | None]:
+    """The mean over the seeds and its interval of confidence, which one seed does not have."""
+    return float(np.mean(values)), list(confidence_interval(values, _LEVEL)) if len(values) > 1 else None

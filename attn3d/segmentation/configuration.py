@@ -9,7 +9,7 @@ import torch
 
 from attn3d.arguments import read_spec
 from attn3d.segmentation.datasets import Dataset
-from attn3d.segmentation.fingerprint import Fingerprint, Geometry, propose_geometry
+from attn3d.segmentation.fingerprint import Fingerprint, Geometry, propose_geometry, propose_mirror
 from attn3d.segmentation.networks import narrowest, shape_multiple
 from attn3d.segmentation.settings import Configuration, Settings, checked
 from attn3d.segmentation.windows import propose_windows, warn_of_invisible
@@ -48,9 +48,8 @@ def configure(dataset: Dataset, images: int, fingerprint: Fingerprint, settings:
         "strides": strides,
         "kernels": settings.kernels or geometry.kernels,
         "windows": windows,
-        "attention": with_reduction(
-            with_window(settings.attention, geometry.spacing), narrowest(network, settings.width)
-        ),
+        "mirror": propose_mirror(fingerprint) if settings.mirror == "auto" else settings.mirror,
+        "attention": completed(settings.attention, geometry.spacing, narrowest(network, settings.width)),
         "start_from": None if settings.start_from is None else str(Path(settings.start_from).resolve()),
         "data": str(dataset.folder.resolve()),
         "layout": dataset.layout,
@@ -63,28 +62,21 @@ def configure(dataset: Dataset, images: int, fingerprint: Fingerprint, settings:
     return checked(Configuration, settings.model_dump(mode="json") | followed)
 
 
-def with_window(attention: Any, spacing: Sequence[float]) -> Any:
-    """The spec of a mechanism, with a size for the pattern "window" if it has none.
+def completed(attention: Any, spacing: Sequence[float], channels: int) -> Any:
+    """The spec of a mechanism with what follows from the data and the network, where it does not say it.
 
-    8 voxels along the finest axis and about as many mm along the others, but 2 voxels at least.
+    A window is 8 voxels along the finest axis and about as many mm along the others, but 2 voxels at least. A squeeze
+    leaves 8 hidden units of so many channels.
     """
     if attention is None:
         return None
     name, options = read_spec("attention", attention)
-    if options.get("pattern") != "window":
-        return attention
-    size = [max(2, round(_WINDOW * min(spacing) / one)) for one in spacing]
-    return [name, {**options, "pattern": ["window", {"size": size}]}]
-
-
-def with_reduction(attention: Any, channels: int) -> Any:
-    """The spec of a mechanism that squeezes, with a reduction that leaves 8 hidden units of so many channels."""
-    if attention is None:
-        return None
-    name, options = read_spec("attention", attention)
-    if name not in _SQUEEZING or "reduction" in options:
-        return attention
-    return [name, {**options, "reduction": max(1, channels // _HIDDEN)}]
+    if options.get("pattern") == "window":
+        size = [max(2, round(_WINDOW * min(spacing) / one)) for one in spacing]
+        return [name, {**options, "pattern": ["window", {"size": size}]}]
+    if name in _SQUEEZING and "reduction" not in options:
+        return [name, {**options, "reduction": max(1, channels // _HIDDEN)}]
+    return attention
 
 
 def _fitting(geometry: Geometry, multiple: tuple[int, ...], given: bool) -> tuple[int, ...]:

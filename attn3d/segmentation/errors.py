@@ -14,39 +14,33 @@ class FileError(ValueError):
 
 
 @contextmanager
+def failing_as(path: Path | str) -> Iterator[None]:
+    """Raises whatever a case raises as a `FileError`.
+
+    Args:
+        path: a file of the case, which is named where the error names none.
+    """
+    try:
+        yield
+    except FileError:
+        raise
+    except OSError as error:
+        raise FileError(error.filename or path, error.strerror or str(error)) from error
+    except Exception as error:  # of any library on the way, for a file that nobody has foreseen
+        words = " ".join(str(error).split())
+        raise FileError(path, words if isinstance(error, ValueError) else f"{type(error).__name__}: {words}") from error
+
+
+@contextmanager
 def failure_noted(path: Path | str, failed: MutableMapping[str, str]) -> Iterator[None]:
     """Notes whatever a case raises as that case's failure, so that it does not stop the others.
 
     Args:
-        path: a file of the case, which is named where the error names none.
+        path: as `failing_as`.
         failed: the problem by the name of the file, added to.
     """
     try:
-        yield
-    except Exception as error:  # of any library on the way, for a file that nobody has foreseen
-        failure = as_failure(path, error)
+        with failing_as(path):
+            yield
+    except FileError as failure:
         failed[str(failure.path)] = failure.problem
-
-
-@contextmanager
-def failing_as(path: Path | str) -> Iterator[None]:
-    """Raises whatever a case raises as a `FileError`, where one case that cannot be used ends the work.
-
-    Args:
-        path: a file of the case, which is named where the error names none.
-    """
-    try:
-        yield
-    except Exception as error:
-        failure = as_failure(path, error)
-        raise failure from (None if failure is error else error)
-
-
-def as_failure(path: Path | str, error: Exception) -> FileError:
-    """An error as the failure of a file: the one that it names, or else ``path``."""
-    if isinstance(error, FileError):
-        return error
-    if isinstance(error, OSError):
-        return FileError(error.filename or path, error.strerror or str(error))
-    words = " ".join(str(error).split())
-    return FileError(path, words if isinstance(error, ValueError) else f"{type(error).__name__}: {words}")

@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from rich.progress import track
 from scipy import ndimage, spatial
 
+from attn3d.segmentation.components import components
 from attn3d.segmentation.datasets import ANY, check_names
 from attn3d.segmentation.datasets.listing import files_by_name, stem
 from attn3d.segmentation.errors import FileError, failure_noted
 from attn3d.segmentation.files import read_segmentation, values_in
+from attn3d.segmentation.grid import voxel_millilitres
 from attn3d.segmentation.writing import sweep, write_json, write_table
 
 # Of all trees the one that is searched fastest where surfaces are far apart: by a factor of 30 for nested balls.
@@ -25,7 +28,6 @@ _TREE = {"leafsize": 32, "balanced_tree": False, "compact_nodes": False}
 _ROUNDING = 1e-6  # mm; a surface at the tolerance is within it
 _AGREEMENT = ("dice", "hd95_mm", "surface_dice")
 _TOTALS = ("volume_ml", "reference_ml", "lesions", "lesions_found", "false_lesions")
-_COLUMNS = (*_AGREEMENT, "relative_volume_difference", *_TOTALS)
 
 
 def score(
@@ -167,7 +169,7 @@ def write_scores(folder: Path, scores: Mapping[str, Any]) -> None:
     sweep(folder)
     file = folder / "scores.json"
     file.unlink(missing_ok=True)
-    write_table(file.with_suffix(".csv"), _rows(scores))
+    write_table(file.with_suffix(".csv"), pd.DataFrame(_rows(scores), dtype=object))
     write_json(file, scores)
 
 
@@ -175,7 +177,7 @@ def _score_mask(
     found: np.ndarray, true: np.ndarray, affine: np.ndarray, tolerance: float, longest: float
 ) -> dict[str, float | None]:
     """The scores of one label; ``longest`` is the distance in mm where only one of the two has it."""
-    millilitres = abs(np.linalg.det(affine[:3, :3])) / 1000
+    millilitres = voxel_millilitres(affine)
     found, true = _cropped(found, true)
     found_voxels, true_voxels = int(found.sum()), int(true.sum())
     if found_voxels and true_voxels:
@@ -186,8 +188,8 @@ def _score_mask(
     else:
         dice = surface_dice = float(found_voxels == true_voxels)
         distance = (1 - dice) * longest
-    lesions, lesions_found = _components(true, touching=found)
-    components, touching = _components(found, touching=true)
+    lesions, lesions_found = _lesions(true, touching=found)
+    pieces, touching = _lesions(found, touching=true)
     return {
         "dice": dice,
         "hd95_mm": distance,
@@ -197,7 +199,7 @@ def _score_mask(
         "reference_ml": float(true_voxels * millilitres),
         "lesions": lesions,
         "lesions_found": lesions_found,
-        "false_lesions": components - touching,
+        "false_lesions": pieces - touching,
     }
 
 
@@ -206,12 +208,9 @@ def _cropped(found: np.ndarray, true: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
     No surface changes: what lies beyond the box is background, as is what lies beyond the array.
     """
-    labelled = (found > 0) | (true > 0)
-    box = []
-    for axis in range(labelled.ndim):
-        places = np.flatnonzero(labelled.any(axis=tuple({*range(labelled.ndim)} - {axis})))
-        box.append(slice(places[0], places[-1] + 1) if len(places) else slice(0))
-    return np.ascontiguousarray(found[tuple(box)]), np.ascontiguousarray(true[tuple(box)])
+    (box,) = ndimage.find_objects((found > 0) | (true > 0), max_label=1)
+    box = box or (slice(0),) * found.ndim
+    return np.ascontiguousarray(found[box]), np.ascontiguousarray(true[box])
 
 
 def _surface_distances(found: np.ndarray, true: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -232,10 +231,10 @@ def _diagonal(affine: np.ndarray, shape: tuple[int, ...]) -> float:
     return float(np.linalg.norm(diagonals, axis=1).max())
 
 
-def _components(mask: np.ndarray, touching: np.ndarray) -> tuple[int, int]:
+def _lesions(mask: np.ndarray, touching: np.ndarray) -> tuple[int, int]:
     """How many connected components a mask has, and how many of them share a voxel with another mask."""
-    components, count = ndimage.label(mask, structure=np.ones((3, 3, 3)))
-    return int(count), len(np.unique(components[mask & touching]))
+    pieces, _ = components(mask)
+    return int(pieces.max(initial=0)), len(np.unique(pieces[mask & touching]))
 
 
 def _relative_difference(found: float, true: float) -> float | None:
@@ -255,18 +254,15 @@ def _pairs(prediction: Path, reference: Path) -> tuple[dict[str, tuple[Path, Pat
     if not prediction.is_dir():
         return {stem(reference): (prediction, reference)}, {}
     (predictions, twice), (references, others) = files_by_name(prediction), files_by_name(reference)
-    ambiguous = {str(path): problem for path, problem in (twice | others).items()}
-    named = {stem(path) for path in ambiguous}
+    failed = {str(path): problem for path, problem in (twice | others).items()}
+    ambiguous = {stem(path) for path in failed}
     pairs = {name: (predictions[name], path) for name, path in references.items() if name in predictions}
-    if not pairs and not ambiguous:
+    if not pairs and not failed:
         raise FileError(prediction, "no .nii or .nii.gz here has the name of a reference; name them alike")
-    alone = {str(path): "has no reference" for name, path in predictions.items() if name not in pairs.keys() | named}
-    alone |= {
-        str(path): f"has no prediction in {prediction}"
-        for name, path in references.items()
-        if name not in pairs.keys() | named
-    }
-    return pairs, ambiguous | alone
+    for files, other in ((predictions, reference), (references, prediction)):
+        alone = [path for name, path in files.items() if name not in pairs.keys() | ambiguous]
+        failed |= {str(path): f"has no file of its name in {other}" for path in alone}
+    return pairs, failed
 
 
 def _labels(pairs: Collection[tuple[Path, Path]]) -> dict[int, str]:
@@ -284,11 +280,10 @@ def _score_files(
     """The scores of a case by label."""
     true = read_segmentation(reference, values=[0, *labels])
     found = read_segmentation(prediction, true, values=[0, *labels])
-    arrays = [np.asarray(image.dataobj) for image in (found, true)]
-    scores = score(*arrays, true.affine, labels, tolerance)
+    one, other = np.asarray(found.dataobj), np.asarray(true.dataobj)
+    scores = score(one, other, true.affine, labels, tolerance)
     if len(labels) > 1:
-        scores |= score(*((array > 0).view(np.uint8) for array in arrays), true.affine, {1: "all"}, tolerance)
-        scores[ANY] = scores.pop("all")
+        scores[ANY] = score(one > 0, other > 0, true.affine, {1: "all"}, tolerance)["all"]
     return scores
 
 
@@ -332,17 +327,17 @@ def _mean(values: Collection[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def _rows(scores: Mapping[str, Any]) -> list[list[Any]]:
+def _rows(scores: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The lines of ``scores.csv``; what has no value is left empty."""
-    rows: list[list[Any]] = [["case", "label", *_COLUMNS]]
-    for case, labels in scores["cases"].items():
-        rows += [[case, label, *(line[column] for column in _COLUMNS)] for label, line in labels.items()]
-    for title, suffix in (
-        ("mean of all cases", ""),
-        ("mean of cases with the label", "_with"),
-        ("all cases as one volume", "_pooled"),
-    ):
+    rows = [
+        {"case": case, "label": label, **line}
+        for case, labels in scores["cases"].items()
+        for label, line in labels.items()
+    ]
+    means = {"mean of all cases": "", "mean of cases with the label": "_with", "all cases as one volume": "_pooled"}
+    for title, suffix in means.items():
         for label, line in scores["overall"].items():
-            totals = [line[column] if suffix == "_pooled" else None for column in _TOTALS]
-            rows.append([title, label, *(line.get(column + suffix) for column in _COLUMNS[:4]), *totals])
+            row = {name: line.get(name + suffix) for name in (*_AGREEMENT, "relative_volume_difference")}
+            totals = {name: line[name] for name in _TOTALS} if suffix == "_pooled" else {}
+            rows.append({"case": title, "label": label, **row, **totals})
     return rows

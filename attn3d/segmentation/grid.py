@@ -17,6 +17,11 @@ _MOST_VOXELS = 2**30  # of a volume on the working grid: 4 GiB in float32
 _TIE = 1e-4  # voxels; two labels whose parts of a voxel differ by less share it equally
 
 
+def voxel_millilitres(affine: np.ndarray) -> float:
+    """The volume of a voxel in ml, of an affine in mm."""
+    return float(abs(np.linalg.det(affine[:3, :3])) / 1000)
+
+
 def to_grid(image: nib.Nifti1Image, spacing: Sequence[float]) -> MetaTensor:
     """A scan as (1, *S) along its own axes nearest to RAS, interpolated linearly.
 

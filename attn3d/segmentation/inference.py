@@ -6,7 +6,7 @@ that a window spans, whatever the length of the scan, and classes cost next to n
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from attn3d.segmentation.grid import along, resampled_planes
+from attn3d.segmentation.preprocessing import to_channels
 
 _LOWEST = -1e4  # of a logit below the highest; float16 ends at 65504
 
@@ -31,13 +32,13 @@ class View(NamedTuple):
             parameters are.
         volume: intensities on its working grid, (images, *S).
         patch_size: voxels of the sliding window, as in training; a smaller volume is extended by its edges.
-        show: from patches of the volume to what the network sees.
+        windows: of a CT, in which the network sees it.
     """
 
     network: nn.Module
     volume: MetaTensor
     patch_size: Sequence[int]
-    show: Callable[[Tensor], Tensor] = lambda patches: patches
+    windows: Sequence[Sequence[float]] | None = None
 
 
 def window_size(patch_size: Sequence[int], multiple: Sequence[int], shape: Sequence[int]) -> tuple[int, ...]:
@@ -124,15 +125,15 @@ def probability_planes(view: View, axis: int, *, overlap: float = 0.5, mirrored:
     weight = compute_importance_map(patch_size, mode="gaussian", device=device)
     rest = [one for one in range(3) if one != axis]
     rows = [list(row) for _, row in groupby(windows, key=lambda window: window[axis].start)]
-    total = weights = None
+    planes = (patch_size[axis], *(size[one] for one in rest))
+    total, weights = torch.empty(0), torch.zeros(planes, device=device)
     for row, following in zip(rows, [*rows[1:], None], strict=True):
         start = row[0][axis].start
         for first in range(0, len(row), together):
             some = row[first : first + together]
-            logits = _logits(network, view.show(torch.stack([volume[:, *one] for one in some]).to(device)), mirrored)
-            if total is None:
-                planes = (patch_size[axis], *(size[one] for one in rest))
-                weights = torch.zeros(planes, device=device)
+            patches = torch.stack([volume[:, *one] for one in some]).to(device)
+            logits = _logits(network, to_channels(patches, view.windows), mirrored)
+            if not total.numel():
                 total = torch.zeros(planes[0], logits.shape[1], *planes[1:], dtype=torch.float16, device=device)
             for window, values in zip(some, logits, strict=True):
                 part = [window[one] for one in rest]

@@ -14,7 +14,7 @@ LOCK = ".lock"
 
 
 @contextmanager
-def locked(folder: Path | str, parts: Collection[str] = (), *, wait: bool = False) -> Iterator[bool]:
+def locked(folder: Path | str, parts: Collection[str] = (), *, wait: bool = False) -> Iterator[None]:
     """Owns a folder, which is made if it is not there; if it is still empty in the end, it is removed again.
 
     What processes that died left unfinished in it is removed first.
@@ -24,9 +24,6 @@ def locked(folder: Path | str, parts: Collection[str] = (), *, wait: bool = Fals
         parts: folders in it that are owned with it.
         wait: for another owner to finish, rather than refuse.
 
-    Yields:
-        Whether an owner died in it.
-
     Raises:
         ValueError: when another process owns it.
     """
@@ -34,7 +31,7 @@ def locked(folder: Path | str, parts: Collection[str] = (), *, wait: bool = Fals
     made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / LOCK
-    lock, abandoned = FileLock(file), file.exists()
+    lock = FileLock(file)
     try:
         lock.acquire(timeout=-1 if wait else 0)
     except Timeout as error:
@@ -45,7 +42,7 @@ def locked(folder: Path | str, parts: Collection[str] = (), *, wait: bool = Fals
             file.write_text(f"process {os.getpid()} on {platform.node()}\n", encoding="utf-8")
         for part in ("", *parts):
             sweep(folder / part, alone=not wait)
-        yield abandoned
+        yield
     finally:
         file.unlink(missing_ok=True)
         lock.release()

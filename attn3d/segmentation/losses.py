@@ -1,13 +1,14 @@
 """The losses to train with, by name."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from monai.losses import DiceCELoss, DiceFocalLoss, GeneralizedDiceLoss, TverskyLoss
-from torch import nn
+from torch.nn.modules.loss import _Loss
 
 
-def create_loss(name: str, weights: Sequence[float] | None = None) -> nn.Module:
+def create_loss(name: str, weights: Sequence[float] | None = None) -> _Loss:
     """A loss of logits (B, classes, *S) and class indices (B, 1, *S), by MONAI.
 
     All take the voxels of a batch together: a label that one patch lacks would otherwise cost 1 for a single voxel.
@@ -25,7 +26,7 @@ def create_loss(name: str, weights: Sequence[float] | None = None) -> nn.Module:
     Raises:
         ValueError: when the loss takes no weights.
     """
-    options = {"to_onehot_y": True, "softmax": True, "include_background": False, "batch": True}
+    options: dict[str, Any] = {"to_onehot_y": True, "softmax": True, "include_background": False, "batch": True}
     if name == "dice_ce":
         return DiceCELoss(**options, weight=None if weights is None else torch.tensor(weights, dtype=torch.float32))
     if weights is not None:

@@ -1,7 +1,7 @@
 """Networks by name, shaped by the geometry of the data."""
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from monai.networks import nets
@@ -13,59 +13,7 @@ from attn3d.insertion import insert_attention
 _MOST_CHANNELS = 320  # nnU-Net's, in 3-D
 _HALVED_THREE_TIMES = ((2, 2, 2),) * 3
 
-
-def _widths(width: int, strides: Sequence[Any]) -> tuple[int, ...]:
-    return tuple(min(width * 2**level, _MOST_CHANNELS) for level in range(len(strides) + 1))
-
-
-def _unet(
-    strides: Sequence[Sequence[int]], kernels: Any, width: int, supervised: bool, units: int = 0, **channels: int
-) -> nn.Module:
-    return nets.UNet(
-        spatial_dims=3, channels=_widths(width, strides), strides=tuple(strides), num_res_units=units, **channels
-    )
-
-
-def _dynunet(
-    strides: Sequence[Sequence[int]],
-    kernels: Sequence[Sequence[int]] | None,
-    width: int,
-    supervised: bool,
-    residual: bool = False,
-    **channels: int,
-) -> nn.Module:
-    return nets.DynUNet(
-        spatial_dims=3,
-        kernel_size=kernels or ((3, 3, 3),) * (1 + len(strides)),
-        strides=((1, 1, 1), *strides),
-        upsample_kernel_size=strides,
-        filters=_widths(width, strides),
-        res_block=residual,
-        deep_supervision=supervised and len(strides) > 1,
-        deep_supr_num=max(1, len(strides) - 1),
-        **channels,
-    )
-
-
-def _basic_unet(strides: Any, kernels: Any, width: int, supervised: bool, **channels: int) -> nn.Module:
-    half = narrowest("BasicUNet", width)
-    return nets.BasicUNet(spatial_dims=3, features=(*(half * 2**level for level in range(5)), half), **channels)
-
-
-def _segresnet(strides: Any, kernels: Any, width: int, supervised: bool, **channels: int) -> nn.Module:
-    return nets.SegResNet(
-        spatial_dims=3, init_filters=narrowest("SegResNet", width), blocks_down=(1, 1, 1, 1), **channels
-    )
-
-
-NETWORKS: dict[str, Callable[..., nn.Module]] = {
-    "UNet": _unet,
-    "ResidualUNet": partial(_unet, units=2),
-    "DynUNet": _dynunet,
-    "ResidualDynUNet": partial(_dynunet, residual=True),
-    "BasicUNet": _basic_unet,
-    "SegResNet": _segresnet,
-}
+NETWORKS = ("UNet", "ResidualUNet", "DynUNet", "ResidualDynUNet", "BasicUNet", "SegResNet")
 _HALVINGS_OF_ALL_AXES = {"BasicUNet": 4, "SegResNet": 3}  # of the networks that no stride reaches
 
 
@@ -91,7 +39,7 @@ def create_network(
     - ``BasicUNet``, ``SegResNet``: halve every axis alike, whatever the strides.
 
     Args:
-        name: a key of `NETWORKS`.
+        name: one of `NETWORKS`.
         in_channels: channels of the scan.
         out_channels: classes, the background included.
         strides: of each step down, per axis.
@@ -104,9 +52,29 @@ def create_network(
     Raises:
         ValueError: when ``name`` is none of them, with the nearest; as `attn3d.insert_attention` otherwise.
     """
-    build = NETWORKS[one_of("network", name, NETWORKS)]
-    shape = {"strides": strides, "kernels": kernels, "width": width, "supervised": deep_supervision}
-    net = build(**shape, in_channels=in_channels, out_channels=out_channels)
+    one_of("network", name, NETWORKS)
+    channels: dict[str, Any] = {"spatial_dims": 3, "in_channels": in_channels, "out_channels": out_channels}
+    widths = [min(width * 2**level, _MOST_CHANNELS) for level in range(len(strides) + 1)]
+    residual = name.startswith("Residual")
+    net: nn.Module
+    if name.endswith("DynUNet"):
+        net = nets.DynUNet(
+            kernel_size=kernels or ((3, 3, 3),) * (1 + len(strides)),
+            strides=((1, 1, 1), *strides),
+            upsample_kernel_size=strides,
+            filters=widths,
+            res_block=residual,
+            deep_supervision=deep_supervision and len(strides) > 1,
+            deep_supr_num=max(1, len(strides) - 1),
+            **channels,
+        )
+    elif name == "BasicUNet":
+        half = narrowest(name, width)
+        net = nets.BasicUNet(features=(*(half * 2**level for level in range(5)), half), **channels)
+    elif name == "SegResNet":
+        net = nets.SegResNet(init_filters=narrowest(name, width), blocks_down=(1, 1, 1, 1), **channels)
+    else:
+        net = nets.UNet(**channels | {"channels": widths, "strides": tuple(strides)}, num_res_units=2 * residual)
     return net if attention is None else insert_attention(net, attention, at=tuple(at))
 
 
@@ -124,10 +92,6 @@ def narrowest(name: str, width: int) -> int:
 
 def shape_multiple(name: str, strides: Sequence[Sequence[int]]) -> tuple[int, ...]:
     """What the sides of a patch must be multiples of."""
-    halvings = _HALVINGS_OF_ALL_AXES.get(name)
-    if halvings is not None:
-        return (2**halvings,) * 3
-    multiple = [1, 1, 1]
-    for stride in strides:
-        multiple = [one * step for one, step in zip(multiple, stride, strict=True)]
-    return tuple(multiple)
+    if name in _HALVINGS_OF_ALL_AXES:
+        return (2 ** _HALVINGS_OF_ALL_AXES[name],) * 3
+    return tuple(math.prod(steps) for steps in zip((1, 1, 1), *strides, strict=True))

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning import LightningDataModule
+from lightning import LightningDataModule, Trainer
 from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
@@ -137,6 +137,8 @@ class PatchData(LightningDataModule):
         quiet: no progress bar.
     """
 
+    trainer: Trainer  # Lightning sets it before it asks for batches
+
     def __init__(
         self,
         configuration: Configuration,
@@ -163,11 +165,11 @@ class PatchData(LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         """The patches of this rank; Lightning tells the sampler the epoch."""
         patches = Patches(self.training, self.configuration)
-        ranks = {"num_replicas": self.trainer.world_size, "rank": self.trainer.global_rank}
+        world_size, rank = self.trainer.world_size, self.trainer.global_rank
         return DataLoader(
             patches,
             batch_size=self.configuration.batch_size,
-            sampler=EpochSampler(patches, **ranks, seed=self.configuration.seed),
+            sampler=EpochSampler(patches, world_size, rank, seed=self.configuration.seed),
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
             generator=torch.Generator(),  # of the workers' seeds, which nothing draws from
@@ -179,4 +181,6 @@ class PatchData(LightningDataModule):
         A rank without any gets an empty batch: it has to take part when the ranks sum up what they found.
         """
         mine = self.validation[self.trainer.global_rank :: self.trainer.world_size]
-        return DataLoader(Volumes(mine, self.configuration) if mine else [{}], batch_size=None)
+        if not mine:
+            return DataLoader([{}], batch_size=None)  # type: ignore[arg-type]  # any sequence will do
+        return DataLoader(Volumes(mine, self.configuration), batch_size=None)

@@ -1,29 +1,30 @@
 """The command ``predict``: from scans to labels in the geometry that they came in."""
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import torch
 from monai.data import MetaTensor
 from rich.progress import track
-from scipy import ndimage
-from torch import Tensor, nn
+from torch import nn
 
 from attn3d.plotting import plot_segmentation
+from attn3d.segmentation.components import middle_of_largest, without_small
 from attn3d.segmentation.datasets import Case, Dataset, find_scans, read_case_image, read_case_label
-from attn3d.segmentation.errors import failing_as, failure_noted
+from attn3d.segmentation.errors import FileError, failing_as, failure_noted
 from attn3d.segmentation.files import read_segmentation, write_image, write_label
+from attn3d.segmentation.grid import voxel_millilitres
 from attn3d.segmentation.inference import View, segment, window_size
+from attn3d.segmentation.locks import locked
 from attn3d.segmentation.networks import shape_multiple
-from attn3d.segmentation.preprocessing import intensities_of, to_channels
+from attn3d.segmentation.preprocessing import intensities_of
 from attn3d.segmentation.runs import Run, open_runs
 from attn3d.segmentation.settings import Configuration
-from attn3d.segmentation.statistics import Statistics, voxel_millilitres
-from attn3d.segmentation.writing import finished_file, sweep
+from attn3d.segmentation.writing import as_cell, finished_file, read_table, sweep, write_table
 
 
 class Prediction(NamedTuple):
@@ -69,7 +70,7 @@ def predict(
         scans: a NIfTI file, a folder of them (``case_0000.nii.gz``, ``case_0001.nii.gz``, .. where a case has
             several images), a DICOM series or the folder of a data set.
         out: folder for ``case.nii.gz``, another than that of the scans. Several processes may write into it.
-        statistics: also ``statistics.json`` and ``statistics.csv``, the volumes in ml, added to those that are there.
+        statistics: also ``statistics.csv``, the volumes in ml, added to those that are there.
         preview: also ``case.png``.
         probabilities: also ``case_probabilities.nii.gz``, float32 with a class in each last index.
         tta: average with what is found in mirrored windows, left and right exchanged: the flip of the training.
@@ -99,9 +100,9 @@ def predict(
     out = Path(out)
     if out.resolve() in {(path if path.is_dir() else path.parent).resolve() for case in cases for path in case.images}:
         raise ValueError(f"`out` {out} holds the scans; give another folder for the labels")
-    volumes = Statistics(out, labels)
+    table = out / "statistics.csv"
     if statistics:
-        volumes.check()
+        _volumes_in(table, labels.values())
     out.mkdir(parents=True, exist_ok=True)
     sweep(out)
 
@@ -113,11 +114,14 @@ def predict(
                 label = read_segmentation(path)
                 found.skipped[case.name] = path
             else:
-                label = _segment(case, path, networks, opened[0], preview, probabilities, tta, overlap, remove_small)
+                options = {"overlap": overlap, "mirrored": tta, "keep": probabilities}
+                label = _segment(case, path, networks, opened[0], preview, remove_small, **options)
                 found.written[case.name] = path
-            found.volume_ml[case.name] = volumes.of(label)
+            voxels, millilitres = np.asarray(label.dataobj), voxel_millilitres(label.affine)
+            volumes = {name: float((voxels == value).sum() * millilitres) for value, name in labels.items()}
+            found.volume_ml[case.name] = volumes
             if statistics:
-                volumes.add({case.name: found.volume_ml[case.name]})
+                add_volumes(table, case.name, volumes)
     return found
 
 
@@ -127,16 +131,14 @@ def _segment(
     networks: Sequence[tuple[nn.Module, Configuration]],
     run: Run,
     preview: bool,
-    probabilities: bool,
-    tta: bool,
-    overlap: float,
     remove_small: float,
+    **options: Any,
 ) -> nib.Nifti1Image:
     """Writes the labels of a case, after all else of it that is asked for."""
     images = read_case_image(case)
-    segmentation, kept = _labels(images, networks, overlap=overlap, mirrored=tta, keep=probabilities)
+    segmentation, kept = _labels(images, networks, **options)
     if remove_small > 0:
-        segmentation = _without_small(segmentation, remove_small / voxel_millilitres(images[0].affine))
+        segmentation = without_small(segmentation, remove_small / voxel_millilitres(images[0].affine))
     if kept is not None:
         write_image(path.with_name(f"{case.name}_probabilities.nii.gz"), kept, images[0].affine, "scanner")
     if preview:
@@ -172,24 +174,37 @@ def _labels(
             volumes[grid] = intensities_of(images, config)
         multiple = shape_multiple(config.network, config.strides)
         window = window_size(config.patch_size, multiple, volumes[grid].shape[1:])
-        views.append(View(net, volumes[grid], window, partial(_shown, windows=config.windows)))
+        views.append(View(net, volumes[grid], window, config.windows))
     classes, kept = segment(views, images[0], **options)
     return np.array([0, *sorted(networks[0][1].labels)], np.uint8)[classes], kept
 
 
-def _shown(patches: Tensor, windows: Sequence[Sequence[float]] | None) -> Tensor:
-    return torch.stack([to_channels(patch, windows) for patch in patches])
+def _volumes_in(path: Path, labels: Collection[str]) -> pd.DataFrame:
+    """The volumes in ml in a table that `predict` wrote, empty where there is none.
+
+    Raises:
+        FileError: when it cannot be added to.
+    """
+    columns = ["case", *(as_cell(f"{name} ml") for name in labels)]
+    table = read_table(path) if path.exists() else pd.DataFrame(columns=columns)
+    if list(table.columns) != columns:
+        raise FileError(path, "has volumes of other labels; give another folder")
+    return table
 
 
-def _without_small(segmentation: np.ndarray, voxels: float) -> np.ndarray:
-    """Without the pieces of a label that have fewer voxels; they are connected by faces, edges and corners."""
-    kept = segmentation.copy()
-    for value in np.unique(segmentation[segmentation > 0]):
-        pieces, _ = ndimage.label(segmentation == value, structure=np.ones((3, 3, 3)))
-        small = np.bincount(pieces.ravel()) < voxels
-        small[0] = False
-        kept[small[pieces]] = 0
-    return kept
+def add_volumes(path: Path, case: str, volumes: Mapping[str, float]) -> None:
+    """Adds the volumes of a case to a table, one process at a time, in place of what it has of that case.
+
+    Args:
+        path: of the table, ``statistics.csv``.
+        case: its name.
+        volumes: in ml by label.
+    """
+    with locked(path.parent, wait=True):
+        table = _volumes_in(path, volumes)
+        row = [as_cell(case), *(round(one, 3) for one in volumes.values())]
+        table = pd.concat([table[table["case"] != row[0]], pd.DataFrame([row], columns=table.columns)])
+        write_table(path, table.sort_values("case"))
 
 
 def _preview(image: nib.Nifti1Image, segmentation: np.ndarray, run: Run) -> Any:
@@ -200,14 +215,9 @@ def _preview(image: nib.Nifti1Image, segmentation: np.ndarray, run: Run) -> Any:
         {"network": segmentation},
         run.config.labels,
         image.affine,
-        center=nib.affines.apply_affine(image.affine, _middle_of_largest(segmentation)) if segmentation.any() else None,
+        center=nib.affines.apply_affine(image.affine, middle_of_largest(segmentation > 0))
+        if segmentation.any()
+        else None,
         window=None if windows is None else windows[0],
         title="trained on simulated scans" if run.config.simulated else "",
     )
-
-
-def _middle_of_largest(segmentation: np.ndarray) -> np.ndarray:
-    """The voxel of the largest connected piece that is nearest to its centre of mass."""
-    pieces, _ = ndimage.label(segmentation > 0, structure=np.ones((3, 3, 3)))
-    largest = np.argwhere(pieces == 1 + np.bincount(pieces.ravel())[1:].argmax())
-    return largest[np.linalg.norm(largest - largest.mean(axis=0), axis=1).argmin()]

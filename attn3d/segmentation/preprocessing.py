@@ -1,9 +1,9 @@
 """From a case to what a network sees: the working grid, classes instead of label values, windows as channels."""
 
 import hashlib
-import json
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from attn3d.segmentation.datasets import Case, Dataset, read_case_image, read_ca
 from attn3d.segmentation.errors import FileError
 from attn3d.segmentation.grid import label_to_grid, to_grid
 from attn3d.segmentation.settings import Configuration
-from attn3d.segmentation.writing import finished_file, write_json
+from attn3d.segmentation.writing import finished_file, read_json, write_json
 
 logger = logging.getLogger("attn3d")
 _PERCENTILES = (0.5, 99.5)  # a hot voxel, however bright, must not set the scale
@@ -50,22 +50,11 @@ def _normalised(values: Tensor) -> Tensor:
     return torch.zeros_like(values)
 
 
-def prepare(images: Sequence[nib.Nifti1Image], configuration: Configuration) -> MetaTensor:
-    """What the network sees of a scan: (C, *S), float32, on the working grid, with its affine.
-
-    Args:
-        images: of one case, from `read_case_image`, on one grid.
-        configuration: of the run.
-    """
-    volume = intensities_of(images, configuration)
-    return MetaTensor(to_channels(volume.as_tensor(), configuration.windows), affine=volume.affine)
-
-
 def intensities_of(images: Sequence[nib.Nifti1Image], configuration: Configuration) -> MetaTensor:
     """What `to_channels` makes the network's input of: (images, *S), float32, on the working grid, with its affine.
 
     Args:
-        images: as `prepare`.
+        images: of one case, from `read_case_image`, on one grid.
         configuration: of the run.
     """
     volumes = [to_grid(image, configuration.spacing) for image in images]
@@ -79,15 +68,15 @@ def to_channels(intensities: Tensor, windows: Sequence[Sequence[float]] | None) 
     """A CT in its windows, each from -1 to 1 and clipped; any other scan, which `normalise` has been given, as it is.
 
     Args:
-        intensities: (images, *S).
+        intensities: (images, *S) or (B, images, *S).
         windows: level and width in HU of each channel, or None.
 
     Returns:
-        (windows, *S), or (images, *S) where there are none.
+        (windows, *S) or (B, windows, *S), or as it is where there are none.
     """
     if windows is None:
         return intensities
-    return torch.cat([((intensities - level) / (width / 2)).clamp(-1, 1) for level, width in windows])
+    return torch.cat([((intensities - level) / (width / 2)).clamp(-1, 1) for level, width in windows], dim=-4)
 
 
 class PreparedCase:
@@ -121,8 +110,9 @@ class PreparedCase:
             "normalised": configuration.windows is None,
         }
         if self.manifest.exists():
-            if _read(self.manifest) == {"made_with": made_with, **self._contents()}:
-                return
+            with suppress(FileError):
+                if read_json(self.manifest) == {"made_with": made_with, **self._contents()}:
+                    return
             logger.warning("%s: is not what its manifest says; the case is prepared anew", self.path)
         content = save(_tensors(self._case, dataset, configuration))
         with finished_file(self.path) as unfinished:
@@ -157,11 +147,3 @@ def _tensors(case: Case, dataset: Dataset, configuration: Configuration) -> dict
     for value in np.unique(classes[classes > 0]).tolist():
         tensors[f"foreground {value}"] = np.flatnonzero(classes == value).astype(np.int32)
     return {name: np.ascontiguousarray(values) for name, values in tensors.items()}
-
-
-def _read(manifest: Path) -> Any:
-    """What a manifest says, None if it cannot be read."""
-    try:
-        return json.loads(manifest.read_bytes())
-    except (OSError, ValueError):
-        return None

@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import nn
 
-from attn3d.segmentation.datasets import Case, Dataset, find_dataset
+from attn3d.segmentation.datasets import Case, Dataset, find_dataset, read_splits
 from attn3d.segmentation.errors import FileError
 from attn3d.segmentation.networks import create_network, not_finite
 from attn3d.segmentation.settings import Configuration
@@ -29,10 +29,19 @@ class Run:
     Args:
         folder: where it is.
         config: its settings.
+
+    Attributes:
+        checkpoint: what a training resumes from.
+        weights: what it learnt.
+        best_weights: what it had learnt when it was validated best.
+        scores: how well it did on the held-out cases.
     """
 
     def __init__(self, folder: Path, config: Configuration):
         self.folder, self.config = folder, config
+        self.checkpoint = folder / "last.ckpt"
+        self.weights, self.best_weights = folder / "model.safetensors", folder / "best.safetensors"
+        self.scores = folder / "validation" / "scores.json"
 
     @classmethod
     def open(cls, folder: Path | str, data: Path | str | None = None) -> "Run":
@@ -53,40 +62,11 @@ class Run:
     def create(
         cls, folder: Path, config: Configuration, fingerprint: Mapping[str, Any], split: Mapping[str, list[str]]
     ) -> "Run":
-        """Makes the folder; its ``config.json``, which makes it a run, is written last.
-
-        Without it the others are no run: they are removed where the writing fails, and a training that was killed
-        between them can be started again.
-        """
+        """Makes the folder; its ``config.json``, which makes it a run, is written last."""
         folder.mkdir(parents=True, exist_ok=True)
-        try:
-            for name, content in zip(PARTS, (fingerprint, split, config.as_dict()), strict=True):
-                write_json(folder / name, content)
-        except OSError:
-            for name in PARTS:
-                (folder / name).unlink(missing_ok=True)
-            raise
+        for name, content in zip(PARTS, (fingerprint, split, config.as_dict()), strict=True):
+            write_json(folder / name, content)
         return cls(folder, config)
-
-    @property
-    def checkpoint(self) -> Path:
-        """What a training resumes from."""
-        return self.folder / "last.ckpt"
-
-    @property
-    def weights(self) -> Path:
-        """What it learnt."""
-        return self.folder / "model.safetensors"
-
-    @property
-    def best_weights(self) -> Path:
-        """What it had learnt when it was validated best."""
-        return self.folder / "best.safetensors"
-
-    @property
-    def scores(self) -> Path:
-        """How well it did on the held-out cases."""
-        return self.folder / "validation" / "scores.json"
 
     @property
     def finished(self) -> bool:
@@ -142,7 +122,8 @@ class Run:
         weights = self.best_weights if best else self.weights
         with finished_file(weights) as unfinished:
             try:
-                save_model(net.to(memory_format=torch.contiguous_format), str(unfinished))
+                net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # modules have it too
+                save_model(net, str(unfinished))
             except SafetensorError as error:
                 raise FileError(weights, f"cannot be written: {error}") from error
 
@@ -202,15 +183,3 @@ def open_runs(folder: Path | str) -> list[Run]:
     if not splits.exists():
         return [Run.open(folder)]
     return [Run.open(splits.parent / f"fold_{fold}") for fold in range(len(read_splits(splits)))]
-
-
-def read_splits(path: Path | str) -> list[Any]:
-    """The splits in a file such as nnU-Net's ``splits_final.json``, one for each fold.
-
-    Raises:
-        FileError: when it cannot be read, or is no list.
-    """
-    splits = read_json(path)
-    if not isinstance(splits, list) or not splits:
-        raise FileError(path, "must be a list with a split for each fold, as nnU-Net's splits_final.json")
-    return splits

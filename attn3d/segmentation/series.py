@@ -28,17 +28,17 @@ def keep_settings(path: Path, settings: Mapping[str, Any]) -> bool:
         FileError: when the folder holds a series with other settings.
         ValueError: when the folder holds anything else.
     """
-    settings = json.loads(json.dumps(settings))
+    asked = json.loads(json.dumps(settings))
     begun = any(path.parent.glob("*/config.json"))
     if path.exists() and begun:
-        there = read_json(path, *settings)
-        moved = there["data"] is not None and settings["data"] is not None and not Path(there["data"]).exists()
-        if there != settings | ({"data": there["data"]} if moved else {}):
+        there = read_json(path, *asked)
+        moved = there["data"] is not None and asked["data"] is not None and not Path(there["data"]).exists()
+        if there != asked | ({"data": there["data"]} if moved else {}):
             raise FileError(path, "this folder was made with other settings; give another --out")
     elif not path.exists() and any(other.name != LOCK for other in path.parent.iterdir()):
         raise ValueError(f"`out` {path.parent} is in use; give a new folder")
     else:
-        write_json(path, settings)
+        write_json(path, asked)
     return begun
 
 

@@ -62,6 +62,7 @@ _Flag = Annotated[bool, Field(strict=True), MustBe("true or false")]
 _PerAxis = Annotated[
     tuple[tuple[_Whole, _Whole, _Whole], ...], MustBe("a list of three whole numbers of at least 1 each")
 ]
+_Axes = Annotated[tuple[Annotated[int, Field(strict=True, ge=0, le=2)], ...], MustBe("a list of axes from 0 to 2")]
 _Windows = Annotated[
     tuple[tuple[_Real, _Size], ...],
     Field(min_length=1),
@@ -95,9 +96,11 @@ class Settings(BaseModel):
     windows: Annotated[Literal["auto"] | _Windows | None, MustBe(_Windows.__metadata__[-1].words)] = Field(
         "auto", description="level and width in HU of each channel of a CT; null for mean 0 and standard deviation 1"
     )
-    mirror: Annotated[
-        tuple[Annotated[int, Field(strict=True, ge=0, le=2)], ...], MustBe("a list of axes from 0 to 2")
-    ] = Field((0,), description="axes along which patches are mirrored: 0 right, 1 anterior, 2 superior")
+    mirror: Annotated[Literal["auto"] | _Axes, MustBe(_Axes.__metadata__[-1].words)] = Field(
+        "auto",
+        description="axes along which patches are mirrored: 0 right, 1 anterior, 2 superior; by default 0 where scans "
+        "resemble their mirror images, as heads do and one hippocampus does not",
+    )
     epochs: _Count | None = Field(None, description=f"passes over the cases; {EPOCHS} where `minutes` is not set")
     minutes: Annotated[_Size, BeforeValidator(_number), MustBe("a positive number")] | None = Field(
         None, description="of training, validation included, instead of `epochs`"
@@ -159,6 +162,7 @@ class Configuration(Settings):
     strides: _PerAxis
     kernels: _PerAxis
     windows: _Windows | None
+    mirror: _Axes
     data: str = Field(description="the folder of the data set")
     layout: str = Field(description="that it has")
     simulated: bool = Field(description="whether all of it is")
@@ -215,9 +219,9 @@ def checked(kind: type[Settings], values: Mapping[str, Any]) -> Any:
         return kind.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-    name = first["loc"][0] if first["loc"] else ""
+    name = str(first["loc"][0]) if first["loc"] else ""
     if first["type"] == "extra_forbidden":
-        raise ValueError(f"has an unknown setting {name!r}; {nearest(str(name), kind.model_fields)}")
+        raise ValueError(f"has an unknown setting {name!r}; {nearest(name, kind.model_fields)}")
     if not name:
         raise ValueError(str(first["ctx"]["error"]))
     raise ValueError(f"`{name}` {first['msg'].replace('Input should be', 'must be')}, got {values.get(name)!r}")

@@ -6,6 +6,7 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 from lightning import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from monai.inferers import sliding_window_inference
 from monai.losses import DeepSupervisionLoss
 from torch import Tensor, nn
@@ -94,13 +95,13 @@ class SegmentationTask(LightningModule):
         """Forgets the volumes of the last validation."""
         self._counts = torch.zeros(len(self.names), 2, dtype=torch.float64)
 
-    def validation_step(self, batch: dict[str, Tensor], batch_index: int) -> None:
+    def validation_step(self, batch: dict[str, Any], batch_index: int) -> None:
         """Counts the voxels of one volume that are found and true, and those that are both; none of an empty batch."""
         if not batch:
             return
         config = self.config
         multiple = shape_multiple(config.network, config.strides)
-        logits = sliding_window_inference(
+        outputs = sliding_window_inference(
             batch["image"],
             window_size(config.patch_size, multiple, batch["image"].shape[2:]),
             2,
@@ -110,6 +111,7 @@ class SegmentationTask(LightningModule):
             device="cpu",
             sw_device=self.device,
         )
+        logits = torch.as_tensor(outputs)
         if not logits.isfinite().all():
             self.stop("the network's output is not finite", [batch["name"]])
         found, true = logits[0].argmax(0), batch["label"].cpu()
@@ -125,9 +127,10 @@ class SegmentationTask(LightningModule):
         self.dice |= {f"dice {name}": value for name, value in zip(self.names, dice.tolist(), strict=True)}
         self.log_dict(self.dice)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimizer that is set, and the polynomial decay customary in segmentation over the budget."""
         config, parameters = self.config, self.network.parameters()
+        optimizer: torch.optim.Optimizer
         if config.optimizer == "sgd":
             optimizer = torch.optim.SGD(
                 parameters, config.learning_rate, momentum=0.99, nesterov=True, weight_decay=config.weight_decay

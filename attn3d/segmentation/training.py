@@ -4,7 +4,7 @@ import logging
 import os
 import signal
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
@@ -89,16 +89,14 @@ def train(
     if resume:
         run = Run.open(out, data)
     # Of several processes the first one owns the folder for all.
-    with locked(out, _PARTS) if rank_zero_only.rank == 0 else nullcontext() as abandoned:
+    with locked(out, _PARTS) if _is_first_process() else nullcontext():
         if resume:
             if run.finished:
                 return run
             dataset = run.dataset()
             training, validation = run.cases("training", dataset), run.cases("validation", dataset)
         else:
-            run, dataset, training, validation = _new_run(
-                data, out, config, (folds, fold), settings, quiet, PARTS[:-1] if abandoned else ()
-            )
+            run, dataset, training, validation = _new_run(data, out, config, (folds, fold), settings, quiet)
         try:
             _train(run, dataset, training, validation, devices, workers, quiet)
         except KeyboardInterrupt as stopped:
@@ -124,7 +122,7 @@ def _train(
     if not run.weights.exists():
         patches = PatchData(run.config, dataset, training, validation, run.folder / "prepared", workers, quiet)
         _fit(run, task, patches, devices, quiet)
-    if rank_zero_only.rank == 0:
+    if _is_first_process():
         predict_held_out(run, dataset, quiet=quiet)
         folder = run.scores.parent
         evaluate(folder, folder / "references", folder, labels=run.config.labels, overwrite=True, quiet=quiet)
@@ -137,16 +135,15 @@ def _new_run(
     folds: tuple[Path | str | None, int],
     given: Mapping[str, Any],
     quiet: bool,
-    left: Sequence[str],
 ) -> tuple[Run, Dataset, list[Case], list[Case]]:
     """Looks at the data and settles how it is trained on: the run, and the cases to train and to validate on.
 
-    The folder may hold a cohort that was simulated into it, and what is ``left`` of a training that was killed before
-    it was one.
+    The folder may hold a cohort that was simulated into it, and what a training wrote that was killed before it was a
+    run.
     """
     settings = settings_from(None if config is None else Path(config), given)
-    first = rank_zero_only.rank == 0
-    if first and {path.name for path in out.iterdir()} - {LOCK, "cohort", *left}:
+    first = _is_first_process()
+    if first and {path.name for path in out.iterdir()} - {LOCK, "cohort", *PARTS[:-1]}:
         raise ValueError(f"`out` {out} is in use; give a new folder, or resume what is in it (--resume)")
     if data is None:
         if not first:
@@ -184,6 +181,10 @@ def _new_run(
     return run, dataset, training, validation
 
 
+def _is_first_process() -> bool:
+    return rank_zero_only.rank == 0  # type: ignore[attr-defined]  # which Lightning sets from elsewhere
+
+
 def _summary(configuration: Configuration) -> str:
     """What follows from the data, in a few lines."""
     spacing = " x ".join(f"{one:.3g}" for one in configuration.spacing)
@@ -197,7 +198,7 @@ def _summary(configuration: Configuration) -> str:
     return (
         f"{configuration.network}, {attention}; {configuration.budget}\n"
         f"  spacing {spacing} mm, patches {patch}, strides {configuration.strides}, kernels {configuration.kernels}\n"
-        f"  intensities {shown}"
+        f"  intensities {shown}; patches mirrored along {list(configuration.mirror) or 'no axis'}"
     )
 
 

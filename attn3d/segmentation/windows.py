@@ -46,7 +46,9 @@ def propose_windows(modality: str, fingerprint: Fingerprint) -> Windows | None:
 
 def warn_of_invisible(windows: Sequence[Sequence[float]] | None, fingerprint: Fingerprint) -> None:
     """Says which labels lie beyond all windows, where they look like what is around them."""
-    for name, label in fingerprint.labelled.items() if windows is not None else ():
+    if windows is None:
+        return
+    for name, label in fingerprint.labelled.items():
         if not any(abs(label["median"] - level) < width / 2 for level, width in windows):
             shown = ", ".join(f"{level:g}/{width:g}" for level, width in windows)
             logger.warning(

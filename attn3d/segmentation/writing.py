@@ -4,16 +4,17 @@ All that the commands write goes through `finished_file` or `finished_folder`: t
 to the disk, and then under the result's name. What a dead process left behind is removed by `sweep`.
 """
 
-import csv
-import io
 import json
 import os
 import platform
 import shutil
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from attn3d.segmentation.errors import FileError
 
@@ -51,7 +52,7 @@ def finished_folder(path: Path | str) -> Iterator[Path]:
         OSError: as what fills it, with the name that a file was to have there.
     """
     path = Path(path).resolve()
-    sweep(path.parent, of=path.name)
+    sweep(path.parent)
     unfinished, before = _unfinished(path), _unfinished(path, "before-")
     try:
         unfinished.mkdir(parents=True)
@@ -66,18 +67,17 @@ def finished_folder(path: Path | str) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def sweep(folder: Path | str, *, of: str | None = None, alone: bool = False) -> None:
+def sweep(folder: Path | str, *, alone: bool = False) -> None:
     """Removes what writers left unfinished that died.
 
     Args:
         folder: where their results were to be.
-        of: the name of a result; by default that of any.
         alone: whether nobody else can be writing there. Otherwise only what processes of this machine left is
             removed, that are not alive.
     """
     folder = Path(folder)
     for path in folder.iterdir() if folder.is_dir() else ():
-        if not path.name.startswith(_MARK) or (of is not None and not path.name.endswith(f"-{of[-_LONGEST:]}")):
+        if not path.name.startswith(_MARK):
             continue
         machine, _, rest = path.name.removeprefix(_MARK).partition("--")
         process = rest.split("-")[0]
@@ -96,13 +96,34 @@ def write_json(path: Path | str, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
-def write_table(path: Path | str, rows: Sequence[Sequence[Any]]) -> None:
-    """Writes a CSV file; text that a spreadsheet would take for a formula gets an apostrophe in front."""
-    text = io.StringIO()
-    csv.writer(text).writerows(
-        [f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell for cell in row] for row in rows
-    )
-    write_text(path, text.getvalue())
+def as_cell(value: Any) -> Any:
+    """A value as tables hold it: UTF-8, with an apostrophe before what a spreadsheet would take for a formula."""
+    if not isinstance(value, str):
+        return value
+    text = value.encode("utf-8", "backslashreplace").decode()
+    return f"'{text}" if text.startswith(_FORMULA) else text
+
+
+def write_table(path: Path | str, table: pd.DataFrame) -> None:
+    """Writes a CSV file."""
+    rows = [[as_cell(cell) for cell in row] for row in table.itertuples(index=False, name=None)]
+    cells = pd.DataFrame(rows, columns=[as_cell(name) for name in table.columns], dtype=object)  # whole numbers stay so
+    write_text(path, cells.to_csv(index=False))
+
+
+def read_table(path: Path | str, missing: str = "is not there") -> pd.DataFrame:
+    """A table of numbers from a CSV file; what is empty is NaN, and a column "case" holds names.
+
+    Args:
+        path: of the file.
+        missing: what to say where there is no file.
+
+    Raises:
+        FileError: when it cannot be read, or holds anything else.
+    """
+    types: defaultdict[str, type] = defaultdict(lambda: float, case=str)
+    with _readable(path, missing, "table of numbers"):
+        return pd.read_csv(path, dtype=types, keep_default_na=False, na_values=[""])
 
 
 def read_json(path: Path | str, *keys: str, missing: str = "is not there") -> Any:
@@ -116,18 +137,34 @@ def read_json(path: Path | str, *keys: str, missing: str = "is not there") -> An
     Raises:
         FileError: when it cannot be read, is no JSON, or is no mapping with these keys.
     """
+    with _readable(path, missing, "JSON"):
+        content = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_each_once)
+    for key in keys:
+        if not isinstance(content, dict) or key not in content:
+            raise FileError(path, f"has no {key!r}; it is not what this command writes")
+    return content
+
+
+@contextmanager
+def _readable(path: Path | str, missing: str, kind: str) -> Iterator[None]:
+    """Says in one line why a file cannot be read."""
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        yield
     except FileNotFoundError as error:
         raise FileError(path, missing) from error
     except OSError as error:
         raise FileError(path, f"cannot be read: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
-        raise FileError(path, f"is no JSON: {error}") from error
-    for key in keys:
-        if not isinstance(content, dict) or key not in content:
-            raise FileError(path, f"has no {key!r}; it is not what this command writes")
-    return content
+        raise FileError(path, f"is no {kind}: {' '.join(str(error).split())}") from error
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; of a key that is there twice, JSON would silently take the last."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is there twice")
+    return found
 
 
 def _unfinished(path: Path, what: str = "") -> Path:
@@ -157,5 +194,5 @@ def _alive(process: int) -> bool:
     except ProcessLookupError:
         return False
     except PermissionError:  # somebody else's
-        return True
+        pass
     return True

@@ -84,7 +84,11 @@ def test_runs_without_a_label_to_score_are_refused(data, tmp_path, monkeypatch):
 
 
 def test_data_that_were_moved_are_taken_and_other_data_are_not(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(series, "train", lambda *_, **__: None)
+    def planted(data, *, out, **_):
+        out.mkdir(exist_ok=True)
+        (out / "config.json").touch()
+
+    monkeypatch.setattr(series, "train", planted)
     monkeypatch.setattr(comparison, "_report", lambda *_: {})
     arguments = {"out": tmp_path / "all", "mechanisms": ["eca"], "seeds": 1, "quiet": True}
     (tmp_path / "before").mkdir()

@@ -103,7 +103,7 @@ def test_a_patient_without_haemorrhage_is_a_case(tmp_path):
         (layouts.bhsd, "label_192/labelsTr/ID_2.nii.gz", "imagesTr/ID_2.nii.gz: has no label", ["ID_1"]),
         (layouts.bhsd, "label_192/imagesTr/ID_2.nii.gz", "labelsTr/ID_2.nii.gz: has no image", ["ID_1"]),
         (layouts.decathlon, "labelsTr/spleen_1.nii.gz", "in dataset.json but not there", ["spleen_2"]),
-        (layouts.nnunet, "imagesTr/BRATS_1_0001.nii.gz", "a case has 2 channels", ["BRATS_2"]),
+        (layouts.nnunet, "imagesTr/BRATS_1_0001.nii.gz", "has the channels 0000; needed are 0000, 0001", ["BRATS_2"]),
         (layouts.nnunet, "labelsTr/BRATS_1.nii.gz", "imagesTr/BRATS_1_0000.nii.gz: has no label", ["BRATS_2"]),
         (layouts.instance2022, "train/label/096.nii.gz", "data/096.nii.gz: has no label", ["095"]),
         (layouts.ct_ich, "masks/050.nii", "ct_scans/050.nii: has no label", ["049"]),
@@ -131,7 +131,7 @@ def test_what_a_description_does_not_list_is_named(tmp_path):
     layouts.write(tmp_path / "second/imagesTr/BRATS_1_0002.nii.gz", layouts.units(9))
     dataset = find_dataset(tmp_path / "second")
     assert names(dataset.cases) == ["BRATS_2"], "a case has exactly its channels"
-    assert any("BRATS_1_0002.nii.gz: is no channel from _0000 to _0001" in problem for problem in dataset.problems)
+    assert any("0000, 0001, 0002; needed are 0000, 0001" in problem for problem in dataset.problems)
 
 
 def test_labels_that_uint8_does_not_hold_are_refused(tmp_path):
@@ -194,7 +194,7 @@ def test_a_folder_without_scans_or_without_pairs_is_refused(tmp_path):
         find_dataset(tmp_path)
     layouts.write(tmp_path / "a.nii.gz", layouts.units(1))
     assert names(find_dataset(tmp_path).test_cases) == ["a"]
-    with pytest.raises(FileError, match="looks like NIfTI images but has no image with its label"):
+    with pytest.raises(FileError, match="looks like image/label pairs but has no image with its label"):
         find_dataset(tmp_path, labelled=True)
     layouts.write(tmp_path / "b_seg.nii.gz", layouts.marks(1))
     with pytest.raises(FileError, match=r"no image with its label, for example .*a.nii.gz: has no label"):

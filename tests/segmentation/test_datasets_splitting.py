@@ -43,13 +43,20 @@ def test_given_folds_are_kept(tmp_path):
     assert [case.name for case in validation] == ["01", "00"]
 
 
+def test_a_fold_that_is_not_there_is_refused(tmp_path):
+    path = tmp_path / "splits.json"
+    path.write_text('[{"train": ["00"], "val": ["01"]}]')
+    with pytest.raises(FileError, match=r"splits\.json: has the folds 0 to 0, got 1"):
+        read_fold(path, 1, CASES)
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (None, "No such file"),
+        (None, "is not there"),
         ("[{", "is no JSON"),
-        ("{}", "a fold 0 is needed"),
-        ("[]", "a fold 0 is needed"),
+        ("{}", "a list with a split for each fold"),
+        ("[]", "a list with a split for each fold"),
         ('["train"]', "must name cases in `train` and in `val`"),
         ('[{"train": ["00"], "val": []}]', "must name cases in `train` and in `val`"),
         ('[{"train": ["00"], "val": ["x"]}]', "names 'x', which is no case; there are 10"),

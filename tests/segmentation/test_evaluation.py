@@ -308,8 +308,8 @@ def test_bad_files_are_listed_and_the_others_scored(folders, capsys):
     assert "not a NIfTI file" in problems["half.nii.gz"]
     assert "shape (19, 16, 10)" in problems["missed.nii.gz"]
     assert "the value 7; map its values to 0, 1, 2" in problems["rightly empty.nii.gz"]
-    assert "no reference" in problems["stray.nii"]
-    assert "no prediction in" in problems["forgotten.nii.gz"]
+    assert problems["stray.nii"] == f"has no file of its name in {references}"
+    assert problems["forgotten.nii.gz"] == f"has no file of its name in {predictions}"
     assert "100%" in capsys.readouterr().out
     assert evaluate(predictions, references, quiet=True)["labels"] == {"1": "label 1", "7": "label 7"}
 

@@ -17,6 +17,7 @@ from attn3d.segmentation import FileError, Run, predict, prediction
 from attn3d.segmentation.configuration import configure
 from attn3d.segmentation.datasets import Dataset, find_scans
 from attn3d.segmentation.fingerprint import Fingerprint
+from attn3d.segmentation.prediction import add_volumes
 from attn3d.segmentation.settings import settings_from
 from tests.segmentation.volumes import AFFINES, scan
 
@@ -38,7 +39,7 @@ class Brightness(nn.Module):
 
 def make_run(folder, spacing=(2.0, 2.0, 2.0)):
     """A run that is trained, as far as its folder says."""
-    dataset = Dataset("test", folder, labels=LABELS, modality="CT")
+    dataset = Dataset(folder, labels=LABELS, modality="CT", layout="test")
     fingerprint = Fingerprint(2, (20, 24, 12), (2, 2, 2), ((2, 2),) * 3, ({},), {}, {})
     settings = {"windows": ((100.0, 400.0),), "spacing": spacing, "patch_size": (16, 16, 16), "attention": None}
     run = Run(folder, configure(dataset, 1, fingerprint, settings_from(None, settings)))
@@ -107,11 +108,17 @@ def test_a_batch_goes_on_without_the_bad(run, tmp_path):
 
 def test_what_is_there_is_skipped_and_counted_all_the_same(run, tmp_path):
     """A batch that was killed, or that has grown, goes on; its statistics are of all cases, in one table."""
+
+    def table():
+        rows = csv.DictReader((out / "statistics.csv").open())
+        return {row["case"]: {name: float(row[f"{name} ml"]) for name in LABELS.values()} for row in rows}
+
     scans = save(tmp_path / "scans", one=bright()[0], two=bright(size=(8, 8, 6))[0])
     out = tmp_path / "out"
     first = predict(run.folder, scans, out, statistics=True, quiet=True)
     before = (out / "one.nii.gz").stat().st_mtime_ns
-    (out / "statistics.json").unlink()  # as if it had been killed right before
+    assert table() == {name: pytest.approx(volumes, abs=1e-3) for name, volumes in first.volume_ml.items()}
+    (out / "statistics.csv").unlink()  # as if it had been killed right before
     nib.save(scan(bright(size=(6, 6, 6))[0], AFFINES["RAS"]), scans / "three.nii.gz")
     found = predict(run.folder, scans, out, statistics=True, quiet=True)
     assert not found.failed
@@ -119,11 +126,10 @@ def test_what_is_there_is_skipped_and_counted_all_the_same(run, tmp_path):
     assert sorted(found.skipped) == ["one", "two"]
     assert (out / "one.nii.gz").stat().st_mtime_ns == before
     assert {name: found.volume_ml[name] for name in ("one", "two")} == first.volume_ml
-    assert json.loads((out / "statistics.json").read_text())["volumes"] == found.volume_ml
+    assert table() == {name: pytest.approx(volumes, abs=1e-3) for name, volumes in found.volume_ml.items()}
     again = predict(run.folder, scans / "two.nii.gz", out, statistics=True, quiet=True)
     assert [*again.skipped] == ["two"]
-    rows = list(csv.DictReader((out / "statistics.csv").open()))
-    assert sorted(row["case"] for row in rows) == ["one", "three", "two"]
+    assert list(table()) == ["one", "three", "two"]
     assert predict(run.folder, scans, out, overwrite=True, quiet=True).written.keys() == {"one", "two", "three"}
 
 
@@ -137,31 +143,43 @@ def test_scans_are_not_replaced_by_labels(run, tmp_path):
     assert [path.name for path in scans.iterdir()] == ["one.nii.gz"]
 
 
-@pytest.mark.parametrize("content", ["{", '{"volumes": {"one": {"tumour": 1.0}}}', '{"unit": "ml"}', "[]"])
+@pytest.mark.parametrize("content", ["", "case,tumour ml\none,1.0\n", "case,bright ml,brightest ml\none,much,1\n"])
 def test_statistics_that_cannot_be_added_to_are_refused_before_anything_is_written(content, run, tmp_path):
     scans = save(tmp_path / "scans", one=bright()[0])
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "statistics.json").write_text(content)
-    with pytest.raises(FileError, match=r"statistics\.json: (is no JSON|has volumes of other labels|has no 'volumes')"):
+    (tmp_path / "out" / "statistics.csv").write_text(content)
+    with pytest.raises(FileError, match=r"statistics\.csv: (is no table of numbers|has volumes of other labels)"):
         predict(run.folder, scans, tmp_path / "out", statistics=True, quiet=True)
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["statistics.json"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["statistics.csv"]
+
+
+def test_a_case_is_one_row_whatever_it_is_called(tmp_path):
+    """Though a spreadsheet's formula, and what is not UTF-8, is written otherwise; a number is a name, too."""
+    path = tmp_path / "statistics.csv"
+    for volume in (1.0, 2.0):
+        for case in ("=1+1", "caf\udce9", "001", "NA"):
+            add_volumes(path, case, {"=bright": volume})
+    rows = list(csv.DictReader(path.open()))
+    assert [(row["case"], row["'=bright ml"]) for row in rows] == [
+        ("'=1+1", "2.0"),
+        ("001", "2.0"),
+        ("NA", "2.0"),
+        ("caf\\udce9", "2.0"),
+    ]
 
 
 def test_two_processes_add_to_one_table(run, tmp_path):
     """Each waits for the other: no row is lost, whoever comes first."""
     code = (
-        "import sys; from pathlib import Path; from attn3d.segmentation.statistics import Statistics;"
-        "statistics = Statistics(Path(sys.argv[1]), {1: 'bright'});"
-        "[statistics.add({f'{sys.argv[2]}{index}': {'bright': 1.0}}) for index in range(20)]"
+        "import sys; from pathlib import Path; from attn3d.segmentation.prediction import add_volumes;"
+        "[add_volumes(Path(sys.argv[1]), f'{sys.argv[2]}{index}', {'bright': 1.0}) for index in range(20)]"
     )
-    processes = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path), name]) for name in "ab"]
+    path = tmp_path / "statistics.csv"
+    processes = [subprocess.Popen([sys.executable, "-c", code, str(path), name]) for name in "ab"]
     assert [process.wait() for process in processes] == [0, 0]
-    volumes = json.loads((tmp_path / "statistics.json").read_text())["volumes"]
-    assert sorted(volumes) == sorted(f"{name}{index}" for name in "ab" for index in range(20))
-    assert sorted(path.name for path in tmp_path.iterdir() if "statistics" in path.name) == [
-        "statistics.csv",
-        "statistics.json",
-    ]
+    cases = [row["case"] for row in csv.DictReader(path.open())]
+    assert cases == sorted(f"{name}{index}" for name in "ab" for index in range(20))
+    assert [one for one in tmp_path.iterdir() if "statistics" in one.name] == [path]
 
 
 def test_whatever_a_case_raises_is_its_own_failure(run, tmp_path, monkeypatch):
@@ -196,10 +214,10 @@ def test_volumes_pictures_and_probabilities(run, tmp_path):
     )
     labels = np.asarray(nib.load(found.written["one"]).dataobj)
     assert set(np.unique(labels)) == {0, 2, 5}
-    volumes = json.loads((tmp_path / "out" / "statistics.json").read_text())["volumes"]["one"]
-    assert volumes == {name: pytest.approx((labels == value).sum() * 8 / 1000) for value, name in LABELS.items()}
+    volumes = {name: pytest.approx((labels == value).sum() * 8 / 1000) for value, name in LABELS.items()}
+    assert found.volume_ml["one"] == volumes
     row = next(csv.DictReader((tmp_path / "out" / "statistics.csv").open()))
-    assert float(row["bright ml"]) == pytest.approx(volumes["bright"], abs=1e-3)
+    assert float(row["bright ml"]) == pytest.approx(found.volume_ml["one"]["bright"], abs=1e-3)
     probabilities = nib.load(tmp_path / "out" / "one_probabilities.nii.gz").get_fdata()
     np.testing.assert_allclose(probabilities.sum(-1), 1, atol=1e-5)
     np.testing.assert_array_equal(np.array([0, 2, 5])[probabilities.argmax(-1)], labels)
@@ -290,8 +308,8 @@ def test_memory_does_not_grow_with_the_number_of_scans(run, tmp_path):
         (scans / f"{index:03d}.nii").write_bytes((scans / "000.nii").read_bytes())
     held, segment = [], prediction._segment
 
-    def measured(*arguments):
-        found = segment(*arguments)
+    def measured(*arguments, **options):
+        found = segment(*arguments, **options)
         gc.collect()
         held.append((tracemalloc.get_traced_memory()[0], len(gc.get_objects())))
         return found

@@ -15,7 +15,7 @@ from attn3d.segmentation.configuration import configure
 from attn3d.segmentation.datasets import find_dataset, read_case_image
 from attn3d.segmentation.fingerprint import take_fingerprint
 from attn3d.segmentation.patches import PatchData
-from attn3d.segmentation.preprocessing import PreparedCase, prepare, to_channels
+from attn3d.segmentation.preprocessing import PreparedCase, intensities_of, to_channels
 from attn3d.segmentation.settings import settings_from
 from tests.segmentation.conftest import SMALL
 
@@ -104,14 +104,16 @@ def test_a_training_resumed_with_a_torn_file_ends_with_the_same_weights(data, tm
 
 @pytest.mark.parametrize("windows", [None, ((40.0, 80.0), (80.0, 200.0))], ids=["normalised", "windows"])
 def test_a_network_is_trained_on_what_it_predicts_from(windows, dataset, configuration, tmp_path):
-    """The channels of a prepared case are those of `prepare`; its voxels of each class are listed."""
+    """A prepared case has the intensities of a scan; its voxels of each class are listed."""
     configuration = configuration.model_copy(update={"windows": windows})
     case = PreparedCase(dataset.cases[1], tmp_path)
     case.write(dataset, configuration)
     stored = load_file(case.path)
-    expected = prepare(read_case_image(dataset.cases[1]), configuration)
-    assert torch.equal(to_channels(torch.from_numpy(stored["image"]), windows), expected.as_tensor())
-    assert len(expected) == configuration.in_channels
+    expected = intensities_of(read_case_image(dataset.cases[1]), configuration).as_tensor()
+    assert torch.equal(torch.from_numpy(stored["image"]), expected)
+    shown = to_channels(expected, windows)
+    assert len(shown) == configuration.in_channels
+    assert torch.equal(to_channels(torch.stack([expected, 2 * expected]), windows)[0], shown), "of a batch, too"
     for value in (1, 2, 3):
         assert (stored["classes"].ravel()[stored[f"foreground {value}"]] == value).all()
         assert len(stored[f"foreground {value}"]) == (stored["classes"] == value).sum() > 0

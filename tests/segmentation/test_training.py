@@ -194,12 +194,14 @@ def test_a_folder_that_another_process_trains_in(data, tmp_path):
 
 
 def test_what_was_killed_before_it_was_a_run_starts_anew(data, tmp_path):
-    """A lock without an owner says whose the files beside it are; without it they are somebody's."""
+    """Anything else beside its files is somebody's."""
     out = tmp_path / "run"
     out.mkdir()
     (out / "split.json").write_text("{")
+    (out / "notes.txt").touch()
     with pytest.raises(ValueError, match="is in use; give a new folder"):
         train(data, out=out, **SMALL)
+    (out / "notes.txt").unlink()
     (out / ".lock").write_text("process 1 on elsewhere")
     (out / ".unfinished-elsewhere--1-config.json").touch()
     assert train(data, out=out, **SMALL | {"epochs": 1}).finished

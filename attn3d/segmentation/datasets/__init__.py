@@ -1,11 +1,10 @@
 """Data sets as they are published: found in a folder, listed, read, split."""
 
 from attn3d.segmentation.datasets.dataset import ANY, Case, Dataset, check_names
-from attn3d.segmentation.datasets.finding import find_dataset
-from attn3d.segmentation.datasets.layouts import LAYOUTS
+from attn3d.segmentation.datasets.finding import LAYOUTS, find_dataset
 from attn3d.segmentation.datasets.reading import read_case_image, read_case_label
 from attn3d.segmentation.datasets.scans import find_scans
-from attn3d.segmentation.datasets.splitting import read_fold, split_cases
+from attn3d.segmentation.datasets.splitting import read_fold, read_splits, split_cases
 
 __all__ = [
     "ANY",
@@ -18,5 +17,6 @@ __all__ = [
     "read_case_image",
     "read_case_label",
     "read_fold",
+    "read_splits",
     "split_cases",
 ]

@@ -27,19 +27,18 @@ class Dataset:
     """The cases in a folder and what their labels mean.
 
     Attributes:
-        layout: the published layout that the folder has.
         folder: where it is.
         cases: with labels, to train.
-        test_cases: to predict; they may lack labels.
+        test_cases: to predict.
         labels: value and name of each label, without the background.
         modality: "CT", "MRI" or "unknown".
         threshold: above which a binary mask means 1, where its values are not 0 and 1.
         simulated: whether all of it is.
         validation: names of those of the cases that the data set itself holds out; none, where it leaves that open.
         problems: a line for each file that is missing or has no partner; such files are in no case.
+        layout: the published layout that the folder has.
     """
 
-    layout: str
     folder: Path
     cases: tuple[Case, ...] = ()
     test_cases: tuple[Case, ...] = ()
@@ -49,6 +48,7 @@ class Dataset:
     simulated: bool = False
     validation: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
+    layout: str = ""
 
     def __str__(self) -> str:
         """What was found, in a few lines."""

@@ -1,11 +1,27 @@
 """From a folder to the cases in it."""
 
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from attn3d.segmentation.datasets.dataset import Dataset, check_names
-from attn3d.segmentation.datasets.layouts import LAYOUTS
-from attn3d.segmentation.files import FileError
+from attn3d.segmentation.datasets.layouts import decathlon, dicom, folders, nnunet, pairs
+from attn3d.segmentation.errors import FileError
+
+# A layout is a function of a folder that gives a `Dataset`, or None where the folder is another's. The first that
+# knows a folder reads it.
+LAYOUTS: dict[str, Callable[[Path], Dataset | None]] = {
+    "BHSD": folders.bhsd,
+    "Decathlon": decathlon.find,
+    "nnU-Net v2": nnunet.find,
+    "INSTANCE 2022": folders.instance2022,
+    "PhysioNet ct-ich": folders.ct_ich,
+    "MBH-Seg": folders.mbh_seg,
+    "Seg-CQ500": folders.seg_cq500,
+    "image/label pairs": pairs.find,
+    "DICOM": dicom.find,
+}
 
 
 def find_dataset(path: Path | str, *, labelled: bool = False) -> Dataset:
@@ -22,20 +38,21 @@ def find_dataset(path: Path | str, *, labelled: bool = False) -> Dataset:
     folder = Path(path)
     if not folder.is_dir():
         raise FileError(folder, "is not a folder; give the folder of a data set")
-    found = next((dataset for find in LAYOUTS.values() if (dataset := find(folder)) is not None), None)
-    if found is None:
+    known = ((layout, dataset) for layout, find in LAYOUTS.items() if (dataset := find(folder)) is not None)
+    layout, dataset = next(known, ("", None))
+    if dataset is None:
         raise FileError(folder, f"holds no scans in a layout that is known: {', '.join(LAYOUTS)}")
-    if not found.cases and (labelled or not found.test_cases):
-        example = f", for example {found.problems[0]}" if found.problems else ""
-        raise FileError(folder, f"looks like {found.layout} but has no image with its label{example}")
-    if unfit := [value for value in found.labels if not 0 < value < 256]:
+    if not dataset.cases and (labelled or not dataset.test_cases):
+        example = f", for example {dataset.problems[0]}" if dataset.problems else ""
+        raise FileError(folder, f"looks like {layout} but has no image with its label{example}")
+    if unfit := [value for value in dataset.labels if not 0 < value < 256]:
         raise FileError(folder, f"has the label {unfit[0]}; map its labels to 1 .. 255")
     try:
-        check_names(found.labels)
+        check_names(dataset.labels)
     except ValueError as error:
         raise FileError(folder, str(error)) from error
-    for cases in (found.cases, found.test_cases):
-        name, times = Counter(case.name for case in cases).most_common(1)[0] if cases else ("", 0)
-        if times > 1:
-            raise FileError(folder, f"{times} cases are called {name!r}; give each a name of its own")
-    return found
+    for cases in (dataset.cases, dataset.test_cases):
+        for name, times in Counter(case.name for case in cases).most_common(1):
+            if times > 1:
+                raise FileError(folder, f"{times} cases are called {name!r}; give each a name of its own")
+    return replace(dataset, layout=layout)

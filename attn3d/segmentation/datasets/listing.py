@@ -1,31 +1,20 @@
 """What the layouts share: names of files, pairs, channels, and descriptions in JSON."""
 
-import json
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 from attn3d.segmentation.datasets.dataset import Case
-from attn3d.segmentation.files import FileError
+from attn3d.segmentation.errors import FileError
+from attn3d.segmentation.writing import read_json
 
 SUFFIXES = (".nii.gz", ".nii")
 _OTHER_FORMATS = (
-    ".nrrd",
-    ".nhdr",
-    ".mha",
-    ".mhd",
-    ".hdr",
-    ".img",
-    ".mgz",
-    ".mgh",
-    ".dcm",
-    ".npy",
-    ".npz",
-    ".gz",
-    ".zip",
+    *(".nrrd", ".nhdr", ".mha", ".mhd", ".hdr", ".img", ".mgz", ".mgh"),
+    *(".dcm", ".npy", ".npz", ".gz", ".zip"),
 )
-_CHANNEL = re.compile(r"(.+)_(\d{4})", re.DOTALL)
 
 Files = dict[str, tuple[Path, ...]]
 
@@ -63,12 +52,32 @@ def files_by_name(folder: Path) -> tuple[dict[str, Path], dict[Path, str]]:
     return {name: paths[0] for name, paths in named.items() if len(paths) == 1}, twice
 
 
-def unread(*folders: Path) -> tuple[str, ...]:
-    """A line for each volume right in the folders that is in another format than NIfTI."""
+def files_at(folder: Path, place: str) -> Files:
+    """NIfTI files by the name of their case, which the first ``*`` of a place stands for.
+
+    Args:
+        folder: of the data set.
+        place: such as ``images/*``, or ``scans/*/label_*`` where a case has a folder and perhaps several files in it.
+
+    Raises:
+        FileError: as `nifti_files`.
+    """
+    above, _, name = place.rpartition("/")
+    if not above.endswith("*"):
+        return one_each(nifti_files(folder / above))
+    found = {
+        case.name: tuple(path for stem, path in nifti_files(case).items() if fnmatchcase(stem, name))
+        for case in sorted(folder.glob(above))
+    }
+    return {case: files for case, files in found.items() if files}
+
+
+def unread(folder: Path, *places: str) -> tuple[str, ...]:
+    """A line for each volume in the folders of some places that is in another format than NIfTI."""
+    files = [path for place in places for path in sorted(folder.glob(f"{place.rpartition('/')[0]}/*".lstrip("/")))]
     return tuple(
         f"{path}: is no NIfTI file; convert it to .nii.gz"
-        for folder in folders
-        for path in (sorted(folder.iterdir()) if folder.is_dir() else ())
+        for path in dict.fromkeys(files)
         if path.name.lower().endswith(_OTHER_FORMATS) and not path.name.lower().endswith(SUFFIXES)
     )
 
@@ -93,30 +102,23 @@ def channels(files: Mapping[str, Path], number: int) -> tuple[Files, dict[Path, 
         files: by name; those of a case end in _0000, _0001 and on.
         number: how many channels a case has, no fewer and no more.
     """
+    needed = [f"{channel:04d}" for channel in range(number)]
     problems: dict[Path, str] = {}
     found: dict[str, dict[str, Path]] = defaultdict(dict)
     for name, path in files.items():
-        if match := _CHANNEL.fullmatch(name):
-            found[match[1]][name] = path
+        case, _, channel = name.rpartition("_")
+        if case and len(channel) == 4 and channel.isdecimal():
+            found[case][channel] = path
         else:
             problems[path] = f"is no channel from _0000 to _{number - 1:04d}, as {name}_0000 would be"
-    whole: Files = {}
-    for case, parts in found.items():
-        wanted = [f"{case}_{channel:04d}" for channel in range(number)]
-        missing = [name for name in wanted if name not in parts]
-        for name in parts.keys() - set(wanted):
-            problems[parts[name]] = f"is no channel from _0000 to _{number - 1:04d}; a case has {number} channels"
-        if missing:
-            lack = f"its case has no {' and no '.join(missing)}; a case has {number} channels"
-            problems |= {path: lack for name, path in parts.items() if name in wanted}
-        elif len(parts) > number:
-            problems |= {parts[name]: f"its case has {len(parts)} channels, needed are {number}" for name in wanted}
-        else:
-            whole[case] = tuple(parts[name] for name in wanted)
-    return whole, problems
+    for case in [case for case, parts in found.items() if sorted(parts) != needed]:
+        parts = found.pop(case)
+        problem = f"its case has the channels {', '.join(sorted(parts))}; needed are {', '.join(needed)}"
+        problems |= dict.fromkeys(parts.values(), problem)
+    return {case: tuple(parts[channel] for channel in needed) for case, parts in found.items()}, problems
 
 
-def description(folder: Path) -> dict | None:
+def description(folder: Path) -> dict[str, Any] | None:
     """The folder's dataset.json, None if it has none.
 
     Raises:
@@ -125,23 +127,10 @@ def description(folder: Path) -> dict | None:
     path = folder / "dataset.json"
     if not path.is_file():
         return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_each_once)
-    except (OSError, ValueError) as error:
-        raise FileError(path, f"is no JSON: {error}") from error
+    content = read_json(path)
     if not isinstance(content, dict):
         raise FileError(path, f"a JSON object is needed, got {type(content).__name__}")
     return content
-
-
-def _each_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """A JSON object; of a key that is there twice, JSON would silently take the last."""
-    found: dict[str, object] = {}
-    for key, value in pairs:
-        if key in found:
-            raise ValueError(f"the key {key!r} is there twice")
-        found[key] = value
-    return found
 
 
 def modality(names: Iterable[object]) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from attn3d.segmentation.datasets.dataset import Case
 from attn3d.segmentation.datasets.finding import find_dataset
 from attn3d.segmentation.datasets.listing import channels, files_by_name, one_each, stem, unread
-from attn3d.segmentation.files import FileError
+from attn3d.segmentation.errors import FileError
 
 logger = logging.getLogger("attn3d")
 
@@ -34,17 +34,14 @@ def find_scans(scans: Path, images: int) -> tuple[list[Case], dict[str, str]]:
         for problem in dataset.problems:
             logger.warning("left out: %s", problem)
         return [*dataset.test_cases, *dataset.cases], {}
-    for problem in unread(scans):
+    for problem in unread(scans, "*"):
         logger.warning("left out: %s", problem)
-    if images > 1 or any(name.endswith("_0000") for name in files):
-        plain = {} if images > 1 else {name: path for name, path in files.items() if not _is_of_channels(name, files)}
-        found, problems = channels({name: path for name, path in files.items() if name not in plain}, images)
-        for name in plain.keys() & found.keys():
-            problems[plain.pop(name)] = f"is there as {found.pop(name)[0].name} too; remove one of them"
-        found |= one_each(plain)
-        failed |= problems
-    else:
-        found = one_each(files)
+    plain = {} if images > 1 else {name: path for name, path in files.items() if not _is_of_channels(name, files)}
+    found, problems = channels({name: path for name, path in files.items() if name not in plain}, images)
+    for name in plain.keys() & found.keys():
+        problems[plain.pop(name)] = f"is there as {found.pop(name)[0].name} too; remove one of them"
+    found |= one_each(plain)
+    failed |= problems
     return [Case(name, found[name]) for name in sorted(found)], {str(path): failed[path] for path in sorted(failed)}
 
 

@@ -1,13 +1,14 @@
 """Which cases train and which are held out."""
 
-import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from attn3d.segmentation.datasets.dataset import Case
-from attn3d.segmentation.files import FileError
+from attn3d.segmentation.errors import FileError
+from attn3d.segmentation.writing import read_json
 
 Split = tuple[list[Case], list[Case]]
 
@@ -43,6 +44,18 @@ def split_cases(cases: Sequence[Case], held_out: float = 0.2, seed: int = 0, val
     return training, [ordered[index] for index in sorted(chosen)]
 
 
+def read_splits(path: Path | str) -> list[Any]:
+    """The splits in a file such as nnU-Net's ``splits_final.json``, one for each fold.
+
+    Raises:
+        FileError: when it cannot be read, or is no list.
+    """
+    splits = read_json(path)
+    if not isinstance(splits, list) or not splits:
+        raise FileError(path, "must be a list with a split for each fold, as nnU-Net's splits_final.json")
+    return splits
+
+
 def read_fold(path: Path | str, fold: int, cases: Sequence[Case]) -> Split:
     """The cases to train and to validate on in one of several folds, as in nnU-Net's ``splits_final.json``.
 
@@ -55,14 +68,9 @@ def read_fold(path: Path | str, fold: int, cases: Sequence[Case]) -> Split:
         FileError: when the file is of another form, has no such fold, names a case that is not there or in both
             parts.
     """
-    try:
-        folds = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise FileError(path, f"cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
-        raise FileError(path, f"is no JSON: {error}") from error
-    if not isinstance(folds, list) or not 0 <= fold < len(folds):
-        raise FileError(path, f"a list with a fold {fold} is needed, counted from 0")
+    folds = read_splits(path)
+    if not 0 <= fold < len(folds):
+        raise FileError(path, f"has the folds 0 to {len(folds) - 1}, got {fold}")
     known = {case.name: case for case in cases}
     parts = []
     for part in ("train", "val"):

@@ -1,6 +1,5 @@
 """The command ``report``: from a run folder to one HTML file that holds all it shows."""
 
-import csv
 from collections.abc import Mapping
 from datetime import date
 from importlib.metadata import version
@@ -15,7 +14,7 @@ from attn3d.segmentation.errors import FileError
 from attn3d.segmentation.evaluation import mean_dice
 from attn3d.segmentation.reporting.pictures import attention_figures, lesion_figures, spec_words, svg
 from attn3d.segmentation.runs import Run
-from attn3d.segmentation.writing import read_json, sweep, write_text
+from attn3d.segmentation.writing import read_json, read_table, sweep, write_text
 
 _UNFINISHED = "is not there; finish the training with `attn3d train --resume`"
 
@@ -46,6 +45,7 @@ def report(run: Run | Path | str, data: Path | str | None = None, *, overwrite: 
     scores = read_json(run.scores, "overall", "cases", "tolerance_mm", "failed", missing=_UNFINISHED)
     if not scores["overall"] or not scores["cases"]:
         raise FileError(run.scores, "has no scores of any case; finish the training with `attn3d train --resume`")
+    metrics = read_table(run.folder / "metrics.csv", _UNFINISHED)
     settings = run.config.as_dict()
     page = (
         _environment()
@@ -65,12 +65,12 @@ def report(run: Run | Path | str, data: Path | str | None = None, *, overwrite: 
             main=ANY if ANY in scores["overall"] else next(iter(scores["overall"])),
             any=ANY,
             macro=mean_dice(scores),
-            curves=svg(plot_training(_epochs(run.folder / "metrics.csv"))),
+            curves=svg(plot_training([row.dropna().to_dict() for _, row in metrics.iterrows()])),
             lesions=lesion_figures(run, scores),
             attention=attention_figures(run, scores),
         )
     )
-    sweep(run.folder, of=path.name)
+    sweep(run.folder)
     write_text(path, page)
     return path
 
@@ -105,16 +105,3 @@ def _plain(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "none", True: "yes", False: "no"}[value]
     return str(value)
-
-
-def _epochs(path: Path) -> list[dict[str, float | None]]:
-    """The rows of ``metrics.csv`` as numbers."""
-    try:
-        with path.open(newline="") as file:
-            return [
-                {name: float(value) if value else None for name, value in row.items()} for row in csv.DictReader(file)
-            ]
-    except OSError as error:
-        raise FileError(path, _UNFINISHED) from error
-    except (ValueError, TypeError) as error:
-        raise FileError(path, f"is no table of numbers: {error}") from error

@@ -12,16 +12,17 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from monai.data import MetaTensor
 from monai.transforms import SpatialCrop, SpatialPad
-from scipy import ndimage
+from torch import Tensor
 
 from attn3d.arguments import Spec, read_spec
 from attn3d.maps import attention_maps
 from attn3d.plotting import plot_attention_maps, plot_lesions
 from attn3d.plotting.charts import INK
+from attn3d.segmentation.components import middle_of_largest
 from attn3d.segmentation.datasets import ANY, read_case_image, read_case_label
 from attn3d.segmentation.files import read_segmentation
 from attn3d.segmentation.grid import label_to_grid
-from attn3d.segmentation.preprocessing import prepare
+from attn3d.segmentation.preprocessing import intensities_of, to_channels
 from attn3d.segmentation.runs import Run
 
 _BRAIN = (40.0, 80.0)  # level and width in HU
@@ -84,15 +85,18 @@ def lesion_figures(run: Run, scores: Mapping[str, Any]) -> list[Picture]:
 
 def attention_figures(run: Run, scores: Mapping[str, Any]) -> list[Picture]:
     """What the network attended to in a patch around the largest lesion of the median case."""
-    if run.config.attention is None:
+    config = run.config
+    if config.attention is None:
         return []
     dataset = run.dataset()
     cases = {case.name: case for case in run.cases("validation", dataset)}
     ranked = [name for name in _ranked(scores) if _main(scores["cases"][name])["reference_ml"]]
     name = ranked[len(ranked) // 2] if ranked else next(iter(scores["cases"]))
     images = read_case_image(cases[name])
-    label = label_to_grid(read_case_label(cases[name], dataset, images[0]), run.config.spacing)
-    patch, voxel = patch_around(prepare(images, run.config), np.asarray(label[0]) > 0, run.config.patch_size)
+    label = label_to_grid(read_case_label(cases[name], dataset, images[0]), config.spacing)
+    volume = intensities_of(images, config)
+    seen = MetaTensor(to_channels(volume.as_tensor(), config.windows), affine=volume.affine)
+    patch, voxel = patch_around(seen, np.asarray(label[0]) > 0, config.patch_size)
     maps = attention_maps(run.network(), patch[None], voxels=[voxel])
     sites = [site for site, weights in maps.items() if weights]
     pictures = []
@@ -103,21 +107,17 @@ def attention_figures(run: Run, scores: Mapping[str, Any]) -> list[Picture]:
             site=sites[first : first + _SITES],
             voxels=[voxel],
             planes=("axial", "coronal"),
-            window=None if run.config.windows is None else (0.0, 2.0),  # what is clipped to -1 and 1
+            window=None if config.windows is None else (0.0, 2.0),  # what is clipped to -1 and 1
             title=_title(run, name),
         )
         where = f"around the largest lesion of {name}" if ranked else f"in the middle of {name}, which has no lesion"
-        pictures.append(png(figure, f"{spec_words(run.config.attention)} {where}."))
+        pictures.append(png(figure, f"{spec_words(config.attention)} {where}."))
     return pictures
 
 
-def patch_around(volume: MetaTensor, mask: np.ndarray, size: Sequence[int]) -> tuple[MetaTensor, tuple[int, ...]]:
+def patch_around(volume: MetaTensor, mask: np.ndarray, size: Sequence[int]) -> tuple[Tensor, tuple[int, ...]]:
     """A patch with the largest component of a mask in its middle as far as the scan goes, and where in it that is."""
-    components, count = ndimage.label(mask, structure=np.ones((3, 3, 3)))
-    center = np.array(mask.shape) // 2
-    if count:
-        voxels = np.argwhere(components == np.bincount(components.ravel())[1:].argmax() + 1)
-        center = voxels[np.linalg.norm(voxels - voxels.mean(axis=0), axis=1).argmin()]  # a crescent's mean is outside
+    center = middle_of_largest(mask) if mask.any() else np.array(mask.shape) // 2
     padded = SpatialPad(size, method="end", mode="edge")(volume)
     low = np.clip(center - np.array(size) // 2, 0, np.array(padded.shape[1:]) - size)
     patch = SpatialCrop(roi_start=low, roi_end=low + size)(padded)

@@ -1,7 +1,7 @@
 """Head CT with haemorrhage from real anatomy: simulated, seeded, there without a download."""
 
-from attn3d.segmentation.simulation.baseline import threshold_segmentation
 from attn3d.segmentation.simulation.cohort import simulate
 from attn3d.segmentation.simulation.haemorrhages import HAEMORRHAGES
+from attn3d.segmentation.simulation.scanner import threshold_segmentation
 
 __all__ = ["HAEMORRHAGES", "simulate", "threshold_segmentation"]

@@ -1,17 +1,18 @@
 """The embedded cohort: simulated head CT in files, as nnU-Net v2 would have them."""
 
-import json
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 from rich.progress import track
 
 from attn3d.segmentation.datasets import Dataset, find_dataset
+from attn3d.segmentation.errors import FileError
 from attn3d.segmentation.files import write_image
 from attn3d.segmentation.simulation.haemorrhages import HAEMORRHAGES
 from attn3d.segmentation.simulation.scanner import sample_scan
-from attn3d.segmentation.writing import finished_folder, write_json
+from attn3d.segmentation.writing import finished_folder, read_json, write_json
 
 _VERSION = 1  # of the simulation; a cohort of another one is not used again
 _FOLDERS = ("imagesTr", "labelsTr")
@@ -66,29 +67,25 @@ def simulate(
             (unfinished / folder).mkdir()
         for number in track(range(cases), "simulating head CT", disable=quiet):
             _write_case(unfinished, number, np.random.default_rng([seed, number]))
-        write_json(unfinished / "dataset.json", _description(settings))
+        description = {
+            "name": "Simulated head CT with haemorrhage",
+            "description": "SIMULATED from the MNI152 brain by attn3d; no patient, no clinical meaning.",
+            "simulated": settings,
+            "channel_names": {"0": "CT"},
+            "labels": {"background": 0} | {name: value for value, name in HAEMORRHAGES.items()},
+            "numTraining": cases,
+            "file_ending": ".nii.gz",
+        }
+        write_json(unfinished / "dataset.json", description)
     return find_dataset(out)
 
 
-def _settings(folder: Path) -> dict | None:
+def _settings(folder: Path) -> Any:
     """What a simulated cohort in the folder was made with, None where there is none."""
     try:
-        return json.loads((folder / "dataset.json").read_text(encoding="utf-8"))["simulated"]
-    except (OSError, ValueError, KeyError, TypeError):
+        return read_json(folder / "dataset.json", "simulated")["simulated"]
+    except FileError:
         return None
-
-
-def _description(settings: dict) -> dict:
-    """The dataset.json of nnU-Net v2, and that all of it is simulated."""
-    return {
-        "name": "Simulated head CT with haemorrhage",
-        "description": "SIMULATED from the MNI152 brain by attn3d; no patient, no clinical meaning.",
-        "simulated": settings,
-        "channel_names": {"0": "CT"},
-        "labels": {"background": 0} | {name: value for value, name in HAEMORRHAGES.items()},
-        "numTraining": settings["cases"],
-        "file_ending": ".nii.gz",
-    }
 
 
 def _write_case(folder: Path, number: int, random: np.random.Generator) -> None:

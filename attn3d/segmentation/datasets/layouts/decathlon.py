@@ -37,15 +37,14 @@ def find(folder: Path) -> Dataset | None:
     for part in _PARTS:
         there = nifti_files(folder / part).values()
         problems += [f"{file}: is not in dataset.json" for file in there if file.resolve() not in known]
+    whole = [Case(stem(image), (image,), (label,)) for image, label in pairs if image.is_file() and label.is_file()]
+    held_out = {stem(image) for image, _ in given}
     return Dataset(
-        layout="Decathlon",
         folder=folder,
-        cases=tuple(
-            Case(stem(image), (image,), (label,)) for image, label in pairs if image.is_file() and label.is_file()
-        ),
+        cases=tuple(whole),
         test_cases=tuple(Case(stem(image), (image,)) for image in tests if image.is_file()),
         labels=labels,
         modality=modality(modalities),
-        validation=tuple(stem(image) for image, label in given if image.is_file() and label.is_file()),
-        problems=(*problems, *unread(*(folder / part for part in _PARTS))),
+        validation=tuple(case.name for case in whole if case.name in held_out),
+        problems=(*problems, *unread(folder, *(f"{part}/*" for part in _PARTS))),
     )

@@ -29,4 +29,4 @@ def find(folder: Path) -> Dataset | None:
             problems.append(f"{path}: holds {len(series)} DICOM series ({titles}); give each a folder of its own")
     if not cases and not problems:
         return None
-    return Dataset(layout="DICOM", folder=folder, test_cases=tuple(cases), problems=tuple(problems))
+    return Dataset(folder, test_cases=tuple(cases), problems=tuple(problems))

@@ -7,13 +7,13 @@ from attn3d.segmentation.datasets.listing import (
     SUFFIXES,
     channels,
     description,
+    files_at,
     modality,
     nifti_files,
-    one_each,
     pair,
     unread,
 )
-from attn3d.segmentation.files import FileError
+from attn3d.segmentation.errors import FileError
 
 
 def find(folder: Path) -> Dataset | None:
@@ -27,11 +27,10 @@ def find(folder: Path) -> Dataset | None:
         raise FileError(path, f"its `file_ending` is {ending!r}; convert the files to .nii.gz")
     if not isinstance(names, dict) or not names:
         raise FileError(path, f"its `channel_names` must name the channels by number, got {names!r}")
-    parts = [folder / part for part in ("imagesTr", "imagesTs", "labelsTr")]
-    (images, problems), (tests, test_problems) = (channels(nifti_files(part), len(names)) for part in parts[:2])
-    cases, unpaired = pair(images, one_each(nifti_files(parts[2])))
+    images, problems = channels(nifti_files(folder / "imagesTr"), len(names))
+    tests, test_problems = channels(nifti_files(folder / "imagesTs"), len(names))
+    cases, unpaired = pair(images, files_at(folder, "labelsTr/*"))
     return Dataset(
-        layout="nnU-Net v2",
         folder=folder,
         cases=cases,
         test_cases=tuple(Case(name, files) for name, files in tests.items()),
@@ -41,7 +40,7 @@ def find(folder: Path) -> Dataset | None:
         problems=(
             *(f"{file}: {problem}" for file, problem in sorted((problems | test_problems).items())),
             *unpaired,
-            *unread(*parts),
+            *unread(folder, "imagesTr/*", "imagesTs/*", "labelsTr/*"),
         ),
     )
 

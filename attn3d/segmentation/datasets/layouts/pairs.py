@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 
 from attn3d.segmentation.datasets.dataset import Case, Dataset
-from attn3d.segmentation.datasets.listing import nifti_files, one_each, pair, unread
-from attn3d.segmentation.files import FileError, read_segmentation
+from attn3d.segmentation.datasets.listing import Files, files_at, pair, unread
+from attn3d.segmentation.errors import FileError
+from attn3d.segmentation.files import read_segmentation
 
 _FOLDERS = [
     ("imagesTr", "labelsTr"),
@@ -29,36 +30,31 @@ def find(folder: Path) -> Dataset | None:
     if len(there) > 1:
         found = " and ".join(f"{images}/ with {labels}/" for images, labels in there)
         raise FileError(folder, f"holds {found}; leave the images and the labels to be learnt from")
-    if there:
-        folders = [folder / part for part in there[0]]
-        scans, references = map(nifti_files, folders)
-    else:
-        folders = [folder]
-        scans, references = _side_by_side(nifti_files(folder))
-    if not scans and not references:
+    places = [f"{part}/*" for part in there[0]] if there else ["*"]
+    files = [files_at(folder, place) for place in places]
+    images, labels = files if there else _side_by_side(*files)
+    if not images and not labels:
         return None
-    if not references:
-        cases = tuple(Case(name, (path,)) for name, path in scans.items())
-        return Dataset(layout="NIfTI images", folder=folder, test_cases=cases, problems=unread(*folders))
-    paired, problems = pair(one_each(scans), one_each(references))
-    found = {value for case in paired for value in np.unique(read_segmentation(case.label[0]).dataobj).tolist()}
+    problems = unread(folder, *places)
+    if not labels:
+        return Dataset(folder, test_cases=tuple(Case(name, one) for name, one in images.items()), problems=problems)
+    cases, unpaired = pair(images, labels)
+    values = {value for case in cases for value in np.unique(read_segmentation(case.label[0]).dataobj).tolist()}
     return Dataset(
-        layout="image/label pairs",
         folder=folder,
-        cases=paired,
-        labels={value: f"label {value}" for value in sorted(found - {0})},
-        problems=problems + unread(*folders),
+        cases=cases,
+        labels={value: f"label {value}" for value in sorted(values - {0})},
+        problems=unpaired + problems,
     )
 
 
-def _side_by_side(files: dict[str, Path]) -> tuple[dict[str, Path], dict[str, Path]]:
+def _side_by_side(files: Files) -> tuple[Files, Files]:
     """Scans and their labels by the name of the case."""
-    references: dict[str, Path] = {}
-    for name, path in files.items():
-        if (ending := next((ending for ending in _ENDINGS if name.endswith(ending)), None)) is not None:
+    images, labels = dict(files), Files()
+    for name, (path,) in files.items():
+        if ending := next((ending for ending in _ENDINGS if name.endswith(ending)), None):
             case = name.removesuffix(ending)
-            if case in references:
-                raise FileError(path, f"is a second label of {case!r}, beside {references[case].name}; leave one")
-            references[case] = path
-    labelled = set(references.values())
-    return {name: path for name, path in files.items() if path not in labelled}, references
+            if case in labels:
+                raise FileError(path, f"is a second label of {case!r}, beside {labels[case][0].name}; leave one")
+            labels[case] = images.pop(name)
+    return images, labels
