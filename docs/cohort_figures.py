@@ -4,81 +4,82 @@
 without one, in a temporary folder. It takes about a minute on one core.
 """
 
-import re
 import sys
 from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
-from matplotlib.figure import Figure
 from PIL import Image
+from tables import between_marks, markdown
 
 from attn3d.plotting import plot_segmentation
 from attn3d.segmentation import HAEMORRHAGES, simulate, threshold_segmentation
-from attn3d.segmentation.datasets import Dataset, read_case_image, read_case_label
+from attn3d.segmentation.datasets import read_case_image, read_case_label
 
 DOCS = Path(__file__).parent
 PAGE = DOCS / "simulated-cohort.md"
-TABLE = re.compile(r"(?<=<!-- cohort -->\n).*(?=<!-- /cohort -->)", re.DOTALL)
-BRAIN_WINDOW = (40, 80)
-LONG_NAMES = {
-    "EDH": "epidural",
-    "IPH": "intraparenchymal",
-    "IVH": "intraventricular",
-    "SAH": "subarachnoid",
-    "SDH": "subdural",
-}
-
-Scan = tuple[nib.Nifti1Image, np.ndarray]
+KINDS = ("", "epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural")
 
 
-def read(dataset: Dataset) -> list[Scan]:
-    """All scans with their labels, the first axis to the right and the last upwards."""
-    scans = []
+class Scan(NamedTuple):
+    """A scan with its labels and what a threshold finds, the first axis to the right and the last upwards."""
+
+    image: nib.Nifti1Image
+    labels: np.ndarray
+    found: np.ndarray
+
+    def millilitres(self, value: int) -> float:
+        """The volume of a label."""
+        return float((self.labels == value).sum() * abs(np.linalg.det(self.image.affine[:3, :3])) / 1000)
+
+    def dice(self, value: int | None = None) -> float:
+        """Of the threshold, for one kind or any. Blood of another kind is neither right nor wrong."""
+        true = self.labels > 0 if value is None else self.labels == value
+        found = self.found & (true | (self.labels == 0))
+        return float(2 * (found & true).sum() / (found.sum() + true.sum()))
+
+
+def read(folder: Path) -> list[Scan]:
+    """The cohort of the folder."""
+    dataset, scans = simulate(folder), []
     for case in dataset.cases:
         (image,) = read_case_image(case)
-        label = read_case_label(case, dataset, image)
-        scans.append((nib.as_closest_canonical(image), np.asarray(nib.as_closest_canonical(label).dataobj)))
+        label = nib.as_closest_canonical(read_case_label(case, dataset, image))
+        image = nib.as_closest_canonical(image)
+        scans.append(Scan(image, np.asarray(label.dataobj), threshold_segmentation(image) > 0))
     return scans
-
-
-def millilitres(scan: Scan, value: int) -> float:
-    """The volume of a label."""
-    image, labels = scan
-    return float((labels == value).sum() * abs(np.linalg.det(image.affine[:3, :3])) / 1000)
-
-
-def dice(found: np.ndarray, true: np.ndarray) -> float:
-    """Dice's coefficient of two masks, of which one is not empty."""
-    return float(2 * (found & true).sum() / (found.sum() + true.sum()))
 
 
 def table(scans: list[Scan]) -> str:
     """How many cases have each kind, how large it is, and what a threshold makes of it."""
-    masks = [threshold_segmentation(image) > 0 for image, _ in scans]
-    lines = [
-        "| kind | cases | ml: median (least to most) | HU: median (middle 90 %) | threshold's Dice |",
-        "| --- | ---: | ---: | ---: | ---: |",
-    ]
+    rows = [["kind", "cases", "ml: median (least to most)", "HU: median (middle 90 %)", "threshold's Dice"]]
     for value, name in HAEMORRHAGES.items():
-        bleeding = [(scan, mask) for scan, mask in zip(scans, masks, strict=True) if (scan[1] == value).any()]
-        volumes = [millilitres(scan, value) for scan, _ in bleeding]
-        units = np.concatenate([image.get_fdata()[labels == value] for (image, labels), _ in bleeding])
+        bleeding = [scan for scan in scans if (scan.labels == value).any()]
+        volumes = [scan.millilitres(value) for scan in bleeding]
+        units = np.concatenate([scan.image.get_fdata()[scan.labels == value] for scan in bleeding])
         low, middle, high = np.percentile(units, (5, 50, 95))
-        # Blood of another kind is neither right nor wrong here.
-        own = [(mask & ((labels == value) | (labels == 0)), labels == value) for (_, labels), mask in bleeding]
-        scores = [dice(found, true) for found, true in own]
-        lines.append(
-            f"| {value} {name}, {LONG_NAMES[name]} | {len(bleeding)} "
-            f"| {np.median(volumes):.1f} ({min(volumes):.1f} to {max(volumes):.1f}) "
-            f"| {middle:.0f} ({low:.0f} to {high:.0f}) | {np.mean(scores):.2f} |"
-        )
-    bleeding = [(mask, labels > 0) for (_, labels), mask in zip(scans, masks, strict=True) if labels.any()]
-    overall = np.mean([dice(found, true) for found, true in bleeding])
-    lines.append(f"| any | {len(bleeding)} of {len(scans)} | | | {overall:.2f} |")
-    return "\n".join(lines)
+        extent = f"{np.median(volumes):.1f} ({min(volumes):.1f} to {max(volumes):.1f})"
+        dice = f"{np.mean([scan.dice(value) for scan in bleeding]):.2f}"
+        blood = f"{middle:.0f} ({low:.0f} to {high:.0f})"
+        rows.append([f"{value} {name}, {KINDS[value]}", str(len(bleeding)), extent, blood, dice])
+    bleeding = [scan for scan in scans if scan.labels.any()]
+    overall = f"{np.mean([scan.dice() for scan in bleeding]):.2f}"
+    rows.append(["any", f"{len(bleeding)} of {len(scans)}", "", "", overall])
+    return markdown(rows, "lrrrr")
+
+
+def picture(scan: Scan, center: np.ndarray, columns: dict[str, np.ndarray], title: str) -> np.ndarray:
+    """A scan in three planes through a voxel, as pixels."""
+    image, memory = scan.image, BytesIO()
+    figure = plot_segmentation(
+        image.get_fdata(), columns, HAEMORRHAGES | {6: "48 to 95 HU"} if len(columns) > 1 else HAEMORRHAGES,
+        image.affine, center=nib.affines.apply_affine(image.affine, center), margin=300, window=(40, 80), title=title,
+    )  # fmt: skip
+    figure.savefig(memory, format="png", dpi=40)
+    return np.asarray(Image.open(memory).convert("RGB"))
 
 
 def middle_of(mask: np.ndarray) -> np.ndarray:
@@ -87,75 +88,36 @@ def middle_of(mask: np.ndarray) -> np.ndarray:
     return voxels[np.linalg.norm(voxels - np.median(voxels, axis=0), axis=1).argmin()]
 
 
-def picture(
-    image: nib.Nifti1Image, center: np.ndarray, columns: dict[str, np.ndarray], names: dict[int, str], title: str
-) -> np.ndarray:
-    """A scan in three planes through a voxel, as pixels."""
-    figure = plot_segmentation(
-        image.get_fdata(),
-        columns,
-        names,
-        image.affine,
-        center=nib.affines.apply_affine(image.affine, center),
-        margin=300,
-        window=BRAIN_WINDOW,
-        title=title,
-    )
-    return pixels(figure)
-
-
-def pixels(figure: Figure) -> np.ndarray:
-    """What the figure looks like."""
-    memory = BytesIO()
-    figure.savefig(memory, format="png", dpi=40)
-    return np.asarray(Image.open(memory).convert("RGB"))
-
-
-def beside(pictures: list[np.ndarray]) -> Image.Image:
-    """Pictures in a row, on black."""
-    height = max(picture.shape[0] for picture in pictures)
-    padded = [np.pad(picture, ((0, height - picture.shape[0]), (0, 0), (0, 0))) for picture in pictures]
-    return Image.fromarray(np.hstack(padded))
-
-
 def draw(scans: list[Scan]) -> None:
     """One case of each kind, of a volume near the median; and a case of three kinds beside the threshold."""
     shown = []
-    for value, name in HAEMORRHAGES.items():
-        bleeding = sorted((scan for scan in scans if (scan[1] == value).any()), key=lambda s: millilitres(s, value))
-        alone = [scan for scan in bleeding[len(bleeding) // 4 :] if len(np.unique(scan[1])) == 2] or bleeding
+    for value in HAEMORRHAGES:
+        bleeding = sorted((s for s in scans if (s.labels == value).any()), key=lambda s: s.millilitres(value))
+        alone = [scan for scan in bleeding[len(bleeding) // 4 :] if len(np.unique(scan.labels)) == 2] or bleeding
         scan = alone[len(alone) // 2]
-        title = f"simulated, {LONG_NAMES[name]}, {millilitres(scan, value):.0f} ml"
-        shown.append(picture(scan[0], middle_of(scan[1] == value), {"label": scan[1]}, HAEMORRHAGES, title))
-    beside(shown).save(DOCS / "figures" / "simulated_cohort.png", optimize=True)
+        title = f"simulated, {KINDS[value]}, {scan.millilitres(value):.0f} ml"
+        shown.append(picture(scan, middle_of(scan.labels == value), {"label": scan.labels}, title))
+    height = max(pixels.shape[0] for pixels in shown)
+    row = np.hstack([np.pad(pixels, ((0, height - pixels.shape[0]), (0, 0), (0, 0))) for pixels in shown])
+    Image.fromarray(row).save(DOCS / "figures" / "simulated_cohort.png", optimize=True)
 
-    image, labels, axial = max(((*scan, axial) for scan in scans for axial in range(scan[1].shape[2])), key=kinds_shown)
-    center = middle_of(labels == labels[:, :, axial].max())
+    scan, axial = max(((scan, axial) for scan in scans for axial in range(scan.labels.shape[2])), key=kinds_shown)
+    center = middle_of(scan.labels == scan.labels[:, :, axial].max())
     center[2] = axial
-    columns = {"label": labels, "threshold": 6 * threshold_segmentation(image)}
-    shown = [picture(image, center, columns, HAEMORRHAGES | {6: "48 to 95 HU"}, "simulated, and a threshold")]
-    beside(shown).save(DOCS / "figures" / "simulated_threshold.png", optimize=True)
+    columns = {"label": scan.labels, "threshold": 6 * scan.found.astype(int)}
+    pixels = picture(scan, center, columns, "simulated, and a threshold")
+    Image.fromarray(pixels).save(DOCS / "figures" / "simulated_threshold.png", optimize=True)
 
 
-def kinds_shown(slice_of: tuple[nib.Nifti1Image, np.ndarray, int]) -> tuple[int, int]:
+def kinds_shown(place: tuple[Scan, int]) -> tuple[int, int]:
     """How many kinds an axial slice shows, and how many voxels of the one that it shows least of."""
-    _, labels, axial = slice_of
-    counts = np.bincount(labels[:, :, axial].ravel(), minlength=6)[1:]
-    return int((counts > 0).sum()), int(counts[counts > 0].min(initial=labels.size))
-
-
-def main(folder: Path) -> None:
-    """Simulates, draws and rewrites the page's table."""
-    scans = read(simulate(folder))
-    draw(scans)
-    text = table(scans)
-    PAGE.write_text(TABLE.sub(f"\n{text}\n\n", PAGE.read_text()))
-    print(text)
+    labels = place[0].labels[:, :, place[1]]
+    counts = np.bincount(labels.ravel(), minlength=6)[1:]
+    return int((counts > 0).sum()), int(counts[counts > 0].min(initial=place[0].labels.size))
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        main(Path(sys.argv[1]))
-    else:
-        with TemporaryDirectory() as temporary:
-            main(Path(temporary) / "cohort")
+    with TemporaryDirectory() as temporary:
+        cohort = read(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(temporary) / "cohort")
+        draw(cohort)
+        PAGE.write_text(between_marks(PAGE.read_text(), "cohort", table(cohort)))

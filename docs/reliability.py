@@ -5,7 +5,6 @@ mutants/mutmut-cicd-stats.json) into docs/figures, and writes the page from ther
 """
 
 import datetime
-import importlib.util
 import json
 import platform
 import sys
@@ -15,37 +14,21 @@ from importlib.metadata import version
 from pathlib import Path
 from xml.etree import ElementTree
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # a checkout is no package: from its root come `docs` and `tests`
+
+from docs.tables import between_marks, markdown
+from tests.scorecard import CONDITIONS
+
 DOCS = Path(__file__).parent
-FIGURES = DOCS / "figures"
-PAGE = DOCS / "reliability.md"
-SCORECARD = DOCS.parent / "tests" / "scorecard.py"
+PAGE, FIGURES = DOCS / "reliability.md", DOCS / "figures"
 COMMANDS = {
     "scorecard": "python -m pytest --junitxml=junit.xml",
     "scorecard_nightly": "python -m pytest -m nightly --junitxml=nightly.xml",
     "coverage": "python -m pytest --cov --cov-report=json",
     "mutation": "mutmut run '*__mutmut_*7' && mutmut export-cicd-stats",
 }
+OUTCOMES = ("passed", "failed", "skipped")
 RUNS = {"per commit": "scorecard", "nightly": "scorecard_nightly"}
-
-HEAD = """# Reliability
-
-Written by `python docs/reliability.py` from runs of the tests: nothing here is counted by hand. A case is one input,
-view, copy, capture or file that was checked, and counts under one condition. The configurations are the forms, modes
-and published differences of the mechanisms, and the patterns of attention, each in 1-D, 2-D and 3-D. Each figure is of
-the date beside it.
-
-## Conditions
-"""
-
-
-FAULTS = """## Kills, full disks and odd inputs
-
-A command is killed (SIGKILL) before a change of a name or the opening of a file, at points spread from the first to the
-last; or its disk takes of each file one byte less than one of them needs. Then every file that is there must be whole,
-and a person goes on: the result must be that of a command without faults, weights and labels bit for bit, with nothing
-left over. A full disk and an odd input must be refused in lines that name a file or an argument; an odd input may also
-have a right answer, and counts as recovered.
-"""
 
 
 def measured(name: str) -> dict | None:
@@ -91,52 +74,27 @@ def read_junit(path: Path) -> dict:
     }
 
 
-def read_coverage(path: Path) -> dict:
-    """The totals, and of every file what no test reaches."""
-    report = json.loads(path.read_text())
-    files = {
-        name: {"lines": of["missing_lines"], "branches": of["missing_branches"]} for name, of in report["files"].items()
-    }
-    return {"totals": report["totals"], "files": {name: of for name, of in files.items() if any(of.values())}}
-
-
-def conditions() -> dict:
-    """Those of the scorecard, from the file that counts them."""
-    spec = importlib.util.spec_from_file_location("scorecard", SCORECARD)
-    module = sys.modules["scorecard"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.CONDITIONS
-
-
-def table(rows: list[list[str]], left: int) -> str:
-    """In Markdown, all columns but so many to the right."""
-    rule = ["---"] * left + ["---:"] * (len(rows[0]) - left)
-    return "".join(f"| {' | '.join(row)} |\n" for row in (rows[0], rule, *rows[1:]))
-
-
 def scorecard() -> str:
     """A row for each condition, the two runs beside each other, and what was skipped with its reason."""
     runs = {run: found for run, name in RUNS.items() if (found := measured(name))}
-    rows = [["condition", "gate", "asked"]]
-    rows[0] += [f"{run}: {what}" for run in runs for what in ("passed", "failed", "skipped")]
+    rows = [["condition", "gate", "asked", *(f"{run}: {what}" for run in runs for what in OUTCOMES)]]
     skipped = []
-    for name, condition in conditions().items():
-        row = [condition.says, condition.gate, f"{condition.asked:,}"]
+    for name, condition in CONDITIONS.items():
+        rows.append([condition.says, condition.gate, f"{condition.asked:,}"])
         for run, found in runs.items():
             cases = found["cases"].get(name, {})
-            row += [f"{cases.get(what, 0):,}" for what in ("passed", "failed", "skipped")]
+            rows[-1] += [f"{cases.get(what, 0):,}" for what in OUTCOMES]
             skipped += [f"- {run}, {count}: {reason}\n" for reason, count in cases.get("reasons", {}).items()]
-        rows.append(row)
     heads = [
         f"- {run}: `{found['command']}`, {found['date']}, {found['seconds'] / 60:.1f} minutes. Of all tests "
-        + ", ".join(f"{found['items'].get(what, 0):,} {what}" for what in ("passed", "failed", "skipped"))
+        + ", ".join(f"{found['items'].get(what, 0):,} {what}" for what in OUTCOMES)
         + ". "
         + ", ".join(f"{package} {version}" for package, version in found["versions"].items())
         + ".\n"
         for run, found in runs.items()
     ]
     reasons = f"\nSkipped:\n\n{''.join(skipped)}" if skipped else ""
-    return f"{''.join(heads)}\n{table(rows, 2)}{reasons}"
+    return f"{''.join(heads)}\n{markdown(rows, 'll' + 'r' * (len(rows[0]) - 2))}{reasons}"
 
 
 def faults() -> str:
@@ -146,7 +104,7 @@ def faults() -> str:
     rows = [["fault", *counts]] + [[row["what"], *(f"{row[count]:,}" for count in counts)] for row in found["rows"]]
     rows.append(["all", *(f"{sum(row[count] for row in found['rows']):,}" for count in counts)])
     wrong = [f"- {row['what']}, {problem}\n" for row in found["rows"] for problem in row["problems"]]
-    return f"`{found['command']}`, {found['date']}.\n\n{table(rows, 1)}" + (
+    return f"`{found['command']}`, {found['date']}.\n\n{markdown(rows, 'lrrrr')}" + (
         "\nWrong:\n\n" + "".join(wrong) if wrong else ""
     )
 
@@ -166,40 +124,34 @@ def mutation() -> str:
 
 
 def coverage() -> str:
-    """The share of branches, and the files of which a part is not reached."""
+    """The share of branches and lines that the tests reach."""
     found = measured("coverage")
     if found is None:
         return f"`{COMMANDS['coverage']}`: not measured for this version.\n"
     totals = found["totals"]
     branches, lines = totals["covered_branches"] / totals["num_branches"], totals["percent_statements_covered"]
-    rows = [["file", "lines", "branches"]]
-    for name, missing in found["files"].items():
-        branches_missed = [f"{start}->{'exit' if end < 0 else end}" for start, end in missing["branches"]]
-        rows.append([f"`{name}`", ", ".join(map(str, missing["lines"])), ", ".join(branches_missed)])
     return (
-        f"`{found['command']}`, {found['date']}: {100 * branches:.2f} % of the branches and {lines:.2f} % of the lines "
-        f"are reached. Not reached:\n\n{table(rows, 3)}"
+        f"`{found['command']}`, {found['date']}: {100 * branches:.2f} % of the {totals['num_branches']:,} branches and "
+        f"{lines:.2f} % of the lines are reached. `coverage report --show-missing` names the others.\n"
     )
 
 
 REPORTS: list[tuple[str, str, Callable[[Path], dict]]] = [
     ("scorecard", "junit.xml", read_junit),
     ("scorecard_nightly", "nightly.xml", read_junit),
-    ("coverage", "coverage.json", read_coverage),
+    ("coverage", "coverage.json", lambda path: {"totals": json.loads(path.read_text())["totals"]}),
     ("mutation", "mutants/mutmut-cicd-stats.json", lambda path: json.loads(path.read_text())),
 ]
 
 
-def page() -> str:
-    """The whole page."""
-    return (
-        f"{HEAD}\n{scorecard()}\n{FAULTS}\n{faults()}\n## Mutation testing\n\n"
-        "A line of the library is changed; the tests should notice.\n\n"
-        f"{mutation()}\n## Branch coverage\n\n{coverage()}"
-    )
+def rewritten(page: str) -> str:
+    """The page with what the last runs counted."""
+    for part in (scorecard, faults, mutation, coverage):
+        page = between_marks(page, part.__name__, part())
+    return page
 
 
 if __name__ == "__main__":
     for name, source, read in REPORTS:
         take_over(name, DOCS.parent / source, read)
-    PAGE.write_text(page())
+    PAGE.write_text(rewritten(PAGE.read_text()))

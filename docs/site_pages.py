@@ -125,7 +125,7 @@ def gallery() -> str:
         title = page.splitlines()[0].removeprefix("# ")
         card = [
             f"**[{title}]({name}.md)**",
-            f"![{title.replace('`', '')}](../figures/{name}.svg)",
+            f"![{title.replace('`', '')}](../figures/{name}.png)",
             f"Weighs {module.summary}.",
             page.split("\n\n")[1],
             f"{parameters:,} parameters · {multiply_adds} multiply-adds · {memory}B in training",

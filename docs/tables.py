@@ -57,14 +57,14 @@ class _OtherOperators(TorchDispatchMode):
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
+def threads(number: int = 1) -> Iterator[None]:
     """How attention is cut up depends on the number of cores; the tables do not."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
 
 
 @functools.cache
@@ -86,14 +86,10 @@ def measure(name: str, shape: tuple[int, ...], **options: str) -> Measured:
     return Measured(parameters, flops // 2, other.elements, kept, kept / (x.numel() * x.element_size()))
 
 
-def training_memory(spec, shape):
+def training_memory(spec, shape) -> str:
     """With two threads, as many as PyTorch's CPU kernel is taken to have: each has a tile of its own."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        return attn3d.estimate_memory(spec, shape)
-    finally:
-        torch.set_num_threads(threads)
+    with threads(2):
+        return size(attn3d.estimate_memory(spec, shape))
 
 
 def kept_for_backward(module: nn.Module, *given: torch.Tensor) -> int:
@@ -162,8 +158,7 @@ def patterns(name: str) -> list[list[str]]:
     for pattern, sees in seen:
         spec = (name, {"pattern": pattern})
         flops = attn3d.estimate_cost(spec, x_shape, training=False).flops
-        memory = training_memory(spec, x_shape)
-        rows.append([f"`{pattern!r}`".replace("'", '"'), sees, short(flops // 2), size(memory)])
+        rows.append([f"`{pattern!r}`".replace("'", '"'), sees, short(flops // 2), training_memory(spec, x_shape)])
     return rows
 
 
@@ -187,9 +182,8 @@ def sizes(_: str) -> list[list[str]]:
     for edge in (8, 16, 32, 64):
         shape = (1, CHANNELS, edge, edge, edge)
         specs = ("non_local", ("non_local", {"pattern": ("window", {"size": 8})}), "cbam")
-        found = [attn3d.estimate_cost(spec, shape, training=False) for spec in specs]
-        memory = [training_memory(spec, shape) for spec in specs]
-        cells = [f"{short(run.flops // 2)}, {size(most)}" for run, most in zip(found, memory, strict=True)]
+        flops = [attn3d.estimate_cost(spec, shape, training=False).flops for spec in specs]
+        cells = [f"{short(of // 2)}, {training_memory(spec, shape)}" for of, spec in zip(flops, specs, strict=True)]
         rows.append([f"{edge}³", f"{edge**3:,}", size(4 * edge**6), *cells])
     return rows
 
@@ -208,9 +202,22 @@ TABLES: dict[str, Callable[[str], list[list[str]]]] = {
 }
 
 
+def between_marks(page: str, name: str, text: str) -> str:
+    """The page with this text between ``<!-- NAME -->`` and ``<!-- /NAME -->``."""
+    start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    before, rest = page.split(start)
+    return f"{before}{start}\n\n{text.strip()}\n\n{end}{rest.split(end)[1]}"
+
+
 def rewritten(page: Path) -> str:
     """The text of a page with its tables as they should be."""
-    return MARKED.sub(lambda found: f"{found[1]}{_markdown(TABLES[found[2]](page.stem))}{found[3]}", page.read_text())
+
+    def table(found: re.Match[str]) -> str:
+        rows = TABLES[found[2]](page.stem)
+        numbers = "".join("r" if cell[0].isdigit() else "l" for cell in rows[-1][1:])
+        return f"{found[1]}\n{markdown(rows, 'l' + numbers)}\n{found[3]}"
+
+    return MARKED.sub(table, page.read_text())
 
 
 def pages() -> list[Path]:
@@ -223,15 +230,14 @@ def _cells(found: Measured) -> list[str]:
     return [f"{found.parameters:,}", short(found.multiply_adds), short(found.other), kept]
 
 
-def _markdown(rows: list[list[str]]) -> str:
-    """Between blank lines, columns of numbers to the right."""
-    rule = ["---", *("---:" if cell[0].isdigit() else "---" for cell in rows[-1][1:])]
-    lines = "".join(f"| {' | '.join(row)} |\n" for row in (rows[0], rule, *rows[1:]))
-    return f"\n{lines}\n"
+def markdown(rows: list[list[str]], align: str) -> str:
+    """A table, its first row the heading; ``align`` has a letter for each column, l or r."""
+    rule = ["---:" if side == "r" else "---" for side in align]
+    return "".join(f"| {' | '.join(row)} |\n" for row in (rows[0], rule, *rows[1:]))
 
 
 if __name__ == "__main__":
-    with one_thread():
+    with threads():
         for page in pages():
             page.write_text(rewritten(page))
             print(page.relative_to(DOCS.parent))

@@ -34,7 +34,7 @@ from rich.table import Table
 
 import attn3d
 
-# A checkout is no package: from its root come `examples.benchmarks`, the plain forms in `tests`, the drawing in `docs`.
+# A checkout is no package: from its root come `examples.benchmarks`, the plain forms in `tests`.
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from examples.benchmarks.attention import attention

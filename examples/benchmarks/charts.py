@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from docs.drawing.card import BLUE, FAINT, INK, ORANGE, TEAL, Card
-from docs.drawing.chart import in_lines, over_voxels, slope
+from examples.benchmarks.drawing import BLUE, FAINT, INK, ORANGE, TEAL, Card, in_lines, over_voxels, slope
 
 COLOURS = (INK, "#8c959f", ORANGE, "#d4a72c", "#8250df", BLUE, "#bf3989", TEAL, "#1a7f37", "#cf222e")
 SECONDS = {1e-6: "1 µs", 1e-5: "10 µs", 1e-4: "0.1 ms", 1e-3: "1 ms", 0.01: "10 ms", 0.1: "0.1 s", 1: "1 s", 10: "10 s"}

@@ -8,7 +8,7 @@ import numpy as np
 from torch import nn
 
 import attn3d
-from docs.drawing.chart import slope
+from examples.benchmarks.drawing import slope
 from examples.benchmarks.measuring import Bench, is_loaded, quartiles, training, voxels
 from tests.configurations import OF_ONE_MAP
 from tests.mechanisms.cases.non_local import PlainNonLocal

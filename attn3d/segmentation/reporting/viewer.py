@@ -160,7 +160,7 @@ def _embedded(data: np.ndarray, affine: np.ndarray, kind: str, steps: Sequence[i
 
     Whole numbers are stored as they are, others to a 65,535th of their range, and weights to a 255th of it.
     """
-    stored = {"scan": np.int16, "labels": np.uint8, "heat": np.uint8}[kind]
+    stored: Any = {"scan": np.int16, "labels": np.uint8, "heat": np.uint8}[kind]
     kept = data[tuple(slice(None, None, step) for step in steps)]
     ends = np.iinfo(stored)
     if kept.min() >= ends.min and kept.max() <= ends.max and np.array_equal(kept, np.rint(kept)):

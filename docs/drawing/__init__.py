@@ -1,1 +1,0 @@
-"""The figures of the mechanisms, in one visual language."""
