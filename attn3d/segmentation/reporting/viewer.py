@@ -8,7 +8,7 @@ import gzip
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -20,7 +20,7 @@ from attn3d.segmentation.reporting.templates import render
 from attn3d.segmentation.windows import BRAIN_WINDOWS
 
 VOXELS = 12_000_000  # of the scans of a page, 512 x 512 x 45: about 15 MB of CT in it
-_NAMES = dict(zip(BRAIN_WINDOWS, ("brain", "subdural", "soft tissue"), strict=True))
+_NAMES: dict[tuple[float, ...], str] = dict(zip(BRAIN_WINDOWS, ("brain", "subdural", "soft tissue"), strict=True))
 _SHADES = 9  # of the heat's colours; NiiVue interpolates between them
 
 
