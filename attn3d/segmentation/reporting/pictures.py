@@ -4,7 +4,7 @@ import base64
 import io
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import matplotlib
 import numpy as np
@@ -159,7 +159,7 @@ def patch_around(volume: MetaTensor, mask: np.ndarray, size: Sequence[int]) -> t
     center = middle_of_largest(mask) if mask.any() else np.array(mask.shape) // 2
     padded = SpatialPad(size, method="end", mode="edge")(volume)
     low = np.clip(center - np.array(size) // 2, 0, np.array(padded.shape[1:]) - size)
-    patch = SpatialCrop(roi_start=low, roi_end=low + size)(padded)
+    patch = cast(MetaTensor, SpatialCrop(roi_start=low, roi_end=low + size)(padded))
     return patch, tuple(int(place) for place in center - low)
 
 

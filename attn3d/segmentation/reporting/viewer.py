@@ -8,7 +8,7 @@ import gzip
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -116,8 +116,8 @@ def view_of(
         volume = _embedded(values, affine, "heat", steps if same else (1, 1, 1))
         layers.append(Layer("heat", which, volume, shown=False, limits=ends or heat_limits(values)))
     presets = [
-        (f"{_NAMES.get(pair, '')} {pair[0]:g} / {pair[1]:g} HU".strip(), *ends)
-        for pair, ends in zip(map(tuple, windows or ()), limits, strict=True)
+        (f"{_NAMES.get((level, width), '')} {level:g} / {width:g} HU".strip(), *ends)
+        for (level, width), ends in zip(windows or (), limits, strict=True)
     ]
     return View(name, layers, [float(mm) for mm in center], presets, _thinned(image.shape, steps))
 
@@ -160,7 +160,7 @@ def _embedded(data: np.ndarray, affine: np.ndarray, kind: str, steps: Sequence[i
 
     Whole numbers are stored as they are, others to a 65,535th of their range, and weights to a 255th of it.
     """
-    stored = {"scan": np.int16, "labels": np.uint8, "heat": np.uint8}[kind]
+    stored: Any = {"scan": np.int16, "labels": np.uint8, "heat": np.uint8}[kind]
     kept = data[tuple(slice(None, None, step) for step in steps)]
     ends = np.iinfo(stored)
     if kept.min() >= ends.min and kept.max() <= ends.max and np.array_equal(kept, np.rint(kept)):
