@@ -4,7 +4,7 @@ import base64
 import io
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import matplotlib
 import numpy as np
@@ -22,7 +22,6 @@ from attn3d.plotting import plot_attention_maps, plot_lesions
 from attn3d.plotting.attention import HEAT, heat_volumes
 from attn3d.plotting.charts import INK
 from attn3d.segmentation.components import middle_of_largest
-from attn3d.segmentation.configuration import Configuration
 from attn3d.segmentation.datasets import ANY, read_case_image, read_case_label
 from attn3d.segmentation.files import read_segmentation
 from attn3d.segmentation.grid import label_to_grid
@@ -119,7 +118,11 @@ def _attention(
     run: Run, images: Sequence[Nifti1Image], label: Nifti1Image
 ) -> tuple[MetaTensor, tuple[int, ...], dict[str, dict[str, Tensor]]]:
     """The patch around the largest lesion of a case as the network sees it, the voxel asked about, and the weights."""
-    patch, voxel = lesion_patch(images, label, run.config)
+    config = run.config
+    mask = np.asarray(label_to_grid(label, config.spacing)[0]) > 0
+    volume = intensities_of(images, config)
+    seen = MetaTensor(to_channels(volume.as_tensor(), config.windows), affine=volume.affine)
+    patch, voxel = patch_around(seen, mask, config.patch_size)
     return patch, voxel, attention_maps(run.network(), patch[None], voxels=[voxel])
 
 
@@ -151,22 +154,12 @@ def attention_figures(run: Run, scores: Mapping[str, Any]) -> list[Picture]:
     return pictures
 
 
-def lesion_patch(
-    images: Sequence[Nifti1Image], label: Nifti1Image, config: Configuration
-) -> tuple[MetaTensor, tuple[int, ...]]:
-    """A patch around the largest lesion of a case as the network sees it, and where in it that is."""
-    mask = np.asarray(label_to_grid(label, config.spacing)[0]) > 0
-    volume = intensities_of(images, config)
-    seen = MetaTensor(to_channels(volume.as_tensor(), config.windows), affine=volume.affine)
-    return patch_around(seen, mask, config.patch_size)
-
-
 def patch_around(volume: MetaTensor, mask: np.ndarray, size: Sequence[int]) -> tuple[MetaTensor, tuple[int, ...]]:
     """A patch with the largest component of a mask in its middle as far as the scan goes, and where in it that is."""
     center = middle_of_largest(mask) if mask.any() else np.array(mask.shape) // 2
     padded = SpatialPad(size, method="end", mode="edge")(volume)
     low = np.clip(center - np.array(size) // 2, 0, np.array(padded.shape[1:]) - size)
-    patch: Any = SpatialCrop(roi_start=low, roi_end=low + size)(padded)
+    patch = cast(MetaTensor, SpatialCrop(roi_start=low, roi_end=low + size)(padded))
     return patch, tuple(int(place) for place in center - low)
 
 

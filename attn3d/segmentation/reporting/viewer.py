@@ -116,8 +116,8 @@ def view_of(
         volume = _embedded(values, affine, "heat", steps if same else (1, 1, 1))
         layers.append(Layer("heat", which, volume, shown=False, limits=ends or heat_limits(values)))
     presets = [
-        (f"{_NAMES.get(pair, '')} {pair[0]:g} / {pair[1]:g} HU".strip(), *ends)
-        for pair, ends in zip(map(tuple, windows or ()), limits, strict=True)
+        (f"{_NAMES.get((level, width), '')} {level:g} / {width:g} HU".strip(), *ends)
+        for (level, width), ends in zip(windows or (), limits, strict=True)
     ]
     return View(name, layers, [float(mm) for mm in center], presets, _thinned(image.shape, steps))
 
