@@ -22,6 +22,7 @@ from attn3d.plotting import plot_attention_maps, plot_lesions
 from attn3d.plotting.attention import HEAT, heat_volumes
 from attn3d.plotting.charts import INK
 from attn3d.segmentation.components import middle_of_largest
+from attn3d.segmentation.configuration import Configuration
 from attn3d.segmentation.datasets import ANY, read_case_image, read_case_label
 from attn3d.segmentation.files import read_segmentation
 from attn3d.segmentation.grid import label_to_grid
@@ -118,11 +119,7 @@ def _attention(
     run: Run, images: Sequence[Nifti1Image], label: Nifti1Image
 ) -> tuple[MetaTensor, tuple[int, ...], dict[str, dict[str, Tensor]]]:
     """The patch around the largest lesion of a case as the network sees it, the voxel asked about, and the weights."""
-    config = run.config
-    mask = np.asarray(label_to_grid(label, config.spacing)[0]) > 0
-    volume = intensities_of(images, config)
-    seen = MetaTensor(to_channels(volume.as_tensor(), config.windows), affine=volume.affine)
-    patch, voxel = patch_around(seen, mask, config.patch_size)
+    patch, voxel = lesion_patch(images, label, run.config)
     return patch, voxel, attention_maps(run.network(), patch[None], voxels=[voxel])
 
 
@@ -152,6 +149,16 @@ def attention_figures(run: Run, scores: Mapping[str, Any]) -> list[Picture]:
         where = f"around the largest lesion of {name}" if ranked else f"in the middle of {name}, which has no lesion"
         pictures.append(png(figure, f"{spec_words(config.attention)} {where}."))
     return pictures
+
+
+def lesion_patch(
+    images: Sequence[Nifti1Image], label: Nifti1Image, config: Configuration
+) -> tuple[MetaTensor, tuple[int, ...]]:
+    """A patch around the largest lesion of a case as the network sees it, and where in it that is."""
+    mask = np.asarray(label_to_grid(label, config.spacing)[0]) > 0
+    volume = intensities_of(images, config)
+    seen = MetaTensor(to_channels(volume.as_tensor(), config.windows), affine=volume.affine)
+    return patch_around(seen, mask, config.patch_size)
 
 
 def patch_around(volume: MetaTensor, mask: np.ndarray, size: Sequence[int]) -> tuple[MetaTensor, tuple[int, ...]]:
