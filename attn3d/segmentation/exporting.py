@@ -75,7 +75,9 @@ def _write_onnx(net: nn.Module, config: Configuration, out: Path) -> None:
     sides = {
         2 + axis: steps * torch.export.Dim(f"side_{axis}", max=_MOST) for axis, steps in enumerate(multiple)
     }  # a network takes multiples of its steps alone
-    example = torch.zeros(2, config.in_channels, *config.patch_size)
+    # Two steps along each axis, and a batch of two: what is 1 in an example is taken to be 1 always.
+    size = [max(side, 2 * steps) for side, steps in zip(config.patch_size, multiple, strict=True)]
+    example = torch.zeros(2, config.in_channels, *size)
     torch.onnx.export(
         net,
         (example,),
