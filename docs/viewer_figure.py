@@ -1,9 +1,4 @@
-"""The picture of the viewer, docs/figures/viewer.png: a SIMULATED haemorrhage.
-
-    python -m docs.viewer_figure
-
-It takes Chromium, which is driven as in the tests.
-"""
+"""Takes a picture of the viewer with Chromium, docs/figures/viewer.png: ``python -m docs.viewer_figure``."""
 
 import io
 import tempfile
@@ -18,34 +13,25 @@ from attn3d.segmentation.components import middle_of_largest
 from attn3d.segmentation.datasets import read_case_image, read_case_label
 from attn3d.segmentation.reporting.viewer import case_page, view_of
 from attn3d.segmentation.windows import BRAIN_WINDOWS
+from docs.report_figures import write
 from tests.browser import Browser
-
-FIGURE = Path(__file__).parent / "figures" / "viewer.png"
-CASES = 3  # of which the one with the largest haemorrhage is shown
 
 
 def main() -> None:
-    """Simulates a few cases, writes the page of one and takes a picture of it."""
+    """Simulates three cases and takes a picture of the page of the last, which has a large haemorrhage."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        dataset = simulate(Path(folder) / "data", CASES, quiet=True)
-        pairs = [(case, read_case_image(case)[0]) for case in dataset.cases]
-        triples = [(case, image, np.asarray(read_case_label(case, dataset, image).dataobj)) for case, image in pairs]
-        case, image, reference = max(triples, key=lambda triple: int((triple[2] > 0).sum()))
-        view = view_of(
-            f"{case.name}, SIMULATED",
-            image,
-            {"reference": reference},
-            dataset.labels,
-            windows=BRAIN_WINDOWS,
-            center=nib.affines.apply_affine(image.affine, middle_of_largest(reference > 0)),
-        )
+        dataset = simulate(Path(folder) / "data", 3, quiet=True)
+        case = dataset.cases[-1]
+        (image,) = read_case_image(case)
+        reference = np.asarray(read_case_label(case, dataset, image).dataobj)
+        center = nib.affines.apply_affine(image.affine, middle_of_largest(reference > 0))
+        name = f"{case.name}, SIMULATED"
+        view = view_of(name, image, {"reference": reference}, dataset.labels, windows=BRAIN_WINDOWS, center=center)
         page = Path(folder) / "case.html"
         page.write_text(case_page(view, b"", simulated=False), encoding="utf-8")
         with Browser(page, Path(folder) / "browser", height=1150) as browser:
             browser.wait_for("!document.querySelector('.still')")
-            picture = Image.open(io.BytesIO(browser.picture())).convert("RGB")
-    small = picture.quantize(256, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
-    small.save(FIGURE, optimize=True)
+            write(Image.open(io.BytesIO(browser.picture())), "viewer.png")
 
 
 if __name__ == "__main__":
