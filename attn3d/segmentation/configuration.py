@@ -9,7 +9,7 @@ import torch
 
 from attn3d.arguments import read_spec
 from attn3d.segmentation.datasets import Dataset
-from attn3d.segmentation.fingerprint import Fingerprint, Geometry, propose_geometry, propose_mirror
+from attn3d.segmentation.fingerprint import Fingerprint, Geometry, propose_geometry
 from attn3d.segmentation.networks import narrowest, shape_multiple
 from attn3d.segmentation.settings import Configuration, Settings, checked
 from attn3d.segmentation.windows import propose_windows, warn_of_invisible
@@ -48,7 +48,6 @@ def configure(dataset: Dataset, images: int, fingerprint: Fingerprint, settings:
         "strides": strides,
         "kernels": settings.kernels or geometry.kernels,
         "windows": windows,
-        "mirror": propose_mirror(fingerprint) if settings.mirror == "auto" else settings.mirror,
         "attention": completed(settings.attention, geometry.spacing, narrowest(network, settings.width)),
         "start_from": None if settings.start_from is None else str(Path(settings.start_from).resolve()),
         "data": str(dataset.folder.resolve()),

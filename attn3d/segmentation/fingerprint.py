@@ -14,8 +14,6 @@ from attn3d.segmentation.grid import voxel_millilitres
 
 _COARSE = 3.0  # times the finest spacing: from here on the slices of a scan are thick
 _NEAR_ISOTROPIC = 2.0  # nnU-Net's: an axis is pooled, and seen by a kernel, when it is less than so much coarser
-_SYMMETRIC = 0.3  # correlation: of whole heads and trunks it is 0.45 to 0.95, of crops around one organ about 0
-_SIDE = 64  # lines along an axis of which the symmetry of a scan is told
 _SMALLEST_MAP = 4  # voxels along an axis that is not halved further
 
 
@@ -34,7 +32,6 @@ class Fingerprint:
         volume_ml: by label, the median over these cases.
         scans: as ``intensities``, over all voxels.
         labelled: as ``intensities`` of the first channel, by label.
-        symmetry: the median correlation of a scan with its mirror image, left and right exchanged.
     """
 
     cases: int
@@ -46,7 +43,6 @@ class Fingerprint:
     volume_ml: dict[str, float]
     scans: tuple[dict[str, float], ...] = ()
     labelled: dict[str, dict[str, float]] = field(default_factory=dict)
-    symmetry: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -79,7 +75,7 @@ def take_fingerprint(dataset: Dataset, cases: Sequence[Case], *, quiet: bool = F
     Raises:
         FileError: when a file cannot be used, or a case has another number of channels than the first.
     """
-    shapes, spacings, samples, scans, symmetries = [], [], [], [], []
+    shapes, spacings, samples, scans = [], [], [], []
     inside: dict[str, list[np.ndarray]] = {name: [] for name in dataset.labels.values()}
     volumes: dict[str, list[float]] = {name: [] for name in dataset.labels.values()}
     for case in track(cases, "looking at the data", disable=quiet):
@@ -93,7 +89,6 @@ def take_fingerprint(dataset: Dataset, cases: Sequence[Case], *, quiet: bool = F
         chosen = labels > 0 if labels.any() else np.ones(labels.shape, bool)
         samples.append([_sample(image, chosen) for image in images])
         scans.append([_sample(image, ...) for image in images])
-        symmetries.append(_symmetry(images[0]))
         millilitres = voxel_millilitres(affine)
         for value, name in dataset.labels.items():
             if count := int((labels == value).sum()):
@@ -112,16 +107,7 @@ def take_fingerprint(dataset: Dataset, cases: Sequence[Case], *, quiet: bool = F
         volume_ml={name: round(float(np.median(found)), 3) for name, found in volumes.items() if found},
         scans=tuple(_summary(channel) for channel in zip(*scans, strict=True)),
         labelled={name: _summary(found) for name, found in inside.items() if found},
-        symmetry=round(float(np.median(symmetries)), 4),
     )
-
-
-def propose_mirror(fingerprint: Fingerprint) -> tuple[int, ...]:
-    """The axes along which patches are mirrored: right to left, where the scans resemble their mirror images.
-
-    The mirrored patches of others, as of a hippocampus on one side, are of a kind that no scan has.
-    """
-    return (0,) if fingerprint.symmetry >= _SYMMETRIC else ()
 
 
 def propose_geometry(
@@ -191,17 +177,6 @@ def _steps(size: np.ndarray, spacing: np.ndarray) -> tuple[tuple[tuple[int, ...]
         step = np.where(halved, 2, 1)
         strides.append(tuple(step.tolist()))
         size, spacing = size / step, spacing * step
-
-
-def _symmetry(image: nib.Nifti1Image) -> float:
-    """The correlation of a scan with its mirror image, left and right exchanged; 0 where all voxels are the same."""
-    image = nib.as_closest_canonical(image)
-    steps = [max(1, size // _SIDE) for size in image.shape]
-    values = np.asarray(image.dataobj[:, :: steps[1], :: steps[2]], np.float64)
-    values = values.clip(*np.percentile(values, (0.5, 99.5)))
-    if values.min() == values.max():
-        return 0.0
-    return float(np.corrcoef(values.ravel(), values[::-1].ravel())[0, 1])
 
 
 def _sample(image: nib.Nifti1Image, chosen: Any) -> np.ndarray:

@@ -62,7 +62,6 @@ _Flag = Annotated[bool, Field(strict=True), MustBe("true or false")]
 _PerAxis = Annotated[
     tuple[tuple[_Whole, _Whole, _Whole], ...], MustBe("a list of three whole numbers of at least 1 each")
 ]
-_Axes = Annotated[tuple[Annotated[int, Field(strict=True, ge=0, le=2)], ...], MustBe("a list of axes from 0 to 2")]
 _Windows = Annotated[
     tuple[tuple[_Real, _Size], ...],
     Field(min_length=1),
@@ -96,11 +95,9 @@ class Settings(BaseModel):
     windows: Annotated[Literal["auto"] | _Windows | None, MustBe(_Windows.__metadata__[-1].words)] = Field(
         "auto", description="level and width in HU of each channel of a CT; null for mean 0 and standard deviation 1"
     )
-    mirror: Annotated[Literal["auto"] | _Axes, MustBe(_Axes.__metadata__[-1].words)] = Field(
-        "auto",
-        description="axes along which patches are mirrored: 0 right, 1 anterior, 2 superior; by default 0 where scans "
-        "resemble their mirror images, as heads do and one hippocampus does not",
-    )
+    mirror: Annotated[
+        tuple[Annotated[int, Field(strict=True, ge=0, le=2)], ...], MustBe("a list of axes from 0 to 2")
+    ] = Field((0,), description="axes along which patches are mirrored: 0 right, 1 anterior, 2 superior")
     epochs: _Count | None = Field(None, description=f"passes over the cases; {EPOCHS} where `minutes` is not set")
     minutes: Annotated[_Size, BeforeValidator(_number), MustBe("a positive number")] | None = Field(
         None, description="of training, validation included, instead of `epochs`"
@@ -162,7 +159,6 @@ class Configuration(Settings):
     strides: _PerAxis
     kernels: _PerAxis
     windows: _Windows | None
-    mirror: _Axes
     data: str = Field(description="the folder of the data set")
     layout: str = Field(description="that it has")
     simulated: bool = Field(description="whether all of it is")

@@ -199,7 +199,7 @@ def _summary(configuration: Configuration) -> str:
     return (
         f"{configuration.network}, {attention}; {configuration.budget}\n"
         f"  spacing {spacing} mm, patches {patch}, strides {configuration.strides}, kernels {configuration.kernels}\n"
-        f"  intensities {shown}; patches mirrored along {list(configuration.mirror) or 'no axis'}"
+        f"  intensities {shown}"
     )
 
 

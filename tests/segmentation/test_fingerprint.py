@@ -1,6 +1,5 @@
 """What follows from the data: spacing, patches, strides and kernels."""
 
-import nibabel as nib
 import numpy as np
 import pytest
 
@@ -109,30 +108,3 @@ def test_it_is_taken_from_the_files(data):
     assert taken.intensities[0]["median"] == pytest.approx(200, abs=15), "of what is labelled"
     inner = list(taken.volume_ml.values())[-1]
     assert inner == pytest.approx(4 / 3 * np.pi * (64 * 0.24) ** 3 / 1000, rel=0.1)
-
-
-@pytest.mark.parametrize(("shift", "orientation", "mirror"), [(0, "RAS", (0,)), (0, "PIL", (0,)), (5, "RAS", ())])
-def test_patches_are_mirrored_where_scans_resemble_their_mirror_images(shift, orientation, mirror, tmp_path):
-    """A ball in the middle, whatever the order of the axes, and one far to the right."""
-    x, y, z = np.indices((24, 20, 16)) - np.array([11.5 + shift, 5.0, 9.0])[:, None, None, None]
-    ball = (x**2 + y**2 + z**2 < 30).astype(np.uint8)
-    for part, array in (("images", ball * 100.0), ("labels", ball)):
-        (tmp_path / part).mkdir()
-        image = nib.Nifti1Image(array, np.diag([2.0, 1.0, 3.0, 1.0]))
-        turn = nib.orientations.axcodes2ornt(tuple(orientation))
-        nib.save(image.as_reoriented(turn), tmp_path / part / "case.nii.gz")
-    dataset = find_dataset(tmp_path)
-    taken = take_fingerprint(dataset, dataset.cases, quiet=True)
-    assert taken.symmetry == (1.0 if mirror else pytest.approx(-0.1, abs=0.1))
-    assert configure(dataset, 1, taken, settings_from(None, {"width": 4})).mirror == mirror
-    assert configure(dataset, 1, taken, settings_from(None, {"width": 4, "mirror": [1]})).mirror == (1,)
-
-
-def test_scans_of_hardly_more_than_one_value_are_not_mirrored(tmp_path):
-    array = np.zeros((9, 8, 7), np.float32)
-    array[2, 3, 4] = 1
-    for part in ("images", "labels"):
-        (tmp_path / part).mkdir()
-        nib.save(nib.Nifti1Image(array, np.eye(4)), tmp_path / part / "case.nii.gz")
-    dataset = find_dataset(tmp_path)
-    assert take_fingerprint(dataset, dataset.cases, quiet=True).symmetry == 0.0
