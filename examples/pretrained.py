@@ -52,7 +52,7 @@ def main(
     host = [parameter for parameter in net.parameters() if id(parameter) not in mine]
     optimizer = torch.optim.AdamW([{"params": host, "lr": 1e-4}, {"params": attention, "lr": 3e-3}])
     fit(net, optimizer, batches, max(1, steps // 4))
-    gates = [parameter.item() for parameter in attention if parameter.dim() == 0]
+    gates = [value.item() for name, value in net.named_parameters() if name.endswith(".gate") and id(value) in mine]
     print("gates, which began at 0:", [round(gate, 4) for gate in gates])
 
     # A network with attention is rebuilt from the result of `inserted_attention`.

@@ -544,7 +544,7 @@ COUNTED = {
 
 
 @pytest.mark.scorecard("memory", "order", "finite", "repeats", "persistence", "operators", "captures")
-@pytest.mark.parametrize("spatial_dims", DIMS)
+@pytest.mark.parametrize("spatial_dims", some(DIMS, lambda dims: dims == 2))
 @pytest.mark.parametrize("configuration", EVERY, ids=identify)
 def test_every_configuration_keeps_the_contract(configuration, spatial_dims, count_cases):
     module = mechanism(configuration, spatial_dims)
@@ -559,7 +559,7 @@ def test_every_configuration_keeps_the_contract(configuration, spatial_dims, cou
 @pytest.mark.scorecard("captures")
 @pytest.mark.parametrize(
     "cell",
-    some(itertools.product(CONFIGURATIONS, DIMS), lambda cell: cell[0] not in FULLEST or cell[1] == 2),
+    some(itertools.product(CONFIGURATIONS, DIMS), lambda cell: cell[0] not in FULLEST or cell[1] < 3),
     ids=lambda cell: f"{identify(cell[0])}-{cell[1]}",
 )
 def test_every_configuration_compiles_and_exports(cell, count_cases):
@@ -573,7 +573,7 @@ def test_every_configuration_compiles_and_exports(cell, count_cases):
 @pytest.mark.scorecard("captures")
 @pytest.mark.parametrize(
     "configuration",
-    some(CONFIGURATIONS, lambda cell: cell not in FULLEST or FULLEST.index(cell) % 3),
+    some(CONFIGURATIONS, lambda cell: cell not in FULLEST or FULLEST.index(cell) % 6),
     ids=identify,
 )
 def test_every_configuration_compiles_in_training_with_dynamic_shapes(configuration):
@@ -629,7 +629,9 @@ def test_a_script_equals_eager_and_can_be_saved(configuration, spatial_dims):
 
 
 @pytest.mark.scorecard("captures")
-@pytest.mark.parametrize("configuration", some(CONFIGURATIONS, lambda one: one not in FULLEST), ids=identify)
+@pytest.mark.parametrize(
+    "configuration", some(CONFIGURATIONS, lambda one: one not in FULLEST or FULLEST.index(one) % 2), ids=identify
+)
 def test_onnx_equals_eager(configuration, tmp_path):
     module = build(configuration, 3, C).float().eval()
     x = torch.randn(2, C, 4, 6, 5)

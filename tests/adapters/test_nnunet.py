@@ -94,7 +94,7 @@ def test_nnunet_reads_the_plans() -> None:
     assert len(net(torch.randn(1, 2, 8, 8, 8))) == 2
 
 
-@pytest.mark.parametrize("network", ["PlainConvUNet", "ResidualEncoderUNet"])
+@pytest.mark.parametrize("network", some(["PlainConvUNet", "ResidualEncoderUNet"], lambda name: name[0] == "R"))
 @pytest.mark.parametrize("dims", some([2, 3], lambda dims: dims == 2))
 def test_every_kind(network: str, dims: int) -> None:
     kinds = [kind for kind in KINDS if kind != "residual" or network.startswith("Residual")]
@@ -289,7 +289,7 @@ def test_a_checkpoint_without_attention_is_converted(tmp_path: Path) -> None:
         ("old.pth", pickle.dumps({}), "new", "`checkpoint` {file} is damaged"),
         ("old.pth", None, "new", "`checkpoint` {file} cannot be read: No such file or directory"),
         ("old.pth", {"weights": {}}, "new", "`checkpoint` {file} is no checkpoint of nnU-Net v2; it has no 'network_w"),
-        ("old.pth", {"network_weights": {}}, "new", "`checkpoint` has no 'decoder.seg_layers.0.weight'"),
+        ("old.pth", {"network_weights": {}}, "new", "must be of a U-Net of nnU-Net; it has no 'decoder.seg_layers"),
         ("old.pth", {"network_weights": plain.state_dict()}, "full", "`configuration` 'full' has no attention"),
         ("old.pth", {"network_weights": plain.state_dict()}, "none", "'none' is not in the plans"),
         ("plans.json", None, "new", "`plans` {file} cannot be read: No such file or directory"),

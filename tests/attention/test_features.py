@@ -201,7 +201,7 @@ def test_the_non_local_block_takes_positions(mode, pattern):
         ("mhsa", {"scores": "cosin"}, "`scores` got 'cosin'; did you mean 'cosine'"),
         ("mhsa", {"registers": -1}, "`registers` must be at least 0, got -1"),
         ("mhsa", {"registers": 2.0}, "`registers` must be an integer, got 2.0"),
-        ("non_local", {"position": "rope", "sub_sample": True}, r"pattern=PooledKeys\(2\) keeps positions"),
+        ("non_local", {"position": "rope", "sub_sample": True}, r"`position` must be None with .*PooledKeys\(2\)"),
         ("non_local", {"position": "rope", "mode": "dot_product"}, "`position` is supported by the softmax modes only"),
     ],
     ids=str,

@@ -95,6 +95,9 @@ SCOPED = [  # with the backends that serve it without gathering many keys for ev
     (Scoped(PooledKeys(8)), "sdpa"),
     (Scoped(PooledKeys(8)), "chunked"),
 ]
+THIRD_BY_DAY = [
+    pytest.param(*each, marks=[pytest.mark.nightly] if index % 3 else []) for index, each in enumerate(SCOPED)
+]
 
 
 def train(scoped, backend, extent):
@@ -110,7 +113,7 @@ class TestWholeVolumes:
     """In every pattern, forward and backward, also where a position bias is learnt."""
 
     @pytest.mark.parametrize("extent", some([32, 64, 96], lambda extent: extent > 32))
-    @pytest.mark.parametrize(("scoped", "backend"), SCOPED, ids=str)
+    @pytest.mark.parametrize(("scoped", "backend"), THIRD_BY_DAY, ids=str)
     def test_no_output_is_larger_than_eight_feature_maps(self, scoped, backend, extent):
         """Of any operator; tensors hold nothing."""
         with FakeTensorMode():
@@ -122,7 +125,7 @@ class TestWholeVolumes:
             assert largest_output(train(Scoped(pattern), "math", 32)) >= 32**6
 
     @pytest.mark.parametrize("extents", some([(8, 16, 32), (8, 16, 32, 64)], lambda extents: 64 in extents), ids=str)
-    @pytest.mark.parametrize(("scoped", "backend"), SCOPED, ids=str)
+    @pytest.mark.parametrize(("scoped", "backend"), THIRD_BY_DAY, ids=str)
     def test_memory_grows_with_the_voxels(self, scoped, backend, extents):
         """Foretold: a slope of at most 1.05 of the logarithms, where the reference has 2."""
 

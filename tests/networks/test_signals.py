@@ -44,8 +44,14 @@ def image(name: str, batch: int = 2) -> Tensor:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("variant", ["compact", "paper"])
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    ("name", "variant"),
+    [
+        pytest.param(name, variant, marks=[pytest.mark.nightly] if variant == "paper" and name != "UNet" else [])
+        for name in NETWORKS
+        for variant in ("compact", "paper")
+    ],
+)
 def test_at_every_skip(name: str, variant: str) -> None:
     """Trains, exports, is saved, loads a checkpoint from before, and is taken out bitwise."""
     torch.manual_seed(0)
