@@ -559,7 +559,10 @@ def test_every_configuration_keeps_the_contract(configuration, spatial_dims, cou
 @pytest.mark.scorecard("captures")
 @pytest.mark.parametrize(
     "cell",
-    some(itertools.product(CONFIGURATIONS, DIMS), lambda cell: cell[0] not in FULLEST or cell[1] < 3),
+    some(
+        itertools.product(CONFIGURATIONS, DIMS),
+        lambda cell: cell[0] not in FULLEST or cell[1] < 3 or FULLEST.index(cell[0]) % 2,
+    ),
     ids=lambda cell: f"{identify(cell[0])}-{cell[1]}",
 )
 def test_every_configuration_compiles_and_exports(cell, count_cases):
@@ -573,7 +576,7 @@ def test_every_configuration_compiles_and_exports(cell, count_cases):
 @pytest.mark.scorecard("captures")
 @pytest.mark.parametrize(
     "configuration",
-    some(CONFIGURATIONS, lambda cell: cell not in FULLEST or FULLEST.index(cell) % 6),
+    some(CONFIGURATIONS, lambda cell: cell not in FULLEST or FULLEST.index(cell) % 9),
     ids=identify,
 )
 def test_every_configuration_compiles_in_training_with_dynamic_shapes(configuration):

@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    ValidationError,
+)
 from pydantic import model_validator as check_model
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
@@ -43,6 +51,12 @@ def _number(value: Any) -> Any:
         with suppress(ValueError):
             return float(value)
     return value
+
+
+def _each_once(values: tuple[int, ...]) -> tuple[int, ...]:
+    if len({*values}) < len(values):
+        raise ValueError("repeated")
+    return values
 
 
 _Whole = Annotated[int, Field(strict=True, ge=1)]
@@ -96,7 +110,9 @@ class Settings(BaseModel):
         "auto", description="level and width in HU of each channel of a CT; null for mean 0 and standard deviation 1"
     )
     mirror: Annotated[
-        tuple[Annotated[int, Field(strict=True, ge=0, le=2)], ...], MustBe("a list of axes from 0 to 2")
+        tuple[Annotated[int, Field(strict=True, ge=0, le=2)], ...],
+        AfterValidator(_each_once),
+        MustBe("a list of axes from 0 to 2, each at most once"),
     ] = Field((0,), description="axes along which patches are mirrored: 0 right, 1 anterior, 2 superior")
     epochs: _Count | None = Field(None, description=f"passes over the cases; {EPOCHS} where `minutes` is not set")
     minutes: Annotated[_Size, BeforeValidator(_number), MustBe("a positive number")] | None = Field(

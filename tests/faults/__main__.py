@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-import attn3d.segmentation  # noqa: F401  what the forks need is imported once
+from attn3d import segmentation
 from tests.faults.odd import KINDS, odd_inputs
 from tests.faults.process import command
 from tests.faults.scenes import SCENES, TRAIN, write_inputs
@@ -27,6 +27,8 @@ def main() -> int:
     parser.add_argument("--series", type=Path, help="folders of DICOM files to read beside dcm2niix, which is needed")
     options = parser.parse_args()
     torch.set_num_threads(1)  # threads do not survive a fork
+    for name in segmentation.__all__:
+        getattr(segmentation, name)  # is imported when it is asked for: once here, and not in every fork
     words = " ".join(["python -m tests.faults", *sys.argv[1:]])
     rows: list[Row] = []
 

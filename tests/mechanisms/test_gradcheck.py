@@ -53,7 +53,7 @@ def test_first_derivative(configuration, spatial_dims):
     assert gradcheck(function, inputs, fast_mode=is_large(inputs))
 
 
-@pytest.mark.parametrize("spatial_dims", some([1, 2, 3], lambda dims: dims == 3))
+@pytest.mark.parametrize("spatial_dims", some([1, 2, 3], lambda dims: dims != 2))
 @configurations
 def test_second_derivative(configuration, spatial_dims):
     options = {"backend": "math"} if attends_with_softmax(configuration) else {}

@@ -34,7 +34,7 @@ SHAPES = [
 configurations = pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=lambda cell: cell.id)
 
 
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("training", some([True, False], lambda training: not training), ids=["train", "eval"])
 @pytest.mark.parametrize(
     "case",
     some(SHAPES, lambda case: SHAPES.index(case) % 2),

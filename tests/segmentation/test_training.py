@@ -261,6 +261,7 @@ def test_deep_supervision_and_spacing_per_axis(data, tmp_path):
         ({"at": "skip"}, "`at` must be a list of kinds of site, got 'skip'"),
         ({"epochs": None, "minutes": 0}, "`minutes` must be a positive number, got 0"),
         ({"minutes": 5}, "`epochs` and `minutes` are two budgets, got 3 and 5; set one"),
+        ({"mirror": [0, 0]}, r"`mirror` must be a list of axes from 0 to 2, each at most once, got \[0, 0\]"),
         ({"optimizer": "adam"}, "`optimizer` must be adamw or sgd, got 'adam'"),
         ({"epoch": 3}, "unknown setting 'epoch'; did you mean 'epochs'"),
         ({"workers": -1}, "`workers` must be 0 or more, got -1"),
