@@ -14,7 +14,7 @@ import typer
 from attn3d import segmentation
 
 SETTINGS = {
-    "network": "UNet",  # DynUNet, the architecture of nnU-Net, is better but needs a GPU
+    "network": "UNet",  # DynUNet, the architecture of nnU-Net, finds finer borders and is slow on a CPU
     "attention": ("cbam", {"reduction": 4}),
     "at": ("skip",),
     # "spacing": (0.5, 0.5, 5.0),  "patch_voxels": 2**21,  "windows": [[40, 80]],  "batch_size": 4, ..

@@ -16,7 +16,8 @@ def create_loss(name: str, weights: Sequence[float] | None = None) -> _Loss:
     - ``dice_ce``: Dice loss, without the background, and cross-entropy.
     - ``dice_focal``: Dice loss, and focal loss with exponent 2 (Lin et al., arXiv 1708.02002) of the sigmoid of each
       label, both without the background.
-    - ``generalized_dice``: classes weighted by their inverse squared volume (Sudre et al., arXiv 1707.03237).
+    - ``generalized_dice``: classes weighted by their inverse squared volume (Sudre et al., arXiv 1707.03237). A batch
+      without any label has no gradient: what is found there costs nothing.
     - ``tversky``: false positives weighted 0.3 and false negatives 0.7 (Salehi et al., arXiv 1706.05721).
 
     Args:

@@ -51,9 +51,13 @@ def finished_folder(path: Path | str) -> Iterator[Path]:
     """A new folder to fill; it takes the name ``path`` when it is whole, in place of what is there.
 
     Raises:
+        FileError: when ``path`` leads through a folder that does not exist to one that does. A caller that asked
+            whether ``path`` exists was told no, and the folder would be lost.
         OSError: as what fills it, with the name that a file was to have there.
     """
-    path = Path(path).resolve()
+    given, path = Path(path), Path(path).resolve()
+    if path.exists() and not given.exists():
+        raise FileError(given, f"leads through a folder that does not exist; give {path}")
     sweep(path.parent)
     unfinished, before = _unfinished(path), _unfinished(path, "before-")
     try:

@@ -34,7 +34,7 @@ def test_every_case_is_scored_by_the_run_that_has_not_seen_it(folds):
     assert json.loads((folds.folder / "scores.json").read_text()) == folds.scores
 
 
-def test_finished_folds_are_not_trained_again(folds, data, monkeypatch):
+def test_finished_folds_are_not_trained_again(folds, data):
     before = [run.weights.stat().st_mtime_ns for run in folds.runs]
     again = cross_validate(data, out=folds.folder, folds=2, **SETTINGS)
     assert [run.weights.stat().st_mtime_ns for run in again.runs] == before
@@ -72,7 +72,7 @@ def test_the_folder_is_an_ensemble_of_its_runs(folds, data, tmp_path):
     assert together.volume_ml == apart.volume_ml
 
 
-def test_given_splits_are_kept(data, tmp_path, monkeypatch):
+def test_given_splits_are_kept(data, tmp_path):
     splits = [{"train": NAMES[:2], "val": NAMES[2:]}, {"train": NAMES[1:], "val": NAMES[:1]}]
     (tmp_path / "mine.json").write_text(json.dumps(splits))
     found = cross_validate(data, out=tmp_path / "all", folds=tmp_path / "mine.json", **SETTINGS)

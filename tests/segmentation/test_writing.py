@@ -204,3 +204,16 @@ def test_tables_are_numbers_by_case(tmp_path):
 def test_json_is_plain(tmp_path):
     write_json(tmp_path / "a.json", {"a": [1]})
     assert json.loads((tmp_path / "a.json").read_text()) == {"a": [1]}
+
+
+def test_a_folder_that_is_reached_through_none_is_not_replaced(tmp_path):
+    """The operating system says of such a path that nothing is there."""
+    kept = tmp_path / "kept" / "mine.txt"
+    kept.parent.mkdir()
+    kept.write_text("mine")
+    with (
+        pytest.raises(FileError, match=r"leads through a folder that does not exist; give .*kept"),
+        finished_folder(tmp_path / "none" / ".." / "kept"),
+    ):
+        pass
+    assert kept.read_text() == "mine"
