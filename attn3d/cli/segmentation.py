@@ -138,7 +138,10 @@ def predict(
         Literal["nii.gz", "nrrd", "mha"] | None,
         typer.Option(help="Of the labels [that of the scan; nii.gz for DICOM]."),
     ] = None,
-    tta: Annotated[bool, typer.Option("--tta", help="Average with the mirrored scan.")] = False,
+    mirror: Annotated[
+        str | None,
+        typer.Option(help="Average over windows mirrored along axes, as 0 or 0,1,2: right, anterior, superior [none]."),
+    ] = None,
     best: Annotated[bool, typer.Option("--best", help="The weights of the best validation, not the last.")] = False,
     overlap: Annotated[float, typer.Option(help="Of neighbouring windows.")] = 0.5,
     remove_small: Annotated[float, typer.Option(min=0, help="Drop pieces of less than so many ml.")] = 0.0,
@@ -158,7 +161,7 @@ def predict(
             probabilities=probabilities,
             dicom_seg=dicom_seg,
             format=format,
-            tta=tta,
+            mirror=_axes(mirror),
             best=best,
             overlap=overlap,
             remove_small=remove_small,
@@ -258,6 +261,11 @@ def compare(
             print(f"{name}: one seed says nothing about noise")
         elif name != "none":
             print(f"{name}: the difference is {'inside' if one['inside_noise'] else 'beyond'} the noise")
+
+
+def _axes(text: str | None) -> list[Any]:
+    """Axes separated by commas; what is no number is left to the check of the setting."""
+    return [int(one) if one.isdecimal() else one for one in text.split(",")] if text else []
 
 
 def _interval(ends: list[float] | None) -> str:

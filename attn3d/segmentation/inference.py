@@ -6,7 +6,7 @@ that a window spans, whatever the length of the scan, and classes cost next to n
 """
 
 from collections.abc import Iterator, Sequence
-from itertools import groupby
+from itertools import combinations, groupby
 from typing import NamedTuple
 
 import nibabel as nib
@@ -41,7 +41,12 @@ class View(NamedTuple):
 
 
 def segment(
-    views: Sequence[View], like: nib.Nifti1Image, *, overlap: float = 0.5, mirrored: bool = False, keep: bool = False
+    views: Sequence[View],
+    like: nib.Nifti1Image,
+    *,
+    overlap: float = 0.5,
+    mirror: Sequence[int] = (),
+    keep: bool = False,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """The class with the highest mean probability at each voxel of a scan.
 
@@ -49,7 +54,7 @@ def segment(
         views: of the scan, by one or more networks of the same classes, each on its own grid.
         like: the scan.
         overlap: of neighbouring windows, a part of their size.
-        mirrored: whether logits are averaged with those of windows with left and right exchanged.
+        mirror: axes of the working grid; logits are averaged over windows mirrored along every combination of them.
         keep: whether the probabilities are returned as well.
 
     Returns:
@@ -63,7 +68,7 @@ def segment(
     scan_axis = along(axis, first.volume.affine.numpy(), like.affine)
     streams = [
         resampled_planes(
-            probability_planes(view, axis, overlap=overlap, mirrored=mirrored),
+            probability_planes(view, axis, overlap=overlap, mirror=mirror),
             *(view.volume.affine.numpy(), view.volume.shape[1:]),
             *(like.affine, like.shape),
             axis,
@@ -83,7 +88,7 @@ def segment(
 
 
 @torch.inference_mode()
-def probability_planes(view: View, axis: int, *, overlap: float = 0.5, mirrored: bool = False) -> Iterator[Tensor]:
+def probability_planes(view: View, axis: int, *, overlap: float = 0.5, mirror: Sequence[int] = ()) -> Iterator[Tensor]:
     """The probabilities of the classes on the working grid, (classes, *rest), plane by plane along an axis.
 
     Logits of windows are averaged with Gaussian weights, as `monai.inferers.sliding_window_inference` does it. What is
@@ -93,7 +98,7 @@ def probability_planes(view: View, axis: int, *, overlap: float = 0.5, mirrored:
         view: of the scan.
         axis: of the working grid that the planes follow each other along.
         overlap: as in `segment`.
-        mirrored: as in `segment`.
+        mirror: as in `segment`.
 
     Raises:
         ValueError: as `segment`.
@@ -117,7 +122,7 @@ def probability_planes(view: View, axis: int, *, overlap: float = 0.5, mirrored:
         for first in range(0, len(row), together):
             some = row[first : first + together]
             patches = torch.stack([volume[:, *one] for one in some]).to(device)
-            logits = _logits(network, to_channels(patches, view.windows), mirrored)
+            logits = _logits(network, to_channels(patches, view.windows), mirror)
             if not total.numel():
                 total = torch.zeros(planes[0], logits.shape[1], *planes[1:], dtype=torch.float16, device=device)
             for window, values in zip(some, logits, strict=True):
@@ -148,9 +153,11 @@ def _padded(volume: Tensor, patch_size: Sequence[int]) -> tuple[Tensor, list[sli
     return volume, inside
 
 
-def _logits(network: nn.Module, patches: Tensor, mirrored: bool) -> Tensor:
-    """How far each class is below the most probable one."""
+def _logits(network: nn.Module, patches: Tensor, mirror: Sequence[int]) -> Tensor:
+    """How far each class is below the most probable one, by the mean logits over all combinations of mirrored axes."""
     found = network(patches)
-    if mirrored:
-        found = (found + network(patches.flip(2)).flip(2)) / 2
+    for count in range(1, 1 + len(mirror)):
+        for axes in combinations([2 + axis for axis in mirror], count):
+            found = found + network(patches.flip(axes)).flip(axes)
+    found = found / 2 ** len(mirror)
     return (found - found.amax(dim=1, keepdim=True)).float().clamp_(min=_LOWEST)

@@ -26,7 +26,7 @@ from attn3d.segmentation.networks import shape_multiple
 from attn3d.segmentation.portable import window_size
 from attn3d.segmentation.preprocessing import intensities_of
 from attn3d.segmentation.runs import Run, open_runs
-from attn3d.segmentation.settings import Configuration
+from attn3d.segmentation.settings import Configuration, Settings, checked
 from attn3d.segmentation.writing import as_cell, finished_file, read_table, sweep, write_table, write_text
 
 _FORMATS = ("nii.gz", *(ending[1:] for ending in ENDINGS))
@@ -58,7 +58,7 @@ def predict(
     probabilities: bool = False,
     dicom_seg: bool = False,
     format: Literal["nii.gz", "nrrd", "mha"] | None = None,
-    tta: bool = False,
+    mirror: Sequence[int] = (),
     best: bool = False,
     overlap: float = 0.5,
     remove_small: float = 0.0,
@@ -83,7 +83,8 @@ def predict(
         probabilities: also ``case_probabilities.nii.gz``, float32 with a class in each last index.
         dicom_seg: also ``case.dcm``, a DICOM SEG in the frame of the series that the scan was; needs highdicom.
         format: of the labels; by default that of the scan, NIfTI for DICOM.
-        tta: average with what is found in mirrored windows, left and right exchanged: the flip of the training.
+        mirror: axes, 0 right, 1 anterior, 2 superior, as in the setting of the training: what is found is averaged over
+            windows mirrored along every combination of them, 2 for one axis and 8 for three.
         best: take the weights of the best validation, rather than the last ones.
         overlap: of neighbouring windows, 0 to below 1, a part of their size.
         remove_small: ml; a connected piece of a label that is smaller becomes background.
@@ -92,12 +93,13 @@ def predict(
 
     Raises:
         FileError: when a run cannot be used, there is no scan, or ``out`` has statistics of other labels.
-        ValueError: when the runs have different labels, ``remove_small`` is negative, or ``out`` holds the scans.
+        ValueError: when the runs have different labels, an option cannot be as it is given, or ``out`` holds the scans.
     """
     folders = [runs] if isinstance(runs, str | Path) else runs
     opened = [run for folder in folders for run in open_runs(folder)]
     if not 0 <= overlap < 1:
         raise ValueError(f"`overlap` must be at least 0 and below 1, got {overlap}")
+    mirror = checked(Settings, {"mirror": mirror}).mirror
     if not remove_small >= 0:
         raise ValueError(f"`remove_small` must be at least 0 ml, got {remove_small}")
     if dicom_seg:
@@ -128,7 +130,7 @@ def predict(
                 label = read_segmentation(path)
                 found.skipped[case.name] = path
             else:
-                options = {"overlap": overlap, "mirrored": tta, "keep": probabilities}
+                options = {"overlap": overlap, "mirror": mirror, "keep": probabilities}
                 label = _segment(case, path, networks, opened[0], preview, dicom_seg, remove_small, **options)
                 found.written[case.name] = path
             voxels, millilitres = np.asarray(label.dataobj), voxel_millilitres(label.affine)

@@ -1,5 +1,7 @@
 """From a trained network and a scan of any geometry to probabilities and labels on the scan's own voxels."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
@@ -73,12 +75,28 @@ def test_windows_are_averaged_as_by_monai(trained, axis, overlap, patch):
     torch.testing.assert_close(found, logits[0].softmax(dim=0), atol=2e-3, rtol=0)
 
 
+@pytest.mark.parametrize("mirror", [(0,), (2, 0), (0, 1, 2)], ids=str)
+def test_mirrored_windows_are_averaged_over_all_combinations(trained, mirror):
+    """One window: flip, run, flip back, and the mean of the logits."""
+    volume = torch.randn(1, *PATCH, generator=torch.Generator().manual_seed(0))
+    runs = []
+    for flipped in product((False, True), repeat=len(mirror)):
+        axes = [axis for axis, one in zip(mirror, flipped, strict=True) if one]
+        with torch.no_grad():
+            runs.append(trained(volume.flip([1 + axis for axis in axes])[None])[0].flip([1 + axis for axis in axes]))
+    plain = torch.stack(runs).mean(dim=0).softmax(dim=0)
+    found = torch.stack([*probability_planes(View(trained, MetaTensor(volume), PATCH), 2, mirror=mirror)], dim=3)
+    torch.testing.assert_close(found, plain, atol=2e-3, rtol=0)
+    unmirrored = torch.stack([*probability_planes(View(trained, MetaTensor(volume), PATCH), 2)], dim=3)
+    assert (found - unmirrored).abs().max() > 0.05
+
+
 def test_mirrored_windows_make_a_network_blind_to_sides(trained):
     volume = torch.randn(1, 24, 20, 18, generator=torch.Generator().manual_seed(0))
-    mirrored = View(trained, MetaTensor(volume.flip(1)), PATCH)
-    found = torch.stack([*probability_planes(View(trained, MetaTensor(volume), PATCH), 2, mirrored=True)], dim=3)
-    other = torch.stack([*probability_planes(mirrored, 2, mirrored=True)], dim=3)
-    torch.testing.assert_close(found, other.flip(1), atol=2e-3, rtol=0)
+    mirrored = View(trained, MetaTensor(volume.flip(1, 3)), PATCH)
+    found = torch.stack([*probability_planes(View(trained, MetaTensor(volume), PATCH), 1, mirror=[0, 2])], dim=2)
+    other = torch.stack([*probability_planes(mirrored, 1, mirror=[0, 2])], dim=2)
+    torch.testing.assert_close(found, other.flip(1, 3), atol=2e-3, rtol=0)
 
 
 @pytest.mark.parametrize(

@@ -210,7 +210,14 @@ def test_volumes_pictures_and_probabilities(run, tmp_path):
     data[block][:4] = 290.0
     scans = save(tmp_path / "scans", one=data)
     found = predict(
-        run.folder, scans, tmp_path / "out", statistics=True, preview=True, probabilities=True, tta=True, quiet=True
+        run.folder,
+        scans,
+        tmp_path / "out",
+        statistics=True,
+        preview=True,
+        probabilities=True,
+        mirror=[0, 2],
+        quiet=True,
     )
     labels = np.asarray(nib.load(found.written["one"]).dataobj)
     assert set(np.unique(labels)) == {0, 2, 5}
@@ -284,6 +291,12 @@ def test_without_weights(tmp_path):
 def test_windows_cannot_overlap_wholly(overlap, run, tmp_path):
     with pytest.raises(ValueError, match="`overlap` must be at least 0 and below 1, got"):
         predict(run.folder, tmp_path, tmp_path / "out", overlap=overlap, quiet=True)
+
+
+@pytest.mark.parametrize("mirror", [[3], [0, 0], [-1], ["x"], [0.5], 0])
+def test_axes_to_mirror_are_those_of_the_setting(mirror, run, tmp_path):
+    with pytest.raises(ValueError, match="`mirror` must be a list of axes from 0 to 2, each at most once, got"):
+        predict(run.folder, tmp_path, tmp_path / "out", mirror=mirror, quiet=True)
 
 
 @pytest.mark.parametrize("millilitres", [-1.0, float("nan")])
