@@ -5,6 +5,7 @@ Each is the function of the same name in `attn3d.segmentation`, which is importe
 
 import json
 import logging
+import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -131,6 +132,9 @@ def predict(
     statistics: Annotated[bool, typer.Option("--statistics", help="Volumes in ml, as a CSV table.")] = False,
     preview: Annotated[bool, typer.Option("--preview", help="A picture of each, and a page to look through.")] = False,
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Also what the labels come from.")] = False,
+    uncertainty: Annotated[
+        bool, typer.Option("--uncertainty", help="Images of entropy, of runs' spread, and a CSV table of their means.")
+    ] = False,
     dicom_seg: Annotated[
         bool, typer.Option("--dicom-seg", help="Also a DICOM SEG, of a DICOM series; needs highdicom.")
     ] = False,
@@ -159,6 +163,7 @@ def predict(
             statistics=statistics,
             preview=preview,
             probabilities=probabilities,
+            uncertainty=uncertainty,
             dicom_seg=dicom_seg,
             format=format,
             mirror=_axes(mirror),
@@ -170,14 +175,10 @@ def predict(
         )
     there = f", {len(found.skipped)} were there already" if found.skipped else ""
     print(f"{len(found.written)} segmented, in {out}/{there}")
-    if statistics and found.volume_ml:
-        table = Table(title="ml", box=box.SIMPLE_HEAD)
-        table.add_column("Case", no_wrap=True)
-        for label in next(iter(found.volume_ml.values())):
-            table.add_column(label, justify="right", no_wrap=True)
-        for case, volumes in found.volume_ml.items():
-            table.add_row(case, *(f"{volume:.1f}" for volume in volumes.values()))
-        _show(table)
+    if statistics:
+        _print_by_case(found.volume_ml, "ml", 1)
+    if uncertainty:
+        _print_by_case(found.uncertainty, "Mean uncertainty of what is labelled", 3)
     _end("predict", found.failed)
 
 
@@ -282,6 +283,18 @@ def _spec(text: str | None) -> Any:
         raise ValueError(
             f'`attention` must be a name or JSON such as ["cbam", {{"reduction": 8}}], got {text!r}'
         ) from (error)
+
+
+def _print_by_case(found: Mapping[str, Mapping[str, float]], title: str, digits: int) -> None:
+    """A row of numbers for each case, NaN as a dash."""
+    table = Table(title=title, box=box.SIMPLE_HEAD)
+    table.add_column("Case", no_wrap=True)
+    for heading in next(iter(found.values()), ()):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for case, numbers in found.items():
+        table.add_row(case, *("–" if math.isnan(one) else f"{one:.{digits}f}" for one in numbers.values()))
+    if found:
+        _show(table)
 
 
 def _print_scores(scores: Mapping[str, Any], title: str) -> None:

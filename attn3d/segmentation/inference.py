@@ -5,6 +5,7 @@ are brought to the scan's grid and their labels chosen, and nothing of them is k
 that a window spans, whatever the length of the scan, and classes cost next to nothing.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from itertools import combinations, groupby
 from typing import NamedTuple
@@ -21,6 +22,20 @@ from attn3d.segmentation.grid import along, resampled_planes
 from attn3d.segmentation.portable import to_channels
 
 _LOWEST = -1e4  # of a logit below the highest; float16 ends at 65504
+
+
+class Segmentation(NamedTuple):
+    """What was found in a scan, voxel by voxel.
+
+    Attributes:
+        classes: uint8, of the scan's shape.
+        probabilities: float32, (*shape, classes), or None.
+        uncertainty: by measure, float32 of the scan's shape: "entropy", and of several networks "spread".
+    """
+
+    classes: np.ndarray
+    probabilities: np.ndarray | None
+    uncertainty: dict[str, np.ndarray]
 
 
 class View(NamedTuple):
@@ -47,8 +62,16 @@ def segment(
     overlap: float = 0.5,
     mirror: Sequence[int] = (),
     keep: bool = False,
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """The class with the highest mean probability at each voxel of a scan.
+    uncertainty: bool = False,
+) -> Segmentation:
+    r"""The class with the highest mean probability at each voxel of a scan, and how uncertain it is.
+
+    With the probability $p_{kc}$ of class $c$ by network $k$ of $K$, on the scan's grid, and
+    $\bar p_c = \frac1K \sum_k p_{kc}$:
+
+    - entropy, in nats: $-\sum_c \bar p_c \ln \bar p_c$, from 0 to the logarithm of the number of classes;
+    - spread: the population standard deviation of $p_{k\hat c}$ over the networks, from 0 to 0.5, where $\hat c$ is
+      the class with the highest $\bar p_c$.
 
     Args:
         views: of the scan, by one or more networks of the same classes, each on its own grid.
@@ -56,9 +79,7 @@ def segment(
         overlap: of neighbouring windows, a part of their size.
         mirror: axes of the working grid; logits are averaged over windows mirrored along every combination of them.
         keep: whether the probabilities are returned as well.
-
-    Returns:
-        uint8 classes of the scan's shape, and float32 probabilities (*shape, classes) or None.
+        uncertainty: whether the measures of uncertainty are.
 
     Raises:
         ValueError: when a volume, or what a network makes of it, is not finite.
@@ -78,13 +99,38 @@ def segment(
     shape = [like.shape[scan_axis], *(size for one, size in enumerate(like.shape) if one != scan_axis)]
     classes = np.empty(shape, np.uint8)
     kept = None
+    measures = measures_of(len(views)) if uncertainty else ()
+    uncertain = {name: np.empty(shape, np.float32) for name in measures}
     for found in zip(*streams, strict=True):
-        index, mean = found[0][0], sum(plane for _, plane in found) / len(found)
-        classes[index] = mean.max(dim=0).indices  # the first of equal ones
+        index, planes = found[0][0], [plane for _, plane in found]
+        mean = sum(planes) / len(planes)
+        chosen = mean.max(dim=0).indices  # the first of equal ones
+        classes[index] = chosen
         if keep:
             kept = np.empty((*shape, len(mean)), np.float32) if kept is None else kept
             kept[index] = mean.permute(1, 2, 0)
-    return np.moveaxis(classes, 0, scan_axis), None if kept is None else np.moveaxis(kept, 0, scan_axis)
+        for name, values in uncertain.items():
+            values[index] = _entropy(mean) if name == "entropy" else _spread(planes, chosen)
+    return Segmentation(
+        np.moveaxis(classes, 0, scan_axis),
+        None if kept is None else np.moveaxis(kept, 0, scan_axis),
+        {name: np.moveaxis(values, 0, scan_axis) for name, values in uncertain.items()},
+    )
+
+
+def measures_of(networks: int) -> tuple[str, ...]:
+    """The measures of uncertainty that so many networks give."""
+    return ("entropy", "spread") if networks > 1 else ("entropy",)
+
+
+def _entropy(mean: Tensor) -> Tensor:
+    """Of a plane of probabilities (classes, *rest); rounding does not take it beyond its range."""
+    return torch.special.entr(mean).sum(dim=0).clamp_(0, math.log(len(mean)))
+
+
+def _spread(planes: Sequence[Tensor], chosen: Tensor) -> Tensor:
+    """Of the probability of the chosen class (*rest), over planes (classes, *rest) of several networks."""
+    return torch.cat([plane.gather(0, chosen[None]) for plane in planes]).std(dim=0, correction=0)
 
 
 @torch.inference_mode()
