@@ -2,6 +2,7 @@
 
 import locale
 import logging
+import re
 import shutil
 import subprocess
 
@@ -202,6 +203,41 @@ def test_other_files_are_no_dicom(tmp_path):
     assert not is_dicom(tmp_path / "short")
     assert not is_dicom(tmp_path)
     with pytest.raises(FileError, match="is a folder without a DICOM series; give a NIfTI file"):
+        read_image(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"ImagePositionPatient": None, "PerFrameFunctionalGroupsSequence": []}, "does not say where its slices lie"),
+        ({"ImageOrientationPatient": [0, 0, 0, 0, 1, 0]}, "does not say where its slices lie (its numbers are not fin"),
+        ({"PixelSpacing": None}, "IM001.dcm: its header does not say where its slices lie"),
+    ],
+    ids=["no frames", "a direction of no length", "no spacing"],
+)
+def test_a_header_without_a_place_is_refused(values, message, tmp_path):
+    layouts.dicom_series(tmp_path)
+    change(tmp_path / "IM001.dcm", **values)
+    with np.errstate(invalid="ignore"), pytest.raises(FileError, match=re.escape(message)):
+        read_image(tmp_path)
+
+
+def test_slices_of_different_sizes_are_refused(tmp_path):
+    layouts.dicom_series(tmp_path)
+    header = pydicom.dcmread(tmp_path / "IM002.dcm")
+    change(tmp_path / "IM002.dcm", Rows=header.Rows - 1, PixelData=header.PixelData[: -2 * header.Columns])
+    with pytest.raises(FileError, match=r"its slices have different sizes, IM00\d.dcm another than IM00\d.dcm$"):
+        read_image(tmp_path)
+
+
+def test_colours_are_refused(tmp_path):
+    layouts.dicom_series(tmp_path)
+    for path in tmp_path.iterdir():
+        header = pydicom.dcmread(path)
+        colours = np.zeros((header.Rows, header.Columns, 3), np.uint8)
+        depth = {"BitsAllocated": 8, "BitsStored": 8, "HighBit": 7, "PixelRepresentation": 0, "PlanarConfiguration": 0}
+        change(path, SamplesPerPixel=3, PhotometricInterpretation="RGB", PixelData=colours.tobytes(), **depth)
+    with pytest.raises(FileError, match=r"IM00\d.dcm: holds colours, not numbers; convert it with dcm2niix"):
         read_image(tmp_path)
 
 
