@@ -1,18 +1,22 @@
 """The command line: what it prints, and what it does with what it cannot use."""
 
+import io
 import json
 import re
 import subprocess
 import sys
+from contextlib import redirect_stderr
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+import typer
 from typer.testing import CliRunner
 
 import attn3d
 from attn3d.cli import app
+from attn3d.cli.app import one_line_errors
 from attn3d.cli.costs import in_units
 from tests.segmentation.conftest import SMALL
 from tests.segmentation.volumes import AFFINES, head, scan
@@ -268,3 +272,10 @@ def test_ctrl_c_is_one_line(monkeypatch):
     result = run("evaluate", "a", "b")
     assert result.exit_code == 130
     assert lines(result) == ["attn3d evaluate: stopped; nothing was written in half"]
+
+
+def test_a_stream_in_memory_takes_errors_too():
+    with redirect_stderr(io.StringIO()) as said, pytest.raises(typer.Exit) as stopped, one_line_errors("train"):
+        raise ValueError("two\nlines")
+    assert said.getvalue() == "attn3d train: two lines\n"
+    assert stopped.value.exit_code == 2

@@ -1,6 +1,7 @@
 """The same budget for each mechanism and for none."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -100,3 +101,11 @@ def test_data_that_were_moved_are_taken_and_other_data_are_not(data, tmp_path, m
     (tmp_path / "all" / "settings.json").write_text("{}")
     with pytest.raises(FileError, match=r"settings\.json: has no 'data'"):
         compare(data, **arguments)
+
+
+def test_a_single_mechanism_is_compared_with_none_and_has_no_picture(tmp_path, monkeypatch):
+    monkeypatch.setattr(comparison, "_measure", lambda runs: {"dice": [0.5, 0.75]})
+    run = SimpleNamespace(config=SimpleNamespace(simulated=False, network="UNet"))
+    report = comparison._report(tmp_path, {"none": [run, run]}, ["skip"], 2)
+    assert report["mechanisms"]["none"]["mean"] == 0.625
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["comparison.csv", "comparison.json"]

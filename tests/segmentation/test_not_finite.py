@@ -1,6 +1,7 @@
 """Hot voxels do no harm; a loss, output, weight or input that is not finite is refused by its name."""
 
 import csv
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -13,8 +14,10 @@ from torch import nn
 
 from attn3d.cli.app import one_line_errors
 from attn3d.segmentation import Diverged, FileError, Run, predict, train
+from attn3d.segmentation.callbacks import Checkpoint
 from attn3d.segmentation.inference import View, probability_planes
 from attn3d.segmentation.portable import normalise
+from attn3d.segmentation.settings import settings_from
 from attn3d.segmentation.task import SegmentationTask
 from tests.segmentation.conftest import SMALL
 from tests.segmentation.volumes import AFFINES, scan
@@ -179,3 +182,28 @@ def test_what_goes_in_and_comes_out_of_a_network_is_finite():
     nn.init.constant_(network.bias, 3e38)
     with pytest.raises(ValueError, match="`network` gives values that are not finite"):
         list(probability_planes(View(network, volume, (16, 16, 16)), 0))
+
+
+@pytest.fixture
+def diverged(monkeypatch):
+    """A task in its fifth epoch, whose network gives NaN."""
+    settings = settings_from(None, {})
+    config = {"labels": {1: "block"}, "channels_last": False, "ema_decay": 0.0, "loss": settings.loss}
+    config |= {"class_weights": None, "network": "UNet", "strides": [(2, 2, 2)], "patch_size": (8, 8, 8)}
+    network = nn.Conv3d(1, 2, 1)
+    nn.init.constant_(network.weight, torch.nan)
+    monkeypatch.setattr(SegmentationTask, "trainer", SimpleNamespace(current_epoch=4))
+    return SegmentationTask(network, SimpleNamespace(**config, learning_rate=1e-3))
+
+
+def test_an_output_that_is_not_finite_ends_a_validation(diverged):
+    batch = {"image": torch.zeros(1, 1, 8, 8, 8), "label": torch.zeros(8, 8, 8), "name": "case7"}
+    diverged.on_validation_epoch_start()
+    with pytest.raises(Diverged, match=r"the network's output is not finite in epoch 5; .* look at the .* of case7$"):
+        diverged.validation_step(batch, 0)
+
+
+def test_weights_that_are_not_finite_are_not_kept(diverged, tmp_path):
+    with pytest.raises(Diverged, match="the weights 'weight' are not finite in epoch 5; train again with a"):
+        Checkpoint(tmp_path / "last.ckpt").on_train_epoch_end(diverged.trainer, diverged)
+    assert not (tmp_path / "last.ckpt").exists()

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
@@ -18,6 +19,7 @@ from safetensors.torch import load_file
 from attn3d import segmentation
 from attn3d.segmentation import FileError, Interrupted, Run, train, training
 from attn3d.segmentation.callbacks import Epochs
+from attn3d.segmentation.datasets import find_dataset
 from attn3d.segmentation.locks import locked
 from attn3d.segmentation.patches import PatchData
 from attn3d.segmentation.settings import settings_from
@@ -367,3 +369,54 @@ def test_what_is_left_out_is_named_without_bars_too(data, tmp_path, caplog):
         train(tmp_path / "data", out=tmp_path / "run", **SMALL | {"patch_size": (16, 16, 9)})
     assert "left out: " in caplog.text
     assert "case0.nii.gz: has no label" in caplog.text
+
+
+class Simulated(Exception):
+    pass
+
+
+def simulated(folder, **_):
+    raise Simulated(folder)
+
+
+def test_without_data_one_process_simulates_them_and_several_do_not(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "simulate", simulated)
+    with pytest.raises(Simulated) as raised:
+        train(out=tmp_path / "run", quiet=True)
+    assert raised.value.args == (tmp_path / "run" / "cohort",)
+    monkeypatch.setattr(training, "_is_first_process", lambda: False)
+    with pytest.raises(ValueError, match="`data` must be given to several processes; write a cohort with `attn3d sim"):
+        train(out=tmp_path / "other", quiet=True)
+    assert not (tmp_path / "other").exists()
+
+
+def test_data_that_no_network_can_be_trained_on(data, tmp_path, monkeypatch):
+    dataset = find_dataset(data, labelled=True)
+    *others, last = dataset.cases
+    more = replace(last, images=last.images * 2)
+    for change, message in (
+        ({"labels": {}}, "says of no label what it means; add a dataset.json"),
+        ({"cases": (*others, more)}, f"{last.images[0]}: its case has 2 images, others have 1"),
+    ):
+        monkeypatch.setattr(training, "find_dataset", lambda *_, change=change, **__: replace(dataset, **change))
+        with pytest.raises(FileError, match=message):
+            train(data, out=tmp_path / "run", **SMALL)
+        assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_who_exits_within_a_training_has_not_stopped_it(data, tmp_path, monkeypatch):
+    """Lightning answers Ctrl-C with SystemExit; somebody else's goes on, and Ctrl-C is listened to as before."""
+
+    def exits(*_, **__):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        raise SystemExit(3)
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(training.Trainer, "fit", exits)
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            train(data, out=tmp_path / "run", **SMALL)
+        assert stopped.value.code == 3
+        assert signal.getsignal(signal.SIGINT) is before
+    finally:
+        signal.signal(signal.SIGINT, before)

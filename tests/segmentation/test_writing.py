@@ -217,3 +217,10 @@ def test_a_folder_that_is_reached_through_none_is_not_replaced(tmp_path):
     ):
         pass
     assert kept.read_text() == "mine"
+
+
+def test_what_an_earlier_process_of_our_number_left_is_swept(tmp_path):
+    """Numbers are given again, in a container above all; what is unfinished of ours is not there yet."""
+    (tmp_path / f".unfinished-{platform.node()}--{os.getpid()}-a.csv").touch()
+    sweep(tmp_path)
+    assert names(tmp_path) == []
