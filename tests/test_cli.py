@@ -279,3 +279,15 @@ def test_a_stream_in_memory_takes_errors_too():
         raise ValueError("two\nlines")
     assert said.getvalue() == "attn3d train: two lines\n"
     assert stopped.value.exit_code == 2
+
+
+def test_statistics_of_no_scan_are_no_table(monkeypatch):
+    import attn3d.segmentation as segmentation
+    from attn3d.segmentation.prediction import Prediction
+
+    failed = Prediction({}, {}, {"one.nii.gz": "is no scan"}, {}, {})
+    monkeypatch.setattr(segmentation, "predict", lambda *_, **__: failed)
+    result = run("predict", "run", "-i", "scans", "-o", "out", "--statistics")
+    assert result.stdout == "0 segmented, in out/\n"
+    assert result.exit_code == 1
+    assert "one.nii.gz" in result.stderr

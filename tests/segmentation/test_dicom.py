@@ -313,3 +313,14 @@ def test_real_series_are_what_dcm2niix_makes_of_them(name, shared_data, tmp_path
     subprocess.run(["dcm2niix", *options, str(shared_data / name)], check=True, capture_output=True)
     other = nib.load(tmp_path / "found.nii")
     assert_same_places(read_image(shared_data / name), other.get_fdata(), other.affine)
+
+
+def test_a_folder_without_a_scan_among_its_dicom_is_no_case(tmp_path):
+    layouts.dicom_series(tmp_path / "P1")
+    layouts.dicom_series(tmp_path / "P2")
+    for path in (tmp_path / "P2").iterdir():
+        change(path, ImagePositionPatient=None)
+    dataset = find_dataset(tmp_path)
+    assert [case.name for case in dataset.test_cases] == ["P1"]
+    assert len(dataset.problems) == len(list((tmp_path / "P2").iterdir()))
+    assert all("P2/IM00" in one and "is no slice of a scan" in one for one in dataset.problems)

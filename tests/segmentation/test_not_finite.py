@@ -207,3 +207,23 @@ def test_weights_that_are_not_finite_are_not_kept(diverged, tmp_path):
     with pytest.raises(Diverged, match="the weights 'weight' are not finite in epoch 5; train again with a"):
         Checkpoint(tmp_path / "last.ckpt").on_train_epoch_end(diverged.trainer, diverged)
     assert not (tmp_path / "last.ckpt").exists()
+
+
+class Gives(nn.Module):
+    def __init__(self, outputs):
+        super().__init__()
+        self.outputs = outputs
+
+    def forward(self, image):
+        return self.outputs
+
+
+def test_deep_supervision_counts_coarser_outputs_half(diverged):
+    """As a list of maps, and as DynUNet stacks them."""
+    label = (torch.arange(512).view(1, 1, 8, 8, 8) % 3 == 0).float()
+    fine, coarse = (torch.randn(1, 2, 8, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in range(2))
+    single = [diverged.loss.loss(one, label) for one in (fine, coarse)]
+    for outputs in ([fine, coarse], torch.stack([fine, coarse], 1)):
+        diverged.network = Gives(outputs)
+        loss = diverged.training_step({"image": torch.zeros(1, 1, 8, 8, 8), "label": label}, 0)
+        torch.testing.assert_close(loss, single[0] + 0.5 * single[1])

@@ -401,3 +401,12 @@ def test_memory_does_not_grow_with_the_number_of_scans(run, tmp_path):
     (bytes_before, objects_before), (bytes_after, objects_after) = held[99], held[199]
     assert bytes_after - bytes_before < 100 * 2000, "a row of volumes and two paths a case"
     assert objects_after - objects_before < 100 * 20
+
+
+def test_a_scan_in_which_nothing_is_found_has_a_preview_too(run, tmp_path):
+    scans = save(tmp_path / "scans", dark=bright(value=10.0)[0])
+    found = predict(run.folder, scans, tmp_path / "out", preview=True, quiet=True)
+    assert not found.failed
+    assert not np.asarray(nib.load(found.written["dark"]).dataobj).any()
+    assert (tmp_path / "out" / "dark.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "out" / "dark.html").exists()
