@@ -407,7 +407,6 @@ class RemembersInEagerOnly(Gate):
         return super().forward(x)
 
 
-@pytest.mark.nightly
 def test_a_buffer_that_compiled_code_leaves_is_caught():
     [failure] = failures(RemembersInEagerOnly(), checks=("compile_dynamic",)).values()
     assert "the buffers after aot_eager to be those after eager" in str(failure)
