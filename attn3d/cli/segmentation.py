@@ -152,8 +152,9 @@ def predict(
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
-    """Segment scans; labels come in exactly the geometry of each scan."""
+    """Segment scans; labels come in exactly the geometry of each scan. torchrun shares them out to several GPUs."""
     import attn3d.segmentation as segmentation
+    from attn3d.segmentation.processes import is_first
 
     with one_line_errors("predict"):
         found = segmentation.predict(
@@ -173,6 +174,8 @@ def predict(
             overwrite=overwrite,
             quiet=quiet,
         )
+    if not is_first():
+        return
     there = f", {len(found.skipped)} were there already" if found.skipped else ""
     print(f"{len(found.written)} segmented, in {out}/{there}")
     if statistics:

@@ -12,6 +12,17 @@ class FileError(ValueError):
         super().__init__(f"{path}: {problem}")
         self.path, self.problem = path, problem
 
+    def __reduce__(self) -> tuple[type["FileError"], tuple[Path | str, str]]:
+        return FileError, (self.path, self.problem)
+
+
+class ProcessLost(RuntimeError):
+    """One of the processes that do a batch together ended, or does not answer."""
+
+
+class SaidByFirst(ValueError):
+    """An error that the first of several processes raises too, and says for all."""
+
 
 @contextmanager
 def failing_as(path: Path | str) -> Iterator[None]:

@@ -1,6 +1,7 @@
 """The command ``predict``: from scans to labels in the geometry that they came in."""
 
 import math
+from collections import ChainMap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -24,6 +25,7 @@ from attn3d.segmentation.itk import ENDINGS
 from attn3d.segmentation.networks import shape_multiple
 from attn3d.segmentation.portable import window_size
 from attn3d.segmentation.preprocessing import intensities_of
+from attn3d.segmentation.processes import joined
 from attn3d.segmentation.runs import Run, open_runs
 from attn3d.segmentation.settings import Configuration, Settings, checked
 from attn3d.segmentation.tables import add_row, rows_in
@@ -75,6 +77,10 @@ def predict(
     that cannot be used does not stop the others, whatever is wrong with it. What is there already is skipped, so that
     a batch that was stopped goes on where it was.
 
+    Of several processes that ``torchrun`` started, on one machine or on several that share ``scans`` and ``out``, each
+    takes the next scan as soon as it is done with one. All of them must call this function, and all return what came
+    of the whole batch. On a GPU each has its own, by ``LOCAL_RANK``.
+
     Args:
         runs: folders of finished trainings, or of cross-validations, which stand for those of all their folds; the
             probabilities of several are averaged.
@@ -102,60 +108,75 @@ def predict(
 
     Raises:
         FileError: when a run cannot be used, there is no scan, or a table in ``out`` has other columns.
+        ProcessLost: when another process ended before the batch was done, or is silent for two hours.
         ValueError: when the runs have different labels, an option cannot be as it is given, or ``out`` holds the scans.
     """
-    folders = [runs] if isinstance(runs, str | Path) else runs
-    opened = [run for folder in folders for run in open_runs(folder)]
-    if not 0 <= overlap < 1:
-        raise ValueError(f"`overlap` must be at least 0 and below 1, got {overlap}")
-    mirror = checked(Settings, {"mirror": mirror}).mirror
-    if not remove_small >= 0:
-        raise ValueError(f"`remove_small` must be at least 0 ml, got {remove_small}")
-    if dicom_seg:
-        highdicom()
-    if format not in (None, *_FORMATS):
-        raise ValueError(f"`format` must be one of {', '.join(_FORMATS)}, got {format!r}")
-    labels = opened[0].config.labels
-    for run in opened[1:]:
-        if run.config.labels != labels or run.config.images != opened[0].config.images:
-            raise ValueError(f"`runs` must have the same labels and images, {run.folder} differs from the first")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    networks = [(run.network(best=best).to(device), run.config) for run in opened]
-    cases, failed = find_scans(Path(scans), opened[0].config.images)
     out = Path(out)
-    if out.resolve() in {(path if path.is_dir() else path.parent).resolve() for case in cases for path in case.images}:
-        raise ValueError(f"`out` {out} holds the scans; give another folder for the labels")
-    measures = measures_of(len(networks)) if uncertainty else ()
-    if statistics:
-        rows_in(out / "statistics.csv", [f"{name} ml" for name in labels.values()])
-    if uncertainty:
-        rows_in(out / "uncertainty.csv", measures)
-    out.mkdir(parents=True, exist_ok=True)
-    sweep(out)
-
-    found = Prediction({}, {}, failed, {}, {})
-    for case in track(cases, "segmenting", disable=quiet):
-        path = out / f"{case.name}.{format or _format_of(case)}"
-        with failure_noted(case.images[0], failed):
-            if path.exists() and not overwrite:
-                label = read_segmentation(path)
-                maps = {name: _read_map(_beside(path, case, name), label) for name in measures}
-                found.skipped[case.name] = path
-            else:
-                options = {"overlap": overlap, "mirror": mirror, "keep": probabilities, "uncertainty": uncertainty}
-                label, maps = _segment(case, path, networks, opened[0], preview, dicom_seg, remove_small, **options)
-                found.written[case.name] = path
-            voxels, millilitres = np.asarray(label.dataobj), voxel_millilitres(label.affine)
-            volumes = {name: float((voxels == value).sum() * millilitres) for value, name in labels.items()}
-            found.volume_ml[case.name] = volumes
+    with joined() as processes:
+        with processes.agreed():
+            if not 0 <= overlap < 1:
+                raise ValueError(f"`overlap` must be at least 0 and below 1, got {overlap}")
+            mirror = checked(Settings, {"mirror": mirror}).mirror
+            if not remove_small >= 0:
+                raise ValueError(f"`remove_small` must be at least 0 ml, got {remove_small}")
+            if dicom_seg:
+                highdicom()
+            if format not in (None, *_FORMATS):
+                raise ValueError(f"`format` must be one of {', '.join(_FORMATS)}, got {format!r}")
+            opened = _opened(runs)
+            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            networks = [(run.network(best=best).to(device), run.config) for run in opened]
+            cases, failed = find_scans(Path(scans), opened[0].config.images)
+            folders = {path if path.is_dir() else path.parent for case in cases for path in case.images}
+            if out.resolve() in {folder.resolve() for folder in folders}:
+                raise ValueError(f"`out` {out} holds the scans; give another folder for the labels")
+            labels = opened[0].config.labels
+            measures = measures_of(len(networks)) if uncertainty else ()
             if statistics:
-                rounded = {f"{name} ml": round(one, 3) for name, one in volumes.items()}
-                add_row(out / "statistics.csv", case.name, rounded)
+                rows_in(out / "statistics.csv", [f"{name} ml" for name in labels.values()])
             if uncertainty:
-                found.uncertainty[case.name] = {name: _mean(values, voxels > 0) for name, values in maps.items()}
-                rounded = {name: round(one, 6) for name, one in found.uncertainty[case.name].items()}
-                add_row(out / "uncertainty.csv", case.name, rounded)
-    return found
+                rows_in(out / "uncertainty.csv", measures)
+            out.mkdir(parents=True, exist_ok=True)
+            sweep(out)
+
+        found = Prediction({}, {}, failed, {}, {})
+        for case in processes.shared(processes.gathered(cases)[0], "segmenting", quiet=quiet):
+            path = out / f"{case.name}.{format or _format_of(case)}"
+            with failure_noted(case.images[0], failed):
+                if path.exists() and not overwrite:
+                    label = read_segmentation(path)
+                    maps = {name: _read_map(_beside(path, case, name), label) for name in measures}
+                    found.skipped[case.name] = path
+                else:
+                    options = {"overlap": overlap, "mirror": mirror, "keep": probabilities, "uncertainty": uncertainty}
+                    label, maps = _segment(case, path, networks, opened[0], preview, dicom_seg, remove_small, **options)
+                    found.written[case.name] = path
+                voxels, millilitres = np.asarray(label.dataobj), voxel_millilitres(label.affine)
+                volumes = {name: float((voxels == value).sum() * millilitres) for value, name in labels.items()}
+                found.volume_ml[case.name] = volumes
+                if statistics:
+                    rounded = {f"{name} ml": round(one, 3) for name, one in volumes.items()}
+                    add_row(out / "statistics.csv", case.name, rounded)
+                if uncertainty:
+                    found.uncertainty[case.name] = {name: _mean(values, voxels > 0) for name, values in maps.items()}
+                    rounded = {name: round(one, 6) for name, one in found.uncertainty[case.name].items()}
+                    add_row(out / "uncertainty.csv", case.name, rounded)
+        return _together(processes.gathered(found))
+
+
+def _opened(runs: Path | str | Sequence[Path | str]) -> list[Run]:
+    """The runs in folders, which must go together."""
+    folders = [runs] if isinstance(runs, str | Path) else runs
+    first, *others = opened = [run for folder in folders for run in open_runs(folder)]
+    for run in others:
+        if run.config.labels != first.config.labels or run.config.images != first.config.images:
+            raise ValueError(f"`runs` must have the same labels and images, {run.folder} differs from the first")
+    return opened
+
+
+def _together(parts: Sequence[Prediction]) -> Prediction:
+    """What came of the parts of a batch, by name."""
+    return Prediction(*(dict(sorted(ChainMap(*fields).items())) for fields in zip(*parts, strict=True)))
 
 
 def _mean(values: np.ndarray, where: np.ndarray) -> float:
