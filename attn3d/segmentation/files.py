@@ -110,6 +110,23 @@ def read_segmentation(
     return type(image)(data.astype(np.uint8), image.affine, image.header, dtype=np.uint8)
 
 
+def read_probabilities(path: Path | str, image: nib.Nifti1Image) -> nib.Nifti1Image:
+    """The probabilities of the classes of a scan, (X, Y, Z, classes); they are read when they are asked for.
+
+    Args:
+        path: a 4-D NIfTI file, as `predict` writes it.
+        image: a volume on whose grid they must be.
+
+    Raises:
+        FileError: when the file is missing, truncated, no NIfTI or not 4-D, or is off the grid.
+    """
+    if not Path(path).exists():
+        raise FileError(path, "is not there; `attn3d predict --probabilities` writes it beside the labels")
+    found = _read(path, volumes=None)
+    check_same_grid(path, found, image)
+    return found
+
+
 def values_in(data: np.ndarray) -> np.ndarray:
     """The different values of an array in ascending order; it is walked through as it lies in memory."""
     return np.unique(data.ravel(order="K"))
@@ -212,8 +229,8 @@ def write_label(path: Path | str, labels: np.ndarray, like: nib.Nifti1Image) -> 
         nib.save(image, unfinished)
 
 
-def _read(path: Path | str) -> nib.Nifti1Image:
-    """The image in a file, checked as far as scans and labels have to agree."""
+def _read(path: Path | str, volumes: int | None = 1) -> nib.Nifti1Image:
+    """The image in a file, of so many volumes or (None) several, checked as far as scans and labels have to agree."""
     if Path(path).exists() and not (Path(path).is_file() or Path(path).is_dir()):
         raise FileError(path, "is a pipe or a device, no file; give a .nii or .nii.gz")
     try:
@@ -222,7 +239,9 @@ def _read(path: Path | str) -> nib.Nifti1Image:
         raise FileError(path, f"cannot be read: {error.strerror or error}") from error
     except (EOFError, zlib.error) as error:
         raise FileError(path, "the compressed file is damaged or cut short; fetch it again") from error
-    if len(image.shape) < 3 or any(size != 1 for size in image.shape[3:]):
+    if volumes != 1 and (len(image.shape) != 4 or volumes not in (None, image.shape[3])):
+        raise FileError(path, f"{volumes or 'several'} volumes in one 4-D file are needed, got shape {image.shape}")
+    if volumes == 1 and (len(image.shape) < 3 or any(size != 1 for size in image.shape[3:])):
         raise FileError(path, f"a 3-D volume is needed, got shape {image.shape}; extract one volume first")
     if (units := _units(image.header)) not in ("mm", "unknown"):
         raise FileError(path, f"its units are {units}; convert it to millimetres")
