@@ -15,7 +15,7 @@ from rich import box
 from rich.table import Table
 
 from attn3d.cli.app import one_line_errors
-from attn3d.cli.tables import print_scores, show
+from attn3d.cli.tables import print_by_case, print_scores, show
 
 Out = Annotated[Path, typer.Option("--out", "-o", help="Where to.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars; a line for each epoch instead.")]
@@ -131,6 +131,9 @@ def predict(
     statistics: Annotated[bool, typer.Option("--statistics", help="Volumes in ml, as a CSV table.")] = False,
     preview: Annotated[bool, typer.Option("--preview", help="A picture of each, and a page to look through.")] = False,
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Also what the labels come from.")] = False,
+    uncertainty: Annotated[
+        bool, typer.Option("--uncertainty", help="Images of entropy, of runs' spread, and a CSV table of their means.")
+    ] = False,
     dicom_seg: Annotated[
         bool, typer.Option("--dicom-seg", help="Also a DICOM SEG, of a DICOM series; needs highdicom.")
     ] = False,
@@ -138,7 +141,10 @@ def predict(
         Literal["nii.gz", "nrrd", "mha"] | None,
         typer.Option(help="Of the labels [that of the scan; nii.gz for DICOM]."),
     ] = None,
-    tta: Annotated[bool, typer.Option("--tta", help="Average with the mirrored scan.")] = False,
+    mirror: Annotated[
+        str | None,
+        typer.Option(help="Average over windows mirrored along axes, as 0 or 0,1,2: right, anterior, superior [none]."),
+    ] = None,
     best: Annotated[bool, typer.Option("--best", help="The weights of the best validation, not the last.")] = False,
     overlap: Annotated[float, typer.Option(help="Of neighbouring windows.")] = 0.5,
     remove_small: Annotated[float, typer.Option(min=0, help="Drop pieces of less than so many ml.")] = 0.0,
@@ -156,9 +162,10 @@ def predict(
             statistics=statistics,
             preview=preview,
             probabilities=probabilities,
+            uncertainty=uncertainty,
             dicom_seg=dicom_seg,
             format=format,
-            tta=tta,
+            mirror=_axes(mirror),
             best=best,
             overlap=overlap,
             remove_small=remove_small,
@@ -167,14 +174,10 @@ def predict(
         )
     there = f", {len(found.skipped)} were there already" if found.skipped else ""
     print(f"{len(found.written)} segmented, in {out}/{there}")
-    if statistics and found.volume_ml:
-        table = Table(title="ml", box=box.SIMPLE_HEAD)
-        table.add_column("Case", no_wrap=True)
-        for label in next(iter(found.volume_ml.values())):
-            table.add_column(label, justify="right", no_wrap=True)
-        for case, volumes in found.volume_ml.items():
-            table.add_row(case, *(f"{volume:.1f}" for volume in volumes.values()))
-        show(table)
+    if statistics:
+        print_by_case(found.volume_ml, "ml", 1)
+    if uncertainty:
+        print_by_case(found.uncertainty, "Mean uncertainty of what is labelled", 3)
     _end("predict", found.failed)
 
 
@@ -274,6 +277,11 @@ def compare(
             print(f"{name}: one seed says nothing about noise")
         elif name != "none":
             print(f"{name}: the difference is {'inside' if one['inside_noise'] else 'beyond'} the noise")
+
+
+def _axes(text: str | None) -> list[Any]:
+    """Axes separated by commas; what is no number is left to the check of the setting."""
+    return [int(one) if one.isdecimal() else one for one in text.split(",")] if text else []
 
 
 def _interval(ends: list[float] | None) -> str:

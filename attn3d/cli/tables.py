@@ -1,11 +1,24 @@
 """Tables in the terminal."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
+
+
+def print_by_case(found: Mapping[str, Mapping[str, float]], title: str, digits: int) -> None:
+    """Prints a row of numbers for each case, NaN as a dash."""
+    table = Table(title=title, box=box.SIMPLE_HEAD)
+    table.add_column("Case", no_wrap=True)
+    for heading in next(iter(found.values()), ()):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for case, numbers in found.items():
+        table.add_row(case, *("–" if math.isnan(one) else f"{one:.{digits}f}" for one in numbers.values()))
+    if found:
+        show(table)
 
 
 def print_scores(scores: Mapping[str, Any], title: str) -> None:
