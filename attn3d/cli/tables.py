@@ -53,14 +53,13 @@ def _print_lesions(scores: Mapping[str, Any]) -> None:
     """The scores of lesions matched one to one, of all cases together, a row for each label."""
     table = Table(title="Lesions of all cases, matched at an IoU above 0.5", box=box.SIMPLE_HEAD)
     table.add_column("Label", no_wrap=True)
-    for heading in ("Lesions", "Predicted", "Matched", "Panoptic\nquality", "Recognition\nquality"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for heading in ("Segmentation\nquality", "Dice of\nmatched"):
+    for heading in ("Lesions", "Predicted", "Matched", "PQ", "RQ", "SQ", "Dice"):
         table.add_column(heading, justify="right", no_wrap=True)
     for label, one in scores["overall"].items():
         counts = (one["lesions"], one["lesions_predicted"], one["lesions_matched"])
         names = ("panoptic_quality", "recognition_quality", "segmentation_quality", "lesion_dice")
         table.add_row(label, *map(str, counts), *(_number(one[f"{name}_pooled"]) for name in names))
+    table.caption = "Panoptic, recognition and segmentation quality; Dice: mean over matched lesions"
     show(table)
 
 

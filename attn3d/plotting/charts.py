@@ -137,10 +137,10 @@ def plot_calibration(reliability: Sequence[Mapping[str, float | None]]) -> Figur
     if points:
         diagram.plot(*zip(*points, strict=True), "o-", color=COLORS[6], ms=5, label="network")
     diagram.set(xlim=(0, 1), ylim=(0, 1))
-    diagram.set_ylabel("part that is right", color=INK)
+    diagram.set_ylabel("accuracy", color=INK)
     diagram.legend(frameon=False, labelcolor=INK)
     counts.bar(middles, [row["voxels"] for row in reliability], 0.9 / len(reliability), color=COLORS[0])
-    counts.set_xlabel("highest probability of a voxel", color=INK)
+    counts.set_xlabel("confidence: highest probability of a voxel", color=INK)
     counts.set_ylabel("voxels", color=INK)
     for axes in (diagram, counts):
         _style(axes)

@@ -102,11 +102,12 @@ def _rows(scores: Mapping[str, Any]) -> list[dict[str, Any]]:
         for label, line in labels.items()
     ]
     columns = rows[0].keys()
+    scored = [name for name in (*_AGREEMENT, "relative_volume_difference", *QUALITIES) if name in columns]
+    counted = [name for name in (*_TOTALS, *COUNTS) if name in columns]
     means = {"mean of all cases": "", "mean of cases with the label": "_with", "all cases as one volume": "_pooled"}
     for title, suffix in means.items():
         for label, line in scores["overall"].items():
-            row = {name: line.get(name + suffix) for name in (*_AGREEMENT, "relative_volume_difference", *QUALITIES)}
-            totals = {name: line.get(name) for name in (*_TOTALS, *COUNTS)} if suffix == "_pooled" else {}
-            row, totals = ({name: one[name] for name in one if name in columns} for one in (row, totals))
+            row = {name: line.get(name + suffix) for name in scored}
+            totals = {name: line[name] for name in counted} if suffix == "_pooled" else {}
             rows.append({"case": title, "label": label, **row, **totals})
     return rows
