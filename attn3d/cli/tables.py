@@ -59,7 +59,7 @@ def _print_lesions(scores: Mapping[str, Any]) -> None:
         counts = (one["lesions"], one["lesions_predicted"], one["lesions_matched"])
         names = ("panoptic_quality", "recognition_quality", "segmentation_quality", "lesion_dice")
         table.add_row(label, *map(str, counts), *(_number(one[f"{name}_pooled"]) for name in names))
-    table.caption = "Panoptic, recognition and segmentation quality; Dice: mean over matched lesions"
+    table.caption = "Panoptic, recognition, segmentation quality; mean Dice of the matched"
     show(table)
 
 
