@@ -139,17 +139,23 @@ def test_from_scans_to_a_report(tmp_path):
 
     result = run(
         *("predict", tmp_path / "run", "-i", tmp_path / "data" / "images", "-o", tmp_path / "found", "--quiet"),
-        "--statistics",
+        *("--statistics", "--probabilities"),
     )
     assert result.exit_code == 1, "one scan could not be read"
     assert "3 segmented" in result.stdout
     (line,) = lines(result)
     assert "torn.nii.gz: " in line
 
-    result = run("evaluate", tmp_path / "found", tmp_path / "data" / "labels", "-o", tmp_path / "scores", "--quiet")
+    result = run(
+        *("evaluate", tmp_path / "found", tmp_path / "data" / "labels", "-o", tmp_path / "scores", "--quiet"),
+        *("--lesions", "--probabilities"),
+    )
     assert result.exit_code == 0, result.stderr
     assert "label 1" in result.stdout
-    assert (tmp_path / "scores" / "scores.csv").exists()
+    assert "Lesions of all cases, matched" in result.stdout
+    assert re.search(r"Within 5 mm .* calibration error 0\.\d+, AUC of entropy for errors 0\.\d+", result.stdout)
+    written = sorted(path.name for path in (tmp_path / "scores").iterdir())
+    assert written == ["calibration.png", "lesions.csv", "scores.csv", "scores.json"]
 
     result = run("report", tmp_path / "run")
     assert result.exit_code == 0, result.stderr

@@ -5,7 +5,6 @@ Each is the function of the same name in `attn3d.segmentation`, which is importe
 
 import json
 import logging
-import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,10 +12,10 @@ from typing import Annotated, Any, Literal
 
 import typer
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from attn3d.cli.app import one_line_errors
+from attn3d.cli.tables import print_by_case, print_scores, show
 
 Out = Annotated[Path, typer.Option("--out", "-o", help="Where to.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars; a line for each epoch instead.")]
@@ -102,7 +101,7 @@ def train(
             options: dict[str, Any] = {"config": config, "workers": workers, "quiet": quiet}
             found = segmentation.cross_validate(data, out=out, folds=count, **options, **settings)
             simulated = " (simulated)" if found.runs[0].config.simulated else ""
-            _print_scores(found.scores, f"All cases, each by the fold that held it out{simulated}")
+            print_scores(found.scores, f"All cases, each by the fold that held it out{simulated}")
             print(f"Everything is in {out}/; attn3d predict {out} takes the {len(found.runs)} runs as one.")
             return
         if fold is not None and (folds is None or folds.isdecimal()):
@@ -121,7 +120,7 @@ def train(
         )
         if run.finished:  # with several processes, the first one scores
             scores = json.loads(run.scores.read_text(encoding="utf-8"))
-            _print_scores(scores, f"Held-out cases{' (simulated)' if run.config.simulated else ''}")
+            print_scores(scores, f"Held-out cases{' (simulated)' if run.config.simulated else ''}")
             print(f"Everything is in {run.folder}/; attn3d report {run.folder} makes a page of it.")
 
 
@@ -179,9 +178,9 @@ def predict(
     there = f", {len(found.skipped)} were there already" if found.skipped else ""
     print(f"{len(found.written)} segmented, in {out}/{there}")
     if statistics:
-        _print_by_case(found.volume_ml, "ml", 1)
+        print_by_case(found.volume_ml, "ml", 1)
     if uncertainty:
-        _print_by_case(found.uncertainty, "Mean uncertainty of what is labelled", 3)
+        print_by_case(found.uncertainty, "Mean uncertainty of what is labelled", 3)
     _end("predict", found.failed)
 
 
@@ -190,6 +189,13 @@ def evaluate(
     label: Annotated[Path, typer.Argument(help="The reference: a file, or a folder of files of the same names.")],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Where scores.csv and scores.json go.")] = None,
     tolerance: Annotated[float, typer.Option(min=0, help="mm that a surface may be off.")] = 2.0,
+    lesions: Annotated[
+        bool, typer.Option("--lesions", help="Also panoptic quality of lesions matched one to one, and lesions.csv.")
+    ] = False,
+    probabilities: Annotated[
+        bool,
+        typer.Option("--probabilities", help="Also how far NAME_probabilities.nii.gz beside each can be believed."),
+    ] = False,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
@@ -197,8 +203,17 @@ def evaluate(
     import attn3d.segmentation as segmentation
 
     with one_line_errors("evaluate"):
-        scores = segmentation.evaluate(prediction, label, out, tolerance=tolerance, overwrite=overwrite, quiet=quiet)
-    _print_scores(scores, "All cases")
+        scores = segmentation.evaluate(
+            prediction,
+            label,
+            out,
+            tolerance=tolerance,
+            lesions=lesions,
+            probabilities=probabilities,
+            overwrite=overwrite,
+            quiet=quiet,
+        )
+    print_scores(scores, "All cases")
     _end("evaluate", scores["failed"])
 
 
@@ -259,7 +274,7 @@ def compare(
             f"{one['parameters']:,}",
             f"{one['seconds']:.0f}",
         )
-    _show(table)
+    show(table)
     for name, one in found["mechanisms"].items():
         if name != "none" and one["difference_interval"] is None:
             print(f"{name}: one seed says nothing about noise")
@@ -286,43 +301,6 @@ def _spec(text: str | None) -> Any:
         raise ValueError(
             f'`attention` must be a name or JSON such as ["cbam", {{"reduction": 8}}], got {text!r}'
         ) from (error)
-
-
-def _print_by_case(found: Mapping[str, Mapping[str, float]], title: str, digits: int) -> None:
-    """A row of numbers for each case, NaN as a dash."""
-    table = Table(title=title, box=box.SIMPLE_HEAD)
-    table.add_column("Case", no_wrap=True)
-    for heading in next(iter(found.values()), ()):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for case, numbers in found.items():
-        table.add_row(case, *("–" if math.isnan(one) else f"{one:.{digits}f}" for one in numbers.values()))
-    if found:
-        _show(table)
-
-
-def _print_scores(scores: Mapping[str, Any], title: str) -> None:
-    """The scores over the cohort, a row for each label."""
-    table = Table(title=title, box=box.SIMPLE_HEAD)
-    table.add_column("Label", no_wrap=True)
-    surface = f"Surface\nDice {scores['tolerance_mm']:g} mm"
-    for heading in ("Cases", "Dice", "HD95\nmm", surface, "Lesions\nfound", "False\nlesions"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for label, one in scores["overall"].items():
-        numbers = [(one["dice_with"], 3), (one["hd95_mm_with"], 1), (one["surface_dice_with"], 3)]
-        table.add_row(
-            label,
-            f"{one['cases_with']} of {one['cases']}",
-            *("–" if value is None else f"{value:.{digits}f}" for value, digits in numbers),
-            f"{one['lesions_found']} of {one['lesions']}",
-            str(one["false_lesions"]),
-        )
-    table.caption = "Dice, HD95 and surface Dice: means over the cases with the label"
-    _show(table)
-
-
-def _show(table: Table) -> None:
-    """Prints a table; names of cases and labels are taken as they are, not as markup."""
-    Console(markup=False, emoji=False).print(table)
 
 
 def _end(command: str, failed: Mapping[str, str]) -> None:

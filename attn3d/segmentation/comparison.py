@@ -12,11 +12,11 @@ from attn3d.mechanisms.registry import list_attention
 from attn3d.planning import estimate_memory
 from attn3d.plotting import confidence_interval, plot_comparison
 from attn3d.segmentation.errors import FileError
-from attn3d.segmentation.evaluation import mean_dice
 from attn3d.segmentation.locks import locked
 from attn3d.segmentation.runs import Run
 from attn3d.segmentation.series import keep_settings, train_or_resume
 from attn3d.segmentation.simulation import simulate
+from attn3d.segmentation.summaries import mean_dice
 from attn3d.segmentation.writing import finished_file, read_json, read_table, write_json, write_table
 
 _LEVEL = 0.95

@@ -5,9 +5,7 @@ headers that lie about the size of their data, affines that are no geometry, lab
 on another grid, and results that are written in half.
 """
 
-import gzip
 import logging
-import math
 import zlib
 from collections.abc import Collection
 from pathlib import Path
@@ -18,12 +16,11 @@ import numpy as np
 from attn3d.segmentation.dicom import is_dicom, read_series
 from attn3d.segmentation.errors import FileError
 from attn3d.segmentation.itk import ENDINGS, is_itk, read_itk, write_itk
+from attn3d.segmentation.nifti import read_nifti
 from attn3d.segmentation.writing import finished_file
 
 logger = logging.getLogger("attn3d")
-_HEADER_ERRORS = (nib.spatialimages.HeaderDataError, ValueError, OverflowError)
 _OFF_WHOLE = 1e-3  # of a label
-_CHUNK = 1 << 20  # bytes; a header is believed only as far as the file goes on
 _SPACINGS = (0.01, 50.0)  # mm
 _GEOMETRY = (
     *("pixdim", "xyzt_units", "qform_code", "sform_code", "srow_x", "srow_y", "srow_z"),
@@ -41,11 +38,22 @@ def read_image(path: Path | str) -> nib.Nifti1Image:
     Raises:
         FileError: as `read_volume`, or when all voxels are the same.
     """
-    image = read_volume(path)
-    data = np.asarray(image.dataobj)
-    if data.min() == data.max():
-        raise FileError(path, f"every voxel has the same value {data.min():g}; this is not a scan")
-    return image
+    return _varied(path, read_volume(path))
+
+
+def read_images(path: Path | str, volumes: int) -> list[nib.Nifti1Image]:
+    """The volumes of a 4-D file, each as `read_image` gives a scan.
+
+    Args:
+        path: a NIfTI file such as the Decathlon's of several modalities.
+        volumes: how many it must hold.
+
+    Raises:
+        FileError: as `read_image`; and when the file holds another number of volumes.
+    """
+    image = _read(path, volumes)
+    data = (np.asarray(image.dataobj[..., index], np.float32) for index in range(volumes))
+    return [_varied(path, _finite(path, image, one)) for one in data]
 
 
 def read_volume(path: Path | str) -> nib.Nifti1Image:
@@ -60,12 +68,24 @@ def read_volume(path: Path | str) -> nib.Nifti1Image:
             or shifted as under a tilted gantry.
     """
     image = read_series(path) if Path(path).is_dir() or is_dicom(path) else _read(path)
+    return _finite(path, image, image.get_fdata(dtype=np.float32))
+
+
+def _finite(path: Path | str, image: nib.Nifti1Image, data: np.ndarray) -> nib.Nifti1Image:
+    """A volume of an image, whose voxels must have a size that a scan has and be finite."""
     _check_spacing(path, image.affine)
-    data = image.get_fdata(dtype=np.float32)
     if not np.isfinite(data).all():
         bad = int((~np.isfinite(data)).sum())
         raise FileError(path, f"{bad} voxels are NaN or infinite; replace them, for example by 0")
     return type(image)(data.reshape(data.shape[:3]), image.affine, image.header, dtype=np.float32)
+
+
+def _varied(path: Path | str, image: nib.Nifti1Image) -> nib.Nifti1Image:
+    """The scan, unless all of its voxels are the same."""
+    data = np.asarray(image.dataobj)
+    if data.min() == data.max():
+        raise FileError(path, f"every voxel has the same value {data.min():g}; this is not a scan")
+    return image
 
 
 def read_label(path: Path | str, image: nib.Nifti1Image, values: Collection[int]) -> nib.Nifti1Image:
@@ -122,6 +142,23 @@ def read_segmentation(
         if value not in (range(256) if values is None else values):
             raise FileError(path, f"the label holds the value {value:.6g}; map its values to {known}")
     return type(image)(data.astype(np.uint8), image.affine, image.header, dtype=np.uint8)
+
+
+def read_probabilities(path: Path | str, image: nib.Nifti1Image) -> nib.Nifti1Image:
+    """The probabilities of the classes of a scan, (X, Y, Z, classes); they are read when they are asked for.
+
+    Args:
+        path: a 4-D NIfTI file, as `predict` writes it.
+        image: a volume on whose grid they must be.
+
+    Raises:
+        FileError: when the file is missing, truncated, no NIfTI or not 4-D, or is off the grid.
+    """
+    if not Path(path).exists():
+        raise FileError(path, "is not there; `attn3d predict --probabilities` writes it beside the labels")
+    found = _read(path, volumes=None)
+    check_same_grid(path, found, image)
+    return found
 
 
 def values_in(data: np.ndarray) -> np.ndarray:
@@ -226,18 +263,23 @@ def write_label(path: Path | str, labels: np.ndarray, like: nib.Nifti1Image) -> 
         nib.save(image, unfinished)
 
 
-def _read(path: Path | str) -> nib.Nifti1Image:
-    """The image in a file, checked as far as scans and labels have to agree."""
+def _read(path: Path | str, volumes: int | None = 1) -> nib.Nifti1Image:
+    """The image in a file, of so many volumes or (None) several, checked as far as scans and labels have to agree."""
     if Path(path).exists() and not (Path(path).is_file() or Path(path).is_dir()):
         raise FileError(path, "is a pipe or a device, no file; give a .nii or .nii.gz")
     try:
-        image = read_itk(path) if Path(path).is_file() and is_itk(path) else _from_stream(path)
+        image = read_itk(path) if Path(path).is_file() and is_itk(path) else read_nifti(path)
     except OSError as error:
         raise FileError(path, f"cannot be read: {error.strerror or error}") from error
     except (EOFError, zlib.error) as error:
         raise FileError(path, "the compressed file is damaged or cut short; fetch it again") from error
-    if len(image.shape) < 3 or any(size != 1 for size in image.shape[3:]):
-        raise FileError(path, f"a 3-D volume is needed, got shape {image.shape}; extract one volume first")
+    if volumes != 1 and (len(image.shape) != 4 or volumes not in (None, image.shape[3])):
+        advice = f"; give them so, or in a file each, _0000 to _{volumes - 1:04d}" if volumes else ""
+        needed = f"{volumes or 'several'} volumes in one 4-D file are needed"
+        raise FileError(path, f"{needed}, got shape {image.shape}{advice}")
+    if volumes == 1 and (len(image.shape) < 3 or any(size != 1 for size in image.shape[3:])):
+        more = ", or name its modalities in a Decathlon's dataset.json" if len(image.shape) == 4 else ""
+        raise FileError(path, f"a 3-D volume is needed, got shape {image.shape}; extract one volume first{more}")
     if (units := _units(image.header)) not in ("mm", "unknown"):
         raise FileError(path, f"its units are {units}; convert it to millimetres")
     if not np.isfinite(image.affine).all() or abs(np.linalg.det(image.affine[:3, :3])) < 1e-9:
@@ -253,51 +295,6 @@ def _check_spacing(path: Path | str, affine: np.ndarray) -> None:
         raise FileError(
             path,
             f"its voxels are {found} mm, those of a scan {least:g} to {most:g} mm; repair the spacing or its units",
-        )
-
-
-def _from_stream(path: Path | str) -> nib.Nifti1Image:
-    """Reads no more than the header claims and allocates no more than the file holds."""
-    with Path(path).open("rb") as file:
-        compressed = file.read(2) == b"\x1f\x8b"
-        file.seek(0)
-        stream = gzip.GzipFile(fileobj=file) if compressed else file
-        content = bytearray(stream.read(_CHUNK))
-        kind = nib.Nifti2Image if content[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c") else nib.Nifti1Image
-        _check_offset(path, kind.header_class, bytes(content))
-        try:
-            header = kind.header_class(bytes(content[: kind.header_class.template_dtype.itemsize]))
-            claimed = header.get_data_offset() + math.prod(header.get_data_shape()) * (header.get_data_dtype().itemsize)
-            numeric = header.get_data_dtype().kind in "iuf"
-        except (*_HEADER_ERRORS, nib.wrapstruct.WrapStructError) as error:
-            raise FileError(path, "this is not a NIfTI file; give a .nii or .nii.gz") from error
-        if not header.is_single or min(header.get_data_shape(), default=0) < 1 or not numeric:
-            raise FileError(path, "this is not a NIfTI file of one volume of numbers; convert it to .nii.gz")
-        while len(content) < claimed and (chunk := stream.read(_CHUNK)):
-            content += chunk
-    if len(content) < claimed:
-        raise FileError(
-            path,
-            f"its header claims {claimed} bytes for shape {header.get_data_shape()} "
-            f"but the file holds {len(content)}; it is damaged or cut short, fetch it again",
-        )
-    try:
-        return kind.from_bytes(bytes(content))
-    except _HEADER_ERRORS as error:  # fields that are looked at when the data are
-        raise FileError(path, f"its header makes no sense ({error}); repair it or fetch the file again") from error
-
-
-def _check_offset(path: Path | str, kind: type[nib.Nifti1Header], content: bytes) -> None:
-    """Refuses voxels that begin within the header; nibabel would read it as voxels where the offset is 0."""
-    size = kind.template_dtype.itemsize
-    if len(content) < size:
-        return
-    header = kind(content[:size], check=False)
-    if header["magic"].item() == kind.single_magic and header["vox_offset"] < kind.single_vox_offset:
-        raise FileError(
-            path,
-            f"its voxels begin at byte {header['vox_offset']:g} (vox_offset), which is in its header; "
-            f"set {kind.single_vox_offset}, or fetch the file again",
         )
 
 

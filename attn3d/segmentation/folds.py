@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 from sklearn.model_selection import KFold
 
 from attn3d.segmentation.datasets import find_dataset, read_splits
-from attn3d.segmentation.evaluation import summarise, write_scores
 from attn3d.segmentation.locks import locked
 from attn3d.segmentation.runs import SPLITS, Run
 from attn3d.segmentation.series import keep_settings, train_or_resume
 from attn3d.segmentation.settings import settings_from
 from attn3d.segmentation.simulation import simulate
+from attn3d.segmentation.summaries import summarise, write_scores
 from attn3d.segmentation.writing import read_json, write_json
 
 

@@ -85,7 +85,7 @@ def predict(
         runs: folders of finished trainings, or of cross-validations, which stand for those of all their folds; the
             probabilities of several are averaged.
         scans: a NIfTI, NRRD or MHA file, a folder of them (``case_0000.nii.gz``, ``case_0001.nii.gz``, .. where a case
-            has several images), a DICOM series or the folder of a data set.
+            has several images, or one 4-D file with all of them), a DICOM series or the folder of a data set.
         out: folder for ``case.nii.gz``, or as ``format`` says, another than that of the scans. Several processes may
             write into it.
         statistics: also ``statistics.csv``, the volumes in ml, added to those that are there.

@@ -163,9 +163,9 @@ def _new_run(
         training, validation = split_cases(dataset.cases, settings.held_out, settings.split_seed, dataset.validation)
     else:
         training, validation = read_fold(folds[0], folds[1], dataset.cases)
-    images = len(dataset.cases[0].images)
-    if odd := [case for case in dataset.cases if len(case.images) != images]:
-        raise FileError(odd[0].images[0], f"its case has {len(odd[0].images)} images, others have {images}")
+    images = dataset.cases[0].channels
+    if odd := [case for case in dataset.cases if case.channels != images]:
+        raise FileError(odd[0].images[0], f"its case has {odd[0].channels} images, others have {images}")
 
     fingerprint = take_fingerprint(dataset, training, quiet=quiet or not first)
     configuration = configure(dataset, images, fingerprint, settings)

@@ -15,7 +15,7 @@ from torch import nn
 
 from attn3d.segmentation import FileError, Run, predict, prediction
 from attn3d.segmentation.configuration import configure
-from attn3d.segmentation.datasets import Dataset, find_scans
+from attn3d.segmentation.datasets import Dataset, find_scans, read_case_image
 from attn3d.segmentation.fingerprint import Fingerprint
 from attn3d.segmentation.settings import settings_from
 from attn3d.segmentation.tables import add_row
@@ -369,8 +369,9 @@ def test_pieces_cannot_be_smaller_than_nothing(millilitres, run, tmp_path):
 
 def test_one_image_is_no_case_of_a_network_that_needs_more(tmp_path):
     nib.save(scan(bright()[0], AFFINES["RAS"]), tmp_path / "scan.nii.gz")
-    with pytest.raises(FileError, match=r"scan.nii.gz: is one image, the network needs 2 of a case; give a folder"):
-        find_scans(tmp_path / "scan.nii.gz", 2)
+    ((case,), _) = find_scans(tmp_path / "scan.nii.gz", 2)
+    with pytest.raises(FileError, match=r"scan.nii.gz: 2 volumes in one 4-D file are needed, .* _0000 to _0001"):
+        read_case_image(case)
 
 
 @pytest.mark.nightly

@@ -13,13 +13,20 @@ class Case:
 
     Attributes:
         name: unique in its data set.
-        images: a file for each channel, or the folder of a DICOM series.
+        images: a file for each channel or one for all, or the folder of a DICOM series.
         label: none, one file, or one of each rater.
+        volumes: how many channels its one file holds, in the last of four axes.
     """
 
     name: str
     images: tuple[Path, ...]
     label: tuple[Path, ...] = ()
+    volumes: int = 1
+
+    @property
+    def channels(self) -> int:
+        """How many images of it there are."""
+        return len(self.images) * self.volumes
 
 
 @dataclass(frozen=True)
@@ -52,7 +59,7 @@ class Dataset:
 
     def __str__(self) -> str:
         """What was found, in a few lines."""
-        channels = sorted({len(case.images) for case in self.cases + self.test_cases})
+        channels = sorted({case.channels for case in self.cases + self.test_cases})
         images = "image" if channels == [1] else "images"
         raters = max((len(case.label) for case in self.cases), default=0)
         lines = [

@@ -4,15 +4,18 @@ import nibabel as nib
 import numpy as np
 
 from attn3d.segmentation.datasets.dataset import Case, Dataset
-from attn3d.segmentation.files import FileError, check_same_grid, read_image, read_segmentation
+from attn3d.segmentation.files import FileError, check_same_grid, read_image, read_images, read_segmentation
 
 
 def read_case_image(case: Case) -> list[nib.Nifti1Image]:
     """The channels of a case as float32, on one grid.
 
     Raises:
-        FileError: as `read_image`; and when a channel lies on another grid than the first.
+        FileError: as `read_image`; when a channel lies on another grid than the first, and when a file that should hold
+            all channels has another number of volumes.
     """
+    if case.volumes > 1:
+        return read_images(case.images[0], case.volumes)
     first, *others = (read_image(path) for path in case.images)
     for path, image in zip(case.images[1:], others, strict=True):
         check_same_grid(path, image, first)

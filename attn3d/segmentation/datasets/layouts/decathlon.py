@@ -1,4 +1,4 @@
-"""The Medical Segmentation Decathlon: a dataset.json that lists each pair."""
+"""The Medical Segmentation Decathlon: a dataset.json that lists each pair; several modalities are one 4-D file."""
 
 from pathlib import Path
 
@@ -27,22 +27,22 @@ def find(folder: Path) -> Dataset | None:
             f"is not of the Decathlon's form ({error!r}): `modality` and `labels` by number, "
             "`training` and `validation` lists",
         ) from error
-    if len(modalities) != 1:
-        raise FileError(
-            path, f"its files hold {len(modalities)} modalities each; write one file a modality, as nnU-Net v2 has them"
-        )
+    volumes = len(modalities)
+    if not volumes:
+        raise FileError(path, "its `modality` names none; name those in each file by number")
     listed = [*(file for files in pairs for file in files), *tests]
     problems = [f"{file}: is in dataset.json but not there" for file in listed if not file.is_file()]
     known = {file.resolve() for file in listed}
     for part in _PARTS:
-        there = nifti_files(folder / part).values()
-        problems += [f"{file}: is not in dataset.json" for file in there if file.resolve() not in known]
-    whole = [Case(stem(image), (image,), (label,)) for image, label in pairs if image.is_file() and label.is_file()]
+        found = nifti_files(folder / part).values()
+        problems += [f"{file}: is not in dataset.json" for file in found if file.resolve() not in known]
+    there = [pair for pair in pairs if all(file.is_file() for file in pair)]
+    whole = [Case(stem(image), (image,), (label,), volumes) for image, label in there]
     held_out = {stem(image) for image, _ in given}
     return Dataset(
         folder=folder,
         cases=tuple(whole),
-        test_cases=tuple(Case(stem(image), (image,)) for image in tests if image.is_file()),
+        test_cases=tuple(Case(stem(image), (image,), volumes=volumes) for image in tests if image.is_file()),
         labels=labels,
         modality=modality(modalities),
         validation=tuple(case.name for case in whole if case.name in held_out),
