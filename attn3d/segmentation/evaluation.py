@@ -125,7 +125,7 @@ def evaluate(
     check_names(labels or {})
     scores_file = None if out is None else Path(out) / "scores.json"
     if scores_file is not None and scores_file.exists() and not overwrite:
-        raise FileError(scores_file, "is there already; choose another folder, or allow to overwrite it")
+        raise FileError(scores_file, "already exists; choose another folder, or allow to overwrite it")
     pairs, failed = _pairs(Path(prediction), Path(reference))
     if labels is None:
         labels = _labels(pairs.values())
@@ -247,7 +247,7 @@ def _pairs(prediction: Path, reference: Path) -> tuple[dict[str, tuple[Path, Pat
     """The predictions and references by the name of their case, and files without a counterpart."""
     for path in (prediction, reference):
         if not path.exists():
-            raise FileError(path, "is not there; give a NIfTI file or a folder of them")
+            raise FileError(path, "does not exist; give a NIfTI file or a folder of them")
     if prediction.is_dir() != reference.is_dir():
         file = reference if prediction.is_dir() else prediction
         raise FileError(file, "is one file for a folder; give two files or two folders")

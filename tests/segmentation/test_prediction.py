@@ -148,7 +148,7 @@ def test_statistics_that_cannot_be_added_to_are_refused_before_anything_is_writt
     scans = save(tmp_path / "scans", one=bright()[0])
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "statistics.csv").write_text(content)
-    with pytest.raises(FileError, match=r"statistics\.csv: (is no table of numbers|has volumes of other labels)"):
+    with pytest.raises(FileError, match=r"statistics\.csv: (is not a table of numbers|has volumes of other labels)"):
         predict(run.folder, scans, tmp_path / "out", statistics=True, quiet=True)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["statistics.csv"]
 
@@ -294,7 +294,7 @@ def test_pieces_cannot_be_smaller_than_nothing(millilitres, run, tmp_path):
 
 def test_one_image_is_no_case_of_a_network_that_needs_more(tmp_path):
     nib.save(scan(bright()[0], AFFINES["RAS"]), tmp_path / "scan.nii.gz")
-    with pytest.raises(FileError, match=r"scan.nii.gz: is one image, the network needs 2 of a case; give a folder"):
+    with pytest.raises(FileError, match=r"scan.nii.gz: is one image, but the network needs 2 per case; give a folder"):
         find_scans(tmp_path / "scan.nii.gz", 2)
 
 

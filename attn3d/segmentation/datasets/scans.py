@@ -1,4 +1,4 @@
-"""The scans to segment: a file, a folder of them, or the cases of a data set."""
+"""Finds the scans to segment: a file, a folder of files, or the cases of a data set."""
 
 import logging
 from pathlib import Path
@@ -12,21 +12,21 @@ logger = logging.getLogger("attn3d")
 
 
 def find_scans(scans: Path, images: int) -> tuple[list[Case], dict[str, str]]:
-    """The cases to segment, and by file why it is in none.
+    """The cases to segment, and for each file that is not in a case the reason.
 
     Args:
-        scans: a NIfTI file, a folder of them, a DICOM series, or the folder of a data set. In a folder of files, those
-            of a case are called ``case_0000`` to ``case_000N``; a single one may also be called ``case``.
-        images: how many images a case has.
+        scans: a NIfTI file, a folder of NIfTI files, a DICOM series, or the folder of a data set. In a folder of files,
+            the files of a case are named ``case_0000`` to ``case_000N``; a single file can also be named ``case``.
+        images: number of images per case.
 
     Raises:
         FileError: when there is no scan.
     """
     if not scans.exists():
-        raise FileError(scans, "is not there; give a NIfTI file or a folder of scans")
+        raise FileError(scans, "does not exist; give a NIfTI file or a folder of scans")
     if scans.is_file():
         if images != 1:
-            raise FileError(scans, f"is one image, the network needs {images} of a case; give a folder")
+            raise FileError(scans, f"is one image, but the network needs {images} per case; give a folder")
         return [Case(stem(scans), (scans,))], {}
     files, failed = files_by_name(scans)
     if not files and not failed:
@@ -46,6 +46,6 @@ def find_scans(scans: Path, images: int) -> tuple[list[Case], dict[str, str]]:
 
 
 def _is_of_channels(name: str, files: dict[str, Path]) -> bool:
-    """Whether a file of a case of one image is one of several channels, of which the first is there."""
+    """Whether a file is named as a channel of a case whose first channel exists."""
     case, _, channel = name.rpartition("_")
     return len(channel) == 4 and channel.isdecimal() and f"{case}_0000" in files

@@ -10,7 +10,7 @@ _PARTS = ("imagesTr", "labelsTr", "imagesTs")
 
 
 def find(folder: Path) -> Dataset | None:
-    """Reads what the dataset.json lists; names what it lists that is not there, and what is there unlisted."""
+    """Reads the cases in dataset.json. Listed files that do not exist, and files that are not listed, are problems."""
     content = description(folder)
     if content is None or "training" not in content:
         return None
@@ -24,15 +24,15 @@ def find(folder: Path) -> Dataset | None:
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise FileError(
             path,
-            f"is not of the Decathlon's form ({error!r}): `modality` and `labels` by number, "
-            "`training` and `validation` lists",
+            f"does not have the form of the Decathlon ({error!r}): `modality` and `labels` by number, "
+            "`training` and `validation` as lists",
         ) from error
     if len(modalities) != 1:
         raise FileError(
-            path, f"its files hold {len(modalities)} modalities each; write one file a modality, as nnU-Net v2 has them"
+            path, f"its files have {len(modalities)} modalities each; write one file per modality, as in nnU-Net v2"
         )
     listed = [*(file for files in pairs for file in files), *tests]
-    problems = [f"{file}: is in dataset.json but not there" for file in listed if not file.is_file()]
+    problems = [f"{file}: is in dataset.json, but does not exist" for file in listed if not file.is_file()]
     known = {file.resolve() for file in listed}
     for part in _PARTS:
         there = nifti_files(folder / part).values()
