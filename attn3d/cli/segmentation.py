@@ -12,10 +12,10 @@ from typing import Annotated, Any, Literal
 
 import typer
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from attn3d.cli.app import one_line_errors
+from attn3d.cli.tables import print_by_case, print_scores, show
 
 Out = Annotated[Path, typer.Option("--out", "-o", help="The folder to write to.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print no progress bars, but a line for each epoch.")]
@@ -111,7 +111,7 @@ def train(
             options: dict[str, Any] = {"config": config, "workers": workers, "quiet": quiet}
             found = segmentation.cross_validate(data, out=out, folds=count, **options, **settings)
             simulated = " (simulated)" if found.runs[0].config.simulated else ""
-            _print_scores(found.scores, f"All cases, each predicted by the fold that held it out{simulated}")
+            print_scores(found.scores, f"All cases, each predicted by the fold that held it out{simulated}")
             print(f"Results are in {out}/; attn3d predict {out} averages its {len(found.runs)} runs.")
             return
         if fold is not None and (folds is None or folds.isdecimal()):
@@ -130,7 +130,7 @@ def train(
         )
         if run.finished:  # with several processes, only the first one computes the scores
             scores = json.loads(run.scores.read_text(encoding="utf-8"))
-            _print_scores(scores, f"Held-out cases{' (simulated)' if run.config.simulated else ''}")
+            print_scores(scores, f"Held-out cases{' (simulated)' if run.config.simulated else ''}")
             print(f"Results are in {run.folder}/; attn3d report {run.folder} writes a report.")
 
 
@@ -147,6 +147,12 @@ def predict(
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="Also write the probability of each label.")
     ] = False,
+    uncertainty: Annotated[
+        bool,
+        typer.Option(
+            "--uncertainty", help="Also write images of entropy and of the runs' spread, and their means as CSV."
+        ),
+    ] = False,
     dicom_seg: Annotated[
         bool, typer.Option("--dicom-seg", help="Also write DICOM SEG for a DICOM series; needs highdicom.")
     ] = False,
@@ -154,7 +160,10 @@ def predict(
         Literal["nii.gz", "nrrd", "mha"] | None,
         typer.Option(help="File format of the labels [that of the scan; nii.gz for DICOM]."),
     ] = None,
-    tta: Annotated[bool, typer.Option("--tta", help="Average with the predictions of the mirrored scan.")] = False,
+    mirror: Annotated[
+        str | None,
+        typer.Option(help="Average over windows mirrored along axes, as 0 or 0,1,2: right, anterior, superior [none]."),
+    ] = None,
     best: Annotated[
         bool, typer.Option("--best", help="Use the weights of the best validation, not the last ones.")
     ] = False,
@@ -174,9 +183,10 @@ def predict(
             statistics=statistics,
             preview=preview,
             probabilities=probabilities,
+            uncertainty=uncertainty,
             dicom_seg=dicom_seg,
             format=format,
-            tta=tta,
+            mirror=_axes(mirror),
             best=best,
             overlap=overlap,
             remove_small=remove_small,
@@ -185,14 +195,10 @@ def predict(
         )
     there = f"; {len(found.skipped)} existed and were skipped" if found.skipped else ""
     print(f"{len(found.written)} scans segmented, in {out}/{there}")
-    if statistics and found.volume_ml:
-        table = Table(title="ml", box=box.SIMPLE_HEAD)
-        table.add_column("Case", no_wrap=True)
-        for label in next(iter(found.volume_ml.values())):
-            table.add_column(label, justify="right", no_wrap=True)
-        for case, volumes in found.volume_ml.items():
-            table.add_row(case, *(f"{volume:.1f}" for volume in volumes.values()))
-        _show(table)
+    if statistics:
+        print_by_case(found.volume_ml, "ml", 1)
+    if uncertainty:
+        print_by_case(found.uncertainty, "Mean uncertainty of labelled voxels", 3)
     _end("predict", found.failed)
 
 
@@ -209,7 +215,7 @@ def evaluate(
 
     with one_line_errors("evaluate"):
         scores = segmentation.evaluate(prediction, label, out, tolerance=tolerance, overwrite=overwrite, quiet=quiet)
-    _print_scores(scores, "All cases")
+    print_scores(scores, "All cases")
     _end("evaluate", scores["failed"])
 
 
@@ -270,12 +276,17 @@ def compare(
             f"{one['parameters']:,}",
             f"{one['seconds']:.0f}",
         )
-    _show(table)
+    show(table)
     for name, one in found["mechanisms"].items():
         if name != "none" and one["difference_interval"] is None:
             print(f"{name}: one seed is not enough to estimate the noise")
         elif name != "none":
             print(f"{name}: the difference is {'inside' if one['inside_noise'] else 'beyond'} the noise")
+
+
+def _axes(text: str | None) -> list[Any]:
+    """Axes separated by commas; what is no number is left to the check of the setting."""
+    return [int(one) if one.isdecimal() else one for one in text.split(",")] if text else []
 
 
 def _interval(ends: list[float] | None) -> str:
@@ -292,31 +303,6 @@ def _spec(text: str | None) -> Any:
         raise ValueError(
             f'`attention` must be a name or JSON such as ["cbam", {{"reduction": 8}}], got {text!r}'
         ) from error
-
-
-def _print_scores(scores: Mapping[str, Any], title: str) -> None:
-    """Prints the scores of the cohort, a row for each label."""
-    table = Table(title=title, box=box.SIMPLE_HEAD)
-    table.add_column("Label", no_wrap=True)
-    surface = f"Surface\nDice {scores['tolerance_mm']:g} mm"
-    for heading in ("Cases", "Dice", "HD95\nmm", surface, "Lesions\nfound", "False\nlesions"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for label, one in scores["overall"].items():
-        numbers = [(one["dice_with"], 3), (one["hd95_mm_with"], 1), (one["surface_dice_with"], 3)]
-        table.add_row(
-            label,
-            f"{one['cases_with']} of {one['cases']}",
-            *("–" if value is None else f"{value:.{digits}f}" for value, digits in numbers),
-            f"{one['lesions_found']} of {one['lesions']}",
-            str(one["false_lesions"]),
-        )
-    table.caption = "Dice, HD95 and surface Dice: means over the cases with the label"
-    _show(table)
-
-
-def _show(table: Table) -> None:
-    """Prints a table. Names of cases and labels are not interpreted as markup."""
-    Console(markup=False, emoji=False).print(table)
 
 
 def _end(command: str, failed: Mapping[str, str]) -> None:

@@ -1,8 +1,8 @@
-"""How well segmentations agree with their references, in millimetres, millilitres and lesions.
+"""Scores of segmentations against references: overlap, distances in mm, volumes in ml and lesions.
 
-An empty side is never dropped: a label that was missed, or found where there is none, gets the worst score, and
-one that is rightly absent the best. Means over a cohort are given over all cases under that rule and over those
-cases that have the label, since the first flatters where most cases are empty; and pooled, all cases as one volume.
+Empty cases are included: a missed label or a false alarm gets the worst score, and a label that is in neither of the
+two the best. Scores of a cohort are means over all cases, means over the cases with the label, since many empty cases
+raise the first one, and scores of all cases pooled as one volume.
 """
 
 from collections.abc import Collection, Mapping
@@ -23,7 +23,7 @@ from attn3d.segmentation.files import read_segmentation, values_in
 from attn3d.segmentation.grid import voxel_millilitres
 from attn3d.segmentation.writing import sweep, write_json, write_table
 
-# Of all trees the one that is searched fastest where surfaces are far apart: by a factor of 30 for nested balls.
+# These options give the fastest search if surfaces are far apart, by a factor of 30 for nested balls.
 _TREE = {"leafsize": 32, "balanced_tree": False, "compact_nodes": False}
 _ROUNDING = 1e-6  # mm; a surface at the tolerance is within it
 _AGREEMENT = ("dice", "hd95_mm", "surface_dice")
@@ -41,9 +41,9 @@ def score(
 
     - ``dice``: 2 |P ∩ R| / (|P| + |R|).
     - ``hd95_mm``: the larger of the two 95th percentiles of the distances from one surface to the other.
-    - ``surface_dice``: the part of both surfaces that lies within ``tolerance`` of the other.
+    - ``surface_dice``: the fraction of both surfaces within ``tolerance`` of the other surface.
     - ``relative_volume_difference``: ||P| - |R|| / |R|.
-    - ``volume_ml``, ``reference_ml``: what was found and what there is.
+    - ``volume_ml``, ``reference_ml``: the volumes of the prediction and of the reference.
     - ``lesions``, ``lesions_found``, ``false_lesions``: the connected components of the reference, those of which a
       voxel was found, and the components of the prediction that touch none; voxels are connected by their faces,
       edges and corners (26). The definition of the ISLES 2022 challenge.

@@ -39,9 +39,25 @@ def read_image(path: Path | str) -> nib.Nifti1Image:
             multi-frame DICOM file. The format is detected from the content. Trailing axes of length 1 are dropped.
 
     Raises:
+        FileError: as `read_volume`, or when all voxels are equal.
+    """
+    image = read_volume(path)
+    data = np.asarray(image.dataobj)
+    if data.min() == data.max():
+        raise FileError(path, f"every voxel has the same value {data.min():g}; this is not a scan")
+    return image
+
+
+def read_volume(path: Path | str) -> nib.Nifti1Image:
+    """Reads a 3-D volume as `read_image` does, but its voxels may all be equal.
+
+    Args:
+        path: as for `read_image`.
+
+    Raises:
         FileError: when the file is missing, truncated, of another format or not 3-D, when its affine is not a valid
-            geometry, when a voxel is not finite, or when all voxels are equal; when DICOM is not one volume of slices
-            at equal distances (a shift by a tilted gantry is allowed).
+            geometry, or when a voxel is not finite; when DICOM is not one volume of slices at equal distances (a shift
+            by a tilted gantry is allowed).
     """
     image = read_series(path) if Path(path).is_dir() or is_dicom(path) else _read(path)
     _check_spacing(path, image.affine)
@@ -49,8 +65,6 @@ def read_image(path: Path | str) -> nib.Nifti1Image:
     if not np.isfinite(data).all():
         bad = int((~np.isfinite(data)).sum())
         raise FileError(path, f"{bad} voxels are NaN or infinite; replace them, for example by 0")
-    if data.min() == data.max():
-        raise FileError(path, f"every voxel has the same value {data.min():g}; this is not a scan")
     return type(image)(data.reshape(data.shape[:3]), image.affine, image.header, dtype=np.float32)
 
 

@@ -1,12 +1,13 @@
-"""From trained networks and a scan to a label for each of the scan's voxels, a plane at a time.
+"""Segments a scan with trained networks, plane by plane.
 
-The windows of a network slide along one axis of its working grid. Behind them planes are finished: their probabilities
-are brought to the scan's grid and their labels chosen, and nothing of them is kept. So memory is that of the planes
-that a window spans, whatever the length of the scan, and classes cost next to nothing.
+The windows of a network slide along one axis of its working grid. Planes that no further window covers are finished:
+their probabilities are resampled to the scan's grid, their labels are chosen, and the planes are released. Therefore
+memory is that of the planes that a window spans, for any length of the scan, and more classes need little more.
 """
 
+import math
 from collections.abc import Iterator, Sequence
-from itertools import groupby
+from itertools import combinations, groupby
 from typing import NamedTuple
 
 import nibabel as nib
@@ -23,8 +24,22 @@ from attn3d.segmentation.portable import to_channels
 _LOWEST = -1e4  # of a logit below the highest; float16 ends at 65504
 
 
+class Segmentation(NamedTuple):
+    """What was found in a scan, voxel by voxel.
+
+    Attributes:
+        classes: uint8, of the scan's shape.
+        probabilities: float32, (*shape, classes), or None.
+        uncertainty: by measure, float32 of the scan's shape: "entropy", and of several networks "spread".
+    """
+
+    classes: np.ndarray
+    probabilities: np.ndarray | None
+    uncertainty: dict[str, np.ndarray]
+
+
 class View(NamedTuple):
-    """A scan as a network sees it.
+    """A scan in the form of a network's input.
 
     Attributes:
         network: (B, C, *patch) to logits (B, classes, *patch); it is left in evaluation mode and runs where its
@@ -41,19 +56,30 @@ class View(NamedTuple):
 
 
 def segment(
-    views: Sequence[View], like: nib.Nifti1Image, *, overlap: float = 0.5, mirrored: bool = False, keep: bool = False
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """The class with the highest mean probability at each voxel of a scan.
+    views: Sequence[View],
+    like: nib.Nifti1Image,
+    *,
+    overlap: float = 0.5,
+    mirror: Sequence[int] = (),
+    keep: bool = False,
+    uncertainty: bool = False,
+) -> Segmentation:
+    r"""The class with the highest mean probability at each voxel of a scan, and how uncertain it is.
+
+    With the probability $p_{kc}$ of class $c$ by network $k$ of $K$, on the scan's grid, and
+    $\bar p_c = \frac1K \sum_k p_{kc}$:
+
+    - entropy, in nats: $-\sum_c \bar p_c \ln \bar p_c$, from 0 to the logarithm of the number of classes;
+    - spread: the population standard deviation of $p_{k\hat c}$ over the networks, from 0 to 0.5, where $\hat c$ is
+      the class with the highest $\bar p_c$.
 
     Args:
         views: of the scan, by one or more networks of the same classes, each on its own grid.
         like: the scan.
         overlap: of neighbouring windows, a part of their size.
-        mirrored: whether logits are averaged with those of windows with left and right exchanged.
+        mirror: axes of the working grid; logits are averaged over windows mirrored along every combination of them.
         keep: whether the probabilities are returned as well.
-
-    Returns:
-        uint8 classes of the scan's shape, and float32 probabilities (*shape, classes) or None.
+        uncertainty: whether the measures of uncertainty are.
 
     Raises:
         ValueError: when a volume, or what a network makes of it, is not finite.
@@ -63,7 +89,7 @@ def segment(
     scan_axis = along(axis, first.volume.affine.numpy(), like.affine)
     streams = [
         resampled_planes(
-            probability_planes(view, axis, overlap=overlap, mirrored=mirrored),
+            probability_planes(view, axis, overlap=overlap, mirror=mirror),
             *(view.volume.affine.numpy(), view.volume.shape[1:]),
             *(like.affine, like.shape),
             axis,
@@ -73,17 +99,42 @@ def segment(
     shape = [like.shape[scan_axis], *(size for one, size in enumerate(like.shape) if one != scan_axis)]
     classes = np.empty(shape, np.uint8)
     kept = None
+    measures = measures_of(len(views)) if uncertainty else ()
+    uncertain = {name: np.empty(shape, np.float32) for name in measures}
     for found in zip(*streams, strict=True):
-        index, mean = found[0][0], sum(plane for _, plane in found) / len(found)
-        classes[index] = mean.max(dim=0).indices  # the first of equal ones
+        index, planes = found[0][0], [plane for _, plane in found]
+        mean = sum(planes) / len(planes)
+        chosen = mean.max(dim=0).indices  # the first of equal ones
+        classes[index] = chosen
         if keep:
             kept = np.empty((*shape, len(mean)), np.float32) if kept is None else kept
             kept[index] = mean.permute(1, 2, 0)
-    return np.moveaxis(classes, 0, scan_axis), None if kept is None else np.moveaxis(kept, 0, scan_axis)
+        for name, values in uncertain.items():
+            values[index] = _entropy(mean) if name == "entropy" else _spread(planes, chosen)
+    return Segmentation(
+        np.moveaxis(classes, 0, scan_axis),
+        None if kept is None else np.moveaxis(kept, 0, scan_axis),
+        {name: np.moveaxis(values, 0, scan_axis) for name, values in uncertain.items()},
+    )
+
+
+def measures_of(networks: int) -> tuple[str, ...]:
+    """The measures of uncertainty for a number of networks."""
+    return ("entropy", "spread") if networks > 1 else ("entropy",)
+
+
+def _entropy(mean: Tensor) -> Tensor:
+    """Of a plane of probabilities (classes, *rest); rounding does not take it beyond its range."""
+    return torch.special.entr(mean).sum(dim=0).clamp_(0, math.log(len(mean)))
+
+
+def _spread(planes: Sequence[Tensor], chosen: Tensor) -> Tensor:
+    """Of the probability of the chosen class (*rest), over planes (classes, *rest) of several networks."""
+    return torch.cat([plane.gather(0, chosen[None]) for plane in planes]).std(dim=0, correction=0)
 
 
 @torch.inference_mode()
-def probability_planes(view: View, axis: int, *, overlap: float = 0.5, mirrored: bool = False) -> Iterator[Tensor]:
+def probability_planes(view: View, axis: int, *, overlap: float = 0.5, mirror: Sequence[int] = ()) -> Iterator[Tensor]:
     """The probabilities of the classes on the working grid, (classes, *rest), plane by plane along an axis.
 
     Logits of windows are averaged with Gaussian weights, as `monai.inferers.sliding_window_inference` does it. What is
@@ -93,7 +144,7 @@ def probability_planes(view: View, axis: int, *, overlap: float = 0.5, mirrored:
         view: of the scan.
         axis: of the working grid that the planes follow each other along.
         overlap: as in `segment`.
-        mirrored: as in `segment`.
+        mirror: as in `segment`.
 
     Raises:
         ValueError: as `segment`.
@@ -117,7 +168,7 @@ def probability_planes(view: View, axis: int, *, overlap: float = 0.5, mirrored:
         for first in range(0, len(row), together):
             some = row[first : first + together]
             patches = torch.stack([volume[:, *one] for one in some]).to(device)
-            logits = _logits(network, to_channels(patches, view.windows), mirrored)
+            logits = _logits(network, to_channels(patches, view.windows), mirror)
             if not total.numel():
                 total = torch.zeros(planes[0], logits.shape[1], *planes[1:], dtype=torch.float16, device=device)
             for window, values in zip(some, logits, strict=True):
@@ -139,7 +190,7 @@ def probability_planes(view: View, axis: int, *, overlap: float = 0.5, mirrored:
 
 
 def _padded(volume: Tensor, patch_size: Sequence[int]) -> tuple[Tensor, list[slice]]:
-    """A volume extended by its edges to the size of a patch at least, and where it lies in it."""
+    """A volume extended by its edges to at least the size of a patch, and the slices of the volume in it."""
     missing = [max(0, patch - one) for patch, one in zip(patch_size, volume.shape[1:], strict=True)]
     inside = [slice(one // 2, one // 2 + size) for one, size in zip(missing, volume.shape[1:], strict=True)]
     if any(missing):
@@ -148,9 +199,11 @@ def _padded(volume: Tensor, patch_size: Sequence[int]) -> tuple[Tensor, list[sli
     return volume, inside
 
 
-def _logits(network: nn.Module, patches: Tensor, mirrored: bool) -> Tensor:
-    """How far each class is below the most probable one."""
+def _logits(network: nn.Module, patches: Tensor, mirror: Sequence[int]) -> Tensor:
+    """The mean logits over all combinations of mirrored axes, relative to the highest logit of each voxel."""
     found = network(patches)
-    if mirrored:
-        found = (found + network(patches.flip(2)).flip(2)) / 2
+    for count in range(1, 1 + len(mirror)):
+        for axes in combinations([2 + axis for axis in mirror], count):
+            found = found + network(patches.flip(axes)).flip(axes)
+    found = found / 2 ** len(mirror)
     return (found - found.amax(dim=1, keepdim=True)).float().clamp_(min=_LOWEST)

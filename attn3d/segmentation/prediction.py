@@ -1,12 +1,12 @@
-"""The command ``predict``: from scans to labels in the geometry that they came in."""
+"""The command ``predict``: segments scans and writes labels in the geometry of each scan."""
 
-from collections.abc import Collection, Mapping, Sequence
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import nibabel as nib
 import numpy as np
-import pandas as pd
 import torch
 from monai.data import MetaTensor
 from rich.progress import track
@@ -17,35 +17,38 @@ from attn3d.segmentation.components import middle_of_largest, without_small
 from attn3d.segmentation.datasets import Case, Dataset, find_scans, read_case_image, read_case_label
 from attn3d.segmentation.dicom_seg import highdicom, write_dicom_seg
 from attn3d.segmentation.errors import FileError, failing_as, failure_noted
-from attn3d.segmentation.files import read_segmentation, write_image, write_label
+from attn3d.segmentation.files import check_same_grid, read_segmentation, read_volume, write_image, write_label
 from attn3d.segmentation.grid import voxel_millilitres
-from attn3d.segmentation.inference import View, segment
+from attn3d.segmentation.inference import Segmentation, View, measures_of, segment
 from attn3d.segmentation.itk import ENDINGS
-from attn3d.segmentation.locks import locked
 from attn3d.segmentation.networks import shape_multiple
 from attn3d.segmentation.portable import window_size
 from attn3d.segmentation.preprocessing import intensities_of
 from attn3d.segmentation.runs import Run, open_runs
-from attn3d.segmentation.settings import Configuration
-from attn3d.segmentation.writing import as_cell, finished_file, read_table, sweep, write_table, write_text
+from attn3d.segmentation.settings import Configuration, Settings, checked
+from attn3d.segmentation.tables import add_row, rows_in
+from attn3d.segmentation.writing import finished_file, sweep, write_text
 
 _FORMATS = ("nii.gz", *(ending[1:] for ending in ENDINGS))
 
 
 class Prediction(NamedTuple):
-    """What came of a batch of scans.
+    """The result for a batch of scans.
 
     Attributes:
-        written: the labels' file by the name of the case.
-        skipped: the same of the cases that were there already.
-        failed: why there is none, by the name of the file.
-        volume_ml: by case and label, of both.
+        written: the label file of each segmented case.
+        skipped: the label file of each case whose labels existed.
+        failed: the problem of each file that could not be segmented.
+        volume_ml: volumes by case and label, for written and skipped cases.
+        uncertainty: means over the labelled voxels by case and measure, for written and skipped cases; NaN without
+            labelled voxels. Empty if uncertainty is not requested.
     """
 
     written: dict[str, Path]
     skipped: dict[str, Path]
     failed: dict[str, str]
     volume_ml: dict[str, dict[str, float]]
+    uncertainty: dict[str, dict[str, float]]
 
 
 def predict(
@@ -56,9 +59,10 @@ def predict(
     statistics: bool = False,
     preview: bool = False,
     probabilities: bool = False,
+    uncertainty: bool = False,
     dicom_seg: bool = False,
     format: Literal["nii.gz", "nrrd", "mha"] | None = None,
-    tta: bool = False,
+    mirror: Sequence[int] = (),
     best: bool = False,
     overlap: float = 0.5,
     remove_small: float = 0.0,
@@ -68,42 +72,50 @@ def predict(
     """Segments scans with one or several trained networks.
 
     A scan may have any orientation, spacing or oblique affine; its labels are uint8 in exactly its geometry. A scan
-    that cannot be used does not stop the others, whatever is wrong with it. What is there already is skipped, so that
-    a batch that was stopped goes on where it was.
+    that cannot be used does not stop the others. Cases whose labels exist are skipped, so that a stopped batch can be
+    continued.
 
     Args:
-        runs: folders of finished trainings, or of cross-validations, which stand for those of all their folds; the
-            probabilities of several are averaged.
-        scans: a NIfTI, NRRD or MHA file, a folder of them (``case_0000.nii.gz``, ``case_0001.nii.gz``, .. where a case
-            has several images), a DICOM series or the folder of a data set.
-        out: folder for ``case.nii.gz``, or as ``format`` says, another than that of the scans. Several processes may
-            write into it.
-        statistics: also ``statistics.csv``, the volumes in ml, added to those that are there.
-        preview: also ``case.png``, three planes, and ``case.html``, a page to look through the scan.
-        probabilities: also ``case_probabilities.nii.gz``, float32 with a class in each last index.
-        dicom_seg: also ``case.dcm``, a DICOM SEG in the frame of the series that the scan was; needs highdicom.
-        format: of the labels; by default that of the scan, NIfTI for DICOM.
-        tta: average with what is found in mirrored windows, left and right exchanged: the flip of the training.
-        best: take the weights of the best validation, rather than the last ones.
-        overlap: of neighbouring windows, 0 to below 1, a part of their size.
-        remove_small: ml; a connected piece of a label that is smaller becomes background.
-        overwrite: replace what is there, rather than skip it.
-        quiet: no progress bar.
+        runs: folders of finished trainings, or of cross-validations, whose folds are all used. The probabilities of
+            several networks are averaged.
+        scans: a NIfTI, NRRD or MHA file, a folder of them (``case_0000.nii.gz``, ``case_0001.nii.gz``, .. if a case has
+            several images), a DICOM series or the folder of a data set.
+        out: folder for the labels ``case.nii.gz``, or with the ending of ``format``. It must not be the folder of the
+            scans. Several processes may write into it.
+        statistics: also write ``statistics.csv`` with volumes in ml; an existing table is extended.
+        preview: also write ``case.png`` with three planes, and ``case.html`` with a viewer.
+        probabilities: also write ``case_probabilities.nii.gz``, float32, with the classes along the last axis.
+        uncertainty: also write ``case_entropy.nii.gz``, float32: -sum p ln p of the mean probabilities p of the
+            classes, in nats, from 0 to the logarithm of the number of classes. With several networks also
+            ``case_spread.nii.gz``: the standard deviation over the networks (population) of the probability of the
+            class that is most probable on average, before ``remove_small``. ``uncertainty.csv`` has the means of both
+            over the labelled voxels, and empty cells without labelled voxels; an existing table is extended.
+            ``preview`` shows the images.
+        dicom_seg: also write ``case.dcm``, a DICOM SEG in the frame of reference of the series; needs highdicom.
+        format: file format of the labels; by default that of the scan, and NIfTI for DICOM.
+        mirror: axes, 0 right, 1 anterior, 2 superior, as in the setting of the training. Predictions are averaged over
+            windows mirrored along every combination of these axes: 2 for one axis and 8 for three.
+        best: whether to use the weights of the best validation instead of the last ones.
+        overlap: overlap of neighbouring windows as a fraction of their size, from 0 to below 1.
+        remove_small: connected components of a label with a smaller volume in ml become background.
+        overwrite: whether to replace existing files instead of skipping them.
+        quiet: whether to show no progress bar.
 
     Raises:
-        FileError: when a run cannot be used, there is no scan, or ``out`` has statistics of other labels.
-        ValueError: when the runs have different labels, ``remove_small`` is negative, or ``out`` holds the scans.
+        FileError: when a run cannot be used, there is no scan, or a table in ``out`` has other columns.
+        ValueError: when the runs have different labels, an option is invalid, or ``out`` contains the scans.
     """
-    folders = [runs] if isinstance(runs, str | Path) else runs
-    opened = [run for folder in folders for run in open_runs(folder)]
     if not 0 <= overlap < 1:
         raise ValueError(f"`overlap` must be at least 0 and below 1, got {overlap}")
+    mirror = checked(Settings, {"mirror": mirror}).mirror
     if not remove_small >= 0:
         raise ValueError(f"`remove_small` must be at least 0 ml, got {remove_small}")
     if dicom_seg:
         highdicom()
     if format not in (None, *_FORMATS):
         raise ValueError(f"`format` must be one of {', '.join(_FORMATS)}, got {format!r}")
+    folders = [runs] if isinstance(runs, str | Path) else runs
+    opened = [run for folder in folders for run in open_runs(folder)]
     labels = opened[0].config.labels
     for run in opened[1:]:
         if run.config.labels != labels or run.config.images != opened[0].config.images:
@@ -113,34 +125,64 @@ def predict(
     cases, failed = find_scans(Path(scans), opened[0].config.images)
     out = Path(out)
     if out.resolve() in {(path if path.is_dir() else path.parent).resolve() for case in cases for path in case.images}:
-        raise ValueError(f"`out` {out} holds the scans; give another folder for the labels")
-    table = out / "statistics.csv"
+        raise ValueError(f"`out` {out} contains the scans; give another folder for the labels")
+    measures = measures_of(len(networks)) if uncertainty else ()
     if statistics:
-        _volumes_in(table, labels.values())
+        rows_in(out / "statistics.csv", [f"{name} ml" for name in labels.values()])
+    if uncertainty:
+        rows_in(out / "uncertainty.csv", measures)
     out.mkdir(parents=True, exist_ok=True)
     sweep(out)
 
-    found = Prediction({}, {}, failed, {})
+    found = Prediction({}, {}, failed, {}, {})
     for case in track(cases, "segmenting", disable=quiet):
         path = out / f"{case.name}.{format or _format_of(case)}"
         with failure_noted(case.images[0], failed):
             if path.exists() and not overwrite:
                 label = read_segmentation(path)
+                maps = {name: _read_map(_beside(path, case, name), label) for name in measures}
                 found.skipped[case.name] = path
             else:
-                options = {"overlap": overlap, "mirrored": tta, "keep": probabilities}
-                label = _segment(case, path, networks, opened[0], preview, dicom_seg, remove_small, **options)
+                options = {"overlap": overlap, "mirror": mirror, "keep": probabilities, "uncertainty": uncertainty}
+                label, maps = _segment(case, path, networks, opened[0], preview, dicom_seg, remove_small, **options)
                 found.written[case.name] = path
             voxels, millilitres = np.asarray(label.dataobj), voxel_millilitres(label.affine)
             volumes = {name: float((voxels == value).sum() * millilitres) for value, name in labels.items()}
             found.volume_ml[case.name] = volumes
             if statistics:
-                add_volumes(table, case.name, volumes)
+                rounded = {f"{name} ml": round(one, 3) for name, one in volumes.items()}
+                add_row(out / "statistics.csv", case.name, rounded)
+            if uncertainty:
+                found.uncertainty[case.name] = {name: _mean(values, voxels > 0) for name, values in maps.items()}
+                rounded = {name: round(one, 6) for name, one in found.uncertainty[case.name].items()}
+                add_row(out / "uncertainty.csv", case.name, rounded)
     return found
 
 
+def _mean(values: np.ndarray, where: np.ndarray) -> float:
+    return float(values[where].mean(dtype=float)) if where.any() else math.nan
+
+
+def _beside(path: Path, case: Case, what: str) -> Path:
+    """The path of another image of a case, beside its labels."""
+    return path.with_name(f"{case.name}_{what}.nii.gz")
+
+
+def _read_map(path: Path, label: nib.Nifti1Image) -> np.ndarray:
+    """Reads a measure of uncertainty beside existing labels.
+
+    Raises:
+        FileError: when the file does not exist, or is on another grid than the labels.
+    """
+    if not path.exists():
+        raise FileError(path, "does not exist, but the labels do; segment the scan again (--overwrite)")
+    image = read_volume(path)
+    check_same_grid(path, image, label)
+    return np.asarray(image.dataobj)
+
+
 def _format_of(case: Case) -> str:
-    """The format of a case's first image, as a name ends in it; NIfTI of all but NRRD and MetaImage."""
+    """The file ending for the labels of a case: that of its first image for NRRD and MetaImage, otherwise NIfTI."""
     ending = case.images[0].suffix.lower()
     return ending[1:] if ending in ENDINGS else "nii.gz"
 
@@ -154,28 +196,29 @@ def _segment(
     dicom_seg: bool,
     remove_small: float,
     **options: Any,
-) -> nib.Nifti1Image:
-    """Writes the labels of a case, after all else of it that is asked for."""
+) -> tuple[nib.Nifti1Image, dict[str, np.ndarray]]:
+    """Writes the requested files of a case, its labels last, and returns the labels and their uncertainty."""
     images = read_case_image(case)
-    segmentation, kept = _labels(images, networks, **options)
+    segmentation, found = _labels(images, networks, **options)
     if remove_small > 0:
         segmentation = without_small(segmentation, remove_small / voxel_millilitres(images[0].affine))
-    if kept is not None:
-        write_image(path.with_name(f"{case.name}_probabilities.nii.gz"), kept, images[0].affine, "scanner")
+    volumes = {} if found.probabilities is None else {"probabilities": found.probabilities}
+    for what, values in (volumes | found.uncertainty).items():
+        write_image(_beside(path, case, what), values, images[0].affine, "scanner")
     if preview:
-        _preview(path, images[0], segmentation, kept, run)
+        _preview(path, images[0], segmentation, found, run)
     if dicom_seg:
         write_dicom_seg(path.with_name(f"{case.name}.dcm"), segmentation, case.images[0], run.config.labels)
     write_label(path, segmentation, like=images[0])
-    return nib.Nifti1Image(segmentation, images[0].affine)
+    return nib.Nifti1Image(segmentation, images[0].affine), found.uncertainty
 
 
 def predict_held_out(run: Run, dataset: Dataset, *, quiet: bool = False) -> None:
-    """Segments the cases that a run was validated on, and puts their references beside them."""
+    """Segments the held-out cases of a run, and writes their references to a folder beside them."""
     net, folder = run.network(), run.scores.parent
     net.to("cuda" if torch.cuda.is_available() else "cpu")
     (folder / "references").mkdir(parents=True, exist_ok=True)
-    for case in track(run.cases("validation", dataset), "segmenting what was held out", disable=quiet):
+    for case in track(run.cases("validation", dataset), "segmenting held-out cases", disable=quiet):
         with failing_as(case.images[0]):
             images = read_case_image(case)
             reference = read_case_label(case, dataset, images[0])
@@ -186,8 +229,8 @@ def predict_held_out(run: Run, dataset: Dataset, *, quiet: bool = False) -> None
 
 def _labels(
     images: Sequence[nib.Nifti1Image], networks: Sequence[tuple[nn.Module, Configuration]], **options: Any
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """The labels of a case and their probabilities, by `segment`; networks on the same grid share its volume."""
+) -> tuple[np.ndarray, Segmentation]:
+    """The labels of a case and the result of `segment`. Networks with the same grid share the resampled volume."""
     volumes: dict[Any, MetaTensor] = {}
     views = []
     for net, config in networks:
@@ -197,42 +240,12 @@ def _labels(
         multiple = shape_multiple(config.network, config.strides)
         window = window_size(config.patch_size, multiple, volumes[grid].shape[1:])
         views.append(View(net, volumes[grid], window, config.windows))
-    classes, kept = segment(views, images[0], **options)
-    return np.array([0, *sorted(networks[0][1].labels)], np.uint8)[classes], kept
+    found = segment(views, images[0], **options)
+    return np.array([0, *sorted(networks[0][1].labels)], np.uint8)[found.classes], found
 
 
-def _volumes_in(path: Path, labels: Collection[str]) -> pd.DataFrame:
-    """The volumes in ml in a table that `predict` wrote, empty where there is none.
-
-    Raises:
-        FileError: when it cannot be added to.
-    """
-    columns = ["case", *(as_cell(f"{name} ml") for name in labels)]
-    table = read_table(path) if path.exists() else pd.DataFrame(columns=columns)
-    if list(table.columns) != columns:
-        raise FileError(path, "has volumes of other labels; give another folder")
-    return table
-
-
-def add_volumes(path: Path, case: str, volumes: Mapping[str, float]) -> None:
-    """Adds the volumes of a case to a table, one process at a time, in place of what it has of that case.
-
-    Args:
-        path: of the table, ``statistics.csv``.
-        case: its name.
-        volumes: in ml by label.
-    """
-    with locked(path.parent, wait=True):
-        table = _volumes_in(path, volumes)
-        row = [as_cell(case), *(round(one, 3) for one in volumes.values())]
-        table = pd.concat([table[table["case"] != row[0]], pd.DataFrame([row], columns=table.columns)])
-        write_table(path, table.sort_values("case"))
-
-
-def _preview(
-    path: Path, image: nib.Nifti1Image, segmentation: np.ndarray, probabilities: np.ndarray | None, run: Run
-) -> None:
-    """Three planes through the largest piece of what was found as a picture, and a page to look through the scan."""
+def _preview(path: Path, image: nib.Nifti1Image, segmentation: np.ndarray, found: Segmentation, run: Run) -> None:
+    """Writes a picture of three planes through the largest predicted component, and a page with a viewer."""
     from attn3d.segmentation.reporting.viewer import Heat, case_page, view_of
 
     config, name = run.config, path.name.removesuffix(".nii.gz")
@@ -251,9 +264,13 @@ def _preview(
     with finished_file(path.with_name(f"{name}.png")) as unfinished:
         figure.savefig(unfinished, dpi=100, format="png")
     heat = {}
-    if probabilities is not None:
+    if found.probabilities is not None:
         for index, value in enumerate(sorted(config.labels), 1):
-            heat[f"probability of {config.labels[value]}"] = Heat(probabilities[..., index], image.affine, (0.0, 1.0))
+            values = found.probabilities[..., index]
+            heat[f"probability of {config.labels[value]}"] = Heat(values, image.affine, (0.0, 1.0))
+    most = {"entropy": math.log(config.out_channels), "spread": 0.5}
+    for measure, values in found.uncertainty.items():
+        heat[measure] = Heat(values, image.affine, (0.0, most[measure]))
     view = view_of(
         name, image, {"network": segmentation}, config.labels, heat=heat, windows=config.windows, center=center
     )

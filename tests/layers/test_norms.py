@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from attn3d.layers.norms import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, create_norm
+from attn3d.layers.norms import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, create_norm, is_instance_norm
 
 SHAPES = [(2, 6), (2, 6, 5), (3, 6, 4, 3), (2, 6, 3, 4, 2)]
 SPECS = ["batch", ("group", {"num_groups": 3}), "instance", "layer", None]
@@ -86,6 +86,7 @@ def test_specs_are_read_as_monai_reads_them():
         ("bach", ValueError, "`norm` got 'bach'; did you mean 'batch'"),
         (("group", {"num_groups": 4}), ValueError, "`num_groups` must divide 6 channels, got 4"),
         (("batch", {"epsilon": 1}), TypeError, "the batch norm has no option `epsilon`; did you mean 'eps'"),
+        (("group", {"num_groups": 4}), ValueError, r"must divide 6 channels, got 4; \[1, 2, 3, 6\] do"),
         (5, TypeError, "`norm` must be a name"),
     ],
 )
@@ -102,3 +103,9 @@ def test_a_momentum_of_none_is_the_cumulative_mean():
         torch.testing.assert_close(ours(x), plain(x))
     torch.testing.assert_close(ours.running_mean, plain.running_mean)
     torch.testing.assert_close(ours.running_var, plain.running_var)
+
+
+def test_a_group_for_every_channel_is_an_instance_norm():
+    found = [is_instance_norm(norm) for norm in (nn.GroupNorm(4, 4), nn.InstanceNorm3d(4), InstanceNorm(4))]
+    assert found == [True, True, True]
+    assert [is_instance_norm(norm) for norm in (nn.GroupNorm(2, 4), nn.BatchNorm3d(4))] == [False, False]

@@ -1,0 +1,45 @@
+"""Tables with a row for each case, to which several processes can add rows."""
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+import pandas as pd
+
+from attn3d.segmentation.errors import FileError
+from attn3d.segmentation.locks import locked
+from attn3d.segmentation.writing import as_cell, read_table, write_table
+
+
+def rows_in(path: Path, columns: Collection[str]) -> pd.DataFrame:
+    """Reads a table of `add_row`. If the file does not exist, the table is empty.
+
+    Args:
+        path: the file of the table.
+        columns: the required columns, without ``case``.
+
+    Raises:
+        FileError: when the file cannot be read or has other columns.
+    """
+    needed = ["case", *(as_cell(name) for name in columns)]
+    table = read_table(path) if path.exists() else pd.DataFrame(columns=needed)
+    if list(table.columns) != needed:
+        raise FileError(path, f"has other columns than {', '.join(needed)}; give another folder")
+    return table
+
+
+def add_row(path: Path, case: str, values: Mapping[str, float]) -> None:
+    """Adds the row of a case to a table, or replaces it. Only one process writes at a time.
+
+    Args:
+        path: the file of the table.
+        case: the name of the case.
+        values: values by column; NaN gives an empty cell.
+
+    Raises:
+        FileError: as `rows_in`.
+    """
+    with locked(path.parent, wait=True):
+        table = rows_in(path, values)
+        row = [as_cell(case), *values.values()]
+        table = pd.concat([table[table["case"] != row[0]], pd.DataFrame([row], columns=table.columns)])
+        write_table(path, table.sort_values("case"))
