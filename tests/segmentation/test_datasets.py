@@ -103,7 +103,7 @@ def test_a_patient_without_haemorrhage_is_a_case(tmp_path):
         (layouts.bhsd, "label_192/labelsTr/ID_2.nii.gz", "imagesTr/ID_2.nii.gz: has no label", ["ID_1"]),
         (layouts.bhsd, "label_192/imagesTr/ID_2.nii.gz", "labelsTr/ID_2.nii.gz: has no image", ["ID_1"]),
         (layouts.decathlon, "labelsTr/spleen_1.nii.gz", "in dataset.json, but does not exist", ["spleen_2"]),
-        (layouts.nnunet, "imagesTr/BRATS_1_0001.nii.gz", "has the channels 0000; needed are 0000, 0001", ["BRATS_2"]),
+        (layouts.nnunet, "imagesTr/BRATS_1_0001.nii.gz", "has the channels 0000, but needs 0000, 0001", ["BRATS_2"]),
         (layouts.nnunet, "labelsTr/BRATS_1.nii.gz", "imagesTr/BRATS_1_0000.nii.gz: has no label", ["BRATS_2"]),
         (layouts.instance2022, "train/label/096.nii.gz", "data/096.nii.gz: has no label", ["095"]),
         (layouts.ct_ich, "masks/050.nii", "ct_scans/050.nii: has no label", ["049"]),
@@ -131,7 +131,7 @@ def test_what_a_description_does_not_list_is_named(tmp_path):
     layouts.write(tmp_path / "second/imagesTr/BRATS_1_0002.nii.gz", layouts.units(9))
     dataset = find_dataset(tmp_path / "second")
     assert names(dataset.cases) == ["BRATS_2"], "a case has exactly its channels"
-    assert any("0000, 0001, 0002; needed are 0000, 0001" in problem for problem in dataset.problems)
+    assert any("0000, 0001, 0002, but needs 0000, 0001" in problem for problem in dataset.problems)
 
 
 def test_labels_that_uint8_does_not_hold_are_refused(tmp_path):
@@ -172,7 +172,7 @@ def test_what_is_not_read_of_nnunet_is_refused_with_the_reason(tmp_path, changes
     ("content", "says"),
     [
         ("{", "is not valid JSON"),
-        ("[]", "JSON object is needed, got list"),
+        ("[]", "must be a JSON object, got list"),
         ('{"training": []}', "does not have the form of the Decathlon"),
         ('{"modality": {"0": "CT"}, "labels": {"a": 1}, "training": []}', "does not have the form of the Decathlon"),
         ('{"modality": {"0": "T1", "1": "T2"}, "labels": {"0": "no"}, "training": []}', "2 modalities each"),
@@ -276,7 +276,7 @@ def test_endings_in_capitals_are_read_and_other_formats_named(tmp_path):
     dataset = find_dataset(tmp_path)
     assert names(dataset.cases) == ["1", "2"]
     assert read_case_image(dataset.cases[0])[0].shape == layouts.SHAPE
-    assert dataset.problems == (f"{tmp_path / 'images/3.mgz'}: is no NIfTI, NRRD or MHA; convert it to .nii.gz",)
+    assert dataset.problems == (f"{tmp_path / 'images/3.mgz'}: is not NIfTI, NRRD or MHA; convert it to .nii.gz",)
 
 
 @pytest.mark.parametrize("write", PUBLISHED, ids=lambda write: write.__name__)
@@ -284,7 +284,7 @@ def test_every_layout_names_volumes_of_other_formats(tmp_path, write):
     write(tmp_path)
     image = find_dataset(tmp_path).cases[0].images[0]
     (image.parent / "other.mgz").write_bytes(b"")
-    assert any("other.mgz: is no NIfTI" in problem for problem in find_dataset(tmp_path).problems)
+    assert any("other.mgz: is not NIfTI" in problem for problem in find_dataset(tmp_path).problems)
 
 
 def test_the_cases_that_a_decathlon_validates_on_are_held_out(tmp_path):

@@ -366,10 +366,10 @@ def test_a_name_that_is_there_twice_is_not_scored(folders):
     assert sorted(scores["cases"]) == ["false alarm", "rightly empty"]
     problems = {path.rsplit("/", 2)[1] + "/" + path.rsplit("/", 1)[1]: text for path, text in scores["failed"].items()}
     assert problems == {
-        "predictions/half.nii": "is there as half.nii.gz too; remove one of them",
-        "predictions/half.nii.gz": "is there as half.nii too; remove one of them",
-        "references/missed.nii": "is there as missed.nii.gz too; remove one of them",
-        "references/missed.nii.gz": "is there as missed.nii too; remove one of them",
+        "predictions/half.nii": "also exists as half.nii.gz; remove one of them",
+        "predictions/half.nii.gz": "also exists as half.nii; remove one of them",
+        "references/missed.nii": "also exists as missed.nii.gz; remove one of them",
+        "references/missed.nii.gz": "also exists as missed.nii; remove one of them",
     }
 
 

@@ -39,7 +39,7 @@ def find_scans(scans: Path, images: int) -> tuple[list[Case], dict[str, str]]:
     plain = {} if images > 1 else {name: path for name, path in files.items() if not _is_of_channels(name, files)}
     found, problems = channels({name: path for name, path in files.items() if name not in plain}, images)
     for name in plain.keys() & found.keys():
-        problems[plain.pop(name)] = f"is there as {found.pop(name)[0].name} too; remove one of them"
+        problems[plain.pop(name)] = f"also exists as {found.pop(name)[0].name}; remove one of them"
     found |= one_each(plain)
     failed |= problems
     return [Case(name, found[name]) for name in sorted(found)], {str(path): failed[path] for path in sorted(failed)}
