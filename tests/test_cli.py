@@ -77,13 +77,16 @@ def test_sites_of_a_network_by_name_and_by_module():
         (["train", "--resume", "--epochs", "3"], "give no others"),
         (["train", "--data", "nowhere", "--out", "new"], "nowhere: is not a folder"),
         (["train", "--data", "nowhere", "--out", "new", "--folds", "3"], "nowhere: is not a folder"),
-        (["train", "--data", "nowhere", "--out", "new", "--folds", "my.json"], "my.json: is not there"),
-        (["train", "--folds", "3", "--fold", "1"], "`fold` chooses one of given splits, got 1 and `folds` 3"),
+        (["train", "--data", "nowhere", "--out", "new", "--folds", "my.json"], "my.json: does not exist"),
+        (
+            ["train", "--folds", "3", "--fold", "1"],
+            "`fold` needs `folds` to be a file with splits, got `fold` 1 and `folds` 3",
+        ),
         (["train", "--folds", "3", "--devices", "2"], "`folds` are trained one after the other"),
-        (["predict", "nowhere", "-i", "scan.nii.gz", "-o", "new"], "config.json: is not there"),
+        (["predict", "nowhere", "-i", "scan.nii.gz", "-o", "new"], "config.json: does not exist"),
         (["predict", "nowhere", "-i", "scan.nii.gz", "-o", "new", "--mirror", "0,x"], "got [0, 'x']"),
-        (["evaluate", "nowhere", "nothing"], "is not there"),
-        (["report", "nowhere"], "is not there"),
+        (["evaluate", "nowhere", "nothing"], "does not exist"),
+        (["report", "nowhere"], "does not exist"),
         (["compare", "--mechanisms", "cbm", "--out", "new"], "did you mean 'cbam'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -134,15 +137,15 @@ def test_from_scans_to_a_report(tmp_path):
         *("--folds", 2, "--epochs", 1, "--from", tmp_path / "run"),
     )
     assert result.exit_code == 0, result.stderr
-    assert "All cases, each by the fold that held it out" in result.stdout
-    assert "takes the 2 runs as one" in result.stdout
+    assert "All cases, each predicted by the fold that held it out" in result.stdout
+    assert "averages its 2 runs" in result.stdout
 
     result = run(
         *("predict", tmp_path / "run", "-i", tmp_path / "data" / "images", "-o", tmp_path / "found", "--quiet"),
         *("--statistics", "--probabilities"),
     )
     assert result.exit_code == 1, "one scan could not be read"
-    assert "3 segmented" in result.stdout
+    assert "3 scans segmented" in result.stdout
     (line,) = lines(result)
     assert "torn.nii.gz: " in line
 
@@ -206,7 +209,7 @@ def test_a_comparison_is_a_table_and_a_word_on_noise(monkeypatch):
     assert result.stdout.strip().splitlines()[-3:] == [
         "cbam: the difference is beyond the noise",
         "eca: the difference is inside the noise",
-        "se: one seed says nothing about noise",
+        "se: one seed is not enough to estimate the noise",
     ]
 
 
@@ -214,12 +217,12 @@ def test_a_training_that_is_stopped_says_so_and_fails_as_shells_expect(monkeypat
     from attn3d import segmentation
 
     def stopped(*_, **__):
-        raise segmentation.Interrupted("go on with --resume")
+        raise segmentation.Interrupted("continue with --resume")
 
     monkeypatch.setattr(segmentation, "train", stopped)
     result = run("train", "--out", "new")
     assert result.exit_code == 130
-    assert lines(result)[-1] == "attn3d train: go on with --resume"
+    assert lines(result)[-1] == "attn3d train: continue with --resume"
 
 
 @pytest.mark.parametrize(
@@ -277,7 +280,7 @@ def test_ctrl_c_is_one_line(monkeypatch):
     monkeypatch.setattr(segmentation, "evaluate", stopped)
     result = run("evaluate", "a", "b")
     assert result.exit_code == 130
-    assert lines(result) == ["attn3d evaluate: stopped; nothing was written in half"]
+    assert lines(result) == ["attn3d evaluate: stopped; all files that were written are complete"]
 
 
 def test_a_stream_in_memory_takes_errors_too():
@@ -294,6 +297,6 @@ def test_statistics_of_no_scan_are_no_table(monkeypatch):
     failed = Prediction({}, {}, {"one.nii.gz": "is no scan"}, {}, {})
     monkeypatch.setattr(segmentation, "predict", lambda *_, **__: failed)
     result = run("predict", "run", "-i", "scans", "-o", "out", "--statistics")
-    assert result.stdout == "0 segmented, in out/\n"
+    assert result.stdout == "0 scans segmented, in out/\n"
     assert result.exit_code == 1
     assert "one.nii.gz" in result.stderr

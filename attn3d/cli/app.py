@@ -32,7 +32,7 @@ def one_line_errors(command: str) -> Iterator[None]:
     except OSError as error:  # unreadable scans are a ValueError
         problem, code = f"{error.filename or 'writing'}: {error.strerror or error}", 2
     except KeyboardInterrupt as stopped:
-        problem, code = str(stopped) or "stopped; nothing was written in half", 130
+        problem, code = str(stopped) or "stopped; all files that were written are complete", 130
     else:
         return
     print(f"attn3d {command}: {problem}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Tables in the terminal."""
+"""The tables that the commands print."""
 
 import math
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from rich.table import Table
 
 
 def print_by_case(found: Mapping[str, Mapping[str, float]], title: str, digits: int) -> None:
-    """Prints a row of numbers for each case, NaN as a dash."""
+    """Prints a row of numbers for each case; NaN is a dash."""
     table = Table(title=title, box=box.SIMPLE_HEAD)
     table.add_column("Case", no_wrap=True)
     for heading in next(iter(found.values()), ()):
@@ -22,7 +22,7 @@ def print_by_case(found: Mapping[str, Mapping[str, float]], title: str, digits: 
 
 
 def print_scores(scores: Mapping[str, Any], title: str) -> None:
-    """Prints the scores over a cohort, a row for each label; of lesions and probabilities where there are any."""
+    """Prints the scores of the cohort, a row for each label, and of lesions and probabilities if any."""
     table = Table(title=title, box=box.SIMPLE_HEAD)
     table.add_column("Label", no_wrap=True)
     surface = f"Surface\nDice {scores['tolerance_mm']:g} mm"
@@ -44,7 +44,7 @@ def print_scores(scores: Mapping[str, Any], title: str) -> None:
     if "calibration" in scores:
         one, margin = scores["calibration"]["overall"], scores["calibration"]["margin_mm"]
         print(
-            f"Within {margin:g} mm of what is labelled: expected calibration error "
+            f"Within {margin:g} mm of labelled voxels: expected calibration error "
             f"{_number(one['expected_calibration_error'])}, AUC of entropy for errors {_number(one['error_auc'])}"
         )
 
@@ -68,5 +68,5 @@ def _number(value: float | None, digits: int = 3) -> str:
 
 
 def show(table: Table) -> None:
-    """Prints a table; names of cases and labels are taken as they are, not as markup."""
+    """Prints a table. Names of cases and labels are not interpreted as markup."""
     Console(markup=False, emoji=False).print(table)

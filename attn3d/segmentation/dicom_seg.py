@@ -1,4 +1,4 @@
-"""Labels as a DICOM SEG, in the frame of the series that they were found in; highdicom writes it."""
+"""Writes labels as DICOM SEG in the frame of reference of their series, with highdicom."""
 
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -11,11 +11,11 @@ from attn3d.segmentation.dicom import is_dicom, slices_of
 from attn3d.segmentation.errors import FileError
 from attn3d.segmentation.writing import finished_file
 
-_SERIES_NUMBER = 1000  # of ours, behind those of scanners
+_SERIES_NUMBER = 1000  # above the series numbers of scanners
 
 
 def highdicom() -> Any:
-    """The library.
+    """Imports highdicom.
 
     Raises:
         ValueError: when it is not installed.
@@ -28,26 +28,26 @@ def highdicom() -> Any:
 
 
 def write_dicom_seg(path: Path | str, labels: np.ndarray, series: Path, names: Mapping[int, str]) -> None:
-    """Writes labels as a binary DICOM SEG with a segment for each, which refers to the slices of a series.
+    """Writes labels as a binary DICOM SEG that refers to the slices of a series, with a segment for each label.
 
-    Segments are numbered from 1 in the order of their label values, have the labels' names, and are coded as tissue,
-    since a name says no more. Slices without any label are left out, unless all are.
+    Segments are numbered from 1 in the order of the label values and have the names of the labels. They are coded as
+    tissue, since a more specific code is not known. Slices without labels are left out, except if no slice has a label.
 
     Args:
-        path: where to; nothing is there before the file is whole.
-        labels: of the volume that `read_image` makes of the series.
-        series: its folder, or a file of several frames.
-        names: label values, and what they are called.
+        path: the file to write. It exists only when it is complete.
+        labels: labels on the grid of `read_image` of the series.
+        series: the folder of the series, or a multi-frame file.
+        names: the name of each label value.
 
     Raises:
-        FileError: when ``series`` is no DICOM, or lacks what a SEG takes from it.
+        FileError: when ``series`` is not DICOM, or does not have all headers that a SEG needs.
         ValueError: when highdicom is not installed.
     """
     hd = highdicom()
     from pydicom.sr.codedict import codes
 
     if not (series.is_dir() or is_dicom(series)):
-        raise FileError(series, "is no DICOM series, which a DICOM SEG refers to; leave --dicom-seg out")
+        raise FileError(series, "is not a DICOM series, which a DICOM SEG refers to; omit --dicom-seg")
     slices, headers = slices_of(series)
     algorithm = hd.AlgorithmIdentificationSequence(
         name="attn3d", version=version("attn3d"), family=codes.DCM.ArtificialIntelligence
@@ -55,7 +55,7 @@ def write_dicom_seg(path: Path | str, labels: np.ndarray, series: Path, names: M
     segments = [
         hd.seg.SegmentDescription(
             segment_number=number,
-            segment_label=names[value][:64],  # the most that DICOM has room for
+            segment_label=names[value][:64],  # the limit of DICOM
             segmented_property_category=codes.SCT.Tissue,
             segmented_property_type=codes.SCT.Tissue,
             algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
@@ -84,8 +84,8 @@ def write_dicom_seg(path: Path | str, labels: np.ndarray, series: Path, names: M
             device_serial_number="0",
             content_description=", ".join(names[value] for value in sorted(names))[:64],
         )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:  # of a header that lacks what is taken over
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # for missing header fields
         reason = " ".join(str(error).split())
-        raise FileError(series, f"a DICOM SEG cannot refer to it ({reason}); leave --dicom-seg out") from error
+        raise FileError(series, f"a DICOM SEG cannot refer to it ({reason}); omit --dicom-seg") from error
     with finished_file(path) as unfinished:
         seg.save_as(unfinished)

@@ -1,8 +1,8 @@
-"""How well segmentations agree with their references, in millimetres, millilitres and lesions.
+"""Scores of segmentations against references: overlap, distances in mm, volumes in ml and lesions.
 
-An empty side is never dropped: a label that was missed, or found where there is none, gets the worst score, and
-one that is rightly absent the best. Means over a cohort are given over all cases under that rule and over those
-cases that have the label, since the first flatters where most cases are empty; and pooled, all cases as one volume.
+Empty cases are included: a missed label or a false alarm gets the worst score, and a label that is in neither of the
+two the best. Scores of a cohort are means over all cases, means over the cases with the label, since many empty cases
+raise the first one, and scores of all cases pooled as one volume.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -24,7 +24,7 @@ from attn3d.segmentation.grid import voxel_millilitres
 from attn3d.segmentation.lesions import match_lesions
 from attn3d.segmentation.summaries import relative_difference, summarise, write_scores
 
-# Of all trees the one that is searched fastest where surfaces are far apart: by a factor of 30 for nested balls.
+# These options give the fastest search if surfaces are far apart, by a factor of 30 for nested balls.
 _TREE = {"leafsize": 32, "balanced_tree": False, "compact_nodes": False}
 _ROUNDING = 1e-6  # mm; a surface at the tolerance is within it
 
@@ -40,9 +40,9 @@ def score(
 
     - ``dice``: 2 |P ∩ R| / (|P| + |R|).
     - ``hd95_mm``: the larger of the two 95th percentiles of the distances from one surface to the other.
-    - ``surface_dice``: the part of both surfaces that lies within ``tolerance`` of the other.
+    - ``surface_dice``: the fraction of both surfaces within ``tolerance`` of the other surface.
     - ``relative_volume_difference``: ||P| - |R|| / |R|.
-    - ``volume_ml``, ``reference_ml``: what was found and what there is.
+    - ``volume_ml``, ``reference_ml``: the volumes of the prediction and of the reference.
     - ``lesions``, ``lesions_found``, ``false_lesions``: the connected components of the reference, those of which a
       voxel was found, and the components of the prediction that touch none; voxels are connected by their faces,
       edges and corners (26). The definition of the ISLES 2022 challenge.
@@ -143,7 +143,7 @@ def evaluate(
     check_names(labels or {})
     scores_file = None if out is None else Path(out) / "scores.json"
     if scores_file is not None and scores_file.exists() and not overwrite:
-        raise FileError(scores_file, "is there already; choose another folder, or allow to overwrite it")
+        raise FileError(scores_file, "already exists; choose another folder, or allow to overwrite it")
     pairs, failed = find_pairs(Path(prediction), Path(reference))
     if labels is None:
         labels = _labels(pairs.values())

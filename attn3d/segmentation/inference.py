@@ -1,8 +1,8 @@
-"""From trained networks and a scan to a label for each of the scan's voxels, a plane at a time.
+"""Segments a scan with trained networks, plane by plane.
 
-The windows of a network slide along one axis of its working grid. Behind them planes are finished: their probabilities
-are brought to the scan's grid and their labels chosen, and nothing of them is kept. So memory is that of the planes
-that a window spans, whatever the length of the scan, and classes cost next to nothing.
+The windows of a network slide along one axis of its working grid. Planes that no further window covers are finished:
+their probabilities are resampled to the scan's grid, their labels are chosen, and the planes are released. Therefore
+memory is that of the planes that a window spans, for any length of the scan, and more classes need little more.
 """
 
 import math
@@ -39,7 +39,7 @@ class Segmentation(NamedTuple):
 
 
 class View(NamedTuple):
-    """A scan as a network sees it.
+    """A scan in the form of a network's input.
 
     Attributes:
         network: (B, C, *patch) to logits (B, classes, *patch); it is left in evaluation mode and runs where its
@@ -119,7 +119,7 @@ def segment(
 
 
 def measures_of(networks: int) -> tuple[str, ...]:
-    """The measures of uncertainty that so many networks give."""
+    """The measures of uncertainty for a number of networks."""
     return ("entropy", "spread") if networks > 1 else ("entropy",)
 
 
@@ -190,7 +190,7 @@ def probability_planes(view: View, axis: int, *, overlap: float = 0.5, mirror: S
 
 
 def _padded(volume: Tensor, patch_size: Sequence[int]) -> tuple[Tensor, list[slice]]:
-    """A volume extended by its edges to the size of a patch at least, and where it lies in it."""
+    """A volume extended by its edges to at least the size of a patch, and the slices of the volume in it."""
     missing = [max(0, patch - one) for patch, one in zip(patch_size, volume.shape[1:], strict=True)]
     inside = [slice(one // 2, one // 2 + size) for one, size in zip(missing, volume.shape[1:], strict=True)]
     if any(missing):
@@ -200,7 +200,7 @@ def _padded(volume: Tensor, patch_size: Sequence[int]) -> tuple[Tensor, list[sli
 
 
 def _logits(network: nn.Module, patches: Tensor, mirror: Sequence[int]) -> Tensor:
-    """How far each class is below the most probable one, by the mean logits over all combinations of mirrored axes."""
+    """The mean logits over all combinations of mirrored axes, relative to the highest logit of each voxel."""
     found = network(patches)
     for count in range(1, 1 + len(mirror)):
         for axes in combinations([2 + axis for axis in mirror], count):

@@ -1,4 +1,4 @@
-"""The losses to train with, by name."""
+"""The losses for training, by name."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,13 +11,13 @@ from torch.nn.modules.loss import _Loss
 def create_loss(name: str, weights: Sequence[float] | None = None) -> _Loss:
     """A loss of logits (B, classes, *S) and class indices (B, 1, *S), by MONAI.
 
-    All take the voxels of a batch together: a label that one patch lacks would otherwise cost 1 for a single voxel.
+    All losses pool the voxels of a batch. Otherwise a single false voxel of a label that a patch lacks would cost 1.
 
     - ``dice_ce``: Dice loss, without the background, and cross-entropy.
     - ``dice_focal``: Dice loss, and focal loss with exponent 2 (Lin et al., arXiv 1708.02002) of the sigmoid of each
       label, both without the background.
     - ``generalized_dice``: classes weighted by their inverse squared volume (Sudre et al., arXiv 1707.03237). A batch
-      without any label has no gradient: what is found there costs nothing.
+      without any label has no gradient, so false positives in it cost nothing.
     - ``tversky``: false positives weighted 0.3 and false negatives 0.7 (Salehi et al., arXiv 1706.05721).
 
     Args:

@@ -157,7 +157,7 @@ def test_probabilities_that_cannot_be_used_are_named(folders):
         (off, AFFINE, "sum to 1"),
         (values * 0.9, AFFINE, "sum to 1"),
         (values, moved, "off its image's grid"),
-        (values[..., 0], AFFINE, "several volumes in one 4-D file are needed"),
+        (values[..., 0], AFFINE, "must be a 4-D file of several volumes"),
         (values[:-1], AFFINE, "it has shape"),
     ):
         write_image(file, content, affine, "scanner")

@@ -59,7 +59,7 @@ def test_an_unknown_mechanism_is_refused_before_anything_is_written(data, tmp_pa
 
 def test_a_folder_in_use_is_left_alone(data, tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(ValueError, match=r"`out` .* is in use"):
+    with pytest.raises(ValueError, match=r"`out` .* has other content"):
         compare(data, out=tmp_path, mechanisms=["eca"], quiet=True)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
@@ -80,7 +80,7 @@ def test_without_data_a_cohort_is_simulated_beside_the_runs(tmp_path, monkeypatc
 def test_runs_without_a_label_to_score_are_refused(data, tmp_path, monkeypatch):
     monkeypatch.setattr(comparison, "mean_dice", lambda scores: None)
     settings = {"out": tmp_path / "all", "mechanisms": [], "at": ["encoder"], "seeds": 1, "quiet": True}
-    with pytest.raises(FileError, match="no held-out case has any label; hold out more"):
+    with pytest.raises(FileError, match="no held-out case has a label; hold out more"):
         compare(data, **settings, **SETTINGS)
 
 

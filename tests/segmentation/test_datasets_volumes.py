@@ -61,7 +61,7 @@ def folders(tmp_path_factory):
 def test_modalities_of_one_file_are_the_images_of_a_case(folders):
     one, each = (find_dataset(folder, labelled=True) for folder in folders)
     assert (one.layout, one.modality, one.problems) == ("Decathlon", "MRI", ())
-    assert "3 images a case" in str(one)
+    assert "3 images per case" in str(one)
     for case, other in zip(one.cases + one.test_cases, each.cases + each.test_cases, strict=True):
         assert (len(case.images), case.channels, other.channels) == (1, 3, 3)
         for image, same in zip(read_case_image(case), read_case_image(other), strict=True):
@@ -96,7 +96,7 @@ def test_another_number_of_volumes_is_refused(folders, tmp_path):
     image = nib.load(file)
     for data, shape in ((image.dataobj[..., :2], r"\(40, 40, 8, 2\)"), (image.dataobj[..., 0], r"\(40, 40, 8\)")):
         nib.save(scan(np.asarray(data), AFFINE), file)
-        with pytest.raises(FileError, match=rf"brain0.nii.gz: 3 volumes in one 4-D file are needed, got shape {shape}"):
+        with pytest.raises(FileError, match=rf"brain0.nii.gz: must be a 4-D file of 3 volumes, got shape {shape}"):
             train(folder, out=tmp_path / "run", **SMALL)
     assert not (tmp_path / "run" / "config.json").exists()
     cases, failed = find_scans(folders[0], 2)
@@ -118,9 +118,9 @@ def test_a_series_in_time_and_one_file_of_four_axes_among_channels_are_refused(t
     folder, other = decathlon(tmp_path / "series"), nnunet(tmp_path / "mixed")
     description = json.loads((folder / "dataset.json").read_text())
     (folder / "dataset.json").write_text(json.dumps(description | {"modality": {"0": "MRI"}}))
-    with pytest.raises(FileError, match=r"a 3-D volume is needed, got shape \(40, 40, 8, 3\); .* name its modalities"):
+    with pytest.raises(FileError, match=r"must be a 3-D volume, got shape \(40, 40, 8, 3\); .* name its modalities"):
         read_case_image(find_dataset(folder).cases[0])
     file = other / "imagesTr" / "brain0_0001.nii.gz"
     nib.save(nib.load(folder / "imagesTr" / "brain0.nii.gz"), file)
-    with pytest.raises(FileError, match=r"brain0_0001.nii.gz: a 3-D volume is needed"):
+    with pytest.raises(FileError, match=r"brain0_0001.nii.gz: must be a 3-D volume"):
         read_case_image(find_dataset(other).cases[0])

@@ -103,7 +103,7 @@ def test_what_no_seg_can_refer_to_is_refused(tmp_path, monkeypatch):
     data, affine = layouts.dicom_series(tmp_path / "series")
     nib.save(nib.Nifti1Image(data, affine), tmp_path / "scan.nii.gz")
     labels = np.zeros(data.shape, np.uint8)
-    with pytest.raises(FileError, match=r"scan.nii.gz: is no DICOM series.*leave --dicom-seg out"):
+    with pytest.raises(FileError, match=r"scan.nii.gz: is not a DICOM series.*omit --dicom-seg"):
         write_dicom_seg(tmp_path / "seg.dcm", labels, tmp_path / "scan.nii.gz", NAMES)
     for file in (tmp_path / "series").iterdir():
         change(file, FrameOfReferenceUID=None, StudyInstanceUID=None)

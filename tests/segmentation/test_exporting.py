@@ -132,10 +132,10 @@ def test_what_cannot_be_exported_is_refused(tmp_path, monkeypatch):
     run = make_run(tmp_path / "run", "CT")
     with pytest.raises(ValueError, match="`format` must be one of bundle, onnx, got 'torchscript'"):
         export(run.folder, tmp_path / "new", format="torchscript")
-    with pytest.raises(FileError, match="run: is there already, and is no export; choose another folder"):
+    with pytest.raises(FileError, match="run: already exists, and is not an export; choose another folder"):
         export(run.folder, tmp_path / "run", overwrite=True)
     export(run.folder, tmp_path / "bundle")
-    with pytest.raises(FileError, match="bundle: is there already; choose another folder, or allow"):
+    with pytest.raises(FileError, match="bundle: already exists; choose another folder, or allow"):
         export(run.folder, tmp_path / "bundle")
     export(run.folder, tmp_path / "bundle", overwrite=True)
     monkeypatch.setitem(sys.modules, "onnxscript", None)

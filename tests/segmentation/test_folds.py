@@ -41,7 +41,7 @@ def test_finished_folds_are_not_trained_again(folds, data):
     again = cross_validate(data, out=folds.folder, folds=2, **SETTINGS)
     assert [run.weights.stat().st_mtime_ns for run in again.runs] == before
     assert again.scores == folds.scores
-    with pytest.raises(FileError, match="was made with other settings"):
+    with pytest.raises(FileError, match="has other settings"):
         cross_validate(data, out=folds.folder, folds=3, **SETTINGS)
 
 

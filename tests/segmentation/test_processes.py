@@ -93,7 +93,7 @@ def test_two_processes_predict_what_one_does_and_say_it_once(tmp_path):
     result = torchrun("predict", run.folder, "-i", scans, "-o", tmp_path / "out", *OPTIONS)
     assert result.returncode == 1, result.stderr[-3000:]
     assert result.stdout.count("segmented, in") == 1
-    assert "5 segmented, in" in result.stdout
+    assert "5 scans segmented, in" in result.stdout
     said = [line for line in result.stderr.splitlines() if line.startswith("attn3d predict: ")]
     assert said == [f"attn3d predict: {path}: {problem}" for path, problem in alone.failed.items()]
     assert [path.rsplit("/", 1)[1] for path in alone.failed] == ["flat.nii.gz", "torn.nii.gz"]

@@ -198,7 +198,7 @@ def test_an_incomplete_cohort_is_made_again_only_when_asked(tmp_path, small):
     out = tmp_path / "cohort"
     simulate(out, 2, quiet=True)
     (out / "labelsTr/simulated_001.nii.gz").unlink()
-    with pytest.raises(ValueError, match="holds an incomplete simulated cohort"):
+    with pytest.raises(ValueError, match="has an incomplete simulated cohort"):
         simulate(out, 2, quiet=True)
     assert len(simulate(out, 2, overwrite=True, quiet=True).cases) == 2
 
@@ -208,7 +208,7 @@ def test_another_cohort_is_replaced_only_when_asked(tmp_path, small, changed):
     out = tmp_path / "cohort"
     simulate(out, 2, quiet=True)
     settings = {"cases": 2, "quiet": True} | changed
-    with pytest.raises(ValueError, match=r"holds another simulated cohort.*`overwrite`"):
+    with pytest.raises(ValueError, match=r"has another simulated cohort.*`overwrite`"):
         simulate(out, **settings)
     assert len(find_dataset(out).cases) == 2
     simulate(out, **settings, overwrite=True)
@@ -229,7 +229,7 @@ def test_what_is_no_cohort_is_never_replaced(tmp_path, small):
     simulate(cohort, 1, quiet=True)
     (cohort / "thesis.tex").write_text("years of work")
     assert len(simulate(cohort, 1, quiet=True).cases) == 1
-    with pytest.raises(ValueError, match=r"holds thesis.tex beside a cohort"):
+    with pytest.raises(ValueError, match=r"has thesis.tex beside a cohort"):
         simulate(cohort, 2, overwrite=True, quiet=True)
     assert (cohort / "thesis.tex").exists()
     (tmp_path / "empty").mkdir()

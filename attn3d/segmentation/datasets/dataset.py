@@ -1,21 +1,21 @@
-"""What was found in a folder: cases with their files, and what is wrong with it."""
+"""The description of a data set: its cases with their files, and problems with files."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-ANY = "any label"  # what scores call all labels taken as one
+ANY = "any label"  # the name of all labels as one in scores
 
 
 @dataclass(frozen=True)
 class Case:
-    """A person's scan.
+    """A scan and its label.
 
     Attributes:
-        name: unique in its data set.
+        name: a name that is unique in the data set.
         images: a file for each channel or one for all, or the folder of a DICOM series.
-        label: none, one file, or one of each rater.
-        volumes: how many channels its one file holds, in the last of four axes.
+        label: no file, one file, or a file of each rater.
+        volumes: number of channels in its single file, along the last of four axes.
     """
 
     name: str
@@ -31,19 +31,19 @@ class Case:
 
 @dataclass(frozen=True)
 class Dataset:
-    """The cases in a folder and what their labels mean.
+    """The cases in a folder, and the meaning of their labels.
 
     Attributes:
-        folder: where it is.
-        cases: with labels, to train.
-        test_cases: to predict.
+        folder: the folder.
+        cases: cases with labels, for training.
+        test_cases: cases without labels, for prediction.
         labels: value and name of each label, without the background.
         modality: "CT", "MRI" or "unknown".
-        threshold: above which a binary mask means 1, where its values are not 0 and 1.
-        simulated: whether all of it is.
-        validation: names of those of the cases that the data set itself holds out; none, where it leaves that open.
-        problems: a line for each file that is missing or has no partner; such files are in no case.
-        layout: the published layout that the folder has.
+        threshold: value above which a mask is 1, for masks with other values than 0 and 1.
+        simulated: whether the scans are simulated.
+        validation: names of the cases that the data set holds out; empty if it does not define this.
+        problems: a line for each file that is missing or has no partner. These files are not in any case.
+        layout: the name of the layout.
     """
 
     folder: Path
@@ -58,36 +58,38 @@ class Dataset:
     layout: str = ""
 
     def __str__(self) -> str:
-        """What was found, in a few lines."""
+        """A summary in a few lines."""
         channels = sorted({case.channels for case in self.cases + self.test_cases})
         images = "image" if channels == [1] else "images"
         raters = max((len(case.label) for case in self.cases), default=0)
         lines = [
             f"{self.layout}{', SIMULATED' if self.simulated else ''}: {self.folder}",
-            f"  {len(self.cases)} cases with labels, {len(self.test_cases)} to test",
-            f"  modality {self.modality}, {' or '.join(map(str, channels))} {images} a case",
+            f"  {len(self.cases)} cases with labels, {len(self.test_cases)} without",
+            f"  modality {self.modality}, {' or '.join(map(str, channels))} {images} per case",
             f"  labels {', '.join(f'{value} {name}' for value, name in self.labels.items()) or 'none'}",
         ]
         if raters > 1:
-            lines.append(f"  up to {raters} raters a case; the value with most votes counts, the smaller one in a tie")
+            lines.append(f"  up to {raters} raters per case; majority vote, with the smallest value in a tie")
         if self.validation:
-            lines.append(f"  {len(self.validation)} of the cases with labels are to validate on, as it says itself")
+            lines.append(f"  {len(self.validation)} of the cases with labels are defined as validation cases")
         if self.threshold is not None:
-            lines.append(f"  masks count where they exceed {self.threshold:g}")
+            lines.append(f"  masks are 1 above {self.threshold:g}")
         if self.problems:
             lines += ["  left out:", *(f"    {problem}" for problem in self.problems)]
         return "\n".join(lines)
 
 
 def check_names(labels: Mapping[int, str]) -> None:
-    """Checks that each label has a name of its own, by which it is scored.
+    """Checks that the names of labels are unique, since scores are listed by name.
 
     Raises:
-        ValueError: when it has not.
+        ValueError: when a name is repeated, or equals `ANY`.
     """
     known: dict[str, int] = {ANY: 0}
     for value, name in labels.items():
         if name in known:
-            other = f"{known[name]} has" if known[name] else "all labels together have"
-            raise ValueError(f"`labels` call {value} {name!r}, a name that {other}; give each a name of its own")
+            other = f"label {known[name]}" if known[name] else "all labels as one"
+            raise ValueError(
+                f"`labels` has the name {name!r} for {value} and for {other}; give each label its own name"
+            )
         known[name] = value

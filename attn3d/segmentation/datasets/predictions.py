@@ -20,7 +20,7 @@ def find_pairs(prediction: Path, reference: Path) -> tuple[dict[str, tuple[Path,
     """
     for path in (prediction, reference):
         if not path.exists():
-            raise FileError(path, "is not there; give a NIfTI file or a folder of them")
+            raise FileError(path, "does not exist; give a NIfTI file or a folder of them")
     if prediction.is_dir() != reference.is_dir():
         file = reference if prediction.is_dir() else prediction
         raise FileError(file, "is one file for a folder; give two files or two folders")

@@ -1,4 +1,4 @@
-"""The scans to segment: a file, a folder of them, or the cases of a data set."""
+"""Finds the scans to segment: a file, a folder of files, or the cases of a data set."""
 
 import logging
 from pathlib import Path
@@ -12,19 +12,19 @@ logger = logging.getLogger("attn3d")
 
 
 def find_scans(scans: Path, images: int) -> tuple[list[Case], dict[str, str]]:
-    """The cases to segment, and by file why it is in none.
+    """The cases to segment, and for each file that is not in a case the reason.
 
     Args:
-        scans: a NIfTI file, a folder of them, a DICOM series, or the folder of a data set. In a folder of files, those
-            of a case are called ``case_0000`` to ``case_000N``. A file called ``case`` has all of them: the one image,
-            or one volume for each.
-        images: how many images a case has.
+        scans: a NIfTI file, a folder of NIfTI files, a DICOM series, or the folder of a data set. In a folder of files,
+            the files of a case are named ``case_0000`` to ``case_000N``. A file named ``case`` contains all images of
+            the case, one volume for each.
+        images: number of images per case.
 
     Raises:
         FileError: when there is no scan.
     """
     if not scans.exists():
-        raise FileError(scans, "is not there; give a NIfTI file or a folder of scans")
+        raise FileError(scans, "does not exist; give a NIfTI file or a folder of scans")
     if scans.is_file():
         return [Case(stem(scans), (scans,), volumes=images)], {}
     files, failed = files_by_name(scans)
@@ -43,7 +43,7 @@ def find_scans(scans: Path, images: int) -> tuple[list[Case], dict[str, str]]:
     plain = {name: path for name, path in files.items() if not _is_of_channels(name, files, images)}
     found, problems = channels({name: path for name, path in files.items() if name not in plain}, images)
     for name in plain.keys() & found.keys():
-        problems[plain.pop(name)] = f"is there as {found.pop(name)[0].name} too; remove one of them"
+        problems[plain.pop(name)] = f"also exists as {found.pop(name)[0].name}; remove one of them"
     failed |= problems
     cases = [Case(name, files) for name, files in found.items()]
     cases += [Case(name, (path,), volumes=images) for name, path in plain.items()]
@@ -51,6 +51,6 @@ def find_scans(scans: Path, images: int) -> tuple[list[Case], dict[str, str]]:
 
 
 def _is_of_channels(name: str, files: dict[str, Path], images: int) -> bool:
-    """Whether a file is one of several channels; where cases have one image, the first of them has to be there."""
+    """Whether a file is named as a channel of a case. If cases have one image, its first channel must exist."""
     case, _, channel = name.rpartition("_")
     return len(channel) == 4 and channel.isdecimal() and (images > 1 or f"{case}_0000" in files)

@@ -10,7 +10,7 @@ _PARTS = ("imagesTr", "labelsTr", "imagesTs")
 
 
 def find(folder: Path) -> Dataset | None:
-    """Reads what the dataset.json lists; names what it lists that is not there, and what is there unlisted."""
+    """Reads the cases in dataset.json. Listed files that do not exist, and files that are not listed, are problems."""
     content = description(folder)
     if content is None or "training" not in content:
         return None
@@ -24,14 +24,14 @@ def find(folder: Path) -> Dataset | None:
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise FileError(
             path,
-            f"is not of the Decathlon's form ({error!r}): `modality` and `labels` by number, "
-            "`training` and `validation` lists",
+            f"does not have the form of the Decathlon ({error!r}): `modality` and `labels` by number, "
+            "`training` and `validation` as lists",
         ) from error
     volumes = len(modalities)
     if not volumes:
-        raise FileError(path, "its `modality` names none; name those in each file by number")
+        raise FileError(path, "its `modality` is empty; name the modalities in each file by number")
     listed = [*(file for files in pairs for file in files), *tests]
-    problems = [f"{file}: is in dataset.json but not there" for file in listed if not file.is_file()]
+    problems = [f"{file}: is in dataset.json, but does not exist" for file in listed if not file.is_file()]
     known = {file.resolve() for file in listed}
     for part in _PARTS:
         found = nifti_files(folder / part).values()

@@ -1,4 +1,4 @@
-"""nnU-Net v2's raw folder: imagesTr/case_0000.nii.gz with a file for each channel, labelsTr/case.nii.gz."""
+"""The raw folder of nnU-Net v2: imagesTr/case_0000.nii.gz with a file for each channel, labelsTr/case.nii.gz."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from attn3d.segmentation.errors import FileError
 
 
 def find(folder: Path) -> Dataset | None:
-    """Reads the channels and labels that the dataset.json names, in files of its ending."""
+    """Finds the files of the channels and labels in dataset.json."""
     content = description(folder)
     if content is None or "channel_names" not in content:
         return None
@@ -46,13 +46,15 @@ def find(folder: Path) -> Dataset | None:
 
 
 def _labels(path: Path, labels: object) -> dict[int, str]:
-    """Values and names; regions and voxels to ignore are refused."""
+    """Label values and names. Regions and ignored voxels are refused."""
     if not isinstance(labels, dict) or "background" not in labels:
         raise FileError(path, f"its `labels` must name the values, with `background` 0, got {labels!r}")
     if any(isinstance(value, list) for value in labels.values()):
-        raise FileError(path, "its `labels` are regions of several values, which overlap; give each label one value")
+        raise FileError(
+            path, "its `labels` are regions of several values, which are not supported; give each label one value"
+        )
     if "ignore" in labels:
-        raise FileError(path, "its `labels` have voxels to `ignore`, which is not read; label or remove them")
+        raise FileError(path, "its `labels` have voxels to `ignore`, which are not supported; label or remove them")
     named = {value: name for name, value in labels.items() if isinstance(value, int) and value != 0}
     if labels["background"] != 0 or len(named) != len(labels) - 1:
         raise FileError(path, f"its `labels` must have a whole number each, `background` 0, got {labels!r}")
