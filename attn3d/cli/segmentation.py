@@ -182,6 +182,13 @@ def evaluate(
     prediction: Annotated[Path, typer.Argument(help="A file or a folder of them.")],
     label: Annotated[Path, typer.Argument(help="The reference: a file, or a folder of files of the same names.")],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Where scores.csv and scores.json go.")] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            help="What values mean, regions and values to ignore too: nnU-Net's dataset.json, or the folder of a run "
+            "or a data set [a label for each value]."
+        ),
+    ] = None,
     tolerance: Annotated[float, typer.Option(min=0, help="mm that a surface may be off.")] = 2.0,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
@@ -190,7 +197,15 @@ def evaluate(
     import attn3d.segmentation as segmentation
 
     with one_line_errors("evaluate"):
-        scores = segmentation.evaluate(prediction, label, out, tolerance=tolerance, overwrite=overwrite, quiet=quiet)
+        scores = segmentation.evaluate(
+            prediction,
+            label,
+            out,
+            labels=None if labels is None else segmentation.read_labels(labels),
+            tolerance=tolerance,
+            overwrite=overwrite,
+            quiet=quiet,
+        )
     _print_scores(scores, "All cases")
     _end("evaluate", scores["failed"])
 

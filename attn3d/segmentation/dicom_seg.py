@@ -1,6 +1,5 @@
 """Labels as a DICOM SEG, in the frame of the series that they were found in; highdicom writes it."""
 
-from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import numpy as np
 
 from attn3d.segmentation.dicom import is_dicom, slices_of
 from attn3d.segmentation.errors import FileError
+from attn3d.segmentation.labels import Labels
 from attn3d.segmentation.writing import finished_file
 
 _SERIES_NUMBER = 1000  # of ours, behind those of scanners
@@ -27,17 +27,17 @@ def highdicom() -> Any:
     return highdicom
 
 
-def write_dicom_seg(path: Path | str, labels: np.ndarray, series: Path, names: Mapping[int, str]) -> None:
-    """Writes labels as a binary DICOM SEG with a segment for each, which refers to the slices of a series.
+def write_dicom_seg(path: Path | str, segmentation: np.ndarray, series: Path, labels: Labels) -> None:
+    """Writes a label map as a binary DICOM SEG with a segment for each label, which refers to the slices of a series.
 
-    Segments are numbered from 1 in the order of their label values, have the labels' names, and are coded as tissue,
-    since a name says no more. Slices without any label are left out, unless all are.
+    Segments are numbered from 1 in the order of the labels, have their names, and are coded as tissue, since a name
+    says no more. Those of regions overlap. Slices without any label are left out, unless all are.
 
     Args:
         path: where to; nothing is there before the file is whole.
-        labels: of the volume that `read_image` makes of the series.
+        segmentation: label values of the volume that `read_image` makes of the series.
         series: its folder, or a file of several frames.
-        names: label values, and what they are called.
+        labels: what the values mean.
 
     Raises:
         FileError: when ``series`` is no DICOM, or lacks what a SEG takes from it.
@@ -55,16 +55,19 @@ def write_dicom_seg(path: Path | str, labels: np.ndarray, series: Path, names: M
     segments = [
         hd.seg.SegmentDescription(
             segment_number=number,
-            segment_label=names[value][:64],  # the most that DICOM has room for
+            segment_label=name[:64],  # the most that DICOM has room for
             segmented_property_category=codes.SCT.Tissue,
             segmented_property_type=codes.SCT.Tissue,
             algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
             algorithm_identification=algorithm,
         )
-        for number, value in enumerate(sorted(names), 1)
+        for number, name in enumerate(labels.names, 1)
     ]
-    numbers = np.searchsorted([0, *sorted(names)], labels).astype(np.uint8)
-    frames = [numbers[:, :, index].T for index in range(len(slices))]
+    if labels.regions:
+        pixels = np.stack([mask for _, mask in labels.masks(segmentation)], axis=-1).astype(np.uint8)
+    else:
+        pixels = np.searchsorted(labels.written, segmentation).astype(np.uint8)
+    frames = [pixels[:, :, index].swapaxes(0, 1) for index in range(len(slices))]
     files = list(dict.fromkeys(one.path for one in slices))
     if len(files) < len(slices):  # the frames of one file, in its order
         frames = [frames[index] for index in np.argsort([one.frame for one in slices])]
@@ -82,7 +85,7 @@ def write_dicom_seg(path: Path | str, labels: np.ndarray, series: Path, names: M
             manufacturer_model_name="attn3d predict",
             software_versions=version("attn3d"),
             device_serial_number="0",
-            content_description=", ".join(names[value] for value in sorted(names))[:64],
+            content_description=", ".join(labels.names)[:64],
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:  # of a header that lacks what is taken over
         reason = " ".join(str(error).split())

@@ -16,11 +16,11 @@ from rich.progress import track
 from scipy import ndimage, spatial
 
 from attn3d.segmentation.components import components
-from attn3d.segmentation.datasets import ANY, check_names
 from attn3d.segmentation.datasets.listing import files_by_name, stem
 from attn3d.segmentation.errors import FileError, failure_noted
 from attn3d.segmentation.files import read_segmentation, values_in
 from attn3d.segmentation.grid import voxel_millilitres
+from attn3d.segmentation.labels import ANY, Labels
 from attn3d.segmentation.writing import sweep, write_json, write_table
 
 # Of all trees the one that is searched fastest where surfaces are far apart: by a factor of 30 for nested balls.
@@ -34,10 +34,10 @@ def score(
     prediction: np.ndarray,
     reference: np.ndarray,
     affine: np.ndarray,
-    names: Mapping[int, str],
+    labels: Labels | Mapping[int, str],
     tolerance: float = 2.0,
 ) -> dict[str, dict[str, float | None]]:
-    """Scores each label of a 3-D segmentation.
+    """Scores each label, or each region, of a 3-D segmentation; what the reference says to ignore counts nowhere.
 
     - ``dice``: 2 |P ∩ R| / (|P| + |R|).
     - ``hd95_mm``: the larger of the two 95th percentiles of the distances from one surface to the other.
@@ -57,7 +57,7 @@ def score(
         prediction: labels, (X, Y, Z).
         reference: labels of the same shape.
         affine: voxel indices to millimetres; gives distances, whatever its shear, and the volume of a voxel.
-        names: label values, and what to call them.
+        labels: label values, and what to call them.
         tolerance: millimetres that a surface may be off for the surface Dice.
 
     Returns:
@@ -68,13 +68,11 @@ def score(
     """
     if prediction.shape != reference.shape:
         raise ValueError(f"`prediction` must have the shape {reference.shape}, got {prediction.shape}")
-    check_names(names)
+    labels = Labels.of(labels)
     longest = _diagonal(affine, reference.shape)
-    prediction, reference = _cropped(prediction, reference)
-    return {
-        name: _score_mask(prediction == value, reference == value, affine, tolerance, longest)
-        for value, name in names.items()
-    }
+    prediction, reference = _cropped(*labels.compared(prediction, reference))
+    masks = zip(labels.masks(prediction), labels.masks(reference), strict=True)
+    return {name: _score_mask(found, true, affine, tolerance, longest) for (name, found), (_, true) in masks}
 
 
 def evaluate(
@@ -82,7 +80,7 @@ def evaluate(
     reference: Path | str,
     out: Path | str | None = None,
     *,
-    labels: Mapping[int, str] | None = None,
+    labels: Labels | Mapping[int, str] | None = None,
     tolerance: float = 2.0,
     overwrite: bool = False,
     quiet: bool = False,
@@ -92,8 +90,8 @@ def evaluate(
     A file that cannot be used does not stop the others; it is listed under ``"failed"``, as is a file of one folder
     without its counterpart in the other.
 
-    The scores of a case are those of `score`, by label; with several labels also those of ``"any label"``, all taken
-    as one. Those of the cohort, by label:
+    The scores of a case are those of `score`, by label or region; where none of them is all, also those of
+    ``"any label"``, all taken as one. Those of the cohort, by label:
 
     - ``dice``, ``hd95_mm``, ``surface_dice``: means over all ``cases``, the empty ones as `score` counts them;
     - the same with ``_with`` behind, and ``relative_volume_difference_with``: means over the ``cases_with`` the label
@@ -108,7 +106,8 @@ def evaluate(
         reference: a NIfTI file, or a folder of files with the names of the predictions.
         out: the folder for ``scores.csv`` (a row for each case and label, then three for each label over all) and
             ``scores.json``; by default nothing is written.
-        labels: values other than 0 that may occur, and what to call them; by default all that occur.
+        labels: values other than 0 that may occur, and what to call them, or `Labels`, as `read_labels` gives them; by
+            default all that occur.
         tolerance: millimetres that a surface may be off for the surface Dice.
         overwrite: whether scores that are there may be replaced.
         quiet: leaves the progress bar out.
@@ -122,16 +121,14 @@ def evaluate(
     """
     if not tolerance >= 0:
         raise ValueError(f"`tolerance` must be at least 0 mm, got {tolerance}")
-    check_names(labels or {})
     scores_file = None if out is None else Path(out) / "scores.json"
     if scores_file is not None and scores_file.exists() and not overwrite:
         raise FileError(scores_file, "is there already; choose another folder, or allow to overwrite it")
     pairs, failed = _pairs(Path(prediction), Path(reference))
-    if labels is None:
-        labels = _labels(pairs.values())
-    if not labels and failed:
+    labels = _labels(pairs.values()) if labels is None else Labels.of(labels)
+    if not labels.names and failed:
         raise FileError(*next(iter(failed.items())))
-    if not labels:
+    if not labels.names:
         raise FileError(prediction, "nothing is labelled, here or in the reference; say which `labels` there may be")
 
     cases = {}
@@ -149,14 +146,12 @@ def evaluate(
     return scores
 
 
-def summarise(
-    cases: Mapping[str, Any], labels: Mapping[int, str], tolerance: float, failed: Mapping[str, str]
-) -> dict[str, Any]:
+def summarise(cases: Mapping[str, Any], labels: Labels, tolerance: float, failed: Mapping[str, str]) -> dict[str, Any]:
     """What `evaluate` returns, of cases that are scored: by name of the case and of the label as `score` gives them."""
     scored = next(iter(cases.values()))
     return {
         "tolerance_mm": tolerance,
-        "labels": {str(value): name for value, name in labels.items()},
+        "labels": labels.as_dict(),
         "cases": cases,
         "overall": {name: _overall([case[name] for case in cases.values()]) for name in scored},
         "failed": failed,
@@ -265,24 +260,25 @@ def _pairs(prediction: Path, reference: Path) -> tuple[dict[str, tuple[Path, Pat
     return pairs, failed
 
 
-def _labels(pairs: Collection[tuple[Path, Path]]) -> dict[int, str]:
+def _labels(pairs: Collection[tuple[Path, Path]]) -> Labels:
     """The values in files that can be read, and a name for each."""
     values: set[int] = set()
     for path in (path for pair in pairs for path in pair):
         with suppress(Exception):  # said when the file is scored
             values.update(values_in(np.asarray(read_segmentation(path).dataobj)).tolist())
-    return {value: f"label {value}" for value in sorted(values - {0})}
+    return Labels.of({value: f"label {value}" for value in values - {0}})
 
 
 def _score_files(
-    prediction: Path, reference: Path, labels: Mapping[int, str], tolerance: float
+    prediction: Path, reference: Path, labels: Labels, tolerance: float
 ) -> dict[str, dict[str, float | None]]:
     """The scores of a case by label."""
-    true = read_segmentation(reference, values=[0, *labels])
-    found = read_segmentation(prediction, true, values=[0, *labels])
+    true = read_segmentation(reference, values=labels.readable)
+    found = read_segmentation(prediction, true, values=(0, *labels.present))
     one, other = np.asarray(found.dataobj), np.asarray(true.dataobj)
     scores = score(one, other, true.affine, labels, tolerance)
-    if len(labels) > 1:
+    if not labels.one_holds_all:
+        one, other = labels.compared(one, other)
         scores[ANY] = score(one > 0, other > 0, true.affine, {1: "all"}, tolerance)["all"]
     return scores
 

@@ -18,42 +18,45 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from attn3d.segmentation.grid import along, resampled_planes
+from attn3d.segmentation.labels import Labels
 from attn3d.segmentation.portable import to_channels
 
-_LOWEST = -1e4  # of a logit below the highest; float16 ends at 65504
+_FURTHEST = 1e4  # of a logit from 0, or from the highest; float16 ends at 65504
 
 
 class View(NamedTuple):
     """A scan as a network sees it.
 
     Attributes:
-        network: (B, C, *patch) to logits (B, classes, *patch); it is left in evaluation mode and runs where its
+        network: (B, C, *patch) to logits (B, channels, *patch); it is left in evaluation mode and runs where its
             parameters are.
         volume: intensities on its working grid, (images, *S).
         patch_size: voxels of the sliding window, as in training; a smaller volume is extended by its edges.
+        labels: that the network's channels stand for.
         windows: of a CT, in which the network sees it.
     """
 
     network: nn.Module
     volume: MetaTensor
     patch_size: Sequence[int]
+    labels: Labels
     windows: Sequence[Sequence[float]] | None = None
 
 
 def segment(
     views: Sequence[View], like: nib.Nifti1Image, *, overlap: float = 0.5, mirrored: bool = False, keep: bool = False
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """The class with the highest mean probability at each voxel of a scan.
+    """The label that the mean probabilities give each voxel of a scan, as `Labels` chooses it.
 
     Args:
-        views: of the scan, by one or more networks of the same classes, each on its own grid.
+        views: of the scan, by one or more networks of the same labels, each on its own grid.
         like: the scan.
         overlap: of neighbouring windows, a part of their size.
         mirrored: whether logits are averaged with those of windows with left and right exchanged.
         keep: whether the probabilities are returned as well.
 
     Returns:
-        uint8 classes of the scan's shape, and float32 probabilities (*shape, classes) or None.
+        uint8 label values of the scan's shape, and float32 probabilities (*shape, channels) or None.
 
     Raises:
         ValueError: when a volume, or what a network makes of it, is not finite.
@@ -71,23 +74,24 @@ def segment(
         for view in views
     ]
     shape = [like.shape[scan_axis], *(size for one, size in enumerate(like.shape) if one != scan_axis)]
-    classes = np.empty(shape, np.uint8)
+    segmentation = np.empty(shape, np.uint8)
     kept = None
     for found in zip(*streams, strict=True):
         index, mean = found[0][0], sum(plane for _, plane in found) / len(found)
-        classes[index] = mean.max(dim=0).indices  # the first of equal ones
+        segmentation[index] = first.labels.choose(mean)
         if keep:
             kept = np.empty((*shape, len(mean)), np.float32) if kept is None else kept
             kept[index] = mean.permute(1, 2, 0)
-    return np.moveaxis(classes, 0, scan_axis), None if kept is None else np.moveaxis(kept, 0, scan_axis)
+    return np.moveaxis(segmentation, 0, scan_axis), None if kept is None else np.moveaxis(kept, 0, scan_axis)
 
 
 @torch.inference_mode()
 def probability_planes(view: View, axis: int, *, overlap: float = 0.5, mirrored: bool = False) -> Iterator[Tensor]:
-    """The probabilities of the classes on the working grid, (classes, *rest), plane by plane along an axis.
+    """The probabilities of the labels on the working grid, (channels, *rest), plane by plane along an axis.
 
     Logits of windows are averaged with Gaussian weights, as `monai.inferers.sliding_window_inference` does it. What is
-    summed is each logit's distance to the highest of its voxel, which changes no probability and which float16 holds.
+    summed is each logit's distance to the highest of its voxel, or to 0 where channels are regions, which changes no
+    probability and which float16 holds.
 
     Args:
         view: of the scan.
@@ -117,7 +121,7 @@ def probability_planes(view: View, axis: int, *, overlap: float = 0.5, mirrored:
         for first in range(0, len(row), together):
             some = row[first : first + together]
             patches = torch.stack([volume[:, *one] for one in some]).to(device)
-            logits = _logits(network, to_channels(patches, view.windows), mirrored)
+            logits = _logits(view, to_channels(patches, view.windows), mirrored)
             if not total.numel():
                 total = torch.zeros(planes[0], logits.shape[1], *planes[1:], dtype=torch.float16, device=device)
             for window, values in zip(some, logits, strict=True):
@@ -127,7 +131,8 @@ def probability_planes(view: View, axis: int, *, overlap: float = 0.5, mirrored:
         finished = patch_size[axis] if following is None else following[0][axis].start - start
         for index in range(finished):
             if start + index in range(size[axis])[inside[axis]]:
-                plane = (total[index] / weights[index]).softmax(dim=0)[:, inside[rest[0]], inside[rest[1]]]
+                plane = view.labels.probabilities(total[index] / weights[index])
+                plane = plane[:, inside[rest[0]], inside[rest[1]]]
                 if not plane.isfinite().all():
                     raise ValueError(
                         "`network` gives values that are not finite for this volume; look at its voxels and weights"
@@ -148,9 +153,13 @@ def _padded(volume: Tensor, patch_size: Sequence[int]) -> tuple[Tensor, list[sli
     return volume, inside
 
 
-def _logits(network: nn.Module, patches: Tensor, mirrored: bool) -> Tensor:
-    """How far each class is below the most probable one."""
-    found = network(patches)
+def _logits(view: View, patches: Tensor, mirrored: bool) -> Tensor:
+    """What float16 holds of logits: how far each label is below the most probable one, or how far a region is from 0.
+
+    An infinite logit becomes NaN, so that it is found.
+    """
+    found = view.network(patches)
     if mirrored:
-        found = (found + network(patches.flip(2)).flip(2)) / 2
-    return (found - found.amax(dim=1, keepdim=True)).float().clamp_(min=_LOWEST)
+        found = (found + view.network(patches.flip(2)).flip(2)) / 2
+    origin = 0 * found if view.labels.regions else found.amax(dim=1, keepdim=True)
+    return (found - origin).float().clamp_(-_FURTHEST, _FURTHEST)

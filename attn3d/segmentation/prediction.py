@@ -80,13 +80,14 @@ def predict(
             write into it.
         statistics: also ``statistics.csv``, the volumes in ml, added to those that are there.
         preview: also ``case.png``, three planes, and ``case.html``, a page to look through the scan.
-        probabilities: also ``case_probabilities.nii.gz``, float32 with a class in each last index.
+        probabilities: also ``case_probabilities.nii.gz``, float32: in each last index the background or a label, or
+            where labels are regions a region.
         dicom_seg: also ``case.dcm``, a DICOM SEG in the frame of the series that the scan was; needs highdicom.
         format: of the labels; by default that of the scan, NIfTI for DICOM.
         tta: average with what is found in mirrored windows, left and right exchanged: the flip of the training.
         best: take the weights of the best validation, rather than the last ones.
         overlap: of neighbouring windows, 0 to below 1, a part of their size.
-        remove_small: ml; a connected piece of a label that is smaller becomes background.
+        remove_small: ml; a connected piece of a label or region that is smaller is left out of it.
         overwrite: replace what is there, rather than skip it.
         quiet: no progress bar.
 
@@ -116,7 +117,7 @@ def predict(
         raise ValueError(f"`out` {out} holds the scans; give another folder for the labels")
     table = out / "statistics.csv"
     if statistics:
-        _volumes_in(table, labels.values())
+        _volumes_in(table, labels.names)
     out.mkdir(parents=True, exist_ok=True)
     sweep(out)
 
@@ -132,7 +133,7 @@ def predict(
                 label = _segment(case, path, networks, opened[0], preview, dicom_seg, remove_small, **options)
                 found.written[case.name] = path
             voxels, millilitres = np.asarray(label.dataobj), voxel_millilitres(label.affine)
-            volumes = {name: float((voxels == value).sum() * millilitres) for value, name in labels.items()}
+            volumes = {name: float(mask.sum() * millilitres) for name, mask in labels.masks(voxels)}
             found.volume_ml[case.name] = volumes
             if statistics:
                 add_volumes(table, case.name, volumes)
@@ -159,7 +160,8 @@ def _segment(
     images = read_case_image(case)
     segmentation, kept = _labels(images, networks, **options)
     if remove_small > 0:
-        segmentation = without_small(segmentation, remove_small / voxel_millilitres(images[0].affine))
+        smallest = remove_small / voxel_millilitres(images[0].affine)
+        segmentation = run.config.labels.changed(segmentation, lambda mask: without_small(mask, smallest))
     if kept is not None:
         write_image(path.with_name(f"{case.name}_probabilities.nii.gz"), kept, images[0].affine, "scanner")
     if preview:
@@ -196,9 +198,8 @@ def _labels(
             volumes[grid] = intensities_of(images, config)
         multiple = shape_multiple(config.network, config.strides)
         window = window_size(config.patch_size, multiple, volumes[grid].shape[1:])
-        views.append(View(net, volumes[grid], window, config.windows))
-    classes, kept = segment(views, images[0], **options)
-    return np.array([0, *sorted(networks[0][1].labels)], np.uint8)[classes], kept
+        views.append(View(net, volumes[grid], window, config.labels, config.windows))
+    return segment(views, images[0], **options)
 
 
 def _volumes_in(path: Path, labels: Collection[str]) -> pd.DataFrame:
@@ -242,7 +243,7 @@ def _preview(
     figure = plot_segmentation(
         np.asarray(image.dataobj),
         {"network": segmentation},
-        config.labels,
+        config.labels.legend,
         image.affine,
         center=center,
         window=None if config.windows is None else config.windows[0],
@@ -252,10 +253,11 @@ def _preview(
         figure.savefig(unfinished, dpi=100, format="png")
     heat = {}
     if probabilities is not None:
-        for index, value in enumerate(sorted(config.labels), 1):
-            heat[f"probability of {config.labels[value]}"] = Heat(probabilities[..., index], image.affine, (0.0, 1.0))
+        for index, label in enumerate(config.labels.channels):
+            if label in config.labels.names:
+                heat[f"probability of {label}"] = Heat(probabilities[..., index], image.affine, (0.0, 1.0))
     view = view_of(
-        name, image, {"network": segmentation}, config.labels, heat=heat, windows=config.windows, center=center
+        name, image, {"network": segmentation}, config.labels.legend, heat=heat, windows=config.windows, center=center
     )
     picture = path.with_name(f"{name}.png").read_bytes()
     write_text(path.with_name(f"{name}.html"), case_page(view, picture, simulated=config.simulated))

@@ -22,10 +22,11 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from attn3d.arguments import nearest, one_of
 from attn3d.segmentation.errors import FileError
+from attn3d.segmentation.labels import Labels
 from attn3d.segmentation.networks import NETWORKS
 from attn3d.segmentation.writing import read_json
 
-FORMAT = 2  # of run folders
+FORMAT = 3  # of run folders
 EPOCHS = 30  # where no budget is given
 
 
@@ -179,7 +180,7 @@ class Configuration(Settings):
     layout: str = Field(description="that it has")
     simulated: bool = Field(description="whether all of it is")
     modality: str = Field(description="CT, MRI or unknown")
-    labels: Annotated[dict[int, str], MustBe("a name for each value")] = Field(description="without the background")
+    labels: Annotated[Labels, MustBe("`names` with the `values` of each")] = Field(description="that it learns")
     images: _Count = Field(description="files of a case, which become channels")
     versions: dict[str, str] = Field(description="of the libraries")
 
@@ -190,8 +191,8 @@ class Configuration(Settings):
 
     @property
     def out_channels(self) -> int:
-        """Classes, the background included; label values need not be consecutive."""
-        return 1 + len(self.labels)
+        """Channels that the network gives: regions, or labels and the background."""
+        return len(self.labels.channels)
 
     @property
     def budget(self) -> str:

@@ -17,6 +17,7 @@ from attn3d.segmentation import NETWORKS, FileError, Run, export, predict
 from attn3d.segmentation.configuration import configure
 from attn3d.segmentation.datasets import Dataset
 from attn3d.segmentation.fingerprint import Fingerprint
+from attn3d.segmentation.labels import Labels
 from attn3d.segmentation.settings import settings_from
 from tests.segmentation.volumes import AFFINES, head, scan
 
@@ -31,7 +32,7 @@ def make_run(folder, modality, images=1, network="UNet", **settings):
     small = {"spacing": (2.0, 2.0, 4.0), "patch_size": (24, 24, 12), "strides": [[2, 2, 1], [2, 2, 2]], "width": 4}
     small |= {"kernels": [[3, 3, 3]] * 3}
     settings = {"windows": windows, "network": network, **small, **settings}
-    dataset = Dataset(folder, "test", labels={2: "inner", 5: "outer"}, modality=modality)
+    dataset = Dataset(folder, "test", labels=Labels.of({2: "inner", 5: "outer"}), modality=modality)
     run = Run(folder, configure(dataset, images, fingerprint, settings_from(None, settings)))
     Run.create(folder, run.config, {}, {"training": [], "validation": []})
     torch.manual_seed(0)

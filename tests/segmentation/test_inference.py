@@ -10,9 +10,11 @@ from torch import nn
 
 from attn3d.segmentation.grid import label_to_grid, to_grid
 from attn3d.segmentation.inference import View, probability_planes, segment
+from attn3d.segmentation.labels import Labels
 from attn3d.segmentation.portable import normalise, window_size
 from tests.segmentation.volumes import AFFINES, head, scan
 
+LABELS = Labels.of({1: "outer", 2: "middle", 3: "inner"})
 PATCH, SPACING = (16, 16, 16), (4.0, 4.0, 4.0)
 
 
@@ -38,7 +40,7 @@ def trained():
 
 def view(network, image, patch=PATCH):
     volume = to_grid(image, SPACING)
-    return View(network, MetaTensor(normalise(volume.as_tensor()), affine=volume.affine), patch)
+    return View(network, MetaTensor(normalise(volume.as_tensor()), affine=volume.affine), patch, LABELS)
 
 
 @pytest.mark.parametrize("name", ["oblique", "LAS, 5 mm slices"])
@@ -64,7 +66,7 @@ def test_probabilities_sum_to_one_in_the_scans_own_grid(trained):
 def test_windows_are_averaged_as_by_monai(trained, axis, overlap, patch):
     """Plane by plane; also where the volume is smaller than a window."""
     volume = torch.randn(1, 21, 26, 18, generator=torch.Generator().manual_seed(0))
-    planes = probability_planes(View(trained, MetaTensor(volume), patch), axis, overlap=overlap)
+    planes = probability_planes(View(trained, MetaTensor(volume), patch, LABELS), axis, overlap=overlap)
     found = torch.stack(list(planes), dim=1 + axis)
     with torch.no_grad():
         logits = sliding_window_inference(
@@ -75,8 +77,8 @@ def test_windows_are_averaged_as_by_monai(trained, axis, overlap, patch):
 
 def test_mirrored_windows_make_a_network_blind_to_sides(trained):
     volume = torch.randn(1, 24, 20, 18, generator=torch.Generator().manual_seed(0))
-    mirrored = View(trained, MetaTensor(volume.flip(1)), PATCH)
-    found = torch.stack([*probability_planes(View(trained, MetaTensor(volume), PATCH), 2, mirrored=True)], dim=3)
+    plain, mirrored = (View(trained, MetaTensor(one), PATCH, LABELS) for one in (volume, volume.flip(1)))
+    found = torch.stack([*probability_planes(plain, 2, mirrored=True)], dim=3)
     other = torch.stack([*probability_planes(mirrored, 2, mirrored=True)], dim=3)
     torch.testing.assert_close(found, other.flip(1), atol=2e-3, rtol=0)
 

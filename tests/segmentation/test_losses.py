@@ -4,9 +4,11 @@ import pytest
 import torch
 from torch.nn import functional
 
+from attn3d.segmentation.labels import Labels
 from attn3d.segmentation.losses import create_loss
 from attn3d.segmentation.settings import Settings, checked
 
+LABELS = Labels.of({1: "a", 2: "b"})
 LOSSES = ("dice_ce", "dice_focal", "generalized_dice", "tversky")
 
 
@@ -32,7 +34,7 @@ def dice(logits, classes, weights=(1.0, 1.0)):
 
 def test_dice_with_cross_entropy(batch):
     logits, classes = batch
-    assert create_loss("dice_ce")(logits, classes).item() == pytest.approx(
+    assert create_loss("dice_ce", LABELS)(logits, classes).item() == pytest.approx(
         (dice(logits, classes) + functional.cross_entropy(logits, classes[:, 0])).item(), rel=1e-5
     )
 
@@ -41,7 +43,7 @@ def test_weights_of_classes(batch):
     logits, classes = batch
     weights = torch.tensor([0.5, 1.0, 3.0])
     entropy = functional.cross_entropy(logits, classes[:, 0], weights.double())
-    found = create_loss("dice_ce", weights.tolist())(logits.float(), classes)
+    found = create_loss("dice_ce", LABELS, weights.tolist())(logits.float(), classes)
     assert found.item() == pytest.approx((dice(logits, classes, (1.0, 3.0)) + entropy).item(), rel=1e-5)
 
 
@@ -49,7 +51,7 @@ def test_tversky(batch):
     found, true = parts(*batch)
     both = (found * true).sum(1)
     index = (both + 1e-5) / (both + 0.3 * (found * (1 - true)).sum(1) + 0.7 * ((1 - found) * true).sum(1) + 1e-5)
-    assert create_loss("tversky")(*batch).item() == pytest.approx((1 - index).mean().item(), rel=1e-5)
+    assert create_loss("tversky", LABELS)(*batch).item() == pytest.approx((1 - index).mean().item(), rel=1e-5)
 
 
 def test_generalised_dice(batch):
@@ -57,14 +59,14 @@ def test_generalised_dice(batch):
     weights = 1 / true.sum(1) ** 2
     both, sizes = weights @ (found * true).sum(1), weights @ (found.sum(1) + true.sum(1))
     expected = 1 - (2 * both + 1e-5) / (sizes + 1e-5)
-    assert create_loss("generalized_dice")(*batch).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert create_loss("generalized_dice", LABELS)(*batch).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_every_loss_is_least_where_all_is_right(name, batch):
     logits, classes = batch
     right = 60 * functional.one_hot(classes[:, 0], 3).movedim(-1, 1).double() - 30
-    loss = create_loss(name)
+    loss = create_loss(name, LABELS)
     assert loss(right, classes).item() == pytest.approx(0, abs=1e-4)
     assert loss(logits, classes).item() > 0.1
 
@@ -73,4 +75,4 @@ def test_what_is_no_loss_or_takes_no_weights():
     with pytest.raises(ValueError, match="`loss` must be dice_ce, dice_focal, generalized_dice or tv"):
         checked(Settings, {"loss": "dice"})
     with pytest.raises(ValueError, match="`class_weights` are for the loss dice_ce, got the loss"):
-        create_loss("tversky", [1.0, 1.0])
+        create_loss("tversky", LABELS, [1.0, 1.0])

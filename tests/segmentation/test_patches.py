@@ -18,7 +18,7 @@ BOUND = 3 * np.sqrt(2 / 9 / PATCHES)  # three deviations of a share of two third
 
 def write(folder, labels, name="case", image=None):
     """A prepared case."""
-    tensors = {"image": labels[None].astype(np.float32) if image is None else image, "classes": labels}
+    tensors = {"image": labels[None].astype(np.float32) if image is None else image, "label": labels}
     for value in np.unique(labels[labels > 0]):
         tensors[f"foreground {value}"] = np.flatnonzero(labels == value).astype(np.int32)
     save_file(tensors, folder / f"{name}.safetensors")
@@ -30,7 +30,7 @@ def patches_of(folder, labels, size, share=2 / 3):
     random = np.random.default_rng(0)
     with write(folder, labels).open() as file:
         corners = np.array([draw_corner(file, np.array(size), share, random) for _ in range(PATCHES)])
-        drawn = [read_box(file, "classes", corner, np.array(size)) for corner in corners]
+        drawn = [read_box(file, "label", corner, np.array(size)) for corner in corners]
     assert all(patch.shape == size for patch in drawn)
     assert (corners >= 0).all()
     assert (corners + size <= np.array(labels.shape)).all()
@@ -74,7 +74,7 @@ def test_a_scan_smaller_than_a_patch_is_in_its_middle_and_extended_by_its_edges(
     size = np.array((8, 8, 8))
     with write(tmp_path, labels).open() as file:
         corner = draw_corner(file, size, 2 / 3, np.random.default_rng(0))
-        found = read_box(file, "classes", corner, size)
+        found = read_box(file, "label", corner, size)
     assert [corner[0], corner[2]] == [-2, -1], "as MONAI's sliding window extends it"
     assert found.shape == (8, 8, 8)
     assert found[:, 0, 0].tolist() == [2, 2, 2, 1, 1, 3, 3, 3]
@@ -112,7 +112,7 @@ def test_a_patch_follows_from_seed_epoch_and_index_alone(tmp_path):
     assert not torch.equal(other["image"], images[0])
     assert [first[0, index]["name"] for index in range(6)] == ["a", "b"] * 3
     assert first[0, 0]["image"].shape == first[0, 0]["label"].shape == (1, 8, 8, 8)
-    assert (first[0, 0]["image"].dtype, first[0, 0]["label"].dtype) == (torch.float32, torch.int64)
+    assert (first[0, 0]["image"].dtype, first[0, 0]["label"].dtype) == (torch.float32, torch.uint8)
 
 
 def test_ranks_share_an_epoch_and_epochs_differ():
@@ -216,4 +216,4 @@ def test_a_prepared_file_is_read_in_part(tmp_path):
     labels = np.zeros((9, 9, 9), np.uint8)
     write(tmp_path, labels)
     with safe_open(tmp_path / "case.safetensors", "np") as file:
-        assert [*file.keys()] == ["classes", "image"]
+        assert [*file.keys()] == ["image", "label"]

@@ -293,7 +293,7 @@ def test_a_folder_in_use_is_left_alone(run, data):
 def test_a_run_of_another_version_is_refused(run, tmp_path):
     settings = json.loads((run.folder / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(settings | {"format": 0}))
-    with pytest.raises(FileError, match="format 2"):
+    with pytest.raises(FileError, match="format 3"):
         Run.open(tmp_path)
     with pytest.raises(FileError, match=r"config\.json: is not there"):
         train(out=tmp_path / "nothing", resume=True)

@@ -1,10 +1,9 @@
 """What was found in a folder: cases with their files, and what is wrong with it."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-ANY = "any label"  # what scores call all labels taken as one
+from attn3d.segmentation.labels import Labels
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class Dataset:
         folder: where it is.
         cases: with labels, to train.
         test_cases: to predict.
-        labels: value and name of each label, without the background.
+        labels: what their values mean.
         modality: "CT", "MRI" or "unknown".
         threshold: above which a binary mask means 1, where its values are not 0 and 1.
         simulated: whether all of it is.
@@ -42,7 +41,7 @@ class Dataset:
     folder: Path
     cases: tuple[Case, ...] = ()
     test_cases: tuple[Case, ...] = ()
-    labels: dict[int, str] = field(default_factory=dict)
+    labels: Labels = field(default_factory=lambda: Labels.of({}))
     modality: str = "unknown"
     threshold: float | None = None
     simulated: bool = False
@@ -59,7 +58,7 @@ class Dataset:
             f"{self.layout}{', SIMULATED' if self.simulated else ''}: {self.folder}",
             f"  {len(self.cases)} cases with labels, {len(self.test_cases)} to test",
             f"  modality {self.modality}, {' or '.join(map(str, channels))} {images} a case",
-            f"  labels {', '.join(f'{value} {name}' for value, name in self.labels.items()) or 'none'}",
+            f"  {self.labels}",
         ]
         if raters > 1:
             lines.append(f"  up to {raters} raters a case; the value with most votes counts, the smaller one in a tie")
@@ -70,17 +69,3 @@ class Dataset:
         if self.problems:
             lines += ["  left out:", *(f"    {problem}" for problem in self.problems)]
         return "\n".join(lines)
-
-
-def check_names(labels: Mapping[int, str]) -> None:
-    """Checks that each label has a name of its own, by which it is scored.
-
-    Raises:
-        ValueError: when it has not.
-    """
-    known: dict[str, int] = {ANY: 0}
-    for value, name in labels.items():
-        if name in known:
-            other = f"{known[name]} has" if known[name] else "all labels together have"
-            raise ValueError(f"`labels` call {value} {name!r}, a name that {other}; give each a name of its own")
-        known[name] = value
