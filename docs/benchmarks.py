@@ -1,7 +1,7 @@
 """Writes the tables of docs/benchmarks.md and draws the charts of docs/charts.md: ``python docs/benchmarks.py``.
 
-They show what `examples/benchmark.py` measured: docs/figures/SUBJECT.json has the figures of a subject, and
-SUBJECT_cuda.json those of a CUDA device, if one was at hand. The page says which commands make them.
+The figures come from `examples/benchmark.py`. docs/figures/SUBJECT.json has the figures of a subject, and
+SUBJECT_cuda.json those of a CUDA device, if there are any. docs/benchmarks.md lists the commands that write them.
 """
 
 import json
@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # a checkout is no package: from its root come `docs` and `examples`
+sys.path.insert(0, str(Path(__file__).parents[1]))  # `docs` and `examples` are imported from the root
 
 from docs.tables import between_marks, markdown
 from examples.benchmarks.charts import CHARTS
@@ -21,13 +21,13 @@ MISSING = "not measured"
 
 
 def measured(subject: str, device: str = "") -> dict | None:
-    """What a subject's file has; None where there is none."""
+    """The content of a subject's file, or None if there is no such file."""
     file = FIGURES / f"{subject}{device}.json"
     return json.loads(file.read_text()) if file.exists() else None
 
 
 def origin(found: dict) -> str:
-    """Where, with what, and by which command."""
+    """The command, the machine and the versions of a measurement."""
     versions = ", ".join(f"{package} {version}" for package, version in found["versions"].items())
     return (
         f"```bash\n{found['command']}\n```\n\n{found['machine']}, {found['threads']} threads; {versions}; "
@@ -36,7 +36,7 @@ def origin(found: dict) -> str:
 
 
 def figure(value: float, unit: str) -> str:
-    """Three digits, and small units where there are few."""
+    """A value with three digits; values below 1 are given in a smaller unit."""
     for few, smaller, factor in (("s", "ms", 1000), ("ms", "µs", 1000), ("MiB", "KiB", 1024)):
         if unit == few and 0 < value < 1:
             value, unit = factor * value, smaller
@@ -44,7 +44,7 @@ def figure(value: float, unit: str) -> str:
 
 
 def ratio(row: dict) -> str:
-    """In bold where it misses what was asked of it; not judged where others used the machine meanwhile."""
+    """The ratio of a row: bold if it is above its limit, and marked if the machine was loaded."""
     if row["ratio"] is None:
         return ""
     if row.get("loaded"):
@@ -54,7 +54,7 @@ def ratio(row: dict) -> str:
 
 
 def compared(row: dict) -> list[str]:
-    """Both figures, their ratio and its spread."""
+    """Both values of a row, their ratio and its quartiles."""
     if row["ours"] is None:
         return [row["note"], "", "", ""]
     low, high = row.get("spread") or (None, None)
@@ -63,7 +63,7 @@ def compared(row: dict) -> list[str]:
 
 
 def on_cuda(row: dict | None) -> str:
-    """The same figure on a CUDA device."""
+    """The value of a row on a CUDA device."""
     if row is None:
         return MISSING
     ours, other, of, _ = compared(row)
@@ -71,17 +71,17 @@ def on_cuda(row: dict | None) -> str:
 
 
 def with_spread(row: dict | None) -> str:
-    """A ratio, and half of what lies between its quartiles."""
+    """A ratio, and half of the distance between its quartiles."""
     if row is None:
         return MISSING
     return ratio(row) if row["spread"] is None else f"{ratio(row)} ± {(row['spread'][1] - row['spread'][0]) / 2:.2g}"
 
 
 def flat(rows: list[dict], cuda: list[dict]) -> str:
-    """A line for each figure; what no CUDA device has measured is said to be so."""
+    """A line for each row, with the value on a CUDA device or a note that it was not measured."""
     names = ("what", "beside", "unit")
     there = {tuple(row[name] for name in names): row for row in cuda}
-    lines = [["what", "beside", "ours", "other", "ratio", "quartiles", "asked", "CUDA"]]
+    lines = [["what", "beside", "ours", "other", "ratio", "quartiles", "limit", "CUDA"]]
     for row in rows:
         asked = "" if row["limit"] is None else f"≤ {row['limit']:.3g}"
         other = on_cuda(there.get(tuple(row[name] for name in names)))
@@ -113,7 +113,7 @@ def scaling(curves: list[dict], cuda: list[dict]) -> str:
 
 
 def ending(curve: dict) -> list[str]:
-    """N, time and memory where a curve ends, each with its slope."""
+    """The largest N of a curve, and its time and memory there, each with its slope."""
     count, seconds, memory, *_ = curve["points"][-1]
     slopes = [f"{power:.2f}" for power in curve["slopes"]]
     slopes[0] += ", loaded" if curve.get("loaded") else ""
@@ -121,7 +121,7 @@ def ending(curve: dict) -> list[str]:
 
 
 def grouped(others: str, details: str) -> Callable[[list[dict], list[dict]], str]:
-    """By group, then what has none, and all figures, which are seen when asked for."""
+    """A table by group, a table of rows without a group, and all figures, which are folded."""
 
     def parts(rows: list[dict], cuda: list[dict]) -> str:
         own, rest = ([row for row in rows if bool(row["group"]) == of] for of in (True, False))
@@ -144,7 +144,7 @@ TABLES: dict[str, Callable[[list[dict], list[dict]], str]] = {
 
 
 def table(subject: str) -> str:
-    """What stands between a subject's marks."""
+    """The text between the marks of a subject."""
     found, cuda = measured(subject), measured(subject, "_cuda")
     if found is None:
         return f"`{subject}`: {MISSING} yet."
@@ -153,7 +153,7 @@ def table(subject: str) -> str:
 
 
 def floor() -> str:
-    """The passes that the floor counts."""
+    """The number of passes of each mechanism."""
     rows = [[f"`{name}`", of.forward_passes, of.backward_passes, f"{of.forward} + {of.backward}"]
             for name, of in PASSES.items()]  # fmt: skip
     return markdown([["", "forward", "backward", "passes"], *rows], "lllr")

@@ -1,7 +1,7 @@
-"""Writes docs/reliability.md from what was counted and measured: ``python docs/reliability.py``.
+"""Writes the tables of docs/reliability.md from the results of test runs: ``python docs/reliability.py``.
 
-It takes over the reports of the tools that lie in the root of the repository (junit.xml, nightly.xml, coverage.json,
-mutants/mutmut-cicd-stats.json) into docs/figures, and writes the page from there.
+First it converts the reports of the tools in the root of the repository (junit.xml, nightly.xml, coverage.json,
+mutants/mutmut-cicd-stats.json) to JSON files in docs/figures. Then it writes the page from these files.
 """
 
 import datetime
@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from xml.etree import ElementTree
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # a checkout is no package: from its root come `docs` and `tests`
+sys.path.insert(0, str(Path(__file__).parents[1]))  # `docs` and `tests` are imported from the root
 
 from docs.tables import between_marks, markdown
 from tests.scorecard import CONDITIONS
@@ -32,13 +32,13 @@ RUNS = {"per commit": "scorecard", "nightly": "scorecard_nightly"}
 
 
 def measured(name: str) -> dict | None:
-    """What a file of docs/figures holds, or None where nothing has been measured."""
+    """The content of a file of docs/figures, or None if nothing has been measured."""
     path = FIGURES / f"{name}.json"
     return json.loads(path.read_text()) if path.exists() else None
 
 
 def take_over(name: str, source: Path, read: Callable[[Path], dict]) -> None:
-    """Writes what a report of a tool says into docs/figures, where there is such a report."""
+    """Writes the numbers of a tool's report to docs/figures, if there is such a report."""
     if source.exists():
         date = datetime.date.fromtimestamp(source.stat().st_mtime).isoformat()
         found = {"command": COMMANDS[name], "date": date} | read(source)
@@ -46,7 +46,7 @@ def take_over(name: str, source: Path, read: Callable[[Path], dict]) -> None:
 
 
 def read_junit(path: Path) -> dict:
-    """How many tests, and cases of each condition, have passed, failed and been skipped."""
+    """The numbers of tests, and of cases of each condition, that have passed, failed and been skipped."""
     suite = ElementTree.parse(path).find("testsuite")
     items: Counter[str] = Counter()
     cases: dict[str, Counter[str]] = {}
@@ -75,20 +75,20 @@ def read_junit(path: Path) -> dict:
 
 
 def scorecard() -> str:
-    """A row for each condition, the two runs beside each other, and what was skipped with its reason."""
+    """A row for each condition with both runs, and a list of skipped cases with their reasons."""
     runs = {run: found for run, name in RUNS.items() if (found := measured(name))}
-    rows = [["condition", "gate", "asked", *(f"{run}: {what}" for run in runs for what in OUTCOMES)]]
+    rows = [["condition", "tolerance", "required", *(f"{run}: {what}" for run in runs for what in OUTCOMES)]]
     skipped = []
     for name, condition in CONDITIONS.items():
         rows.append([condition.says, condition.gate, f"{condition.asked:,}"])
         for run, found in runs.items():
             cases = found["cases"].get(name, {})
             rows[-1] += [f"{cases.get(what, 0):,}" for what in OUTCOMES]
-            skipped += [f"- {run}, {count}: {reason}\n" for reason, count in cases.get("reasons", {}).items()]
+            skipped += [f"- {run}, {count} cases: {reason}\n" for reason, count in cases.get("reasons", {}).items()]
     heads = [
-        f"- {run}: `{found['command']}`, {found['date']}, {found['seconds'] / 60:.1f} minutes. Of all tests "
+        f"- {run}: `{found['command']}`, {found['date']}, {found['seconds'] / 60:.1f} minutes. Tests: "
         + ", ".join(f"{found['items'].get(what, 0):,} {what}" for what in OUTCOMES)
-        + ". "
+        + ". Versions: "
         + ", ".join(f"{package} {version}" for package, version in found["versions"].items())
         + ".\n"
         for run, found in runs.items()
@@ -98,7 +98,7 @@ def scorecard() -> str:
 
 
 def faults() -> str:
-    """A row for each fault, and a line for each that went wrong."""
+    """A row for each kind of fault, and a list of those with a wrong result."""
     found = measured("faults")
     counts = ("tried", "recovered", "refused", "wrong")
     rows = [["fault", *counts]] + [[row["what"], *(f"{row[count]:,}" for count in counts)] for row in found["rows"]]
@@ -110,7 +110,7 @@ def faults() -> str:
 
 
 def mutation() -> str:
-    """How many mutants the tests killed."""
+    """The number of mutants that the tests killed."""
     found = measured("mutation")
     if found is None:
         return f"`{COMMANDS['mutation']}`: not measured for this version.\n"
@@ -124,7 +124,7 @@ def mutation() -> str:
 
 
 def coverage() -> str:
-    """The share of branches and lines that the tests reach."""
+    """The percentage of branches and lines that the tests reach."""
     found = measured("coverage")
     if found is None:
         return f"`{COMMANDS['coverage']}`: not measured for this version.\n"
@@ -132,7 +132,7 @@ def coverage() -> str:
     branches, lines = totals["covered_branches"] / totals["num_branches"], totals["percent_statements_covered"]
     return (
         f"`{found['command']}`, {found['date']}: {100 * branches:.2f} % of the {totals['num_branches']:,} branches and "
-        f"{lines:.2f} % of the lines are reached. `coverage report --show-missing` names the others.\n"
+        f"{lines:.2f} % of the lines are reached. `coverage report --show-missing` lists the others.\n"
     )
 
 
@@ -145,7 +145,7 @@ REPORTS: list[tuple[str, str, Callable[[Path], dict]]] = [
 
 
 def rewritten(page: str) -> str:
-    """The page with what the last runs counted."""
+    """The page with the results of the last runs."""
     for part in (scorecard, faults, mutation, coverage):
         page = between_marks(page, part.__name__, part())
     return page

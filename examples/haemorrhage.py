@@ -46,7 +46,7 @@ def main(
         validate_every=max(1, epochs // 4),
     )
     segmentation.predict(
-        run.folder, unseen.folder / "imagesTr", out / "predictions", tta=True, statistics=True, preview=True
+        run.folder, unseen.folder / "imagesTr", out / "predictions", mirror=[0], statistics=True, preview=True
     )
     scores = segmentation.evaluate(out / "predictions", unseen.folder / "labelsTr", out / "scores", labels=HAEMORRHAGES)
     page = segmentation.report(run)

@@ -1,9 +1,9 @@
-"""The scorecard: its conditions, and how a test says how many cases of them it has checked.
+"""The scorecard: its conditions, and how a test reports how many cases of them it has checked.
 
-A test names with ``@pytest.mark.scorecard("finite")`` the condition that it answers. A test is one case; one that
-checks several takes the fixture ``count_cases`` and calls it after each that has passed. Of a test that answers several
-conditions every case says which. They are properties of the test in the file of ``--junitxml``, which
-``docs/reliability.py`` adds up.
+The marker ``@pytest.mark.scorecard("finite")`` names the condition that a test checks. A test counts as one case. A
+test of several cases takes the fixture ``count_cases`` and calls it after each case that has passed, with the name of
+the condition if the test has several. The counts are written to the file of ``--junitxml`` as properties of the test,
+and ``docs/reliability.py`` adds them up.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pytest
 
 
 class Condition(NamedTuple):
-    """What holds, under which gate, and how many cases of it were asked for."""
+    """What is checked, with which tolerance, and how many cases are required."""
 
     says: str
     gate: str
@@ -25,25 +25,25 @@ class Condition(NamedTuple):
 
 CONDITIONS = {
     "math": Condition(
-        "output and all gradients equal those of independent loops in float64, every parameter random, five shapes",
+        "output and all gradients equal an independent float64 reference; all parameters random, five shapes",
         "1e-10, gradients 1e-9",
         810,
     ),
     "gradients": Condition(
-        "first and second derivatives by finite differences in float64; a clear error where there is no second",
-        "torch's defaults",
+        "first and second derivatives equal finite differences in float64; a clear error if there is no second one",
+        "PyTorch's defaults",
         162,
     ),
-    "collapse": Condition("an axis of size one may be left out: 3-D equals 2-D equals 1-D", "1e-12", 54),
-    "order": Condition("axes permuted with the weights, samples permuted, samples alone", "1e-12", 243),
+    "collapse": Condition("an axis of size 1 can be removed: 3-D equals 2-D equals 1-D", "1e-12", 54),
+    "order": Condition("axes permuted together with the weights; samples permuted; samples one by one", "1e-12", 243),
     "backends": Condition(
         "every backend, dtype, chunk size (1, 7, N - 1, N, N + 5), mask and number of axes, forward and backward",
-        "at most 2 times the error of the plain form in the same dtype, gradients 3 times; tables a unit more",
+        "at most 2 times the error of the plain form in the same dtype, gradients 3 times; tables plus 1 ulp",
         1440,
     ),
     "finite": Condition(
         "dtypes and scales of the input; constant, zero and one-hot content; float16 at 48³ and 64³",
-        "no NaN, no infinity where the same in float64 fits the dtype",
+        "no NaN or infinity if the float64 result fits the dtype",
         1674,
     ),
     "shapes": Condition(
@@ -53,11 +53,11 @@ CONDITIONS = {
     ),
     "memory": Condition(
         "channels last, permuted, sliced, expanded, leaf, frozen, inference mode, checkpointed",
-        "1e-10 in float64, format kept (there 1e-4 in float32)",
+        "1e-10 in float64; memory format kept, checked with 1e-4 in float32",
         810,
     ),
     "repeats": Condition(
-        "evaluation repeats with dropout set; training on one sample of one voxel", "bitwise; finite", 243
+        "evaluation with dropout is repeatable; training on one sample of one voxel", "bitwise; finite", 243
     ),
     "captures": Condition(
         "compile (one graph, static and dynamic), export with dynamic batch and space, trace, script, ONNX",
@@ -69,22 +69,24 @@ CONDITIONS = {
         "exact",
         567,
     ),
-    "operators": Condition("no operator that lacks a deterministic form on CUDA, forward and backward", "0", 81),
-    "errors": Condition("type, and the message names the argument and its value", "regular expression", 80),
+    "operators": Condition("operators without a deterministic form on CUDA, forward and backward", "none", 81),
+    "errors": Condition(
+        "the type of the error; its message names the argument and its value", "regular expression", 80
+    ),
     "insertion": Condition(
-        "MONAI networks, mechanisms, sites: runs once, gradients flow, old checkpoint loads, removal",
+        "MONAI networks, mechanisms and sites: a forward pass, gradients, loading of an old checkpoint, removal",
         "bitwise",
         480,
     ),
     "files": Condition(
-        "NIfTI files with mutated headers and cut short: a clear error or a right answer", "under 200 MB", 1000
+        "NIfTI files with mutated headers or missing ends: a clear error or a correct result", "under 200 MB", 1000
     ),
-    "random": Condition("random configurations by hypothesis", "no failure", 16200),
+    "random": Condition("random configurations from Hypothesis", "no failure", 16200),
 }
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Refuses a condition that is not on the scorecard, and cases whose condition is not told."""
+    """Refuses conditions that are not on the scorecard, and several conditions without ``count_cases``."""
     for item in items:
         names = conditions_of(item)
         for name in names:
@@ -96,14 +98,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def conditions_of(item: pytest.Item) -> tuple[str, ...]:
-    """Those that the marker nearest to a test names; none with an empty marker."""
+    """The conditions in the marker that is nearest to a test; none for an empty marker."""
     marker = item.get_closest_marker("scorecard")
     return marker.args if marker else ()
 
 
 @pytest.fixture
 def count_cases(request: pytest.FixtureRequest) -> Iterator[Callable[..., None]]:
-    """A function ``(cases=1, condition=None)`` that says that so many cases have passed."""
+    """A function ``(cases=1, condition=None)`` that counts cases that have passed."""
     conditions = conditions_of(request.node)
     counted = collections.Counter(dict.fromkeys(conditions, 0))
 

@@ -11,6 +11,7 @@ from attn3d.arguments import (
     per_axis,
     positive_integer,
     probability,
+    read_bytes,
     read_spec,
 )
 
@@ -23,6 +24,7 @@ def test_good_values_come_back():
     assert odd_per_axis("kernel_size", (1, 3, 5), 3) == (1, 3, 5)
     assert probability("dropout", 0) == 0.0
     assert boolean("bias", False) is False
+    assert [read_bytes("memory_budget", one) for one in (None, 7, "1.5 kib", "2GB")] == [None, 7, 1536, 2 * 10**9]
 
 
 @pytest.mark.parametrize(
@@ -38,6 +40,10 @@ def test_good_values_come_back():
         (lambda: probability("dropout", 1.0), ValueError, r"`dropout` must be in \[0, 1\), got 1.0"),
         (lambda: probability("dropout", "none"), TypeError, "`dropout` must be a number"),
         (lambda: boolean("bias", 1), TypeError, "`bias` must be True or False, got 1"),
+        (lambda: read_bytes("memory_budget", 1.5), TypeError, "`memory_budget` must be a number of bytes, .* got 1.5"),
+        (lambda: read_bytes("memory_budget", True), TypeError, "`memory_budget` must be a number .* got True"),
+        (lambda: read_bytes("memory_budget", 0), ValueError, "`memory_budget` must be positive, got 0"),
+        (lambda: read_bytes("memory_budget", "0.5B"), ValueError, "`memory_budget` must be positive, got 0"),
         (lambda: read_spec("norm", 3), TypeError, "`norm` must be a name or"),
         (lambda: read_spec("norm", ("group", 8)), TypeError, "`norm` must be a name or"),
     ],

@@ -77,6 +77,7 @@ def test_sites_of_a_network_by_name_and_by_module():
         (["train", "--folds", "3", "--fold", "1"], "`fold` chooses one of given splits, got 1 and `folds` 3"),
         (["train", "--folds", "3", "--devices", "2"], "`folds` are trained one after the other"),
         (["predict", "nowhere", "-i", "scan.nii.gz", "-o", "new"], "config.json: is not there"),
+        (["predict", "nowhere", "-i", "scan.nii.gz", "-o", "new", "--mirror", "0,x"], "got [0, 'x']"),
         (["evaluate", "nowhere", "nothing"], "is not there"),
         (["report", "nowhere"], "is not there"),
         (["compare", "--mechanisms", "cbm", "--out", "new"], "did you mean 'cbam'"),
@@ -233,7 +234,9 @@ def test_names_are_shown_as_they_are(monkeypatch):
 
     def planted(*_, **__):
         written = {name: Path(name) for name in names}
-        return segmentation.Prediction(written, {}, {names[2]: "is odd"}, {name: {"[b]": 1.0} for name in names[:2]})
+        return segmentation.Prediction(
+            written, {}, {names[2]: "is odd"}, {name: {"[b]": 1.0} for name in names[:2]}, {}
+        )
 
     monkeypatch.setattr(segmentation, "predict", planted)
     result = run("predict", "run", "-i", "scans", "-o", "found", "--statistics")
@@ -241,6 +244,18 @@ def test_names_are_shown_as_they_are(monkeypatch):
     for name in (*names[:2], "[b]"):
         assert name in result.stdout
     assert lines(result) == ["attn3d predict: caf\\udce9: is odd"]
+
+
+def test_uncertainty_is_a_table_and_what_has_none_a_dash(monkeypatch):
+    from attn3d import segmentation
+
+    def planted(*_, mirror, uncertainty, **__):
+        assert (mirror, uncertainty) == ([0, 2], True)
+        return segmentation.Prediction({}, {}, {}, {}, {"one": {"entropy": 0.25}, "two": {"entropy": float("nan")}})
+
+    monkeypatch.setattr(segmentation, "predict", planted)
+    result = run("predict", "run", "-i", "scans", "-o", "found", "--uncertainty", "--mirror", "0,2")
+    assert re.search(r"one +0\.250\s+two +–", result.stdout)
 
 
 def test_ctrl_c_is_one_line(monkeypatch):

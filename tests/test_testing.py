@@ -544,7 +544,7 @@ COUNTED = {
 
 
 @pytest.mark.scorecard("memory", "order", "finite", "repeats", "persistence", "operators", "captures")
-@pytest.mark.parametrize("spatial_dims", some(DIMS, lambda dims: dims == 2))
+@pytest.mark.parametrize("spatial_dims", some(DIMS, lambda dims: dims < 3))
 @pytest.mark.parametrize("configuration", EVERY, ids=identify)
 def test_every_configuration_keeps_the_contract(configuration, spatial_dims, count_cases):
     module = mechanism(configuration, spatial_dims)
@@ -576,7 +576,7 @@ def test_every_configuration_compiles_and_exports(cell, count_cases):
 @pytest.mark.scorecard("captures")
 @pytest.mark.parametrize(
     "configuration",
-    some(CONFIGURATIONS, lambda cell: cell not in FULLEST or FULLEST.index(cell) % 9),
+    some(CONFIGURATIONS, lambda cell: cell not in FULLEST or FULLEST.index(cell) % 12),
     ids=identify,
 )
 def test_every_configuration_compiles_in_training_with_dynamic_shapes(configuration):

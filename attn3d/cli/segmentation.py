@@ -5,6 +5,7 @@ Each is the function of the same name in `attn3d.segmentation`, which is importe
 
 import json
 import logging
+import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -131,6 +132,9 @@ def predict(
     statistics: Annotated[bool, typer.Option("--statistics", help="Volumes in ml, as a CSV table.")] = False,
     preview: Annotated[bool, typer.Option("--preview", help="A picture of each, and a page to look through.")] = False,
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Also what the labels come from.")] = False,
+    uncertainty: Annotated[
+        bool, typer.Option("--uncertainty", help="Images of entropy, of runs' spread, and a CSV table of their means.")
+    ] = False,
     dicom_seg: Annotated[
         bool, typer.Option("--dicom-seg", help="Also a DICOM SEG, of a DICOM series; needs highdicom.")
     ] = False,
@@ -138,7 +142,10 @@ def predict(
         Literal["nii.gz", "nrrd", "mha"] | None,
         typer.Option(help="Of the labels [that of the scan; nii.gz for DICOM]."),
     ] = None,
-    tta: Annotated[bool, typer.Option("--tta", help="Average with the mirrored scan.")] = False,
+    mirror: Annotated[
+        str | None,
+        typer.Option(help="Average over windows mirrored along axes, as 0 or 0,1,2: right, anterior, superior [none]."),
+    ] = None,
     best: Annotated[bool, typer.Option("--best", help="The weights of the best validation, not the last.")] = False,
     overlap: Annotated[float, typer.Option(help="Of neighbouring windows.")] = 0.5,
     remove_small: Annotated[float, typer.Option(min=0, help="Drop pieces of less than so many ml.")] = 0.0,
@@ -156,9 +163,10 @@ def predict(
             statistics=statistics,
             preview=preview,
             probabilities=probabilities,
+            uncertainty=uncertainty,
             dicom_seg=dicom_seg,
             format=format,
-            tta=tta,
+            mirror=_axes(mirror),
             best=best,
             overlap=overlap,
             remove_small=remove_small,
@@ -167,14 +175,10 @@ def predict(
         )
     there = f", {len(found.skipped)} were there already" if found.skipped else ""
     print(f"{len(found.written)} segmented, in {out}/{there}")
-    if statistics and found.volume_ml:
-        table = Table(title="ml", box=box.SIMPLE_HEAD)
-        table.add_column("Case", no_wrap=True)
-        for label in next(iter(found.volume_ml.values())):
-            table.add_column(label, justify="right", no_wrap=True)
-        for case, volumes in found.volume_ml.items():
-            table.add_row(case, *(f"{volume:.1f}" for volume in volumes.values()))
-        _show(table)
+    if statistics:
+        _print_by_case(found.volume_ml, "ml", 1)
+    if uncertainty:
+        _print_by_case(found.uncertainty, "Mean uncertainty of what is labelled", 3)
     _end("predict", found.failed)
 
 
@@ -275,6 +279,11 @@ def compare(
             print(f"{name}: the difference is {'inside' if one['inside_noise'] else 'beyond'} the noise")
 
 
+def _axes(text: str | None) -> list[Any]:
+    """Axes separated by commas; what is no number is left to the check of the setting."""
+    return [int(one) if one.isdecimal() else one for one in text.split(",")] if text else []
+
+
 def _interval(ends: list[float] | None) -> str:
     return "" if ends is None else f"{ends[0]:.3f} to {ends[1]:.3f}"
 
@@ -289,6 +298,18 @@ def _spec(text: str | None) -> Any:
         raise ValueError(
             f'`attention` must be a name or JSON such as ["cbam", {{"reduction": 8}}], got {text!r}'
         ) from (error)
+
+
+def _print_by_case(found: Mapping[str, Mapping[str, float]], title: str, digits: int) -> None:
+    """A row of numbers for each case, NaN as a dash."""
+    table = Table(title=title, box=box.SIMPLE_HEAD)
+    table.add_column("Case", no_wrap=True)
+    for heading in next(iter(found.values()), ()):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for case, numbers in found.items():
+        table.add_row(case, *("–" if math.isnan(one) else f"{one:.{digits}f}" for one in numbers.values()))
+    if found:
+        _show(table)
 
 
 def _print_scores(scores: Mapping[str, Any], title: str) -> None:

@@ -39,9 +39,25 @@ def read_image(path: Path | str) -> nib.Nifti1Image:
             of a DICOM series, or a DICOM file of several frames. Trailing axes of length 1 are dropped.
 
     Raises:
+        FileError: as `read_volume`, or when all voxels are the same.
+    """
+    image = read_volume(path)
+    data = np.asarray(image.dataobj)
+    if data.min() == data.max():
+        raise FileError(path, f"every voxel has the same value {data.min():g}; this is not a scan")
+    return image
+
+
+def read_volume(path: Path | str) -> nib.Nifti1Image:
+    """What `read_image` reads, all voxels of which may be the same.
+
+    Args:
+        path: as for `read_image`.
+
+    Raises:
         FileError: when the file is missing, truncated, no NIfTI or not 3-D, when its affine is no geometry,
-            when a voxel is not finite, or when all are the same; when DICOM is not one volume whose slices lie
-            evenly above each other, straight or shifted as under a tilted gantry.
+            when a voxel is not finite; when DICOM is not one volume whose slices lie evenly above each other, straight
+            or shifted as under a tilted gantry.
     """
     image = read_series(path) if Path(path).is_dir() or is_dicom(path) else _read(path)
     _check_spacing(path, image.affine)
@@ -49,8 +65,6 @@ def read_image(path: Path | str) -> nib.Nifti1Image:
     if not np.isfinite(data).all():
         bad = int((~np.isfinite(data)).sum())
         raise FileError(path, f"{bad} voxels are NaN or infinite; replace them, for example by 0")
-    if data.min() == data.max():
-        raise FileError(path, f"every voxel has the same value {data.min():g}; this is not a scan")
     return type(image)(data.reshape(data.shape[:3]), image.affine, image.header, dtype=np.float32)
 
 

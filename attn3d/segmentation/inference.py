@@ -5,8 +5,9 @@ are brought to the scan's grid and their labels chosen, and nothing of them is k
 that a window spans, whatever the length of the scan, and classes cost next to nothing.
 """
 
+import math
 from collections.abc import Iterator, Sequence
-from itertools import groupby
+from itertools import combinations, groupby
 from typing import NamedTuple
 
 import nibabel as nib
@@ -22,6 +23,20 @@ from attn3d.segmentation.labels import Labels
 from attn3d.segmentation.portable import to_channels
 
 _FURTHEST = 1e4  # of a logit from 0, or from the highest; float16 ends at 65504
+
+
+class Segmentation(NamedTuple):
+    """What was found in a scan, voxel by voxel.
+
+    Attributes:
+        labels: uint8 values, of the scan's shape.
+        probabilities: float32, (*shape, channels), or None.
+        uncertainty: by measure, float32 of the scan's shape: "entropy", and of several networks "spread".
+    """
+
+    labels: np.ndarray
+    probabilities: np.ndarray | None
+    uncertainty: dict[str, np.ndarray]
 
 
 class View(NamedTuple):
@@ -44,19 +59,33 @@ class View(NamedTuple):
 
 
 def segment(
-    views: Sequence[View], like: nib.Nifti1Image, *, overlap: float = 0.5, mirrored: bool = False, keep: bool = False
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """The label that the mean probabilities give each voxel of a scan, as `Labels` chooses it.
+    views: Sequence[View],
+    like: nib.Nifti1Image,
+    *,
+    overlap: float = 0.5,
+    mirror: Sequence[int] = (),
+    keep: bool = False,
+    uncertainty: bool = False,
+) -> Segmentation:
+    r"""The label that the mean probabilities give each voxel of a scan, and how uncertain it is.
+
+    With the probability $p_{kc}$ of class $c$ by network $k$ of $K$, on the scan's grid, and
+    $\bar p_c = \frac1K \sum_k p_{kc}$:
+
+    - entropy, in nats: $-\sum_c \bar p_c \ln \bar p_c$, from 0 to the logarithm of the number of classes;
+    - spread: the population standard deviation of $p_{k\hat c}$ over the networks, from 0 to 0.5, where $\hat c$ is
+      the class with the highest $\bar p_c$.
+
+    Where labels are regions, each is a class of its own against all else: the entropy is the sum of theirs, up to
+    $\ln 2$ each, and the spread the largest of theirs.
 
     Args:
         views: of the scan, by one or more networks of the same labels, each on its own grid.
         like: the scan.
         overlap: of neighbouring windows, a part of their size.
-        mirrored: whether logits are averaged with those of windows with left and right exchanged.
+        mirror: axes of the working grid; logits are averaged over windows mirrored along every combination of them.
         keep: whether the probabilities are returned as well.
-
-    Returns:
-        uint8 label values of the scan's shape, and float32 probabilities (*shape, channels) or None.
+        uncertainty: whether the measures of uncertainty are.
 
     Raises:
         ValueError: when a volume, or what a network makes of it, is not finite.
@@ -66,7 +95,7 @@ def segment(
     scan_axis = along(axis, first.volume.affine.numpy(), like.affine)
     streams = [
         resampled_planes(
-            probability_planes(view, axis, overlap=overlap, mirrored=mirrored),
+            probability_planes(view, axis, overlap=overlap, mirror=mirror),
             *(view.volume.affine.numpy(), view.volume.shape[1:]),
             *(like.affine, like.shape),
             axis,
@@ -74,19 +103,52 @@ def segment(
         for view in views
     ]
     shape = [like.shape[scan_axis], *(size for one, size in enumerate(like.shape) if one != scan_axis)]
-    segmentation = np.empty(shape, np.uint8)
+    chosen = np.empty(shape, np.uint8)
     kept = None
+    measures = measures_of(len(views)) if uncertainty else ()
+    uncertain = {name: np.empty(shape, np.float32) for name in measures}
     for found in zip(*streams, strict=True):
-        index, mean = found[0][0], sum(plane for _, plane in found) / len(found)
-        segmentation[index] = first.labels.choose(mean)
+        index, planes = found[0][0], [plane for _, plane in found]
+        mean = sum(planes) / len(planes)
+        chosen[index] = first.labels.choose(mean)
         if keep:
             kept = np.empty((*shape, len(mean)), np.float32) if kept is None else kept
             kept[index] = mean.permute(1, 2, 0)
-    return np.moveaxis(segmentation, 0, scan_axis), None if kept is None else np.moveaxis(kept, 0, scan_axis)
+        for name, values in uncertain.items():
+            values[index] = _entropy(mean, first.labels) if name == "entropy" else _spread(planes, mean, first.labels)
+    return Segmentation(
+        np.moveaxis(chosen, 0, scan_axis),
+        None if kept is None else np.moveaxis(kept, 0, scan_axis),
+        {name: np.moveaxis(values, 0, scan_axis) for name, values in uncertain.items()},
+    )
+
+
+def measures_of(networks: int) -> tuple[str, ...]:
+    """The measures of uncertainty that so many networks give."""
+    return ("entropy", "spread") if networks > 1 else ("entropy",)
+
+
+def highest_entropy(labels: Labels) -> float:
+    """In nats, where nothing is known."""
+    return len(labels.names) * math.log(2) if labels.regions else math.log(len(labels.channels))
+
+
+def _entropy(mean: Tensor, labels: Labels) -> Tensor:
+    """Of a plane of probabilities (channels, *rest); rounding does not take it beyond its range."""
+    all_there_is = torch.cat([mean, 1 - mean]) if labels.regions else mean
+    return torch.special.entr(all_there_is).sum(dim=0).clamp_(0, highest_entropy(labels))
+
+
+def _spread(planes: Sequence[Tensor], mean: Tensor, labels: Labels) -> Tensor:
+    """Of the most probable class, or the largest of all regions, over planes (channels, *rest) of several networks."""
+    if not labels.regions:
+        chosen = mean.max(dim=0, keepdim=True).indices
+        planes = [plane.gather(0, chosen) for plane in planes]
+    return torch.stack([*planes]).std(dim=0, correction=0).amax(dim=0)
 
 
 @torch.inference_mode()
-def probability_planes(view: View, axis: int, *, overlap: float = 0.5, mirrored: bool = False) -> Iterator[Tensor]:
+def probability_planes(view: View, axis: int, *, overlap: float = 0.5, mirror: Sequence[int] = ()) -> Iterator[Tensor]:
     """The probabilities of the labels on the working grid, (channels, *rest), plane by plane along an axis.
 
     Logits of windows are averaged with Gaussian weights, as `monai.inferers.sliding_window_inference` does it. What is
@@ -97,7 +159,7 @@ def probability_planes(view: View, axis: int, *, overlap: float = 0.5, mirrored:
         view: of the scan.
         axis: of the working grid that the planes follow each other along.
         overlap: as in `segment`.
-        mirrored: as in `segment`.
+        mirror: as in `segment`.
 
     Raises:
         ValueError: as `segment`.
@@ -121,7 +183,7 @@ def probability_planes(view: View, axis: int, *, overlap: float = 0.5, mirrored:
         for first in range(0, len(row), together):
             some = row[first : first + together]
             patches = torch.stack([volume[:, *one] for one in some]).to(device)
-            logits = _logits(view, to_channels(patches, view.windows), mirrored)
+            logits = _logits(view, to_channels(patches, view.windows), mirror)
             if not total.numel():
                 total = torch.zeros(planes[0], logits.shape[1], *planes[1:], dtype=torch.float16, device=device)
             for window, values in zip(some, logits, strict=True):
@@ -153,13 +215,16 @@ def _padded(volume: Tensor, patch_size: Sequence[int]) -> tuple[Tensor, list[sli
     return volume, inside
 
 
-def _logits(view: View, patches: Tensor, mirrored: bool) -> Tensor:
-    """What float16 holds of logits: how far each label is below the most probable one, or how far a region is from 0.
+def _logits(view: View, patches: Tensor, mirror: Sequence[int]) -> Tensor:
+    """What float16 holds of the mean logits over all combinations of mirrored axes.
 
-    An infinite logit becomes NaN, so that it is found.
+    It is how far each label is below the most probable one, or how far each region is from 0. An infinite logit becomes
+    NaN, so that it is found.
     """
     found = view.network(patches)
-    if mirrored:
-        found = (found + view.network(patches.flip(2)).flip(2)) / 2
+    for count in range(1, 1 + len(mirror)):
+        for axes in combinations([2 + axis for axis in mirror], count):
+            found = found + view.network(patches.flip(axes)).flip(axes)
+    found = found / 2 ** len(mirror)
     origin = 0 * found if view.labels.regions else found.amax(dim=1, keepdim=True)
     return (found - origin).float().clamp_(-_FURTHEST, _FURTHEST)

@@ -1,12 +1,12 @@
 """The command ``predict``: from scans to labels in the geometry that they came in."""
 
-from collections.abc import Collection, Mapping, Sequence
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import nibabel as nib
 import numpy as np
-import pandas as pd
 import torch
 from monai.data import MetaTensor
 from rich.progress import track
@@ -17,17 +17,17 @@ from attn3d.segmentation.components import middle_of_largest, without_small
 from attn3d.segmentation.datasets import Case, Dataset, find_scans, read_case_image, read_case_label
 from attn3d.segmentation.dicom_seg import highdicom, write_dicom_seg
 from attn3d.segmentation.errors import FileError, failing_as, failure_noted
-from attn3d.segmentation.files import read_segmentation, write_image, write_label
+from attn3d.segmentation.files import check_same_grid, read_segmentation, read_volume, write_image, write_label
 from attn3d.segmentation.grid import voxel_millilitres
-from attn3d.segmentation.inference import View, segment
+from attn3d.segmentation.inference import Segmentation, View, highest_entropy, measures_of, segment
 from attn3d.segmentation.itk import ENDINGS
-from attn3d.segmentation.locks import locked
 from attn3d.segmentation.networks import shape_multiple
 from attn3d.segmentation.portable import window_size
 from attn3d.segmentation.preprocessing import intensities_of
 from attn3d.segmentation.runs import Run, open_runs
-from attn3d.segmentation.settings import Configuration
-from attn3d.segmentation.writing import as_cell, finished_file, read_table, sweep, write_table, write_text
+from attn3d.segmentation.settings import Configuration, Settings, checked
+from attn3d.segmentation.tables import add_row, rows_in
+from attn3d.segmentation.writing import finished_file, sweep, write_text
 
 _FORMATS = ("nii.gz", *(ending[1:] for ending in ENDINGS))
 
@@ -40,12 +40,15 @@ class Prediction(NamedTuple):
         skipped: the same of the cases that were there already.
         failed: why there is none, by the name of the file.
         volume_ml: by case and label, of both.
+        uncertainty: by case and measure, of both: the mean over what is labelled, NaN where nothing is; only where it
+            was asked for.
     """
 
     written: dict[str, Path]
     skipped: dict[str, Path]
     failed: dict[str, str]
     volume_ml: dict[str, dict[str, float]]
+    uncertainty: dict[str, dict[str, float]]
 
 
 def predict(
@@ -56,9 +59,10 @@ def predict(
     statistics: bool = False,
     preview: bool = False,
     probabilities: bool = False,
+    uncertainty: bool = False,
     dicom_seg: bool = False,
     format: Literal["nii.gz", "nrrd", "mha"] | None = None,
-    tta: bool = False,
+    mirror: Sequence[int] = (),
     best: bool = False,
     overlap: float = 0.5,
     remove_small: float = 0.0,
@@ -82,9 +86,16 @@ def predict(
         preview: also ``case.png``, three planes, and ``case.html``, a page to look through the scan.
         probabilities: also ``case_probabilities.nii.gz``, float32: in each last index the background or a label, or
             where labels are regions a region.
+        uncertainty: also ``case_entropy.nii.gz``, float32: -sum p ln p of the mean probabilities p of the classes, in
+            nats, from 0 to the logarithm of the number of classes. With several networks also ``case_spread.nii.gz``:
+            the standard deviation over the networks (population) of the probability of the class that is most probable
+            on average, before ``remove_small``. And ``uncertainty.csv``, the means of both over the voxels that are
+            labelled, empty where none is, added to those that are there. ``preview`` shows them too. Of regions: the
+            sum of the entropies, and the largest spread, of each region by itself.
         dicom_seg: also ``case.dcm``, a DICOM SEG in the frame of the series that the scan was; needs highdicom.
         format: of the labels; by default that of the scan, NIfTI for DICOM.
-        tta: average with what is found in mirrored windows, left and right exchanged: the flip of the training.
+        mirror: axes, 0 right, 1 anterior, 2 superior, as in the setting of the training: what is found is averaged over
+            windows mirrored along every combination of them, 2 for one axis and 8 for three.
         best: take the weights of the best validation, rather than the last ones.
         overlap: of neighbouring windows, 0 to below 1, a part of their size.
         remove_small: ml; a connected piece of a label or region that is smaller is left out of it.
@@ -92,13 +103,14 @@ def predict(
         quiet: no progress bar.
 
     Raises:
-        FileError: when a run cannot be used, there is no scan, or ``out`` has statistics of other labels.
-        ValueError: when the runs have different labels, ``remove_small`` is negative, or ``out`` holds the scans.
+        FileError: when a run cannot be used, there is no scan, or a table in ``out`` has other columns.
+        ValueError: when the runs have different labels, an option cannot be as it is given, or ``out`` holds the scans.
     """
     folders = [runs] if isinstance(runs, str | Path) else runs
     opened = [run for folder in folders for run in open_runs(folder)]
     if not 0 <= overlap < 1:
         raise ValueError(f"`overlap` must be at least 0 and below 1, got {overlap}")
+    mirror = checked(Settings, {"mirror": mirror}).mirror
     if not remove_small >= 0:
         raise ValueError(f"`remove_small` must be at least 0 ml, got {remove_small}")
     if dicom_seg:
@@ -115,29 +127,59 @@ def predict(
     out = Path(out)
     if out.resolve() in {(path if path.is_dir() else path.parent).resolve() for case in cases for path in case.images}:
         raise ValueError(f"`out` {out} holds the scans; give another folder for the labels")
-    table = out / "statistics.csv"
+    measures = measures_of(len(networks)) if uncertainty else ()
     if statistics:
-        _volumes_in(table, labels.names)
+        rows_in(out / "statistics.csv", [f"{name} ml" for name in labels.names])
+    if uncertainty:
+        rows_in(out / "uncertainty.csv", measures)
     out.mkdir(parents=True, exist_ok=True)
     sweep(out)
 
-    found = Prediction({}, {}, failed, {})
+    found = Prediction({}, {}, failed, {}, {})
     for case in track(cases, "segmenting", disable=quiet):
         path = out / f"{case.name}.{format or _format_of(case)}"
         with failure_noted(case.images[0], failed):
             if path.exists() and not overwrite:
                 label = read_segmentation(path)
+                maps = {name: _read_map(_beside(path, case, name), label) for name in measures}
                 found.skipped[case.name] = path
             else:
-                options = {"overlap": overlap, "mirrored": tta, "keep": probabilities}
-                label = _segment(case, path, networks, opened[0], preview, dicom_seg, remove_small, **options)
+                options = {"overlap": overlap, "mirror": mirror, "keep": probabilities, "uncertainty": uncertainty}
+                label, maps = _segment(case, path, networks, opened[0], preview, dicom_seg, remove_small, **options)
                 found.written[case.name] = path
             voxels, millilitres = np.asarray(label.dataobj), voxel_millilitres(label.affine)
             volumes = {name: float(mask.sum() * millilitres) for name, mask in labels.masks(voxels)}
             found.volume_ml[case.name] = volumes
             if statistics:
-                add_volumes(table, case.name, volumes)
+                rounded = {f"{name} ml": round(one, 3) for name, one in volumes.items()}
+                add_row(out / "statistics.csv", case.name, rounded)
+            if uncertainty:
+                found.uncertainty[case.name] = {name: _mean(values, voxels > 0) for name, values in maps.items()}
+                rounded = {name: round(one, 6) for name, one in found.uncertainty[case.name].items()}
+                add_row(out / "uncertainty.csv", case.name, rounded)
     return found
+
+
+def _mean(values: np.ndarray, where: np.ndarray) -> float:
+    return float(values[where].mean(dtype=float)) if where.any() else math.nan
+
+
+def _beside(path: Path, case: Case, what: str) -> Path:
+    """Of what lies beside the labels of a case."""
+    return path.with_name(f"{case.name}_{what}.nii.gz")
+
+
+def _read_map(path: Path, label: nib.Nifti1Image) -> np.ndarray:
+    """A measure of uncertainty that lies beside labels that are there already.
+
+    Raises:
+        FileError: when it is not there, or cannot be of these labels.
+    """
+    if not path.exists():
+        raise FileError(path, "is not there, but the labels are; segment the scan again (--overwrite)")
+    image = read_volume(path)
+    check_same_grid(path, image, label)
+    return np.asarray(image.dataobj)
 
 
 def _format_of(case: Case) -> str:
@@ -155,21 +197,23 @@ def _segment(
     dicom_seg: bool,
     remove_small: float,
     **options: Any,
-) -> nib.Nifti1Image:
-    """Writes the labels of a case, after all else of it that is asked for."""
+) -> tuple[nib.Nifti1Image, dict[str, np.ndarray]]:
+    """Writes the labels of a case, after all else of it that is asked for, and returns them with their uncertainty."""
     images = read_case_image(case)
-    segmentation, kept = _labels(images, networks, **options)
+    found = _labels(images, networks, **options)
+    segmentation = found.labels
     if remove_small > 0:
         smallest = remove_small / voxel_millilitres(images[0].affine)
         segmentation = run.config.labels.changed(segmentation, lambda mask: without_small(mask, smallest))
-    if kept is not None:
-        write_image(path.with_name(f"{case.name}_probabilities.nii.gz"), kept, images[0].affine, "scanner")
+    volumes = {} if found.probabilities is None else {"probabilities": found.probabilities}
+    for what, values in (volumes | found.uncertainty).items():
+        write_image(_beside(path, case, what), values, images[0].affine, "scanner")
     if preview:
-        _preview(path, images[0], segmentation, kept, run)
+        _preview(path, images[0], segmentation, found, run)
     if dicom_seg:
         write_dicom_seg(path.with_name(f"{case.name}.dcm"), segmentation, case.images[0], run.config.labels)
     write_label(path, segmentation, like=images[0])
-    return nib.Nifti1Image(segmentation, images[0].affine)
+    return nib.Nifti1Image(segmentation, images[0].affine), found.uncertainty
 
 
 def predict_held_out(run: Run, dataset: Dataset, *, quiet: bool = False) -> None:
@@ -181,15 +225,15 @@ def predict_held_out(run: Run, dataset: Dataset, *, quiet: bool = False) -> None
         with failing_as(case.images[0]):
             images = read_case_image(case)
             reference = read_case_label(case, dataset, images[0])
-            segmentation, _ = _labels(images, [(net, run.config)])
+            segmentation = _labels(images, [(net, run.config)]).labels
             write_label(folder / "references" / f"{case.name}.nii.gz", np.asarray(reference.dataobj), like=images[0])
             write_label(folder / f"{case.name}.nii.gz", segmentation, like=images[0])
 
 
 def _labels(
     images: Sequence[nib.Nifti1Image], networks: Sequence[tuple[nn.Module, Configuration]], **options: Any
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """The labels of a case and their probabilities, by `segment`; networks on the same grid share its volume."""
+) -> Segmentation:
+    """The labels of a case, by `segment`; networks on the same grid share its volume."""
     volumes: dict[Any, MetaTensor] = {}
     views = []
     for net, config in networks:
@@ -202,37 +246,7 @@ def _labels(
     return segment(views, images[0], **options)
 
 
-def _volumes_in(path: Path, labels: Collection[str]) -> pd.DataFrame:
-    """The volumes in ml in a table that `predict` wrote, empty where there is none.
-
-    Raises:
-        FileError: when it cannot be added to.
-    """
-    columns = ["case", *(as_cell(f"{name} ml") for name in labels)]
-    table = read_table(path) if path.exists() else pd.DataFrame(columns=columns)
-    if list(table.columns) != columns:
-        raise FileError(path, "has volumes of other labels; give another folder")
-    return table
-
-
-def add_volumes(path: Path, case: str, volumes: Mapping[str, float]) -> None:
-    """Adds the volumes of a case to a table, one process at a time, in place of what it has of that case.
-
-    Args:
-        path: of the table, ``statistics.csv``.
-        case: its name.
-        volumes: in ml by label.
-    """
-    with locked(path.parent, wait=True):
-        table = _volumes_in(path, volumes)
-        row = [as_cell(case), *(round(one, 3) for one in volumes.values())]
-        table = pd.concat([table[table["case"] != row[0]], pd.DataFrame([row], columns=table.columns)])
-        write_table(path, table.sort_values("case"))
-
-
-def _preview(
-    path: Path, image: nib.Nifti1Image, segmentation: np.ndarray, probabilities: np.ndarray | None, run: Run
-) -> None:
+def _preview(path: Path, image: nib.Nifti1Image, segmentation: np.ndarray, found: Segmentation, run: Run) -> None:
     """Three planes through the largest piece of what was found as a picture, and a page to look through the scan."""
     from attn3d.segmentation.reporting.viewer import Heat, case_page, view_of
 
@@ -252,10 +266,13 @@ def _preview(
     with finished_file(path.with_name(f"{name}.png")) as unfinished:
         figure.savefig(unfinished, dpi=100, format="png")
     heat = {}
-    if probabilities is not None:
+    if found.probabilities is not None:
         for index, label in enumerate(config.labels.channels):
             if label in config.labels.names:
-                heat[f"probability of {label}"] = Heat(probabilities[..., index], image.affine, (0.0, 1.0))
+                heat[f"probability of {label}"] = Heat(found.probabilities[..., index], image.affine, (0.0, 1.0))
+    most = {"entropy": highest_entropy(config.labels), "spread": 0.5}
+    for measure, values in found.uncertainty.items():
+        heat[measure] = Heat(values, image.affine, (0.0, most[measure]))
     view = view_of(
         name, image, {"network": segmentation}, config.labels.legend, heat=heat, windows=config.windows, center=center
     )

@@ -14,7 +14,7 @@ from attn3d import Axial, Global, Grid, Neighborhood, PooledKeys, Window
 from attn3d.attention import RotaryPosition
 from tests.attention.layers import BACKENDS, Scoped
 from tests.configurations import randomise
-from tests.marks import some
+from tests.marks import plain_id, some
 from tests.mechanisms.parity import assert_close, assert_gradients_close, volume
 from tests.memory import peak
 from tests.references import features as loops
@@ -204,7 +204,7 @@ def test_the_non_local_block_takes_positions(mode, pattern):
         ("non_local", {"position": "rope", "sub_sample": True}, r"`position` must be None with .*PooledKeys\(2\)"),
         ("non_local", {"position": "rope", "mode": "dot_product"}, "`position` is supported by the softmax modes only"),
     ],
-    ids=str,
+    ids=plain_id,
 )  # fmt: skip
 def test_what_is_wrong_is_named(name, options, message):
     with pytest.raises((TypeError, ValueError), match=message):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -285,3 +287,27 @@ class TestChoice:
     def test_the_backend_that_is_asked_for(self, backend, taken):
         attend(*inputs(), backend=backend)
         assert taken == {"sdpa": ["sdpa"], "chunked": ["chunked"], "math": [], "auto": ["sdpa"]}[backend]
+
+    def test_too_small_a_budget_for_the_kernel_that_is_asked_for(self, taken):
+        """The budget that the message gives works."""
+        q, k, v = (volume(1, 1, 1000, 8, seed=seed).float() for seed in range(3))
+        with pytest.raises(ValueError, match=r"at least \d+ bytes with 'sdpa', got 1024") as error:
+            attend(q, k, v, backend="sdpa", memory_budget="1KiB")
+        least = int(re.search(r"(\d+) bytes", str(error.value))[1])
+        attend(q, k, v, backend="sdpa", memory_budget=least)
+        with pytest.raises(ValueError, match=f"`memory_budget` must be at least {least} bytes"):
+            attend(q, k, v, backend="sdpa", memory_budget=least - 1)
+        assert taken == ["sdpa"]
+
+    @pytest.mark.parametrize(("backend", "chosen"), [("sdpa", "sdpa"), ("auto", "chunked")])
+    def test_a_budget_in_a_graph(self, backend, chosen, taken):
+        """Sizes may be symbols there, so that the bytes are unknown."""
+
+        class Layer(torch.nn.Module):
+            def forward(self, q, k, v):
+                return attend(q, k, v, backend=backend, memory_budget="1GiB")
+
+        leaves = tuple(leaf.detach().float() for leaf in inputs())
+        program = torch.export.export(Layer(), leaves, strict=False)
+        assert taken == [chosen]
+        torch.testing.assert_close(program.module()(*leaves), attend(*leaves, backend="math"))

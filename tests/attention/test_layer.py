@@ -9,6 +9,7 @@ import torch
 
 import attn3d
 from attn3d import Axial, Global, Window
+from attn3d.attention import layer as layers
 from tests.attention.layers import (
     ANISOTROPIC,
     BACKENDS,
@@ -172,3 +173,16 @@ class TestBatches:
 def test_a_position_bias_needs_a_pattern_of_fixed_size(position_bias, pattern):
     with pytest.raises(ValueError, match=f"`position_bias` '{position_bias}' needs a pattern of fixed size that"):
         attn3d.MultiHeadSelfAttention(3, 4, pattern=pattern, position_bias=position_bias)
+
+
+@pytest.mark.parametrize(("budget", "chosen"), [(None, "attend_captured"), ("1GiB", "attend_groups")])
+def test_off_the_cpu_a_budget_means_tiles(budget, chosen, monkeypatch):
+    """PyTorch's kernel holds all groups at a time there."""
+    taken = []
+    for name in ("attend_captured", "attend_groups"):
+        run = getattr(layers, name)
+        monkeypatch.setattr(layers, name, lambda *args, name=name, run=run: taken.append(name) or run(*args))
+    leaves = [leaf.detach().to("meta") for leaf in tokens((5, 7))]
+    layer = attn3d.attention.VolumeAttention(2, HEADS, pattern=Window(3), memory_budget=budget)
+    assert layer(*leaves, [5, 7]).shape == (*leaves[0].shape[:3], 4)
+    assert taken == [chosen]

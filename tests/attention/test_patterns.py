@@ -13,6 +13,7 @@ from attn3d.attention import Pattern, VolumeAttention, create_pattern
 from attn3d.attention.groups import AxisGroups
 from tests.attention.layers import Scoped, tokens
 from tests.configurations import randomise
+from tests.marks import plain_id
 from tests.mechanisms.parity import assert_close, assert_gradients_close, volume
 from tests.references import attention as loops
 from tests.references.attention import keys_seen, pool
@@ -171,7 +172,7 @@ class TestSpecs:
             (Neighborhood(3, (1, 2, 3)), "`dilation` must be an integer or one for each of 2 axes"),
             (PooledKeys(0), "`stride` must be at least 1, got 0"),
         ],
-        ids=str,
+        ids=plain_id,
     )
     def test_what_is_wrong_is_named(self, pattern, message):
         with pytest.raises((ValueError, TypeError), match=message):

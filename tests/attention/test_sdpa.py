@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import attn3d
 from attn3d import attend
@@ -144,3 +145,10 @@ def test_nothing_is_forbidden_to_other_threads(monkeypatch):
     q = torch.zeros(1, 2, 3, 4)
     attend(q, q, q, backend="sdpa")
     assert seen == [True]
+
+
+def test_widths_on_a_gpu_are_multiples_of_eight():
+    with FakeTensorMode():
+        q, k, v = (torch.empty(1, 2, 3, width, device="cuda") for width in (5, 5, 9))
+        assert [x.shape[3] for x in sdpa.equal_widths(q, k, v)] == [16, 16, 16]
+        assert [x.shape[3] for x in sdpa.equal_widths(q.cpu(), k.cpu(), v.cpu())] == [9, 9, 9]

@@ -58,6 +58,7 @@ def test_own_data(example, data, tmp_path, capsys):  # noqa: F811
     assert "4 scans segmented" in capsys.readouterr().out
 
 
+@pytest.mark.nightly
 def test_compare_mechanisms(example, data, tmp_path, capsys):  # noqa: F811
     example("compare_mechanisms")(
         mechanisms="eca", at="encoder", seeds=2, epochs=1, cases=4, data=data, out=tmp_path / "all"

@@ -22,7 +22,7 @@ def tried(tmp_path, *arguments):
 
 
 def test_some_faults_of_each_kind(tmp_path):
-    rows = tried(tmp_path, "--points", "2", "--only", "predict", "evaluate")
+    rows = tried(tmp_path, "--points", "1", "--only", "predict", "evaluate")
     assert len(rows) == 8
     assert all(row["tried"] for row in rows)
     assert not [problem for row in rows for problem in row["problems"]]

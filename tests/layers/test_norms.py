@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from attn3d.layers.norms import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, create_norm
+from attn3d.layers.norms import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, create_norm, is_instance_norm
 
 SHAPES = [(2, 6), (2, 6, 5), (3, 6, 4, 3), (2, 6, 3, 4, 2)]
 SPECS = ["batch", ("group", {"num_groups": 3}), "instance", "layer", None]
@@ -102,3 +102,9 @@ def test_a_momentum_of_none_is_the_cumulative_mean():
         torch.testing.assert_close(ours(x), plain(x))
     torch.testing.assert_close(ours.running_mean, plain.running_mean)
     torch.testing.assert_close(ours.running_var, plain.running_var)
+
+
+def test_a_group_for_every_channel_is_an_instance_norm():
+    found = [is_instance_norm(norm) for norm in (nn.GroupNorm(4, 4), nn.InstanceNorm3d(4), InstanceNorm(4))]
+    assert found == [True, True, True]
+    assert [is_instance_norm(norm) for norm in (nn.GroupNorm(2, 4), nn.BatchNorm3d(4))] == [False, False]

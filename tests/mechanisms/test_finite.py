@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -12,12 +14,7 @@ pytestmark = pytest.mark.scorecard("finite")
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 SCALES = [1e-4, 1.0, 1e2, 1e3]
-LARGE = [48, 64]
-# Seconds each: convolutions in half precision, and all pairs of voxels and pooled voxels.
-BY_NIGHT = {
-    *((name, 64) for name in ("cbam", "cbam-paper", "sk-three_branches")),
-    *((name, 48) for name in ("sk-three_branches", "non_local-sub_sample")),
-}
+SLOW = ("sk-three_branches", "non_local-sub_sample")  # half-precision convolutions; all voxels with pooled ones
 
 
 def contents(spatial_dims):
@@ -66,20 +63,17 @@ def attends_to_all(configuration):
 
 
 def large_cases():
-    """Every configuration at both sizes; those that compare all voxels also with pooled keys."""
-    for configuration in CONFIGURATIONS:
-        for size in LARGE:
-            marks = [pytest.mark.nightly] if (configuration.id, size) in BY_NIGHT else []
-            if attends_to_all(configuration) and (configuration.id, size) not in BY_NIGHT:
-                marks = [
-                    pytest.mark.skipif(
-                        not torch.cuda.is_available(),
-                        reason=f"all pairs of {size}³ voxels in float16 take a CPU many minutes: on CUDA alone",
-                    )
-                ]
-                if not configuration.options.get("sub_sample"):
-                    yield pytest.param(configuration, size, 8, id=f"{configuration.id}-{size}-pooled")
-            yield pytest.param(configuration, size, None, id=f"{configuration.id}-{size}", marks=marks)
+    """Every configuration at 48³ voxels, by night also at 64³; those that compare all voxels also with pooled keys."""
+    for configuration, size in itertools.product(CONFIGURATIONS, (48, 64)):
+        by_night = [pytest.mark.nightly] if size == 64 else []
+        pools = configuration.options.get("sub_sample")
+        marks = [pytest.mark.nightly] if configuration.id in SLOW else by_night
+        if attends_to_all(configuration) and (size == 64 or not pools):
+            reason = f"all pairs of {size}³ voxels in float16 take a CPU many minutes: on CUDA alone"
+            marks = [pytest.mark.skipif(not torch.cuda.is_available(), reason=reason)]
+        if attends_to_all(configuration) and not pools:
+            yield pytest.param(configuration, size, 8, id=f"{configuration.id}-{size}-pooled", marks=by_night)
+        yield pytest.param(configuration, size, None, id=f"{configuration.id}-{size}", marks=marks)
 
 
 @pytest.mark.parametrize(("configuration", "size", "stride"), [*large_cases()])

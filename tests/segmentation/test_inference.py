@@ -1,5 +1,7 @@
 """From a trained network and a scan of any geometry to probabilities and labels on the scan's own voxels."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
@@ -38,6 +40,17 @@ def trained():
     return network
 
 
+class Sharper(nn.Module):
+    """Logits times a power."""
+
+    def __init__(self, power):
+        super().__init__()
+        self.power = power
+
+    def forward(self, x):
+        return x * self.power
+
+
 def view(network, image, patch=PATCH):
     volume = to_grid(image, SPACING)
     return View(network, MetaTensor(normalise(volume.as_tensor()), affine=volume.affine), patch, LABELS)
@@ -46,7 +59,7 @@ def view(network, image, patch=PATCH):
 @pytest.mark.parametrize("name", ["oblique", "LAS, 5 mm slices"])
 def test_a_trained_network_finds_what_it_learnt_in_a_scan_of_another_geometry(trained, name):
     image, label = pair(name, seed=5)
-    (found, _), true = segment([view(trained, image)], image), np.asarray(label.dataobj)
+    found, true = segment([view(trained, image)], image).labels, np.asarray(label.dataobj)
     assert found.dtype == np.uint8
     assert found.shape == image.shape
     assert 2 * ((found == 3) & (true == 3)).sum() / ((found == 3).sum() + (true == 3).sum()) > 0.8
@@ -54,10 +67,40 @@ def test_a_trained_network_finds_what_it_learnt_in_a_scan_of_another_geometry(tr
 
 def test_probabilities_sum_to_one_in_the_scans_own_grid(trained):
     image, _ = pair("sheared")
-    classes, probabilities = segment([view(trained, image)], image, keep=True)
+    classes, probabilities, _ = segment([view(trained, image)], image, keep=True)
     assert probabilities.shape == (*image.shape, 4)
     np.testing.assert_allclose(probabilities.sum(axis=-1), 1, atol=1e-6)
     np.testing.assert_array_equal(probabilities.argmax(axis=-1), classes)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_uncertainty_is_entropy_and_the_spread_of_networks(trained, count):
+    """Beside a plain form, from the probabilities of each network; some of them are 0, and some are sure."""
+    image, _ = pair("oblique")
+    views = [view(nn.Sequential(trained, Sharper(power)), image) for power in (1.0, 0.1, 30.0)[:count]]
+    each = [segment([one], image, keep=True).probabilities.astype(float) for one in views]
+    found = segment(views, image, uncertainty=True)
+    assert found.probabilities is None
+    mean = sum(each) / count
+    terms = [one * np.log(one, where=one > 0, out=np.zeros_like(one)) for one in np.moveaxis(mean, -1, 0)]
+    np.testing.assert_allclose(found.uncertainty["entropy"], -sum(terms), atol=1e-5)
+    assert [*found.uncertainty] == ["entropy", "spread"][:count]
+    if count > 1:
+        given = [np.take_along_axis(one, found.labels[..., None].astype(int), -1)[..., 0] for one in each]
+        plain = np.sqrt(sum((one - sum(given) / count) ** 2 for one in given) / count)
+        np.testing.assert_allclose(found.uncertainty["spread"], plain, atol=1e-6)
+        assert plain.max() > 0.2
+    assert all(values.dtype == np.float32 for values in found.uncertainty.values())
+
+
+@pytest.mark.parametrize(("power", "expected"), [(0.0, np.log(4)), (1e6, 0.0)], ids=["even", "sure"])
+def test_entropy_ends_at_nothing_and_at_the_logarithm_of_the_classes(trained, power, expected):
+    image, _ = pair("RAS")
+    found = segment([view(nn.Sequential(trained, Sharper(power)), image)], image, uncertainty=True)
+    entropy = found.uncertainty["entropy"]
+    assert entropy.min() >= 0
+    assert entropy.max() <= np.float32(np.log(4))
+    np.testing.assert_allclose(np.median(entropy), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
@@ -75,12 +118,29 @@ def test_windows_are_averaged_as_by_monai(trained, axis, overlap, patch):
     torch.testing.assert_close(found, logits[0].softmax(dim=0), atol=2e-3, rtol=0)
 
 
+@pytest.mark.parametrize("mirror", [(0,), (2, 0), (0, 1, 2)], ids=str)
+def test_mirrored_windows_are_averaged_over_all_combinations(trained, mirror):
+    """One window: flip, run, flip back, and the mean of the logits."""
+    volume = torch.randn(1, *PATCH, generator=torch.Generator().manual_seed(0))
+    runs = []
+    for flipped in product((False, True), repeat=len(mirror)):
+        axes = [axis for axis, one in zip(mirror, flipped, strict=True) if one]
+        with torch.no_grad():
+            runs.append(trained(volume.flip([1 + axis for axis in axes])[None])[0].flip([1 + axis for axis in axes]))
+    plain = torch.stack(runs).mean(dim=0).softmax(dim=0)
+    seen = View(trained, MetaTensor(volume), PATCH, LABELS)
+    found = torch.stack([*probability_planes(seen, 2, mirror=mirror)], dim=3)
+    torch.testing.assert_close(found, plain, atol=2e-3, rtol=0)
+    unmirrored = torch.stack([*probability_planes(seen, 2)], dim=3)
+    assert (found - unmirrored).abs().max() > 0.05
+
+
 def test_mirrored_windows_make_a_network_blind_to_sides(trained):
     volume = torch.randn(1, 24, 20, 18, generator=torch.Generator().manual_seed(0))
-    plain, mirrored = (View(trained, MetaTensor(one), PATCH, LABELS) for one in (volume, volume.flip(1)))
-    found = torch.stack([*probability_planes(plain, 2, mirrored=True)], dim=3)
-    other = torch.stack([*probability_planes(mirrored, 2, mirrored=True)], dim=3)
-    torch.testing.assert_close(found, other.flip(1), atol=2e-3, rtol=0)
+    plain, mirrored = (View(trained, MetaTensor(one), PATCH, LABELS) for one in (volume, volume.flip(1, 3)))
+    found = torch.stack([*probability_planes(plain, 1, mirror=[0, 2])], dim=2)
+    other = torch.stack([*probability_planes(mirrored, 1, mirror=[0, 2])], dim=2)
+    torch.testing.assert_close(found, other.flip(1, 3), atol=2e-3, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -95,3 +155,50 @@ def test_mirrored_windows_make_a_network_blind_to_sides(trained):
 )
 def test_a_scan_of_at_most_two_patches_is_one_window(shape, window):
     assert window_size((40, 56, 40), (8, 8, 8), shape) == window
+
+
+REGIONS = Labels(("a", "b", "c", "d"), ((1, 2, 3, 4), (2, 3, 4), (3, 4), (4,)), (1, 2, 3, 4))
+
+
+def test_regions_are_found_each_by_itself(trained):
+    """In windows that slide, on the scan's own grid, with the uncertainty of two networks."""
+    image, _ = pair("oblique")
+    networks = [trained, nn.Sequential(trained, Sharper(0.5)).eval()]
+    views = [view(network, image)._replace(labels=REGIONS) for network in networks]
+    alone = [segment([one], image, keep=True) for one in views]
+    with torch.no_grad():
+        logits = sliding_window_inference(
+            views[0].volume[None], PATCH, 2, trained, overlap=0.5, mode="gaussian", padding_mode="replicate"
+        )
+    planes = torch.stack([*probability_planes(views[0], 0)], dim=1)
+    torch.testing.assert_close(planes, torch.as_tensor(logits[0]).sigmoid(), atol=2e-3, rtol=0)
+
+    found = segment(views, image, keep=True, uncertainty=True)
+    parts = np.stack([one.probabilities for one in alone])
+    np.testing.assert_allclose(found.probabilities, parts.mean(axis=0), atol=1e-6)
+    written = np.zeros(image.shape, np.uint8)
+    for region in range(4):
+        written[found.probabilities[..., region] > 0.5] = region + 1
+    np.testing.assert_array_equal(found.labels, written)
+    mean = found.probabilities.astype(float).clip(1e-30, 1 - 1e-16)
+    entropy = -(mean * np.log(mean) + (1 - mean) * np.log1p(-mean)).sum(axis=-1)
+    np.testing.assert_allclose(found.uncertainty["entropy"], entropy, atol=1e-5)
+    np.testing.assert_allclose(found.uncertainty["spread"], parts.std(axis=0).max(axis=-1), atol=1e-6)
+    assert found.uncertainty["spread"].max() > 0.05
+
+
+@pytest.mark.parametrize("labels", [LABELS, REGIONS], ids=["labels", "regions"])
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_logits_that_are_not_finite_are_found(value, labels):
+    class Broken(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.nothing = nn.Parameter(torch.zeros(1))
+
+        def forward(self, x):
+            logits = torch.zeros(len(x), 4, *x.shape[2:]) + self.nothing
+            logits[:, :, 3] = value
+            return logits
+
+    with pytest.raises(ValueError, match="not finite"):
+        list(probability_planes(View(Broken(), MetaTensor(torch.zeros(1, *PATCH)), PATCH, labels), 2))

@@ -18,8 +18,8 @@ from attn3d.segmentation.configuration import configure
 from attn3d.segmentation.datasets import Dataset, find_scans
 from attn3d.segmentation.fingerprint import Fingerprint
 from attn3d.segmentation.labels import Labels
-from attn3d.segmentation.prediction import add_volumes
 from attn3d.segmentation.settings import settings_from
+from attn3d.segmentation.tables import add_row
 from tests.segmentation.volumes import AFFINES, scan
 
 LABELS = Labels.of({2: "bright", 5: "brightest"})
@@ -149,7 +149,7 @@ def test_statistics_that_cannot_be_added_to_are_refused_before_anything_is_writt
     scans = save(tmp_path / "scans", one=bright()[0])
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "statistics.csv").write_text(content)
-    with pytest.raises(FileError, match=r"statistics\.csv: (is no table of numbers|has volumes of other labels)"):
+    with pytest.raises(FileError, match=r"statistics\.csv: (is no table of numbers|has other columns than case, brig)"):
         predict(run.folder, scans, tmp_path / "out", statistics=True, quiet=True)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["statistics.csv"]
 
@@ -159,7 +159,7 @@ def test_a_case_is_one_row_whatever_it_is_called(tmp_path):
     path = tmp_path / "statistics.csv"
     for volume in (1.0, 2.0):
         for case in ("=1+1", "caf\udce9", "001", "NA"):
-            add_volumes(path, case, {"=bright": volume})
+            add_row(path, case, {"=bright ml": volume})
     rows = list(csv.DictReader(path.open()))
     assert [(row["case"], row["'=bright ml"]) for row in rows] == [
         ("'=1+1", "2.0"),
@@ -172,8 +172,8 @@ def test_a_case_is_one_row_whatever_it_is_called(tmp_path):
 def test_two_processes_add_to_one_table(run, tmp_path):
     """Each waits for the other: no row is lost, whoever comes first."""
     code = (
-        "import sys; from pathlib import Path; from attn3d.segmentation.prediction import add_volumes;"
-        "[add_volumes(Path(sys.argv[1]), f'{sys.argv[2]}{index}', {'bright': 1.0}) for index in range(20)]"
+        "import sys; from pathlib import Path; from attn3d.segmentation.tables import add_row;"
+        "[add_row(Path(sys.argv[1]), f'{sys.argv[2]}{index}', {'bright': 1.0}) for index in range(20)]"
     )
     path = tmp_path / "statistics.csv"
     processes = [subprocess.Popen([sys.executable, "-c", code, str(path), name]) for name in "ab"]
@@ -211,7 +211,14 @@ def test_volumes_pictures_and_probabilities(run, tmp_path):
     data[block][:4] = 290.0
     scans = save(tmp_path / "scans", one=data)
     found = predict(
-        run.folder, scans, tmp_path / "out", statistics=True, preview=True, probabilities=True, tta=True, quiet=True
+        run.folder,
+        scans,
+        tmp_path / "out",
+        statistics=True,
+        preview=True,
+        probabilities=True,
+        mirror=[0, 2],
+        quiet=True,
     )
     labels = np.asarray(nib.load(found.written["one"]).dataobj)
     assert set(np.unique(labels)) == {0, 2, 5}
@@ -223,6 +230,68 @@ def test_volumes_pictures_and_probabilities(run, tmp_path):
     np.testing.assert_allclose(probabilities.sum(-1), 1, atol=1e-5)
     np.testing.assert_array_equal(np.array([0, 2, 5])[probabilities.argmax(-1)], labels)
     assert (tmp_path / "out" / "one.png").read_bytes().startswith(b"\x89PNG")
+
+
+def rows(table):
+    """Of a table, by case; an empty cell is NaN."""
+    found = list(csv.DictReader(table.open()))
+    return {row.pop("case"): {name: float(cell or "nan") for name, cell in row.items()} for row in found}
+
+
+@pytest.mark.parametrize("geometry", ["oblique", "permuted"])
+def test_uncertainty_is_images_where_the_scan_is_and_a_row_in_a_table(geometry, run, tmp_path):
+    """By hand, from the probabilities that each of two runs gives; the means are over what is labelled."""
+    other = make_run(tmp_path / "other", spacing=(3.0, 3.0, 3.0))
+    (tmp_path / "scans").mkdir()
+    for name, value in (("dark", 100.0), ("one", 190.0)):
+        nib.save(scan(bright(size=(8, 8, 6), value=value)[0], AFFINES[geometry]), tmp_path / "scans" / f"{name}.nii.gz")
+    scans, both, out = tmp_path / "scans", [run.folder, other.folder], tmp_path / "out"
+    each = []
+    for index, folder in enumerate(both):
+        predict(folder, scans, tmp_path / str(index), probabilities=True, quiet=True)
+        each.append(nib.load(tmp_path / str(index) / "one_probabilities.nii.gz").get_fdata())
+    found = predict(both, scans, out, uncertainty=True, preview=True, quiet=True)
+    assert not found.failed
+    original, labels = nib.load(scans / "one.nii.gz"), nib.load(found.written["one"]).get_fdata()
+    mean = (each[0] + each[1]) / 2
+    plain = {"entropy": -np.where(mean > 0, mean * np.log(np.where(mean > 0, mean, 1)), 0).sum(-1)}
+    chosen = mean.argmax(-1)[..., None]
+    plain["spread"] = np.abs(np.take_along_axis(each[0] - each[1], chosen, -1))[..., 0] / 2
+    assert plain["spread"].max() > 0.05, "the runs agree everywhere"
+    for name, expected in plain.items():
+        image = nib.load(out / f"one_{name}.nii.gz")
+        assert image.get_data_dtype() == np.float32
+        np.testing.assert_allclose(image.affine, original.affine, atol=1e-5)
+        np.testing.assert_allclose(image.get_fdata(), expected, atol=1e-5)
+        assert found.uncertainty["one"][name] == pytest.approx(expected[labels > 0].mean(), abs=1e-5)
+        assert f"> {name}</label>" in (out / "one.html").read_text()
+    assert all(np.isnan(one) for one in found.uncertainty["dark"].values()), "nothing is labelled"
+    expected = {
+        case: {name: pytest.approx(one, abs=1e-6, nan_ok=True) for name, one in measures.items()}
+        for case, measures in found.uncertainty.items()
+    }
+    assert rows(out / "uncertainty.csv") == expected
+    (out / "uncertainty.csv").unlink()  # as if it had been killed right before
+    again = predict(both, scans, out, uncertainty=True, quiet=True)
+    assert sorted(again.skipped) == ["dark", "one"]
+    assert again.uncertainty == expected
+    assert rows(out / "uncertainty.csv") == expected
+
+
+def test_uncertainty_that_is_not_there_is_not_made_up(run, tmp_path):
+    """Of labels that were there before, or of another number of runs."""
+    scans, out = save(tmp_path / "scans", one=bright(size=(8, 8, 6))[0]), tmp_path / "out"
+    before = predict(run.folder, scans, out, quiet=True).written["one"].read_bytes()
+    found = predict(run.folder, scans, out, uncertainty=True, quiet=True)
+    missing = "is not there, but the labels are; segment the scan again (--overwrite)"
+    assert found.failed == {str(out / "one_entropy.nii.gz"): missing}
+    assert not found.skipped
+    assert not found.uncertainty
+    assert (out / "one.nii.gz").read_bytes() == before
+    found = predict(run.folder, scans, out, uncertainty=True, overwrite=True, quiet=True)
+    assert [*found.uncertainty["one"]] == ["entropy"]
+    with pytest.raises(FileError, match=r"uncertainty\.csv: has other columns than case, entropy, spread;"):
+        predict([run.folder, run.folder], scans, out, uncertainty=True, quiet=True)
 
 
 def test_small_pieces_are_dropped(run, tmp_path):
@@ -285,6 +354,12 @@ def test_without_weights(tmp_path):
 def test_windows_cannot_overlap_wholly(overlap, run, tmp_path):
     with pytest.raises(ValueError, match="`overlap` must be at least 0 and below 1, got"):
         predict(run.folder, tmp_path, tmp_path / "out", overlap=overlap, quiet=True)
+
+
+@pytest.mark.parametrize("mirror", [[3], [0, 0], [-1], ["x"], [0.5], 0])
+def test_axes_to_mirror_are_those_of_the_setting(mirror, run, tmp_path):
+    with pytest.raises(ValueError, match="`mirror` must be a list of axes from 0 to 2, each at most once, got"):
+        predict(run.folder, tmp_path, tmp_path / "out", mirror=mirror, quiet=True)
 
 
 @pytest.mark.parametrize("millilitres", [-1.0, float("nan")])
