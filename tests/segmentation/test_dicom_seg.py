@@ -114,3 +114,18 @@ def test_what_no_seg_can_refer_to_is_refused(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"`dicom_seg` needs highdicom; python -m pip install 'attn3d\[dicom\]'"):
         write_dicom_seg(tmp_path / "seg.dcm", labels, tmp_path / "series", LABELS)
     assert not (tmp_path / "seg.dcm").exists()
+
+
+def test_segments_of_regions_overlap(tmp_path):
+    _, affine = layouts.dicom_series(tmp_path / "series")
+    for file in (tmp_path / "series").iterdir():
+        change(file, FrameOfReferenceUID="1.2.3.9", PatientID="1", PatientName="A^B", StudyID="1", AccessionNumber="")
+    segmentation = labels_of(read_image(tmp_path / "series"))
+    regions = Labels(("whole", "core"), ((2, 5), (5,)), (2, 5))
+    write_dicom_seg(tmp_path / "seg.dcm", segmentation, tmp_path / "series", regions)
+    seg = highdicom.seg.segread(tmp_path / "seg.dcm")
+    assert [one.SegmentLabel for one in seg.SegmentSequence] == ["whole", "core"]
+    for number, (_, mask) in enumerate(regions.masks(segmentation), 1):
+        volume = seg.get_volume(segment_numbers=[number])
+        found = in_millimetres(volume.array[..., 0] > 0, np.diag([-1, -1, 1, 1]) @ volume.affine)
+        np.testing.assert_allclose(found, in_millimetres(mask, read_image(tmp_path / "series").affine), atol=0.02)

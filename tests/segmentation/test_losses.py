@@ -1,7 +1,10 @@
 """The losses by name, against their formulas."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from monai.losses import DeepSupervisionLoss
 from torch.nn import functional
 
 from attn3d.segmentation.labels import Labels
@@ -76,3 +79,72 @@ def test_what_is_no_loss_or_takes_no_weights():
         checked(Settings, {"loss": "dice"})
     with pytest.raises(ValueError, match="`class_weights` are for the loss dice_ce, got the loss"):
         create_loss("tversky", LABELS, [1.0, 1.0])
+
+
+REGIONS = Labels(("whole", "core"), ((1, 2), (2,)), (1, 2))
+
+
+def test_losses_of_regions(batch):
+    """Of the sigmoid of each region, the batch as one volume, all by their formulas; MONAI's own Dice with
+    cross-entropy takes the softmax of two channels."""
+    logits, values = batch[0][:, :2], batch[1]
+    masks = torch.stack([values[:, 0] > 0, values[:, 0] == 2], dim=1).double()
+    found, true = (one.transpose(0, 1).flatten(1) for one in (logits.sigmoid(), masks))
+    both, sizes = (found * true).sum(1), found.sum(1) + true.sum(1)
+    overlap = (1 - (2 * both + 1e-5) / (sizes + 1e-5)).mean()
+    entropy = functional.binary_cross_entropy_with_logits(logits, masks)
+    focal = ((1 - torch.where(masks > 0, logits.sigmoid(), 1 - logits.sigmoid())) ** 2) * (
+        functional.binary_cross_entropy_with_logits(logits, masks, reduction="none")
+    )
+    weights = 1 / true.sum(1) ** 2
+    missed, false = (true * (1 - found)).sum(1), (found * (1 - true)).sum(1)
+    expected = {
+        "dice_ce": overlap + entropy,
+        "dice_focal": overlap + focal.mean(),
+        "generalized_dice": 1 - (2 * weights @ both + 1e-5) / (weights @ sizes + 1e-5),
+        "tversky": 1 - ((both + 1e-5) / (both + 0.3 * false + 0.7 * missed + 1e-5)).mean(),
+    }
+    assert {*expected} == {*LOSSES}
+    for name, value in expected.items():
+        assert create_loss(name, REGIONS)(logits, values).item() == pytest.approx(value.item(), rel=1e-5), name
+
+
+@pytest.mark.parametrize("labels", [LABELS, REGIONS], ids=["labels", "regions"])
+@pytest.mark.parametrize("name", LOSSES)
+def test_ignored_voxels_have_no_gradient_and_the_loss_is_that_of_the_others(name, labels, batch):
+    """As a volume of the others alone; also at coarser resolutions, and where nothing is left."""
+    logits, values = batch[0][:, : len(labels.channels)].clone().requires_grad_(), batch[1].to(torch.uint8)
+    ignored = torch.rand(values.shape, generator=torch.Generator().manual_seed(1)) < 0.3
+    loss = create_loss(name, replace(labels, ignore=7))
+    found = loss(logits, values.masked_fill(ignored, 7))
+    found.backward()
+    there = ignored.expand_as(logits)
+    assert not logits.grad[there].any(), "exactly 0"
+    assert logits.grad[~there].all()
+    kept = ~ignored[:, 0]
+    others = (
+        logits.detach().movedim(1, -1)[kept].T[None, :, :, None, None],
+        values[:, 0][kept][None, None, :, None, None],
+    )
+    assert found.item() == pytest.approx(create_loss(name, labels)(*others).item(), rel=1e-6)
+
+    logits.grad = None
+    nothing = loss(logits, torch.full_like(values, 7))
+    nothing.backward()
+    assert nothing.item() == 0
+    assert not logits.grad.any()
+
+    coarse = torch.zeros(2, len(labels.channels), 2, 5, 3, requires_grad=True)
+    DeepSupervisionLoss(loss)([logits, coarse], values.masked_fill(ignored, 7)).backward()
+    seen = functional.interpolate(ignored.to(torch.uint8), (2, 5, 3), mode="nearest-exact") > 0
+    assert not coarse.grad[seen.expand_as(coarse)].any()
+    assert coarse.grad.any()
+
+
+def test_weights_are_of_labels():
+    with pytest.raises(
+        ValueError, match=r"`class_weights` are for labels of which a voxel has one, got .* regions 1\+2"
+    ):
+        create_loss("dice_ce", REGIONS, [1.0, 1.0])
+    with pytest.raises(ValueError, match="`class_weights` must be 3, of the background and of a, b, got"):
+        create_loss("dice_ce", LABELS, [1.0, 1.0])

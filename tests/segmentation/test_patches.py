@@ -16,19 +16,21 @@ PATCHES = 900
 BOUND = 3 * np.sqrt(2 / 9 / PATCHES)  # three deviations of a share of two thirds
 
 
-def write(folder, labels, name="case", image=None):
+def write(folder, labels, name="case", image=None, ignore=None):
     """A prepared case."""
     tensors = {"image": labels[None].astype(np.float32) if image is None else image, "label": labels}
-    for value in np.unique(labels[labels > 0]):
+    for value in np.unique(labels[(labels > 0) & (labels != ignore)]):
         tensors[f"foreground {value}"] = np.flatnonzero(labels == value).astype(np.int32)
+    if ignore is not None:
+        tensors["annotated"] = np.flatnonzero(labels != ignore).astype(np.int32)
     save_file(tensors, folder / f"{name}.safetensors")
     return PreparedCase(SimpleNamespace(name=name), folder)
 
 
-def patches_of(folder, labels, size, share=2 / 3):
+def patches_of(folder, labels, size, share=2 / 3, ignore=None):
     """The labels and corners of many patches."""
     random = np.random.default_rng(0)
-    with write(folder, labels).open() as file:
+    with write(folder, labels, ignore=ignore).open() as file:
         corners = np.array([draw_corner(file, np.array(size), share, random) for _ in range(PATCHES)])
         drawn = [read_box(file, "label", corner, np.array(size)) for corner in corners]
     assert all(patch.shape == size for patch in drawn)
@@ -60,6 +62,21 @@ def test_the_share_is_of_the_labels_that_a_case_has(tmp_path):
     _, corners = patches_of(tmp_path, labels, (8, 8, 8), share=1.0)
     rare = (np.abs(corners - (46, 46, 1)) <= 1).all(axis=1).mean()
     assert rare == pytest.approx(1 / 2, abs=3 * np.sqrt(1 / 4 / PATCHES))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_the_middle_of_a_patch_is_not_ignored(share, tmp_path):
+    """A few planes of a scan are labelled, and a label within them; the others are not drawn."""
+    label = np.full((30, 30, 30), 4, np.uint8)
+    label[:, :, 14:16] = 0
+    label[10:12, 10:12, 14] = 3
+    drawn, corners = patches_of(tmp_path, label, (6, 6, 6), share, ignore=4)
+    assert all((patch != 4).any() for patch in drawn)
+    assert set(corners[:, 2]) <= {11, 12}
+    assert all(patch[3, 3, 3] != 4 for patch, corner in zip(drawn, corners, strict=True) if 0 < corner.min() < 24)
+    holding = np.mean([bool((patch == 3).any()) for patch in drawn])
+    by_chance = 7**2 / 30**2  # of middles, those at the border included
+    assert holding == pytest.approx(share + (1 - share) * by_chance, abs=3 * np.sqrt(1 / 4 / PATCHES))
 
 
 def test_without_labels_patches_lie_anywhere(tmp_path):

@@ -5,6 +5,7 @@ import json
 import nibabel as nib
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from attn3d.segmentation import Labels, Run, evaluate, find_dataset, predict, report, score, train
 from attn3d.segmentation.fingerprint import take_fingerprint
@@ -126,6 +127,17 @@ def test_a_fingerprint_is_without_what_is_ignored(brats):
         for name, values in zip(NAMES, ((1, 2, 3), (2, 3), (3,)), strict=True)
     }
     assert found.cases_with == dict.fromkeys(NAMES, 1)
+
+
+def test_prepared_cases_list_the_voxels_of_regions_and_those_that_are_labelled(run):
+    for path in (run.folder / "prepared").glob("*.safetensors"):
+        stored = load_file(path)
+        assert {*stored} == {"image", "label", "annotated", *(f"foreground {name}" for name in NAMES)}
+        label = stored["label"].ravel()
+        assert (label[stored["foreground tumour core"]] >= 2).all()
+        assert len(stored["foreground tumour core"]) == np.isin(label, (2, 3)).sum() > 0
+        assert len(stored["annotated"]) == (label != 4).sum() < label.size
+        assert (label[stored["annotated"]] != 4).all()
 
 
 def test_ignored_voxels_count_nowhere():
