@@ -1,18 +1,22 @@
 """The command line: what it prints, and what it does with what it cannot use."""
 
+import io
 import json
 import re
 import subprocess
 import sys
+from contextlib import redirect_stderr
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+import typer
 from typer.testing import CliRunner
 
 import attn3d
 from attn3d.cli import app
+from attn3d.cli.app import one_line_errors
 from attn3d.cli.costs import in_units
 from tests.segmentation.conftest import SMALL
 from tests.segmentation.volumes import AFFINES, head, scan
@@ -73,13 +77,16 @@ def test_sites_of_a_network_by_name_and_by_module():
         (["train", "--resume", "--epochs", "3"], "give no others"),
         (["train", "--data", "nowhere", "--out", "new"], "nowhere: is not a folder"),
         (["train", "--data", "nowhere", "--out", "new", "--folds", "3"], "nowhere: is not a folder"),
-        (["train", "--data", "nowhere", "--out", "new", "--folds", "my.json"], "my.json: is not there"),
-        (["train", "--folds", "3", "--fold", "1"], "`fold` chooses one of given splits, got 1 and `folds` 3"),
+        (["train", "--data", "nowhere", "--out", "new", "--folds", "my.json"], "my.json: does not exist"),
+        (
+            ["train", "--folds", "3", "--fold", "1"],
+            "`fold` needs `folds` to be a file with splits, got `fold` 1 and `folds` 3",
+        ),
         (["train", "--folds", "3", "--devices", "2"], "`folds` are trained one after the other"),
-        (["predict", "nowhere", "-i", "scan.nii.gz", "-o", "new"], "config.json: is not there"),
+        (["predict", "nowhere", "-i", "scan.nii.gz", "-o", "new"], "config.json: does not exist"),
         (["predict", "nowhere", "-i", "scan.nii.gz", "-o", "new", "--mirror", "0,x"], "got [0, 'x']"),
-        (["evaluate", "nowhere", "nothing"], "is not there"),
-        (["report", "nowhere"], "is not there"),
+        (["evaluate", "nowhere", "nothing"], "does not exist"),
+        (["report", "nowhere"], "does not exist"),
         (["compare", "--mechanisms", "cbm", "--out", "new"], "did you mean 'cbam'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -130,22 +137,28 @@ def test_from_scans_to_a_report(tmp_path):
         *("--folds", 2, "--epochs", 1, "--from", tmp_path / "run"),
     )
     assert result.exit_code == 0, result.stderr
-    assert "All cases, each by the fold that held it out" in result.stdout
-    assert "takes the 2 runs as one" in result.stdout
+    assert "All cases, each predicted by the fold that held it out" in result.stdout
+    assert "averages its 2 runs" in result.stdout
 
     result = run(
         *("predict", tmp_path / "run", "-i", tmp_path / "data" / "images", "-o", tmp_path / "found", "--quiet"),
-        "--statistics",
+        *("--statistics", "--probabilities"),
     )
     assert result.exit_code == 1, "one scan could not be read"
-    assert "3 segmented" in result.stdout
+    assert "3 scans segmented" in result.stdout
     (line,) = lines(result)
     assert "torn.nii.gz: " in line
 
-    result = run("evaluate", tmp_path / "found", tmp_path / "data" / "labels", "-o", tmp_path / "scores", "--quiet")
+    result = run(
+        *("evaluate", tmp_path / "found", tmp_path / "data" / "labels", "-o", tmp_path / "scores", "--quiet"),
+        *("--lesions", "--probabilities"),
+    )
     assert result.exit_code == 0, result.stderr
     assert "label 1" in result.stdout
-    assert (tmp_path / "scores" / "scores.csv").exists()
+    assert "Lesions of all cases, matched" in result.stdout
+    assert re.search(r"Within 5 mm .* calibration error 0\.\d+, AUC of entropy for errors 0\.\d+", result.stdout)
+    written = sorted(path.name for path in (tmp_path / "scores").iterdir())
+    assert written == ["calibration.png", "lesions.csv", "scores.csv", "scores.json"]
 
     result = run("report", tmp_path / "run")
     assert result.exit_code == 0, result.stderr
@@ -196,7 +209,7 @@ def test_a_comparison_is_a_table_and_a_word_on_noise(monkeypatch):
     assert result.stdout.strip().splitlines()[-3:] == [
         "cbam: the difference is beyond the noise",
         "eca: the difference is inside the noise",
-        "se: one seed says nothing about noise",
+        "se: one seed is not enough to estimate the noise",
     ]
 
 
@@ -204,12 +217,12 @@ def test_a_training_that_is_stopped_says_so_and_fails_as_shells_expect(monkeypat
     from attn3d import segmentation
 
     def stopped(*_, **__):
-        raise segmentation.Interrupted("go on with --resume")
+        raise segmentation.Interrupted("continue with --resume")
 
     monkeypatch.setattr(segmentation, "train", stopped)
     result = run("train", "--out", "new")
     assert result.exit_code == 130
-    assert lines(result)[-1] == "attn3d train: go on with --resume"
+    assert lines(result)[-1] == "attn3d train: continue with --resume"
 
 
 @pytest.mark.parametrize(
@@ -267,4 +280,23 @@ def test_ctrl_c_is_one_line(monkeypatch):
     monkeypatch.setattr(segmentation, "evaluate", stopped)
     result = run("evaluate", "a", "b")
     assert result.exit_code == 130
-    assert lines(result) == ["attn3d evaluate: stopped; nothing was written in half"]
+    assert lines(result) == ["attn3d evaluate: stopped; all files that were written are complete"]
+
+
+def test_a_stream_in_memory_takes_errors_too():
+    with redirect_stderr(io.StringIO()) as said, pytest.raises(typer.Exit) as stopped, one_line_errors("train"):
+        raise ValueError("two\nlines")
+    assert said.getvalue() == "attn3d train: two lines\n"
+    assert stopped.value.exit_code == 2
+
+
+def test_statistics_of_no_scan_are_no_table(monkeypatch):
+    import attn3d.segmentation as segmentation
+    from attn3d.segmentation.prediction import Prediction
+
+    failed = Prediction({}, {}, {"one.nii.gz": "is no scan"}, {}, {})
+    monkeypatch.setattr(segmentation, "predict", lambda *_, **__: failed)
+    result = run("predict", "run", "-i", "scans", "-o", "out", "--statistics")
+    assert result.stdout == "0 scans segmented, in out/\n"
+    assert result.exit_code == 1
+    assert "one.nii.gz" in result.stderr

@@ -3,6 +3,7 @@
 import copy
 import io
 import json
+import sys
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from attn3d.insertion import (
     remove_attention,
 )
 from attn3d.insertion.attach import containers
-from attn3d.networks import register_block, register_sites, second_argument, summed
+from attn3d.networks import first_argument, register_block, register_sites, second_argument, summed
 from tests.configurations import OF_ONE_MAP, taking
 
 
@@ -70,6 +71,27 @@ class Backbone(nn.Module):
 def backbone() -> Backbone:
     torch.manual_seed(0)
     return Backbone().eval()
+
+
+class Joins(nn.Module):
+    """A module whose second argument may be left out."""
+
+    class Join(nn.Module):
+        def forward(self, x: Tensor, skip: Tensor | None) -> Tensor:
+            return x if skip is None else x + skip
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.join, self.head = nn.Conv2d(1, 4, 3, padding=1), self.Join(), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor, call: str = "second") -> Tensor:
+        y = self.stem(x)
+        if call == "by name":
+            return self.head(self.join(y, skip=y))
+        return self.head(self.join(y, y if call == "second" else None))
+
+
+SKIP = second_argument("join")
 
 
 def inserted_at(net: nn.Module) -> list[str]:
@@ -218,6 +240,38 @@ class TestSelection:
             with pytest.raises(ValueError, match=f"path:{path} .*{message}"):
                 insert_attention(Net(), "se", at=f"path:{path}", input_shape=(1, 1, 16, 16))
         insert_attention(Net(), "se", at="path:stem.0")
+
+    def test_a_skip_that_is_left_out_or_given_by_name(self) -> None:
+        """After insertion a call may still leave it out."""
+        net, x = Joins(), torch.randn(2, 1, 8, 8)
+        register_sites(Joins, {"decoder": ["join"], "bottleneck": [first_argument("join")], "skip": [SKIP]})
+        alone = net(x, "none")
+        insert_attention(net, "se", at="skip")
+        [(path, [attention])] = containers(net)
+        assert path == "join.attn3d_skip"
+        assert torch.equal(net(x, "none"), alone)
+        torch.testing.assert_close(net(x, "second"), net.head(net.stem(x) + attention(net.stem(x))))
+        for call in ("none", "by name"):
+            register_sites(Joins, {"skip": [SKIP]}, run=lambda net, x, call=call: net(x, call))
+            with pytest.raises(ValueError, match="skip:join is called without this argument, or with a keyword arg"):
+                insert_attention(Joins(), "se", at="skip")
+
+    @pytest.mark.parametrize(("at", "attended"), [("decoder", "output"), ("bottleneck", "first")])
+    def test_beside_a_skip_that_may_be_left_out(self, at: str, attended: str) -> None:
+        net, x = Joins(), torch.randn(2, 1, 8, 8)
+        register_sites(Joins, {"decoder": ["join"], "bottleneck": [first_argument("join")], "skip": [SKIP]})
+        insert_attention(net, "se", at=at)
+        [(_, [attention])] = containers(net)
+        y = net.stem(x)
+        for call, skip in (("second", y), ("none", torch.zeros_like(y))):
+            expected = attention(y + skip) if attended == "output" else attention(y) + skip
+            torch.testing.assert_close(net(x, call), net.head(expected))
+
+    def test_behind_an_instance_norm_the_activation_after_it_is_named(self) -> None:
+        net = nn.Sequential(nn.Sequential(nn.Conv2d(1, 4, 3), nn.InstanceNorm2d(4)), nn.ReLU())
+        net = nn.Sequential(nn.Sequential(net, nn.Conv2d(4, 4, 1)), nn.Conv2d(4, 2, 1))
+        with pytest.warns(UserWarning, match=r"at path:0.0.0.1 is the bias of .*after the activation, at 'path:0.0'$"):
+            insert_attention(net, "se", at="path:0.0.0.1", input_shape=(1, 1, 8, 8))
 
     def test_what_a_pattern_leaves_out_is_said(self) -> None:
         with pytest.warns(UserWarning, match="no attention at path:unused, which never runs"):
@@ -471,6 +525,16 @@ class TestHooks:
         handle.remove()
         assert torch.equal(net(x), attended)
 
+    @pytest.mark.parametrize("compiled", [False, True])
+    def test_compiled_code_is_forgotten_where_there_can_be_any(self, compiled: bool, monkeypatch: object) -> None:
+        calls = []
+        monkeypatch.setattr(torch.compiler, "reset", lambda: calls.append("reset"))
+        monkeypatch.delitem(sys.modules, "torch._dynamo", raising=False)
+        if compiled:
+            monkeypatch.setitem(sys.modules, "torch._dynamo", torch)
+        attn3d.insertion._forget_compiled()
+        assert calls == ["reset"] * compiled
+
     def test_insertion_after_compiling_takes_effect(self) -> None:
         net, x = unet(), torch.randn(1, 1, 16, 16)
         compiled = torch.compile(net, backend="eager")
@@ -534,6 +598,21 @@ class TestOwnNetworks:
         with pytest.raises(ValueError, match="'neck'"):
             register_sites(Own, {"neck": ["down"]})
 
+    def test_what_only_feeds_a_skip_has_the_stage_of_its_skip(self) -> None:
+        class Lateral(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.first, self.second = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+                self.beside, self.head = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1)), nn.Conv2d(4, 2, 1)
+
+            def forward(self, x: Tensor) -> Tensor:
+                x = self.first(x)
+                return self.head(self.second(x) + self.beside(x))
+
+        register_sites(Lateral, {"encoder": ["first"], "bottleneck": ["second"], "skip": ["beside"]})
+        convs = [site for site in attention_sites(Lateral()) if site.kind == "conv"]
+        assert [(site.stage, site.path) for site in convs] == [(0, "beside.0"), (1, "second")]
+
     def test_sites_that_depend_on_the_network(self) -> None:
         class Stack(nn.Module):
             def __init__(self, depth: int) -> None:
@@ -582,9 +661,35 @@ class TestSums:
             insert_attention(Adds(residual=True), "se", at="skip")
 
     def test_a_map_that_is_not_added_is_refused(self) -> None:
-        register_sites(Adds, {"skip": [summed("down")], "decoder": [summed("head")]})
-        with pytest.raises(ValueError, match=r"decoder:head must be added .* but is added to no map|the prediction"):
+        register_sites(Adds, {"skip": [summed("down.conv1")], "decoder": [summed("head")]})
+        with pytest.raises(ValueError, match=r"skip:down.conv1 must be added .* by one module, but is added to no map"):
+            insert_attention(Adds(residual=True), "se", at="skip")
+        with pytest.raises(ValueError, match="decoder:head returns the prediction"):
             insert_attention(Adds(), "se", at="decoder")
+
+    @pytest.mark.parametrize("spec", ["se", "attention_gate"])
+    def test_on_either_side_of_the_sum(self, spec: str) -> None:
+        class AddsLeft(Adds):
+            def forward(self, x: Tensor) -> Tensor:
+                skip = self.stem(x)
+                return self.head(skip + self.down(skip))
+
+        x, outputs = torch.randn(2, 1, 8, 8), []
+        for cls in (Adds, AddsLeft):
+            register_sites(cls, {"skip": [summed("stem")]})
+            torch.manual_seed(0)
+            outputs.append(insert_attention(cls(), spec, at="skip")(x))
+        assert torch.equal(*outputs)
+
+    @pytest.mark.parametrize("first", ["skip", "encoder"])
+    def test_the_skip_is_what_its_stage_gives_with_attention(self, first: str) -> None:
+        register_sites(Adds, {"encoder": ["stem"], "skip": [summed("stem")]})
+        net, x = Adds(), torch.randn(2, 1, 8, 8)
+        for at in (first, "encoder" if first == "skip" else "skip"):
+            insert_attention(net, "se", at=at)
+        stage = net.stem(x)  # outside of the network's forward, where no skip is attended
+        [skip] = dict(containers(net))["stem.attn3d_skip"]
+        torch.testing.assert_close(net(x), net.head(net.down(stage) + skip(stage)))
 
     def test_an_error_leaves_nothing_behind(self) -> None:
         net, x = insert_attention(SegResNet(2, 8, blocks_down=(1, 1), blocks_up=(1,)), "se", at="skip"), torch.ones(1)

@@ -207,6 +207,15 @@ class DropsInEvaluation(Gate):
         return functional.dropout(super().pool(x), self.dropout)
 
 
+class DropsByAModuleInEvaluation(Gate):
+    def __init__(self):
+        super().__init__()
+        self.drop = nn.Dropout(0.1)
+
+    def pool(self, x):
+        return self.drop.train()(super().pool(x))
+
+
 class CountsInEvaluation(Gate):
     def __init__(self):
         super().__init__()
@@ -342,6 +351,7 @@ FAULTS = {
     DividesByItsSpread: {"plain_content", "single_voxel_training", "strided_inputs"},
     BatchStatistics: {"independent_samples"},
     DropsInEvaluation: {"evaluation_repeats"},
+    DropsByAModuleInEvaluation: {"evaluation_repeats"},
     CountsInEvaluation: {"evaluation_repeats"},
     UnusedParameter: {"parameter_gradients", "nonzero_gradients"},
     NoHiddenUnit: {"nonzero_gradients"},
@@ -384,6 +394,22 @@ def test_a_planted_fault_is_caught_by_its_condition_and_no_other(fault):
     skip = [name for name in SLOW if not expected & set(SLOW)]
     found = failures(module, skip=skip, zero_gradient=zero_gradient(module))
     assert set(found) == expected, found
+
+
+class RemembersInEagerOnly(Gate):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x):
+        if self.training and not torch.compiler.is_compiling():
+            self.seen += 1
+        return super().forward(x)
+
+
+def test_a_buffer_that_compiled_code_leaves_is_caught():
+    [failure] = failures(RemembersInEagerOnly(), checks=("compile_dynamic",)).values()
+    assert "the buffers after aot_eager to be those after eager" in str(failure)
 
 
 def test_every_condition_catches_a_planted_fault():

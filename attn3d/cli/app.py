@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 import typer
 
+from attn3d.segmentation.errors import ProcessLost, SaidByFirst
+
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
@@ -23,12 +25,14 @@ def one_line_errors(command: str) -> Iterator[None]:
             stream.reconfigure(errors="backslashreplace")  # file names need not be valid text
     try:
         yield
-    except (ValueError, TypeError) as error:
+    except SaidByFirst as error:
+        raise typer.Exit(2) from error
+    except (ValueError, TypeError, ProcessLost) as error:
         problem, code = " ".join(str(error).split()), 2
     except OSError as error:  # unreadable scans are a ValueError
         problem, code = f"{error.filename or 'writing'}: {error.strerror or error}", 2
     except KeyboardInterrupt as stopped:
-        problem, code = str(stopped) or "stopped; nothing was written in half", 130
+        problem, code = str(stopped) or "stopped; all files that were written are complete", 130
     else:
         return
     print(f"attn3d {command}: {problem}", file=sys.stderr)

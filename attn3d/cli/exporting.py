@@ -1,4 +1,4 @@
-"""``attn3d export``: a trained network for other programs."""
+"""The command ``export``: a trained network for other programs."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -19,8 +19,8 @@ def export(
 ) -> None:
     """Write a trained network for use without this application: a MONAI Bundle, or ONNX.
 
-    In a bundle, put scans into data/ and run `python -m monai.bundle run --config_file configs/inference.json` from
-    within it. ONNX takes any batch and size; examples/onnx_runtime.py runs it.
+    To use a bundle, put scans into its data/ and run there: `python -m monai.bundle run --config_file
+    configs/inference.json`. ONNX has a dynamic batch and size; examples/onnx_runtime.py runs it.
     """
     import attn3d.segmentation as segmentation
 

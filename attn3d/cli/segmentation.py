@@ -1,11 +1,10 @@
-"""From scans to segmentations: ``simulate``, ``train``, ``predict``, ``evaluate``, ``report`` and ``compare``.
+"""The commands ``simulate``, ``train``, ``predict``, ``evaluate``, ``report`` and ``compare``.
 
-Each is the function of the same name in `attn3d.segmentation`, which is imported when a command runs.
+Each calls the function of the same name in `attn3d.segmentation`, which is imported when the command runs.
 """
 
 import json
 import logging
-import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,17 +12,17 @@ from typing import Annotated, Any, Literal
 
 import typer
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from attn3d.cli.app import one_line_errors
+from attn3d.cli.tables import print_by_case, print_scores, show
 
-Out = Annotated[Path, typer.Option("--out", "-o", help="Where to.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars; a line for each epoch instead.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+Out = Annotated[Path, typer.Option("--out", "-o", help="The folder to write to.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print no progress bars, but a line for each epoch.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")]
 At = Annotated[str, typer.Option(help="Kinds of site, separated by commas: encoder, decoder, bottleneck, skip, ..")]
 Workers = Annotated[
-    int | None, typer.Option(min=0, help="Processes that load patches; 0 where shared memory is small [4 on a GPU].")
+    int | None, typer.Option(min=0, help="Processes that load patches; 0 if shared memory is small [4 on a GPU].")
 ]
 Data = Annotated[
     Path | None,
@@ -36,12 +35,12 @@ Data = Annotated[
 
 def simulate(
     out: Out,
-    cases: Annotated[int, typer.Option(min=1, help="How many.")] = 60,
+    cases: Annotated[int, typer.Option(min=1, help="Number of cases.")] = 60,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same scans.")] = 0,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write simulated head CT with haemorrhage, to try everything on. It proves nothing clinical."""
+    """Write simulated head CT with haemorrhage, to try all commands. It has no clinical meaning."""
     import attn3d.segmentation as segmentation
 
     with one_line_errors("simulate"):
@@ -51,32 +50,38 @@ def simulate(
 def train(
     data: Data = None,
     out: Out = Path("run"),
-    config: Annotated[Path | None, typer.Option(help="Settings in YAML or JSON; options here override it.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="Settings in YAML or JSON; options of the command override them.")
+    ] = None,
     network: Annotated[
         str | None,
-        typer.Option(help="UNet, ResidualUNet, DynUNet, ResidualDynUNet, SegResNet, BasicUNet [by the data]."),
+        typer.Option(
+            help="UNet, ResidualUNet, DynUNet, ResidualDynUNet, SegResNet or BasicUNet [depends on the data]."
+        ),
     ] = None,
     attention: Annotated[
-        str | None, typer.Option(help="A mechanism, its spec as JSON, or none: `attn3d list` [cbam].")
+        str | None, typer.Option(help="A mechanism of `attn3d list`, its spec as JSON, or none [cbam].")
     ] = None,
     at: Annotated[str | None, typer.Option(help="Kinds of site, separated by commas [skip].")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the cases [30].")] = None,
-    minutes: Annotated[float | None, typer.Option(help="Of training, instead of --epochs.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of weights and patches [0].")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Training time in minutes, instead of --epochs.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of weights and patches [0].")] = None,
     folds: Annotated[
         str | None,
-        typer.Option(help="A run for each fold: how many, or given splits as nnU-Net's splits_final.json. It resumes."),
+        typer.Option(
+            help="Cross-validation: number of folds, or a file such as nnU-Net's splits_final.json. It resumes."
+        ),
     ] = None,
-    fold: Annotated[int | None, typer.Option(min=0, help="Only this one of the given splits.")] = None,
+    fold: Annotated[int | None, typer.Option(min=0, help="Train only this fold of the file.")] = None,
     start_from: Annotated[
-        Path | None, typer.Option("--from", help="A run, or a checkpoint, whose weights that fit it starts with.")
+        Path | None, typer.Option("--from", help="A run or checkpoint; training starts from its weights that fit.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the training in --out.")] = False,
-    devices: Annotated[str, typer.Option(help="How many GPUs, or processes on the CPU.")] = "auto",
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the training in --out.")] = False,
+    devices: Annotated[str, typer.Option(help="Number of GPUs, or of processes on the CPU.")] = "auto",
     workers: Workers = None,
     quiet: Quiet = False,
 ) -> None:
-    """Train a network with attention. All that follows from the data is printed, saved, and can be set in --config."""
+    """Train a network with attention. Settings derived from the data are printed and saved; --config overrides them."""
     import attn3d.segmentation as segmentation
 
     _log(quiet)
@@ -94,19 +99,23 @@ def train(
         settings |= {"at": None if at is None else at.split(",")}
         settings = {name: value for name, value in settings.items() if value is not None}
         if resume and (settings or config is not None or folds is not None):
-            raise ValueError("`resume` goes on with the settings in --out; give no others (but --data, if moved)")
+            raise ValueError(
+                "`resume` uses the settings in --out; give no others, except --data if the data were moved"
+            )
         if folds is not None and fold is None:
             if devices != "auto":
-                raise ValueError(f"`folds` are trained one after the other by one process, got `devices` {devices}")
+                raise ValueError(
+                    f"`folds` are trained one after the other by one process; omit `devices`, got {devices}"
+                )
             count: int | Path = int(folds) if folds.isdecimal() else Path(folds)
             options: dict[str, Any] = {"config": config, "workers": workers, "quiet": quiet}
             found = segmentation.cross_validate(data, out=out, folds=count, **options, **settings)
             simulated = " (simulated)" if found.runs[0].config.simulated else ""
-            _print_scores(found.scores, f"All cases, each by the fold that held it out{simulated}")
-            print(f"Everything is in {out}/; attn3d predict {out} takes the {len(found.runs)} runs as one.")
+            print_scores(found.scores, f"All cases, each predicted by the fold that held it out{simulated}")
+            print(f"Results are in {out}/; attn3d predict {out} averages its {len(found.runs)} runs.")
             return
         if fold is not None and (folds is None or folds.isdecimal()):
-            raise ValueError(f"`fold` chooses one of given splits, got {fold} and `folds` {folds}; give their file")
+            raise ValueError(f"`fold` needs `folds` to be a file with splits, got `fold` {fold} and `folds` {folds}")
         run = segmentation.train(
             data,
             out=out,
@@ -119,41 +128,53 @@ def train(
             quiet=quiet,
             **settings,
         )
-        if run.finished:  # with several processes, the first one scores
+        if run.finished:  # with several processes, only the first one computes the scores
             scores = json.loads(run.scores.read_text(encoding="utf-8"))
-            _print_scores(scores, f"Held-out cases{' (simulated)' if run.config.simulated else ''}")
-            print(f"Everything is in {run.folder}/; attn3d report {run.folder} makes a page of it.")
+            print_scores(scores, f"Held-out cases{' (simulated)' if run.config.simulated else ''}")
+            print(f"Results are in {run.folder}/; attn3d report {run.folder} writes a report.")
 
 
 def predict(
-    runs: Annotated[list[Path], typer.Argument(help="Runs, or folders with one for each fold; several are averaged.")],
-    scans: Annotated[Path, typer.Option("--in", "-i", help="A scan, a folder of them, or a DICOM series.")],
+    runs: Annotated[
+        list[Path], typer.Argument(help="Run folders, or folders of a cross-validation; several runs are averaged.")
+    ],
+    scans: Annotated[Path, typer.Option("--in", "-i", help="A scan, a folder of scans, or a DICOM series.")],
     out: Out,
-    statistics: Annotated[bool, typer.Option("--statistics", help="Volumes in ml, as a CSV table.")] = False,
-    preview: Annotated[bool, typer.Option("--preview", help="A picture of each, and a page to look through.")] = False,
-    probabilities: Annotated[bool, typer.Option("--probabilities", help="Also what the labels come from.")] = False,
+    statistics: Annotated[bool, typer.Option("--statistics", help="Also write volumes in ml as CSV.")] = False,
+    preview: Annotated[
+        bool, typer.Option("--preview", help="Also write a picture and an HTML viewer of each scan.")
+    ] = False,
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="Also write the probability of each label.")
+    ] = False,
     uncertainty: Annotated[
-        bool, typer.Option("--uncertainty", help="Images of entropy, of runs' spread, and a CSV table of their means.")
+        bool,
+        typer.Option(
+            "--uncertainty", help="Also write images of entropy and of the runs' spread, and their means as CSV."
+        ),
     ] = False,
     dicom_seg: Annotated[
-        bool, typer.Option("--dicom-seg", help="Also a DICOM SEG, of a DICOM series; needs highdicom.")
+        bool, typer.Option("--dicom-seg", help="Also write DICOM SEG for a DICOM series; needs highdicom.")
     ] = False,
     format: Annotated[
         Literal["nii.gz", "nrrd", "mha"] | None,
-        typer.Option(help="Of the labels [that of the scan; nii.gz for DICOM]."),
+        typer.Option(help="File format of the labels [that of the scan; nii.gz for DICOM]."),
     ] = None,
     mirror: Annotated[
         str | None,
         typer.Option(help="Average over windows mirrored along axes, as 0 or 0,1,2: right, anterior, superior [none]."),
     ] = None,
-    best: Annotated[bool, typer.Option("--best", help="The weights of the best validation, not the last.")] = False,
-    overlap: Annotated[float, typer.Option(help="Of neighbouring windows.")] = 0.5,
-    remove_small: Annotated[float, typer.Option(min=0, help="Drop pieces of less than so many ml.")] = 0.0,
+    best: Annotated[
+        bool, typer.Option("--best", help="Use the weights of the best validation, not the last ones.")
+    ] = False,
+    overlap: Annotated[float, typer.Option(help="Overlap of neighbouring windows.")] = 0.5,
+    remove_small: Annotated[float, typer.Option(min=0, help="Remove components of less than this volume in ml.")] = 0.0,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
-    """Segment scans; labels come in exactly the geometry of each scan."""
+    """Segment scans. The labels have exactly the geometry of each scan. torchrun distributes the scans over GPUs."""
     import attn3d.segmentation as segmentation
+    from attn3d.segmentation.processes import is_first
 
     with one_line_errors("predict"):
         found = segmentation.predict(
@@ -173,27 +194,36 @@ def predict(
             overwrite=overwrite,
             quiet=quiet,
         )
-    there = f", {len(found.skipped)} were there already" if found.skipped else ""
-    print(f"{len(found.written)} segmented, in {out}/{there}")
+    if not is_first():
+        return
+    there = f"; {len(found.skipped)} existed and were skipped" if found.skipped else ""
+    print(f"{len(found.written)} scans segmented, in {out}/{there}")
     if statistics:
-        _print_by_case(found.volume_ml, "ml", 1)
+        print_by_case(found.volume_ml, "ml", 1)
     if uncertainty:
-        _print_by_case(found.uncertainty, "Mean uncertainty of what is labelled", 3)
+        print_by_case(found.uncertainty, "Mean uncertainty of labelled voxels", 3)
     _end("predict", found.failed)
 
 
 def evaluate(
-    prediction: Annotated[Path, typer.Argument(help="A file or a folder of them.")],
-    label: Annotated[Path, typer.Argument(help="The reference: a file, or a folder of files of the same names.")],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Where scores.csv and scores.json go.")] = None,
+    prediction: Annotated[Path, typer.Argument(help="A segmentation, or a folder of segmentations.")],
+    label: Annotated[Path, typer.Argument(help="The reference: a file, or a folder of files with the same names.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The folder for scores.csv and scores.json.")] = None,
     labels: Annotated[
         Path | None,
         typer.Option(
-            help="What values mean, regions and values to ignore too: nnU-Net's dataset.json, or the folder of a run "
-            "or a data set [a label for each value]."
+            help="The meaning of the label values, with regions and ignored values: a dataset.json of nnU-Net, or the "
+            "folder of a run or a data set [a label for each value]."
         ),
     ] = None,
-    tolerance: Annotated[float, typer.Option(min=0, help="mm that a surface may be off.")] = 2.0,
+    tolerance: Annotated[float, typer.Option(min=0, help="Tolerance of the surface Dice in mm.")] = 2.0,
+    lesions: Annotated[
+        bool, typer.Option("--lesions", help="Also panoptic quality of lesions matched one to one, and lesions.csv.")
+    ] = False,
+    probabilities: Annotated[
+        bool,
+        typer.Option("--probabilities", help="Also the calibration of NAME_probabilities.nii.gz beside each."),
+    ] = False,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
@@ -207,19 +237,21 @@ def evaluate(
             out,
             labels=None if labels is None else segmentation.read_labels(labels),
             tolerance=tolerance,
+            lesions=lesions,
+            probabilities=probabilities,
             overwrite=overwrite,
             quiet=quiet,
         )
-    _print_scores(scores, "All cases")
+    print_scores(scores, "All cases")
     _end("evaluate", scores["failed"])
 
 
 def report(
     run: Annotated[Path, typer.Argument(help="The folder of a finished training.")],
-    data: Annotated[Path | None, typer.Option(help="Where its scans are now, if they were moved.")] = None,
+    data: Annotated[Path | None, typer.Option(help="The folder of its data set, if it was moved.")] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """One page of a run: curves, tables, overlays and attention maps, in a file that needs no other."""
+    """Write the report of a run: curves, tables, overlays and attention maps in one HTML file."""
     import attn3d.segmentation as segmentation
 
     with one_line_errors("report"):
@@ -227,19 +259,19 @@ def report(
 
 
 def compare(
-    mechanisms: Annotated[str, typer.Option(help="Separated by commas; none is always among them.")],
+    mechanisms: Annotated[str, typer.Option(help="Mechanisms, separated by commas; none is always added.")],
     out: Out,
     at: At = "skip",
-    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each.")] = 5,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of trainings per mechanism.")] = 5,
     data: Data = None,
-    config: Annotated[Path | None, typer.Option(help="Settings in YAML or JSON, the same for all.")] = None,
+    config: Annotated[Path | None, typer.Option(help="Settings in YAML or JSON, the same for all trainings.")] = None,
     network: Annotated[str | None, typer.Option(help="As for train.")] = None,
     epochs: Annotated[int | None, typer.Option(help="As for train.")] = None,
     minutes: Annotated[float | None, typer.Option(help="As for train.")] = None,
     workers: Workers = None,
     quiet: Quiet = False,
 ) -> None:
-    """The same budget for each mechanism and for none, several times: does it help, or is it noise? It resumes."""
+    """Compare mechanisms with no attention: several trainings each, with the same budget. It resumes."""
     import attn3d.segmentation as segmentation
 
     _log(quiet)
@@ -271,10 +303,10 @@ def compare(
             f"{one['parameters']:,}",
             f"{one['seconds']:.0f}",
         )
-    _show(table)
+    show(table)
     for name, one in found["mechanisms"].items():
         if name != "none" and one["difference_interval"] is None:
-            print(f"{name}: one seed says nothing about noise")
+            print(f"{name}: one seed is not enough to estimate the noise")
         elif name != "none":
             print(f"{name}: the difference is {'inside' if one['inside_noise'] else 'beyond'} the noise")
 
@@ -289,7 +321,7 @@ def _interval(ends: list[float] | None) -> str:
 
 
 def _spec(text: str | None) -> Any:
-    """A name as it is, a list in JSON as a spec."""
+    """Returns a name unchanged, and a JSON list as a spec."""
     if text is None or not text.startswith("["):
         return text
     try:
@@ -297,48 +329,11 @@ def _spec(text: str | None) -> Any:
     except ValueError as error:
         raise ValueError(
             f'`attention` must be a name or JSON such as ["cbam", {{"reduction": 8}}], got {text!r}'
-        ) from (error)
-
-
-def _print_by_case(found: Mapping[str, Mapping[str, float]], title: str, digits: int) -> None:
-    """A row of numbers for each case, NaN as a dash."""
-    table = Table(title=title, box=box.SIMPLE_HEAD)
-    table.add_column("Case", no_wrap=True)
-    for heading in next(iter(found.values()), ()):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for case, numbers in found.items():
-        table.add_row(case, *("–" if math.isnan(one) else f"{one:.{digits}f}" for one in numbers.values()))
-    if found:
-        _show(table)
-
-
-def _print_scores(scores: Mapping[str, Any], title: str) -> None:
-    """The scores over the cohort, a row for each label."""
-    table = Table(title=title, box=box.SIMPLE_HEAD)
-    table.add_column("Label", no_wrap=True)
-    surface = f"Surface\nDice {scores['tolerance_mm']:g} mm"
-    for heading in ("Cases", "Dice", "HD95\nmm", surface, "Lesions\nfound", "False\nlesions"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for label, one in scores["overall"].items():
-        numbers = [(one["dice_with"], 3), (one["hd95_mm_with"], 1), (one["surface_dice_with"], 3)]
-        table.add_row(
-            label,
-            f"{one['cases_with']} of {one['cases']}",
-            *("–" if value is None else f"{value:.{digits}f}" for value, digits in numbers),
-            f"{one['lesions_found']} of {one['lesions']}",
-            str(one["false_lesions"]),
-        )
-    table.caption = "Dice, HD95 and surface Dice: means over the cases with the label"
-    _show(table)
-
-
-def _show(table: Table) -> None:
-    """Prints a table; names of cases and labels are taken as they are, not as markup."""
-    Console(markup=False, emoji=False).print(table)
+        ) from error
 
 
 def _end(command: str, failed: Mapping[str, str]) -> None:
-    """Lists what could not be used, and ends with exit code 1 where there is any."""
+    """Prints the files that could not be used, and exits with code 1 if there are any."""
     for path, problem in failed.items():
         print(f"attn3d {command}: {path}: {problem}", file=sys.stderr)
     if failed:
@@ -346,7 +341,7 @@ def _end(command: str, failed: Mapping[str, str]) -> None:
 
 
 def _log(quiet: bool) -> None:
-    """A line for each epoch where there is no bar."""
+    """Logs a line for each epoch if there is no progress bar."""
     if quiet:
         logging.basicConfig(format="%(asctime)s %(message)s", stream=sys.stderr)
         logging.getLogger("attn3d").setLevel(logging.INFO)

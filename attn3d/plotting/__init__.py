@@ -4,7 +4,7 @@ Matplotlib, nibabel and SciPy are installed by the extra ``segmentation`` and im
 """
 
 from attn3d.plotting.attention import plot_attention_maps
-from attn3d.plotting.charts import confidence_interval, plot_comparison, plot_training
+from attn3d.plotting.charts import confidence_interval, plot_calibration, plot_comparison, plot_training
 from attn3d.plotting.hanging import COLORS
 from attn3d.plotting.labels import plot_lesions, plot_segmentation
 
@@ -12,6 +12,7 @@ __all__ = [
     "COLORS",
     "confidence_interval",
     "plot_attention_maps",
+    "plot_calibration",
     "plot_comparison",
     "plot_lesions",
     "plot_segmentation",

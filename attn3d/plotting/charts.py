@@ -117,6 +117,37 @@ def plot_training(epochs: Sequence[Mapping[str, float | None]]) -> Figure:
     return figure
 
 
+def plot_calibration(reliability: Sequence[Mapping[str, float | None]]) -> Figure:
+    """Plots a reliability diagram: how often what has a probability is right, and how many voxels have it.
+
+    Args:
+        reliability: bins of equal width from 0 to 1, each with its ``"voxels"``, the mean of their ``"confidence"``
+            and their ``"accuracy"``, both None where there are no voxels.
+
+    Returns:
+        The figure; ``figure.savefig(path)`` writes it.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.2, 4.8), layout="constrained")
+    diagram, counts = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
+    middles = [(index + 0.5) / len(reliability) for index in range(len(reliability))]
+    points = [(row["confidence"], row["accuracy"]) for row in reliability if row["voxels"]]
+    diagram.plot([0, 1], [0, 1], color=INK, lw=1.2, ls="--", label="perfect calibration")
+    if points:
+        diagram.plot(*zip(*points, strict=True), "o-", color=COLORS[6], ms=5, label="network")
+    diagram.set(xlim=(0, 1), ylim=(0, 1))
+    diagram.set_ylabel("accuracy", color=INK)
+    diagram.legend(frameon=False, labelcolor=INK)
+    counts.bar(middles, [row["voxels"] for row in reliability], 0.9 / len(reliability), color=COLORS[0])
+    counts.set_xlabel("confidence: highest probability of a voxel", color=INK)
+    counts.set_ylabel("voxels", color=INK)
+    for axes in (diagram, counts):
+        _style(axes)
+        axes.grid(color=INK, alpha=0.18)
+    return figure
+
+
 def _line(axes: Axes, epochs: Sequence[Mapping[str, float | None]], key: str, **style: Any) -> None:
     """Draws a curve through the epochs that have a value, with markers if there are few."""
     points = [(row["epoch"], row[key]) for row in epochs if row.get(key) is not None]

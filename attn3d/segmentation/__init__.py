@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from attn3d.segmentation.comparison import compare
     from attn3d.segmentation.datasets import Case, Dataset, find_dataset, split_cases
     from attn3d.segmentation.errors import FileError
-    from attn3d.segmentation.evaluation import evaluate, mean_dice, score
+    from attn3d.segmentation.evaluation import evaluate, score
     from attn3d.segmentation.exporting import export
     from attn3d.segmentation.files import read_image, read_label, read_segmentation, write_image, write_label
     from attn3d.segmentation.folds import CrossValidation, cross_validate
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from attn3d.segmentation.runs import Run, read_labels
     from attn3d.segmentation.settings import Configuration, Settings
     from attn3d.segmentation.simulation import HAEMORRHAGES, simulate, threshold_segmentation
+    from attn3d.segmentation.summaries import mean_dice
     from attn3d.segmentation.task import Diverged, SegmentationTask
     from attn3d.segmentation.training import Interrupted, train
     from attn3d.segmentation.writing import finished_file
@@ -33,7 +34,7 @@ _NAMES = {
     "comparison": ["compare"],
     "datasets": ["Case", "Dataset", "find_dataset", "split_cases"],
     "errors": ["FileError"],
-    "evaluation": ["evaluate", "mean_dice", "score"],
+    "evaluation": ["evaluate", "score"],
     "exporting": ["export"],
     "files": ["read_image", "read_label", "read_segmentation", "write_image", "write_label"],
     "folds": ["CrossValidation", "cross_validate"],
@@ -46,6 +47,7 @@ _NAMES = {
     "runs": ["Run", "read_labels"],
     "settings": ["Configuration", "Settings"],
     "simulation": ["HAEMORRHAGES", "simulate", "threshold_segmentation"],
+    "summaries": ["mean_dice"],
     "task": ["Diverged", "SegmentationTask"],
     "training": ["Interrupted", "train"],
     "writing": ["finished_file"],

@@ -1,4 +1,4 @@
-"""What one head, position or scanner does to a patch and another does not."""
+"""Random changes of patches, like those between patients, positions and scanners."""
 
 from collections.abc import Sequence
 
@@ -8,24 +8,25 @@ from monai.transforms import RandAdjustContrast, RandBiasField, RandGaussianNois
 from torch import Tensor
 from torch.nn import functional
 
-_DEGREES, _SCALE = 10.0, 0.1  # about each axis, along each axis
-_BIAS = 0.05  # of each coefficient over a patch, on which a coil changes little
+_DEGREES, _SCALE = 10.0, 0.1  # largest rotation about each axis, largest change of scale along each axis
+_BIAS = 0.05  # largest coefficient of the bias field, which is smooth over a patch
 _NOISE_HU = 3.0
-_NOISE = 0.3  # deviations
+_NOISE = 0.3  # standard deviations of the image
 
 
 class Augmentation:
-    """Random changes of patches, the same for the same generator.
+    """Random changes of patches. They only depend on the state of the random generator.
 
     Args:
-        spacing: mm per voxel along each axis; rotations are those of space, whatever the voxels' form.
+        spacing: mm per voxel along each axis; rotations are in mm, so that anisotropic voxels are not sheared.
         mirror: axes along which half of the patches are mirrored.
-        hounsfield: whether intensities are Hounsfield units, of which only the noise differs between scanners.
+        hounsfield: whether intensities are Hounsfield units. If so, only noise is added, since scanners agree
+            otherwise.
     """
 
     def __init__(self, spacing: Sequence[float], mirror: Sequence[int], hounsfield: bool):
         self.spacing, self.mirror, self.hounsfield = np.array(spacing), tuple(mirror), hounsfield
-        self.warped = 0.3 if hounsfield else 0.2  # interpolation blurs: most patches stay sharp
+        self.warped = 0.3 if hounsfield else 0.2  # a minority of the patches, since interpolation blurs them
         noise = RandGaussianNoise(prob=1.0, std=_NOISE_HU if hounsfield else _NOISE)
         self._intensities: list[tuple[float, RandomizableTransform]] = [(0.3, noise)]
         if not hounsfield:
@@ -34,7 +35,7 @@ class Augmentation:
             self._intensities = [(0.3, bias), (0.15, contrast), (0.3, noise)]
 
     def draw_affine(self, random: np.random.Generator) -> np.ndarray | None:
-        """The matrix from voxels of the patch to those of the scan, both counted from their middle; mostly None."""
+        """Draws a matrix from voxels of the patch to those of the scan, relative to their centres; mostly None."""
         if random.random() >= self.warped:
             return None
         matrix = np.eye(3)
@@ -53,7 +54,7 @@ class Augmentation:
         Args:
             image: (C, *S).
             classes: (*S).
-            random: what all is drawn from.
+            random: the random generator.
         """
         axes = [axis for axis in self.mirror if random.random() < 0.5]
         image, classes = image.flip([axis + 1 for axis in axes]), classes.flip(axes)
@@ -64,11 +65,11 @@ class Augmentation:
         return image, classes
 
     def _changed(self, image: Tensor, transform: RandomizableTransform) -> Tensor:
-        """An image after a change of its intensities; if they have no unit, with the mean and deviation of before."""
+        """Changes intensities. If they are not Hounsfield units, mean and standard deviation are restored."""
         if self.hounsfield:
             return _plain(transform(image))
         axes = tuple(range(1, image.dim()))
-        darkest = image.amin(axes, keepdim=True)  # a coil multiplies what is above black
+        darkest = image.amin(axes, keepdim=True)  # a bias field multiplies intensities above the darkest
         changed = _plain(transform(image - darkest))
         deviation, mean = torch.std_mean(image, axes, keepdim=True)
         of_changed, mean_of_changed = torch.std_mean(changed, axes, keepdim=True)
@@ -76,29 +77,29 @@ class Augmentation:
 
 
 def _plain(image: Tensor | np.ndarray) -> Tensor:
-    """What a transform gives, as a plain tensor: a MetaTensor, as some of MONAI's give, does not batch with others."""
+    """Converts to a plain tensor, since a MetaTensor of some of MONAI's transforms cannot be batched with others."""
     return torch.as_tensor(image).as_subclass(Tensor)
 
 
 def margin(matrix: np.ndarray, size: Sequence[int] | np.ndarray) -> np.ndarray:
-    """Voxels that a patch needs more on each side, along each axis, to be warped by a matrix."""
+    """The additional voxels that a patch needs on each side of each axis to be warped by a matrix."""
     half = np.array(size) / 2
     return np.ceil((np.abs(matrix) @ half - half).clip(min=0)).astype(int)
 
 
 def warp(image: Tensor, classes: Tensor, matrix: np.ndarray, size: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """A patch and its classes of the given size through a matrix, linearly and to the nearest.
+    """Warps an image (linear interpolation) and its classes (nearest neighbour) to a patch.
 
     Args:
-        image: (C, *larger), around the patch.
+        image: (C, *larger), the patch with a margin.
         classes: (*larger).
         matrix: from `Augmentation.draw_affine`.
-        size: of what is returned.
+        size: size of the patch.
     """
     larger = np.array(classes.shape)
-    relative = (matrix * np.array(size)) / larger[:, None]  # in halves of the sizes, as grid_sample counts
+    relative = (matrix * np.array(size)) / larger[:, None]  # in the coordinates of grid_sample
     theta = np.zeros((1, 3, 4), np.float32)
-    theta[0, :, :3] = relative[::-1, ::-1]  # which has the last axis first
+    theta[0, :, :3] = relative[::-1, ::-1]  # grid_sample has the last axis first
     grid = functional.affine_grid(torch.from_numpy(theta), [1, 1, *size], align_corners=False)
     found = [
         functional.grid_sample(values[None], grid, mode=mode, padding_mode="border", align_corners=False)[0]

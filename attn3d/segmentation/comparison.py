@@ -1,4 +1,4 @@
-"""The command ``compare``: the same budget for each mechanism and for none."""
+"""The command ``compare``: compares mechanisms with no attention at the same budget."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,11 +12,11 @@ from attn3d.mechanisms.registry import list_attention
 from attn3d.planning import estimate_memory
 from attn3d.plotting import confidence_interval, plot_comparison
 from attn3d.segmentation.errors import FileError
-from attn3d.segmentation.evaluation import mean_dice
 from attn3d.segmentation.locks import locked
 from attn3d.segmentation.runs import Run
 from attn3d.segmentation.series import keep_settings, train_or_resume
 from attn3d.segmentation.simulation import simulate
+from attn3d.segmentation.summaries import mean_dice
 from attn3d.segmentation.writing import finished_file, read_json, read_table, write_json, write_table
 
 _LEVEL = 0.95
@@ -33,35 +33,35 @@ def compare(
     quiet: bool = False,
     **settings: Any,
 ) -> dict[str, Any]:
-    """Trains the same network without attention and with each mechanism, several times, and says what differs.
+    """Trains the same network without attention and with each mechanism, with several seeds, and compares the Dice.
 
-    All trainings have the same data, split, patches, number of steps and settings; a seed sets weights and patches, and
-    is the same for all mechanisms, so that differences are taken seed by seed. Each is a run folder in ``out``; what
-    is finished is not trained again, and what was stopped goes on.
+    All trainings have the same data, split, number of steps and settings. A seed sets the weights and patches and is
+    used for every mechanism, so that differences are paired by seed. Each training is a run folder in ``out``. Finished
+    runs are not trained again, and stopped runs are continued.
 
-    The difference to the plain network is the mean over the seeds with its 95 % confidence interval (Student's t, of
-    the paired differences). Where the interval holds 0 the difference is inside the noise. With several mechanisms,
-    one in twenty such intervals leaves 0 out by chance alone.
+    The difference to the network without attention is the mean over the seeds, with its 95 % confidence interval
+    (Student's t, of the paired differences). If the interval contains 0, the difference is inside the noise. With
+    several mechanisms, one in twenty intervals does not contain 0 by chance alone.
 
     Args:
-        data: as in `train`; without it one simulated cohort is written into ``out``. It may have been moved since the
-            comparison was begun.
+        data: as in `train`; without it, a simulated cohort is written into ``out``. The folder may have been moved
+            since the comparison began.
         out: the folder of the comparison.
-        mechanisms: names of mechanisms; the plain network is always there, as "none".
+        mechanisms: names of mechanisms; the network without attention is always added, as "none".
         at: kinds of site.
-        seeds: how often each is trained, with the seeds 0, 1, ..
+        seeds: number of trainings per mechanism, with the seeds 0, 1, ..
         workers: as in `train`.
-        quiet: no progress bars.
-        **settings: as in `train`, the same for all.
+        quiet: whether to show no progress bars.
+        **settings: as in `train`, the same for all trainings.
 
     Returns:
-        what ``comparison.json`` holds: by mechanism ``dice`` (mean over the labels, of each seed), ``mean``,
-        ``interval``, ``difference`` and ``difference_interval`` to the plain network, ``inside_noise``,
-        ``parameters``, ``seconds`` of training and ``memory_bytes`` of one training step, estimated. Beside it
-        ``comparison.csv`` and ``comparison.png``.
+        The content of ``comparison.json``. For each mechanism it has ``dice`` (mean over the labels, for each seed),
+        ``mean``, ``interval``, ``difference`` and ``difference_interval`` to the network without attention,
+        ``inside_noise``, ``parameters``, ``seconds`` of training, and ``memory_bytes``, the estimated memory of a
+        training step. ``comparison.csv`` and ``comparison.png`` are written too.
 
     Raises:
-        FileError: when a file cannot be used, or ``out`` holds a comparison with other settings.
+        FileError: when a file cannot be used, or ``out`` has a comparison with other settings.
         ValueError: when a mechanism or setting is wrong, or ``out`` is in use.
     """
     positive_integer("seeds", seeds)
@@ -84,7 +84,7 @@ def compare(
 
 
 def _report(out: Path, runs: dict[str, list[Run]], at: Sequence[str], seeds: int) -> dict[str, Any]:
-    """What the runs say, written into the folder of the comparison."""
+    """Compares the scores of the runs and writes the results."""
     results = {mechanism: _measure(of) for mechanism, of in runs.items()}
     plain = results["none"]["dice"]
     for mechanism, result in results.items():
@@ -108,12 +108,12 @@ def _report(out: Path, runs: dict[str, list[Run]], at: Sequence[str], seeds: int
 
 
 def _measure(runs: Sequence[Run]) -> dict[str, Any]:
-    """What all seeds of a mechanism scored, and what it costs."""
+    """The Dice of all seeds of a mechanism, and its costs."""
     net, config = runs[0].new_network(), runs[0].config
     shape = (config.batch_size, config.in_channels, *config.patch_size)
     dice = [mean_dice(read_json(run.scores, "overall")) for run in runs]
     if None in dice:
-        raise FileError(runs[0].scores, "no held-out case has any label; hold out more of them (held_out)")
+        raise FileError(runs[0].scores, "no held-out case has a label; hold out more cases (held_out)")
     return {
         "dice": dice,
         "parameters": sum(parameter.numel() for parameter in net.parameters()),
@@ -123,5 +123,5 @@ def _measure(runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def _mean_and_interval(values: Sequence[float]) -> tuple[float, list[float] | None]:
-    """The mean over the seeds and its interval of confidence, which one seed does not have."""
+    """The mean over the seeds and its confidence interval; None for a single seed."""
     return float(np.mean(values)), list(confidence_interval(values, _LEVEL)) if len(values) > 1 else None

@@ -1,4 +1,4 @@
-"""From what is set, and what the data look like, to the configuration of a run."""
+"""Derives the configuration of a run from the settings and the fingerprint of the data."""
 
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -17,18 +17,18 @@ from attn3d.segmentation.windows import propose_windows, warn_of_invisible
 
 _WINDOW = 8  # voxels of an attention window along the finest axis
 _SQUEEZING = ("se", "cbam", "bam", "coord", "sk", "gc")  # mechanisms with a hidden layer of channels // reduction
-_HIDDEN = 8  # units that it is left with at least: with one or two, a gate can be the same for all data
+_HIDDEN = 8  # smallest number of its hidden units: with one or two, a gate can be constant for all data
 
 
 def configure(dataset: Dataset, images: int, fingerprint: Fingerprint, settings: Settings) -> Configuration:
-    """The configuration for a data set: what is set, and for the rest what its fingerprint asks for.
+    """The configuration for a data set: the settings, and values from its fingerprint for those that are None.
 
     Raises:
-        ValueError: when patch size and strides do not go together, or the loss does not take the class weights.
+        ValueError: when patch size and strides do not fit, or the loss does not take the class weights.
     """
     geometry = propose_geometry(fingerprint, settings.patch_voxels, settings.spacing, settings.patch_size)
     strides = settings.strides or geometry.strides
-    costly = len(strides) > 1 and (geometry.whole or torch.cuda.is_available())  # fewer DynUNet does not take
+    costly = len(strides) > 1 and (geometry.whole or torch.cuda.is_available())  # DynUNet needs at least two
     network = settings.network or ("DynUNet" if costly else "UNet")
     multiple = shape_multiple(network, strides)
     windows = settings.windows
@@ -38,7 +38,7 @@ def configure(dataset: Dataset, images: int, fingerprint: Fingerprint, settings:
         raise ValueError(f"`windows` are for a CT of one image, got cases of {images}")
     create_loss(settings.loss, dataset.labels, settings.class_weights)  # says what is wrong with its weights
     warn_of_invisible(windows, fingerprint)
-    followed = {
+    derived = {
         "network": network,
         "spacing": geometry.spacing,
         "patch_size": _fitting(geometry, multiple, given=settings.patch_size is not None),
@@ -55,14 +55,14 @@ def configure(dataset: Dataset, images: int, fingerprint: Fingerprint, settings:
         "images": images,
         "versions": {name: version(name) for name in ("torch", "monai", "lightning", "nibabel", "numpy")},
     }
-    return checked(Configuration, settings.model_dump(mode="json") | followed)
+    return checked(Configuration, settings.model_dump(mode="json") | derived)
 
 
 def completed(attention: Any, spacing: Sequence[float], channels: int) -> Any:
-    """The spec of a mechanism with what follows from the data and the network, where it does not say it.
+    """Completes the spec of a mechanism with options that follow from the data and the network.
 
-    A window is 8 voxels along the finest axis and about as many mm along the others, but 2 voxels at least. A squeeze
-    leaves 8 hidden units of so many channels.
+    A window has 8 voxels along the finest axis and about the same size in mm along the others, but at least 2 voxels. A
+    squeeze has at least 8 hidden units for the given number of channels.
     """
     if attention is None:
         return None
@@ -76,7 +76,7 @@ def completed(attention: Any, spacing: Sequence[float], channels: int) -> Any:
 
 
 def _fitting(geometry: Geometry, multiple: tuple[int, ...], given: bool) -> tuple[int, ...]:
-    """The patch size, up to a multiple of what the network divides it by."""
+    """The patch size, rounded up to a multiple that the network requires."""
     fitting = tuple(-(-size // one) * one for size, one in zip(geometry.patch_size, multiple, strict=True))
     if given and fitting != geometry.patch_size:
         raise ValueError(f"`patch_size` must be multiples of {multiple}, got {geometry.patch_size}; try {fitting}")

@@ -1,7 +1,7 @@
-"""From the files of a DICOM series to a volume in millimetres.
+"""Reads a DICOM series as a volume in millimetres.
 
-Headers are pydicom's business, compressed voxels SimpleITK's. What is added is that every slice is where its own header
-says, and has the numbers that its own rescale slope gives; and that whatever is no one volume is refused.
+pydicom reads the headers and SimpleITK the voxels. This module uses the position and the rescale slope of every slice
+from its own header, and refuses files that are not exactly one volume.
 """
 
 import locale
@@ -19,9 +19,9 @@ import numpy as np
 
 from attn3d.segmentation.errors import FileError
 
-_SAME_PLACE = 0.01  # mm
-_UNEVEN = 0.1  # mm, and this part of the step, that a slice may be off an even grid
-_STRAIGHT = 1e-3  # the part of a step that slices may be shifted by and still be called straight above each other
+_SAME_POSITION = 0.01  # mm
+_UNEVEN = 0.1  # mm, and fraction of the slice distance, by which a slice may be off an even grid
+_STRAIGHT = 1e-3  # largest cosine between axes that count as perpendicular
 _TO_NIFTI = np.diag([-1.0, -1.0, 1.0])  # DICOM's axes point left and back, NIfTI's right and forwards
 _CONVERT = "convert it with dcm2niix"
 
@@ -30,11 +30,11 @@ logger = logging.getLogger("attn3d")
 
 @dataclass(frozen=True)
 class Series:
-    """What files of one series, in one folder, are.
+    """The files of one series in one folder.
 
     Attributes:
         title: modality, description and number of files.
-        headers: by file, all but the voxels.
+        headers: the header of each file, without voxels.
     """
 
     title: str
@@ -43,7 +43,7 @@ class Series:
 
 @dataclass(frozen=True)
 class _Slice:
-    """A slice: the ``frame`` of a file, where its first voxel's middle is, and the directions of its axes, in mm."""
+    """A slice: a ``frame`` of a file, the centre of its first voxel in mm, and the directions of its axes."""
 
     path: Path
     frame: int
@@ -55,7 +55,7 @@ class _Slice:
 
 
 def is_dicom(path: Path | str) -> bool:
-    """Whether a file is a part of DICOM, whatever its name says."""
+    """Whether a file is DICOM, by its content."""
     if not Path(path).is_file():
         return False
     with Path(path).open("rb") as file:
@@ -64,7 +64,7 @@ def is_dicom(path: Path | str) -> bool:
 
 @contextmanager
 def same_locale() -> Iterator[None]:
-    """Undoes what GDCM may do: it leaves the whole process in the locale "C"."""
+    """Restores the locale at the end, because GDCM can change that of the whole process to "C"."""
     before = locale.setlocale(locale.LC_ALL)
     try:
         yield
@@ -73,7 +73,7 @@ def same_locale() -> Iterator[None]:
 
 
 def find_series(path: Path | str) -> tuple[list[Series], dict[Path, str]]:
-    """The series in a folder or file, and why other DICOM files there are no part of a scan.
+    """The series in a folder or file, and the reason for every DICOM file that is not part of a scan.
 
     Raises:
         FileError: when a file of a scan is damaged.
@@ -86,21 +86,21 @@ def find_series(path: Path | str) -> tuple[list[Series], dict[Path, str]]:
         kind = header.file_meta.get("MediaStorageSOPClassUID", header.get("SOPClassUID"))
         scan = kind is not None and kind.name.endswith("Image Storage")
         if kind is None or (scan and not ("Rows" in header and "SeriesInstanceUID" in header)):
-            raise FileError(file, "its header is damaged or cut short; fetch it again")
+            raise FileError(file, "its header is damaged or incomplete; download it again")
         if not scan:
-            others[file] = f"is no scan ({kind.name})"
+            others[file] = f"is not a scan ({kind.name})"
         elif not ("ImagePositionPatient" in header or "PerFrameFunctionalGroupsSequence" in header):
-            others[file] = f"is no slice of a scan ({kind.name}): its header does not say where it lies"
+            others[file] = f"is not a slice of a scan ({kind.name}): its header has no position"
         else:
             series[header.SeriesInstanceUID][file] = header
     return [Series(_title(headers), headers) for headers in series.values()], others
 
 
 def read_series(path: Path | str) -> nib.Nifti1Image:
-    """The one volume in a folder of DICOM, or in a file of several frames, in HU where it is CT.
+    """Reads the volume in a DICOM folder or in a multi-frame file; CT is in HU.
 
     Raises:
-        FileError: when there is none or several, when slices are missing or damaged, and when a file holds a mosaic.
+        FileError: when there is no volume or more than one, when slices are missing or damaged, or a file is a mosaic.
     """
     slices, _ = slices_of(path)
     affine = np.eye(4)
@@ -115,7 +115,7 @@ def read_series(path: Path | str) -> nib.Nifti1Image:
 
 
 def slices_of(path: Path | str) -> tuple[list[_Slice], dict[Path, Any]]:
-    """The slices of the one volume in a folder or file, in the order of its last axis, and the headers by file.
+    """The slices of the volume in a folder or file, along the volume's last axis, and the header of each file.
 
     Raises:
         FileError: as `read_series`.
@@ -124,12 +124,12 @@ def slices_of(path: Path | str) -> tuple[list[_Slice], dict[Path, Any]]:
     for file, problem in others.items():
         logger.warning("left out: %s: %s", file, problem)
     if not series:
-        what = "is a folder without a DICOM series" if Path(path).is_dir() else "holds no DICOM series"
+        what = "is a folder without a DICOM series" if Path(path).is_dir() else "contains no DICOM series"
         why = "".join(f" ({file.name} {problem})" for file, problem in list(others.items())[:1])
         raise FileError(path, f"{what}{why}; give a NIfTI file, or a folder of one series")
     if len(series) > 1:
         titles = "; ".join(one.title for one in series)
-        raise FileError(path, f"holds {len(series)} DICOM series ({titles}); give each a folder of its own")
+        raise FileError(path, f"contains {len(series)} DICOM series ({titles}); put each into its own folder")
     slices = [one for file, header in series[0].headers.items() for one in _slices(file, header)]
     return _in_order(path, slices), series[0].headers
 
@@ -138,10 +138,10 @@ def _header(file: Path) -> Any:
     import pydicom
 
     try:
-        with warnings.catch_warnings(action="ignore"):  # of values that are not used
+        with warnings.catch_warnings(action="ignore"):  # for values that are not used
             return pydicom.dcmread(file, stop_before_pixels=True)
-    except Exception as error:  # pydicom raises what its parts do
-        raise FileError(file, f"its header is damaged ({' '.join(str(error).split())}); fetch it again") from error
+    except Exception as error:  # pydicom raises many kinds
+        raise FileError(file, f"its header is damaged ({' '.join(str(error).split())}); download it again") from error
 
 
 def _title(headers: dict[Path, Any]) -> str:
@@ -155,7 +155,7 @@ def _title(headers: dict[Path, Any]) -> str:
 def _slices(file: Path, header: Any) -> list[_Slice]:
     """The slices in a file."""
     if "MOSAIC" in header.get("ImageType", ()):
-        raise FileError(file, f"is a mosaic, all slices of a volume tiled in one image; {_CONVERT}")
+        raise FileError(file, f"is a mosaic: one image with all slices of a volume; {_CONVERT}")
     try:
         if "PerFrameFunctionalGroupsSequence" not in header:
             return [_slice(file, 0, header.get, header.get, header.get, header.get)]
@@ -165,14 +165,14 @@ def _slices(file: Path, header: Any) -> list[_Slice]:
             for number, frame in enumerate(header.PerFrameFunctionalGroupsSequence)
         ]
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        raise FileError(file, f"its header does not say where its slices lie ({error}); {_CONVERT}") from error
+        raise FileError(file, f"its header does not have the positions of its slices ({error}); {_CONVERT}") from error
 
 
 _GROUPS = ("PlanePosition", "PlaneOrientation", "PixelMeasures", "PixelValueTransformation")
 
 
 def _group(name: str, frame: Any, shared: Any) -> Any:
-    """What looks a value up in a group of the frame, or in that of all frames."""
+    """A function that looks up a value in a group of this frame, or in the group that all frames share."""
     sequence = f"{name}Sequence"
     groups = frame.get(sequence) or shared.get(sequence) or [{}]
     return groups[0].get
@@ -192,53 +192,54 @@ def _slice(file: Path, frame: int, place: Any, orientation: Any, measures: Any, 
         rescale=(float(values("RescaleSlope", 1)), float(values("RescaleIntercept", 0))),
     )
     if not (np.isfinite(made.corner).all() and np.isfinite(made.directions).all()):
-        raise ValueError("its numbers are not finite")
+        raise ValueError("position or orientation is not finite")
     return made
 
 
 def _in_order(path: Path | str, slices: list[_Slice]) -> list[_Slice]:
-    """The slices from the bottom of their stack to its top, if they are one."""
+    """The slices in the order of their positions; raises a `FileError` if they are not one even stack."""
     first = slices[0]
     normal = np.cross(*first.directions.T)
     for one in slices[1:]:
         if not np.allclose(one.directions, first.directions, atol=1e-3) or not np.allclose(one.spacing, first.spacing):
             raise FileError(
-                path, f"its slices {first.path.name} and {one.path.name} have different directions or pixel spacings; "
-                "leave one stack of slices in the folder"
-            )  # fmt: skip
+                path,
+                f"its slices {first.path.name} and {one.path.name} have different directions or pixel spacings; "
+                "keep only one stack of slices in the folder",
+            )
     slices = sorted(slices, key=lambda one: float(one.corner @ normal))
     steps = np.diff([one.corner @ normal for one in slices])
-    if (steps < _SAME_PLACE).any():
-        places = 1 + int((steps >= _SAME_PLACE).sum())
-        times = sorted(Counter(np.cumsum(np.append(0, steps >= _SAME_PLACE)).tolist()).values())
+    if (steps < _SAME_POSITION).any():
+        positions = 1 + int((steps >= _SAME_POSITION).sum())
+        times = sorted(Counter(np.cumsum(np.append(0, steps >= _SAME_POSITION)).tolist()).values())
         each = f"{times[0]}" if times[0] == times[-1] else f"{times[0]} to {times[-1]}"
         raise FileError(
             path,
-            f"holds {len(slices)} slices at {places} place{'s' if places > 1 else ''}, {each} at each (a series in "
-            "time, of echoes or of directions); leave the files of one volume",
+            f"contains {len(slices)} slices at {positions} position{'s' if positions > 1 else ''}, {each} at each (a "
+            "series in time, of echoes or of directions); keep only the files of one volume",
         )
     if len(steps) and (np.abs(steps - np.median(steps)) > _UNEVEN * min(1.0, np.median(steps))).any():
         at = int(np.abs(steps - np.median(steps)).argmax())
         below, above = (f"{one.path.name}{f' frame {one.frame}' if one.frame else ''}" for one in slices[at : at + 2])
         raise FileError(
             path,
-            f"from {below} to {above} it is {steps[at]:.3g} mm, between other slices {np.median(steps):.3g} mm: "
-            "a slice is missing, or the series has two spacings",
+            f"the distance from {below} to {above} is {steps[at]:.3g} mm, and between other slices "
+            f"{np.median(steps):.3g} mm: a slice is missing, or the series has two spacings",
         )
     return slices
 
 
 def _step(path: Path | str, slices: Sequence[_Slice]) -> np.ndarray:
-    """From one slice to the next in mm; not straight up where the gantry was tilted."""
+    """The vector from one slice to the next in mm. It is not perpendicular to the slices if the gantry was tilted."""
     if len(slices) > 1:
         step = (slices[-1].corner - slices[0].corner) / (len(slices) - 1)
         even = slices[0].corner + np.outer(np.arange(len(slices)), step)
         off = np.linalg.norm([one.corner for one in slices] - even, axis=1).max()
         if off > _UNEVEN:
-            raise FileError(path, f"its slices lie up to {off:.3g} mm beside a straight line; {_CONVERT}")
+            raise FileError(path, f"its slices are up to {off:.3g} mm off a straight line; {_CONVERT}")
         return step
     if slices[0].thickness is None:
-        raise FileError(path, f"is one slice of unknown thickness; {_CONVERT}, and check the spacing")
+        raise FileError(path, f"is one slice without a thickness; {_CONVERT}, and check the spacing")
     return slices[0].thickness * np.cross(*slices[0].directions.T)
 
 
@@ -260,11 +261,11 @@ def _voxels(path: Path | str, slices: Sequence[_Slice]) -> np.ndarray:
             image = sitk.ReadImage(str(file))
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
-            raise FileError(file, f"its voxels cannot be read ({reason}); fetch it again") from error
+            raise FileError(file, f"its voxels cannot be read ({reason}); download it again") from error
         if image.GetNumberOfComponentsPerPixel() != 1:
-            raise FileError(file, f"holds colours, not numbers; {_CONVERT}")
+            raise FileError(file, f"contains colours, not intensities; {_CONVERT}")
         frames[file] = sitk.GetArrayFromImage(image).astype(np.float32)
     shape = frames[slices[0].path].shape[1:]
     if odd := [file for file, voxels in frames.items() if voxels.shape[1:] != shape]:
-        raise FileError(path, f"its slices have different sizes, {odd[0].name} another than {slices[0].path.name}")
+        raise FileError(path, f"its slices have different sizes: {odd[0].name} differs from {slices[0].path.name}")
     return np.stack([frames[one.path][one.frame].T for one in slices], axis=-1)

@@ -1,4 +1,4 @@
-"""Labels as a DICOM SEG, in the frame of the series that they were found in; highdicom writes it."""
+"""Writes labels as DICOM SEG in the frame of reference of their series, with highdicom."""
 
 from importlib.metadata import version
 from pathlib import Path
@@ -11,11 +11,11 @@ from attn3d.segmentation.errors import FileError
 from attn3d.segmentation.labels import Labels
 from attn3d.segmentation.writing import finished_file
 
-_SERIES_NUMBER = 1000  # of ours, behind those of scanners
+_SERIES_NUMBER = 1000  # above the series numbers of scanners
 
 
 def highdicom() -> Any:
-    """The library.
+    """Imports highdicom.
 
     Raises:
         ValueError: when it is not installed.
@@ -28,26 +28,27 @@ def highdicom() -> Any:
 
 
 def write_dicom_seg(path: Path | str, segmentation: np.ndarray, series: Path, labels: Labels) -> None:
-    """Writes a label map as a binary DICOM SEG with a segment for each label, which refers to the slices of a series.
+    """Writes a label map as a binary DICOM SEG that refers to the slices of a series, with a segment for each label.
 
-    Segments are numbered from 1 in the order of the labels, have their names, and are coded as tissue, since a name
-    says no more. Those of regions overlap. Slices without any label are left out, unless all are.
+    Segments are numbered from 1 in the order of the labels and have their names. Segments of regions overlap. All are
+    coded as tissue, since a more specific code is not known. Slices without labels are left out, except if no slice has
+    a label.
 
     Args:
-        path: where to; nothing is there before the file is whole.
-        segmentation: label values of the volume that `read_image` makes of the series.
-        series: its folder, or a file of several frames.
-        labels: what the values mean.
+        path: the file to write. It exists only when it is complete.
+        segmentation: label values on the grid of `read_image` of the series.
+        series: the folder of the series, or a multi-frame file.
+        labels: the meaning of the values.
 
     Raises:
-        FileError: when ``series`` is no DICOM, or lacks what a SEG takes from it.
+        FileError: when ``series`` is not DICOM, or does not have all headers that a SEG needs.
         ValueError: when highdicom is not installed.
     """
     hd = highdicom()
     from pydicom.sr.codedict import codes
 
     if not (series.is_dir() or is_dicom(series)):
-        raise FileError(series, "is no DICOM series, which a DICOM SEG refers to; leave --dicom-seg out")
+        raise FileError(series, "is not a DICOM series, which a DICOM SEG refers to; omit --dicom-seg")
     slices, headers = slices_of(series)
     algorithm = hd.AlgorithmIdentificationSequence(
         name="attn3d", version=version("attn3d"), family=codes.DCM.ArtificialIntelligence
@@ -55,7 +56,7 @@ def write_dicom_seg(path: Path | str, segmentation: np.ndarray, series: Path, la
     segments = [
         hd.seg.SegmentDescription(
             segment_number=number,
-            segment_label=name[:64],  # the most that DICOM has room for
+            segment_label=name[:64],  # the limit of DICOM
             segmented_property_category=codes.SCT.Tissue,
             segmented_property_type=codes.SCT.Tissue,
             algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
@@ -87,8 +88,8 @@ def write_dicom_seg(path: Path | str, segmentation: np.ndarray, series: Path, la
             device_serial_number="0",
             content_description=", ".join(labels.names)[:64],
         )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:  # of a header that lacks what is taken over
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # for missing header fields
         reason = " ".join(str(error).split())
-        raise FileError(series, f"a DICOM SEG cannot refer to it ({reason}); leave --dicom-seg out") from error
+        raise FileError(series, f"a DICOM SEG cannot refer to it ({reason}); omit --dicom-seg") from error
     with finished_file(path) as unfinished:
         seg.save_as(unfinished)

@@ -1,33 +1,32 @@
-"""How well segmentations agree with their references, in millimetres, millilitres and lesions.
+"""Scores of segmentations against references: overlap, distances in mm, volumes in ml and lesions.
 
-An empty side is never dropped: a label that was missed, or found where there is none, gets the worst score, and
-one that is rightly absent the best. Means over a cohort are given over all cases under that rule and over those
-cases that have the label, since the first flatters where most cases are empty; and pooled, all cases as one volume.
+Empty cases are included: a missed label or a false alarm gets the worst score, and a label that is in neither of the
+two the best. Scores of a cohort are means over all cases, means over the cases with the label, since many empty cases
+raise the first one, and scores of all cases pooled as one volume.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from rich.progress import track
 from scipy import ndimage, spatial
 
+from attn3d.segmentation.calibration import Calibration, calibration_near, summarise_calibration
 from attn3d.segmentation.components import components
-from attn3d.segmentation.datasets.listing import files_by_name, stem
+from attn3d.segmentation.datasets.predictions import find_pairs, probabilities_of
 from attn3d.segmentation.errors import FileError, failure_noted
-from attn3d.segmentation.files import read_segmentation, values_in
+from attn3d.segmentation.files import read_probabilities, read_segmentation, values_in
 from attn3d.segmentation.grid import voxel_millilitres
 from attn3d.segmentation.labels import ANY, Labels
-from attn3d.segmentation.writing import sweep, write_json, write_table
+from attn3d.segmentation.lesions import match_lesions
+from attn3d.segmentation.summaries import relative_difference, summarise, write_scores
 
-# Of all trees the one that is searched fastest where surfaces are far apart: by a factor of 30 for nested balls.
+# These options give the fastest search if surfaces are far apart, by a factor of 30 for nested balls.
 _TREE = {"leafsize": 32, "balanced_tree": False, "compact_nodes": False}
 _ROUNDING = 1e-6  # mm; a surface at the tolerance is within it
-_AGREEMENT = ("dice", "hd95_mm", "surface_dice")
-_TOTALS = ("volume_ml", "reference_ml", "lesions", "lesions_found", "false_lesions")
 
 
 def score(
@@ -41,9 +40,9 @@ def score(
 
     - ``dice``: 2 |P ∩ R| / (|P| + |R|).
     - ``hd95_mm``: the larger of the two 95th percentiles of the distances from one surface to the other.
-    - ``surface_dice``: the part of both surfaces that lies within ``tolerance`` of the other.
+    - ``surface_dice``: the fraction of both surfaces within ``tolerance`` of the other surface.
     - ``relative_volume_difference``: ||P| - |R|| / |R|.
-    - ``volume_ml``, ``reference_ml``: what was found and what there is.
+    - ``volume_ml``, ``reference_ml``: the volumes of the prediction and of the reference.
     - ``lesions``, ``lesions_found``, ``false_lesions``: the connected components of the reference, those of which a
       voxel was found, and the components of the prediction that touch none; voxels are connected by their faces,
       edges and corners (26). The definition of the ISLES 2022 challenge.
@@ -82,6 +81,8 @@ def evaluate(
     *,
     labels: Labels | Mapping[int, str] | None = None,
     tolerance: float = 2.0,
+    lesions: bool = False,
+    probabilities: bool = False,
     overwrite: bool = False,
     quiet: bool = False,
 ) -> dict[str, Any]:
@@ -101,19 +102,36 @@ def evaluate(
     - ``cases_missed``, ``cases_false``: cases with the label in which nothing of it was found, and cases without it
       in which something was.
 
+    With ``probabilities``, ``"calibration"`` holds for each of its ``"cases"`` and ``"overall"``, all their voxels
+    taken together, and over the ``"voxels"`` within ``"margin_mm"`` of what the prediction or the reference labels:
+
+    - ``expected_calibration_error``: sum over 15 bins of |voxels / all voxels| |accuracy - confidence|, of the highest
+      probability of each voxel (Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, arXiv:1706.04599);
+      ``"reliability"`` has the bins;
+    - ``error_auc``: the area under the ROC curve of "this voxel's label is wrong" against the entropy of its
+      probabilities: 1 where the uncertain voxels are the wrong ones, 0.5 where entropy says nothing. None where no
+      voxel is wrong, or all are.
+
     Args:
         prediction: a NIfTI file, or a folder of them.
         reference: a NIfTI file, or a folder of files with the names of the predictions.
         out: the folder for ``scores.csv`` (a row for each case and label, then three for each label over all) and
-            ``scores.json``; by default nothing is written.
-        labels: values other than 0 that may occur, and what to call them, or `Labels`, as `read_labels` gives them; by
-            default all that occur.
+            ``scores.json``, with ``lesions.csv`` and ``calibration.png``, a reliability diagram, where they are asked
+            for; by default nothing is written.
+        labels: the allowed values other than 0 and their names, or `Labels` from `read_labels`; by default all values
+            that occur.
         tolerance: millimetres that a surface may be off for the surface Dice.
+        lesions: also how well lesions are matched one to one, those of an IoU above 0.5, as
+            `attn3d.segmentation.lesions.match_lesions` says; over the cohort of all lesions taken together, with
+            ``_pooled`` behind. ``"lesions"`` has a row for each.
+        probabilities: also how far the probabilities beside the predictions can be believed, those that
+            ``predict(probabilities=True)`` wrote.
         overwrite: whether scores that are there may be replaced.
         quiet: leaves the progress bar out.
 
     Returns:
-        what ``scores.json`` holds: ``"tolerance_mm"``, ``"labels"``, ``"cases"``, ``"overall"`` and ``"failed"``.
+        what ``scores.json`` holds: ``"tolerance_mm"``, ``"labels"``, ``"cases"``, ``"overall"`` and ``"failed"``; and
+        ``"lesions"`` and ``"calibration"`` where they are asked for.
 
     Raises:
         FileError: when nothing can be scored, or scores are there and may not be replaced.
@@ -123,49 +141,38 @@ def evaluate(
         raise ValueError(f"`tolerance` must be at least 0 mm, got {tolerance}")
     scores_file = None if out is None else Path(out) / "scores.json"
     if scores_file is not None and scores_file.exists() and not overwrite:
-        raise FileError(scores_file, "is there already; choose another folder, or allow to overwrite it")
-    pairs, failed = _pairs(Path(prediction), Path(reference))
+        raise FileError(scores_file, "already exists; choose another folder, or allow to overwrite it")
+    pairs, failed = find_pairs(Path(prediction), Path(reference))
     labels = _labels(pairs.values()) if labels is None else Labels.of(labels)
+    if labels.regions and probabilities:
+        raise ValueError("`probabilities` are for labels, got regions, whose probabilities do not sum to 1")
     if not labels.names and failed:
         raise FileError(*next(iter(failed.items())))
     if not labels.names:
         raise FileError(prediction, "nothing is labelled, here or in the reference; say which `labels` there may be")
 
-    cases = {}
+    cases: dict[str, Any] = {}
+    rows: list[dict[str, Any]] = []
+    calibrations: dict[str, Calibration] = {}
     for name, pair in track(pairs.items(), "scoring", len(pairs), disable=quiet):
         with failure_noted(pair[0], failed):
-            cases[name] = _score_files(*pair, labels, tolerance)
+            cases[name], found, calibration = _score_files(*pair, labels, tolerance, lesions, probabilities)
+            rows += [{"case": name, **row} for row in found]
+            if calibration is not None:
+                calibrations[name] = calibration
     if not cases:
         path, problem = next(iter(failed.items()))
         more = f" (and {len(failed) - 1} more files failed)" if len(failed) > 1 else ""
         raise FileError(path, problem + more)
 
     scores = summarise(cases, labels, tolerance, failed)
+    if lesions:
+        scores["lesions"] = rows
+    if probabilities:
+        scores["calibration"] = summarise_calibration(calibrations)
     if scores_file is not None:
         write_scores(scores_file.parent, scores)
     return scores
-
-
-def summarise(cases: Mapping[str, Any], labels: Labels, tolerance: float, failed: Mapping[str, str]) -> dict[str, Any]:
-    """What `evaluate` returns, of cases that are scored: by name of the case and of the label as `score` gives them."""
-    scored = next(iter(cases.values()))
-    return {
-        "tolerance_mm": tolerance,
-        "labels": labels.as_dict(),
-        "cases": cases,
-        "overall": {name: _overall([case[name] for case in cases.values()]) for name in scored},
-        "failed": failed,
-    }
-
-
-def write_scores(folder: Path, scores: Mapping[str, Any]) -> None:
-    """Writes ``scores.csv`` and ``scores.json``; the scores are there when the latter is."""
-    folder.mkdir(parents=True, exist_ok=True)
-    sweep(folder)
-    file = folder / "scores.json"
-    file.unlink(missing_ok=True)
-    write_table(file.with_suffix(".csv"), pd.DataFrame(_rows(scores), dtype=object))
-    write_json(file, scores)
 
 
 def _score_mask(
@@ -189,7 +196,7 @@ def _score_mask(
         "dice": dice,
         "hd95_mm": distance,
         "surface_dice": surface_dice,
-        "relative_volume_difference": _relative_difference(found_voxels, true_voxels),
+        "relative_volume_difference": relative_difference(found_voxels, true_voxels),
         "volume_ml": float(found_voxels * millilitres),
         "reference_ml": float(true_voxels * millilitres),
         "lesions": lesions,
@@ -232,34 +239,6 @@ def _lesions(mask: np.ndarray, touching: np.ndarray) -> tuple[int, int]:
     return int(pieces.max(initial=0)), len(np.unique(pieces[mask & touching]))
 
 
-def _relative_difference(found: float, true: float) -> float | None:
-    if true:
-        return abs(found - true) / true
-    return None if found else 0.0
-
-
-def _pairs(prediction: Path, reference: Path) -> tuple[dict[str, tuple[Path, Path]], dict[str, str]]:
-    """The predictions and references by the name of their case, and files without a counterpart."""
-    for path in (prediction, reference):
-        if not path.exists():
-            raise FileError(path, "is not there; give a NIfTI file or a folder of them")
-    if prediction.is_dir() != reference.is_dir():
-        file = reference if prediction.is_dir() else prediction
-        raise FileError(file, "is one file for a folder; give two files or two folders")
-    if not prediction.is_dir():
-        return {stem(reference): (prediction, reference)}, {}
-    (predictions, twice), (references, others) = files_by_name(prediction), files_by_name(reference)
-    failed = {str(path): problem for path, problem in (twice | others).items()}
-    ambiguous = {stem(path) for path in failed}
-    pairs = {name: (predictions[name], path) for name, path in references.items() if name in predictions}
-    if not pairs and not failed:
-        raise FileError(prediction, "no .nii or .nii.gz here has the name of a reference; name them alike")
-    for files, other in ((predictions, reference), (references, prediction)):
-        alone = [path for name, path in files.items() if name not in pairs.keys() | ambiguous]
-        failed |= {str(path): f"has no file of its name in {other}" for path in alone}
-    return pairs, failed
-
-
 def _labels(pairs: Collection[tuple[Path, Path]]) -> Labels:
     """The values in files that can be read, and a name for each."""
     values: set[int] = set()
@@ -270,70 +249,31 @@ def _labels(pairs: Collection[tuple[Path, Path]]) -> Labels:
 
 
 def _score_files(
-    prediction: Path, reference: Path, labels: Labels, tolerance: float
-) -> dict[str, dict[str, float | None]]:
-    """The scores of a case by label."""
+    prediction: Path, reference: Path, labels: Labels, tolerance: float, lesions: bool, probabilities: bool
+) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]], Calibration | None]:
+    """The scores of a case by label, a row for each of its lesions, and its calibration."""
     true = read_segmentation(reference, values=labels.readable)
     found = read_segmentation(prediction, true, values=(0, *labels.present))
     one, other = np.asarray(found.dataobj), np.asarray(true.dataobj)
-    scores = score(one, other, true.affine, labels, tolerance)
+    calibration = None
+    if probabilities:
+        path = probabilities_of(prediction)
+        calibration = calibration_near(one, other, read_probabilities(path, true), true.affine, path, labels.ignore)
+    scores: dict[str, dict[str, Any]] = {**score(one, other, true.affine, labels, tolerance)}
+    one, other = labels.compared(one, other)
     if not labels.one_holds_all:
-        one, other = labels.compared(one, other)
         scores[ANY] = score(one > 0, other > 0, true.affine, {1: "all"}, tolerance)["all"]
-    return scores
+    rows = []
+    for name, mask, true_mask in _masks(one, other, labels) if lesions else ():
+        more, matched = match_lesions(mask, true_mask, true.affine)
+        scores[name] |= more
+        rows += [{"label": name, **row} for row in matched]
+    return scores, rows, calibration
 
 
-def mean_dice(scores: Mapping[str, Any]) -> float | None:
-    """One number for a cohort: the mean over the labels of their mean Dice in the cases that have them.
-
-    Args:
-        scores: from `evaluate`.
-
-    Returns:
-        None when no case has any label.
-    """
-    return _mean(
-        [line["dice_with"] for label, line in scores["overall"].items() if label != ANY and line["cases_with"]]
-    )
-
-
-def _overall(cases: Collection[Mapping[str, Any]]) -> dict[str, Any]:
-    """The scores of a label over the cohort, as `evaluate` defines them."""
-    having = [case for case in cases if case["reference_ml"] > 0]
-    totals = {name: sum(case[name] for case in cases) for name in _TOTALS}
-    volume = totals["volume_ml"] + totals["reference_ml"]
-    shared = sum(case["dice"] * (case["volume_ml"] + case["reference_ml"]) for case in cases)  # 2 |P ∩ R|, in ml
-    return {
-        "cases": len(cases),
-        "cases_with": len(having),
-        "cases_missed": sum(case["volume_ml"] == 0 for case in having),
-        "cases_false": sum(case["reference_ml"] == 0 < case["volume_ml"] for case in cases),
-        **{name: _mean([case[name] for case in cases]) for name in _AGREEMENT},
-        **{
-            f"{name}_with": _mean([case[name] for case in having])
-            for name in (*_AGREEMENT, "relative_volume_difference")
-        },
-        "dice_pooled": shared / volume if volume else 1.0,
-        "relative_volume_difference_pooled": _relative_difference(totals["volume_ml"], totals["reference_ml"]),
-        **totals,
-    }
-
-
-def _mean(values: Collection[float]) -> float | None:
-    return sum(values) / len(values) if values else None
-
-
-def _rows(scores: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The lines of ``scores.csv``; what has no value is left empty."""
-    rows = [
-        {"case": case, "label": label, **line}
-        for case, labels in scores["cases"].items()
-        for label, line in labels.items()
-    ]
-    means = {"mean of all cases": "", "mean of cases with the label": "_with", "all cases as one volume": "_pooled"}
-    for title, suffix in means.items():
-        for label, line in scores["overall"].items():
-            row = {name: line.get(name + suffix) for name in (*_AGREEMENT, "relative_volume_difference")}
-            totals = {name: line[name] for name in _TOTALS} if suffix == "_pooled" else {}
-            rows.append({"case": title, "label": label, **row, **totals})
-    return rows
+def _masks(found: np.ndarray, true: np.ndarray, labels: Labels) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Name and masks of each label, and of all taken as one unless a label is that."""
+    for (name, one), (_, other) in zip(labels.masks(found), labels.masks(true), strict=True):
+        yield name, one, other
+    if not labels.one_holds_all:
+        yield ANY, found > 0, true > 0

@@ -1,4 +1,4 @@
-"""The command ``export``: a trained network for use without this application."""
+"""The command ``export``: writes a trained network for use without this application."""
 
 import shutil
 from pathlib import Path
@@ -18,49 +18,49 @@ from attn3d.segmentation.settings import Configuration
 from attn3d.segmentation.writing import finished_folder, write_json, write_text
 
 _FORMATS = ("bundle", "onnx")
-_MOST = 4096  # of a batch, and of the steps that a window has along an axis
+_MOST = 4096  # largest batch, and largest multiple of the network's step along an axis
 _SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
 
 
 def export(
     run: Path | str, out: Path | str, *, format: Literal["bundle", "onnx"] = "bundle", overwrite: bool = False
 ) -> Path:
-    """Writes a trained network as a folder that others run.
+    """Writes a trained network to a folder for use in other programs.
 
-    - ``"bundle"``: a MONAI Bundle. From within it, ``python -m monai.bundle run --config_file
-      configs/inference.json`` segments what is in ``data/``. It needs attn3d without extras.
-    - ``"onnx"``: ``model.onnx``, of any batch and size, and ``metadata.json`` with what comes before and behind it. It
-      does not need attn3d.
+    - ``"bundle"``: a MONAI Bundle. In its folder, ``python -m monai.bundle run --config_file configs/inference.json``
+      segments the scans in ``data/``. It needs attn3d without extras.
+    - ``"onnx"``: ``model.onnx`` with dynamic batch and size, and ``metadata.json`` with the parameters of the
+      preprocessing and postprocessing. It does not need attn3d.
 
-    Both have ``scripts/``, the preparation of scans as it was in training.
+    Both have ``scripts/`` with the preprocessing of the training.
 
     Args:
         run: the folder of a finished training.
-        out: the folder to write, not there yet.
+        out: the folder to write.
         format: ``"bundle"`` or ``"onnx"``.
-        overwrite: whether an export that is there may be replaced.
+        overwrite: whether to replace an existing export.
 
     Returns:
         ``out``.
 
     Raises:
-        FileError: when the run cannot be used, or ``out`` is there and may not be overwritten.
-        ValueError: when ``format`` is another, or what it needs is not installed.
+        FileError: when the run cannot be used, or ``out`` exists and must not be overwritten.
+        ValueError: when ``format`` is unknown, or a library that it needs is not installed.
     """
     if format not in _FORMATS:
         raise ValueError(f"`format` must be one of {', '.join(_FORMATS)}, got {format!r}")
     opened, out = Run.open(run), Path(out)
     if out.exists() and not (out / "scripts" / "portable.py").exists():
-        raise FileError(out, "is there already, and is no export; choose another folder")
+        raise FileError(out, "already exists, and is not an export; choose another folder")
     if out.exists() and not overwrite:
-        raise FileError(out, "is there already; choose another folder, or allow to overwrite it (--overwrite)")
+        raise FileError(out, "already exists; choose another folder, or allow to overwrite it (--overwrite)")
     net, config = opened.network(), opened.config
     write = _write_onnx if format == "onnx" else _write_bundle
     with finished_folder(out) as unfinished:
         (unfinished / "scripts").mkdir()
         for module in (grid, portable):
             shutil.copy(str(module.__file__), unfinished / "scripts")
-        write_text(unfinished / "scripts" / "__init__.py", '"""What stands before and behind the network."""\n')
+        write_text(unfinished / "scripts" / "__init__.py", '"""Preprocessing and postprocessing of the network."""\n')
         write(net, config, unfinished)
     return out
 
@@ -74,8 +74,8 @@ def _write_onnx(net: nn.Module, config: Configuration, out: Path) -> None:
     multiple = shape_multiple(config.network, config.strides)
     sides = {
         2 + axis: steps * torch.export.Dim(f"side_{axis}", max=_MOST) for axis, steps in enumerate(multiple)
-    }  # a network takes multiples of its steps alone
-    # Two steps along each axis, and a batch of two: what is 1 in an example is taken to be 1 always.
+    }  # the network only takes multiples of its steps
+    # At least two steps along each axis, and a batch of two: a size of 1 in the example would become fixed.
     size = [max(side, 2 * steps) for side, steps in zip(config.patch_size, multiple, strict=True)]
     example = torch.zeros(2, config.in_channels, *size)
     torch.onnx.export(
@@ -93,7 +93,7 @@ def _write_onnx(net: nn.Module, config: Configuration, out: Path) -> None:
 
 
 def _facts(config: Configuration) -> dict[str, Any]:
-    """What comes before and behind a network, in the words of `portable`."""
+    """The parameters of preprocessing and postprocessing, with the names of `portable`."""
     return {
         "images": config.images,
         "modality": config.modality,
@@ -117,7 +117,7 @@ def _write_bundle(net: nn.Module, config: Configuration, out: Path) -> None:
 
 
 def _network(config: Configuration) -> dict[str, Any]:
-    """The network as a component of a configuration."""
+    """The network as a component of a MONAI configuration."""
     kind, arguments = network_arguments(
         config.network,
         config.in_channels,
@@ -205,7 +205,7 @@ def _inference(config: Configuration) -> dict[str, Any]:
 
 
 def _metadata(config: Configuration) -> dict[str, Any]:
-    """What MONAI's schema asks for."""
+    """The metadata that MONAI's schema requires."""
     labels = ", ".join(config.labels.names)
     patch = {
         "type": "image",

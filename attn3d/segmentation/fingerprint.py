@@ -1,4 +1,4 @@
-"""What a data set looks like, and what that asks of a network: its grid, its patches, its strides and kernels."""
+"""The properties of a data set, and the grid, patch size, strides and kernels of a network that follow from them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,26 +12,26 @@ from attn3d.segmentation.datasets import Case, Dataset, read_case_image, read_ca
 from attn3d.segmentation.errors import failing_as
 from attn3d.segmentation.grid import voxel_millilitres
 
-_COARSE = 3.0  # times the finest spacing: from here on the slices of a scan are thick
-_NEAR_ISOTROPIC = 2.0  # nnU-Net's: an axis is pooled, and seen by a kernel, when it is less than so much coarser
-_SMALLEST_MAP = 4  # voxels along an axis that is not halved further
+_COARSE = 3.0  # an axis with this multiple of the finest spacing has thick slices
+_NEAR_ISOTROPIC = 2.0  # from nnU-Net: an axis is pooled and convolved if it is less than this factor coarser
+_SMALLEST_MAP = 4  # smallest size of an axis after pooling, in voxels
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """The scans and labels of the training cases.
+    """Properties of the scans and labels of the training cases.
 
     Attributes:
-        cases: how many.
-        shape: the median number of voxels along right, anterior and superior.
-        spacing: the median of their distances in mm.
-        spacing_range: the smallest and the largest along each axis.
-        intensities: percentiles 0.5, 50 and 99.5, mean and standard deviation of each channel, over the labelled
-            voxels where there are any.
-        cases_with: by label, in how many cases it occurs.
-        volume_ml: by label, the median over these cases.
+        cases: number of cases.
+        shape: median number of voxels along right, anterior and superior.
+        spacing: median spacing along these axes in mm.
+        spacing_range: smallest and largest spacing along each axis.
+        intensities: percentiles 0.5, 50 and 99.5, mean and standard deviation of each channel, over the labelled voxels
+            or, in cases without any, over all voxels.
+        cases_with: number of cases that have each label.
+        volume_ml: median volume of each label over these cases.
         scans: as ``intensities``, over all voxels.
-        labelled: as ``intensities`` of the first channel, by label.
+        labelled: as ``intensities`` of the first channel, for each label.
     """
 
     cases: int
@@ -47,14 +47,14 @@ class Fingerprint:
 
 @dataclass(frozen=True)
 class Geometry:
-    """The grid of a network and how it goes down from it.
+    """The working grid, the patch size and the resolutions of a network.
 
     Attributes:
         spacing: mm per voxel along right, anterior and superior.
-        patch_size: voxels, a multiple of what the strides multiply to.
-        strides: of each step down, per axis.
-        kernels: of each resolution, one more than there are strides, per axis.
-        whole: whether a patch holds the median scan.
+        patch_size: voxels per axis, a multiple of the product of the strides.
+        strides: the stride of each downsampling, per axis.
+        kernels: the kernel size at each resolution, per axis; one more than there are strides.
+        whole: whether a patch contains the median scan.
     """
 
     spacing: tuple[float, ...]
@@ -68,12 +68,12 @@ def take_fingerprint(dataset: Dataset, cases: Sequence[Case], *, quiet: bool = F
     """Reads all training cases once.
 
     Args:
-        dataset: that they are of.
-        cases: to train on; what is held out has no say.
-        quiet: no progress bar.
+        dataset: the data set of the cases.
+        cases: the training cases, without those that are held out.
+        quiet: whether to show no progress bar.
 
     Raises:
-        FileError: when a file cannot be used, or a case has another number of channels than the first.
+        FileError: when a file cannot be used, or a case has another number of channels than the first one.
     """
     shapes, spacings, samples, scans = [], [], [], []
     inside: dict[str, list[np.ndarray]] = {name: [] for name in dataset.labels.names}
@@ -116,18 +116,20 @@ def propose_geometry(
     spacing: Sequence[float] | None = None,
     patch_size: Sequence[int] | None = None,
 ) -> Geometry:
-    """The working grid for a data set, after nnU-Net's rules (Isensee et al., Nature Methods 2021).
+    """Proposes the working grid for a data set, by rules similar to nnU-Net's (Isensee et al., Nature Methods 2021).
 
-    The spacing is the median; along an axis three times coarser than the finest, the tenth part of the way from the
-    smallest to it, so that thick slices are not made thicker. Where the median scan has no more voxels than a patch
-    may have, a patch holds it; otherwise a patch has equal sides in mm, as far as the scans go. An axis is halved where
-    its spacing is less than twice the finest one and it has 8 voxels or more, and a kernel spans it from there on.
+    The spacing is the median spacing. Along an axis at least three times coarser than the finest one, it is the
+    smallest spacing plus a tenth of the difference to the median, so that thick slices do not become thicker. If the
+    median scan has at most ``patch_voxels`` voxels, a patch contains the whole scan. Otherwise the sides of a patch are
+    equal in mm, but not larger than the scan. At each resolution, an axis is halved if its spacing is less than twice
+    the finest one and it has 8 voxels or more. Kernels have size 3 along axes whose spacing is less than twice the
+    finest one, and 1 along the others.
 
     Args:
-        fingerprint: of the training cases.
-        patch_voxels: about how many a patch may have.
-        spacing: mm, where it is decided already.
-        patch_size: voxels, where it is decided already.
+        fingerprint: properties of the training cases.
+        patch_voxels: approximate number of voxels in a patch.
+        spacing: spacing in mm, to use instead of a proposed one.
+        patch_size: patch size in voxels, to use instead of a proposed one.
     """
     if spacing is None:
         median = np.array(fingerprint.spacing)
@@ -151,7 +153,7 @@ def propose_geometry(
 
 
 def _patch(grid: np.ndarray, spacing: np.ndarray, voxels: int) -> np.ndarray:
-    """Voxels along each axis: the same extent in mm, and no more than the scans have."""
+    """Voxels along each axis: equal lengths in mm, but at most the size of the scans."""
     fixed = np.zeros(3, bool)
     while True:
         volume = voxels * np.prod(spacing) / np.prod((grid * spacing)[fixed])
@@ -164,7 +166,7 @@ def _patch(grid: np.ndarray, spacing: np.ndarray, voxels: int) -> np.ndarray:
 
 
 def _steps(size: np.ndarray, spacing: np.ndarray) -> tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]:
-    """Strides from one resolution to the next, and kernels of all of them."""
+    """The strides between the resolutions, and the kernels of all resolutions."""
     size, spacing = size.copy(), spacing.copy()
     strides: list[tuple[int, ...]] = []
     kernels: list[tuple[int, ...]] = []
@@ -180,7 +182,7 @@ def _steps(size: np.ndarray, spacing: np.ndarray) -> tuple[tuple[tuple[int, ...]
 
 
 def _sample(image: nib.Nifti1Image, chosen: Any) -> np.ndarray:
-    """At most 10,000 of the chosen voxels, evenly."""
+    """About 10,000 of the chosen voxels at most, at equal intervals."""
     values = np.asarray(image.dataobj)[chosen].ravel()
     return values[:: 1 + len(values) // 10_000].astype(np.float64)
 

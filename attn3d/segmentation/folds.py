@@ -1,4 +1,4 @@
-"""Cross-validation: ``train --folds 5``, a run for each fold, together an ensemble that scores every case once."""
+"""Cross-validation (``train --folds 5``): a run for each fold, and the scores of all held-out cases."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -6,22 +6,22 @@ from typing import Any, NamedTuple
 from sklearn.model_selection import KFold
 
 from attn3d.segmentation.datasets import find_dataset, read_splits
-from attn3d.segmentation.evaluation import summarise, write_scores
 from attn3d.segmentation.locks import locked
 from attn3d.segmentation.runs import SPLITS, Run
 from attn3d.segmentation.series import keep_settings, train_or_resume
 from attn3d.segmentation.settings import settings_from
 from attn3d.segmentation.simulation import simulate
+from attn3d.segmentation.summaries import summarise, write_scores
 from attn3d.segmentation.writing import read_json, write_json
 
 
 class CrossValidation(NamedTuple):
-    """What came of a cross-validation.
+    """The result of a cross-validation.
 
     Attributes:
-        folder: with the runs in ``fold_0``, ``fold_1``, ..; `predict` takes it as an ensemble of them.
-        runs: a finished one for each fold.
-        scores: of all held-out cases together, as `evaluate` gives them.
+        folder: the folder with the runs ``fold_0``, ``fold_1``, ..; `predict` uses it as an ensemble.
+        runs: the finished run of each fold.
+        scores: the scores of all held-out cases, in the form of `evaluate`.
     """
 
     folder: Path
@@ -39,26 +39,27 @@ def cross_validate(
     quiet: bool = False,
     **settings: Any,
 ) -> CrossValidation:
-    """Trains a network for each fold on the cases outside it, and scores every case by the one that has not seen it.
+    """Trains one network per fold. Each case is scored by the network that was trained without it.
 
-    Called again after it was stopped, it goes on where it was: finished folds are not trained again.
+    If it was stopped, call it again to continue: finished folds are not trained again.
 
     Args:
-        data: as in `train`; without it a simulated cohort is written into ``out``. It may have been moved since the
-            cross-validation was begun.
+        data: as in `train`; without it, a simulated cohort is written into ``out``. The folder may have been moved
+            since the cross-validation began.
         out: the folder of the cross-validation. It gets ``splits.json`` in the form of nnU-Net's
-            ``splits_final.json``, the runs in ``fold_0``, ``fold_1``, .., and ``scores.csv`` and ``scores.json`` of all
-            cases, each from the run that held it out.
-        folds: how many, drawn with the setting ``split_seed``; or the JSON file of given splits, as nnU-Net's.
+            ``splits_final.json``, the runs ``fold_0``, ``fold_1``, .., and ``scores.csv`` and ``scores.json`` of all
+            cases, each from the run that held the case out.
+        folds: the number of folds, drawn with the setting ``split_seed``; or a JSON file in the form of nnU-Net's
+            ``splits_final.json``.
         config: as in `train`.
         workers: as in `train`.
-        quiet: no progress bars.
+        quiet: whether to show no progress bars.
         **settings: as in `train`, the same for all folds.
 
     Raises:
-        FileError: when a file cannot be used, or ``out`` holds a cross-validation with other settings.
+        FileError: when a file cannot be used, or ``out`` has a cross-validation with other settings.
         ValueError: when ``folds`` is below 2 or above the number of cases, a setting is wrong, or ``out`` is in use.
-        Interrupted: when it was stopped by Ctrl-C.
+        Interrupted: when it is stopped by Ctrl-C.
     """
     out, chosen = Path(out), settings_from(None if config is None else Path(config), settings)
     given = folds if isinstance(folds, int) else str(Path(folds).resolve())
@@ -87,7 +88,7 @@ def cross_validate(
 
 
 def _splits(data: Path | str, folds: int | Path | str, seed: int) -> list[Any]:
-    """The names to train and to validate on in each fold; of those that are drawn, each holds out other cases."""
+    """The names of the training and validation cases of each fold."""
     if not isinstance(folds, int):
         return read_splits(folds)
     names = sorted(case.name for case in find_dataset(data, labelled=True).cases)

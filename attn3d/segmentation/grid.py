@@ -1,7 +1,7 @@
-"""The grid that a network works on, and the way there and back.
+"""Resamples scans to the working grid of a network, and probabilities back to the grid of the scan.
 
-Scans come in any orientation and spacing. A network sees them with the axes in the order right, anterior,
-superior (RAS) at one spacing; its probabilities, not its labels, go back to the scan's own voxels.
+Scans have any orientation and spacing. The working grid has the axes right, anterior, superior (RAS) and one spacing
+for all scans. Probabilities are resampled back, not labels.
 """
 
 from collections import deque
@@ -14,19 +14,20 @@ from monai.data import MetaTensor
 from torch import Tensor
 
 _MOST_VOXELS = 2**30  # of a volume on the working grid: 4 GiB in float32
-_TIE = 1e-4  # voxels; two labels whose parts of a voxel differ by less share it equally
+_TIE = 1e-4  # two labels cover a voxel equally if their shares of it differ by less
 
 
 def voxel_millilitres(affine: np.ndarray) -> float:
-    """The volume of a voxel in ml, of an affine in mm."""
+    """The volume of a voxel in ml, from an affine in mm."""
     return float(abs(np.linalg.det(affine[:3, :3])) / 1000)
 
 
 def to_grid(image: nib.Nifti1Image, spacing: Sequence[float]) -> MetaTensor:
-    """A scan as (1, *S) along its own axes nearest to RAS, interpolated linearly.
+    """Resamples a scan to (1, *S) by linear interpolation, along the scan's axes that are closest to RAS.
 
-    The grid covers the extent of the scan, from the outer faces of its first voxels to those of its last, and has the
-    same middle: a mirrored scan gives the mirrored volume. Beyond the middles of the outermost voxels it is as there.
+    The grid covers the extent of the scan, from the outer faces of its first voxels to those of its last ones, and has
+    the same centre: a mirrored scan gives the mirrored volume. Values outside of the outermost voxel centres are those
+    at the centres.
 
     Args:
         image: from `read_image`.
@@ -37,7 +38,7 @@ def to_grid(image: nib.Nifti1Image, spacing: Sequence[float]) -> MetaTensor:
     """
     affine, shape = _grid_over(nib.as_closest_canonical(image), spacing)
     found = torch.empty(1, *shape)
-    planes = torch.from_numpy(np.asarray(image.dataobj, dtype=np.float32))[None].unbind(3)  # as they lie in a file
+    planes = torch.from_numpy(np.asarray(image.dataobj, dtype=np.float32))[None].unbind(3)  # in the order of the file
     axis = along(2, image.affine, affine)
     for index, plane in resampled_planes(iter(planes), image.affine, image.shape, affine, shape, 2):
         found.select(1 + axis, index).copy_(plane)
@@ -45,10 +46,10 @@ def to_grid(image: nib.Nifti1Image, spacing: Sequence[float]) -> MetaTensor:
 
 
 def label_to_grid(label: nib.Nifti1Image, spacing: Sequence[float]) -> MetaTensor:
-    """The labels of a scan on the grid that `to_grid` gives it, (1, *S), uint8.
+    """Resamples labels to the grid of `to_grid`, (1, *S), uint8.
 
-    A voxel gets the label that covers most of it, and the smaller one of two that cover it equally. At a whole part of
-    the scan's spacing each of its voxels thus becomes equally many.
+    A voxel gets the label that covers most of it, and the smaller value if two labels cover it equally. If the scan's
+    spacing is a multiple of the new spacing, every voxel of the scan becomes the same number of voxels.
 
     Args:
         label: from `read_label`.
@@ -84,25 +85,26 @@ def resampled_planes(
     new_shape: Sequence[int],
     axis: int,
 ) -> Iterator[tuple[int, Tensor]]:
-    """Brings a volume to another grid plane by plane, so that neither of the two need be there as a whole.
+    """Resamples a volume to another grid plane by plane, so that neither of them has to be in memory as a whole.
 
-    A voxel between others gets their weighted mean, one beyond the outermost what they have. Both grids have the same
-    axes, in any order and direction, as a scan and its working grid do; so each axis is interpolated by itself.
+    Interpolation is linear; voxels outside of the outermost voxel centres get the values at these centres. The axes of
+    both grids are parallel, in any order and direction, as those of a scan and its working grid. Therefore each axis is
+    interpolated separately.
 
     Args:
-        planes: across an axis of the volume, in its order, (C, *rest).
-        affine: of the volume.
-        shape: of the volume.
-        new_affine: of the grid that it is brought to.
-        new_shape: of that grid.
-        axis: of the volume, which the planes follow each other along.
+        planes: the planes (C, *rest) of the volume along ``axis``, in order.
+        affine: affine of the volume.
+        shape: shape of the volume.
+        new_affine: affine of the new grid.
+        new_shape: shape of the new grid.
+        axis: the axis of the volume that the planes are perpendicular to.
 
     Yields:
-        Index and plane (C, *rest) along the axis of the new grid that lies along ``axis``, `along` says which; from the
-        first of the planes to the last, and so perhaps from the last index to the first.
+        The index and the plane (C, *rest) of the new grid along its axis that is parallel to ``axis``, see `along`. The
+        order is that of ``planes``, so the indices may be descending.
     """
     to_volume = np.linalg.inv(affine) @ new_affine
-    source = np.abs(to_volume[:3, :3]).argmax(axis=0)  # the volume's axis along each of the new grid
+    source = np.abs(to_volume[:3, :3]).argmax(axis=0)  # the volume's axis parallel to each axis of the new grid
     lower, weights = zip(
         *(
             _between(to_volume[one, new] * np.arange(new_shape[new]) + to_volume[one, 3], shape[one])
@@ -127,13 +129,16 @@ def resampled_planes(
 
 
 def along(axis: int, affine: np.ndarray, new_affine: np.ndarray) -> int:
-    """The axis of a grid that lies along an axis of another, of which `resampled_planes` speaks."""
+    """The axis of a new grid that is parallel to an axis of a volume."""
     return int(np.abs((np.linalg.inv(affine) @ new_affine)[axis, :3]).argmax())
 
 
 def _between(positions: np.ndarray, size: int) -> tuple[Tensor, Tensor]:
-    """The voxel at or before each position along an axis, never the last of several, and how far it lies behind it."""
-    positions = np.round(positions, 6).clip(0, size - 1)  # what inverting left beside a voxel is on it
+    """For each position along an axis, the index of the voxel at or before it, and the fraction of the way to the next.
+
+    The index is at most that of the last voxel but one, if there are several.
+    """
+    positions = np.round(positions, 6).clip(0, size - 1)  # removes rounding errors of the inverse
     lower = np.minimum(np.floor(positions), max(size - 2, 0))
     return torch.from_numpy(lower.astype(np.int64)), torch.from_numpy((positions - lower).astype(np.float32))
 
@@ -148,14 +153,14 @@ def _interpolated(plane: Tensor, dim: int, lower: Tensor, weights: Tensor) -> Te
 
 
 def _grid_over(volume: nib.Nifti1Image, spacing: Sequence[float]) -> tuple[np.ndarray, tuple[int, ...]]:
-    """Affine and shape of the grid over the extent of a volume, with the same middle."""
+    """Affine and shape of the grid over the extent of a volume, with the same centre."""
     steps, size = _steps(volume, spacing), np.array(volume.shape)
     shape = np.maximum(1, np.floor(size / steps + 0.5))
     if np.prod(shape) > _MOST_VOXELS:
         wanted = " x ".join(f"{one:.0f}" for one in shape)
         raise ValueError(
-            f"`spacing` {tuple(spacing)} mm makes {wanted} voxels of a scan of {tuple(size.tolist())}, "
-            f"more than {_MOST_VOXELS}; check the spacing in the scan's header, or set a coarser one"
+            f"`spacing` {tuple(spacing)} mm gives {wanted} voxels for a scan of {tuple(size.tolist())}, "
+            f"more than {_MOST_VOXELS}; check the spacing in the scan's header, or set a larger `spacing`"
         )
     to_volume = np.diag([*steps, 1.0])
     to_volume[:3, 3] = (size - 1) / 2 - steps * (shape - 1) / 2
@@ -168,7 +173,7 @@ def _steps(volume: nib.Nifti1Image, spacing: Sequence[float]) -> np.ndarray:
 
 
 def _overlaps(size: int, new_size: int, step: float) -> torch.Tensor:
-    """(new_size, size): the part of each voxel of the new axis that each of the old covers, both of one middle."""
+    """(new_size, size): the fraction of each new voxel that each old voxel covers. Both axes have the same centre."""
     edges = size / 2 + step * (np.arange(new_size + 1) - new_size / 2)
     old = np.arange(size)
     shared = np.minimum(edges[1:, None], old + 1) - np.maximum(edges[:-1, None], old)

@@ -1,8 +1,8 @@
-"""From trained networks and a scan to a label for each of the scan's voxels, a plane at a time.
+"""Segments a scan with trained networks, plane by plane.
 
-The windows of a network slide along one axis of its working grid. Behind them planes are finished: their probabilities
-are brought to the scan's grid and their labels chosen, and nothing of them is kept. So memory is that of the planes
-that a window spans, whatever the length of the scan, and classes cost next to nothing.
+The windows of a network slide along one axis of its working grid. Planes that no further window covers are finished:
+their probabilities are resampled to the scan's grid, their labels are chosen, and the planes are released. Therefore
+memory is that of the planes that a window spans, for any length of the scan, and more classes need little more.
 """
 
 import math
@@ -40,7 +40,7 @@ class Segmentation(NamedTuple):
 
 
 class View(NamedTuple):
-    """A scan as a network sees it.
+    """A scan in the form of a network's input.
 
     Attributes:
         network: (B, C, *patch) to logits (B, channels, *patch); it is left in evaluation mode and runs where its
@@ -124,7 +124,7 @@ def segment(
 
 
 def measures_of(networks: int) -> tuple[str, ...]:
-    """The measures of uncertainty that so many networks give."""
+    """The measures of uncertainty for a number of networks."""
     return ("entropy", "spread") if networks > 1 else ("entropy",)
 
 
@@ -206,7 +206,7 @@ def probability_planes(view: View, axis: int, *, overlap: float = 0.5, mirror: S
 
 
 def _padded(volume: Tensor, patch_size: Sequence[int]) -> tuple[Tensor, list[slice]]:
-    """A volume extended by its edges to the size of a patch at least, and where it lies in it."""
+    """A volume extended by its edges to at least the size of a patch, and the slices of the volume in it."""
     missing = [max(0, patch - one) for patch, one in zip(patch_size, volume.shape[1:], strict=True)]
     inside = [slice(one // 2, one // 2 + size) for one, size in zip(missing, volume.shape[1:], strict=True)]
     if any(missing):
@@ -216,10 +216,10 @@ def _padded(volume: Tensor, patch_size: Sequence[int]) -> tuple[Tensor, list[sli
 
 
 def _logits(view: View, patches: Tensor, mirror: Sequence[int]) -> Tensor:
-    """What float16 holds of the mean logits over all combinations of mirrored axes.
+    """The mean logits over all combinations of mirrored axes, in the range of float16.
 
-    It is how far each label is below the most probable one, or how far each region is from 0. An infinite logit becomes
-    NaN, so that it is found.
+    Logits of labels are relative to the highest of each voxel; those of regions are clamped. An infinite logit becomes
+    NaN, which is refused later.
     """
     found = view.network(patches)
     for count in range(1, 1 + len(mirror)):

@@ -10,18 +10,18 @@ from attn3d.segmentation.writing import finished_file
 
 ENDINGS = (".nrrd", ".mha")
 _TO_NIFTI = np.diag([-1.0, -1.0, 1.0])  # ITK's axes point left and back, NIfTI's right and forwards
-_SHEARED = 1e-3  # the most that the cosine between two axes may be
+_SHEARED = 1e-3  # largest cosine between axes that count as perpendicular
 
 
 def is_itk(path: Path | str) -> bool:
-    """Whether a file is NRRD or MetaImage, whatever its name says."""
+    """Whether a file is NRRD or MetaImage, by its content."""
     with Path(path).open("rb") as file:
         head = file.read(64)
     return head.startswith((b"NRRD0", b"ObjectType", b"NDims"))
 
 
 def read_itk(path: Path | str) -> nib.Nifti1Image:
-    """The volume in a NRRD or MetaImage file; several components are a fourth axis.
+    """Reads a NRRD or MetaImage file. If voxels have several components, these are a fourth axis.
 
     Raises:
         FileError: when it cannot be read or is not 3-D.
@@ -29,20 +29,20 @@ def read_itk(path: Path | str) -> nib.Nifti1Image:
     import SimpleITK as sitk
 
     reader = sitk.ImageFileReader()
-    reader.SetImageIO("NrrdImageIO" if _starts_as_nrrd(path) else "MetaImageIO")  # the name need not end so
+    reader.SetImageIO("NrrdImageIO" if _starts_as_nrrd(path) else "MetaImageIO")  # the name may have another ending
     reader.SetFileName(str(path))
     try:
         image = reader.Execute()
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
-        raise FileError(path, f"is damaged or cut short ({reason}); fetch it again") from error
+        raise FileError(path, f"is damaged or incomplete ({reason}); download it again") from error
     if image.GetDimension() != 3:
-        raise FileError(path, f"a 3-D volume is needed, got one of {image.GetDimension()} axes")
+        raise FileError(path, f"must be a 3-D volume, got {image.GetDimension()} axes")
     affine = np.eye(4)
     affine[:3, :3] = _TO_NIFTI @ np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
     affine[:3, 3] = _TO_NIFTI @ image.GetOrigin()
     voxels = np.moveaxis(sitk.GetArrayFromImage(image), (0, 2), (2, 0))
-    found = nib.Nifti1Image(voxels, affine, dtype=voxels.dtype)  # 64 bit integers have to be asked for
+    found = nib.Nifti1Image(voxels, affine, dtype=voxels.dtype)  # the dtype allows 64-bit integers
     found.set_sform(affine, "scanner")
     found.set_qform(affine, "scanner")
     found.header.set_xyzt_units("mm")
@@ -50,22 +50,22 @@ def read_itk(path: Path | str) -> nib.Nifti1Image:
 
 
 def write_itk(path: Path | str, voxels: np.ndarray, affine: np.ndarray) -> None:
-    """Writes a volume, compressed, in the format that its name ends in.
+    """Writes a compressed volume in the format of the file's ending.
 
     Args:
-        path: ending in one of `ENDINGS`; nothing is there before the file is whole.
+        path: the file to write, with one of `ENDINGS`. It exists only when it is complete.
         voxels: (X, Y, Z).
-        affine: voxel indices to millimetres.
+        affine: maps voxel indices to millimetres.
 
     Raises:
-        FileError: when the axes are not orthogonal, as under a tilted gantry, which ITK's geometry cannot say.
+        FileError: when the axes are not orthogonal, as with a tilted gantry; these formats do not support that.
     """
     import SimpleITK as sitk
 
     spacing = nib.affines.voxel_sizes(affine)
     direction = _TO_NIFTI @ affine[:3, :3] / spacing
     if np.abs(direction.T @ direction - np.eye(3)).max() > _SHEARED:
-        raise FileError(path, "cannot hold the scan's sheared axes; write NIfTI (--format nii.gz)")
+        raise FileError(path, "its format does not support the sheared axes of the scan; write NIfTI (--format nii.gz)")
     image = sitk.GetImageFromArray(np.ascontiguousarray(voxels.transpose(2, 1, 0)))
     image.SetSpacing(spacing.tolist())
     image.SetDirection(direction.ravel().tolist())

@@ -1,4 +1,4 @@
-"""What the values of a label map mean: labels of which a voxel has one, or regions of several values that overlap."""
+"""The meaning of the values of a label map: labels that exclude each other, or regions that may overlap."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -18,22 +18,22 @@ ANY = "any label"  # what scores call all labels taken as one
 class Labels:
     """The labels of a data set, which a network learns, `predict` writes and `evaluate` scores.
 
-    Without a ``regions_class_order`` a voxel has one label or none, and a network gives probabilities of the background
-    and of each label that sum to 1 (softmax). With it the labels are regions, as nnU-Net has them: a network gives the
-    probability of each region by itself (sigmoid); where that is above 0.5 the region's value is written, in the order
-    of the regions, a later one over an earlier one. So regions that hold others come first. A region of a label map are
-    all voxels with one of its values.
+    Without ``regions_class_order``, a voxel has at most one label. The network gives probabilities of the background
+    and of each label, which sum to 1 (softmax). With it, the labels are regions as in nnU-Net. The network gives the
+    probability of each region separately (sigmoid). If it is above 0.5, the value of the region is written, in the
+    order of the regions; a later region overwrites an earlier one, so a region that contains another comes first. In a
+    label map, a region consists of all voxels with one of its values.
 
     Args:
         names: of the labels.
-        values: those that each label is made of, from 1 to 255; one of each where they are no regions.
+        values: the values of each label, from 1 to 255; a single one if the labels are not regions.
         regions_class_order: the value that is written for each region.
-        ignore: the value of voxels that nobody labelled, the highest. They are not learnt from, never predicted and
-            not scored.
+        ignore: the value of voxels without annotation, which must be the highest value. These voxels have no loss, are
+            not scored, and the value is never predicted.
 
     Raises:
-        ValueError: when a value cannot be, a label has no name of its own, or regions cannot be told apart by what is
-            written for them.
+        ValueError: when a value is out of range, two labels have one name, or two regions cannot be distinguished in
+            the label map that is written.
     """
 
     names: tuple[str, ...]
@@ -57,7 +57,7 @@ class Labels:
 
     @classmethod
     def of(cls, labels: "Labels | Mapping[int, str]", ignore: int | None = None) -> "Labels":
-        """Labels as they are, or those of which a voxel has one, from their values and names."""
+        """Labels that exclude each other, from their values and names; `Labels` are returned unchanged."""
         if isinstance(labels, Labels):
             return labels
         values = sorted(labels)
@@ -65,42 +65,42 @@ class Labels:
 
     @property
     def regions(self) -> bool:
-        """Whether labels are regions."""
+        """Whether the labels are regions."""
         return bool(self.regions_class_order)
 
     @property
     def channels(self) -> tuple[str, ...]:
-        """What each output channel of a network stands for."""
+        """The name of each output channel of a network."""
         return self.names if self.regions else ("background", *self.names)
 
     @property
     def written(self) -> tuple[int, ...]:
-        """The value that is written for each output channel of a network."""
+        """The value that is written for each output channel."""
         return self.regions_class_order or (0, *(value for (value,) in self.values))
 
     @property
     def present(self) -> tuple[int, ...]:
-        """All values of labels, without 0 and those to ignore, in ascending order."""
+        """The values of all labels in ascending order, without 0 and the ignored value."""
         return tuple(sorted({value for values in self.values for value in values}))
 
     @property
     def readable(self) -> tuple[int, ...]:
-        """All values that a reference may have."""
+        """All values that are allowed in a reference."""
         return (0, *self.present) if self.ignore is None else (0, *self.present, self.ignore)
 
     @property
     def legend(self) -> dict[int, str]:
-        """Value and name for pictures of label maps; of several regions of a value, the name of the last one."""
+        """Values and names for pictures of label maps. A value of several regions has the name of the last one."""
         named = {value: name for name, one in self._parts() for value in one}
         return {value: named[value] for value in self.present}
 
     @property
     def one_holds_all(self) -> bool:
-        """Whether a label is all labels taken as one."""
+        """Whether one of the labels contains all values."""
         return any(set(values) == set(self.present) for values in self.values)
 
     def __str__(self) -> str:
-        """In a line."""
+        """One line with all values and names."""
         listed = ", ".join(f"{'+'.join(map(str, one))} {name}" for name, one in self._parts())
         ignored = "" if self.ignore is None else f"; {self.ignore} is ignored"
         return f"{'regions' if self.regions else 'labels'} {listed or 'none'}{ignored}"
@@ -112,27 +112,27 @@ class Labels:
         return labels if self.ignore is None else {**labels, "ignore": self.ignore}
 
     def masks(self, label: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-        """Name and mask of each label of a label map."""
+        """Yields the name and the mask of each label of a label map."""
         for name, values in self._parts():
             yield name, label == values[0] if len(values) == 1 else np.isin(label, values)
 
     def without_ignored(self, label: np.ndarray) -> np.ndarray:
-        """A label map with 0 where voxels are to be ignored."""
+        """A label map with 0 in ignored voxels."""
         return self.compared(label, label)[1]
 
     def compared(self, prediction: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """A prediction and its reference, both with 0 where the reference's voxels are to be ignored."""
+        """A prediction and its reference, both with 0 in the voxels that the reference ignores."""
         if self.ignore is None:
             return prediction, reference
         counting = reference != self.ignore
         return prediction * counting, reference * counting
 
     def changed(self, label: np.ndarray, change: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-        """A label map of what a change leaves of the mask of each label.
+        """The label map after a change of the mask of each label.
 
         Args:
-            label: as a network's is, of values that are written.
-            change: of a mask.
+            label: a predicted label map, whose values are those of ``written``.
+            change: a function of a mask that returns a mask.
         """
         found = np.zeros_like(label)
         for (_, mask), value in zip(self.masks(label), self.written[-len(self.names) :], strict=True):
@@ -140,10 +140,10 @@ class Labels:
         return found
 
     def targets(self, label: Tensor) -> Tensor:
-        """What a loss compares logits with: class indices (B, 1, *S), of regions a mask for each (B, regions, *S).
+        """The targets of a loss: class indices (B, 1, *S), or masks of the regions (B, regions, *S).
 
         Args:
-            label: values (B, 1, *S), none of them to ignore.
+            label: values (B, 1, *S) without ignored voxels.
         """
         return self._table(label.device)[label[:, 0].long()].movedim(-1, 1)
 
@@ -160,7 +160,7 @@ class Labels:
         return zip(self.names, self.values, strict=True)
 
     def _table(self, device: torch.device) -> Tensor:
-        """By value, the class index or the regions that hold it."""
+        """The class index, or the membership in each region, of every value."""
         if not self.regions:
             table = torch.zeros(256, 1, dtype=torch.long, device=device)
             table[list(self.written), 0] = torch.arange(len(self.written), device=device)
@@ -171,18 +171,18 @@ class Labels:
         return table
 
     def _check_names(self) -> None:
-        """Each label has a name of its own, by which it is scored."""
-        known = {ANY: "all labels together have"}
+        """Checks that names are unique, since scores are listed by name."""
+        known = {ANY: "all labels as one"}
         for name, values in self._parts():
             value = values[0] if len(values) == 1 else list(values)
             if name in known:
                 raise ValueError(
-                    f"`labels` call {value} {name!r}, a name that {known[name]}; give each a name of its own"
+                    f"`labels` has the name {name!r} for {value} and for {known[name]}; give each label its own name"
                 )
-            known[name] = f"{value} has"
+            known[name] = f"label {value}"
 
     def _check_order(self) -> None:
-        """What is written for each region tells it from the others."""
+        """Checks that all regions can be read from the label map that is written."""
         order = self.regions_class_order
         if not order:
             if several := [name for name, values in self._parts() if len(values) > 1]:

@@ -1,4 +1,4 @@
-"""One process at a time in a folder, by the lock of the operating system, which ends with its owner."""
+"""Allows only one process at a time in a folder. The operating system releases the lock if the process ends."""
 
 import os
 import platform
@@ -15,17 +15,17 @@ LOCK = ".lock"
 
 @contextmanager
 def locked(folder: Path | str, parts: Collection[str] = (), *, wait: bool = False) -> Iterator[None]:
-    """Owns a folder, which is made if it is not there; if it is still empty in the end, it is removed again.
+    """Locks a folder for this process. Unfinished files of processes that have ended are removed first.
 
-    What processes that died left unfinished in it is removed first.
+    The folder is created if it does not exist, and removed at the end if it was created here and is still empty.
 
     Args:
-        folder: that is written to.
-        parts: folders in it that are owned with it.
-        wait: for another owner to finish, rather than refuse.
+        folder: the folder to write to.
+        parts: folders inside it, in which unfinished files are removed too.
+        wait: whether to wait until another process releases the lock, instead of raising an error.
 
     Raises:
-        ValueError: when another process owns it.
+        ValueError: when another process has locked the folder.
     """
     folder = Path(folder)
     made = not folder.exists()
@@ -38,7 +38,7 @@ def locked(folder: Path | str, parts: Collection[str] = (), *, wait: bool = Fals
         owner = file.read_text(encoding="utf-8").strip() or "another process"
         raise ValueError(f"`out` {folder} is in use by {owner}; wait for it, or give another folder") from error
     try:
-        with suppress(OSError):  # on a full disk the owner has no name; what is to be written says so
+        with suppress(OSError):  # on a full disk the process is not named; the next file raises the error
             file.write_text(f"process {os.getpid()} on {platform.node()}\n", encoding="utf-8")
         for part in ("", *parts):
             sweep(folder / part, alone=not wait)
@@ -47,5 +47,5 @@ def locked(folder: Path | str, parts: Collection[str] = (), *, wait: bool = Fals
         file.unlink(missing_ok=True)
         lock.release()
         if made:
-            with suppress(OSError):  # it is not empty, as it should be
+            with suppress(OSError):  # it usually has files
                 folder.rmdir()

@@ -1,4 +1,4 @@
-"""The losses to train with, by name."""
+"""The losses for training, by name."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -51,14 +51,14 @@ class DiceBCELoss(_Loss):
 def create_loss(name: str, labels: Labels, weights: Sequence[float] | None = None) -> LabelLoss:
     """A loss of logits (B, channels, *S) and label values (B, 1, *S), by MONAI.
 
-    All take the voxels of a batch together: a label that one patch lacks would otherwise cost 1 for a single voxel.
-    Of labels they take the softmax, and leave the background out where it is said; of regions the sigmoid of each.
+    All losses pool the voxels of a batch. Otherwise a single false voxel of a label that a patch lacks would cost 1.
+    Labels go through a softmax, and the background is left out where it is said; each region goes through a sigmoid.
 
     - ``dice_ce``: Dice loss, without the background, and cross-entropy; of regions binary cross-entropy.
     - ``dice_focal``: Dice loss, and focal loss with exponent 2 (Lin et al., arXiv 1708.02002) of the sigmoid of each
       label, both without the background.
     - ``generalized_dice``: labels weighted by their inverse squared volume (Sudre et al., arXiv 1707.03237). A batch
-      without any label has no gradient: what is found there costs nothing.
+      without any label has no gradient, so false positives in it cost nothing.
     - ``tversky``: false positives weighted 0.3 and false negatives 0.7 (Salehi et al., arXiv 1706.05721).
 
     Args:

@@ -1,8 +1,8 @@
-"""A real T1 MRI with its tissues, there without a download: the MNI152 template that nilearn carries.
+"""A real T1 MRI with tissue labels and without a download: the MNI152 template, which nilearn ships.
 
-It is the average of 152 people, stripped of its skull; the labels come from the maps published with it.
-It is exactly symmetric, so a flip shows a network nothing new and a left/right split would test on the training
-data: hold out along the anterior-posterior axis.
+It is the average of 152 people, without the skull. The labels come from the tissue maps that were published with it.
+The template is exactly symmetric: mirroring gives no new training data, and a left/right split would test on the
+training data. Hold out a part along the anterior-posterior axis instead.
 """
 
 from pathlib import Path
@@ -18,10 +18,10 @@ TISSUES = {1: "CSF", 2: "grey matter", 3: "white matter"}
 def write_mni152(folder: Path | str, resolution: int = 2) -> tuple[Path, Path]:
     """Writes the T1 MRI and its tissue labels as NIfTI files.
 
-    Inside the brain mask a voxel is the most probable of CSF (1 - grey - white), grey and white matter.
+    Inside the brain mask, a voxel gets the most probable of CSF (1 - grey - white), grey matter and white matter.
 
     Args:
-        folder: where to; made if it is not there.
+        folder: the folder to write to; it is created if it does not exist.
         resolution: edge of a voxel in whole millimetres.
 
     Returns:

@@ -14,7 +14,7 @@ _MOST_CHANNELS = 320  # nnU-Net's, in 3-D
 _HALVED_THREE_TIMES = ((2, 2, 2),) * 3
 
 NETWORKS = ("UNet", "ResidualUNet", "DynUNet", "ResidualDynUNet", "BasicUNet", "SegResNet")
-_HALVINGS_OF_ALL_AXES = {"BasicUNet": 4, "SegResNet": 3}  # of the networks that no stride reaches
+_HALVINGS_OF_ALL_AXES = {"BasicUNet": 4, "SegResNet": 3}  # for networks that do not use `strides`
 
 
 def create_network(
@@ -29,28 +29,30 @@ def create_network(
     attention: Any = None,
     at: Sequence[str] = (),
 ) -> nn.Module:
-    """A 3-D segmentation network of MONAI, with attention if it is asked for.
+    """Creates a 3-D segmentation network of MONAI, with attention if ``attention`` is given.
 
-    - ``UNet``: one convolution for each step; it goes down with the first, which costs a fourteenth of a network that
-      starts at full resolution, and is what a CPU can train.
-    - ``ResidualUNet``: the same with residual units, the last at full resolution: finer borders, thrice the cost.
-    - ``DynUNet``: nnU-Net's, at full resolution from the start, kernels and strides per axis, deep supervision.
-    - ``ResidualDynUNet``: the same with residual units.
-    - ``BasicUNet``, ``SegResNet``: halve every axis alike, whatever the strides.
+    - ``UNet``: one convolution per stage. The first one already downsamples, so the network costs a fourteenth of one
+      that starts at full resolution and can be trained on a CPU.
+    - ``ResidualUNet``: a UNet with residual units, the last one at full resolution. It gives finer borders at three
+      times the cost.
+    - ``DynUNet``: the network of nnU-Net, which starts at full resolution, with kernels and strides per axis and deep
+      supervision.
+    - ``ResidualDynUNet``: a DynUNet with residual units.
+    - ``BasicUNet``, ``SegResNet``: halve all axes in every stage; ``strides`` is not used.
 
     Args:
         name: one of `NETWORKS`.
         in_channels: channels of the scan.
-        out_channels: classes, the background included.
-        strides: of each step down, per axis.
-        kernels: of each resolution, per axis; 3 by default.
-        width: channels at the highest resolution; they double with each step.
-        deep_supervision: whether a DynUNet in training also gives logits of its coarser resolutions.
-        attention: a spec as for `attn3d.insert_attention`, or None.
-        at: kinds of site for it.
+        out_channels: number of classes, including the background.
+        strides: the stride of each downsampling, per axis.
+        kernels: the kernel size at each resolution, per axis; 3 by default.
+        width: channels at the highest resolution; they double with each downsampling.
+        deep_supervision: whether a DynUNet in training mode also returns logits of coarser resolutions.
+        attention: a spec for `attn3d.insert_attention`, or None.
+        at: kinds of site for attention.
 
     Raises:
-        ValueError: when ``name`` is none of them, with the nearest; as `attn3d.insert_attention` otherwise.
+        ValueError: when ``name`` is unknown; the message has the nearest name. Also as `attn3d.insert_attention`.
     """
     kind, arguments = network_arguments(name, in_channels, out_channels, strides, kernels, width, deep_supervision)
     net = getattr(nets, kind)(**arguments)
@@ -66,16 +68,16 @@ def network_arguments(
     width: int,
     deep_supervision: bool,
 ) -> tuple[str, dict[str, Any]]:
-    """The class of `monai.networks.nets` that a network is before attention, and its arguments, plain data.
+    """The class in `monai.networks.nets` of a network without attention, and its arguments as plain data.
 
     Args:
-        name: as `create_network`, and so the others.
+        name: one of `NETWORKS`.
         in_channels: channels of the scan.
-        out_channels: classes, the background included.
-        strides: of each step down, per axis.
-        kernels: of each resolution, per axis; 3 by default.
+        out_channels: number of classes, including the background.
+        strides: the stride of each downsampling, per axis.
+        kernels: the kernel size at each resolution, per axis; 3 by default.
         width: channels at the highest resolution.
-        deep_supervision: of a DynUNet.
+        deep_supervision: as in `create_network`.
     """
     one_of("network", name, NETWORKS)
     channels: dict[str, Any] = {"spatial_dims": 3, "in_channels": in_channels, "out_channels": out_channels}
@@ -103,19 +105,19 @@ def network_arguments(
 
 
 def not_finite(state: Mapping[str, Tensor]) -> str | None:
-    """The name of the first tensor of a state dictionary with a NaN or an infinity in it, None if there is none."""
+    """The name of the first tensor of a state dictionary that contains NaN or infinity; None if there is none."""
     return next((name for name, values in state.items() if not values.isfinite().all()), None)
 
 
 def narrowest(name: str, width: int) -> int:
-    """Channels of the maps that have fewest."""
+    """The smallest number of channels of a map in the network."""
     if name not in _HALVINGS_OF_ALL_AXES:
         return width
     return max(8 if name == "SegResNet" else 1, width // 2)
 
 
 def shape_multiple(name: str, strides: Sequence[Sequence[int]]) -> tuple[int, ...]:
-    """What the sides of a patch must be multiples of."""
+    """The number per axis that must divide the size of a patch."""
     if name in _HALVINGS_OF_ALL_AXES:
         return (2 ** _HALVINGS_OF_ALL_AXES[name],) * 3
     return tuple(math.prod(steps) for steps in zip((1, 1, 1), *strides, strict=True))

@@ -1,4 +1,4 @@
-"""The patches of a training and the volumes of its validation, as Lightning asks for them."""
+"""The Lightning data module of a training: its patches, and the volumes of its validation."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,16 +21,16 @@ from attn3d.segmentation.settings import Configuration
 
 
 class Patches(Dataset):
-    """Augmented patches of prepared cases; each follows from the seed, the epoch and its index alone.
+    """Augmented patches of prepared cases. A patch depends only on the seed, the epoch and its index.
 
-    A part of them, `around_labels`, holds a label by intent: a label is drawn among those that the case has, then
-    one of its voxels, which is the patch's middle unless the border is nearer: there the patch ends at the border.
-    The others lie anywhere, as all do in a case without labels; where a case has voxels to ignore, their middle is one
-    of the others. Along an axis where the scan is smaller than a patch, it is in the middle and extended by its edges.
+    The fraction `around_labels` of the patches is placed on a label: a label of the case is drawn, then one of its
+    voxels. The patch is centred on this voxel, but moved to stay inside the scan. All other patches, and those of cases
+    without labels, have random positions; in a case with ignored voxels their centre is not one of these. Along an axis
+    where the scan is smaller than a patch, the scan is centred and extended by its edges.
 
     Args:
-        cases: as they were written.
-        configuration: of the run.
+        cases: the prepared cases.
+        configuration: the configuration of the run.
     """
 
     def __init__(self, cases: Sequence[PreparedCase], configuration: Configuration):
@@ -63,13 +63,13 @@ class Patches(Dataset):
 
 
 def draw_corner(file: Any, size: np.ndarray, share: float, random: np.random.Generator) -> np.ndarray:
-    """Where a patch begins, as `Patches` says.
+    """Draws the first voxel of a patch, by the rules of `Patches`.
 
     Args:
-        file: of a prepared case.
-        size: voxels of the patch.
-        share: of the patches that hold a label by intent, 0 to 1.
-        random: what it is drawn from.
+        file: the file of a prepared case.
+        size: size of the patch in voxels.
+        share: fraction of the patches that are placed on a label, 0 to 1.
+        random: the random generator.
     """
     shape = np.array(file.get_slice("label").get_shape())
     room = np.maximum(shape - size, 0)
@@ -86,7 +86,7 @@ def draw_corner(file: Any, size: np.ndarray, share: float, random: np.random.Gen
 
 
 def read_box(file: Any, name: str, corner: np.ndarray, size: np.ndarray) -> Tensor:
-    """A box of a prepared array, with its edges repeated where the box lies beyond."""
+    """Reads a box of a prepared array. Outside of the array, its edges are repeated."""
     values = file.get_slice(name)
     shape = np.array(values.get_shape()[-3:])
     low, high = np.clip(corner, 0, shape - 1), np.clip(corner + size, 1, shape)
@@ -97,7 +97,7 @@ def read_box(file: Any, name: str, corner: np.ndarray, size: np.ndarray) -> Tens
 
 
 class EpochSampler(DistributedSampler):
-    """This rank's share of the indices in an order drawn anew for each epoch, each with the epoch."""
+    """Yields (epoch, index) for the indices of this rank, in a random order that changes with the epoch."""
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         return ((self.epoch, index) for index in super().__iter__())
@@ -125,19 +125,19 @@ class Volumes(Dataset):
 class PatchData(LightningDataModule):
     """Augmented patches of the training cases, whole volumes of the validation cases.
 
-    Whoever resumes a training after an epoch goes on with the patches that it would have had.
+    A training that is resumed after an epoch has the same patches as one that was not interrupted.
 
     Args:
-        configuration: of the run.
-        dataset: that the cases are of.
-        training: cases.
-        validation: cases.
-        folder: for the cases on the working grid.
-        workers: processes that load; by default 4 for a GPU, and none on the CPU.
-        quiet: no progress bar.
+        configuration: the configuration of the run.
+        dataset: the data set of the cases.
+        training: the training cases.
+        validation: the validation cases.
+        folder: the folder for the prepared cases.
+        workers: number of processes that load patches; by default 4 for a GPU and none for the CPU.
+        quiet: whether to show no progress bar.
     """
 
-    trainer: Trainer  # Lightning sets it before it asks for batches
+    trainer: Trainer  # set by Lightning before batches are loaded
 
     def __init__(
         self,
@@ -156,14 +156,14 @@ class PatchData(LightningDataModule):
         self.workers = (4 if torch.cuda.is_available() else 0) if workers is None else workers
 
     def prepare_data(self) -> None:
-        """Brings all cases to the working grid; only one process on a machine does."""
+        """Resamples all cases to the working grid. Lightning calls it in one process per machine."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for case, prepared in track(self.cases.items(), "to the working grid", disable=self.quiet):
             with failing_as(case.images[0]):
                 prepared.write(self.dataset, self.configuration)
 
     def train_dataloader(self) -> DataLoader:
-        """The patches of this rank; Lightning tells the sampler the epoch."""
+        """Returns the loader of patches for this rank. Lightning sets the epoch of the sampler."""
         patches = Patches(self.training, self.configuration)
         world_size, rank = self.trainer.world_size, self.trainer.global_rank
         return DataLoader(
@@ -172,15 +172,15 @@ class PatchData(LightningDataModule):
             sampler=EpochSampler(patches, world_size, rank, seed=self.configuration.seed),
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
-            generator=torch.Generator(),  # of the workers' seeds, which nothing draws from
+            generator=torch.Generator(),  # for the seeds of the workers, which are not used
         )
 
     def val_dataloader(self) -> DataLoader:
-        """The validation cases of this rank, whole, one at a time.
+        """Returns the loader of validation cases for this rank, one whole volume per batch.
 
-        A rank without any gets an empty batch: it has to take part when the ranks sum up what they found.
+        A rank without cases gets an empty batch, since all ranks must take part in the sum of the counts.
         """
         mine = self.validation[self.trainer.global_rank :: self.trainer.world_size]
         if not mine:
-            return DataLoader([{}], batch_size=None)  # type: ignore[arg-type]  # any sequence will do
+            return DataLoader([{}], batch_size=None)  # type: ignore[arg-type]  # any sequence works
         return DataLoader(Volumes(mine, self.configuration), batch_size=None)

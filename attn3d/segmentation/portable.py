@@ -1,6 +1,6 @@
-"""What stands before and behind a network, for use without the rest: with nibabel, NumPy, PyTorch and MONAI alone.
+"""Preprocessing and postprocessing of a network, which only need nibabel, NumPy, PyTorch and MONAI.
 
-This file and the working grid's go into every export, so that an exported network sees what it saw in training.
+This file and ``grid.py`` are copied into every export, so that the preprocessing is the same as in training.
 """
 
 import math
@@ -15,19 +15,19 @@ from monai.inferers import Inferer, SlidingWindowInferer
 from monai.transforms import MapTransform
 from torch import Tensor
 
-from .grid import along, resampled_planes, to_grid  # relative: in an export it is another package's
+from .grid import along, resampled_planes, to_grid  # relative, since an export is another package
 
-_PERCENTILES = (0.5, 99.5)  # a hot voxel, however bright, must not set the scale
-_SAMPLE = 2**20  # voxels that percentiles are taken of at most
-_FURTHEST = 10.0  # deviations from the mean
+_PERCENTILES = (0.5, 99.5)  # so that a few extreme voxels do not set the scale
+_SAMPLE = 2**20  # approximate number of voxels from which percentiles are computed
+_FURTHEST = 10.0  # standard deviations from the mean
 
 
 def normalise(intensities: Tensor) -> Tensor:
-    """Every channel with mean 0 and standard deviation 1, and none of its voxels beyond 10.
+    """Normalises every channel to mean 0 and standard deviation 1, and clips it to -10 and 10.
 
-    Both are those of the voxels brighter than the channel's mean, as air must not set the scale, after what lies
-    beyond the percentiles 0.5 and 99.5 is set to them. Where these are all the same, as in an image of two values,
-    those of all voxels are taken; where all voxels are the same, they become 0.
+    Mean and standard deviation are computed after clipping to the percentiles 0.5 and 99.5, over the voxels above the
+    channel's mean, so that air does not set the scale. If these voxels are all equal, as in an image of two values, all
+    voxels are used. A constant channel becomes 0.
 
     Args:
         intensities: (channels, *S), finite.
@@ -46,14 +46,14 @@ def _normalised(values: Tensor) -> Tensor:
 
 
 def to_channels(intensities: Tensor, windows: Sequence[Sequence[float]] | None) -> Tensor:
-    """A CT in its windows, each from -1 to 1 and clipped; any other scan, which `normalise` has been given, as it is.
+    """Maps a CT to one channel per window, scaled and clipped to -1 and 1. Without windows, returns its input.
 
     Args:
         intensities: (images, *S) or (B, images, *S).
         windows: level and width in HU of each channel, or None.
 
     Returns:
-        (windows, *S) or (B, windows, *S), or as it is where there are none.
+        (windows, *S) or (B, windows, *S), or ``intensities`` if there are no windows.
     """
     if windows is None:
         return intensities
@@ -85,12 +85,12 @@ def choose_labels(probabilities: Tensor, values: Sequence[int], regions: bool) -
 
 
 def window_size(patch_size: Sequence[int], multiple: Sequence[int], shape: Sequence[int]) -> tuple[int, ...]:
-    """The window that slides over a volume: the whole of it where that is at most twice a patch, else a patch.
+    """The size of the sliding window: the whole volume if it has at most twice the voxels of a patch, else a patch.
 
     Args:
-        patch_size: voxels of it, as in training.
-        multiple: what the network divides the sides of a window by.
-        shape: of the volume.
+        patch_size: size of a patch in training, in voxels.
+        multiple: number per axis that must divide the size of a window.
+        shape: shape of the volume.
     """
     whole = tuple(
         max(patch, -(-size // one) * one) for patch, one, size in zip(patch_size, multiple, shape, strict=True)
@@ -99,14 +99,14 @@ def window_size(patch_size: Sequence[int], multiple: Sequence[int], shape: Seque
 
 
 class Prepared(MapTransform):
-    """What a network sees of a scan that MONAI loaded, (C, *S) on the working grid, from (images, *S).
+    """The preprocessing of a scan that MONAI has loaded: (images, *S) to (C, *S) on the working grid.
 
-    The scan's own grid stays in the metadata, for `ToScan`.
+    The metadata keep the grid of the scan, for `ToScan`.
 
     Args:
-        keys: of the scan.
+        keys: keys of the scan.
         spacing: millimetres per voxel along right, anterior, superior.
-        windows: level and width in HU of each channel, or None for mean 0 and standard deviation 1.
+        windows: level and width in HU of each channel, or None to normalise to mean 0 and standard deviation 1.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class Prepared(MapTransform):
         self.spacing, self.windows = spacing, windows
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """The data with the scan replaced."""
+        """Returns the data with the preprocessed scan."""
         prepared = dict(data)
         for key in self.key_iterator(prepared):
             scan = prepared[key]
@@ -136,13 +136,13 @@ class Prepared(MapTransform):
 
 
 class ToScan(MapTransform):
-    """The labels of a scan on its own grid, (1, *shape), uint8, from logits (channels, *S) on the working grid.
+    """The postprocessing: logits (channels, *S) on the working grid to labels (1, *shape), uint8, on the scan's grid.
 
     Args:
-        keys: of the logits.
-        image: key of the scan, as `Prepared` left it.
+        keys: keys of the logits.
+        image: key of the scan from `Prepared`.
         values: the label value of each channel.
-        regions: whether the channels are regions, of which a voxel may have several.
+        regions: whether the channels are regions, which may overlap.
     """
 
     def __init__(
@@ -152,7 +152,7 @@ class ToScan(MapTransform):
         self.image, self.values, self.regions = image, values, regions
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """The data with the logits replaced."""
+        """Returns the data with labels instead of logits."""
         done = dict(data)
         scan = done[self.image]
         affine, shape = (np.asarray(scan.meta[name]) for name in ("scan_affine", "scan_shape"))
@@ -170,12 +170,12 @@ class ToScan(MapTransform):
 
 
 class WindowInferer(Inferer):
-    """MONAI's sliding windows, of the size that `window_size` gives.
+    """MONAI's sliding window inference with the window size of `window_size`.
 
     Args:
-        patch_size: voxels of a window, as in training.
-        multiple: what the network divides the sides of a window by.
-        overlap: of neighbouring windows, a part of their size.
+        patch_size: size of a patch in training, in voxels.
+        multiple: number per axis that must divide the size of a window.
+        overlap: overlap of neighbouring windows, as a fraction of their size.
     """
 
     def __init__(self, patch_size: Sequence[int], multiple: Sequence[int], overlap: float = 0.5):
@@ -183,7 +183,7 @@ class WindowInferer(Inferer):
         self.patch_size, self.multiple, self.overlap = patch_size, multiple, overlap
 
     def __call__(self, inputs: Tensor, network: Any, *args: Any, **kwargs: Any) -> Any:
-        """The logits of a volume (B, C, *S)."""
+        """Returns the logits of a volume (B, C, *S)."""
         window = window_size(self.patch_size, self.multiple, inputs.shape[2:])
         slide = SlidingWindowInferer(
             window, overlap=self.overlap, mode="gaussian", padding_mode="replicate", cache_roi_weight_map=False

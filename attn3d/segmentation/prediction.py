@@ -1,6 +1,7 @@
-"""The command ``predict``: from scans to labels in the geometry that they came in."""
+"""The command ``predict``: segments scans and writes labels in the geometry of each scan."""
 
 import math
+from collections import ChainMap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -24,6 +25,7 @@ from attn3d.segmentation.itk import ENDINGS
 from attn3d.segmentation.networks import shape_multiple
 from attn3d.segmentation.portable import window_size
 from attn3d.segmentation.preprocessing import intensities_of
+from attn3d.segmentation.processes import joined
 from attn3d.segmentation.runs import Run, open_runs
 from attn3d.segmentation.settings import Configuration, Settings, checked
 from attn3d.segmentation.tables import add_row, rows_in
@@ -33,15 +35,15 @@ _FORMATS = ("nii.gz", *(ending[1:] for ending in ENDINGS))
 
 
 class Prediction(NamedTuple):
-    """What came of a batch of scans.
+    """The result for a batch of scans.
 
     Attributes:
-        written: the labels' file by the name of the case.
-        skipped: the same of the cases that were there already.
-        failed: why there is none, by the name of the file.
-        volume_ml: by case and label, of both.
-        uncertainty: by case and measure, of both: the mean over what is labelled, NaN where nothing is; only where it
-            was asked for.
+        written: the label file of each segmented case.
+        skipped: the label file of each case whose labels existed.
+        failed: the problem of each file that could not be segmented.
+        volume_ml: volumes by case and label, for written and skipped cases.
+        uncertainty: means over the labelled voxels by case and measure, for written and skipped cases; NaN without
+            labelled voxels. Empty if uncertainty is not requested.
     """
 
     written: dict[str, Path]
@@ -72,92 +74,111 @@ def predict(
     """Segments scans with one or several trained networks.
 
     A scan may have any orientation, spacing or oblique affine; its labels are uint8 in exactly its geometry. A scan
-    that cannot be used does not stop the others, whatever is wrong with it. What is there already is skipped, so that
-    a batch that was stopped goes on where it was.
+    that cannot be used does not stop the others. Cases whose labels exist are skipped, so that a stopped batch can be
+    continued.
+
+    Of several processes that ``torchrun`` started, on one machine or on several that share ``scans`` and ``out``, each
+    takes the next scan as soon as it is done with one. All of them must call this function, and all return what came
+    of the whole batch. On a GPU each has its own, by ``LOCAL_RANK``.
 
     Args:
-        runs: folders of finished trainings, or of cross-validations, which stand for those of all their folds; the
-            probabilities of several are averaged.
-        scans: a NIfTI, NRRD or MHA file, a folder of them (``case_0000.nii.gz``, ``case_0001.nii.gz``, .. where a case
-            has several images), a DICOM series or the folder of a data set.
-        out: folder for ``case.nii.gz``, or as ``format`` says, another than that of the scans. Several processes may
-            write into it.
-        statistics: also ``statistics.csv``, the volumes in ml, added to those that are there.
-        preview: also ``case.png``, three planes, and ``case.html``, a page to look through the scan.
-        probabilities: also ``case_probabilities.nii.gz``, float32: in each last index the background or a label, or
-            where labels are regions a region.
-        uncertainty: also ``case_entropy.nii.gz``, float32: -sum p ln p of the mean probabilities p of the classes, in
-            nats, from 0 to the logarithm of the number of classes. With several networks also ``case_spread.nii.gz``:
-            the standard deviation over the networks (population) of the probability of the class that is most probable
-            on average, before ``remove_small``. And ``uncertainty.csv``, the means of both over the voxels that are
-            labelled, empty where none is, added to those that are there. ``preview`` shows them too. Of regions: the
-            sum of the entropies, and the largest spread, of each region by itself.
-        dicom_seg: also ``case.dcm``, a DICOM SEG in the frame of the series that the scan was; needs highdicom.
-        format: of the labels; by default that of the scan, NIfTI for DICOM.
-        mirror: axes, 0 right, 1 anterior, 2 superior, as in the setting of the training: what is found is averaged over
-            windows mirrored along every combination of them, 2 for one axis and 8 for three.
-        best: take the weights of the best validation, rather than the last ones.
-        overlap: of neighbouring windows, 0 to below 1, a part of their size.
-        remove_small: ml; a connected piece of a label or region that is smaller is left out of it.
-        overwrite: replace what is there, rather than skip it.
-        quiet: no progress bar.
+        runs: folders of finished trainings, or of cross-validations, whose folds are all used. The probabilities of
+            several networks are averaged.
+        scans: a NIfTI, NRRD or MHA file, a folder of them (``case_0000.nii.gz``, ``case_0001.nii.gz``, .. if a case has
+            several images, or one 4-D file with all of them), a DICOM series or the folder of a data set.
+        out: folder for the labels ``case.nii.gz``, or with the ending of ``format``. It must not be the folder of the
+            scans. Several processes may write into it.
+        statistics: also write ``statistics.csv`` with volumes in ml; an existing table is extended.
+        preview: also write ``case.png`` with three planes, and ``case.html`` with a viewer.
+        probabilities: also write ``case_probabilities.nii.gz``, float32, with the classes along the last
+            axis: the background and the labels, or the regions.
+        uncertainty: also write ``case_entropy.nii.gz``, float32: -sum p ln p of the mean probabilities p of the
+            classes, in nats, from 0 to the logarithm of the number of classes. With several networks also
+            ``case_spread.nii.gz``: the standard deviation over the networks (population) of the probability of the
+            class that is most probable on average, before ``remove_small``. ``uncertainty.csv`` has the means of both
+            over the labelled voxels, and empty cells without labelled voxels; an existing table is extended.
+            ``preview`` shows the images. Of regions: the sum of their entropies, and the largest of their spreads.
+        dicom_seg: also write ``case.dcm``, a DICOM SEG in the frame of reference of the series; needs highdicom.
+        format: file format of the labels; by default that of the scan, and NIfTI for DICOM.
+        mirror: axes, 0 right, 1 anterior, 2 superior, as in the setting of the training. Predictions are averaged over
+            windows mirrored along every combination of these axes: 2 for one axis and 8 for three.
+        best: whether to use the weights of the best validation instead of the last ones.
+        overlap: overlap of neighbouring windows as a fraction of their size, from 0 to below 1.
+        remove_small: connected components of a label or region with a smaller volume in ml are removed from it.
+        overwrite: whether to replace existing files instead of skipping them.
+        quiet: whether to show no progress bar.
 
     Raises:
         FileError: when a run cannot be used, there is no scan, or a table in ``out`` has other columns.
-        ValueError: when the runs have different labels, an option cannot be as it is given, or ``out`` holds the scans.
+        ProcessLost: when another process ended before the batch was done, or is silent for two hours.
+        ValueError: when the runs have different labels, an option is invalid, or ``out`` contains the scans.
     """
-    folders = [runs] if isinstance(runs, str | Path) else runs
-    opened = [run for folder in folders for run in open_runs(folder)]
-    if not 0 <= overlap < 1:
-        raise ValueError(f"`overlap` must be at least 0 and below 1, got {overlap}")
-    mirror = checked(Settings, {"mirror": mirror}).mirror
-    if not remove_small >= 0:
-        raise ValueError(f"`remove_small` must be at least 0 ml, got {remove_small}")
-    if dicom_seg:
-        highdicom()
-    if format not in (None, *_FORMATS):
-        raise ValueError(f"`format` must be one of {', '.join(_FORMATS)}, got {format!r}")
-    labels = opened[0].config.labels
-    for run in opened[1:]:
-        if run.config.labels != labels or run.config.images != opened[0].config.images:
-            raise ValueError(f"`runs` must have the same labels and images, {run.folder} differs from the first")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    networks = [(run.network(best=best).to(device), run.config) for run in opened]
-    cases, failed = find_scans(Path(scans), opened[0].config.images)
     out = Path(out)
-    if out.resolve() in {(path if path.is_dir() else path.parent).resolve() for case in cases for path in case.images}:
-        raise ValueError(f"`out` {out} holds the scans; give another folder for the labels")
-    measures = measures_of(len(networks)) if uncertainty else ()
-    if statistics:
-        rows_in(out / "statistics.csv", [f"{name} ml" for name in labels.names])
-    if uncertainty:
-        rows_in(out / "uncertainty.csv", measures)
-    out.mkdir(parents=True, exist_ok=True)
-    sweep(out)
-
-    found = Prediction({}, {}, failed, {}, {})
-    for case in track(cases, "segmenting", disable=quiet):
-        path = out / f"{case.name}.{format or _format_of(case)}"
-        with failure_noted(case.images[0], failed):
-            if path.exists() and not overwrite:
-                label = read_segmentation(path)
-                maps = {name: _read_map(_beside(path, case, name), label) for name in measures}
-                found.skipped[case.name] = path
-            else:
-                options = {"overlap": overlap, "mirror": mirror, "keep": probabilities, "uncertainty": uncertainty}
-                label, maps = _segment(case, path, networks, opened[0], preview, dicom_seg, remove_small, **options)
-                found.written[case.name] = path
-            voxels, millilitres = np.asarray(label.dataobj), voxel_millilitres(label.affine)
-            volumes = {name: float(mask.sum() * millilitres) for name, mask in labels.masks(voxels)}
-            found.volume_ml[case.name] = volumes
+    with joined() as processes:
+        with processes.agreed():
+            if not 0 <= overlap < 1:
+                raise ValueError(f"`overlap` must be at least 0 and below 1, got {overlap}")
+            mirror = checked(Settings, {"mirror": mirror}).mirror
+            if not remove_small >= 0:
+                raise ValueError(f"`remove_small` must be at least 0 ml, got {remove_small}")
+            if dicom_seg:
+                highdicom()
+            if format not in (None, *_FORMATS):
+                raise ValueError(f"`format` must be one of {', '.join(_FORMATS)}, got {format!r}")
+            opened = _opened(runs)
+            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            networks = [(run.network(best=best).to(device), run.config) for run in opened]
+            cases, failed = find_scans(Path(scans), opened[0].config.images)
+            folders = {path if path.is_dir() else path.parent for case in cases for path in case.images}
+            if out.resolve() in {folder.resolve() for folder in folders}:
+                raise ValueError(f"`out` {out} contains the scans; give another folder for the labels")
+            labels = opened[0].config.labels
+            measures = measures_of(len(networks)) if uncertainty else ()
             if statistics:
-                rounded = {f"{name} ml": round(one, 3) for name, one in volumes.items()}
-                add_row(out / "statistics.csv", case.name, rounded)
+                rows_in(out / "statistics.csv", [f"{name} ml" for name in labels.names])
             if uncertainty:
-                found.uncertainty[case.name] = {name: _mean(values, voxels > 0) for name, values in maps.items()}
-                rounded = {name: round(one, 6) for name, one in found.uncertainty[case.name].items()}
-                add_row(out / "uncertainty.csv", case.name, rounded)
-    return found
+                rows_in(out / "uncertainty.csv", measures)
+            out.mkdir(parents=True, exist_ok=True)
+            sweep(out)
+
+        found = Prediction({}, {}, failed, {}, {})
+        for case in processes.shared(processes.gathered(cases)[0], "segmenting", quiet=quiet):
+            path = out / f"{case.name}.{format or _format_of(case)}"
+            with failure_noted(case.images[0], failed):
+                if path.exists() and not overwrite:
+                    label = read_segmentation(path)
+                    maps = {name: _read_map(_beside(path, case, name), label) for name in measures}
+                    found.skipped[case.name] = path
+                else:
+                    options = {"overlap": overlap, "mirror": mirror, "keep": probabilities, "uncertainty": uncertainty}
+                    label, maps = _segment(case, path, networks, opened[0], preview, dicom_seg, remove_small, **options)
+                    found.written[case.name] = path
+                voxels, millilitres = np.asarray(label.dataobj), voxel_millilitres(label.affine)
+                volumes = {name: float(mask.sum() * millilitres) for name, mask in labels.masks(voxels)}
+                found.volume_ml[case.name] = volumes
+                if statistics:
+                    rounded = {f"{name} ml": round(one, 3) for name, one in volumes.items()}
+                    add_row(out / "statistics.csv", case.name, rounded)
+                if uncertainty:
+                    found.uncertainty[case.name] = {name: _mean(values, voxels > 0) for name, values in maps.items()}
+                    rounded = {name: round(one, 6) for name, one in found.uncertainty[case.name].items()}
+                    add_row(out / "uncertainty.csv", case.name, rounded)
+        return _together(processes.gathered(found))
+
+
+def _opened(runs: Path | str | Sequence[Path | str]) -> list[Run]:
+    """The runs in folders, which must go together."""
+    folders = [runs] if isinstance(runs, str | Path) else runs
+    first, *others = opened = [run for folder in folders for run in open_runs(folder)]
+    for run in others:
+        if run.config.labels != first.config.labels or run.config.images != first.config.images:
+            raise ValueError(f"`runs` must have the same labels and images, {run.folder} differs from the first")
+    return opened
+
+
+def _together(parts: Sequence[Prediction]) -> Prediction:
+    """What came of the parts of a batch, by name."""
+    return Prediction(*(dict(sorted(ChainMap(*fields).items())) for fields in zip(*parts, strict=True)))
 
 
 def _mean(values: np.ndarray, where: np.ndarray) -> float:
@@ -165,25 +186,25 @@ def _mean(values: np.ndarray, where: np.ndarray) -> float:
 
 
 def _beside(path: Path, case: Case, what: str) -> Path:
-    """Of what lies beside the labels of a case."""
+    """The path of another image of a case, beside its labels."""
     return path.with_name(f"{case.name}_{what}.nii.gz")
 
 
 def _read_map(path: Path, label: nib.Nifti1Image) -> np.ndarray:
-    """A measure of uncertainty that lies beside labels that are there already.
+    """Reads a measure of uncertainty beside existing labels.
 
     Raises:
-        FileError: when it is not there, or cannot be of these labels.
+        FileError: when the file does not exist, or is on another grid than the labels.
     """
     if not path.exists():
-        raise FileError(path, "is not there, but the labels are; segment the scan again (--overwrite)")
+        raise FileError(path, "does not exist, but the labels do; segment the scan again (--overwrite)")
     image = read_volume(path)
     check_same_grid(path, image, label)
     return np.asarray(image.dataobj)
 
 
 def _format_of(case: Case) -> str:
-    """The format of a case's first image, as a name ends in it; NIfTI of all but NRRD and MetaImage."""
+    """The file ending for the labels of a case: that of its first image for NRRD and MetaImage, otherwise NIfTI."""
     ending = case.images[0].suffix.lower()
     return ending[1:] if ending in ENDINGS else "nii.gz"
 
@@ -198,7 +219,7 @@ def _segment(
     remove_small: float,
     **options: Any,
 ) -> tuple[nib.Nifti1Image, dict[str, np.ndarray]]:
-    """Writes the labels of a case, after all else of it that is asked for, and returns them with their uncertainty."""
+    """Writes the requested files of a case, its labels last, and returns the labels and their uncertainty."""
     images = read_case_image(case)
     found = _labels(images, networks, **options)
     segmentation = found.labels
@@ -217,11 +238,11 @@ def _segment(
 
 
 def predict_held_out(run: Run, dataset: Dataset, *, quiet: bool = False) -> None:
-    """Segments the cases that a run was validated on, and puts their references beside them."""
+    """Segments the held-out cases of a run, and writes their references to a folder beside them."""
     net, folder = run.network(), run.scores.parent
     net.to("cuda" if torch.cuda.is_available() else "cpu")
     (folder / "references").mkdir(parents=True, exist_ok=True)
-    for case in track(run.cases("validation", dataset), "segmenting what was held out", disable=quiet):
+    for case in track(run.cases("validation", dataset), "segmenting held-out cases", disable=quiet):
         with failing_as(case.images[0]):
             images = read_case_image(case)
             reference = read_case_label(case, dataset, images[0])
@@ -233,7 +254,7 @@ def predict_held_out(run: Run, dataset: Dataset, *, quiet: bool = False) -> None
 def _labels(
     images: Sequence[nib.Nifti1Image], networks: Sequence[tuple[nn.Module, Configuration]], **options: Any
 ) -> Segmentation:
-    """The labels of a case, by `segment`; networks on the same grid share its volume."""
+    """The result of `segment` for a case. Networks with the same grid share the resampled volume."""
     volumes: dict[Any, MetaTensor] = {}
     views = []
     for net, config in networks:
@@ -247,7 +268,7 @@ def _labels(
 
 
 def _preview(path: Path, image: nib.Nifti1Image, segmentation: np.ndarray, found: Segmentation, run: Run) -> None:
-    """Three planes through the largest piece of what was found as a picture, and a page to look through the scan."""
+    """Writes a picture of three planes through the largest predicted component, and a page with a viewer."""
     from attn3d.segmentation.reporting.viewer import Heat, case_page, view_of
 
     config, name = run.config, path.name.removesuffix(".nii.gz")

@@ -1,4 +1,4 @@
-"""From a case to what a network sees: the working grid, windows as channels."""
+"""Prepares a case for training: resampled to the working grid, with classes instead of label values."""
 
 import hashlib
 import logging
@@ -25,11 +25,11 @@ logger = logging.getLogger("attn3d")
 
 
 def intensities_of(images: Sequence[nib.Nifti1Image], configuration: Configuration) -> MetaTensor:
-    """What `to_channels` makes the network's input of: (images, *S), float32, on the working grid, with its affine.
+    """The input of `to_channels`: (images, *S), float32, on the working grid, with its affine.
 
     Args:
-        images: of one case, from `read_case_image`, on one grid.
-        configuration: of the run.
+        images: the images of a case, from `read_case_image`.
+        configuration: the configuration of the run.
     """
     volumes = [to_grid(image, configuration.spacing) for image in images]
     intensities = volumes[0].as_tensor() if len(volumes) == 1 else torch.cat([one.as_tensor() for one in volumes])
@@ -39,15 +39,15 @@ def intensities_of(images: Sequence[nib.Nifti1Image], configuration: Configurati
 
 
 class PreparedCase:
-    """A case on the working grid, in a file of which only what is asked for is read.
+    """A case on the working grid, in a file that can be read in parts.
 
-    The file holds ``image`` (C, *S), float32: Hounsfield units where there are windows, normalised otherwise;
-    ``label`` (*S), uint8; for each label that the case has ``foreground <name>``, the flat indices of its voxels; and
-    where there are voxels to ignore ``annotated``, those of all others.
+    The file has ``image`` (C, *S), float32, in Hounsfield units if there are windows and normalised otherwise;
+    ``label`` (*S), uint8; for each label of the case ``foreground <name>``, the flat indices of its voxels; and if
+    there are ignored voxels ``annotated``, the indices of all others.
 
     Args:
-        case: that it was made of.
-        folder: where `write` put it.
+        case: the case.
+        folder: the folder of the file.
     """
 
     def __init__(self, case: Case, folder: Path):
@@ -55,13 +55,13 @@ class PreparedCase:
         self.path, self.manifest = folder / f"{case.name}.safetensors", folder / f"{case.name}.json"
 
     def write(self, dataset: Dataset, configuration: Configuration) -> None:
-        """Makes the file, and a manifest of it.
+        """Writes the file and its manifest.
 
-        What is there is kept if it is what the manifest says, in its size, its digest and the settings that it was made
-        with, and is otherwise made anew.
+        An existing file is kept if its size, its digest and its settings are those in the manifest. Otherwise it is
+        written again.
 
         Raises:
-            FileError: when a file of the case cannot be used, or is not written whole.
+            FileError: when a file of the case cannot be used, or the prepared file is incomplete.
         """
         made_with = {
             "labels": configuration.as_dict()["labels"],
@@ -72,16 +72,16 @@ class PreparedCase:
             with suppress(FileError):
                 if read_json(self.manifest) == {"made_with": made_with, **self._contents()}:
                     return
-            logger.warning("%s: is not what its manifest says; the case is prepared anew", self.path)
+            logger.warning("%s: differs from its manifest; the case is prepared again", self.path)
         content = save(_tensors(self._case, dataset, configuration))
         with finished_file(self.path) as unfinished:
             unfinished.write_bytes(content)
             if unfinished.stat().st_size != len(content):
-                raise FileError(self.path, "is not written whole; is the disk full?")
+                raise FileError(self.path, "was not written completely; is the disk full?")
         write_json(self.manifest, {"made_with": made_with, **self._contents()})
 
     def _contents(self) -> dict[str, Any]:
-        """Size and digest of the file, None if it is not there."""
+        """Size and digest of the file, or None if it does not exist."""
         if not self.path.is_file():
             return {self.path.name: None}
         with self.path.open("rb") as file:
@@ -89,12 +89,12 @@ class PreparedCase:
         return {self.path.name: {"size": self.path.stat().st_size, "sha256": digest}}
 
     def open(self) -> Any:
-        """The file, mapped into memory."""
+        """Opens the file, mapped into memory."""
         return safe_open(self.path, "np")
 
 
 def _tensors(case: Case, dataset: Dataset, configuration: Configuration) -> dict[str, np.ndarray]:
-    """What the file of a prepared case holds."""
+    """The content of the file of a prepared case."""
     images = read_case_image(case)
     labels = configuration.labels
     label = label_to_grid(read_case_label(case, dataset, images[0]), configuration.spacing)[0].numpy()

@@ -1,4 +1,4 @@
-"""The folder of a training: what is in it and what it gives back."""
+"""The folder of a training: its files, and the network, data set and cases that they describe."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,26 +17,27 @@ from attn3d.segmentation.networks import create_network, not_finite
 from attn3d.segmentation.settings import Configuration
 from attn3d.segmentation.writing import finished_file, read_json, write_json
 
-PARTS = ("fingerprint.json", "split.json", "config.json")  # that make a run, the last of them for good
-SPLITS = "splits.json"  # of a folder with a run for each fold
+PARTS = ("fingerprint.json", "split.json", "config.json")  # the files of a new run; the last one makes the folder a run
+SPLITS = "splits.json"  # in the folder of a cross-validation
 
 
 class Run:
     """A run folder.
 
-    ``config.json``, ``fingerprint.json``, ``split.json``; ``metrics.csv``, a row for each epoch; ``last.ckpt``, to
-    resume; ``best.safetensors``, the weights of its best validation; ``model.safetensors``, the last, once it is
-    trained; ``validation/``, what it found in the held-out cases and how well; ``report.html``.
+    Its files are ``config.json``, ``fingerprint.json`` and ``split.json``; ``metrics.csv`` with a row for each epoch;
+    ``last.ckpt``, to resume the training; ``best.safetensors``, the weights of the best validation;
+    ``model.safetensors``, the last weights, when the training is finished; ``validation/`` with the predictions and
+    scores of the held-out cases; and ``report.html``.
 
     Args:
-        folder: where it is.
-        config: its settings.
+        folder: the run folder.
+        config: the settings of the run.
 
     Attributes:
-        checkpoint: what a training resumes from.
-        weights: what it learnt.
-        best_weights: what it had learnt when it was validated best.
-        scores: how well it did on the held-out cases.
+        checkpoint: the checkpoint to resume from.
+        weights: the last weights.
+        best_weights: the weights of the best validation.
+        scores: the scores of the held-out cases.
     """
 
     def __init__(self, folder: Path, config: Configuration):
@@ -47,14 +48,14 @@ class Run:
 
     @classmethod
     def open(cls, folder: Path | str, data: Path | str | None = None) -> "Run":
-        """The run in a folder.
+        """Opens the run in a folder.
 
         Args:
-            folder: where it is.
-            data: where its data set is now, if it was moved.
+            folder: the run folder.
+            data: the folder of its data set, if it was moved.
 
         Raises:
-            FileError: when there is none, or one of another version.
+            FileError: when the folder has no run, or a run of another version.
         """
         folder = Path(folder)
         config = Configuration.read(folder / "config.json")
@@ -64,7 +65,7 @@ class Run:
     def create(
         cls, folder: Path, config: Configuration, fingerprint: Mapping[str, Any], split: Mapping[str, list[str]]
     ) -> "Run":
-        """Makes the folder; its ``config.json``, which makes it a run, is written last."""
+        """Creates the folder. ``config.json`` is written last, since it makes the folder a run."""
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in zip(PARTS, (fingerprint, split, config.as_dict()), strict=True):
             write_json(folder / name, content)
@@ -72,11 +73,11 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether it is trained and scored."""
+        """Whether the training and the scoring are finished."""
         return self.weights.exists() and self.scores.exists()
 
     def new_network(self) -> nn.Module:
-        """The network as it starts."""
+        """A new network with the settings of the run."""
         config = self.config
         return create_network(
             config.network,
@@ -94,16 +95,16 @@ class Run:
         """The trained network, in evaluation mode on the CPU.
 
         Args:
-            best: with the weights of its best validation, rather than the last ones.
+            best: whether to use the weights of the best validation instead of the last ones.
 
         Raises:
-            FileError: when it is not trained to the end, the weights are those of another network or not finite.
+            FileError: when the training is not finished, or the weights are of another network or not finite.
         """
         if not self.weights.exists():
-            raise FileError(self.weights, "is not there; finish the training with `attn3d train --resume`")
+            raise FileError(self.weights, "does not exist; finish the training with `attn3d train --resume`")
         weights, net = self.best_weights if best else self.weights, self.new_network()
         if not weights.exists():
-            raise FileError(weights, "is not there: the training was never validated; set `validate_every` lower")
+            raise FileError(weights, "does not exist: the training was never validated; set `validate_every` lower")
         try:
             load_model(net, weights)
         except SafetensorError as error:
@@ -116,7 +117,7 @@ class Run:
         return net.eval()
 
     def write_network(self, net: nn.Module, *, best: bool = False) -> None:
-        """Keeps the weights of a network, as those of the best validation or as the last ones.
+        """Saves the weights of a network as those of the best validation or as the last ones.
 
         Raises:
             FileError: when they cannot be written.
@@ -124,22 +125,22 @@ class Run:
         weights = self.best_weights if best else self.weights
         with finished_file(weights) as unfinished:
             try:
-                net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # modules have it too
+                net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # modules support it too
                 save_model(net, str(unfinished))
             except SafetensorError as error:
                 raise FileError(weights, f"cannot be written: {error}") from error
 
     def check_checkpoint(self, task: nn.Module) -> None:
-        """Checks that a training can go on from what is there.
+        """Checks that the training can be resumed from the checkpoint.
 
         Raises:
-            FileError: when the checkpoint is damaged, or that of another network.
+            FileError: when the checkpoint is damaged, or of another network.
         """
         again = "remove it to train from the start"
         try:
             state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)["state_dict"]
-        except Exception as error:  # of a text, an empty or a cut file; pickle has many
-            raise FileError(self.checkpoint, f"is no checkpoint, or a damaged one; {again}") from error
+        except Exception as error:  # pickle raises many kinds for text, empty or incomplete files
+            raise FileError(self.checkpoint, f"is damaged, or is not a checkpoint; {again}") from error
         try:
             task.load_state_dict(state)
         except (RuntimeError, TypeError) as error:
@@ -147,23 +148,25 @@ class Run:
             raise FileError(self.checkpoint, f"does not fit the network of config.json ({reason}); {again}") from error
 
     def dataset(self) -> Dataset:
-        """What it was trained on.
+        """The data set of the training.
 
         Raises:
-            FileError: when it is not where it was, or is another one.
+            FileError: when its folder does not exist, or has another data set.
         """
         if not Path(self.config.data).is_dir():
-            raise FileError(self.config.data, f"the data of {self.folder} are not there; say where they are (--data)")
+            raise FileError(
+                self.config.data, f"does not exist; {self.folder} was trained on it, give its new folder (--data)"
+            )
         dataset = find_dataset(self.config.data, labelled=True)
         if dataset.labels != self.config.labels:
-            raise FileError(self.config.data, f"has other labels than {self.folder} was trained on; give its data")
+            raise FileError(self.config.data, f"has other labels than the data of {self.folder}; give its data set")
         return dataset
 
     def cases(self, part: str, dataset: Dataset | None = None) -> list[Case]:
-        """The cases that it was trained ("training") or held out ("validation") on.
+        """The training cases ("training") or the held-out cases ("validation").
 
         Raises:
-            FileError: when ``split.json`` does not say, or a case is not in the data set any more.
+            FileError: when ``split.json`` does not name them, or a case is not in the data set.
         """
         known = {case.name: case for case in (dataset or self.dataset()).cases}
         split = self.folder / "split.json"
@@ -171,7 +174,7 @@ class Run:
         if not isinstance(names, list) or not names:
             raise FileError(split, f"its {part!r} must be a list of cases, got {names!r}")
         if lost := [name for name in names if name not in known]:
-            raise FileError(self.config.data, f"has no case {lost[0]!r} any more, which this run was split by")
+            raise FileError(self.config.data, f"has no case {lost[0]!r}, which is in the split of the run")
         return [known[name] for name in names]
 
 
@@ -191,10 +194,10 @@ def read_labels(path: Path | str) -> Labels:
 
 
 def open_runs(folder: Path | str) -> list[Run]:
-    """The run in a folder, or those of all folds of a cross-validation.
+    """Opens the run in a folder, or the runs of all folds of a cross-validation.
 
     Raises:
-        FileError: when there is neither, or a run is one of another version.
+        FileError: when the folder has neither, or a run of another version.
     """
     splits = Path(folder) / SPLITS
     if not splits.exists():

@@ -1,4 +1,4 @@
-"""Several trainings in one folder: they are begun together, and go on where they were stopped."""
+"""Several trainings in one folder, with the same settings, that can be stopped and continued."""
 
 import json
 from collections.abc import Mapping
@@ -13,20 +13,20 @@ from attn3d.segmentation.writing import read_json, write_json
 
 
 def keep_settings(path: Path, settings: Mapping[str, Any]) -> bool:
-    """Writes what a series is started with, or checks that it is what the series in the folder was started with.
+    """Writes the settings of a series of trainings, or checks that they equal those of the series in the folder.
 
-    The data set may have been moved since. As long as there is no run, the settings can still be changed.
+    The data set may have been moved. The settings can be changed as long as the folder has no run.
 
     Args:
-        path: of the file.
-        settings: what the user asked for, with the data set's folder as ``"data"``.
+        path: the file of the settings.
+        settings: the settings of the user, with the folder of the data set as ``"data"``.
 
     Returns:
         Whether the folder has a run of the series.
 
     Raises:
-        FileError: when the folder holds a series with other settings.
-        ValueError: when the folder holds anything else.
+        FileError: when the folder has a series with other settings.
+        ValueError: when the folder has other content.
     """
     asked = json.loads(json.dumps(settings))
     begun = any(path.parent.glob("*/config.json"))
@@ -34,16 +34,16 @@ def keep_settings(path: Path, settings: Mapping[str, Any]) -> bool:
         there = read_json(path, *asked)
         moved = there["data"] is not None and asked["data"] is not None and not Path(there["data"]).exists()
         if there != asked | ({"data": there["data"]} if moved else {}):
-            raise FileError(path, "this folder was made with other settings; give another --out")
+            raise FileError(path, "has other settings; give another --out")
     elif not path.exists() and any(other.name != LOCK for other in path.parent.iterdir()):
-        raise ValueError(f"`out` {path.parent} is in use; give a new folder")
+        raise ValueError(f"`out` {path.parent} has other content; give a new folder")
     else:
         write_json(path, asked)
     return begun
 
 
 def train_or_resume(data: Path | str, folder: Path, workers: int | None, quiet: bool, **settings: Any) -> Run:
-    """Trains a run of a series; a run that is finished is taken as it is, and one that was stopped goes on."""
+    """Trains a run of a series. A stopped run is continued, and a finished run is not trained again."""
     if (folder / "config.json").exists():
         return train(data, out=folder, resume=True, workers=workers, quiet=quiet)
     return train(data, out=folder, workers=workers, quiet=quiet, **settings)

@@ -1,4 +1,4 @@
-"""What a person may set of a training, and what a run has settled."""
+"""The settings of a training, and the configuration of a run that follows from settings and data."""
 
 from collections.abc import Mapping
 from contextlib import suppress
@@ -26,13 +26,13 @@ from attn3d.segmentation.labels import Labels
 from attn3d.segmentation.networks import NETWORKS
 from attn3d.segmentation.writing import read_json
 
-FORMAT = 3  # of run folders
-EPOCHS = 30  # where no budget is given
+FORMAT = 3  # version of run folders
+EPOCHS = 30  # the default budget
 
 
 @dataclass(frozen=True)
 class MustBe:
-    """What a setting must be, in the words of the one error that it gives."""
+    """Replaces the errors of pydantic for a setting by one that says what the setting must be."""
 
     words: str
 
@@ -47,7 +47,7 @@ class MustBe:
 
 
 def _number(value: Any) -> Any:
-    """A number that YAML takes for text, as it does 1e-3."""
+    """Converts numbers that YAML reads as text, such as 1e-3."""
     if isinstance(value, str):
         with suppress(ValueError):
             return float(value)
@@ -75,38 +75,42 @@ _Rate = Annotated[
 _LOSSES = "dice_ce, dice_focal, generalized_dice or tversky"
 _Flag = Annotated[bool, Field(strict=True), MustBe("true or false")]
 _PerAxis = Annotated[
-    tuple[tuple[_Whole, _Whole, _Whole], ...], MustBe("a list of three whole numbers of at least 1 each")
+    tuple[tuple[_Whole, _Whole, _Whole], ...], MustBe("a list with three whole numbers of at least 1 per entry")
 ]
 _Windows = Annotated[
     tuple[tuple[_Real, _Size], ...],
     Field(min_length=1),
-    MustBe("a list of level and width in HU each, the widths positive"),
+    MustBe("a list of pairs, level and width in HU, with positive widths"),
 ]
 _Spacing = Annotated[tuple[_Size, _Size, _Size], MustBe("three positive numbers")]
-_PatchSize = Annotated[tuple[_Whole, _Whole, _Whole], MustBe("three positive numbers, whole ones")]
+_PatchSize = Annotated[tuple[_Whole, _Whole, _Whole], MustBe("three positive whole numbers")]
 
 
 class Settings(BaseModel):
-    """What a person may set; what is None follows from the data."""
+    """Settings of the user. Those that are None are derived from the data."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     network: Annotated[str, MustBe("a name")] | None = Field(
         None,
-        description="a name of `attn3d.segmentation.NETWORKS`; by default `DynUNet` on a GPU or where a patch holds a "
-        "whole scan, else `UNet`",
+        description="a name of `attn3d.segmentation.NETWORKS`; by default `DynUNet` on a GPU or if a patch contains a "
+        "whole scan, otherwise `UNet`",
     )
-    width: _Count = Field(16, description="channels at the highest resolution; they double with each step down")
-    deep_supervision: _Flag = Field(True, description="a loss at coarser resolutions too, where the network has one")
-    attention: Any = Field("cbam", description="a mechanism, or its spec `[name, {option: value}]`, or `none`")
+    width: _Count = Field(16, description="channels at the highest resolution; they double with each downsampling")
+    deep_supervision: _Flag = Field(
+        True, description="whether there is a loss at coarser resolutions too, for networks that support it"
+    )
+    attention: Any = Field("cbam", description="a mechanism, its spec `[name, {option: value}]`, or `none`")
     at: Annotated[tuple[Annotated[str, Field(strict=True)], ...], MustBe("a list of kinds of site")] = Field(
-        ("skip",), description="kinds of site for it"
+        ("skip",), description="kinds of site for attention"
     )
-    patch_voxels: _Count = Field(2**17, description="voxels of a patch, about")
-    spacing: _Spacing | None = Field(None, description="of the working grid: mm along right, anterior, superior")
-    patch_size: _PatchSize | None = Field(None, description="voxels of the working grid")
-    strides: _PerAxis | None = Field(None, description="of each step down, per axis")
-    kernels: _PerAxis | None = Field(None, description="of each resolution, per axis")
+    patch_voxels: _Count = Field(2**17, description="approximate number of voxels in a patch")
+    spacing: _Spacing | None = Field(
+        None, description="spacing of the working grid in mm along right, anterior, superior"
+    )
+    patch_size: _PatchSize | None = Field(None, description="size of a patch in voxels of the working grid")
+    strides: _PerAxis | None = Field(None, description="stride of each downsampling, per axis")
+    kernels: _PerAxis | None = Field(None, description="kernel size at each resolution, per axis")
     windows: Annotated[Literal["auto"] | _Windows | None, MustBe(_Windows.__metadata__[-1].words)] = Field(
         "auto", description="level and width in HU of each channel of a CT; null for mean 0 and standard deviation 1"
     )
@@ -115,48 +119,51 @@ class Settings(BaseModel):
         AfterValidator(_each_once),
         MustBe("a list of axes from 0 to 2, each at most once"),
     ] = Field((0,), description="axes along which patches are mirrored: 0 right, 1 anterior, 2 superior")
-    epochs: _Count | None = Field(None, description=f"passes over the cases; {EPOCHS} where `minutes` is not set")
+    epochs: _Count | None = Field(None, description=f"passes over the cases; {EPOCHS} if `minutes` is not set")
     minutes: Annotated[_Size, BeforeValidator(_number), MustBe("a positive number")] | None = Field(
-        None, description="of training, validation included, instead of `epochs`"
+        None, description="training time in minutes, including validation, instead of `epochs`"
     )
     around_labels: _Part = Field(
-        2 / 3, description="the part of the patches that hold a label by intent; small where labels fill the scan"
+        2 / 3,
+        description="fraction of the patches that are placed on a label; choose a small one if labels fill the scan",
     )
-    patches_per_case: _Count = Field(4, description="that an epoch takes of a case")
-    batch_size: _Count = Field(2, description="patches of a step, on each device")
+    patches_per_case: _Count = Field(4, description="patches per case in an epoch")
+    batch_size: _Count = Field(2, description="patches per step on each device")
     loss: Annotated[Literal["dice_ce", "dice_focal", "generalized_dice", "tversky"], MustBe(_LOSSES)] = Field(
-        "dice_ce", description="Dice with cross-entropy or with focal loss, or generalised Dice or Tversky alone"
+        "dice_ce", description="Dice with cross-entropy or with focal loss, generalised Dice, or Tversky"
     )
     class_weights: Annotated[tuple[_NotNegative, ...], MustBe("a list of numbers of at least 0")] | None = Field(
-        None, description="of the background and each label, for the loss `dice_ce`"
+        None, description="weights of the background and of each label, for the loss `dice_ce`"
     )
     start_from: Annotated[str, MustBe("a path")] | None = Field(
-        None, description="a run folder, or a checkpoint of PyTorch or safetensors, whose weights training starts with"
+        None, description="a run folder, or a checkpoint of PyTorch or safetensors, whose weights training starts from"
     )
     optimizer: Annotated[Literal["adamw", "sgd"], MustBe("adamw or sgd")] = Field(
         "adamw", description="`adamw`, or `sgd` with Nesterov momentum 0.99"
     )
-    learning_rate: _Rate = Field(3e-3, description="the highest; it falls to 0 over the budget")
-    weight_decay: _NotNegative = Field(1e-2, description="of the optimizer")
-    warmup_steps: _Seed = Field(50, description="over which the learning rate rises")
-    gradient_clip: _NotNegative = Field(12.0, description="the largest norm of a gradient; 0 for any")
+    learning_rate: _Rate = Field(3e-3, description="highest learning rate; it decays to 0 over the budget")
+    weight_decay: _NotNegative = Field(1e-2, description="weight decay of the optimizer")
+    warmup_steps: _Seed = Field(50, description="steps over which the learning rate rises")
+    gradient_clip: _NotNegative = Field(12.0, description="largest norm of the gradient; 0 for no limit")
     ema_decay: _Decay = Field(
-        0.0, description="of the moving average of the weights, which is validated and kept; 0 for none"
+        0.0, description="decay of the moving average of the weights, which is validated and saved; 0 for no average"
     )
-    channels_last: _Flag = Field(False, description="whether channels are the innermost axis in memory")
-    validate_every: _Count = Field(5, description="epochs between validations; a budget of `minutes` has five")
-    held_out: _Share = Field(0.2, description="the fraction of the cases that the network is validated on")
-    split_seed: _Seed = Field(0, description="of the split")
-    seed: _Seed = Field(0, description="of the weights and the patches")
+    channels_last: _Flag = Field(False, description="whether to use the channels-last memory format")
+    validate_every: _Count = Field(
+        5, description="epochs between validations; a budget of `minutes` has five validations"
+    )
+    held_out: _Share = Field(0.2, description="fraction of the cases for validation")
+    split_seed: _Seed = Field(0, description="seed of the split")
+    seed: _Seed = Field(0, description="seed of the weights and the patches")
 
     @check_model(mode="before")
     @classmethod
     def _settle(cls, values: Any) -> Any:
-        """One budget, no sites without attention, and known names."""
+        """Checks that there is one budget and that the network is known; without attention there are no sites."""
         values = dict(values)
         if values.get("epochs") is not None and values.get("minutes") is not None:
             raise ValueError(
-                f"`epochs` and `minutes` are two budgets, got {values['epochs']!r} and {values['minutes']!r}; set one"
+                f"`epochs` and `minutes` cannot both be set, got {values['epochs']!r} and {values['minutes']!r}"
             )
         if values.get("epochs") is None and values.get("minutes") is None:
             values["epochs"] = EPOCHS
@@ -168,7 +175,7 @@ class Settings(BaseModel):
 
 
 class Configuration(Settings):
-    """A run's settings, those that followed from its data included, and what its data are."""
+    """All settings of a run, including those derived from the data, and properties of the data."""
 
     network: str
     spacing: _Spacing
@@ -177,56 +184,56 @@ class Configuration(Settings):
     kernels: _PerAxis
     windows: _Windows | None
     data: str = Field(description="the folder of the data set")
-    layout: str = Field(description="that it has")
-    simulated: bool = Field(description="whether all of it is")
+    layout: str = Field(description="layout of the data set")
+    simulated: bool = Field(description="whether the scans are simulated")
     modality: str = Field(description="CT, MRI or unknown")
-    labels: Annotated[Labels, MustBe("`names` with the `values` of each")] = Field(description="that it learns")
-    images: _Count = Field(description="files of a case, which become channels")
-    versions: dict[str, str] = Field(description="of the libraries")
+    labels: Annotated[Labels, MustBe("`names` with the `values` of each")] = Field(description="the labels to learn")
+    images: _Count = Field(description="number of images per case")
+    versions: dict[str, str] = Field(description="versions of the libraries")
 
     @property
     def in_channels(self) -> int:
-        """Channels that the network sees."""
+        """Number of input channels of the network."""
         return self.images if self.windows is None else len(self.windows)
 
     @property
     def out_channels(self) -> int:
-        """Channels that the network gives: regions, or labels and the background."""
+        """Number of output channels: the regions, or the background and the labels."""
         return len(self.labels.channels)
 
     @property
     def budget(self) -> str:
-        """What the training lasts, in words."""
+        """The budget of the training as text."""
         return f"{self.epochs} epochs" if self.minutes is None else f"{self.minutes:g} minutes"
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data, for JSON."""
+        """Plain data for JSON."""
         return {"format": FORMAT, "attn3d": version("attn3d"), **self.model_dump(mode="json")}
 
     @classmethod
     def read(cls, path: Path) -> "Configuration":
-        """What `as_dict` gave, from a file.
+        """Reads the output of `as_dict` from a file.
 
         Raises:
-            FileError: when it is not there, no JSON, or of another version.
+            FileError: when the file does not exist, is not JSON, or is of another version.
         """
-        settings = read_json(path, missing="is not there; give the folder of a run of `attn3d train`")
+        settings = read_json(path, missing="does not exist; give the folder of a run of `attn3d train`")
         if not isinstance(settings, dict) or settings.pop("format", None) != FORMAT:
-            raise FileError(path, f"is not of the format {FORMAT} that this version reads; train again")
+            raise FileError(path, f"does not have format {FORMAT}, which this version reads; train again")
         settings.pop("attn3d", None)
         if odd := set(cls.model_fields) ^ set(settings):
-            raise FileError(path, f"has another set of settings than this version, see {min(odd)!r}")
+            raise FileError(path, f"has other settings than this version, such as {min(odd)!r}")
         try:
             return checked(cls, settings)
         except ValueError as error:
-            raise FileError(path, f"was changed to what cannot be: {error}") from error
+            raise FileError(path, f"has an invalid value: {error}") from error
 
 
 def checked(kind: type[Settings], values: Mapping[str, Any]) -> Any:
-    """Values as settings of a kind.
+    """Checks values and returns them as settings.
 
     Raises:
-        ValueError: for the first that cannot be: one sentence with its name, what it must be and what it is.
+        ValueError: for the first invalid value: one sentence with its name, what it must be, and the value.
     """
     try:
         return kind.model_validate(values)
@@ -241,11 +248,11 @@ def checked(kind: type[Settings], values: Mapping[str, Any]) -> Any:
 
 
 def settings_from(file: Path | None, given: Mapping[str, Any]) -> Settings:
-    """The settings of a YAML or JSON file, overridden by those given.
+    """Reads settings from a YAML or JSON file. Settings in ``given`` override those of the file.
 
     Raises:
-        FileError: when the file cannot be read, is no mapping or has a setting that is unknown or cannot be.
-        ValueError: when a given setting is.
+        FileError: when the file cannot be read, is not a mapping, or has an unknown or invalid setting.
+        ValueError: when a setting in ``given`` is unknown or invalid.
     """
     if file is None:
         return checked(Settings, given)
@@ -256,7 +263,7 @@ def settings_from(file: Path | None, given: Mapping[str, Any]) -> Settings:
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise FileError(file, f"is neither YAML nor JSON: {' '.join(str(error).split())}") from error
     if not isinstance(read, dict):
-        raise FileError(file, f"settings by name are needed, got {type(read).__name__}")
+        raise FileError(file, f"must be a mapping of settings, got {type(read).__name__}")
     try:
         checked(Settings, read)
     except ValueError as error:

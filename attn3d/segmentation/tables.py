@@ -1,4 +1,4 @@
-"""Tables with a row for each case, which several processes add to."""
+"""Tables with a row for each case, to which several processes can add rows."""
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -11,14 +11,14 @@ from attn3d.segmentation.writing import as_cell, read_table, write_table
 
 
 def rows_in(path: Path, columns: Collection[str]) -> pd.DataFrame:
-    """The rows that `add_row` wrote, none where there is no table.
+    """Reads a table of `add_row`. If the file does not exist, the table is empty.
 
     Args:
-        path: of the table.
-        columns: that it must have beside ``case``.
+        path: the file of the table.
+        columns: the required columns, without ``case``.
 
     Raises:
-        FileError: when it cannot be added to.
+        FileError: when the file cannot be read or has other columns.
     """
     needed = ["case", *(as_cell(name) for name in columns)]
     table = read_table(path) if path.exists() else pd.DataFrame(columns=needed)
@@ -28,12 +28,12 @@ def rows_in(path: Path, columns: Collection[str]) -> pd.DataFrame:
 
 
 def add_row(path: Path, case: str, values: Mapping[str, float]) -> None:
-    """Adds the row of a case to a table, one process at a time, in place of what it has of that case.
+    """Adds the row of a case to a table, or replaces it. Only one process writes at a time.
 
     Args:
-        path: of the table.
-        case: its name.
-        values: by column; NaN leaves a cell empty.
+        path: the file of the table.
+        case: the name of the case.
+        values: values by column; NaN gives an empty cell.
 
     Raises:
         FileError: as `rows_in`.

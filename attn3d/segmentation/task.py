@@ -1,4 +1,4 @@
-"""A network, its loss and its optimizer as Lightning trains them."""
+"""The Lightning module of a training: the network, its loss and its optimizer."""
 
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -21,23 +21,23 @@ from attn3d.segmentation.settings import Configuration
 
 
 class Diverged(ValueError):
-    """A training whose loss, output or weights are not finite any more; its message says where and what to do."""
+    """The loss, the output or weights are not finite. The message says in which epoch, and what to do."""
 
 
 class SegmentationTask(LightningModule):
-    """A network that is trained; the learning rate rises over the warm-up and falls to zero over the budget.
+    """Trains a network. The learning rate rises over the warm-up and decays to zero over the budget.
 
-    Batches to train have an ``"image"`` (B, C, *S), a ``"label"`` (B, 1, *S) of label values and the ``"name"`` of
-    each case. To validate, whole volumes: an image (1, C, *S), its label (*S) and the name; Dice is that of all
-    volumes taken as one, without the voxels to ignore.
+    Training batches have an ``"image"`` (B, C, *S), a ``"label"`` (B, 1, *S) of label values and the ``"name"`` of
+    each case. Validation batches are whole volumes: an image (1, C, *S), its label (*S) and the name. The Dice is
+    that of all volumes pooled as one, without ignored voxels.
 
-    With ``ema_decay`` it is the moving average of the weights that is validated and kept. Its decay starts small,
+    With ``ema_decay``, a moving average of the weights is validated and saved. Its decay starts with the small values
     (1 + step) / (10 + step), so that the first weights are soon forgotten.
 
     Args:
         network: (B, C, *S) to logits (B, channels, *S), or in training to several, the finest first (as a list, or
-            as DynUNet stacks them); the coarser ones count half as much each.
-        config: of the run.
+            stacked as by DynUNet). The weight of each coarser one is half that of the one before.
+        config: the configuration of the run.
     """
 
     def __init__(self, network: nn.Module, config: Configuration):
@@ -52,11 +52,11 @@ class SegmentationTask(LightningModule):
 
     @property
     def trained(self) -> nn.Module:
-        """The network with the weights that are kept."""
+        """The network with the weights to save."""
         return self.network if self.average is None else self.average.module
 
     def on_train_epoch_start(self) -> None:
-        """Seeds what is drawn in an epoch, as by dropout, so that whoever resumes goes on with the same."""
+        """Sets the seed of an epoch, for example for dropout, so that a resumed training draws the same values."""
         place = [self.config.seed, self.trainer.current_epoch, self.trainer.global_rank]
         torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
 
@@ -72,7 +72,7 @@ class SegmentationTask(LightningModule):
         return loss
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_index: int) -> None:
-        """Takes the new weights into the average."""
+        """Adds the new weights to the moving average."""
         if self.average is not None:
             step = self.trainer.global_step
             decay = min(self.config.ema_decay, (1 + step) / (10 + step))
@@ -80,7 +80,7 @@ class SegmentationTask(LightningModule):
             self.average.update_parameters(self.network)
 
     def stop(self, problem: str, cases: Sequence[str] = ()) -> NoReturn:
-        """Ends a training that cannot go on.
+        """Ends a training that cannot be continued.
 
         Raises:
             Diverged: always.
@@ -92,11 +92,11 @@ class SegmentationTask(LightningModule):
         )
 
     def on_validation_epoch_start(self) -> None:
-        """Forgets the volumes of the last validation."""
+        """Resets the counts of voxels."""
         self._counts = torch.zeros(len(self.names), 2, dtype=torch.float64)
 
     def validation_step(self, batch: dict[str, Any], batch_index: int) -> None:
-        """Counts the voxels of one volume that are found and true, and those that are both; none of an empty batch."""
+        """Counts the predicted, the true and the common voxels of a volume. An empty batch is skipped."""
         if not batch:
             return
         config = self.config
@@ -107,7 +107,7 @@ class SegmentationTask(LightningModule):
             2,
             self.trained,
             overlap=0.25,
-            padding_mode="replicate",  # as patches are
+            padding_mode="replicate",  # as for patches
             device="cpu",
             sw_device=self.device,
         )
@@ -130,7 +130,7 @@ class SegmentationTask(LightningModule):
         self.log_dict(self.dice)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """The optimizer that is set, and the polynomial decay customary in segmentation over the budget."""
+        """Returns the optimizer of the settings, with warm-up and polynomial decay over the budget."""
         config, parameters = self.config, self.network.parameters()
         optimizer: torch.optim.Optimizer
         if config.optimizer == "sgd":

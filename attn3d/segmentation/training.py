@@ -1,4 +1,4 @@
-"""The command ``train``: from a folder of scans to a run folder."""
+"""The command ``train``: trains a network on a folder of scans and writes a run folder."""
 
 import logging
 import os
@@ -32,11 +32,11 @@ from attn3d.segmentation.simulation import simulate
 from attn3d.segmentation.task import SegmentationTask
 
 logger = logging.getLogger("attn3d")
-_PARTS = ("prepared", "validation", "validation/references")  # of a run folder
+_PARTS = ("prepared", "validation", "validation/references")  # folders inside a run folder
 
 
 class Interrupted(KeyboardInterrupt):
-    """The training was stopped before its end; it can be resumed."""
+    """The training was stopped by Ctrl-C. It can be resumed."""
 
 
 def train(
@@ -52,43 +52,43 @@ def train(
     quiet: bool = False,
     **settings: Any,
 ) -> Run:
-    """Trains a network with attention on a data set, and scores it on the cases that were held out.
+    """Trains a network with attention on a data set, and scores it on the held-out cases.
 
-    Spacing, intensity windows, patch size, strides and kernels follow from a fingerprint of the training cases; every
-    one of them can be set. The last weights are kept, and beside them those of the best validation. After every epoch
-    a checkpoint is written, from which ``resume`` goes on as if nothing had happened: same patches, same weights,
-    unless a clock ends the training (``minutes``). It runs on the GPUs there are, by Lightning also on several
-    (``torchrun``), and otherwise on the CPU.
+    Spacing, intensity windows, patch size, strides and kernels are derived from a fingerprint of the training cases.
+    Each of them can also be set. The last weights and those of the best validation are saved. After every epoch a
+    checkpoint is written. ``resume`` continues from it with the same patches and weights as without the interruption,
+    except with a budget of ``minutes``. The training runs on the available GPUs, also on several
+    (``torchrun``), or on the CPU.
 
     Args:
-        data: the folder of a data set (see `find_dataset`); without one, a simulated cohort is written into ``out``.
-            To resume, where it is now, if it was moved.
-        out: the run folder to make.
+        data: the folder of a data set (see `find_dataset`); without it, a simulated cohort is written into ``out``.
+            With ``resume``, the new folder of the data set, if it was moved.
+        out: the run folder to write.
         config: a YAML or JSON file of settings.
-        folds: a JSON file of given splits, as nnU-Net's ``splits_final.json``; without one the split is drawn.
-        fold: which of them.
-        resume: go on with the training in ``out``; all settings are those that it has.
-        devices: how many GPUs, or processes on the CPU.
-        workers: processes that load patches; by default 4 for a GPU, and none on the CPU. They hand patches over in
-            shared memory, of which docker gives little.
-        quiet: no progress bars; a line for each epoch goes to the logger "attn3d".
-        **settings: of `attn3d.segmentation.Settings`; they win over those of ``config``.
+        folds: a JSON file of splits, such as nnU-Net's ``splits_final.json``; by default the split is drawn.
+        fold: index of the split in ``folds``.
+        resume: whether to continue the training in ``out`` with its settings.
+        devices: number of GPUs, or of processes on the CPU.
+        workers: number of processes that load patches; by default 4 for a GPU and none for the CPU. They pass patches
+            through shared memory, which is small in docker containers.
+        quiet: whether to show no progress bars; a line for each epoch is written to the logger "attn3d".
+        **settings: settings of `attn3d.segmentation.Settings`; they override those of ``config``.
 
     Returns:
         The finished run.
 
     Raises:
         FileError: when a file cannot be used.
-        ValueError: when a setting is wrong, or ``out`` is in use, by another process or by another training.
-        Diverged: when loss, output or weights are not finite any more; the last good checkpoint is kept.
-        Interrupted: when it was stopped by Ctrl-C.
+        ValueError: when a setting is wrong, or ``out`` is in use by another process or has another training.
+        Diverged: when the loss, the output or weights are not finite; the last good checkpoint is kept.
+        Interrupted: when the training is stopped by Ctrl-C.
     """
     out = Path(out)
     if workers is not None and workers < 0:
         raise ValueError(f"`workers` must be 0 or more, got {workers}")
     if resume:
         run = Run.open(out, data)
-    # Of several processes the first one owns the folder for all.
+    # Of several processes, only the first one locks the folder.
     with locked(out, _PARTS) if _is_first_process() else nullcontext():
         if resume:
             if run.finished:
@@ -100,7 +100,7 @@ def train(
         try:
             _train(run, dataset, training, validation, devices, workers, quiet)
         except KeyboardInterrupt as stopped:
-            raise Interrupted(str(stopped) or f"stopped; go on with --resume --out {run.folder}") from stopped
+            raise Interrupted(str(stopped) or f"stopped; continue with --resume --out {run.folder}") from stopped
     return run
 
 
@@ -113,7 +113,7 @@ def _train(
     workers: int | None,
     quiet: bool,
 ) -> None:
-    """Does what is left of a run to be done."""
+    """Runs the remaining steps of a run: training, prediction of the held-out cases and scoring."""
     seed_everything(run.config.seed, verbose=False)
     net = run.new_network()
     if run.config.start_from is not None and not run.checkpoint.exists():
@@ -136,23 +136,22 @@ def _new_run(
     given: Mapping[str, Any],
     quiet: bool,
 ) -> tuple[Run, Dataset, list[Case], list[Case]]:
-    """Looks at the data and settles how it is trained on: the run, and the cases to train and to validate on.
+    """Reads the data, creates the run, and returns it with its data set, training cases and validation cases.
 
-    The folder may hold a cohort that was simulated into it, and what a training wrote that was killed before it was a
-    run.
+    The folder may contain a simulated cohort, and files of a training that was killed before its run was complete.
     """
     settings = settings_from(None if config is None else Path(config), given)
     first = _is_first_process()
     if first and {path.name for path in out.iterdir()} - {LOCK, "cohort", *PARTS[:-1]}:
-        raise ValueError(f"`out` {out} is in use; give a new folder, or resume what is in it (--resume)")
+        raise ValueError(f"`out` {out} is not empty; give a new folder, or resume the training in it (--resume)")
     if data is None:
         if not first:
-            raise ValueError("`data` must be given to several processes; write a cohort with `attn3d simulate` first")
+            raise ValueError("`data` is required with several processes; write a cohort with `attn3d simulate` first")
         dataset = simulate(out / "cohort", quiet=quiet)
     else:
         dataset = find_dataset(data, labelled=True)
     if not dataset.labels.names:
-        raise FileError(dataset.folder, "says of no label what it means; add a dataset.json")
+        raise FileError(dataset.folder, "has no names of labels; add a dataset.json")
     if first and not quiet:
         print(dataset)
     elif first:
@@ -162,14 +161,14 @@ def _new_run(
         training, validation = split_cases(dataset.cases, settings.held_out, settings.split_seed, dataset.validation)
     else:
         training, validation = read_fold(folds[0], folds[1], dataset.cases)
-    images = len(dataset.cases[0].images)
-    if odd := [case for case in dataset.cases if len(case.images) != images]:
-        raise FileError(odd[0].images[0], f"its case has {len(odd[0].images)} images, others have {images}")
+    images = dataset.cases[0].channels
+    if odd := [case for case in dataset.cases if case.channels != images]:
+        raise FileError(odd[0].images[0], f"its case has {odd[0].channels} images, but others have {images}")
 
     fingerprint = take_fingerprint(dataset, training, quiet=quiet or not first)
     configuration = configure(dataset, images, fingerprint, settings)
     run = Run(out, configuration)
-    net = run.new_network()  # what cannot be built, or started from, is said before anything is written
+    net = run.new_network()  # errors of the network or its weights are raised before anything is written
     if configuration.start_from is not None:
         start_from(net, configuration.start_from)
     if first:
@@ -181,11 +180,11 @@ def _new_run(
 
 
 def _is_first_process() -> bool:
-    return rank_zero_only.rank == 0  # type: ignore[attr-defined]  # which Lightning sets from elsewhere
+    return rank_zero_only.rank == 0  # type: ignore[attr-defined]  # set dynamically by Lightning
 
 
 def _summary(configuration: Configuration) -> str:
-    """What follows from the data, in a few lines."""
+    """The settings that are derived from the data, in a few lines."""
     spacing = " x ".join(f"{one:.3g}" for one in configuration.spacing)
     patch = " x ".join(map(str, configuration.patch_size))
     shown = "mean 0, deviation 1"
@@ -202,12 +201,12 @@ def _summary(configuration: Configuration) -> str:
 
 
 def _fit(run: Run, task: SegmentationTask, patches: PatchData, devices: int | str, quiet: bool) -> None:
-    """Trains to the last epoch and keeps the weights."""
+    """Trains until the budget is used and saves the weights."""
     on_gpu = torch.cuda.is_available()
     last = run.checkpoint if run.checkpoint.exists() else None
     if last is not None:
         run.check_checkpoint(task)
-    started = os.environ.get("LOCAL_WORLD_SIZE")  # by torchrun, so many processes on this machine
+    started = os.environ.get("LOCAL_WORLD_SIZE")  # set by torchrun: the number of processes on this machine
     devices = int(started) if started else devices if devices != "auto" or on_gpu else 1
     several = devices != 1 and (devices != "auto" or torch.cuda.device_count() > 1)
     config = run.config
@@ -227,7 +226,7 @@ def _fit(run: Run, task: SegmentationTask, patches: PatchData, devices: int | st
             callbacks=callbacks,
             logger=TensorBoardLogger(run.folder, "tensorboard", "") if find_spec("tensorboard") else False,
             plugins=[WholeCheckpoints()],
-            enable_checkpointing=False,  # `Checkpoint` keeps the one that is needed
+            enable_checkpointing=False,  # `Checkpoint` saves the checkpoint
             check_val_every_n_epoch=config.validate_every,
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
@@ -237,12 +236,12 @@ def _fit(run: Run, task: SegmentationTask, patches: PatchData, devices: int | st
         on_interrupt = signal.getsignal(signal.SIGINT)
         try:
             trainer.fit(task, patches, ckpt_path=last, weights_only=True)
-        except SystemExit:  # Lightning's answer to Ctrl-C, with which it stops listening to it
+        except SystemExit:  # raised by Lightning after Ctrl-C; it also changes the signal handler
             signal.signal(signal.SIGINT, on_interrupt)
             if not trainer.interrupted:
                 raise
     if trainer.interrupted:
-        raise Interrupted(f"stopped in epoch {trainer.current_epoch + 1}; go on with --resume --out {run.folder}")
+        raise Interrupted(f"stopped in epoch {trainer.current_epoch + 1}; continue with --resume --out {run.folder}")
     if trainer.is_global_zero:
         run.write_network(task.trained)
     trainer.strategy.barrier()
@@ -250,7 +249,7 @@ def _fit(run: Run, task: SegmentationTask, patches: PatchData, devices: int | st
 
 @contextmanager
 def _without_advice() -> Iterator[None]:
-    """Without what Lightning advises about loaders: reading a patch takes less than handing it over."""
+    """Hides Lightning's advice about loaders, which is wrong here: reading a patch is faster than passing it on."""
     log = logging.getLogger("lightning.pytorch")
     level = log.level
     log.setLevel(logging.WARNING)

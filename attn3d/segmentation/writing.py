@@ -1,7 +1,7 @@
-"""Results that are whole or not there, also after a kill, a power cut or on a full disk.
+"""Writes files that are either complete or absent, even after a kill, a power cut or on a full disk.
 
-All that the commands write goes through `finished_file` or `finished_folder`: to a name of its own beside the result,
-to the disk, and then under the result's name. What a dead process left behind is removed by `sweep`.
+All commands write through `finished_file` or `finished_folder`: first to a temporary name in the same folder, which is
+renamed when the data are on the disk. `sweep` removes temporary files of processes that have ended.
 """
 
 import json
@@ -19,26 +19,26 @@ import pandas as pd
 from attn3d.segmentation.errors import FileError
 
 _MARK = ".unfinished-"
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet computes
-_LONGEST = 120  # characters of a result's name that its unfinished one keeps: file systems end at 255
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # the first characters of formulas in spreadsheets
+_LONGEST = 120  # characters of the final name in a temporary name; file systems allow 255 in all
 
 
 @contextmanager
 def finished_file(path: Path | str) -> Iterator[Path]:
-    """A name to write to; the file takes the name ``path`` when it is whole, and is removed if it fails.
+    """A temporary name to write to. The file is renamed to ``path`` when it is complete, and removed on an error.
 
     Raises:
-        OSError: as what writes it, with ``path`` for the unfinished name or for none.
+        OSError: an error of the writer; its file name is ``path`` instead of the temporary name or of none.
     """
     path = Path(path)
     unfinished = _unfinished(path)
     try:
         yield unfinished
         with unfinished.open("rb") as file:
-            os.fsync(file.fileno())  # or a power cut could leave the name without the content
-        mask = os.umask(0o077)  # what new files may not be; it can only be read by setting it
+            os.fsync(file.fileno())  # otherwise a power cut could leave an empty file with the final name
+        mask = os.umask(0o077)  # permissions that new files do not get; it can only be read by setting it
         os.umask(mask)
-        unfinished.chmod(0o666 & ~mask)  # some writers let nobody else read
+        unfinished.chmod(0o666 & ~mask)  # some writers make files that only their owner can read
         unfinished.replace(path)
     except OSError as error:
         raise _naming(error, unfinished, path) from error
@@ -48,16 +48,16 @@ def finished_file(path: Path | str) -> Iterator[Path]:
 
 @contextmanager
 def finished_folder(path: Path | str) -> Iterator[Path]:
-    """A new folder to fill; it takes the name ``path`` when it is whole, in place of what is there.
+    """A temporary folder to write to. When it is complete, it is renamed to ``path`` and replaces an existing folder.
 
     Raises:
-        FileError: when ``path`` leads through a folder that does not exist to one that does. A caller that asked
-            whether ``path`` exists was told no, and the folder would be lost.
-        OSError: as what fills it, with the name that a file was to have there.
+        FileError: when ``path`` goes through a folder that does not exist, such as ``missing/../out``, to a folder that
+            exists. ``path.exists()`` is false for such a path, so the caller could replace the folder by mistake.
+        OSError: an error of the writer, with the final name of the file.
     """
     given, path = Path(path), Path(path).resolve()
     if path.exists() and not given.exists():
-        raise FileError(given, f"leads through a folder that does not exist; give {path}")
+        raise FileError(given, f"goes through a folder that does not exist; give {path}")
     sweep(path.parent)
     unfinished, before = _unfinished(path), _unfinished(path, "before-")
     try:
@@ -74,12 +74,12 @@ def finished_folder(path: Path | str) -> Iterator[Path]:
 
 
 def sweep(folder: Path | str, *, alone: bool = False) -> None:
-    """Removes what writers left unfinished that died.
+    """Removes temporary files and folders of processes that have ended.
 
     Args:
-        folder: where their results were to be.
-        alone: whether nobody else can be writing there. Otherwise only what processes of this machine left is
-            removed, that are not alive.
+        folder: the folder of the results.
+        alone: whether no other process can be writing there. If not, only temporary files of processes on this machine
+            that have ended are removed.
     """
     folder = Path(folder)
     for path in folder.iterdir() if folder.is_dir() else ():
@@ -92,18 +92,18 @@ def sweep(folder: Path | str, *, alone: bool = False) -> None:
 
 
 def write_text(path: Path | str, text: str) -> None:
-    """Writes text as UTF-8; a file name in it that is not UTF-8 is written with backslashes."""
+    """Writes text as UTF-8. Parts of it that are not UTF-8, such as file names, are written with backslashes."""
     with finished_file(path) as unfinished:
         unfinished.write_bytes(text.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path: Path | str, content: Any) -> None:
-    """Writes plain data."""
+    """Writes plain data as JSON."""
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def as_cell(value: Any) -> Any:
-    """A value as tables hold it: UTF-8, with an apostrophe before what a spreadsheet would take for a formula."""
+    """A value for a table: text becomes UTF-8, with an apostrophe if a spreadsheet would read it as a formula."""
     if not isinstance(value, str):
         return value
     text = value.encode("utf-8", "backslashreplace").decode()
@@ -113,47 +113,47 @@ def as_cell(value: Any) -> Any:
 def write_table(path: Path | str, table: pd.DataFrame) -> None:
     """Writes a CSV file."""
     rows = [[as_cell(cell) for cell in row] for row in table.itertuples(index=False, name=None)]
-    cells = pd.DataFrame(rows, columns=[as_cell(name) for name in table.columns], dtype=object)  # whole numbers stay so
+    cells = pd.DataFrame(rows, columns=[as_cell(name) for name in table.columns], dtype=object)  # keeps integers
     write_text(path, cells.to_csv(index=False))
 
 
-def read_table(path: Path | str, missing: str = "is not there") -> pd.DataFrame:
-    """A table of numbers from a CSV file; what is empty is NaN, and a column "case" holds names.
+def read_table(path: Path | str, missing: str = "does not exist") -> pd.DataFrame:
+    """Reads a CSV file of numbers. Empty cells are NaN, and the column "case" has names.
 
     Args:
-        path: of the file.
-        missing: what to say where there is no file.
+        path: the file.
+        missing: the error message if it does not exist.
 
     Raises:
-        FileError: when it cannot be read, or holds anything else.
+        FileError: when it cannot be read, or has other content.
     """
     types: defaultdict[str, type] = defaultdict(lambda: float, case=str)
-    with _readable(path, missing, "table of numbers"):
+    with _readable(path, missing, "a table of numbers"):
         return pd.read_csv(path, dtype=types, keep_default_na=False, na_values=[""])
 
 
-def read_json(path: Path | str, *keys: str, missing: str = "is not there") -> Any:
-    """Plain data from a file.
+def read_json(path: Path | str, *keys: str, missing: str = "does not exist") -> Any:
+    """Reads plain data from a JSON file.
 
     Args:
-        path: of the file.
-        *keys: that it must have.
-        missing: what to say where there is no file.
+        path: the file.
+        *keys: keys that it must have.
+        missing: the error message if it does not exist.
 
     Raises:
-        FileError: when it cannot be read, is no JSON, or is no mapping with these keys.
+        FileError: when it cannot be read, is not JSON, or is not an object with these keys.
     """
-    with _readable(path, missing, "JSON"):
+    with _readable(path, missing, "valid JSON"):
         content = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_each_once)
     for key in keys:
         if not isinstance(content, dict) or key not in content:
-            raise FileError(path, f"has no {key!r}; it is not what this command writes")
+            raise FileError(path, f"has no {key!r}; it was not written by this command")
     return content
 
 
 @contextmanager
 def _readable(path: Path | str, missing: str, kind: str) -> Iterator[None]:
-    """Says in one line why a file cannot be read."""
+    """Turns errors of reading a file into a `FileError` of one line."""
     try:
         yield
     except FileNotFoundError as error:
@@ -161,37 +161,37 @@ def _readable(path: Path | str, missing: str, kind: str) -> Iterator[None]:
     except OSError as error:
         raise FileError(path, f"cannot be read: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
-        raise FileError(path, f"is no {kind}: {' '.join(str(error).split())}") from error
+        raise FileError(path, f"is not {kind}: {' '.join(str(error).split())}") from error
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; of a key that is there twice, JSON would silently take the last."""
+    """A JSON object without repeated keys, of which `json` would silently use the last."""
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is there twice")
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is repeated")
     return found
 
 
 def _unfinished(path: Path, what: str = "") -> Path:
-    """Beside a result, with the same ending, by which writers choose a format."""
+    """A temporary name in the folder of the result, with the same ending, since writers infer the format from it."""
     return path.with_name(f"{_MARK}{platform.node()}--{os.getpid()}-{what}{path.name[-_LONGEST:]}")
 
 
 def _naming(error: OSError, unfinished: Path, path: Path) -> OSError:
-    """The error with the name that was to be, where it has the unfinished one or none."""
+    """The error with the final name instead of the temporary name or of none."""
     name = str(error.filename or path).replace(str(unfinished), str(path))
     return OSError(error.errno, error.strerror or str(error), name)
 
 
 def _alive(process: int) -> bool:
-    """Whether another process of this number is running; what has our own number is of one before us."""
+    """Whether another process with this ID is running. Files with our own ID are from an earlier process."""
     if process == os.getpid():
         return False
     try:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # somebody else's
+    except PermissionError:  # the process of another user
         pass
     return True

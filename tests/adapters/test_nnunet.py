@@ -5,6 +5,7 @@ import importlib.util
 import inspect
 import json
 import pickle
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 import attn3d
-from attn3d.adapters.nnunet import NETWORK, add_configuration, app
+from attn3d.adapters.nnunet import NETWORK, UNetWithAttention, add_configuration, app
 from attn3d.insertion import (
     attention_parameters,
     attention_sites,
@@ -331,3 +332,31 @@ def test_a_converted_checkpoint_is_written_whole_or_not_at_all(tmp_path: Path, m
     assert result.exit_code == 2
     assert "No space left on device" in result.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"plans.json", "old.pth"}
+
+
+class OwnNetwork(nn.Sequential):
+    """A network that has no initialisation of its own."""
+
+    def __init__(self, input_channels: int, num_classes: int, deep_supervision: bool) -> None:
+        super().__init__(nn.Conv2d(input_channels, 4, 3, padding=1), nn.Conv2d(4, num_classes, 1))
+
+
+def test_a_network_without_initialisation_keeps_its_weights() -> None:
+    arguments = {"patch_size": [8, 8], "deep_supervision": False, "network": f"{__name__}.OwnNetwork"}
+    torch.manual_seed(0)
+    net = UNetWithAttention(2, 3, attention=[{"spec": "se", "at": "path:0"}], **arguments)
+    torch.manual_seed(0)
+    plain = OwnNetwork(2, 3, False)
+    assert type(net) is OwnNetwork
+    assert torch.equal(net[0].weight, plain[0].weight)
+    assert [site for call in inserted_attention(net) for site in call["at"]] == ["path:0"]
+    assert not hasattr(net, "initialize")
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+def test_the_conversion_is_a_command_too(monkeypatch: Any, capsys: Any) -> None:
+    monkeypatch.setattr(sys, "argv", ["nnunet_checkpoint", "--help"])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_module("attn3d.adapters.nnunet_checkpoint", run_name="__main__")
+    assert stopped.value.code == 0
+    assert "--configuration" in capsys.readouterr().out

@@ -151,6 +151,20 @@ def test_holes_are_left_out_of_every_mode(mode):
     assert_close(module(x, mask)[..., kept], expected)
 
 
+@pytest.mark.parametrize("mode", ["dot_product", "concatenation"])
+def test_the_mean_over_keys_is_that_of_each_sample(mode):
+    """Samples of a batch have different numbers of keys; where no key is left, only the residual is."""
+    module = randomise(attn3d.NonLocal(1, 4, mode=mode, norm=None).double())
+    x, mask = volume(3, 4, 9), torch.arange(9) < torch.tensor([3, 7, 0])[:, None]
+    found = module(x, mask)
+    for sample in range(2):
+        assert_close(found[sample, None], module(x[sample, None], mask[sample, None]))
+    with torch.no_grad():
+        module.value.weight.zero_()
+        module.value.bias.zero_()
+    assert_close(found[2], module(x)[2])
+
+
 @pytest.mark.parametrize("pattern", [Global(), PooledKeys(2), Window(3), Axial()], ids=str)
 def test_the_weights_shown_leave_them_out(pattern):
     module = randomise(attn3d.MultiHeadSelfAttention(2, 4, num_heads=2, pattern=pattern).double())

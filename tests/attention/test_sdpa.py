@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import attn3d
 from attn3d import attend
 from attn3d.attention import sdpa
-from attn3d.attention.sdpa import attend_on_cores, parallel_parts
+from attn3d.attention.sdpa import attend_on_cores, fused_bytes, kernel_bytes, parallel_parts
 from tests.mechanisms.parity import assert_close, assert_gradients_close, volume
 from tests.references import attention as loops
 
@@ -114,6 +114,17 @@ class TestChoice:
         with torch.no_grad():
             attend(*inputs(1024, 1024, 1))
         assert len(calls) == 1
+
+    def test_copies_and_tiles_are_counted(self):
+        """A tensor whose last stride is not 1 is copied; the kernel's tile of scores grows with the queries."""
+        q, k, v = (torch.empty(2, 3, 7, 4) for _ in range(3))
+        strided = torch.empty(2, 3, 4, 7).transpose(2, 3)
+        assert fused_bytes(strided, k, v, False) - fused_bytes(q, k, v, False) == 4 * q.numel()
+        rows = {
+            queries: kernel_bytes(queries, 0, 6) // (4 * 8 * torch.get_num_threads())
+            for queries in (191, 192, 767, 768)
+        }
+        assert rows == {191: 32, 192: 64, 767: 64, 768: 256}
 
     def test_as_many_parts_as_idle_threads(self):
         assert [parallel_parts(sequences) for sequences in (0, 1, 2, 3, 4, 9)] == [4, 4, 2, 1, 1, 1]

@@ -218,6 +218,9 @@ def test_hosts_that_look_past_the_border_are_named(group: dist.ProcessGroup, rec
     net = nn.Sequential(nn.Conv3d(8, 8, 3), nn.BatchNorm3d(8), nn.MaxPool3d(2), attn3d.NonLocal(3, 8))
     with pytest.warns(UserWarning, match=r"not changed: 0 \(Conv3d\), 1 \(BatchNorm3d\), 2 \(MaxPool3d\)$"):
         attn3d.parallelize_attention(net, group)
+    net = nn.Sequential(*(nn.Conv3d(8, 8, 3) for _ in range(7)), attn3d.NonLocal(3, 8))
+    with pytest.warns(UserWarning, match=r"not changed: 0 \(Conv3d\), .*, 4 \(Conv3d\) and 2 more$"):
+        attn3d.parallelize_attention(net, group)
 
 
 PATTERNS = [attn3d.Window(size, shift) for size in (1, 2, 3, 5) for shift in (False, True)]
@@ -290,3 +293,16 @@ def test_parameters_without_a_gradient_are_passed_over(group: dist.ProcessGroup)
     attn3d.sum_gradients(module, group)
     assert torch.equal(module.weight.grad, torch.ones(2, 2))
     assert module.bias.grad is None
+
+
+@pytest.mark.parametrize("rotate", ["ring", "all_gather"])
+def test_alone_it_is_what_it_was(group: dist.ProcessGroup, rotate: str) -> None:
+    """No message goes anywhere."""
+    torch.manual_seed(0)
+    plain = randomise(attn3d.NonLocal(3, 8)).double().eval()
+    module = attn3d.parallelize_attention(copy.deepcopy(plain), group, rotate=rotate)
+    found, expected = (X.double().requires_grad_() for _ in range(2))
+    torch.testing.assert_close(module(found), plain(expected))
+    module(found).square().sum().backward()
+    plain(expected).square().sum().backward()
+    torch.testing.assert_close(found.grad, expected.grad)

@@ -86,6 +86,7 @@ def test_specs_are_read_as_monai_reads_them():
         ("bach", ValueError, "`norm` got 'bach'; did you mean 'batch'"),
         (("group", {"num_groups": 4}), ValueError, "`num_groups` must divide 6 channels, got 4"),
         (("batch", {"epsilon": 1}), TypeError, "the batch norm has no option `epsilon`; did you mean 'eps'"),
+        (("group", {"num_groups": 4}), ValueError, r"must divide 6 channels, got 4; \[1, 2, 3, 6\] do"),
         (5, TypeError, "`norm` must be a name"),
     ],
 )

@@ -1,7 +1,7 @@
-"""What a mechanism brings to the tests: one `Case` in `tests/mechanisms/cases/<name>.py`, found by its file's name.
+"""The description of a mechanism for the tests: a `Case` in `tests/mechanisms/cases/<name>.py`, found by its file name.
 
-Every form, mode and published difference is a configuration there, from which most tests take their cases. Reduced
-widths are a few channels, as the tests have them; nothing else departs from the defaults.
+Every form, mode and published difference is a configuration there, from which most tests take their cases. Widths are
+reduced for the few channels of the tests; all other options have their defaults.
 """
 
 from __future__ import annotations
@@ -21,7 +21,14 @@ NORMS = ["batch", ("group", {"num_groups": 1}), "instance", "layer", None]
 
 
 class Floor(NamedTuple):
-    """Passes over a map that a mechanism must make, whoever writes it, and which they are."""
+    """The passes over a map that every implementation of a mechanism needs.
+
+    Attributes:
+        forward: number of passes in forward.
+        backward: number of passes in backward.
+        forward_passes: what they are for; each pass is named by its map, x or y: "means: x; gate: x, y".
+        backward_passes: the same for backward, with dx and dy: "gate: dy, x; input: dy, dx".
+    """
 
     forward: int
     backward: int
@@ -30,25 +37,25 @@ class Floor(NamedTuple):
 
     @property
     def passes(self) -> int:
-        """Both ways."""
+        """Forward and backward passes together."""
         return self.forward + self.backward
 
 
 class PerAxis(NamedTuple):
-    """Values of an option that may also be given for each axis."""
+    """Values of an option that can also be given for each axis."""
 
     values: Sequence[Any]
     others: Sequence[Any] = ()
 
 
 def norm_keys(name: str, channels: int) -> str:
-    """The frozen keys of a batch norm."""
+    """The checkpoint keys of a batch norm."""
     values = ("weight", "bias", "running_mean", "running_var")
     return ", ".join([*(f"{name}.{value} {channels}" for value in values), f"{name}.num_batches_tracked"])
 
 
 def as_they_are(parameters: list[Tensor], axes: Any) -> list[Tensor]:
-    """Parameters of which none belongs to an axis."""
+    """Unchanged parameters, for mechanisms without parameters of an axis."""
     return parameters
 
 
@@ -57,33 +64,33 @@ class Case:
     """A mechanism under test.
 
     Attributes:
-        forms: options by the name of the form, "default" first.
-        patterns: the same, within patterns of attention that are not global.
+        forms: options of each form by its name, "default" first.
+        patterns: the same for forms with a pattern of attention that is not global.
         reference: its formula as loops in float64 that share no code with the library:
-            `(x, parameters, statistics, training, **options)`, the flat lists of parameters and of running statistics
-            (mean, variance) in the order of registration.
-        count: the number of parameters of (channels, spatial_dims, variant) with default options.
-        published: numbers of parameters that were published: (channels, spatial_dims, options, number).
-        alone: where the mechanism takes a gating signal, a subclass of x alone, which makes the signal of it.
-        keys: of (spatial_dims), the keys and sizes of a checkpoint by form, at 8 channels: frozen.
-        plain: 3-D, compact, as it is commonly written, with its parameters in the library's order.
+            `(x, parameters, statistics, training, **options)`, with flat lists of the parameters and of the running
+            statistics (mean, variance) in the order of registration.
+        count: the number of parameters with default options, from (channels, spatial_dims, variant).
+        published: published numbers of parameters: (channels, spatial_dims, options, number).
+        alone: for mechanisms with a gating signal, a subclass that only takes x and makes the signal from it.
+        keys: the keys and sizes of a checkpoint by form at 8 channels, from (spatial_dims). They must never change.
+        plain: the 3-D compact form as it is commonly written, with its parameters in the library's order.
         floor: the passes over a map that bound its time.
-        kept: the most that is kept for backward beyond input and output, in maps; None where it is not asked.
-        time: the most time in training beside the plain form; None where it is not asked.
-        weights: names and shapes of `attention_weights` at (2, 8, 4, 3, 5), for three queries where there are any.
-        output: the output from x and the weights, where it can be had from them.
-        identity: the forms that start as the identity.
-        values: options that must be refused for their value.
-        kinds: options that must be refused for their type.
-        drawn: values of the options in random configurations, beside those of attention that all share.
-        smaller: options with which finite differences are quick.
-        smaller_channels: the same.
-        is_set: whether the voxels are a set: in any order they give the same.
-        in_order: forms that take the axes one after the other, so that their order matters.
+        kept: limit of the memory saved for backward beyond input and output, in maps; None for no limit.
+        time: limit of the training time, relative to the plain form; None for no limit.
+        weights: names and shapes of `attention_weights` at (2, 8, 4, 3, 5), with three queries if it takes any.
+        output: the output from x and the weights, if it follows from them.
+        identity: the forms that are the identity at the start.
+        values: options with values that must be refused.
+        kinds: options with types that must be refused.
+        drawn: values of the options in random configurations, in addition to the common ones of attention.
+        smaller: options for quick finite differences.
+        smaller_channels: number of channels for quick finite differences.
+        is_set: whether the result does not depend on the order of the voxels.
+        in_order: forms that process the axes one after the other, so that their order matters.
         permuted: the parameters for permuted axes, from (parameters, order).
-        collapses: whether an axis of size 1 may be left out: "always", "in evaluation" or "never".
-        without_axis: the parameters without an axis of size 1, from (parameters, axis); it may change the given ones.
-        faults: published faults and other claims of its own, as functions that assert.
+        collapses: whether an axis of size 1 can be removed: "always", "in evaluation" or "never".
+        without_axis: the parameters without an axis of size 1, from (parameters, axis); it may change its input.
+        faults: functions that assert published faults and other properties of this mechanism.
     """
 
     forms: dict[str, Options]
@@ -114,7 +121,7 @@ class Case:
 
 
 def gated(x: Tensor, weights: dict[str, Tensor]) -> Tensor:
-    """x times all gates."""
+    """x times all gates, which must be between 0 and 1."""
     for gate in weights.values():
         assert ((gate > 0) & (gate < 1)).all()
         x = x * gate
@@ -122,6 +129,6 @@ def gated(x: Tensor, weights: dict[str, Tensor]) -> Tensor:
 
 
 def copy_parameters(plain: nn.Module, ours: nn.Module) -> None:
-    """Gives the library's module the weights of a plain one, in their common order."""
+    """Copies the weights of a plain module to the library's module, in their common order."""
     for parameter, given in zip(ours.parameters(), plain.parameters(), strict=True):
         parameter.data.copy_(given.data.reshape(parameter.shape))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import attn3d
-from attn3d.attention import VolumeAttention
+from attn3d.attention import ChannelwiseAttention, VolumeAttention
 from tests.configurations import randomise
 from tests.mechanisms.cases import danet
 from tests.mechanisms.parity import (
@@ -110,10 +110,19 @@ def test_the_reported_rows_are_those_of_the_positions():
 
 
 @pytest.mark.parametrize(
-    "build", [attn3d.DualAttention, lambda *args, **kw: attn3d.DualAttentionHead(*args, 8, 2, **kw)]
+    "build",
+    [attn3d.DualAttention, lambda *args, **kw: attn3d.DualAttentionHead(*args, 8, 2, **kw), attn3d.PairedAttention],
 )
 def test_how_positions_attend_is_passed_on(build):
-    """To the mechanism's layer, and to that of the published head."""
+    """To the layer of a mechanism, and to that of the published head."""
     module = build(3, 16, pattern=("window", {"size": 2}), backend="math", memory_budget="1GiB")
     (layer,) = (part for part in module.modules() if isinstance(part, VolumeAttention))
     assert (layer.pattern, layer.backend, layer.memory_budget) == (attn3d.Window(2), "math", 2**30)
+
+
+def test_how_channels_attend_is_passed_on():
+    """To the mechanism's layer, and to that of the published head."""
+    for build in (attn3d.DualAttention, lambda *args, **options: attn3d.DualAttentionHead(*args, 8, 2, **options)):
+        module = build(3, 16, channel_energy="official", scale="1/N")
+        (layer,) = (part for part in module.modules() if isinstance(part, ChannelwiseAttention))
+        assert (layer.official, layer.power) == (True, -1.0)

@@ -13,7 +13,9 @@ from torch import nn
 
 from attn3d.networks.own import own_attention
 from attn3d.networks.own.monai import map_layout
+from attn3d.networks.own.primus import eva_rows
 from attn3d.networks.own.registry import register_layout
+from attn3d.networks.own.tokens import over_grid
 from attn3d.networks.registry import run
 from tests.networks import primus
 from tests.references import own as reference
@@ -235,3 +237,40 @@ def looped(seen, voxel):
     if seen.block.rel_positional_embedding is not None:
         added = reference.relative_positions(seen.block, x, voxel)
     return reference.self_attention(seen.block, x, voxel + more, added)[:, more:]
+
+
+def test_attention_whose_tokens_have_no_known_places_is_left_out():
+    assert own_attention(nn.Sequential(SABlock(4, 2), nn.Linear(4, 4))) == {}
+    assert list(own_attention(nn.Sequential(Inner(SABlock(4, 2)), SABlock(4, 2)))) == ["0.block"]
+
+
+@torch.no_grad()
+def test_masked_keys_have_no_weight():
+    [own] = own_attention(net := Around(SABlock(4, 2)).double()).values()
+    x, mask = torch.randn(2, 6, 4, dtype=torch.float64), torch.tensor([[1, 1, 0, 1, 0, 1], [0, 1, 1, 1, 1, 1]])
+    weights = own.weights(over_grid((1, 2, 3), x.device), torch.arange(6), x, attn_mask=mask)["query"].flatten(3)
+    assert (weights[mask[:, None, None].expand_as(weights) == 0] == 0).all()
+    block = net.inner.block
+    rows = (weights @ block.input_rearrange(block.qkv(x))[2]).transpose(1, 2).flatten(2)
+    torch.testing.assert_close(block.out_proj(rows), block(x, mask), rtol=1e-9, atol=1e-12)
+
+
+@torch.no_grad()
+def test_scores_have_the_dtype_that_the_block_computes_them_in():
+    net = Around(SABlock(4, 2, attention_dtype=torch.float32)).bfloat16()
+    [own] = own_attention(net).values()
+    x = torch.randn(2, 6, 4, dtype=torch.bfloat16)
+    weights = own.weights(over_grid((1, 2, 3), x.device), torch.arange(6), x)["query"].flatten(3)
+    q, k, _ = own.module.input_rearrange(own.module.qkv(x)).float()
+    torch.testing.assert_close(weights, (q @ k.mT * own.module.scale).softmax(3), rtol=1e-5, atol=1e-6)
+
+
+@torch.no_grad()
+def test_eva_without_rotary_positions():
+    block = primus.EvaAttention(12, 2, 0).double()
+    x = torch.randn(2, 6, 12, dtype=torch.float64)
+    weights = eva_rows(block, over_grid((1, 2, 3), x.device), torch.arange(6), x)["query"].flatten(3)
+    q, k = (reference.linear(layer, reference.array(x[1])) for layer in (block.q_proj, block.k_proj))
+    for token in range(6):
+        expected = reference.all_pairs(q, k, block.num_heads, token, block.scale)
+        np.testing.assert_allclose(weights[1, :, token], expected, rtol=1e-9)

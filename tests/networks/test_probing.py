@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from monai.networks.nets import ControlNet
+from monai.networks.nets import ControlNet, DiffusionModelUNet, FlexibleUNet
+from monai.networks.nets.flexible_unet import FLEXUNET_BACKBONE, BaseEncoder
 from torch import Tensor, nn
 
 import attn3d
@@ -64,6 +65,22 @@ def test_the_network_s_own_hooks_run_and_a_user_s_do_not() -> None:
     assert net(torch.randn(1, 1, 8, 8)).shape == (1, 2)
 
 
+LEFT: list[Tensor] = []
+
+
+def note(module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
+    LEFT.append(output)
+
+
+def test_a_user_s_plain_function_does_not_run() -> None:
+    net = Asks()
+    net.stem.register_forward_hook(note)
+    assert attn3d.attention_sites(net, (1, 1, 8, 8))[0].path == "stem"
+    assert not LEFT
+    net(torch.randn(1, 1, 8, 8))
+    assert len(LEFT) == 1
+
+
 def test_a_network_of_several_inputs_is_told_how_to_say_so() -> None:
     class Two(nn.Module):
         def __init__(self) -> None:
@@ -97,3 +114,59 @@ def test_controlnet() -> None:
     ]
     attn3d.insert_attention(net, "se", at=("encoder", "bottleneck"))
     assert len(net(torch.randn(1, 1, 8, 8), torch.zeros(1), torch.randn(1, 1, 16, 16))[0]) == 4
+
+
+def test_a_diffusion_network_of_classes() -> None:
+    levels = {"channels": (4, 8), "attention_levels": (False, False), "norm_num_groups": 2, "num_res_blocks": 1}
+    net = DiffusionModelUNet(2, 1, 1, num_class_embeds=3, **levels)
+    attn3d.insert_attention(net, "se", at="skip")
+    x, time = torch.randn(2, 1, 8, 8), torch.zeros(2)
+    assert net(x, time, class_labels=torch.tensor([0, 2])).shape == x.shape
+
+
+class OwnEncoder(nn.Conv2d, BaseEncoder):
+    """Of two maps, at half and a quarter of the size."""
+
+    def __init__(self, **arguments: object) -> None:
+        super().__init__(1, 4, 2, 2)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        half = super().forward(x)
+        return [half, nn.functional.avg_pool2d(half, 2)]
+
+    @classmethod
+    def get_encoder_parameters(cls) -> list[dict[str, object]]:
+        return [{"spatial_dims": 2, "in_channels": 1, "pretrained": False}]
+
+    @classmethod
+    def num_channels_per_output(cls) -> list[tuple[int, ...]]:
+        return [(4, 4)]
+
+    @classmethod
+    def num_outputs(cls) -> list[int]:
+        return [2]
+
+    @classmethod
+    def get_encoder_names(cls) -> list[str]:
+        return ["own"]
+
+
+@pytest.mark.parametrize(
+    ("backbone", "channels", "encoder", "skips"),
+    [
+        ("resnet10", 5, [64, 64, 128, 256], [64, 64, 128, 256]),
+        ("efficientnet-b0", 5, [16, 24, 40, 112], [16, 24, 40, 112]),
+        ("own", 2, [], [4]),
+    ],
+)
+def test_flexible_unet(backbone: str, channels: int, encoder: list[int], skips: list[int]) -> None:
+    """An encoder that is registered with MONAI has stages that only its user knows."""
+    if backbone not in FLEXUNET_BACKBONE.register_dict:
+        FLEXUNET_BACKBONE.register_class(OwnEncoder)
+    with torch.device("meta"):
+        net = FlexibleUNet(1, 2, backbone, decoder_channels=(8,) * channels)
+    sites = attn3d.attention_sites(net, (1, 1, 64, 64))
+    for kind, found in (("encoder", encoder), ("skip", skips)):
+        assert [site.channels for site in sites if site.kind == kind] == found
+    assert len([site for site in sites if site.kind == "bottleneck"]) == bool(encoder)
+    assert len([site for site in sites if site.kind == "decoder"]) == channels

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from attn3d.plotting import confidence_interval, plot_comparison, plot_training
+from attn3d.plotting import confidence_interval, plot_calibration, plot_comparison, plot_training
 
 
 def test_the_interval_of_students_t():
@@ -64,3 +64,18 @@ def test_curves_skip_the_epochs_without_a_value(tmp_path):
 def test_one_seed_of_the_plain_network_has_no_band():
     (axes,) = plot_comparison(results(none=[0.7], se=[0.9])).axes
     assert not axes.patches
+
+
+def test_a_reliability_diagram_leaves_empty_bins_out(tmp_path):
+    empty = {"voxels": 0, "confidence": None, "accuracy": None}
+    bins = [
+        empty,
+        {"voxels": 30, "confidence": 0.6, "accuracy": 0.5},
+        {"voxels": 70, "confidence": 0.9, "accuracy": 0.8},
+    ]
+    figure = plot_calibration(bins)
+    diagram, counts = figure.axes
+    np.testing.assert_array_equal(diagram.lines[1].get_xydata(), [[0.6, 0.5], [0.9, 0.8]])
+    assert [bar.get_height() for bar in counts.patches] == [0, 30, 70]
+    figure.savefig(tmp_path / "calibration.png", dpi=20)
+    assert len(plot_calibration([empty]).axes[0].lines) == 1, "the line of perfect calibration"

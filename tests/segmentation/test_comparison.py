@@ -1,6 +1,7 @@
 """The same budget for each mechanism and for none."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -58,7 +59,7 @@ def test_an_unknown_mechanism_is_refused_before_anything_is_written(data, tmp_pa
 
 def test_a_folder_in_use_is_left_alone(data, tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(ValueError, match=r"`out` .* is in use"):
+    with pytest.raises(ValueError, match=r"`out` .* has other content"):
         compare(data, out=tmp_path, mechanisms=["eca"], quiet=True)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
@@ -79,7 +80,7 @@ def test_without_data_a_cohort_is_simulated_beside_the_runs(tmp_path, monkeypatc
 def test_runs_without_a_label_to_score_are_refused(data, tmp_path, monkeypatch):
     monkeypatch.setattr(comparison, "mean_dice", lambda scores: None)
     settings = {"out": tmp_path / "all", "mechanisms": [], "at": ["encoder"], "seeds": 1, "quiet": True}
-    with pytest.raises(FileError, match="no held-out case has any label; hold out more"):
+    with pytest.raises(FileError, match="no held-out case has a label; hold out more"):
         compare(data, **settings, **SETTINGS)
 
 
@@ -100,3 +101,11 @@ def test_data_that_were_moved_are_taken_and_other_data_are_not(data, tmp_path, m
     (tmp_path / "all" / "settings.json").write_text("{}")
     with pytest.raises(FileError, match=r"settings\.json: has no 'data'"):
         compare(data, **arguments)
+
+
+def test_a_single_mechanism_is_compared_with_none_and_has_no_picture(tmp_path, monkeypatch):
+    monkeypatch.setattr(comparison, "_measure", lambda runs: {"dice": [0.5, 0.75]})
+    run = SimpleNamespace(config=SimpleNamespace(simulated=False, network="UNet"))
+    report = comparison._report(tmp_path, {"none": [run, run]}, ["skip"], 2)
+    assert report["mechanisms"]["none"]["mean"] == 0.625
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["comparison.csv", "comparison.json"]

@@ -102,8 +102,8 @@ def test_a_patient_without_haemorrhage_is_a_case(tmp_path):
     [
         (layouts.bhsd, "label_192/labelsTr/ID_2.nii.gz", "imagesTr/ID_2.nii.gz: has no label", ["ID_1"]),
         (layouts.bhsd, "label_192/imagesTr/ID_2.nii.gz", "labelsTr/ID_2.nii.gz: has no image", ["ID_1"]),
-        (layouts.decathlon, "labelsTr/spleen_1.nii.gz", "in dataset.json but not there", ["spleen_2"]),
-        (layouts.nnunet, "imagesTr/BRATS_1_0001.nii.gz", "has the channels 0000; needed are 0000, 0001", ["BRATS_2"]),
+        (layouts.decathlon, "labelsTr/spleen_1.nii.gz", "in dataset.json, but does not exist", ["spleen_2"]),
+        (layouts.nnunet, "imagesTr/BRATS_1_0001.nii.gz", "has the channels 0000, but needs 0000, 0001", ["BRATS_2"]),
         (layouts.nnunet, "labelsTr/BRATS_1.nii.gz", "imagesTr/BRATS_1_0000.nii.gz: has no label", ["BRATS_2"]),
         (layouts.instance2022, "train/label/096.nii.gz", "data/096.nii.gz: has no label", ["095"]),
         (layouts.ct_ich, "masks/050.nii", "ct_scans/050.nii: has no label", ["049"]),
@@ -131,7 +131,7 @@ def test_what_a_description_does_not_list_is_named(tmp_path):
     layouts.write(tmp_path / "second/imagesTr/BRATS_1_0002.nii.gz", layouts.units(9))
     dataset = find_dataset(tmp_path / "second")
     assert names(dataset.cases) == ["BRATS_2"], "a case has exactly its channels"
-    assert any("0000, 0001, 0002; needed are 0000, 0001" in problem for problem in dataset.problems)
+    assert any("0000, 0001, 0002, but needs 0000, 0001" in problem for problem in dataset.problems)
 
 
 def test_labels_that_uint8_does_not_hold_are_refused(tmp_path):
@@ -165,7 +165,7 @@ UPSIDE_DOWN = {"background": 0, "active": 3, "core": [2, 3], "whole": [1, 2, 3]}
         ({"labels": {"background": 0, "a": [1, 1], "b": 2}}, r"give 'a' the values \[1, 1\]; name"),
         ({"labels": {"background": 0, "a": [], "b": 2}}, r"give 'a' the values \[\]; name at least one"),
         ({"labels": {"background": 0, "a": [0, 1]}}, "has the label 0; map"),
-        ({"labels": {"background": 0, "any label": [1, 2], "b": 2}}, "all labels together have"),
+        ({"labels": {"background": 0, "any label": [1, 2], "b": 2}}, "for all labels as one"),
         ({"labels": {"background": 0, "a": 1, "ignore": 1}}, "`ignore` must be the highest value, above 1 .* got 1"),
         ({"labels": {"background": 0, "a": 3, "ignore": 2}}, "`ignore` must be the highest value, above 3 .* got 2"),
         ({"labels": {"background": 0, "a": 3, "ignore": 256}}, "up to 255, got 256"),
@@ -200,12 +200,12 @@ def test_what_is_not_read_of_nnunet_is_refused_with_the_reason(tmp_path, changes
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ("{", "is no JSON"),
-        ("[]", "JSON object is needed, got list"),
-        ('{"training": []}', "not of the Decathlon's form"),
-        ('{"modality": {"0": "CT"}, "labels": {"a": 1}, "training": []}', "not of the Decathlon's form"),
-        ('{"modality": {"0": "T1", "1": "T2"}, "labels": {"0": "no"}, "training": []}', "2 modalities each"),
-        ('{"modality": {"0": "CT"}, "labels": {"0": "no"}, "training": []}', "no image with its label"),
+        ("{", "is not valid JSON"),
+        ("[]", "must be a JSON object, got list"),
+        ('{"training": []}', "does not have the form of the Decathlon"),
+        ('{"modality": {"0": "CT"}, "labels": {"a": 1}, "training": []}', "does not have the form of the Decathlon"),
+        ('{"modality": {}, "labels": {"0": "no"}, "training": []}', "`modality` is empty"),
+        ('{"modality": {"0": "CT"}, "labels": {"0": "no"}, "training": []}', "no image with a label"),
     ],
 )
 def test_a_description_that_cannot_be_used_is_refused(tmp_path, content, says):
@@ -219,14 +219,14 @@ def test_a_folder_without_scans_or_without_pairs_is_refused(tmp_path):
     with pytest.raises(FileError, match="is not a folder"):
         find_dataset(tmp_path / "missing")
     (tmp_path / "notes.txt").write_text("no scans here")
-    with pytest.raises(FileError, match="holds no scans in a layout that is known: BHSD, Decathlon"):
+    with pytest.raises(FileError, match="has no scans in a known layout: BHSD, Decathlon"):
         find_dataset(tmp_path)
     layouts.write(tmp_path / "a.nii.gz", layouts.units(1))
     assert names(find_dataset(tmp_path).test_cases) == ["a"]
-    with pytest.raises(FileError, match="looks like image/label pairs but has no image with its label"):
+    with pytest.raises(FileError, match="has the layout image/label pairs, but no image with a label"):
         find_dataset(tmp_path, labelled=True)
     layouts.write(tmp_path / "b_seg.nii.gz", layouts.marks(1))
-    with pytest.raises(FileError, match=r"no image with its label, for example .*a.nii.gz: has no label"):
+    with pytest.raises(FileError, match=r"no image with a label, for example .*a.nii.gz: has no label"):
         find_dataset(tmp_path, labelled=True)
 
 
@@ -239,7 +239,7 @@ def test_a_name_that_is_there_twice_is_refused(tmp_path):
     path = tmp_path / "listed/dataset.json"
     content = json.loads(path.read_text())
     path.write_text(json.dumps(content | {"training": content["training"][:1] * 2}))
-    with pytest.raises(FileError, match="2 cases are called 'spleen_1'"):
+    with pytest.raises(FileError, match="has 2 cases with the name 'spleen_1'"):
         find_dataset(tmp_path / "listed")
 
 
@@ -270,7 +270,7 @@ def test_a_folder_of_dicom_is_images_to_predict(tmp_path):
         found = nib.affines.apply_affine(np.linalg.inv(image.affine) @ affine, at)
         np.testing.assert_allclose(found, np.rint(found), atol=1e-3)
         np.testing.assert_array_equal(image.get_fdata()[tuple(np.rint(found).astype(int).T)], units.ravel())
-    with pytest.raises(FileError, match="looks like DICOM but has no image with its label"):
+    with pytest.raises(FileError, match="has the layout DICOM, but no image with a label"):
         find_dataset(tmp_path, labelled=True)
 
 
@@ -278,7 +278,7 @@ def test_a_folder_of_dicom_is_images_to_predict(tmp_path):
 def test_two_labels_of_one_scan_are_refused_with_both_names(tmp_path, second):
     layouts.pairs_side_by_side(tmp_path)
     (tmp_path / second).write_bytes((tmp_path / "1_seg.nii.gz").read_bytes())
-    with pytest.raises(FileError, match=r"1_(seg|mask|label).*is a second label of '1', beside 1_") as error:
+    with pytest.raises(FileError, match=r"1_(seg|mask|label).*is a second label of '1', in addition to 1_") as error:
         find_dataset(tmp_path)
     assert second in str(error.value)
     assert "1_seg.nii.gz" in str(error.value)
@@ -287,7 +287,7 @@ def test_two_labels_of_one_scan_are_refused_with_both_names(tmp_path, second):
 def test_two_folders_of_labels_are_refused_with_both_names(tmp_path):
     layouts.pairs(tmp_path)
     (tmp_path / "masks").mkdir()
-    with pytest.raises(FileError, match="holds images/ with labels/ and images/ with masks/"):
+    with pytest.raises(FileError, match="has images/ with labels/ and images/ with masks/"):
         find_dataset(tmp_path)
 
 
@@ -305,7 +305,7 @@ def test_endings_in_capitals_are_read_and_other_formats_named(tmp_path):
     dataset = find_dataset(tmp_path)
     assert names(dataset.cases) == ["1", "2"]
     assert read_case_image(dataset.cases[0])[0].shape == layouts.SHAPE
-    assert dataset.problems == (f"{tmp_path / 'images/3.mgz'}: is no NIfTI, NRRD or MHA; convert it to .nii.gz",)
+    assert dataset.problems == (f"{tmp_path / 'images/3.mgz'}: is not NIfTI, NRRD or MHA; convert it to .nii.gz",)
 
 
 @pytest.mark.parametrize("write", PUBLISHED, ids=lambda write: write.__name__)
@@ -313,7 +313,7 @@ def test_every_layout_names_volumes_of_other_formats(tmp_path, write):
     write(tmp_path)
     image = find_dataset(tmp_path).cases[0].images[0]
     (image.parent / "other.mgz").write_bytes(b"")
-    assert any("other.mgz: is no NIfTI" in problem for problem in find_dataset(tmp_path).problems)
+    assert any("other.mgz: is not NIfTI" in problem for problem in find_dataset(tmp_path).problems)
 
 
 def test_the_cases_that_a_decathlon_validates_on_are_held_out(tmp_path):
@@ -326,19 +326,19 @@ def test_the_cases_that_a_decathlon_validates_on_are_held_out(tmp_path):
     dataset = find_dataset(tmp_path)
     assert dataset.problems == ()
     assert dataset.validation == ("spleen_4",)
-    assert "1 of the cases with labels are to validate on" in str(dataset)
+    assert "1 of the cases with labels are defined as validation cases" in str(dataset)
     training, validation = split_cases(dataset.cases, 0.2, 0, dataset.validation)
     assert (names(training), names(validation)) == (["spleen_1", "spleen_2"], ["spleen_4"])
-    with pytest.raises(ValueError, match="`validation` names all of the 3 cases"):
+    with pytest.raises(ValueError, match="`validation` names all 3 cases"):
         split_cases(dataset.cases, validation=names(dataset.cases))
 
 
 @pytest.mark.parametrize(
     ("labels", "says"),
     [
-        ('{"0": "background", "1": "lesion", "2": "lesion"}', "call 2 'lesion', a name that 1 has"),
-        ('{"0": "background", "1": "any label"}', "call 1 'any label', a name that all labels together have"),
-        ('{"0": "background", "1": "a", "1": "b"}', "dataset.json: is no JSON: the key '1' is there twice"),
+        ('{"0": "background", "1": "lesion", "2": "lesion"}', "has the name 'lesion' for 2 and for label 1"),
+        ('{"0": "background", "1": "any label"}', "has the name 'any label' for 1 and for all labels as one"),
+        ('{"0": "background", "1": "a", "1": "b"}', "dataset.json: is not valid JSON: the key '1' is repeated"),
     ],
 )
 def test_labels_without_a_name_of_their_own_are_refused(tmp_path, labels, says):

@@ -30,17 +30,16 @@ def test_a_case_of_two_images_has_exactly_two_channels(tmp_path):
         "p.nii", "p.nii.gz",
         "single.nii.gz",
     )  # fmt: skip
-    assert cases == {"a": ["a_0000.nii.gz", "a_0001.nii.gz"]}
+    assert cases == {"a": ["a_0000.nii.gz", "a_0001.nii.gz"], "single": ["single.nii.gz"]}
     for names, has in {
         ("patient_2019.nii.gz", "patient_2020.nii.gz"): "2019, 2020",
         ("b_0001.nii.gz", "b_0002.nii.gz"): "0001, 0002",
         ("c_0000.nii", "c_0001.nii", "c_0002.nii"): "0000, 0001, 0002",
     }.items():
         for name in names:
-            assert failed.pop(name) == f"its case has the channels {has}; needed are 0000, 0001"
-    assert failed.pop("p.nii") == "is there as p.nii.gz too; remove one of them"
-    assert failed.pop("p.nii.gz") == "is there as p.nii too; remove one of them"
-    assert "as single_0000 would be" in failed.pop("single.nii.gz")
+            assert failed.pop(name) == f"its case has the channels {has}, but needs 0000, 0001"
+    assert failed.pop("p.nii") == "also exists as p.nii.gz; remove one of them"
+    assert failed.pop("p.nii.gz") == "also exists as p.nii; remove one of them"
     assert not failed
 
 
@@ -54,15 +53,15 @@ def test_a_case_of_one_image_may_have_no_number(tmp_path):
     )  # fmt: skip
     assert cases == {"a": ["a.nii.gz"], "b": ["b_0000.nii"], "patient_2019": ["patient_2019.NII.GZ"]}
     for name in ("c_0000.nii.gz", "c_0001.nii.gz"):
-        assert failed.pop(name) == "its case has the channels 0000, 0001; needed are 0000"
-    assert failed.pop("d.nii.gz") == "is there as d_0000.nii.gz too; remove one of them"
+        assert failed.pop(name) == "its case has the channels 0000, 0001, but needs 0000"
+    assert failed.pop("d.nii.gz") == "also exists as d_0000.nii.gz; remove one of them"
     assert sorted(failed) == ["p.nii", "p.nii.gz"]
 
 
 def test_what_is_left_out_is_named(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "attn3d"):
         found(tmp_path / "scans", 1, "a.nii.gz", "b.mgz")
-        assert "b.mgz: is no NIfTI" in caplog.text
+        assert "b.mgz: is not NIfTI" in caplog.text
         layouts.instance2022(tmp_path / "dataset")
         layouts.write(tmp_path / "dataset/train/label/097.nii.gz", layouts.marks(1))
         cases, failed = find_scans(tmp_path / "dataset", 1)

@@ -53,13 +53,13 @@ def test_a_fold_that_is_not_there_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (None, "is not there"),
-        ("[{", "is no JSON"),
+        (None, "does not exist"),
+        ("[{", "is not valid JSON"),
         ("{}", "a list with a split for each fold"),
         ("[]", "a list with a split for each fold"),
         ('["train"]', "must name cases in `train` and in `val`"),
         ('[{"train": ["00"], "val": []}]', "must name cases in `train` and in `val`"),
-        ('[{"train": ["00"], "val": ["x"]}]', "names 'x', which is no case; there are 10"),
+        ('[{"train": ["00"], "val": ["x"]}]', "has the unknown case 'x'; the data set has 10 cases"),
         ('[{"train": ["00", "01"], "val": ["01"]}]', "'01' both in `train` and in `val`"),
     ],
 )

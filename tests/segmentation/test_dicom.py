@@ -2,6 +2,7 @@
 
 import locale
 import logging
+import re
 import shutil
 import subprocess
 
@@ -95,7 +96,7 @@ def test_one_slice_is_as_thick_as_it_says(values, spacing, tmp_path):
 
 
 def test_one_slice_that_does_not_say_how_thick_it_is_is_refused(tmp_path):
-    with pytest.raises(FileError, match="is one slice of unknown thickness"):
+    with pytest.raises(FileError, match="is one slice without a thickness"):
         read_image(one_slice(tmp_path, SliceThickness=None, SpacingBetweenSlices=None))
 
 
@@ -111,28 +112,28 @@ def repeated(folder, times):
 
 def test_volumes_at_one_place_are_refused_as_what_they_are(tmp_path):
     repeated(tmp_path / "series", 3)
-    with pytest.raises(FileError, match=r"holds 15 slices at 5 places, 3 at each \(a series in time, of echoes"):
+    with pytest.raises(FileError, match=r"contains 15 slices at 5 positions, 3 at each \(a series in time, of echoes"):
         read_image(tmp_path / "series")
     repeated(tmp_path / "one place", 2)
     for path in sorted((tmp_path / "one place").iterdir())[2:]:
         path.unlink()
-    with pytest.raises(FileError, match="holds 2 slices at 1 place, 2 at each"):
+    with pytest.raises(FileError, match="contains 2 slices at 1 position, 2 at each"):
         read_image(tmp_path / "one place")
     next((tmp_path / "series").glob("*_1.dcm")).unlink()
-    with pytest.raises(FileError, match="holds 14 slices at 5 places, 2 to 3 at each"):
+    with pytest.raises(FileError, match="contains 14 slices at 5 positions, 2 to 3 at each"):
         read_image(tmp_path / "series")
 
 
 def test_a_mosaic_is_refused_as_what_it_is(tmp_path):
     layouts.dicom_series(tmp_path)
     change(tmp_path / "IM001.dcm", ImageType=["ORIGINAL", "PRIMARY", "M", "ND", "MOSAIC"])
-    with pytest.raises(FileError, match=r"IM001.dcm: is a mosaic, .* convert it with dcm2niix"):
+    with pytest.raises(FileError, match=r"IM001.dcm: is a mosaic: .* convert it with dcm2niix"):
         read_image(tmp_path)
 
 
 def test_a_lost_slice_is_refused_with_its_neighbours(tmp_path):
     layouts.dicom_series(tmp_path, skip=2)
-    with pytest.raises(FileError, match=r"IM003.dcm to IM001.dcm it is 6 mm, between other slices 3 mm: a slice"):
+    with pytest.raises(FileError, match=r"IM003.dcm to IM001.dcm is 6 mm, and between other slices 3 mm: a slice"):
         read_image(tmp_path)
 
 
@@ -145,7 +146,7 @@ def test_slices_that_are_no_stack_are_refused(tmp_path):
     header = pydicom.dcmread(tmp_path / "shifted/IM002.dcm")
     x, y, z = header.ImagePositionPatient
     change(tmp_path / "shifted/IM002.dcm", ImagePositionPatient=[x + 4, y, z])
-    with pytest.raises(FileError, match="up to 4 mm beside a straight line"):
+    with pytest.raises(FileError, match="up to 4 mm off a straight line"):
         read_image(tmp_path / "shifted")
 
 
@@ -154,16 +155,16 @@ def test_two_series_are_listed_with_what_they_are(tmp_path):
     for path in sorted(tmp_path.iterdir()):
         change(path, SeriesDescription="HEAD 5MM")
     change(tmp_path / "IM004.dcm", SeriesInstanceUID=generate_uid(), SeriesDescription="SCOUT")
-    with pytest.raises(FileError, match=r"holds 2 DICOM series \(CT 'HEAD 5MM', 4 files; CT 'SCOUT', 1 file\)"):
+    with pytest.raises(FileError, match=r"contains 2 DICOM series \(CT 'HEAD 5MM', 4 files; CT 'SCOUT', 1 file\)"):
         read_image(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("kind", "removed", "says"),
     [
-        ("1.2.840.10008.5.1.4.1.1.66.4", (), "is no scan (Segmentation Storage)"),
-        ("1.2.840.10008.5.1.4.1.1.88.33", ("Rows",), "is no scan (Comprehensive SR Storage)"),
-        ("1.2.840.10008.5.1.4.1.1.7", ("ImagePositionPatient",), "does not say where it lies"),
+        ("1.2.840.10008.5.1.4.1.1.66.4", (), "is not a scan (Segmentation Storage)"),
+        ("1.2.840.10008.5.1.4.1.1.88.33", ("Rows",), "is not a scan (Comprehensive SR Storage)"),
+        ("1.2.840.10008.5.1.4.1.1.7", ("ImagePositionPatient",), "its header has no position"),
     ],
 )
 def test_what_is_no_slice_is_named_and_left_out(kind, removed, says, tmp_path, caplog):
@@ -178,9 +179,9 @@ def test_what_is_no_slice_is_named_and_left_out(kind, removed, says, tmp_path, c
     assert says in caplog.text
     for path in tmp_path.glob("IM*.dcm"):
         path.unlink()
-    with pytest.raises(FileError, match=r"is a folder without a DICOM series \(other.dcm is no s"):
+    with pytest.raises(FileError, match=r"is a folder without a DICOM series \(other.dcm is not a s"):
         read_image(tmp_path)
-    with pytest.raises(FileError, match=r"holds no DICOM series \(other.dcm is no s"):
+    with pytest.raises(FileError, match=r"contains no DICOM series \(other.dcm is not a s"):
         read_image(tmp_path / "other.dcm")
 
 
@@ -205,6 +206,40 @@ def test_other_files_are_no_dicom(tmp_path):
         read_image(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"ImageOrientationPatient": [0, 0, 0, 0, 1, 0]}, "does not have the positions of its slices (position or or"),
+        ({"PixelSpacing": None}, "IM001.dcm: its header does not have the positions of its slices"),
+    ],
+    ids=["a direction of no length", "no spacing"],
+)
+def test_a_header_without_a_place_is_refused(values, message, tmp_path):
+    layouts.dicom_series(tmp_path)
+    change(tmp_path / "IM001.dcm", **values)
+    with np.errstate(invalid="ignore"), pytest.raises(FileError, match=re.escape(message)):
+        read_image(tmp_path)
+
+
+def test_slices_of_different_sizes_are_refused(tmp_path):
+    layouts.dicom_series(tmp_path)
+    header = pydicom.dcmread(tmp_path / "IM002.dcm")
+    change(tmp_path / "IM002.dcm", Rows=header.Rows - 1, PixelData=header.PixelData[: -2 * header.Columns])
+    with pytest.raises(FileError, match=r"its slices have different sizes: IM00\d.dcm differs from IM00\d.dcm$"):
+        read_image(tmp_path)
+
+
+def test_colours_are_refused(tmp_path):
+    layouts.dicom_series(tmp_path)
+    for path in tmp_path.iterdir():
+        header = pydicom.dcmread(path)
+        colours = np.zeros((header.Rows, header.Columns, 3), np.uint8)
+        depth = {"BitsAllocated": 8, "BitsStored": 8, "HighBit": 7, "PixelRepresentation": 0, "PlanarConfiguration": 0}
+        change(path, SamplesPerPixel=3, PhotometricInterpretation="RGB", PixelData=colours.tobytes(), **depth)
+    with pytest.raises(FileError, match=r"IM00\d.dcm: contains colours, not intensities; convert it with dcm2niix"):
+        read_image(tmp_path)
+
+
 def test_a_tree_of_patients_is_walked(tmp_path):
     for patient in ("P1", "P2"):
         layouts.dicom_series(tmp_path / patient / "study" / "CT")
@@ -217,16 +252,18 @@ def test_a_tree_of_patients_is_walked(tmp_path):
     assert [case.name for case in dataset.test_cases] == ["P1_study_CT", "P2_study_CT", "P3"]
     assert read_image(dataset.test_cases[1].images[0]).shape == layouts.SHAPE
     assert len(dataset.problems) == 2
-    assert "P4: holds 2 DICOM series (CT 'SCOUT', 1 file; CT 'without a description', 4 files)" in dataset.problems[0]
-    assert "P5/IM000.dcm: its header is damaged or cut short" in dataset.problems[1]
+    assert (
+        "P4: contains 2 DICOM series (CT 'SCOUT', 1 file; CT 'without a description', 4 files)" in dataset.problems[0]
+    )
+    assert "P5/IM000.dcm: its header is damaged or incomplete" in dataset.problems[1]
 
 
 # Real files: a folder, and its shape and voxel sizes, or what is said of it.
 REAL = {
     "ct_head_philips": ((512, 512, 28), (0.451172, 0.451172, 5.0)),
     "mr_philips_enhanced": ((256, 256, 8), (1.0, 1.0, 1.2)),
-    "ct_same_place": r"holds 4 slices at 1 place, 4 at each",
-    "ct_tilt_and_gap": r"from IM-0001-0003.dcm to IM-0001-0005.dcm it is 1.5 mm, between other slices 0.75 mm: a slice",
+    "ct_same_place": r"contains 4 slices at 1 position, 4 at each",
+    "ct_tilt_and_gap": r"from IM-0001-0003.dcm to IM-0001-0005.dcm is 1.5 mm, and between other slices 0.75 mm: a",
     "mr_two_mosaics": r"is a mosaic",
 }
 
@@ -260,7 +297,7 @@ def test_a_file_of_several_volumes_is_refused(shared_data, tmp_path):
     for one, other in zip(frames[:4], frames[4:], strict=True):
         other.PlanePositionSequence = one.PlanePositionSequence
     header.save_as(tmp_path / "several.dcm")
-    with pytest.raises(FileError, match="holds 8 slices at 4 places, 2 at each"):
+    with pytest.raises(FileError, match="contains 8 slices at 4 positions, 2 at each"):
         read_image(tmp_path / "several.dcm")
     frames[2].PixelValueTransformationSequence[0].RescaleSlope = "2"
     for number, frame in enumerate(frames):
@@ -278,3 +315,14 @@ def test_real_series_are_what_dcm2niix_makes_of_them(name, shared_data, tmp_path
     subprocess.run(["dcm2niix", *options, str(shared_data / name)], check=True, capture_output=True)
     other = nib.load(tmp_path / "found.nii")
     assert_same_places(read_image(shared_data / name), other.get_fdata(), other.affine)
+
+
+def test_a_folder_without_a_scan_among_its_dicom_is_no_case(tmp_path):
+    layouts.dicom_series(tmp_path / "P1")
+    layouts.dicom_series(tmp_path / "P2")
+    for path in (tmp_path / "P2").iterdir():
+        change(path, ImagePositionPatient=None)
+    dataset = find_dataset(tmp_path)
+    assert [case.name for case in dataset.test_cases] == ["P1"]
+    assert len(dataset.problems) == len(list((tmp_path / "P2").iterdir()))
+    assert all("P2/IM00" in one and "is not a slice of a scan" in one for one in dataset.problems)

@@ -104,7 +104,7 @@ def test_what_no_seg_can_refer_to_is_refused(tmp_path, monkeypatch):
     data, affine = layouts.dicom_series(tmp_path / "series")
     nib.save(nib.Nifti1Image(data, affine), tmp_path / "scan.nii.gz")
     labels = np.zeros(data.shape, np.uint8)
-    with pytest.raises(FileError, match=r"scan.nii.gz: is no DICOM series.*leave --dicom-seg out"):
+    with pytest.raises(FileError, match=r"scan.nii.gz: is not a DICOM series.*omit --dicom-seg"):
         write_dicom_seg(tmp_path / "seg.dcm", labels, tmp_path / "scan.nii.gz", LABELS)
     for file in (tmp_path / "series").iterdir():
         change(file, FrameOfReferenceUID=None, StudyInstanceUID=None)
@@ -117,7 +117,7 @@ def test_what_no_seg_can_refer_to_is_refused(tmp_path, monkeypatch):
 
 
 def test_segments_of_regions_overlap(tmp_path):
-    _, affine = layouts.dicom_series(tmp_path / "series")
+    layouts.dicom_series(tmp_path / "series")
     for file in (tmp_path / "series").iterdir():
         change(file, FrameOfReferenceUID="1.2.3.9", PatientID="1", PatientName="A^B", StudyID="1", AccessionNumber="")
     segmentation = labels_of(read_image(tmp_path / "series"))

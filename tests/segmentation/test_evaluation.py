@@ -323,7 +323,7 @@ def test_a_prediction_off_the_grid_is_refused(folders):
 def test_nothing_is_overwritten_unasked_or_written_in_half(folders, tmp_path):
     evaluate(*folders, tmp_path / "out", labels=NAMES, quiet=True)
     before = (tmp_path / "out" / "scores.json").read_text()
-    with pytest.raises(FileError, match=r"scores\.json: is there already"):
+    with pytest.raises(FileError, match=r"scores\.json: already exists"):
         evaluate(*folders, tmp_path / "out", labels=NAMES, quiet=True)
     evaluate(*folders, tmp_path / "out", labels=NAMES, tolerance=9, overwrite=True, quiet=True)
     assert (tmp_path / "out" / "scores.json").read_text() != before
@@ -338,7 +338,7 @@ def test_arguments_that_cannot_be_scored_say_what_would_work(folders, tmp_path):
     predictions, references = folders
     with pytest.raises(FileError, match="give two files or two folders"):
         evaluate(predictions, references / "half.nii.gz")
-    with pytest.raises(FileError, match=r"nowhere: is not there"):
+    with pytest.raises(FileError, match=r"nowhere: does not exist"):
         evaluate(tmp_path / "nowhere", references)
     with pytest.raises(FileError, match="name them alike"):
         evaluate(predictions, tmp_path)
@@ -366,17 +366,17 @@ def test_a_name_that_is_there_twice_is_not_scored(folders):
     assert sorted(scores["cases"]) == ["false alarm", "rightly empty"]
     problems = {path.rsplit("/", 2)[1] + "/" + path.rsplit("/", 1)[1]: text for path, text in scores["failed"].items()}
     assert problems == {
-        "predictions/half.nii": "is there as half.nii.gz too; remove one of them",
-        "predictions/half.nii.gz": "is there as half.nii too; remove one of them",
-        "references/missed.nii": "is there as missed.nii.gz too; remove one of them",
-        "references/missed.nii.gz": "is there as missed.nii too; remove one of them",
+        "predictions/half.nii": "also exists as half.nii.gz; remove one of them",
+        "predictions/half.nii.gz": "also exists as half.nii; remove one of them",
+        "references/missed.nii": "also exists as missed.nii.gz; remove one of them",
+        "references/missed.nii.gz": "also exists as missed.nii; remove one of them",
     }
 
 
 @pytest.mark.parametrize("names", [{1: "bleed", 2: "bleed"}, {1: "EDH", 2: "any label"}])
 def test_labels_without_a_name_of_their_own_are_not_scored(names, folders, tmp_path):
-    with pytest.raises(ValueError, match="give each a name of its own"):
+    with pytest.raises(ValueError, match="give each label its own name"):
         evaluate(*folders, tmp_path / "out", labels=names, quiet=True)
-    with pytest.raises(ValueError, match=r"`labels` call 2 '.*', a name that"):
+    with pytest.raises(ValueError, match=r"`labels` has the name '.*' for 2 and for"):
         score(BOX, BOX, AFFINE, names)
     assert not (tmp_path / "out").exists()

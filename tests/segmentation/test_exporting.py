@@ -12,14 +12,17 @@ import onnxruntime
 import pytest
 import torch
 from monai.bundle import ConfigParser
-from monai.transforms import LoadImage
+from monai.transforms import LoadImage, LoadImaged
 
 from attn3d.segmentation import NETWORKS, FileError, Run, export, portable, predict
 from attn3d.segmentation.configuration import configure
 from attn3d.segmentation.datasets import Dataset
 from attn3d.segmentation.fingerprint import Fingerprint
+from attn3d.segmentation.inference import View, segment
 from attn3d.segmentation.labels import Labels
 from attn3d.segmentation.networks import shape_multiple
+from attn3d.segmentation.portable import Prepared, ToScan, WindowInferer, to_channels, window_size
+from attn3d.segmentation.preprocessing import intensities_of
 from attn3d.segmentation.settings import settings_from
 from tests.segmentation.volumes import AFFINES, head, scan
 
@@ -162,10 +165,10 @@ def test_what_cannot_be_exported_is_refused(tmp_path, monkeypatch):
     run = make_run(tmp_path / "run", "CT")
     with pytest.raises(ValueError, match="`format` must be one of bundle, onnx, got 'torchscript'"):
         export(run.folder, tmp_path / "new", format="torchscript")
-    with pytest.raises(FileError, match="run: is there already, and is no export; choose another folder"):
+    with pytest.raises(FileError, match="run: already exists, and is not an export; choose another folder"):
         export(run.folder, tmp_path / "run", overwrite=True)
     export(run.folder, tmp_path / "bundle")
-    with pytest.raises(FileError, match="bundle: is there already; choose another folder, or allow"):
+    with pytest.raises(FileError, match="bundle: already exists; choose another folder, or allow"):
         export(run.folder, tmp_path / "bundle")
     export(run.folder, tmp_path / "bundle", overwrite=True)
     monkeypatch.setitem(sys.modules, "onnxscript", None)
@@ -178,3 +181,62 @@ def test_a_network_without_attention_needs_no_attn3d(tmp_path):
     bundle = export(make_run(tmp_path / "run", "CT", attention="none").folder, tmp_path / "bundle")
     assert json.loads((bundle / "configs" / "inference.json").read_text())["network_def"]["_target_"] == "UNet"
     assert "attn3d." not in "".join(path.read_text() for path in (bundle / "scripts").iterdir())
+
+
+def loaded(paths):
+    return LoadImaged("image", ensure_channel_first=True)({"image": [str(path) for path in paths]})
+
+
+@pytest.mark.parametrize(("modality", "images"), [("CT", 1), ("MRI", 2)])
+def test_a_bundle_prepares_scans_as_training_does(modality, images, tmp_path):
+    """In windows, or normalised: in every bit."""
+    config = make_run(tmp_path / "run", modality, images).config
+    paths = [scan_file(tmp_path / f"case_000{one}.nii.gz", "oblique", 50.0 * one) for one in range(images)]
+    given = loaded(paths)
+    found = Prepared("image", config.spacing, config.windows)(given)["image"]
+    expected = intensities_of([nib.load(path) for path in paths], config)
+    assert torch.equal(found.as_tensor(), to_channels(expected.as_tensor(), config.windows))
+    assert found.dtype == torch.float32
+    np.testing.assert_allclose(found.affine, expected.affine)
+    assert found.meta["filename_or_obj"] == given["image"].meta["filename_or_obj"]
+    assert tuple(given["image"].shape[1:]) == found.meta["scan_shape"] == nib.load(paths[0]).shape
+    np.testing.assert_allclose(found.meta["scan_affine"], nib.load(paths[0]).affine, atol=1e-5)
+
+
+@pytest.mark.parametrize("geometry", ["permuted", "LAS, 5 mm slices"])
+def test_a_bundle_brings_labels_back_as_predict_does(geometry, tmp_path):
+    """The values of the labels, on the scan's own voxels, but where two classes are as good as equal."""
+    run = make_run(tmp_path / "run", "CT", spacing=(3.0, 3.0, 3.0))
+    path = scan_file(tmp_path / "case.nii.gz", geometry)
+    network, config = run.network(), run.config
+    prepared = Prepared("image", config.spacing, config.windows)(loaded([path]))
+    with torch.no_grad():
+        logits = WindowInferer(config.patch_size, (2, 4, 4))(prepared["image"].as_tensor()[None], network)[0]
+    window = window_size(config.patch_size, (2, 4, 4), logits.shape[1:])
+    found = ToScan("pred", "image", (0, 2, 5))(prepared | {"pred": logits})
+    assert found["image"] is prepared["image"]
+    labels = found["pred"]
+
+    scan_image = nib.load(path)
+    view = View(network, intensities_of([scan_image], config), window, config.labels, config.windows)
+    expected = segment([view], scan_image, keep=True)
+    differ = labels[0].numpy() != expected.labels
+    assert labels.dtype == torch.uint8
+    assert labels.shape == (1, *scan_image.shape)
+    assert len(labels.unique()) == 3, "or nothing is compared"
+    best = np.sort(expected.probabilities, axis=-1)
+    assert differ.mean() < 1e-3
+    assert (best[..., -1] - best[..., -2])[differ].max(initial=0) < NEAR
+    np.testing.assert_allclose(labels.affine, scan_image.affine, atol=1e-5)
+    assert labels.meta["filename_or_obj"] == prepared["image"].meta["filename_or_obj"]
+
+
+def test_a_bundle_lists_the_cases_of_several_images(tmp_path):
+    """By the first image of each, and the others of it."""
+    bundle = export(make_run(tmp_path / "run", "MRI", images=2).folder, tmp_path / "bundle")
+    for name in ("b_0000.nii.gz", "b_0001.nii.gz", "a_0000.nii.gz", "a_0001.nii.gz"):
+        (bundle / "data" / name).touch()
+    parser = ConfigParser(json.loads((bundle / "configs" / "inference.json").read_text()))
+    parser["bundle_root"] = str(bundle)
+    expected = [{"image": [f"{bundle}/data/{case}_000{one}.nii.gz" for one in range(2)]} for case in "ab"]
+    assert parser.get_parsed_content("images") == expected

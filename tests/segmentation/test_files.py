@@ -117,16 +117,16 @@ def damaged(kind, path):
         ("empty", "not a NIfTI"),
         ("lying", r"claims 536871264 bytes for shape \(512, 512, 512\)"),
         ("negative", "not a NIfTI"),
-        ("colour", "not a NIfTI file of one volume of numbers"),
-        ("4-D", r"3-D volume is needed, got shape \(4, 4, 4, 3\)"),
-        ("2-D", r"3-D volume is needed, got shape \(4, 4\)"),
+        ("colour", "not a NIfTI file with one volume of numbers"),
+        ("4-D", r"must be a 3-D volume, got shape \(4, 4, 4, 3\)"),
+        ("2-D", r"must be a 3-D volume, got shape \(4, 4\)"),
         ("NaN affine", "affine"),
         ("flat affine", "affine"),
         ("NaN voxel", "1 voxels are NaN"),
         ("constant", "same value"),
         ("microns", "micron"),
-        ("cut compressed", "cut short"),
-        ("cut plain", "cut short"),
+        ("cut compressed", "incomplete"),
+        ("cut plain", "incomplete"),
     ],
 )
 def test_what_cannot_be_used_is_said_in_a_line_that_names_the_file(tmp_path, kind, says):
@@ -174,7 +174,7 @@ def test_spacings_that_no_scan_has_are_refused(sizes, found, tmp_path, image):
     path = tmp_path / "scan.nii.gz"
     nib.save(scan(DATA % 4, np.diag([*sizes, 1.0])), path)
     for read in (read_image, read_segmentation):
-        with pytest.raises(FileError, match=f"its voxels are {found} mm, those of a scan 0.01 to 50 mm"):
+        with pytest.raises(FileError, match=f"its voxels are {found} mm, but must be 0.01 to 50 mm"):
             read(path)
 
 
@@ -224,13 +224,13 @@ def test_a_label_on_the_grid_is_read(tmp_path, image):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda labels, affine: (labels[1:], affine), r"shape \(5, 7, 5\) but its image \(6, 7, 5\)"),
+        (lambda labels, affine: (labels[1:], affine), r"shape \(5, 7, 5\), but its image has \(6, 7, 5\)"),
         (lambda labels, affine: (labels, affine + np.eye(4, k=3)), "up to 1 mm off"),
         (lambda labels, affine: (labels, affine @ np.diag([1, 1, 1.1, 1])), "mm off"),
-        (lambda labels, affine: (labels + 3, affine), "holds the value 4; map its values to 0, 1, 2, 3"),
-        (lambda labels, affine: (labels * 0.996, affine), "holds the value 0.996"),
-        (lambda labels, affine: (labels - 1, affine), "holds the value -1"),
-        (lambda labels, affine: (labels * np.nan, affine), "holds the value nan"),
+        (lambda labels, affine: (labels + 3, affine), "contains the value 4; map its values to 0, 1, 2, 3"),
+        (lambda labels, affine: (labels * 0.996, affine), "contains the value 0.996"),
+        (lambda labels, affine: (labels - 1, affine), "contains the value -1"),
+        (lambda labels, affine: (labels * np.nan, affine), "contains the value nan"),
         (lambda labels, affine: (labels * 0, affine), "label is empty"),
     ],
     ids=["shape", "shifted", "stretched", "unknown", "fractions", "negative", "nan", "empty"],
@@ -329,16 +329,16 @@ def test_labels_a_little_off_whole_numbers_are_rounded_and_said(tmp_path, caplog
     nib.save(nib.Nifti1Image(data, np.eye(4)), tmp_path / "label.nii")
     label = read_segmentation(tmp_path / "label.nii", values=[0, 1, 2])
     assert np.array_equal(np.asarray(label.dataobj), np.rint(data))
-    assert "label.nii: labels up to 0.0004 off whole numbers are rounded" in caplog.text
+    assert "label.nii: labels that differ from whole numbers by up to 0.0004 are rounded" in caplog.text
     data[3] = 2.002
     nib.save(nib.Nifti1Image(data, np.eye(4)), tmp_path / "label.nii")
-    with pytest.raises(FileError, match=r"the label holds the value 2\.002; map its values to 0, 1, 2"):
+    with pytest.raises(FileError, match=r"the label contains the value 2\.002; map its values to 0, 1, 2"):
         read_segmentation(tmp_path / "label.nii", values=[0, 1, 2])
 
 
 def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "scan.nii")
-    with pytest.raises(FileError, match="is a pipe or a device, no file"):
+    with pytest.raises(FileError, match="is a pipe or a device, not a file"):
         read_image(tmp_path / "scan.nii")
 
 
@@ -354,8 +354,8 @@ def test_a_label_at_the_other_of_two_places_is_not_to_be_resampled(tmp_path):
     nib.save(label, tmp_path / "label.nii")
     with pytest.raises(FileError) as raised:
         read_label(tmp_path / "label.nii", read_image(tmp_path / "scan.nii"), [0, 1])
-    for words in ("10 mm off", "its image has two places", "qform of code 1 begins at (0, 0, 0) mm"):
+    for words in ("10 mm off", "its image has two positions", "qform (code 1) has the origin (0, 0, 0) mm"):
         assert words in raised.value.problem
-    assert "sform of code 2 at (10, 0, 0) mm" in raised.value.problem
-    assert "ITK reads it only where its code is 1 or the qform's is 0" in raised.value.problem
+    assert "sform (code 2) (10, 0, 0) mm" in raised.value.problem
+    assert "ITK uses it only if its code is 1 or the qform's is 0" in raised.value.problem
     assert "resample it" not in raised.value.problem

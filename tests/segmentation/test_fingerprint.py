@@ -108,3 +108,19 @@ def test_it_is_taken_from_the_files(data):
     assert taken.intensities[0]["median"] == pytest.approx(200, abs=15), "of what is labelled"
     inner = list(taken.volume_ml.values())[-1]
     assert inner == pytest.approx(4 / 3 * np.pi * (64 * 0.24) ** 3 / 1000, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("images", "settings", "message"),
+    [
+        (2, {"windows": [[40.0, 80.0]]}, "`windows` are for a CT of one image, got cases of 2"),
+        (
+            1,
+            {"class_weights": [1.0, 2.0]},
+            r"`class_weights` must be 4, of the background and of .*, got \(1",
+        ),
+    ],
+)
+def test_settings_that_do_not_go_with_the_data(images, settings, message, data):
+    with pytest.raises(ValueError, match=message):
+        configure(find_dataset(data), images, fingerprint((40, 40, 20), (2, 2, 4)), settings_from(None, settings))

@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from attn3d.segmentation import FileError, cross_validate, predict, series
+from attn3d.segmentation import folds as cross_validation
+from attn3d.segmentation.datasets import find_dataset
 from attn3d.segmentation.prediction import Run
 from tests.segmentation.conftest import SMALL
 
@@ -39,7 +41,7 @@ def test_finished_folds_are_not_trained_again(folds, data):
     again = cross_validate(data, out=folds.folder, folds=2, **SETTINGS)
     assert [run.weights.stat().st_mtime_ns for run in again.runs] == before
     assert again.scores == folds.scores
-    with pytest.raises(FileError, match="was made with other settings"):
+    with pytest.raises(FileError, match="has other settings"):
         cross_validate(data, out=folds.folder, folds=3, **SETTINGS)
 
 
@@ -117,3 +119,24 @@ def test_the_weights_of_the_best_validation_are_kept(data, tmp_path, monkeypatch
     run.best_weights.unlink()
     with pytest.raises(FileError, match="the training was never validated"):
         Run.open(run.folder).network(best=True)
+
+
+def test_without_data_the_folds_are_of_a_simulated_cohort(data, tmp_path, monkeypatch, capsys):
+    asked = []
+
+    def stopped(*arguments, **_):
+        asked.append(arguments[:2])
+        raise KeyboardInterrupt
+
+    def simulated(folder, **_):
+        asked.append(folder)
+        return find_dataset(data)
+
+    monkeypatch.setattr(cross_validation, "simulate", simulated)
+    monkeypatch.setattr(cross_validation, "train_or_resume", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        cross_validate(out=tmp_path / "all", folds=2, **SETTINGS | {"quiet": False})
+    assert asked == [tmp_path / "all" / "cohort", (data, tmp_path / "all" / "fold_0")]
+    assert capsys.readouterr().out == "fold 0\n"
+    splits = json.loads((tmp_path / "all" / "splits.json").read_text())
+    assert sorted(name for split in splits for name in split["val"]) == NAMES

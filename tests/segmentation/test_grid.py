@@ -132,5 +132,5 @@ def test_ten_slices_of_5_mm_are_25_of_2_mm():
 
 def test_a_grid_that_no_memory_holds_is_refused():
     image = scan(np.zeros((64, 64, 64), np.float32), np.diag([100.0, 100.0, 100.0, 1.0]))
-    with pytest.raises(ValueError, match=r"`spacing` \(1.0, 1.0, 1.0\) mm makes 6400 x 6400 x 6400 voxels"):
+    with pytest.raises(ValueError, match=r"`spacing` \(1.0, 1.0, 1.0\) mm gives 6400 x 6400 x 6400 voxels"):
         to_grid(image, (1.0, 1.0, 1.0))

@@ -79,14 +79,16 @@ def test_what_is_no_volume_is_refused(ending, tmp_path):
     path = tmp_path / f"scan{ending}"
     sitk.WriteImage(noise, str(path))
     path.write_bytes(path.read_bytes()[:900])
-    with pytest.raises(FileError, match=r"is damaged or cut short .*fetch it again"):
+    with pytest.raises(FileError, match=r"is damaged or incomplete .*download it again"):
         read_image(path)
     sitk.WriteImage(noise[:, :, 0], str(path))
-    with pytest.raises(FileError, match="a 3-D volume is needed, got one of 2 axes"):
+    with pytest.raises(FileError, match="must be a 3-D volume, got 2 axes"):
         read_image(path)
     sitk.WriteImage(sitk.Compose(noise, noise), str(path))
-    with pytest.raises(FileError, match=r"a 3-D volume is needed, got shape \(10, 9, 8, 2\)"):
+    with pytest.raises(FileError, match=r"must be a 3-D volume, got shape \(10, 9, 8, 2\)"):
         read_image(path)
     sheared = scan(bright()[0], AFFINES["sheared"])
-    with pytest.raises(FileError, match=r"cannot hold the scan's sheared axes; write NIfTI \(--format nii.gz\)"):
+    with pytest.raises(
+        FileError, match=r"does not support the sheared axes of the scan; write NIfTI \(--format nii.gz\)"
+    ):
         write_label(path, np.zeros(sheared.shape, int), like=sheared)

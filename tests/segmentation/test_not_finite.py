@@ -1,6 +1,7 @@
 """Hot voxels do no harm; a loss, output, weight or input that is not finite is refused by its name."""
 
 import csv
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -13,8 +14,11 @@ from torch import nn
 
 from attn3d.cli.app import one_line_errors
 from attn3d.segmentation import Diverged, FileError, Run, predict, train
+from attn3d.segmentation.callbacks import Checkpoint
 from attn3d.segmentation.inference import View, probability_planes
+from attn3d.segmentation.labels import Labels
 from attn3d.segmentation.portable import normalise
+from attn3d.segmentation.settings import settings_from
 from attn3d.segmentation.task import SegmentationTask
 from tests.segmentation.conftest import SMALL
 from tests.segmentation.volumes import AFFINES, scan
@@ -173,9 +177,54 @@ def test_what_goes_in_and_comes_out_of_a_network_is_finite():
     network = nn.Conv3d(1, 2, 1)
     volume[0, 1, 2, 3] = float("nan")
     with pytest.raises(ValueError, match="`volume` must be finite, got 1 voxels"):
-        list(probability_planes(View(network, volume, (16, 16, 16)), 0))
+        list(probability_planes(View(network, volume, (16, 16, 16), Labels.of({1: "block"})), 0))
     volume[0, 1, 2, 3] = 1.0
     nn.init.constant_(network.weight, 3e38)
     nn.init.constant_(network.bias, 3e38)
     with pytest.raises(ValueError, match="`network` gives values that are not finite"):
-        list(probability_planes(View(network, volume, (16, 16, 16)), 0))
+        list(probability_planes(View(network, volume, (16, 16, 16), Labels.of({1: "block"})), 0))
+
+
+@pytest.fixture
+def diverged(monkeypatch):
+    """A task in its fifth epoch, whose network gives NaN."""
+    settings = settings_from(None, {})
+    config = {"labels": Labels.of({1: "block"}), "channels_last": False, "ema_decay": 0.0, "loss": settings.loss}
+    config |= {"class_weights": None, "network": "UNet", "strides": [(2, 2, 2)], "patch_size": (8, 8, 8)}
+    network = nn.Conv3d(1, 2, 1)
+    nn.init.constant_(network.weight, torch.nan)
+    monkeypatch.setattr(SegmentationTask, "trainer", SimpleNamespace(current_epoch=4))
+    return SegmentationTask(network, SimpleNamespace(**config, learning_rate=1e-3))
+
+
+def test_an_output_that_is_not_finite_ends_a_validation(diverged):
+    batch = {"image": torch.zeros(1, 1, 8, 8, 8), "label": torch.zeros(8, 8, 8), "name": "case7"}
+    diverged.on_validation_epoch_start()
+    with pytest.raises(Diverged, match=r"the network's output is not finite in epoch 5; .* look at the .* of case7$"):
+        diverged.validation_step(batch, 0)
+
+
+def test_weights_that_are_not_finite_are_not_kept(diverged, tmp_path):
+    with pytest.raises(Diverged, match="the weights 'weight' are not finite in epoch 5; train again with a"):
+        Checkpoint(tmp_path / "last.ckpt").on_train_epoch_end(diverged.trainer, diverged)
+    assert not (tmp_path / "last.ckpt").exists()
+
+
+class Gives(nn.Module):
+    def __init__(self, outputs):
+        super().__init__()
+        self.outputs = outputs
+
+    def forward(self, image):
+        return self.outputs
+
+
+def test_deep_supervision_counts_coarser_outputs_half(diverged):
+    """As a list of maps, and as DynUNet stacks them."""
+    label = (torch.arange(512).view(1, 1, 8, 8, 8) % 3 == 0).float()
+    fine, coarse = (torch.randn(1, 2, 8, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in range(2))
+    single = [diverged.loss.loss(one, label) for one in (fine, coarse)]
+    for outputs in ([fine, coarse], torch.stack([fine, coarse], 1)):
+        diverged.network = Gives(outputs)
+        loss = diverged.training_step({"image": torch.zeros(1, 1, 8, 8, 8), "label": label}, 0)
+        torch.testing.assert_close(loss, single[0] + 0.5 * single[1])

@@ -15,7 +15,7 @@ from torch import nn
 
 from attn3d.segmentation import FileError, Run, predict, prediction
 from attn3d.segmentation.configuration import configure
-from attn3d.segmentation.datasets import Dataset, find_scans
+from attn3d.segmentation.datasets import Dataset, find_scans, read_case_image
 from attn3d.segmentation.fingerprint import Fingerprint
 from attn3d.segmentation.labels import Labels
 from attn3d.segmentation.settings import settings_from
@@ -138,7 +138,7 @@ def test_scans_are_not_replaced_by_labels(run, tmp_path):
     scans = save(tmp_path / "scans", one=bright()[0])
     before = (scans / "one.nii.gz").read_bytes()
     for given in (scans, scans / "one.nii.gz"):
-        with pytest.raises(ValueError, match="holds the scans; give another folder"):
+        with pytest.raises(ValueError, match="contains the scans; give another folder"):
             predict(run.folder, given, scans, overwrite=True, quiet=True)
     assert (scans / "one.nii.gz").read_bytes() == before
     assert [path.name for path in scans.iterdir()] == ["one.nii.gz"]
@@ -149,7 +149,9 @@ def test_statistics_that_cannot_be_added_to_are_refused_before_anything_is_writt
     scans = save(tmp_path / "scans", one=bright()[0])
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "statistics.csv").write_text(content)
-    with pytest.raises(FileError, match=r"statistics\.csv: (is no table of numbers|has other columns than case, brig)"):
+    with pytest.raises(
+        FileError, match=r"statistics\.csv: (is not a table of numbers|has other columns than case, brig)"
+    ):
         predict(run.folder, scans, tmp_path / "out", statistics=True, quiet=True)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["statistics.csv"]
 
@@ -283,7 +285,7 @@ def test_uncertainty_that_is_not_there_is_not_made_up(run, tmp_path):
     scans, out = save(tmp_path / "scans", one=bright(size=(8, 8, 6))[0]), tmp_path / "out"
     before = predict(run.folder, scans, out, quiet=True).written["one"].read_bytes()
     found = predict(run.folder, scans, out, uncertainty=True, quiet=True)
-    missing = "is not there, but the labels are; segment the scan again (--overwrite)"
+    missing = "does not exist, but the labels do; segment the scan again (--overwrite)"
     assert found.failed == {str(out / "one_entropy.nii.gz"): missing}
     assert not found.skipped
     assert not found.uncertainty
@@ -370,8 +372,9 @@ def test_pieces_cannot_be_smaller_than_nothing(millilitres, run, tmp_path):
 
 def test_one_image_is_no_case_of_a_network_that_needs_more(tmp_path):
     nib.save(scan(bright()[0], AFFINES["RAS"]), tmp_path / "scan.nii.gz")
-    with pytest.raises(FileError, match=r"scan.nii.gz: is one image, the network needs 2 of a case; give a folder"):
-        find_scans(tmp_path / "scan.nii.gz", 2)
+    ((case,), _) = find_scans(tmp_path / "scan.nii.gz", 2)
+    with pytest.raises(FileError, match=r"scan.nii.gz: must be a 4-D file of 2 volumes, .* _0000 to _0001"):
+        read_case_image(case)
 
 
 @pytest.mark.nightly
@@ -402,3 +405,12 @@ def test_memory_does_not_grow_with_the_number_of_scans(run, tmp_path):
     (bytes_before, objects_before), (bytes_after, objects_after) = held[99], held[199]
     assert bytes_after - bytes_before < 100 * 2000, "a row of volumes and two paths a case"
     assert objects_after - objects_before < 100 * 20
+
+
+def test_a_scan_in_which_nothing_is_found_has_a_preview_too(run, tmp_path):
+    scans = save(tmp_path / "scans", dark=bright(value=10.0)[0])
+    found = predict(run.folder, scans, tmp_path / "out", preview=True, quiet=True)
+    assert not found.failed
+    assert not np.asarray(nib.load(found.written["dark"]).dataobj).any()
+    assert (tmp_path / "out" / "dark.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "out" / "dark.html").exists()

@@ -52,7 +52,7 @@ def test_what_is_not_as_it_was_written_is_made_anew(damage, dataset, configurati
     with caplog.at_level(logging.WARNING, "attn3d"):
         case.write(dataset, configuration)
     assert case.path.read_bytes() == whole
-    assert "is prepared anew" in caplog.text
+    assert "is prepared again" in caplog.text
 
 
 def test_what_is_whole_is_kept(dataset, configuration, tmp_path):
@@ -86,7 +86,7 @@ def test_a_file_that_is_not_written_whole_is_never_used(dataset, configuration, 
     """As on a full disk, which not every writer notices."""
     write = Path.write_bytes
     monkeypatch.setattr(Path, "write_bytes", lambda path, content: write(path, content[:-1000]))
-    with pytest.raises(FileError, match=r"case0.safetensors: is not written whole; is the disk full"):
+    with pytest.raises(FileError, match=r"case0.safetensors: was not written completely; is the disk full"):
         PreparedCase(dataset.cases[0], tmp_path).write(dataset, configuration)
     assert not list(tmp_path.iterdir())
 

@@ -52,10 +52,10 @@ def test_what_is_new_stays_as_it_is(tmp_path, caplog):
     ("content", "message"),
     [
         (None, "cannot be read: No such file"),
-        (b"text", "is no checkpoint of tensors alone"),
-        ({"epoch": 3}, "holds no weights by name"),
-        (3, "holds no weights by name"),
-        ({"other": torch.ones(2)}, "none of its weights has the name and the shape .*'other'"),
+        (b"text", "is damaged, or is not a checkpoint"),
+        ({"epoch": 3}, "contains no weights by name"),
+        (3, "contains no weights by name"),
+        ({"other": torch.ones(2)}, "none of its weights has the name and shape .*'other'"),
     ],
 )
 def test_what_cannot_be_started_from(content, message, tmp_path):
@@ -78,6 +78,6 @@ def test_a_run_starts_from_another(data, tmp_path):
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, atol=1e-6, rtol=1e-6)
     assert Run.open(second.folder).config == second.config
-    with pytest.raises(FileError, match=r"config\.json: is not there"):
+    with pytest.raises(FileError, match=r"config\.json: does not exist"):
         train(data, out=tmp_path / "third", **SMALL | {"start_from": str(tmp_path)})
     assert not (tmp_path / "third").exists()

@@ -132,7 +132,7 @@ def test_the_page_needs_no_other_file(page):
 
 def test_the_three_cases_can_be_looked_through_with_their_reference_and_their_attention(run, page):
     for name in ("good", "fair", "poor"):
-        assert f"<summary>Look through {name}</summary>" in page
+        assert f"<summary>View {name}</summary>" in page
     assert page.count(" open>") == 0, "the page opens at once: nothing is unpacked before it is asked for"
     scores = json.loads((run.folder / "validation" / "scores.json").read_text())
     median = lesion_figures(run, scores)[1].view
@@ -151,7 +151,7 @@ def test_scores_are_those_of_the_run(run, page):
     for label in overall.values():
         for key in ("dice", "dice_with", "dice_pooled"):
             assert f">{label[key]:.2f}<" in page
-    assert "missed or found where there is none 0" in page
+    assert "if it is in only one of them, its Dice is 0" in page
     assert "<td>3 of 4</td>" in page
     assert "<b>2 / 3</b>" in page
 
@@ -174,7 +174,7 @@ def test_a_run_on_real_scans_without_attention(tmp_path):
     page = report(run).read_text()
     assert "imulated" not in page.split("</style>")[1].replace("<th>simulated</th><td>no</td>", "")
     assert "without attention" in page
-    assert "This network has none." in page
+    assert "This network has no attention." in page
     assert len(Page(page).captions) == 1 + 3
 
 
@@ -203,7 +203,7 @@ def test_attention_is_shown_around_the_lesion_of_the_median_case(run):
 
 
 def test_gates_that_do_not_depend_on_their_input_are_named(run, page, monkeypatch):
-    assert "No gate is the same for all held-out cases" in " ".join(page.split())
+    assert "No gate is equal for all held-out cases" in " ".join(page.split())
     net = run.network()
     first = next(module for module in net.modules() if isinstance(module, attn3d.SqueezeExcitation))
     nn.init.zeros_(first.excite.weight)
@@ -230,27 +230,27 @@ def test_a_patch_has_the_largest_lesion_in_it_as_far_in_the_middle_as_the_scan_g
 
 
 def test_a_report_is_not_overwritten_unasked(run, page, monkeypatch):
-    with pytest.raises(FileError, match=r"report\.html: is there already"):
+    with pytest.raises(FileError, match=r"report\.html: already exists"):
         report(run)
     for figures in ("lesion_figures", "attention_figures"):
         monkeypatch.setattr(f"attn3d.segmentation.reporting.page.{figures}", lambda run, scores: [])
     bare = report(run, overwrite=True).read_text()
-    assert "Nothing is labelled in the held-out cases." in bare
+    assert "The held-out cases have no labelled voxels." in bare
     assert "se (reduction=1) has no weights to show." in bare
     assert not [path for path in run.folder.iterdir() if "unfinished" in path.name]
 
 
 def test_an_unfinished_run_is_one_clear_line(tmp_path, run, page):
-    with pytest.raises(FileError, match=r"config\.json: is not there"):
+    with pytest.raises(FileError, match=r"config\.json: does not exist"):
         report(tmp_path)
     metrics = run.folder / "metrics.csv"
     before = metrics.read_text()
     try:
         metrics.write_text("epoch,loss\n1,much\n")
-        with pytest.raises(FileError, match=r"metrics\.csv: is no table of numbers"):
+        with pytest.raises(FileError, match=r"metrics\.csv: is not a table of numbers"):
             report(run, overwrite=True)
         metrics.unlink()
-        with pytest.raises(FileError, match=r"metrics\.csv: is not there; finish the training"):
+        with pytest.raises(FileError, match=r"metrics\.csv: does not exist; finish the training"):
             report(run, overwrite=True)
     finally:
         metrics.write_text(before)
@@ -273,6 +273,6 @@ def test_how_a_label_went_in_a_word(reference, found, says):
 def test_scores_of_nothing_are_refused(content, tmp_path):
     run = make_run(tmp_path, attention=None)
     run.scores.write_text(content)
-    with pytest.raises(FileError, match=r"scores\.json: (has no '|is no JSON|has no scores of any case)"):
+    with pytest.raises(FileError, match=r"scores\.json: (has no '|is not valid JSON|has no scores of any case)"):
         report(run.folder)
     assert not (run.folder / "report.html").exists()

@@ -1,4 +1,5 @@
 import json
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -7,7 +8,7 @@ from scipy import ndimage
 
 from attn3d.segmentation import read_image
 from attn3d.segmentation.datasets import find_dataset, read_case_image, read_case_label
-from attn3d.segmentation.simulation import HAEMORRHAGES, cohort, haemorrhages, simulate, threshold_segmentation
+from attn3d.segmentation.simulation import HAEMORRHAGES, cohort, haemorrhages, scanner, simulate, threshold_segmentation
 from attn3d.segmentation.simulation.anatomy import sample_head
 from attn3d.segmentation.simulation.haemorrhages import MEDIAN_ML, bleed, draw_volume
 from tests.segmentation.volumes import AFFINES, scan
@@ -197,7 +198,7 @@ def test_an_incomplete_cohort_is_made_again_only_when_asked(tmp_path, small):
     out = tmp_path / "cohort"
     simulate(out, 2, quiet=True)
     (out / "labelsTr/simulated_001.nii.gz").unlink()
-    with pytest.raises(ValueError, match="holds an incomplete simulated cohort"):
+    with pytest.raises(ValueError, match="has an incomplete simulated cohort"):
         simulate(out, 2, quiet=True)
     assert len(simulate(out, 2, overwrite=True, quiet=True).cases) == 2
 
@@ -207,7 +208,7 @@ def test_another_cohort_is_replaced_only_when_asked(tmp_path, small, changed):
     out = tmp_path / "cohort"
     simulate(out, 2, quiet=True)
     settings = {"cases": 2, "quiet": True} | changed
-    with pytest.raises(ValueError, match=r"holds another simulated cohort.*`overwrite`"):
+    with pytest.raises(ValueError, match=r"has another simulated cohort.*`overwrite`"):
         simulate(out, **settings)
     assert len(find_dataset(out).cases) == 2
     simulate(out, **settings, overwrite=True)
@@ -228,7 +229,7 @@ def test_what_is_no_cohort_is_never_replaced(tmp_path, small):
     simulate(cohort, 1, quiet=True)
     (cohort / "thesis.tex").write_text("years of work")
     assert len(simulate(cohort, 1, quiet=True).cases) == 1
-    with pytest.raises(ValueError, match=r"holds thesis.tex beside a cohort"):
+    with pytest.raises(ValueError, match=r"has thesis.tex beside a cohort"):
         simulate(cohort, 2, overwrite=True, quiet=True)
     assert (cohort / "thesis.tex").exists()
     (tmp_path / "empty").mkdir()
@@ -255,3 +256,12 @@ def test_numbers_that_make_no_cohort_are_refused(tmp_path):
         simulate(tmp_path / "cohort", 0)
     with pytest.raises(ValueError, match="`seed` must be 0 or more, got -1"):
         simulate(tmp_path / "cohort", 1, seed=-1)
+
+
+def test_calcium_lies_in_pairs_and_in_the_pineal_gland():
+    """Where every draw is low: each of them, and none elsewhere."""
+    low = SimpleNamespace(random=lambda: 0.1, integers=lambda *_: 0, uniform=lambda least, _: least)
+    found = scanner._calcifications(low, SimpleNamespace(depth=None, place=None))
+    places = [tuple(centre.ravel().tolist()) for centre, _, _ in found]
+    assert places == [(0, -30, 4), (-24, -42, 8), (24, -42, 8), (-20, -2, 0), (20, -2, 0)]
+    assert {values[1:] for values in found} == {(1.8, 90)}

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
@@ -18,6 +19,8 @@ from safetensors.torch import load_file
 from attn3d import segmentation
 from attn3d.segmentation import FileError, Interrupted, Run, train, training
 from attn3d.segmentation.callbacks import Epochs
+from attn3d.segmentation.datasets import find_dataset
+from attn3d.segmentation.labels import Labels
 from attn3d.segmentation.locks import locked
 from attn3d.segmentation.patches import PatchData
 from attn3d.segmentation.settings import settings_from
@@ -105,7 +108,7 @@ def test_stopped_anywhere_it_can_be_resumed(place, data, tmp_path, monkeypatch):
     of = {"prepare_data": PatchData, "on_train_epoch_end": Epochs, "predict_held_out": training}[place]
     with monkeypatch.context() as patch:
         patch.setattr(of, place, stop)
-        with pytest.raises(Interrupted, match=f"go on with --resume --out {tmp_path / 'run'}"):
+        with pytest.raises(Interrupted, match=f"continue with --resume --out {tmp_path / 'run'}"):
             train(data, out=tmp_path / "run", **SMALL | {"epochs": 1})
     assert train(out=tmp_path / "run", resume=True, quiet=True).finished
     assert not [path.name for path in (tmp_path / "run").rglob(".*")]
@@ -125,7 +128,9 @@ def test_data_that_were_moved_are_said_to_be_elsewhere(run, data, tmp_path):
     again = copied(run, data, tmp_path / "run", "model.safetensors")
     config = json.loads((again / "config.json").read_text())
     (again / "config.json").write_text(json.dumps(config | {"data": str(tmp_path / "gone")}))
-    with pytest.raises(FileError, match=r"gone: the data of .*run are not there; say where they are \(--data\)"):
+    with pytest.raises(
+        FileError, match=r"gone: does not exist; .*run was trained on it, give its new folder \(--data\)"
+    ):
         train(out=again, resume=True, quiet=True)
     assert train(moved, out=again, resume=True, quiet=True).finished
     assert segmentation.report(again, moved).exists()
@@ -139,9 +144,9 @@ def test_data_that_were_moved_are_said_to_be_elsewhere(run, data, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda path: path.write_bytes(b""), "is no checkpoint, or a damaged one; remove it"),
-        (lambda path: path.write_bytes(b"text"), "is no checkpoint, or a damaged one; remove it"),
-        (lambda path: path.write_bytes(path.read_bytes()[:3000]), "is no checkpoint, or a damaged one; remove it"),
+        (lambda path: path.write_bytes(b""), "is damaged, or is not a checkpoint; remove it"),
+        (lambda path: path.write_bytes(b"text"), "is damaged, or is not a checkpoint; remove it"),
+        (lambda path: path.write_bytes(path.read_bytes()[:3000]), "is damaged, or is not a checkpoint; remove it"),
         (lambda path: change_json(path.with_name("config.json"), width=8), "does not fit the network of config.json"),
     ],
 )
@@ -170,7 +175,7 @@ def change_json(path, **settings):
 def test_a_config_that_was_edited_to_what_cannot_be(settings, run, data, tmp_path):
     again = copied(run, data, tmp_path / "run")
     change_json(again / "config.json", **settings)
-    with pytest.raises(FileError, match=r"config\.json: was changed to what cannot be"):
+    with pytest.raises(FileError, match=r"config\.json: has an invalid value"):
         Run.open(again)
 
 
@@ -178,7 +183,7 @@ def test_a_config_that_was_edited_to_what_cannot_be(settings, run, data, tmp_pat
 def test_a_split_that_does_not_say(content, run, data, tmp_path):
     again = copied(run, data, tmp_path / "run", "model.safetensors")
     (again / "split.json").write_text(content)
-    with pytest.raises(FileError, match=r"split.json: (has no '|its '\w+' must be a list|is no JSON)"):
+    with pytest.raises(FileError, match=r"split.json: (has no '|its '\w+' must be a list|is not valid JSON)"):
         train(out=again, resume=True, quiet=True)
 
 
@@ -199,7 +204,7 @@ def test_what_was_killed_before_it_was_a_run_starts_anew(data, tmp_path):
     out.mkdir()
     (out / "split.json").write_text("{")
     (out / "notes.txt").touch()
-    with pytest.raises(ValueError, match="is in use; give a new folder"):
+    with pytest.raises(ValueError, match="is not empty; give a new folder"):
         train(data, out=out, **SMALL)
     (out / "notes.txt").unlink()
     (out / ".lock").write_text("process 1 on elsewhere")
@@ -250,17 +255,17 @@ def test_deep_supervision_and_spacing_per_axis(data, tmp_path):
         ({"at": ("encoders",)}, "encoder"),
         ({"epochs": 0}, "`epochs` must be a whole number of at least 1, got 0"),
         ({"patch_size": (16, 16, 9)}, r"`patch_size` must be multiples of .* try \(16, 16, 10\)"),
-        ({"patch_size": (16, 16)}, r"`patch_size` must be three positive numbers, whole ones, got \(16, 16\)"),
+        ({"patch_size": (16, 16)}, r"`patch_size` must be three positive whole numbers, got \(16, 16\)"),
         ({"spacing": (1.0, 0.0, 1.0)}, "`spacing` must be three positive numbers"),
         ({"windows": [[40, 80]], "held_out": 1.5}, "`held_out` must be a number above 0 and below 1, got 1.5"),
-        ({"patch_size": 16}, "`patch_size` must be three positive numbers, whole ones, got 16"),
-        ({"strides": [[0, 1, 1]]}, "`strides` must be a list of three whole numbers of at least 1 each, got"),
+        ({"patch_size": 16}, "`patch_size` must be three positive whole numbers, got 16"),
+        ({"strides": [[0, 1, 1]]}, "`strides` must be a list with three whole numbers of at least 1 per entry, got"),
         ({"learning_rate": 1e38}, "`learning_rate` must be a number .* below 1e.09, got 1e.38"),
         ({"learning_rate": "fast"}, "`learning_rate` must be a number of at least 1e-12 .*, got 'fast'"),
-        ({"windows": [40, 80]}, "`windows` must be a list of level and width in HU each"),
+        ({"windows": [40, 80]}, "`windows` must be a list of pairs, level and width in HU"),
         ({"at": "skip"}, "`at` must be a list of kinds of site, got 'skip'"),
         ({"epochs": None, "minutes": 0}, "`minutes` must be a positive number, got 0"),
-        ({"minutes": 5}, "`epochs` and `minutes` are two budgets, got 3 and 5; set one"),
+        ({"minutes": 5}, "`epochs` and `minutes` cannot both be set, got 3 and 5"),
         ({"mirror": [0, 0]}, r"`mirror` must be a list of axes from 0 to 2, each at most once, got \[0, 0\]"),
         ({"optimizer": "adam"}, "`optimizer` must be adamw or sgd, got 'adam'"),
         ({"epoch": 3}, "unknown setting 'epoch'; did you mean 'epochs'"),
@@ -285,7 +290,7 @@ def test_a_file_of_settings(data, tmp_path):
 
 def test_a_folder_in_use_is_left_alone(run, data):
     before = run.weights.read_bytes()
-    with pytest.raises(ValueError, match="is in use"):
+    with pytest.raises(ValueError, match="is not empty"):
         train(data, out=run.folder, **SMALL)
     assert run.weights.read_bytes() == before
 
@@ -295,7 +300,7 @@ def test_a_run_of_another_version_is_refused(run, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(settings | {"format": 0}))
     with pytest.raises(FileError, match="format 3"):
         Run.open(tmp_path)
-    with pytest.raises(FileError, match=r"config\.json: is not there"):
+    with pytest.raises(FileError, match=r"config\.json: does not exist"):
         train(out=tmp_path / "nothing", resume=True)
 
 
@@ -315,7 +320,7 @@ def test_predictions_of_the_run_are_in_the_folder(run):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("- epochs", "settings by name are needed, got list"),
+        ("- epochs", "must be a mapping of settings, got list"),
         ("epochs: [", "is neither YAML nor JSON"),
         (5000 * "[", "is neither YAML nor JSON: maximum recursion"),
         (None, "cannot be read: Is a directory"),
@@ -331,9 +336,9 @@ def test_a_file_that_holds_no_settings(content, message, data, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda text: text[:-9], "is no JSON"),
-        (lambda text: json.dumps(json.loads(text) | {"colour": "blue"}), "has another set of settings .*'colour'"),
-        (lambda text: json.dumps({"format": 0}), "is not of the format"),
+        (lambda text: text[:-9], "is not valid JSON"),
+        (lambda text: json.dumps(json.loads(text) | {"colour": "blue"}), "has other settings .*'colour'"),
+        (lambda text: json.dumps({"format": 0}), "does not have format"),
     ],
 )
 def test_a_run_whose_settings_are_not_those_of_this_version(change, message, run, tmp_path):
@@ -356,7 +361,7 @@ def test_a_case_that_is_gone_is_named(run, data, tmp_path):
     (tmp_path / "data" / "images" / f"{lost}.nii.gz").unlink()
     (tmp_path / "data" / "labels" / f"{lost}.nii.gz").unlink()
     dataset = segmentation.datasets.find_dataset(tmp_path / "data", labelled=True)
-    with pytest.raises(FileError, match=f"has no case '{lost}' any more"):
+    with pytest.raises(FileError, match=f"has no case '{lost}', which is in the split"):
         run.cases("validation", dataset)
 
 
@@ -367,3 +372,54 @@ def test_what_is_left_out_is_named_without_bars_too(data, tmp_path, caplog):
         train(tmp_path / "data", out=tmp_path / "run", **SMALL | {"patch_size": (16, 16, 9)})
     assert "left out: " in caplog.text
     assert "case0.nii.gz: has no label" in caplog.text
+
+
+class Simulated(Exception):
+    pass
+
+
+def simulated(folder, **_):
+    raise Simulated(folder)
+
+
+def test_without_data_one_process_simulates_them_and_several_do_not(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "simulate", simulated)
+    with pytest.raises(Simulated) as raised:
+        train(out=tmp_path / "run", quiet=True)
+    assert raised.value.args == (tmp_path / "run" / "cohort",)
+    monkeypatch.setattr(training, "_is_first_process", lambda: False)
+    with pytest.raises(ValueError, match="`data` is required with several processes; write a cohort with `attn3d sim"):
+        train(out=tmp_path / "other", quiet=True)
+    assert not (tmp_path / "other").exists()
+
+
+def test_data_that_no_network_can_be_trained_on(data, tmp_path, monkeypatch):
+    dataset = find_dataset(data, labelled=True)
+    *others, last = dataset.cases
+    more = replace(last, images=last.images * 2)
+    for change, message in (
+        ({"labels": Labels.of({})}, "has no names of labels; add a dataset.json"),
+        ({"cases": (*others, more)}, f"{last.images[0]}: its case has 2 images, but others have 1"),
+    ):
+        monkeypatch.setattr(training, "find_dataset", lambda *_, change=change, **__: replace(dataset, **change))
+        with pytest.raises(FileError, match=message):
+            train(data, out=tmp_path / "run", **SMALL)
+        assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_who_exits_within_a_training_has_not_stopped_it(data, tmp_path, monkeypatch):
+    """Lightning answers Ctrl-C with SystemExit; somebody else's goes on, and Ctrl-C is listened to as before."""
+
+    def exits(*_, **__):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        raise SystemExit(3)
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(training.Trainer, "fit", exits)
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            train(data, out=tmp_path / "run", **SMALL)
+        assert stopped.value.code == 3
+        assert signal.getsignal(signal.SIGINT) is before
+    finally:
+        signal.signal(signal.SIGINT, before)

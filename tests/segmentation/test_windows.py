@@ -74,7 +74,7 @@ def test_a_label_that_is_not_visible_in_given_windows_is_named(tmp_path, caplog)
         config = configured(dataset, windows=BRAIN_WINDOWS)
     assert config.windows == BRAIN_WINDOWS, "as it was asked for"
     assert contrast(dataset, config.windows) == 0
-    assert "The label 'ICH' cannot be seen: its median of -699" in caplog.text
+    assert "The label 'ICH' is not visible: its median of -699" in caplog.text
 
 
 @pytest.mark.parametrize(("tissue", "label"), [(300, 500), (900, 60)])
@@ -83,5 +83,5 @@ def test_mri_in_the_folders_of_a_ct_data_set_is_not_windowed(tissue, label, tmp_
     with caplog.at_level(logging.WARNING, "attn3d"):
         config = configured(dataset)
     assert config.windows is None
-    assert "its intensities are no Hounsfield units" in caplog.text
+    assert "its intensities are not Hounsfield units" in caplog.text
     assert contrast(dataset, config.windows) > 0.5

@@ -144,9 +144,9 @@ def test_text_is_no_formula_and_names_need_not_be_utf8(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "is no JSON"),
-        ("[" * 100_000, "is no JSON: .*recursion"),
-        (b"\xff", "is no JSON"),
+        ("{", "is not valid JSON"),
+        ("[" * 100_000, "is not valid JSON: .*recursion"),
+        (b"\xff", "is not valid JSON"),
         ("{}", "has no 'overall'"),
         ("3", "has no 'overall'"),
     ],
@@ -195,7 +195,7 @@ def test_tables_are_numbers_by_case(tmp_path):
     assert table["dice"].isna().tolist() == [False, True]
     for content in (b"", b"case,ml\na,much", b"\xff\xfe", b"a,b\n1,2,3\n4,5,6,7"):
         path.write_bytes(content)
-        with pytest.raises(FileError, match=r"table\.csv: is no table of numbers: "):
+        with pytest.raises(FileError, match=r"table\.csv: is not a table of numbers: "):
             read_table(path)
     with pytest.raises(FileError, match=r"none\.csv: is gone"):
         read_table(tmp_path / "none.csv", "is gone")
@@ -212,8 +212,15 @@ def test_a_folder_that_is_reached_through_none_is_not_replaced(tmp_path):
     kept.parent.mkdir()
     kept.write_text("mine")
     with (
-        pytest.raises(FileError, match=r"leads through a folder that does not exist; give .*kept"),
+        pytest.raises(FileError, match=r"goes through a folder that does not exist; give .*kept"),
         finished_folder(tmp_path / "none" / ".." / "kept"),
     ):
         pass
     assert kept.read_text() == "mine"
+
+
+def test_what_an_earlier_process_of_our_number_left_is_swept(tmp_path):
+    """Numbers are given again, in a container above all; what is unfinished of ours is not there yet."""
+    (tmp_path / f".unfinished-{platform.node()}--{os.getpid()}-a.csv").touch()
+    sweep(tmp_path)
+    assert names(tmp_path) == []

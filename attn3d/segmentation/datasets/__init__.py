@@ -1,4 +1,4 @@
-"""Data sets as they are published: found in a folder, listed, read, split."""
+"""Data sets in their published layouts: how they are found, listed, read and split."""
 
 from attn3d.segmentation.datasets.dataset import Case, Dataset
 from attn3d.segmentation.datasets.finding import LAYOUTS, find_dataset

@@ -1,4 +1,4 @@
-"""What was found in a folder: cases with their files, and what is wrong with it."""
+"""The description of a data set: its cases with their files, and problems with files."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,34 +8,41 @@ from attn3d.segmentation.labels import Labels
 
 @dataclass(frozen=True)
 class Case:
-    """A person's scan.
+    """A scan and its label.
 
     Attributes:
-        name: unique in its data set.
-        images: a file for each channel, or the folder of a DICOM series.
-        label: none, one file, or one of each rater.
+        name: a name that is unique in the data set.
+        images: a file for each channel or one for all, or the folder of a DICOM series.
+        label: no file, one file, or a file of each rater.
+        volumes: number of channels in its single file, along the last of four axes.
     """
 
     name: str
     images: tuple[Path, ...]
     label: tuple[Path, ...] = ()
+    volumes: int = 1
+
+    @property
+    def channels(self) -> int:
+        """How many images of it there are."""
+        return len(self.images) * self.volumes
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """The cases in a folder and what their labels mean.
+    """The cases in a folder, and the meaning of their labels.
 
     Attributes:
-        folder: where it is.
-        cases: with labels, to train.
-        test_cases: to predict.
-        labels: what their values mean.
+        folder: the folder.
+        cases: cases with labels, for training.
+        test_cases: cases without labels, for prediction.
+        labels: the meaning of the label values.
         modality: "CT", "MRI" or "unknown".
-        threshold: above which a binary mask means 1, where its values are not 0 and 1.
-        simulated: whether all of it is.
-        validation: names of those of the cases that the data set itself holds out; none, where it leaves that open.
-        problems: a line for each file that is missing or has no partner; such files are in no case.
-        layout: the published layout that the folder has.
+        threshold: value above which a mask is 1, for masks with other values than 0 and 1.
+        simulated: whether the scans are simulated.
+        validation: names of the cases that the data set holds out; empty if it does not define this.
+        problems: a line for each file that is missing or has no partner. These files are not in any case.
+        layout: the name of the layout.
     """
 
     folder: Path
@@ -50,22 +57,22 @@ class Dataset:
     layout: str = ""
 
     def __str__(self) -> str:
-        """What was found, in a few lines."""
-        channels = sorted({len(case.images) for case in self.cases + self.test_cases})
+        """A summary in a few lines."""
+        channels = sorted({case.channels for case in self.cases + self.test_cases})
         images = "image" if channels == [1] else "images"
         raters = max((len(case.label) for case in self.cases), default=0)
         lines = [
             f"{self.layout}{', SIMULATED' if self.simulated else ''}: {self.folder}",
-            f"  {len(self.cases)} cases with labels, {len(self.test_cases)} to test",
-            f"  modality {self.modality}, {' or '.join(map(str, channels))} {images} a case",
+            f"  {len(self.cases)} cases with labels, {len(self.test_cases)} without",
+            f"  modality {self.modality}, {' or '.join(map(str, channels))} {images} per case",
             f"  {self.labels}",
         ]
         if raters > 1:
-            lines.append(f"  up to {raters} raters a case; the value with most votes counts, the smaller one in a tie")
+            lines.append(f"  up to {raters} raters per case; majority vote, with the smallest value in a tie")
         if self.validation:
-            lines.append(f"  {len(self.validation)} of the cases with labels are to validate on, as it says itself")
+            lines.append(f"  {len(self.validation)} of the cases with labels are defined as validation cases")
         if self.threshold is not None:
-            lines.append(f"  masks count where they exceed {self.threshold:g}")
+            lines.append(f"  masks are 1 above {self.threshold:g}")
         if self.problems:
             lines += ["  left out:", *(f"    {problem}" for problem in self.problems)]
         return "\n".join(lines)

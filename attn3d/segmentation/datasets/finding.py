@@ -1,4 +1,4 @@
-"""From a folder to the cases in it."""
+"""Finds the data set in a folder."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -9,8 +9,8 @@ from attn3d.segmentation.datasets.dataset import Dataset
 from attn3d.segmentation.datasets.layouts import decathlon, dicom, folders, nnunet, pairs
 from attn3d.segmentation.errors import FileError
 
-# A layout is a function of a folder that gives a `Dataset`, or None where the folder is another's. The first that
-# knows a folder reads it.
+# A layout is a function that takes a folder and returns a `Dataset`, or None if the folder has another layout.
+# The first layout that returns a `Dataset` is used.
 LAYOUTS: dict[str, Callable[[Path], Dataset | None]] = {
     "BHSD": folders.bhsd,
     "Decathlon": decathlon.find,
@@ -25,15 +25,15 @@ LAYOUTS: dict[str, Callable[[Path], Dataset | None]] = {
 
 
 def find_dataset(path: Path | str, *, labelled: bool = False) -> Dataset:
-    """Recognises the layout of a folder and lists its cases; no scan is read.
+    """Recognizes the layout of a folder and lists its cases. Scans are not read.
 
     Args:
-        path: the folder, as published: the one that holds ``dataset.json``, ``label_192``, ``train``, ..
-        labelled: whether cases with labels are needed, as to train.
+        path: the folder as it was published: the one that contains ``dataset.json``, ``label_192``, ``train``, ..
+        labelled: whether cases with labels are required, as for training.
 
     Raises:
-        FileError: when it is no folder or has no case, when a ``dataset.json`` in it cannot be used, when a label
-            does not fit into uint8 or has the name of another, or when two cases have one name.
+        FileError: when the path is not a folder, has no cases, or has a ``dataset.json`` that cannot be used; when a
+            label is outside of uint8; or when two labels or two cases have the same name.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -41,12 +41,12 @@ def find_dataset(path: Path | str, *, labelled: bool = False) -> Dataset:
     known = ((layout, dataset) for layout, find in LAYOUTS.items() if (dataset := find(folder)) is not None)
     layout, dataset = next(known, ("", None))
     if dataset is None:
-        raise FileError(folder, f"holds no scans in a layout that is known: {', '.join(LAYOUTS)}")
+        raise FileError(folder, f"has no scans in a known layout: {', '.join(LAYOUTS)}")
     if not dataset.cases and (labelled or not dataset.test_cases):
         example = f", for example {dataset.problems[0]}" if dataset.problems else ""
-        raise FileError(folder, f"looks like {layout} but has no image with its label{example}")
+        raise FileError(folder, f"has the layout {layout}, but no image with a label{example}")
     for cases in (dataset.cases, dataset.test_cases):
         for name, times in Counter(case.name for case in cases).most_common(1):
             if times > 1:
-                raise FileError(folder, f"{times} cases are called {name!r}; give each a name of its own")
+                raise FileError(folder, f"has {times} cases with the name {name!r}; give each case its own name")
     return replace(dataset, layout=layout)

@@ -1,4 +1,4 @@
-"""What the layouts share: names of files, pairs, channels, and descriptions in JSON."""
+"""Functions for all layouts: names of files, pairs, channels, and ``dataset.json``."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -21,16 +21,16 @@ Files = dict[str, tuple[Path, ...]]
 
 
 def stem(path: Path | str) -> str:
-    """A file's name without .nii.gz, .nii, .nrrd or .mha, in whatever case."""
+    """A file's name without .nii.gz, .nii, .nrrd or .mha, in upper or lower case."""
     name = Path(path).name
     return next((name[: -len(suffix)] for suffix in SUFFIXES if name.lower().endswith(suffix)), name)
 
 
 def nifti_files(folder: Path) -> dict[str, Path]:
-    """The volumes right in a folder by their names, hidden ones left out; none if there is no such folder.
+    """The volumes in a folder by name, without subfolders and hidden files. Empty if the folder does not exist.
 
     Raises:
-        FileError: when a name is there twice, such as compressed and not.
+        FileError: when a name is repeated, for example compressed and uncompressed.
     """
     found, twice = files_by_name(folder)
     for path, problem in twice.items():
@@ -39,13 +39,13 @@ def nifti_files(folder: Path) -> dict[str, Path]:
 
 
 def files_by_name(folder: Path) -> tuple[dict[str, Path], dict[Path, str]]:
-    """As `nifti_files`; but names that are there twice are left out, and what is wrong with them is given by file."""
+    """As `nifti_files`, but files with a repeated name are left out; the second result has their problems."""
     named: dict[str, list[Path]] = defaultdict(list)
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if path.name.lower().endswith(SUFFIXES) and not path.name.startswith("."):
             named[stem(path)].append(path)
     twice = {
-        path: f"is there as {next(other.name for other in paths if other != path)} too; remove one of them"
+        path: f"also exists as {next(other.name for other in paths if other != path)}; remove one of them"
         for paths in named.values()
         for path in paths
         if len(paths) > 1
@@ -54,11 +54,11 @@ def files_by_name(folder: Path) -> tuple[dict[str, Path], dict[Path, str]]:
 
 
 def files_at(folder: Path, place: str) -> Files:
-    """Volumes by the name of their case, which the first ``*`` of a place stands for.
+    """Volumes by the name of their case, which is the first ``*`` of a path.
 
     Args:
-        folder: of the data set.
-        place: such as ``images/*``, or ``scans/*/label_*`` where a case has a folder and perhaps several files in it.
+        folder: the folder of the data set.
+        place: a path such as ``images/*``, or ``scans/*/label_*`` if each case has a folder with one or several files.
 
     Raises:
         FileError: as `nifti_files`.
@@ -74,22 +74,22 @@ def files_at(folder: Path, place: str) -> Files:
 
 
 def unread(folder: Path, *places: str) -> tuple[str, ...]:
-    """A line for each volume in the folders of some places that is in a format that is not read."""
+    """A line for each volume in the folders of ``places`` whose format is not supported."""
     files = [path for place in places for path in sorted(folder.glob(f"{place.rpartition('/')[0]}/*".lstrip("/")))]
     return tuple(
-        f"{path}: is no NIfTI, NRRD or MHA; convert it to .nii.gz"
+        f"{path}: is not NIfTI, NRRD or MHA; convert it to .nii.gz"
         for path in dict.fromkeys(files)
         if path.name.lower().endswith(_OTHER_FORMATS) and not path.name.lower().endswith(SUFFIXES)
     )
 
 
 def one_each(files: Mapping[str, Path]) -> Files:
-    """Names with a file each, as `pair` takes them."""
+    """Converts names with one file each to the form of `pair`."""
     return {name: (path,) for name, path in files.items()}
 
 
 def pair(images: Files, labels: Files) -> tuple[tuple[Case, ...], tuple[str, ...]]:
-    """Cases of the names that have both, and a line for each file that has no partner."""
+    """The cases with an image and a label, and a line for each file without a partner."""
     both = sorted(images.keys() & labels.keys())
     problems = [f"{images[name][0]}: has no label" for name in sorted(images.keys() - labels.keys())]
     problems += [f"{labels[name][0]}: has no image" for name in sorted(labels.keys() - images.keys())]
@@ -97,11 +97,11 @@ def pair(images: Files, labels: Files) -> tuple[tuple[Case, ...], tuple[str, ...
 
 
 def channels(files: Mapping[str, Path], number: int) -> tuple[Files, dict[Path, str]]:
-    """The files of each case in the order of its channels, and what is wrong by file.
+    """The files of each case in the order of its channels, and the problem of each other file.
 
     Args:
-        files: by name; those of a case end in _0000, _0001 and on.
-        number: how many channels a case has, no fewer and no more.
+        files: files by name; the names of a case end in _0000, _0001, ..
+        number: the exact number of channels of a case.
     """
     needed = [f"{channel:04d}" for channel in range(number)]
     problems: dict[Path, str] = {}
@@ -111,31 +111,31 @@ def channels(files: Mapping[str, Path], number: int) -> tuple[Files, dict[Path, 
         if case and len(channel) == 4 and channel.isdecimal():
             found[case][channel] = path
         else:
-            problems[path] = f"is no channel from _0000 to _{number - 1:04d}, as {name}_0000 would be"
+            problems[path] = f"is not a channel from _0000 to _{number - 1:04d}, such as {name}_0000"
     for case in [case for case, parts in found.items() if sorted(parts) != needed]:
         parts = found.pop(case)
-        problem = f"its case has the channels {', '.join(sorted(parts))}; needed are {', '.join(needed)}"
+        problem = f"its case has the channels {', '.join(sorted(parts))}, but needs {', '.join(needed)}"
         problems |= dict.fromkeys(parts.values(), problem)
     return {case: tuple(parts[channel] for channel in needed) for case, parts in found.items()}, problems
 
 
 def description(folder: Path) -> dict[str, Any] | None:
-    """The folder's dataset.json, None if it has none.
+    """The content of the folder's dataset.json, or None if there is no such file.
 
     Raises:
-        FileError: when it is no JSON object.
+        FileError: when it is not a JSON object.
     """
     path = folder / "dataset.json"
     if not path.is_file():
         return None
     content = read_json(path)
     if not isinstance(content, dict):
-        raise FileError(path, f"a JSON object is needed, got {type(content).__name__}")
+        raise FileError(path, f"must be a JSON object, got {type(content).__name__}")
     return content
 
 
 def modality(names: Iterable[object]) -> str:
-    """ "CT" or "MRI" when the channels' names say so, else "unknown"."""
+    """Returns "CT" or "MRI" if the names of the channels show it, otherwise "unknown"."""
     words = [str(name).upper() for name in names]
     if words and all(word.startswith("CT") for word in words):
         return "CT"

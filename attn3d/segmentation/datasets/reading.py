@@ -1,18 +1,21 @@
-"""From a case to its scan and its label."""
+"""Reads the images and the label of a case."""
 
 import nibabel as nib
 import numpy as np
 
 from attn3d.segmentation.datasets.dataset import Case, Dataset
-from attn3d.segmentation.files import FileError, check_same_grid, read_image, read_segmentation
+from attn3d.segmentation.files import FileError, check_same_grid, read_image, read_images, read_segmentation
 
 
 def read_case_image(case: Case) -> list[nib.Nifti1Image]:
-    """The channels of a case as float32, on one grid.
+    """Reads the images of a case as float32.
 
     Raises:
-        FileError: as `read_image`; and when a channel lies on another grid than the first.
+        FileError: as `read_image`; when an image is on another grid than the first one, or a file that must contain all
+            channels has another number of volumes.
     """
+    if case.volumes > 1:
+        return read_images(case.images[0], case.volumes)
     first, *others = (read_image(path) for path in case.images)
     for path, image in zip(case.images[1:], others, strict=True):
         check_same_grid(path, image, first)
@@ -20,14 +23,14 @@ def read_case_image(case: Case) -> list[nib.Nifti1Image]:
 
 
 def read_case_label(case: Case, dataset: Dataset, image: nib.Nifti1Image) -> nib.Nifti1Image:
-    """The label of a case as uint8 on the scan's grid; without a haemorrhage it is empty.
+    """Reads the label of a case as uint8 on the grid of its scan. It may be empty.
 
-    Of several raters, the value with most votes counts at each voxel, and in a tie the smaller one, so that the
+    With several raters, each voxel gets the value with the most votes, and the smallest value in a tie, so that the
     background wins over a label.
 
     Args:
-        case: with a label.
-        dataset: that the case is of; says which values there are and what a mask's threshold is.
+        case: a case with a label.
+        dataset: the data set of the case, with its label values and the threshold of its masks.
         image: from `read_case_image`.
 
     Raises:

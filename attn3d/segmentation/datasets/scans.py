@@ -1,51 +1,56 @@
-"""The scans to segment: a file, a folder of them, or the cases of a data set."""
+"""Finds the scans to segment: a file, a folder of files, or the cases of a data set."""
 
 import logging
 from pathlib import Path
 
 from attn3d.segmentation.datasets.dataset import Case
 from attn3d.segmentation.datasets.finding import find_dataset
-from attn3d.segmentation.datasets.listing import channels, files_by_name, one_each, stem, unread
+from attn3d.segmentation.datasets.listing import channels, files_by_name, stem, unread
 from attn3d.segmentation.errors import FileError
 
 logger = logging.getLogger("attn3d")
 
 
 def find_scans(scans: Path, images: int) -> tuple[list[Case], dict[str, str]]:
-    """The cases to segment, and by file why it is in none.
+    """The cases to segment, and for each file that is not in a case the reason.
 
     Args:
-        scans: a NIfTI file, a folder of them, a DICOM series, or the folder of a data set. In a folder of files, those
-            of a case are called ``case_0000`` to ``case_000N``; a single one may also be called ``case``.
-        images: how many images a case has.
+        scans: a NIfTI file, a folder of NIfTI files, a DICOM series, or the folder of a data set. In a folder of files,
+            the files of a case are named ``case_0000`` to ``case_000N``. A file named ``case`` contains all images of
+            the case, one volume for each.
+        images: number of images per case.
 
     Raises:
         FileError: when there is no scan.
     """
     if not scans.exists():
-        raise FileError(scans, "is not there; give a NIfTI file or a folder of scans")
+        raise FileError(scans, "does not exist; give a NIfTI file or a folder of scans")
     if scans.is_file():
-        if images != 1:
-            raise FileError(scans, f"is one image, the network needs {images} of a case; give a folder")
-        return [Case(stem(scans), (scans,))], {}
+        return [Case(stem(scans), (scans,), volumes=images)], {}
     files, failed = files_by_name(scans)
     if not files and not failed:
         dataset = find_dataset(scans)
         for problem in dataset.problems:
             logger.warning("left out: %s", problem)
-        return [*dataset.test_cases, *dataset.cases], {}
+        cases = [*dataset.test_cases, *dataset.cases]
+        odd = [case for case in cases if case.channels != images]
+        problem = "its case has {} images, the network needs {}"
+        return [case for case in cases if case not in odd], {
+            str(case.images[0]): problem.format(case.channels, images) for case in odd
+        }
     for problem in unread(scans, "*"):
         logger.warning("left out: %s", problem)
-    plain = {} if images > 1 else {name: path for name, path in files.items() if not _is_of_channels(name, files)}
+    plain = {name: path for name, path in files.items() if not _is_of_channels(name, files, images)}
     found, problems = channels({name: path for name, path in files.items() if name not in plain}, images)
     for name in plain.keys() & found.keys():
-        problems[plain.pop(name)] = f"is there as {found.pop(name)[0].name} too; remove one of them"
-    found |= one_each(plain)
+        problems[plain.pop(name)] = f"also exists as {found.pop(name)[0].name}; remove one of them"
     failed |= problems
-    return [Case(name, found[name]) for name in sorted(found)], {str(path): failed[path] for path in sorted(failed)}
+    cases = [Case(name, files) for name, files in found.items()]
+    cases += [Case(name, (path,), volumes=images) for name, path in plain.items()]
+    return sorted(cases, key=lambda case: case.name), {str(path): failed[path] for path in sorted(failed)}
 
 
-def _is_of_channels(name: str, files: dict[str, Path]) -> bool:
-    """Whether a file of a case of one image is one of several channels, of which the first is there."""
+def _is_of_channels(name: str, files: dict[str, Path], images: int) -> bool:
+    """Whether a file is named as a channel of a case. If cases have one image, its first channel must exist."""
     case, _, channel = name.rpartition("_")
-    return len(channel) == 4 and channel.isdecimal() and f"{case}_0000" in files
+    return len(channel) == 4 and channel.isdecimal() and (images > 1 or f"{case}_0000" in files)

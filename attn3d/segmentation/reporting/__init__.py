@@ -1,4 +1,4 @@
-"""A run as a page to read: scores, curves, overlays and attention maps in one file without a script."""
+"""The report of a run: scores, curves, overlays and attention maps in one HTML file."""
 
 from attn3d.segmentation.reporting.page import report
 

@@ -1,4 +1,4 @@
-"""The command ``report``: from a run folder to one HTML file that holds all it shows."""
+"""The command ``report``: writes one self-contained HTML file for a run."""
 
 from datetime import date
 from importlib.metadata import version
@@ -8,42 +8,42 @@ from attn3d.gates import constant_gates
 from attn3d.plotting import plot_training
 from attn3d.segmentation.datasets import read_case_image, read_case_label
 from attn3d.segmentation.errors import FileError
-from attn3d.segmentation.evaluation import mean_dice
 from attn3d.segmentation.labels import ANY
 from attn3d.segmentation.reporting.pictures import attention_figures, lesion_figures, lesion_patch, spec_words, svg
 from attn3d.segmentation.reporting.templates import render
 from attn3d.segmentation.reporting.viewer import heat_shades, niivue
 from attn3d.segmentation.runs import Run
+from attn3d.segmentation.summaries import mean_dice
 from attn3d.segmentation.writing import read_json, read_table, sweep, write_text
 
-_COMPARED = 8  # held-out cases, whose gates are compared
-_UNFINISHED = "is not there; finish the training with `attn3d train --resume`"
+_COMPARED = 8  # number of held-out cases whose gates are compared
+_UNFINISHED = "does not exist; finish the training with `attn3d train --resume`"
 
 
 def report(run: Run | Path | str, data: Path | str | None = None, *, overwrite: bool = False) -> Path:
-    """Writes the report of a finished run: ``report.html`` in its folder, to open in any browser.
+    """Writes the report of a finished run to ``report.html`` in its folder, for any browser.
 
-    It holds the scores on the held-out cases, the curves of the training, overlays centred on the lesions of the
-    best, the median and the worst case, attention maps over the anatomy, and the configuration with the data's
-    fingerprint and the versions. The three cases can be looked through, with what attention weighed in them. It refers
-    to no other file, and says when the scans are simulated.
+    The report has the scores of the held-out cases, the training curves, overlays centred on the lesions of the best,
+    the median and the worst case, attention maps over the anatomy, and the configuration with the fingerprint of the
+    data and the versions. A viewer shows the three cases with their attention maps. The file needs no other file. It
+    says if the scans are simulated.
 
     Args:
         run: a run or its folder.
-        data: where its data set is now, if it was moved since the training.
-        overwrite: whether a report that is there may be replaced.
+        data: the folder of its data set, if it was moved since the training.
+        overwrite: whether to replace an existing report.
 
     Returns:
         The path of the report.
 
     Raises:
-        FileError: when the run is not finished, a file of it cannot be used, or a report is there already.
+        FileError: when the run is not finished, one of its files cannot be used, or a report exists.
     """
     if data is not None or not isinstance(run, Run):
         run = Run.open(run.folder if isinstance(run, Run) else run, data)
     path = run.folder / "report.html"
     if path.exists() and not overwrite:
-        raise FileError(path, "is there already; allow to overwrite it")
+        raise FileError(path, "already exists; allow to overwrite it (--overwrite)")
     scores = read_json(run.scores, "overall", "cases", "tolerance_mm", "failed", missing=_UNFINISHED)
     if not scores["overall"] or not scores["cases"]:
         raise FileError(run.scores, "has no scores of any case; finish the training with `attn3d train --resume`")
@@ -78,7 +78,7 @@ def report(run: Run | Path | str, data: Path | str | None = None, *, overwrite: 
 
 
 def same_gates(run: Run) -> list[str] | None:
-    """The gates that are the same for the lesions of all the held-out cases; None where there is but one case."""
+    """The gates that are equal for the lesions of all held-out cases; None if there is only one case."""
     dataset = run.dataset()
     cases = [(case, read_case_image(case)) for case in run.cases("validation", dataset)[:_COMPARED]]
     if len(cases) < 2:

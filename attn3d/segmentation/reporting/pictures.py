@@ -1,4 +1,4 @@
-"""The pictures of a report, each as what an HTML page holds in itself."""
+"""The pictures of a report, in the forms that an HTML page can embed."""
 
 import base64
 import io
@@ -33,11 +33,11 @@ from attn3d.segmentation.reporting.viewer import VOXELS, Heat, View, view_of
 from attn3d.segmentation.runs import Run
 
 _BRAIN = (40.0, 80.0)  # level and width in HU
-_SITES = 3  # side by side; more would be too small to read
+_SITES = 3  # side by side; more would be too small
 
 
 class Picture(NamedTuple):
-    """A PNG as a data URI, its size in pixels of the page, the caption under it, and the scan to look through."""
+    """A PNG as a data URI, its size in pixels of the page, its caption, and the scan for the viewer."""
 
     data: str
     width: int
@@ -47,7 +47,7 @@ class Picture(NamedTuple):
 
 
 def png(figure: Figure, caption: str) -> Picture:
-    """A figure at twice the density of the page."""
+    """A figure as PNG, with twice the resolution of the page."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=144)
     width, height = figure.get_size_inches() * 72
@@ -56,7 +56,7 @@ def png(figure: Figure, caption: str) -> Picture:
 
 
 def svg(figure: Figure) -> Markup:
-    """A chart as SVG in the page: its text is the page's, its ink and its yellow follow the page's colours."""
+    """A chart as SVG. Its text has the font of the page; black and yellow follow the colours of the page."""
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "attn3d"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
@@ -66,12 +66,12 @@ def svg(figure: Figure) -> Markup:
 
 
 def lesion_figures(run: Run, scores: Mapping[str, Any]) -> list[Picture]:
-    """The best, the median and the worst of the held-out cases in which something is, or was found."""
+    """The best, the median and the worst held-out case of those with a lesion in the reference or the prediction."""
     dataset = run.dataset()
     cases = {case.name: case for case in run.cases("validation", dataset)}
     ranked = _ranked(scores)
     last = len(ranked) - 1
-    chosen = {0: "Best", (last + 1) // 2: "Median", last: "Worst"} if last > 0 else {0: "Only"}  # of two: no median
+    chosen = {0: "Best", (last + 1) // 2: "Median", last: "Worst"} if last > 0 else {0: "Only"}  # no median of two
     pictures = []
     for rank, what in chosen.items() if ranked else ():
         name = ranked[rank]
@@ -107,7 +107,7 @@ def lesion_figures(run: Run, scores: Mapping[str, Any]) -> list[Picture]:
 
 
 def _heat(run: Run, images: Sequence[Nifti1Image], label: Nifti1Image) -> dict[str, Heat]:
-    """What attention weighed around the largest lesion of a case, a volume for each site and kind of weights."""
+    """The attention maps around the largest lesion of a case, a volume for each site and kind of weights."""
     if run.config.attention is None:
         return {}
     patch, _, maps = _attention(run, images, label)
@@ -121,13 +121,13 @@ def _heat(run: Run, images: Sequence[Nifti1Image], label: Nifti1Image) -> dict[s
 def _attention(
     run: Run, images: Sequence[Nifti1Image], label: Nifti1Image
 ) -> tuple[MetaTensor, tuple[int, ...], dict[str, dict[str, Tensor]]]:
-    """The patch around the largest lesion of a case as the network sees it, the voxel asked about, and the weights."""
+    """The input patch around the largest lesion of a case, the query voxel, and the attention maps."""
     patch, voxel = lesion_patch(images, label, run.config)
     return patch, voxel, attention_maps(run.network(), patch[None], voxels=[voxel])
 
 
 def attention_figures(run: Run, scores: Mapping[str, Any]) -> list[Picture]:
-    """What the network attended to in a patch around the largest lesion of the median case."""
+    """The attention maps in a patch around the largest lesion of the median case."""
     config = run.config
     if config.attention is None:
         return []
@@ -146,7 +146,7 @@ def attention_figures(run: Run, scores: Mapping[str, Any]) -> list[Picture]:
             site=sites[first : first + _SITES],
             voxels=[voxel],
             planes=("axial", "coronal"),
-            window=None if config.windows is None else (0.0, 2.0),  # what is clipped to -1 and 1
+            window=None if config.windows is None else (0.0, 2.0),  # the range of the windowed input is -1 to 1
             title=_title(run, name),
         )
         where = f"around the largest lesion of {name}" if ranked else f"in the middle of {name}, which has no lesion"
@@ -157,7 +157,7 @@ def attention_figures(run: Run, scores: Mapping[str, Any]) -> list[Picture]:
 def lesion_patch(
     images: Sequence[Nifti1Image], label: Nifti1Image, config: Configuration
 ) -> tuple[MetaTensor, tuple[int, ...]]:
-    """A patch around the largest lesion of a case as the network sees it, and where in it that is."""
+    """The input patch around the largest lesion of a case, and the voxel of the lesion's middle in it."""
     mask = config.labels.without_ignored(np.asarray(label_to_grid(label, config.spacing)[0])) > 0
     volume = intensities_of(images, config)
     seen = MetaTensor(to_channels(volume.as_tensor(), config.windows), affine=volume.affine)
@@ -165,7 +165,10 @@ def lesion_patch(
 
 
 def patch_around(volume: MetaTensor, mask: np.ndarray, size: Sequence[int]) -> tuple[MetaTensor, tuple[int, ...]]:
-    """A patch with the largest component of a mask in its middle as far as the scan goes, and where in it that is."""
+    """A patch centred on the largest component of a mask, and the voxel of the component's middle in it.
+
+    The patch is moved if it would leave the scan.
+    """
     center = middle_of_largest(mask) if mask.any() else np.array(mask.shape) // 2
     padded = SpatialPad(size, method="end", mode="edge")(volume)
     low = np.clip(center - np.array(size) // 2, 0, np.array(padded.shape[1:]) - size)
@@ -174,7 +177,7 @@ def patch_around(volume: MetaTensor, mask: np.ndarray, size: Sequence[int]) -> t
 
 
 def _says(label: str, line: Mapping[str, Any]) -> str:
-    """How a label of a case went, nothing where it is rightly absent."""
+    """The result for a label of a case; empty if the label is neither in the reference nor in the prediction."""
     if line["reference_ml"] and line["volume_ml"]:
         return f"{label} Dice {line['dice']:.2f}"
     if line["reference_ml"]:
@@ -183,18 +186,18 @@ def _says(label: str, line: Mapping[str, Any]) -> str:
 
 
 def _title(run: Run, name: str) -> str:
-    """The name of a case, and what it is, for a picture that is taken out of the page."""
+    """The name of a case, with a note if it is simulated, since pictures can be copied out of the page."""
     return f"{name}, simulated" if run.config.simulated else name
 
 
 def spec_words(spec: Spec) -> str:
-    """A mechanism and its options in words."""
+    """A mechanism and its options as text."""
     name, options = read_spec("attention", spec)
     return f"{name} ({', '.join(f'{key}={value}' for key, value in options.items())})" if options else name
 
 
 def _ranked(scores: Mapping[str, Any]) -> list[str]:
-    """The cases in which something is, or was found, from the best Dice of all labels as one to the worst."""
+    """The cases with a lesion in the reference or the prediction, by the Dice of all labels as one, best first."""
     lines = {name: _main(labels) for name, labels in scores["cases"].items()}
     there = [name for name, line in lines.items() if line["reference_ml"] or line["volume_ml"]]
     return sorted(there, key=lambda name: -lines[name]["dice"])

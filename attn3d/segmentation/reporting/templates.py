@@ -1,4 +1,4 @@
-"""How a page is written: templates that escape everything, and how they show numbers and settings."""
+"""Renders the templates of pages. All values are escaped; filters format numbers and settings."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 
 def render(template: str, **values: Any) -> str:
-    """A template of this folder, filled in; what it is not given it refuses."""
+    """Renders a template of this folder. A value that is missing raises an error."""
     environment = Environment(
         loader=PackageLoader("attn3d.segmentation.reporting", "."),
         autoescape=True,
@@ -20,12 +20,12 @@ def render(template: str, **values: Any) -> str:
 
 
 def _number(value: float | None, digits: int = 2) -> str:
-    """A number as a table has it; a dash for none."""
+    """Formats a number for a table; None is a dash."""
     return "–" if value is None else f"{value:.{digits}f}"
 
 
 def _plain(value: Any) -> str:
-    """A setting in words."""
+    """Formats a setting as text."""
     if isinstance(value, Mapping):
         return ", ".join(f"{key}: {_plain(one)}" for key, one in value.items())
     if isinstance(value, list | tuple):

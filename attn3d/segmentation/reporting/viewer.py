@@ -1,6 +1,6 @@
-"""Scans to look through in a page: volumes as NIfTI within it, which NiiVue shows.
+"""The viewer of a page: volumes are embedded as NIfTI, and NiiVue shows them.
 
-What is embedded is the scan and what lies on it voxel by voxel, in the scan's own geometry; nothing is fetched.
+The scan, its labels and heat maps are embedded in their own geometry. The page loads nothing from the internet.
 """
 
 import base64
@@ -19,9 +19,9 @@ from attn3d.plotting.scene import heat_colors, heat_limits
 from attn3d.segmentation.reporting.templates import render
 from attn3d.segmentation.windows import BRAIN_WINDOWS
 
-VOXELS = 12_000_000  # of the scans of a page, 512 x 512 x 45: about 15 MB of CT in it
+VOXELS = 12_000_000  # largest number of voxels of all scans of a page: 512 x 512 x 45, about 15 MB for CT
 _NAMES: dict[tuple[float, ...], str] = dict(zip(BRAIN_WINDOWS, ("brain", "subdural", "soft tissue"), strict=True))
-_SHADES = 9  # of the heat's colours; NiiVue interpolates between them
+_SHADES = 9  # number of colours of heat maps; NiiVue interpolates between them
 
 
 class Layer(NamedTuple):
@@ -29,11 +29,11 @@ class Layer(NamedTuple):
 
     Attributes:
         kind: "scan", "labels" or "heat".
-        name: what the page calls it.
+        name: its name in the page.
         volume: a compressed NIfTI file in base64.
-        shown: whether it is, at first.
-        limits: the intensities shown black and white, or the weights shown clear and bright.
-        labels: name and colour by value.
+        shown: whether it is visible at first.
+        limits: the intensities shown in black and white, or the weights shown as transparent and bright.
+        labels: name and colour of each label value.
     """
 
     kind: str
@@ -45,14 +45,14 @@ class Layer(NamedTuple):
 
 
 class View(NamedTuple):
-    """A scan to look through.
+    """A scan in the viewer.
 
     Attributes:
-        name: of the case.
-        layers: the scan first.
-        center: mm, where the planes cross at first.
-        windows: name, and the intensities shown black and white, of each preset.
-        thinned: what was left out, in a sentence; nothing where all is there.
+        name: name of the case.
+        layers: the layers, the scan first.
+        center: the point in mm where the planes intersect at first.
+        windows: the name, and the intensities shown in black and white, of each preset.
+        thinned: a sentence that says which voxels were left out; empty if none were.
     """
 
     name: str
@@ -63,12 +63,12 @@ class View(NamedTuple):
 
 
 class Heat(NamedTuple):
-    """Weights or probabilities that lie on a scan, perhaps on a grid of their own.
+    """Weights or probabilities over a scan. Their grid may differ from that of the scan.
 
     Attributes:
         values: (X, Y, Z).
-        affine: voxel indices to millimetres.
-        limits: values shown clear and bright; by default nearly all that there are.
+        affine: maps voxel indices to millimetres.
+        limits: the values shown as transparent and bright; by default a range of nearly all values.
     """
 
     values: np.ndarray
@@ -87,19 +87,19 @@ def view_of(
     center: Sequence[float] | None = None,
     voxels: int = VOXELS,
 ) -> View:
-    """A scan to look through with all that lies on it; the last segmentation is shown at first, the others not.
+    """Creates the view of a scan and its layers. At first only the scan and the last segmentation are visible.
 
     Args:
-        name: of the case.
+        name: name of the case.
         image: the scan.
-        segmentations: by name, labels of the scan's shape.
+        segmentations: label arrays with the scan's shape, by name.
         labels: label values and their names.
-        heat: by name; none of it is shown at first.
-        windows: level and width of each preset, the first of which is shown at first; by default nearly all
-            intensities are, and there is no preset.
-        center: mm, where the planes cross at first; by default in the middle of the scan.
-        voxels: the most that are embedded of the scan. Of a larger one every second along its finest axis is, or every
-            fourth, or every second along two, and so on, with its labels.
+        heat: heat maps by name.
+        windows: level and width of each preset; the first one is used at first. By default there are no presets, and
+            nearly all intensities are shown.
+        center: the point in mm where the planes intersect at first; by default the middle of the scan.
+        voxels: the largest number of voxels to embed. A larger scan and its labels are thinned to every second voxel
+            along the finest axis, repeatedly.
     """
     data = np.asarray(image.dataobj)
     if center is None:
@@ -123,11 +123,11 @@ def view_of(
 
 
 def case_page(view: View, picture: bytes, *, simulated: bool) -> str:
-    """The page of one case, for a file of its own.
+    """The HTML page of one case.
 
     Args:
-        view: of the case.
-        picture: a PNG for where the viewer does not run.
+        view: the view of the case.
+        picture: a PNG for browsers in which the viewer does not run.
         simulated: whether the network was trained on simulated scans.
     """
     still = "data:image/png;base64," + base64.b64encode(picture).decode()
@@ -136,13 +136,13 @@ def case_page(view: View, picture: bytes, *, simulated: bool) -> str:
 
 @cache
 def niivue() -> str:
-    """NiiVue's script, compressed, in base64."""
+    """The script of NiiVue, compressed, in base64."""
     script = files("attn3d.segmentation.reporting").joinpath("niivue", "niivue.umd.js").read_bytes()
     return base64.b64encode(gzip.compress(script, mtime=0)).decode()
 
 
 def heat_shades() -> dict[str, list[int]]:
-    """The colours of heat as NiiVue takes them: red, green, blue and opacity at positions, all from 0 to 255."""
+    """The colour map of heat maps for NiiVue: red, green, blue, opacity and position, all from 0 to 255."""
     positions = np.linspace(0, 255, _SHADES)
     shades = np.rint(255 * heat_colors()(positions / 255)).astype(int)
     return {name: shades[:, index].tolist() for index, name in enumerate("RGBA")} | {
@@ -156,9 +156,9 @@ def _limits(data: np.ndarray, windows: Sequence[tuple[float, float]]) -> tuple[f
 
 
 def _embedded(data: np.ndarray, affine: np.ndarray, kind: str, steps: Sequence[int]) -> str:
-    """One of every so many voxels as compressed NIfTI in base64.
+    """A volume as compressed NIfTI in base64, with every ``steps``-th voxel along each axis.
 
-    Whole numbers are stored as they are, others to a 65,535th of their range, and weights to a 255th of it.
+    Whole numbers are stored exactly. Other intensities are rounded to a 65,535th of their range, weights to a 255th.
     """
     stored: Any = {"scan": np.int16, "labels": np.uint8, "heat": np.uint8}[kind]
     kept = data[tuple(slice(None, None, step) for step in steps)]
@@ -176,9 +176,7 @@ def _embedded(data: np.ndarray, affine: np.ndarray, kind: str, steps: Sequence[i
 
 
 def _steps(image: nib.Nifti1Image, voxels: int) -> list[int]:
-    """Which voxels are kept along each axis, every one, every second or every fourth, so that no more than so many
-    are: the finest axis is thinned first.
-    """
+    """The step along each axis (1, 2, 4, ..) so that at most ``voxels`` are left; the finest axis is thinned first."""
     steps, spacing = [1, 1, 1], nib.affines.voxel_sizes(image.affine)
     while np.prod(_kept(image.shape, steps)) > voxels:
         steps[int(np.argmin(np.where(np.array(image.shape) > steps, spacing * steps, np.inf)))] *= 2
@@ -195,5 +193,5 @@ def _thinned(shape: Sequence[int], steps: Sequence[int]) -> str:
     all_of, some = (" × ".join(map(str, sizes)) for sizes in (shape, _kept(shape, steps)))
     return (
         f"The scan has {all_of} voxels, which is too many for a page. It is shown with {some} of them: one of every "
-        f"{' × '.join(map(str, steps))}, and the labels at these."
+        f"{' × '.join(map(str, steps))}. The labels are shown at the same voxels."
     )

@@ -1,4 +1,4 @@
-"""Head CT with haemorrhage from real anatomy: simulated, seeded, there without a download."""
+"""Simulated head CT with haemorrhage, made from real anatomy with a seed and without a download."""
 
 from attn3d.segmentation.simulation.cohort import simulate
 from attn3d.segmentation.simulation.haemorrhages import HAEMORRHAGES

@@ -1,7 +1,7 @@
-"""A head of one's own for every case: the MNI152 maps, bent, scaled and turned, on the fine grid of a scan.
+"""The anatomy of a simulated case: the MNI152 maps, deformed, scaled and rotated, on the fine grid of a scan.
 
-The maps say where grey and white matter are. Where the skull is follows from the distance to the brain, so that it
-is closed over the convexity and thick at the base.
+The maps give grey and white matter. The skull follows from the distance to the brain; it is closed over the convexity
+and thick at the base.
 """
 
 from dataclasses import dataclass
@@ -14,26 +14,26 @@ from nilearn import datasets
 from scipy import ndimage
 from torch.nn.functional import grid_sample, interpolate
 
-SLICE = 5.0  # mm; the thickness of a slice
-SUBSLICES = 3  # fine slices averaged to one
+SLICE = 5.0  # slice thickness in mm
+SUBSLICES = 3  # fine slices that are averaged to one slice
 _FIELD_OF_VIEW = (196.0, 232.0, 170.0)  # mm
 _CENTRE = np.array((0.0, -17.0, 18.0))  # of the field of view and of the head, in the template's mm
-_TEMPLATE_VOXEL = 2.0  # mm; the maps are averaged from 1 mm
+_TEMPLATE_VOXEL = 2.0  # mm; the maps have 1 mm and are averaged
 
 
 @dataclass(frozen=True)
 class Head:
-    """What is where in a head, at each voxel of the fine grid.
+    """The anatomy of a head at each voxel of the fine grid.
 
     Attributes:
-        affine: voxel indices of the fine grid to millimetres.
-        place: the template's coordinates in mm, (3, X, Y, Z): where in the MNI152 brain this is.
-        grey: share of grey matter.
-        white: share of white matter.
-        ventricle: share of the ventricles.
-        depth: mm below the inner surface of the skull, negative in bone.
-        height: mm above that surface where it is closed over the clefts of the base, as a helmet.
-        voxel_ml: volume of a voxel.
+        affine: maps voxel indices of the fine grid to millimetres.
+        place: the coordinates in the MNI152 template in mm, (3, X, Y, Z).
+        grey: fraction of grey matter.
+        white: fraction of white matter.
+        ventricle: fraction of the ventricles.
+        depth: distance below the inner surface of the skull in mm, negative in bone.
+        height: distance in mm above that surface after its clefts at the base are closed.
+        voxel_ml: volume of a voxel in ml.
     """
 
     affine: np.ndarray
@@ -47,29 +47,29 @@ class Head:
 
     @property
     def cavity(self) -> np.ndarray:
-        """The share of a voxel that is inside the skull."""
+        """The fraction of each voxel that is inside the skull."""
         return edge(self.depth)
 
 
 def edge(distance: np.ndarray, width: float = 2.0) -> np.ndarray:
-    """The share of a voxel inside a surface, by its distance in mm: a ramp as wide as a voxel."""
+    """The fraction of a voxel inside a surface, from its distance in mm: a ramp of the given width."""
     return np.clip(0.5 + distance / width, 0.0, 1.0, dtype=np.float32)
 
 
 def smooth_noise(random: np.random.Generator, shape: tuple[int, ...], knots: int) -> np.ndarray:
-    """Random bumps of unit variance, ``knots`` of them along each axis."""
+    """Smooth noise with unit variance and about ``knots`` bumps along each axis."""
     coarse = ndimage.gaussian_filter(random.standard_normal((3 * knots,) * 3), 1.5)
     coarse = torch.from_numpy((coarse - coarse.mean()) / coarse.std()).float()
     return interpolate(coarse[None, None], size=shape, mode="trilinear", align_corners=True)[0, 0].numpy()
 
 
 def rotation(degrees: np.ndarray) -> np.ndarray:
-    """Turns about x, then y, then z."""
+    """The rotation matrix of rotations about x, then y, then z."""
     return nib.eulerangles.euler2mat(*np.radians(degrees)[::-1])
 
 
 def sample_head(random: np.random.Generator) -> Head:
-    """A head that is nobody's: its size, its shape, its pose and the grid of the scan are drawn at random."""
+    """Draws a head: its size, shape and pose, and the grid of the scan are random."""
     spacing = np.array((*(random.uniform(1.8, 2.0),) * 2, SLICE / SUBSLICES))
     shape = tuple(np.ceil(_FIELD_OF_VIEW[:2] / spacing[:2]).astype(int)) + (int(_FIELD_OF_VIEW[2] / SLICE) * SUBSLICES,)
     tilt = random.uniform((4, -4, -4), (18, 4, 4)) if random.random() < 0.5 else np.zeros(3)
@@ -88,8 +88,8 @@ def sample_head(random: np.random.Generator) -> Head:
         place[axis] += 2.5 * smooth_noise(random, shape, knots=6)
 
     grey, white, brain, helmet, ventricle = _at(place)
-    rim = random.uniform(1.5, 4.0)  # mm of CSF around the brain: the older, the wider
-    swollen = random.uniform(-0.5, 2.0)  # mm by which the ventricles are wider than the template's
+    rim = random.uniform(1.5, 4.0)  # mm of CSF around the brain, which grows with age
+    swollen = random.uniform(-0.5, 2.0)  # mm by which the surface of the template's ventricles is moved outwards
     inside = edge(ventricle + swollen)
     return Head(
         affine=grid,
@@ -104,7 +104,7 @@ def sample_head(random: np.random.Generator) -> Head:
 
 
 def _at(place: np.ndarray) -> np.ndarray:
-    """The template's maps at places given in its millimetres."""
+    """The template's maps, interpolated at template coordinates in mm."""
     maps, affine = _template()
     offset = affine[:3, 3]
     extent = _TEMPLATE_VOXEL * (np.array(maps.shape[1:]) - 1)
@@ -114,33 +114,33 @@ def _at(place: np.ndarray) -> np.ndarray:
 
 @cache
 def _template() -> tuple[torch.Tensor, np.ndarray]:
-    """Five maps on a grid of 2 mm, and its affine: grey, white, and the mm inside brain, helmet and ventricles."""
+    """Five maps on a grid of 2 mm, and its affine: grey, white, depths in brain, closed brain and ventricles."""
     load = (datasets.load_mni152_gm_template, datasets.load_mni152_wm_template, datasets.load_mni152_brain_mask)
     images = [loader(resolution=1) for loader in load]
     grey, white, brain = (_halved(image.get_fdata(dtype=np.float32)) for image in images)
     affine = images[0].affine @ np.diag([_TEMPLATE_VOXEL] * 3 + [1.0])
     affine[:3, 3] += (_TEMPLATE_VOXEL - 1) / 2
     brain = _closed(brain > 0.5, 8)
-    # Clefts deeper than 8 mm are bone: what lies between the temporal lobes and the cerebellum.
+    # Larger clefts, between the temporal lobes and the cerebellum, are bone.
     surfaces = brain, _closed(brain, 24), _ventricles(1 - grey - white, brain, affine)
     maps = [grey * brain, white * brain, *map(_inside, surfaces)]
     return torch.from_numpy(np.stack(maps).astype(np.float32)), affine
 
 
 def _halved(fine: np.ndarray) -> np.ndarray:
-    """Means of two voxels along each axis; a last one without a partner is dropped."""
+    """Averages pairs of voxels along each axis. A last voxel without a partner is dropped."""
     x, y, z = (size // 2 for size in fine.shape)
     return fine[: 2 * x, : 2 * y, : 2 * z].reshape(x, 2, y, 2, z, 2).mean(axis=(1, 3, 5))
 
 
 def _ventricles(csf: np.ndarray, brain: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """The lateral ventricles, which are CSF far from the surface, with the third and the fourth."""
+    """The lateral ventricles, found as CSF far from the brain's surface, and the third and fourth ventricle."""
     i, j, k = np.indices(csf.shape, dtype=np.float32)
     x, y, z = (affine[axis, axis] * index + affine[axis, 3] for axis, index in enumerate((i, j, k)))
     third = (abs(x) < 4) & (abs(y + 14) < 16) & (abs(z + 3) < 9)
     fourth = (abs(x) < 10) & (abs(y + 44) < 8) & (abs(z + 33) < 10)
     lateral = (abs(x) < 40) & (abs(y + 12) < 48) & (abs(z - 9) < 22) & (_inside(brain) > 22)
-    lateral &= (y > -22) | (abs(x) > 8 + 6 * (z < 4))  # but for the cisterns around the midbrain
+    lateral &= (y > -22) | (abs(x) > 8 + 6 * (z < 4))  # without the cisterns around the midbrain
     parts, _ = ndimage.label((csf > 0.4) & lateral)
     sizes = np.bincount(parts.ravel())[1:]
     large = np.isin(parts, 1 + np.flatnonzero(sizes * _TEMPLATE_VOXEL**3 > 1000))
@@ -148,11 +148,11 @@ def _ventricles(csf: np.ndarray, brain: np.ndarray, affine: np.ndarray) -> np.nd
 
 
 def _closed(mask: np.ndarray, millimetres: float) -> np.ndarray:
-    """The mask without the clefts that a ball of this radius does not enter."""
+    """The mask after a closing with a ball of this radius."""
     reach = millimetres / _TEMPLATE_VOXEL
     return ndimage.distance_transform_edt(ndimage.distance_transform_edt(~mask) <= reach) > reach
 
 
 def _inside(mask: np.ndarray) -> np.ndarray:
-    """Millimetres to the surface of the mask, negative outside of it."""
+    """The distance to the surface of the mask in mm, negative outside of the mask."""
     return _TEMPLATE_VOXEL * (ndimage.distance_transform_edt(mask) - ndimage.distance_transform_edt(~mask))

@@ -1,4 +1,4 @@
-"""The embedded cohort: simulated head CT in files, as nnU-Net v2 would have them."""
+"""Writes a cohort of simulated head CT in the layout of nnU-Net v2."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from attn3d.segmentation.simulation.haemorrhages import HAEMORRHAGES
 from attn3d.segmentation.simulation.scanner import sample_scan
 from attn3d.segmentation.writing import finished_folder, read_json, write_json
 
-_VERSION = 1  # of the simulation; a cohort of another one is not used again
+_VERSION = 1  # version of the simulation; existing cohorts of other versions are not used
 _FOLDERS = ("imagesTr", "labelsTr")
 _ORIENTATIONS = ("RAS", "LAS", "LPS", "RPI", "ASR")
 
@@ -22,27 +22,27 @@ _ORIENTATIONS = ("RAS", "LAS", "LPS", "RPI", "ASR")
 def simulate(
     out: Path | str, cases: int = 60, seed: int = 0, *, overwrite: bool = False, quiet: bool = False
 ) -> Dataset:
-    """Writes a simulated cohort: head CT with haemorrhage of five kinds, made from the MNI152 brain.
+    """Writes a simulated cohort: head CT with five kinds of haemorrhage, made from the MNI152 brain.
 
-    Each case has a head of its own shape, none to three kinds of haemorrhage and things that look like one. The
-    scans have 5 mm slices, different voxels, orientations and poses, half of them oblique affines; they are int16
-    Hounsfield units, some with an intercept. A case depends on the seed and on its number only.
+    Each case has a different head, none to three kinds of haemorrhage, and structures that look like haemorrhage. The
+    scans have 5 mm slices and different voxel sizes, orientations and poses; half of them have oblique affines. They
+    are int16 in Hounsfield units, some with an intercept. A case depends only on the seed and its number.
 
-    Simulated scans exercise what a method does with geometry, windows, anisotropy and metrics. They say nothing about
+    Simulated scans test how a method handles geometry, windows, anisotropy and metrics. They say nothing about
     patients.
 
     Args:
-        out: the folder to make. One that holds the same cohort already is used as it is.
-        cases: how many.
-        seed: of all that is drawn at random.
-        overwrite: replace another simulated cohort that is there.
-        quiet: no progress bar.
+        out: the folder to write. If it already has the same cohort, this cohort is used.
+        cases: number of cases.
+        seed: seed of all random values.
+        overwrite: whether to replace another simulated cohort in the folder.
+        quiet: whether to show no progress bar.
 
     Returns:
-        What `find_dataset` finds in the folder.
+        The data set, from `find_dataset`.
 
     Raises:
-        ValueError: when ``cases`` is not positive, ``seed`` is negative, or something else is there.
+        ValueError: when ``cases`` is not positive, ``seed`` is negative, or ``out`` has other content.
     """
     if cases < 1:
         raise ValueError(f"`cases` must be at least 1, got {cases}")
@@ -58,9 +58,9 @@ def simulate(
             if there == settings and len((dataset := find_dataset(out)).cases) == cases:
                 return dataset
             found = "an incomplete" if there == settings else "another"
-            raise ValueError(f"`out` {out} holds {found} simulated cohort, {there}; give another folder or `overwrite`")
+            raise ValueError(f"`out` {out} has {found} simulated cohort, {there}; give another folder or `overwrite`")
         if others := {path.name for path in out.iterdir()} - {"dataset.json", *_FOLDERS}:
-            raise ValueError(f"`out` {out} holds {min(others)} beside a cohort; move it, or give another folder")
+            raise ValueError(f"`out` {out} has {min(others)} beside a cohort; move it, or give another folder")
 
     with finished_folder(out) as unfinished:
         for folder in _FOLDERS:
@@ -81,7 +81,7 @@ def simulate(
 
 
 def _settings(folder: Path) -> Any:
-    """What a simulated cohort in the folder was made with, None where there is none."""
+    """The settings of the simulated cohort in a folder, or None if there is no cohort."""
     try:
         return read_json(folder / "dataset.json", "simulated")["simulated"]
     except FileError:
@@ -89,7 +89,7 @@ def _settings(folder: Path) -> Any:
 
 
 def _write_case(folder: Path, number: int, random: np.random.Generator) -> None:
-    """Writes a scan and its label in an orientation drawn at random."""
+    """Writes a scan and its label in a random orientation."""
     units, labels, affine = sample_scan(random)
     axes = nib.orientations.axcodes2ornt(random.choice(_ORIENTATIONS).item())
     turn = nib.orientations.ornt_transform(nib.io_orientation(affine), axes)

@@ -1,7 +1,8 @@
-"""Five kinds of bleeding, each by the space that it may fill and the order in which it fills it.
+"""Five kinds of haemorrhage. Each kind defines a space, and an order in which blood fills the space.
 
-A bleed is the first so many millilitres of its space, counted outwards from where it began. The shapes follow: a
-lens between skull and dura, a crescent over the convexity, a level in a ventricle, blood between the gyri, a lump.
+A haemorrhage of a given volume is the part of the space that comes first in this order. This gives the typical shapes:
+a lens between skull and dura, a crescent over the convexity, a fluid level in a ventricle, blood between the gyri, a
+lump.
 """
 
 import numpy as np
@@ -12,24 +13,24 @@ HAEMORRHAGES = {1: "EDH", 2: "IPH", 3: "IVH", 4: "SAH", 5: "SDH"}  # numbered as
 
 MEDIAN_ML = {"EDH": 18.0, "IPH": 12.0, "IVH": 8.0, "SAH": 14.0, "SDH": 35.0}
 _SPREAD = 0.7  # standard deviation of the logarithm
-_LEAST, _MOST = 0.25, 4.0  # times the median
+_LEAST, _MOST = 0.25, 4.0  # limits, as multiples of the median
 _BRAIN_CENTRE = np.array((0.0, -18.0, 8.0), np.float32)
 _BRAIN_RADII = np.array((70.0, 90.0, 75.0), np.float32)
 
 
 def draw_volume(random: np.random.Generator, kind: str) -> float:
-    """A volume in ml: log-normal, from a quarter of the kind's median to four times as much."""
+    """Draws a volume in ml: log-normal, between a quarter of the kind's median and four times the median."""
     return MEDIAN_ML[kind] * float(np.clip(random.lognormal(0, _SPREAD), _LEAST, _MOST))
 
 
 def bleed(random: np.random.Generator, head: Head, kind: str, free: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The share of each voxel that a new bleed fills, and the share that lies in the oedema around it.
+    """Draws a haemorrhage: the fraction of each voxel that it fills, and the fraction in the oedema around it.
 
     Args:
-        random: draws the volume, the place and the shape.
-        head: where it bleeds.
-        kind: of `HAEMORRHAGES`.
-        free: the share of each voxel that no other bleed has.
+        random: draws the volume, the position and the shape.
+        head: the anatomy.
+        kind: a kind of `HAEMORRHAGES`.
+        free: the fraction of each voxel that no other haemorrhage fills.
     """
     room, order = _SPACES[kind](random, head)
     room = room * free
@@ -40,7 +41,7 @@ def bleed(random: np.random.Generator, head: Head, kind: str, free: np.ndarray) 
 
 
 def _level(room: np.ndarray, order: np.ndarray, voxels: float) -> float:
-    """How far the order has to go for the room to hold so many voxels; at most 9 tenths of the room."""
+    """The value of ``order`` up to which the space has this many voxels, at most 9 tenths of the space."""
     inside = room > 0.02
     shares, steps = room[inside], order[inside]
     sorting = np.argsort(steps)
@@ -49,7 +50,7 @@ def _level(room: np.ndarray, order: np.ndarray, voxels: float) -> float:
 
 
 def _somewhere(random: np.random.Generator, head: Head, where: np.ndarray) -> np.ndarray:
-    """The template's coordinates of a random voxel of a mask, as a column for `Head.place`."""
+    """The template coordinates of a random voxel of a mask, in a shape that broadcasts to `Head.place`."""
     return head.place.reshape(3, -1)[:, random.choice(np.flatnonzero(where))][:, None, None, None]
 
 
@@ -74,7 +75,7 @@ def _intraparenchymal(random: np.random.Generator, head: Head) -> tuple[np.ndarr
 
 
 def _epidural(random: np.random.Generator, head: Head) -> tuple[np.ndarray, np.ndarray]:
-    """A lens: where a ball around a point outside of the skull meets the brain."""
+    """A lens: the intersection of the skull's cavity with a ball around a point outside of the skull."""
     lateral = (abs(head.place[0]) > 35) & (head.place[2] > -5) & (head.place[2] < 50)
     surface = _somewhere(random, head, (abs(head.depth) < 1) & lateral)
     normal = (surface - _BRAIN_CENTRE[:, None, None, None]) / _BRAIN_RADII[:, None, None, None] ** 2
@@ -83,7 +84,7 @@ def _epidural(random: np.random.Generator, head: Head) -> tuple[np.ndarray, np.n
 
 
 def _subdural(random: np.random.Generator, head: Head) -> tuple[np.ndarray, np.ndarray]:
-    """A crescent over one hemisphere, thinning out with the angle from where it began."""
+    """A crescent over one hemisphere, which becomes thinner with the angle from its start."""
     side = random.choice((-1, 1))
     begin = np.array((side, random.uniform(-0.6, 0.6), random.uniform(0.0, 0.7)), np.float32)
     ray = head.place - _BRAIN_CENTRE[:, None, None, None]
@@ -95,7 +96,7 @@ def _subdural(random: np.random.Generator, head: Head) -> tuple[np.ndarray, np.n
 
 
 def _intraventricular(random: np.random.Generator, head: Head) -> tuple[np.ndarray, np.ndarray]:
-    """A level in the ventricles of somebody who lies on the back, in both or more in one."""
+    """A fluid level in the ventricles of a supine patient, on both sides or mainly on one."""
     x, y, z = head.place
     one_sided = random.choice((0.0, 40.0), p=(0.6, 0.4)) * random.choice((-1, 1))
     order = y + 0.3 * z + one_sided * np.sign(x) + 4 * smooth_noise(random, head.depth.shape, 10)
@@ -103,7 +104,7 @@ def _intraventricular(random: np.random.Generator, head: Head) -> tuple[np.ndarr
 
 
 def _subarachnoid(random: np.random.Generator, head: Head) -> tuple[np.ndarray, np.ndarray]:
-    """Blood instead of CSF in the cisterns at the base, a Sylvian fissure or the sulci of the convexity."""
+    """Blood in place of CSF in the cisterns at the base, in a Sylvian fissure or in the sulci of the convexity."""
     side = random.choice((-1, 1))
     site = random.choice(("cisterns", "sylvian", "convexity"))
     if site == "convexity":

@@ -1,4 +1,4 @@
-"""What a CT scanner makes of a head: Hounsfield units, things that look like blood, noise and thick slices."""
+"""Simulates the CT scan of a head: Hounsfield units, structures that look like blood, noise and thick slices."""
 
 from collections.abc import Sequence
 
@@ -10,30 +10,36 @@ from attn3d.segmentation.simulation.anatomy import SUBSLICES, Head, edge, sample
 from attn3d.segmentation.simulation.haemorrhages import HAEMORRHAGES, bleed
 
 _AIR, _CSF, _GREY, _WHITE, _OEDEMA = -1000.0, 8.0, 38.0, 29.0, 20.0  # HU
-_SHARE_LABELLED = 0.4  # a voxel is labelled when that much of it is blood ..
-_BRIGHTEST_LABELLED = 130.0  # .. unless it is so much bone that nobody would call it blood
-_BLOOD = {"EDH": (55, 75), "IPH": (55, 75), "IVH": (50, 64), "SAH": (52, 68), "SDH": (52, 72)}  # HU; CSF dilutes
+_SHARE_LABELLED = 0.4  # a voxel is labelled if this fraction of it is blood ..
+_BRIGHTEST_LABELLED = 130.0  # .. and if it is not above this value in HU, where it would be read as bone
+_BLOOD = {
+    "EDH": (55, 75),
+    "IPH": (55, 75),
+    "IVH": (50, 64),
+    "SAH": (52, 68),
+    "SDH": (52, 72),
+}  # HU; in CSF blood is diluted
 _NUMBER_OF_KINDS = (0.12, 0.43, 0.28, 0.17)  # the probability of none, one, two and three kinds in a case
 
 
 def threshold_segmentation(image: nib.Nifti1Image) -> np.ndarray:
-    """What every network has to be compared with: from 48 to 95 HU is blood, opened by a voxel and its six neighbours.
+    """The baseline for networks: voxels from 48 to 95 HU, after an opening with a voxel and its six neighbours.
 
     Args:
         image: a head CT in HU, from `read_image`.
 
     Returns:
-        A uint8 mask of the image's shape, 1 where blood may be; of which kind it cannot say.
+        A uint8 mask of the image's shape, 1 for blood of any kind.
     """
     units = np.asarray(image.dataobj)
     return ndimage.binary_opening((units >= 48.0) & (units <= 95.0)).astype(np.uint8)
 
 
 def sample_scan(random: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A head CT in 5 mm slices, its labels and its affine; the first axis goes to the right, the last upwards.
+    """Draws a head CT in 5 mm slices, its labels and its affine. The first axis points right, the last one up.
 
     Args:
-        random: draws all of it.
+        random: draws all random values.
 
     Returns:
         HU as float32, the values of `HAEMORRHAGES` as uint8, and the affine to millimetres.
@@ -67,7 +73,7 @@ def sample_scan(random: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np
 
 
 def _parenchyma(random: np.random.Generator, head: Head) -> np.ndarray:
-    """HU inside of the skull, without blood: tissue, dura, calcium, and what the skull does to the beam."""
+    """HU inside of the skull without blood: tissue, dura, calcifications and beam hardening."""
     x, y, z = head.place
     units = _CSF + (_GREY - _CSF) * head.grey + (_WHITE - _CSF) * head.white
     brighter = random.uniform(1, 6) * np.exp(-np.maximum(head.depth, 0) / 6)  # beam hardening under the skull
@@ -85,7 +91,7 @@ def _parenchyma(random: np.random.Generator, head: Head) -> np.ndarray:
 
 
 def _calcifications(random: np.random.Generator, head: Head) -> list[tuple[np.ndarray, float, float]]:
-    """Centre, radius in mm and HU of calcium: pineal gland, choroid plexus, basal ganglia, and anywhere."""
+    """Centre, radius in mm and HU of calcifications: pineal gland, choroid plexus, basal ganglia, random positions."""
     centres: list[Sequence[float] | np.ndarray] = []
     if random.random() < 0.6:
         centres.append((0, -30, 4))
@@ -103,14 +109,14 @@ def _calcifications(random: np.random.Generator, head: Head) -> list[tuple[np.nd
 
 
 def _skull(random: np.random.Generator, head: Head, inside: np.ndarray) -> np.ndarray:
-    """HU of the whole field of view: bone with its spongy middle, muscle, fat, skin and air around what is inside."""
+    """HU of the whole field of view: the given inside, and bone with its spongy middle, muscle, fat, skin and air."""
     bumps = smooth_noise(random, head.depth.shape, 6)
     thickness = np.clip(random.uniform(5.5, 8.0) + bumps, 4, None)
     scalp = np.clip(random.uniform(5.0, 8.0) + smooth_noise(random, head.depth.shape, 6), 3, None)
     over = np.clip(head.height / thickness, 0, 1)
     compact = random.uniform(900, 1200)
     bone = compact - 450 * np.exp(-(((over - 0.5) / 0.2) ** 2))
-    base = head.height < 0  # petrous and sphenoid bone, with cells of air
+    base = head.height < 0  # petrous and sphenoid bone, with air cells
     bone[base] = (0.6 * compact + 250 * smooth_noise(random, head.depth.shape, 30))[base]
 
     over = head.height - thickness
@@ -121,5 +127,5 @@ def _skull(random: np.random.Generator, head: Head, inside: np.ndarray) -> np.nd
 
 
 def _slices(fine: np.ndarray) -> np.ndarray:
-    """Averages the fine slices that make up a thick one."""
+    """Averages fine slices to thick ones."""
     return fine.reshape(*fine.shape[:2], -1, SUBSLICES).mean(axis=-1)

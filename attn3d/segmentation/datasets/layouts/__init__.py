@@ -1,1 +1,1 @@
-"""How data sets are published: where the files of a case are, and what its labels mean."""
+"""The layouts of published data sets: where the files of a case are, and what its labels mean."""

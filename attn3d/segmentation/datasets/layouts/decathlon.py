@@ -1,4 +1,4 @@
-"""The Medical Segmentation Decathlon: a dataset.json that lists each pair."""
+"""The Medical Segmentation Decathlon: a dataset.json that lists each pair; several modalities are one 4-D file."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ _PARTS = ("imagesTr", "labelsTr", "imagesTs")
 
 
 def find(folder: Path) -> Dataset | None:
-    """Reads what the dataset.json lists; names what it lists that is not there, and what is there unlisted."""
+    """Reads the cases in dataset.json. Listed files that do not exist, and files that are not listed, are problems."""
     content = description(folder)
     if content is None or "training" not in content:
         return None
@@ -25,27 +25,27 @@ def find(folder: Path) -> Dataset | None:
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise FileError(
             path,
-            f"is not of the Decathlon's form ({error!r}): `modality` and `labels` by number, "
-            "`training` and `validation` lists",
+            f"does not have the form of the Decathlon ({error!r}): `modality` and `labels` by number, "
+            "`training` and `validation` as lists",
         ) from error
     with failing_as(path):
         labels = Labels.of(names)
-    if len(modalities) != 1:
-        raise FileError(
-            path, f"its files hold {len(modalities)} modalities each; write one file a modality, as nnU-Net v2 has them"
-        )
+    volumes = len(modalities)
+    if not volumes:
+        raise FileError(path, "its `modality` is empty; name the modalities in each file by number")
     listed = [*(file for files in pairs for file in files), *tests]
-    problems = [f"{file}: is in dataset.json but not there" for file in listed if not file.is_file()]
+    problems = [f"{file}: is in dataset.json, but does not exist" for file in listed if not file.is_file()]
     known = {file.resolve() for file in listed}
     for part in _PARTS:
-        there = nifti_files(folder / part).values()
-        problems += [f"{file}: is not in dataset.json" for file in there if file.resolve() not in known]
-    whole = [Case(stem(image), (image,), (label,)) for image, label in pairs if image.is_file() and label.is_file()]
+        found = nifti_files(folder / part).values()
+        problems += [f"{file}: is not in dataset.json" for file in found if file.resolve() not in known]
+    there = [pair for pair in pairs if all(file.is_file() for file in pair)]
+    whole = [Case(stem(image), (image,), (label,), volumes) for image, label in there]
     held_out = {stem(image) for image, _ in given}
     return Dataset(
         folder=folder,
         cases=tuple(whole),
-        test_cases=tuple(Case(stem(image), (image,)) for image in tests if image.is_file()),
+        test_cases=tuple(Case(stem(image), (image,), volumes=volumes) for image in tests if image.is_file()),
         labels=labels,
         modality=modality(modalities),
         validation=tuple(case.name for case in whole if case.name in held_out),

@@ -1,4 +1,4 @@
-"""Folders of DICOM, a series each, at any depth: images to predict, without labels."""
+"""DICOM: folders at any depth with one series each, for prediction."""
 
 import os
 from pathlib import Path
@@ -9,7 +9,7 @@ from attn3d.segmentation.errors import FileError
 
 
 def find(folder: Path) -> Dataset | None:
-    """Walks the folder; a case is called by the folders on the way to its series."""
+    """Finds all series in the folder. A case is named by the folders on the path to its series."""
     cases, problems = [], []
     for name, below, files in os.walk(folder):
         below.sort()
@@ -26,7 +26,7 @@ def find(folder: Path) -> Dataset | None:
             cases.append(Case("_".join(path.relative_to(folder).parts) or path.resolve().name, (path,)))
         elif series:
             titles = "; ".join(one.title for one in series)
-            problems.append(f"{path}: holds {len(series)} DICOM series ({titles}); give each a folder of its own")
+            problems.append(f"{path}: contains {len(series)} DICOM series ({titles}); put each into its own folder")
     if not cases and not problems:
         return None
     return Dataset(folder, test_cases=tuple(cases), problems=tuple(problems))

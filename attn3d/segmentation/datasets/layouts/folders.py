@@ -1,4 +1,4 @@
-"""Published layouts that are known by their folders, and in which the labels always mean the same."""
+"""Published layouts that are recognized by their folders and have fixed labels."""
 
 import re
 from collections.abc import Mapping
@@ -15,15 +15,15 @@ ANY_BLEED = {1: "ICH"}
 
 @dataclass(frozen=True)
 class Folders:
-    """A layout of head CT; places are those of `files_at`.
+    """A layout of head CT. Paths have the form of `files_at`.
 
     Attributes:
-        images: where the scans are.
-        labels: where their labels are, one of each rater.
+        images: path of the scans.
+        labels: path of the labels, with a file per rater.
         names: value and name of each label.
-        tests: where scans to predict are.
-        cases: what the names of all cases match.
-        threshold: above which a mask means 1, where its values are not 0 and 1.
+        tests: path of the scans without labels.
+        cases: regular expression that the names of all cases must match.
+        threshold: value above which a mask is 1, for masks with other values than 0 and 1.
     """
 
     images: str
@@ -34,7 +34,7 @@ class Folders:
     threshold: float | None = None
 
     def __call__(self, folder: Path) -> Dataset | None:
-        """What is in a folder, None if that has no labels where they should be."""
+        """The data set in a folder, or None if the folder has no labels in this layout."""
         images, labels = files_at(folder, self.images), files_at(folder, self.labels)
         if not labels or not all(re.fullmatch(self.cases, name) for name in images):
             return None
@@ -61,5 +61,5 @@ _instance2022_training = Folders("data/*", "label/*", ANY_BLEED, cases=r"\d{3}")
 
 
 def instance2022(folder: Path) -> Dataset | None:
-    """INSTANCE 2022, all of it or its training folder alone."""
+    """INSTANCE 2022: the whole data set, or only its training folder."""
     return _instance2022(folder) or _instance2022_training(folder)

@@ -1,4 +1,4 @@
-"""nnU-Net v2's raw folder: imagesTr/case_0000.nii.gz with a file for each channel, labelsTr/case.nii.gz."""
+"""The raw folder of nnU-Net v2: imagesTr/case_0000.nii.gz with a file for each channel, labelsTr/case.nii.gz."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +20,7 @@ from attn3d.segmentation.labels import Labels
 
 
 def find(folder: Path) -> Dataset | None:
-    """Reads the channels and labels that the dataset.json names, in files of its ending."""
+    """Finds the files of the channels and labels in dataset.json."""
     content = description(folder)
     if content is None or "channel_names" not in content:
         return None

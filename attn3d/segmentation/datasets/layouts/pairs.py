@@ -1,4 +1,4 @@
-"""Images and labels of equal names in two folders, or side by side with an ending such as _label."""
+"""Images and labels with the same names in two folders, or in one folder with an ending such as _label."""
 
 from pathlib import Path
 
@@ -22,15 +22,15 @@ _ENDINGS = ("_label", "_seg", "_mask")
 
 
 def find(folder: Path) -> Dataset | None:
-    """Reads pairs; their labels are called by the values that occur in them.
+    """Finds pairs. Their labels are named by the values in the files.
 
     Raises:
-        FileError: when the folder has two pairs of folders, or an image two labels.
+        FileError: when the folder has two pairs of folders, or an image has two labels.
     """
     there = [parts for parts in _FOLDERS if all((folder / part).is_dir() for part in parts)]
     if len(there) > 1:
         found = " and ".join(f"{images}/ with {labels}/" for images, labels in there)
-        raise FileError(folder, f"holds {found}; leave the images and the labels to be learnt from")
+        raise FileError(folder, f"has {found}; keep only the images and labels for training")
     places = [f"{part}/*" for part in there[0]] if there else ["*"]
     files = [files_at(folder, place) for place in places]
     images, labels = files if there else _side_by_side(*files)
@@ -50,12 +50,12 @@ def find(folder: Path) -> Dataset | None:
 
 
 def _side_by_side(files: Files) -> tuple[Files, Files]:
-    """Scans and their labels by the name of the case."""
+    """Images and labels by the name of the case."""
     images, labels = dict(files), Files()
     for name, (path,) in files.items():
         if ending := next((ending for ending in _ENDINGS if name.endswith(ending)), None):
             case = name.removesuffix(ending)
             if case in labels:
-                raise FileError(path, f"is a second label of {case!r}, beside {labels[case][0].name}; leave one")
+                raise FileError(path, f"is a second label of {case!r}, in addition to {labels[case][0].name}; keep one")
             labels[case] = images.pop(name)
     return images, labels

@@ -1,0 +1,72 @@
+"""The tables that the commands print."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+
+def print_by_case(found: Mapping[str, Mapping[str, float]], title: str, digits: int) -> None:
+    """Prints a row of numbers for each case; NaN is a dash."""
+    table = Table(title=title, box=box.SIMPLE_HEAD)
+    table.add_column("Case", no_wrap=True)
+    for heading in next(iter(found.values()), ()):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for case, numbers in found.items():
+        table.add_row(case, *("–" if math.isnan(one) else f"{one:.{digits}f}" for one in numbers.values()))
+    if found:
+        show(table)
+
+
+def print_scores(scores: Mapping[str, Any], title: str) -> None:
+    """Prints the scores of the cohort, a row for each label, and of lesions and probabilities if any."""
+    table = Table(title=title, box=box.SIMPLE_HEAD)
+    table.add_column("Label", no_wrap=True)
+    surface = f"Surface\nDice {scores['tolerance_mm']:g} mm"
+    for heading in ("Cases", "Dice", "HD95\nmm", surface, "Lesions\nfound", "False\nlesions"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for label, one in scores["overall"].items():
+        numbers = [(one["dice_with"], 3), (one["hd95_mm_with"], 1), (one["surface_dice_with"], 3)]
+        table.add_row(
+            label,
+            f"{one['cases_with']} of {one['cases']}",
+            *(_number(value, digits) for value, digits in numbers),
+            f"{one['lesions_found']} of {one['lesions']}",
+            str(one["false_lesions"]),
+        )
+    table.caption = "Dice, HD95 and surface Dice: means over the cases with the label"
+    show(table)
+    if "lesions" in scores:
+        _print_lesions(scores)
+    if "calibration" in scores:
+        one, margin = scores["calibration"]["overall"], scores["calibration"]["margin_mm"]
+        print(
+            f"Within {margin:g} mm of labelled voxels: expected calibration error "
+            f"{_number(one['expected_calibration_error'])}, AUC of entropy for errors {_number(one['error_auc'])}"
+        )
+
+
+def _print_lesions(scores: Mapping[str, Any]) -> None:
+    """The scores of lesions matched one to one, of all cases together, a row for each label."""
+    table = Table(title="Lesions of all cases, matched at an IoU above 0.5", box=box.SIMPLE_HEAD)
+    table.add_column("Label", no_wrap=True)
+    for heading in ("Lesions", "Predicted", "Matched", "PQ", "RQ", "SQ", "Dice"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for label, one in scores["overall"].items():
+        counts = (one["lesions"], one["lesions_predicted"], one["lesions_matched"])
+        names = ("panoptic_quality", "recognition_quality", "segmentation_quality", "lesion_dice")
+        table.add_row(label, *map(str, counts), *(_number(one[f"{name}_pooled"]) for name in names))
+    table.caption = "Panoptic, recognition, segmentation quality; mean Dice of the matched"
+    show(table)
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def show(table: Table) -> None:
+    """Prints a table. Names of cases and labels are not interpreted as markup."""
+    Console(markup=False, emoji=False).print(table)

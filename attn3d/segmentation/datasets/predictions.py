@@ -1,0 +1,45 @@
+"""Predictions and their references by the name of their case."""
+
+from pathlib import Path
+
+from attn3d.segmentation.datasets.listing import files_by_name, stem
+from attn3d.segmentation.errors import FileError
+
+_BESIDE = ("probabilities", "entropy", "spread")  # what `predict` writes beside the labels of a case
+
+
+def find_pairs(prediction: Path, reference: Path) -> tuple[dict[str, tuple[Path, Path]], dict[str, str]]:
+    """The predictions and references of each case, and by file what is wrong, such as one without a counterpart.
+
+    Args:
+        prediction: a file, or a folder of them and of what `attn3d.segmentation.predict` writes beside them.
+        reference: a file, or a folder of files of the same names.
+
+    Raises:
+        FileError: when one is not there, when one is a file and the other a folder, or when no names agree.
+    """
+    for path in (prediction, reference):
+        if not path.exists():
+            raise FileError(path, "does not exist; give a NIfTI file or a folder of them")
+    if prediction.is_dir() != reference.is_dir():
+        file = reference if prediction.is_dir() else prediction
+        raise FileError(file, "is one file for a folder; give two files or two folders")
+    if not prediction.is_dir():
+        return {stem(reference): (prediction, reference)}, {}
+    (predictions, twice), (references, others) = files_by_name(prediction), files_by_name(reference)
+    beside = {f"{name}_{what}" for name in predictions for what in _BESIDE} - references.keys()
+    predictions = {name: path for name, path in predictions.items() if name not in beside}
+    failed = {str(path): problem for path, problem in (twice | others).items()}
+    ambiguous = {stem(path) for path in failed}
+    pairs = {name: (predictions[name], path) for name, path in references.items() if name in predictions}
+    if not pairs and not failed:
+        raise FileError(prediction, "no .nii or .nii.gz here has the name of a reference; name them alike")
+    for files, other in ((predictions, reference), (references, prediction)):
+        alone = [path for name, path in files.items() if name not in pairs.keys() | ambiguous]
+        failed |= {str(path): f"has no file of its name in {other}" for path in alone}
+    return pairs, failed
+
+
+def probabilities_of(prediction: Path) -> Path:
+    """Where `attn3d.segmentation.predict` writes the probabilities of a case."""
+    return prediction.with_name(f"{stem(prediction)}_probabilities.nii.gz")

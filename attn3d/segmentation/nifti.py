@@ -1,0 +1,61 @@
+"""NIfTI files, of which no more is believed than they hold."""
+
+import gzip
+import math
+from pathlib import Path
+
+import nibabel as nib
+
+from attn3d.segmentation.errors import FileError
+
+_HEADER_ERRORS = (nib.spatialimages.HeaderDataError, ValueError, OverflowError)
+_CHUNK = 1 << 20  # bytes; memory is allocated as the file is read, not as its header claims
+
+
+def read_nifti(path: Path | str) -> nib.Nifti1Image:
+    """Reads no more than the header claims and allocates no more than the file holds.
+
+    Raises:
+        FileError: when it is incomplete or not a NIfTI file.
+    """
+    with Path(path).open("rb") as file:
+        compressed = file.read(2) == b"\x1f\x8b"
+        file.seek(0)
+        stream = gzip.GzipFile(fileobj=file) if compressed else file
+        content = bytearray(stream.read(_CHUNK))
+        kind = nib.Nifti2Image if content[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c") else nib.Nifti1Image
+        _check_offset(path, kind.header_class, bytes(content))
+        try:
+            header = kind.header_class(bytes(content[: kind.header_class.template_dtype.itemsize]))
+            claimed = header.get_data_offset() + math.prod(header.get_data_shape()) * (header.get_data_dtype().itemsize)
+            numeric = header.get_data_dtype().kind in "iuf"
+        except (*_HEADER_ERRORS, nib.wrapstruct.WrapStructError) as error:
+            raise FileError(path, "is not a NIfTI file; give a .nii or .nii.gz") from error
+        if not header.is_single or min(header.get_data_shape(), default=0) < 1 or not numeric:
+            raise FileError(path, "is not a NIfTI file with one volume of numbers; convert it to .nii.gz")
+        while len(content) < claimed and (chunk := stream.read(_CHUNK)):
+            content += chunk
+    if len(content) < claimed:
+        raise FileError(
+            path,
+            f"its header claims {claimed} bytes for shape {header.get_data_shape()} "
+            f"but the file has {len(content)}; it is damaged or incomplete, download it again",
+        )
+    try:
+        return kind.from_bytes(bytes(content))
+    except _HEADER_ERRORS as error:  # fields that are looked at when the data are
+        raise FileError(path, f"its header is invalid ({error}); repair it or download the file again") from error
+
+
+def _check_offset(path: Path | str, kind: type[nib.Nifti1Header], content: bytes) -> None:
+    """Refuses voxels that begin within the header; nibabel would read it as voxels where the offset is 0."""
+    size = kind.template_dtype.itemsize
+    if len(content) < size:
+        return
+    header = kind(content[:size], check=False)
+    if header["magic"].item() == kind.single_magic and header["vox_offset"] < kind.single_vox_offset:
+        raise FileError(
+            path,
+            f"its voxels begin at byte {header['vox_offset']:g} (vox_offset), inside its header; "
+            f"set {kind.single_vox_offset}, or download the file again",
+        )

@@ -1,0 +1,186 @@
+"""Calibration of probabilities: beside MONAI's, TorchMetrics' and scikit-learn's over all voxels, and its files."""
+
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.metrics import CalibrationErrorMetric
+from scipy import ndimage
+from scipy.special import entr, softmax
+from sklearn.metrics import roc_auc_score
+from torchmetrics.functional.classification import multiclass_calibration_error
+
+from attn3d.segmentation import FileError, evaluate, write_image
+from attn3d.segmentation.calibration import MARGIN, Calibration
+from tests.segmentation.volumes import AFFINES, scan
+
+AFFINE = AFFINES["LAS, 5 mm slices"]
+SHAPE = (24, 20, 8)
+LABELS = {1: "core", 2: "rim"}
+
+
+def voxels(seed, count=4000, classes=3, sharpness=3.0):
+    """Probabilities, and classes that are drawn less surely than these say."""
+    generator = np.random.default_rng(seed)
+    logits = sharpness * generator.normal(size=(count, classes))
+    true = [generator.choice(classes, p=one) for one in softmax(logits / 2, axis=1)]
+    return softmax(logits, axis=1).astype(np.float32), np.array(true)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_error_is_that_of_torchmetrics_and_monai(seed):
+    probabilities, true = voxels(seed)
+    right = probabilities.argmax(1) == true
+    error = Calibration.of(probabilities, right).scores()["expected_calibration_error"]
+    assert error > 0.05
+    tensors = torch.from_numpy(probabilities), torch.from_numpy(true)
+    assert error == pytest.approx(multiclass_calibration_error(*tensors, 3, n_bins=15).item(), abs=1e-6)
+    metric = CalibrationErrorMetric(15, right=True)
+    metric(torch.from_numpy(probabilities.max(1))[None, None], torch.from_numpy(right)[None, None].float())
+    assert error == pytest.approx(metric.aggregate().item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("sharpness", [0.5, 3.0, 30.0])
+def test_the_area_is_that_of_scikit_learn(sharpness):
+    probabilities, true = voxels(5, sharpness=sharpness)
+    wrong = probabilities.argmax(1) != true
+    area = roc_auc_score(wrong, entr(probabilities).sum(1))
+    assert Calibration.of(probabilities, ~wrong).scores()["error_auc"] == pytest.approx(area, abs=2e-4)
+
+
+def test_by_hand():
+    probabilities = np.array([[0.9, 0.1], [0.9, 0.1], [0.35, 0.65], [0.45, 0.55], [0.0, 1.0]], np.float32)
+    right = np.array([True, False, False, True, True])
+    scores = Calibration.of(probabilities, right).scores()
+    assert scores == {
+        "voxels": 5,
+        "voxels_wrong": 2,
+        # 0.9 twice, half of them right; the others have a bin each
+        "expected_calibration_error": pytest.approx((abs(1 - 1.8) + 0.65 + 0.45 + 0) / 5),
+        # Wrong: entropies of 0.9 and 0.65; right: of 0.9, 0.55 and 1. Of six pairs, 2 wrong ones higher, and a tie
+        "error_auc": pytest.approx((0.5 + 0 + 1 + 1 + 0 + 1) / 6),
+    }
+
+
+def test_no_area_without_errors_or_with_nothing_else():
+    probabilities, _ = voxels(0, count=10)
+    for right in (np.ones(10, bool), np.zeros(10, bool)):
+        assert Calibration.of(probabilities, right).scores()["error_auc"] is None
+
+
+def test_parts_add_up_to_all_voxels():
+    probabilities, true = voxels(1)
+    right = probabilities.argmax(1) == true
+    parts = [Calibration.of(probabilities[part], right[part]) for part in (slice(1000), slice(1000, None))]
+    whole = Calibration.of(probabilities, right)
+    assert (parts[0] + parts[1]).scores() == pytest.approx(whole.scores(), rel=1e-12)
+    reliability = whole.reliability()
+    assert sum(row["voxels"] for row in reliability) == 4000
+    assert reliability[0] == {"voxels": 0, "confidence": None, "accuracy": None}
+    assert all((m - 1) / 15 < row["confidence"] <= m / 15 for m, row in enumerate(reliability, 1) if row["voxels"])
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Predictions with their probabilities, and references, of a case that is labelled and one that is not."""
+    predictions, references = tmp_path / "predictions", tmp_path / "references"
+    predictions.mkdir()
+    references.mkdir()
+    ball = np.linalg.norm((np.moveaxis(np.indices(SHAPE), 0, -1) - (8, 8, 4)) * (1, 1, 2), axis=-1)
+    for name, far in (("a", 0), ("b", 100)):
+        generator = np.random.default_rng(far)
+        logits = np.stack([ball + far - 4, 5 - ball, 0 * ball], axis=-1) + 2 * generator.normal(size=(*SHAPE, 3))
+        logits[..., 0] += far
+        probabilities = softmax(logits, axis=-1).astype(np.float32)
+        true = (ball < 5).astype(np.uint8) + (ball < 3) if not far else np.zeros(SHAPE, np.uint8)
+        write_image(predictions / f"{name}_probabilities.nii.gz", probabilities, AFFINE, "scanner")
+        nib.save(scan(probabilities.argmax(-1).astype(np.uint8), AFFINE), predictions / f"{name}.nii.gz")
+        nib.save(scan(true, AFFINE), references / f"{name}.nii.gz")
+    return predictions, references
+
+
+def near(folders, name):
+    """Probabilities within the margin of what is labelled, and whether their labels are right, the plain way."""
+    found, true = (np.asarray(nib.load(folder / f"{name}.nii.gz").dataobj) for folder in folders)
+    where = np.argwhere(np.ones(SHAPE)) @ AFFINE[:3, :3].T
+    labelled = where[((found > 0) | (true > 0)).ravel()]
+    within = np.array([np.linalg.norm(labelled - one, axis=1).min() <= MARGIN + 1e-9 for one in where])
+    probabilities = nib.load(folders[0] / f"{name}_probabilities.nii.gz").get_fdata(dtype=np.float32)
+    return probabilities.reshape(-1, 3)[within], (found == true).ravel()[within]
+
+
+def test_only_voxels_near_what_is_labelled_count(folders, tmp_path):
+    out = tmp_path / "scores"
+    scores = evaluate(*folders, out, labels=LABELS, probabilities=True, quiet=True)
+    assert json.loads((out / "scores.json").read_text()) == scores
+    calibration = scores["calibration"]
+    probabilities, right = near(folders, "a")
+    assert 0 < len(right) < np.prod(SHAPE)
+    assert calibration["cases"]["a"] == Calibration.of(probabilities, right).scores()
+    assert 0.5 < calibration["cases"]["a"]["error_auc"] < 1
+    assert calibration["cases"]["b"] == {
+        "voxels": 0,
+        "voxels_wrong": 0,
+        "expected_calibration_error": None,
+        "error_auc": None,
+    }
+    assert calibration["overall"] == calibration["cases"]["a"]
+    assert (calibration["margin_mm"], len(calibration["reliability"])) == (5.0, 15)
+    assert (out / "calibration.png").read_bytes().startswith(b"\x89PNG")
+    assert scores["failed"] == {}, "probabilities are no prediction without its reference"
+    evaluate(*folders, out, labels=LABELS, overwrite=True, quiet=True)
+    assert sorted(path.name for path in out.iterdir()) == ["scores.csv", "scores.json"]
+
+
+def test_what_predict_writes_beside_labels_is_no_prediction(folders):
+    for what in ("entropy", "spread"):
+        nib.save(scan(np.zeros(SHAPE, np.float32), AFFINE), folders[0] / f"a_{what}.nii.gz")
+    nib.save(scan(np.zeros(SHAPE, np.uint8), AFFINE), folders[0] / "c_entropy.nii.gz")
+    assert [path.rpartition("/")[2] for path in evaluate(*folders, quiet=True)["failed"]] == ["c_entropy.nii.gz"]
+
+
+def test_probabilities_that_cannot_be_used_are_named(folders):
+    predictions, references = folders
+    file = predictions / "a_probabilities.nii.gz"
+    image = nib.load(file)
+    values = image.get_fdata(dtype=np.float32)
+    at_label = tuple(np.argwhere(np.asarray(nib.load(predictions / "a.nii.gz").dataobj))[0])
+    not_finite, off = values.copy(), values.copy()
+    not_finite[at_label] = np.nan
+    off[at_label] = (1.2, -0.2, 0.0)
+    moved = AFFINE.copy()
+    moved[0, 3] += 3
+    for content, affine, problem in (
+        (not_finite, AFFINE, "sum to 1"),
+        (off, AFFINE, "sum to 1"),
+        (values * 0.9, AFFINE, "sum to 1"),
+        (values, moved, "off its image's grid"),
+        (values[..., 0], AFFINE, "must be a 4-D file of several volumes"),
+        (values[:-1], AFFINE, "it has shape"),
+    ):
+        write_image(file, content, affine, "scanner")
+        failed = evaluate(predictions, references, labels=LABELS, probabilities=True, quiet=True)["failed"]
+        assert list(failed) == [str(file)]
+        assert problem in failed[str(file)]
+    file.unlink()
+    failed = evaluate(predictions, references, labels=LABELS, probabilities=True, quiet=True)["failed"]
+    assert "attn3d predict --probabilities" in failed[str(file)]
+    (predictions / "b_probabilities.nii.gz").unlink()
+    with pytest.raises(FileError, match=r"a_probabilities.nii.gz: does not exist.*1 more"):
+        evaluate(predictions, references, labels=LABELS, probabilities=True, quiet=True)
+
+
+@pytest.mark.parametrize("name", AFFINES)
+def test_voxels_at_the_border_of_the_scan_count(name, tmp_path):
+    """As many as scipy finds in the whole volume, without the box that is looked at."""
+    mask = np.zeros((9, 8, 7), np.uint8)
+    mask[0, :2, 5:] = 1
+    probabilities = np.stack([1 - 0.8 * mask, 0.8 * mask], axis=-1).astype(np.float32)
+    write_image(tmp_path / "case_probabilities.nii.gz", probabilities, AFFINES[name])
+    for file in ("case", "reference"):
+        nib.save(scan(mask, AFFINES[name]), tmp_path / f"{file}.nii.gz")
+    scores = evaluate(tmp_path / "case.nii.gz", tmp_path / "reference.nii.gz", probabilities=True, quiet=True)
+    distance = ndimage.distance_transform_edt(mask == 0, sampling=nib.affines.voxel_sizes(AFFINES[name]))
+    assert scores["calibration"]["overall"]["voxels"] == (distance <= MARGIN).sum()
