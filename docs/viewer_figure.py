@@ -26,7 +26,9 @@ def main() -> None:
         reference = np.asarray(read_case_label(case, dataset, image).dataobj)
         center = nib.affines.apply_affine(image.affine, middle_of_largest(reference > 0))
         name = f"{case.name}, SIMULATED"
-        view = view_of(name, image, {"reference": reference}, dataset.labels, windows=BRAIN_WINDOWS, center=center)
+        view = view_of(
+            name, image, {"reference": reference}, dataset.labels.legend, windows=BRAIN_WINDOWS, center=center
+        )
         page = Path(folder) / "case.html"
         page.write_text(case_page(view, b"", simulated=False), encoding="utf-8")
         with Browser(page, Path(folder) / "browser", height=1150) as browser:

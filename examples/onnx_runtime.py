@@ -29,5 +29,5 @@ def network(windows: torch.Tensor) -> torch.Tensor:
 scan = {"image": LoadImage(ensure_channel_first=True)(images)}
 scan = Prepared("image", facts["spacing"], facts["windows"])(scan)
 scan["pred"] = WindowInferer(facts["patch_size"], facts["multiple"])(scan["image"][None], network)[0]
-labels = ToScan("pred", "image", facts["values"])(scan)["pred"]
+labels = ToScan("pred", "image", facts["values"], facts["regions"])(scan)["pred"]
 nib.save(nib.Nifti1Image(labels[0].numpy(), labels.affine.numpy()), out)

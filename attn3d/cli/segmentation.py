@@ -209,6 +209,13 @@ def evaluate(
     prediction: Annotated[Path, typer.Argument(help="A segmentation, or a folder of segmentations.")],
     label: Annotated[Path, typer.Argument(help="The reference: a file, or a folder of files with the same names.")],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The folder for scores.csv and scores.json.")] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            help="The meaning of the label values, with regions and ignored values: a dataset.json of nnU-Net, or the "
+            "folder of a run or a data set [a label for each value]."
+        ),
+    ] = None,
     tolerance: Annotated[float, typer.Option(min=0, help="Tolerance of the surface Dice in mm.")] = 2.0,
     lesions: Annotated[
         bool, typer.Option("--lesions", help="Also panoptic quality of lesions matched one to one, and lesions.csv.")
@@ -228,6 +235,7 @@ def evaluate(
             prediction,
             label,
             out,
+            labels=None if labels is None else segmentation.read_labels(labels),
             tolerance=tolerance,
             lesions=lesions,
             probabilities=probabilities,

@@ -16,12 +16,13 @@ if TYPE_CHECKING:
     from attn3d.segmentation.exporting import export
     from attn3d.segmentation.files import read_image, read_label, read_segmentation, write_image, write_label
     from attn3d.segmentation.folds import CrossValidation, cross_validate
+    from attn3d.segmentation.labels import Labels
     from attn3d.segmentation.mni152 import TISSUES, write_mni152
     from attn3d.segmentation.networks import NETWORKS, create_network
     from attn3d.segmentation.portable import normalise
     from attn3d.segmentation.prediction import Prediction, predict
     from attn3d.segmentation.reporting import report
-    from attn3d.segmentation.runs import Run
+    from attn3d.segmentation.runs import Run, read_labels
     from attn3d.segmentation.settings import Configuration, Settings
     from attn3d.segmentation.simulation import HAEMORRHAGES, simulate, threshold_segmentation
     from attn3d.segmentation.summaries import mean_dice
@@ -37,12 +38,13 @@ _NAMES = {
     "exporting": ["export"],
     "files": ["read_image", "read_label", "read_segmentation", "write_image", "write_label"],
     "folds": ["CrossValidation", "cross_validate"],
+    "labels": ["Labels"],
     "mni152": ["TISSUES", "write_mni152"],
     "networks": ["NETWORKS", "create_network"],
     "prediction": ["Prediction", "predict"],
     "portable": ["normalise"],
     "reporting": ["report"],
-    "runs": ["Run"],
+    "runs": ["Run", "read_labels"],
     "settings": ["Configuration", "Settings"],
     "simulation": ["HAEMORRHAGES", "simulate", "threshold_segmentation"],
     "summaries": ["mean_dice"],

@@ -124,7 +124,12 @@ def summarise_calibration(cases: Mapping[str, Calibration]) -> dict[str, Any]:
 
 
 def calibration_near(
-    found: np.ndarray, true: np.ndarray, probabilities: nib.Nifti1Image, affine: np.ndarray, path: Path
+    found: np.ndarray,
+    true: np.ndarray,
+    probabilities: nib.Nifti1Image,
+    affine: np.ndarray,
+    path: Path,
+    ignore: int | None = None,
 ) -> Calibration:
     """Counts the voxels of a scan within 5 mm of what its prediction or its reference labels.
 
@@ -134,11 +139,13 @@ def calibration_near(
         probabilities: what the prediction comes from, (X, Y, Z, classes); read near what is labelled only.
         affine: voxel indices to millimetres; distances are those along its axes.
         path: of the probabilities.
+        ignore: the value of reference voxels that are not counted.
 
     Raises:
         FileError: when the values are no probabilities of classes.
     """
-    labelled = (found > 0) | (true > 0)
+    counted = np.ones(true.shape, bool) if ignore is None else true != ignore
+    labelled = ((found > 0) | (true > 0)) & counted
     sizes = nib.affines.voxel_sizes(affine)
     (box,) = ndimage.find_objects(labelled, max_label=1)
     if box is None:
@@ -146,6 +153,7 @@ def calibration_near(
     more = np.ceil(MARGIN / sizes).astype(int).tolist()
     box = tuple(slice(max(0, side.start - one), side.stop + one) for side, one in zip(box, more, strict=True))
     near = ndimage.distance_transform_edt(~labelled[box], sampling=sizes) <= MARGIN
+    near &= counted[box]
     values = np.asarray(probabilities.dataobj[box])[near]
     if not (np.abs(values.sum(axis=1) - 1) <= _OFF_ONE).all() or values.min() < 0:  # NaN as well
         raise FileError(path, "holds no probabilities of classes: those of a voxel must be 0 to 1 and sum to 1")

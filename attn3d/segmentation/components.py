@@ -17,10 +17,7 @@ def middle_of_largest(mask: np.ndarray) -> np.ndarray:
     return voxels[np.linalg.norm(voxels - voxels.mean(axis=0), axis=1).argmin()]
 
 
-def without_small(labels: np.ndarray, voxels: float) -> np.ndarray:
-    """Labels without the components of each label that have fewer than ``voxels`` voxels."""
-    kept = labels.copy()
-    for value in np.unique(labels[labels > 0]):
-        pieces, sizes = components(labels == value)
-        kept[(pieces > 0) & (sizes < voxels)[pieces]] = 0
-    return kept
+def without_small(mask: np.ndarray, voxels: float) -> np.ndarray:
+    """A mask without the components that have fewer than ``voxels`` voxels."""
+    pieces, sizes = components(mask)
+    return mask & (sizes >= voxels)[pieces]

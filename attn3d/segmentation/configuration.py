@@ -10,6 +10,7 @@ import torch
 from attn3d.arguments import read_spec
 from attn3d.segmentation.datasets import Dataset
 from attn3d.segmentation.fingerprint import Fingerprint, Geometry, propose_geometry
+from attn3d.segmentation.losses import create_loss
 from attn3d.segmentation.networks import narrowest, shape_multiple
 from attn3d.segmentation.settings import Configuration, Settings, checked
 from attn3d.segmentation.windows import propose_windows, warn_of_invisible
@@ -23,7 +24,7 @@ def configure(dataset: Dataset, images: int, fingerprint: Fingerprint, settings:
     """The configuration for a data set: the settings, and values from its fingerprint for those that are None.
 
     Raises:
-        ValueError: when patch size and strides do not fit, or the number of class weights is not that of the classes.
+        ValueError: when patch size and strides do not fit, or the loss does not take the class weights.
     """
     geometry = propose_geometry(fingerprint, settings.patch_voxels, settings.spacing, settings.patch_size)
     strides = settings.strides or geometry.strides
@@ -35,11 +36,7 @@ def configure(dataset: Dataset, images: int, fingerprint: Fingerprint, settings:
         windows = propose_windows(dataset.modality, fingerprint) if images == 1 else None
     if windows is not None and images != 1:
         raise ValueError(f"`windows` are for a CT of one image, got cases of {images}")
-    if settings.class_weights is not None and len(settings.class_weights) != 1 + len(dataset.labels):
-        raise ValueError(
-            f"`class_weights` must be {1 + len(dataset.labels)}, of the background and of "
-            f"{', '.join(dataset.labels.values())}, got {settings.class_weights}"
-        )
+    create_loss(settings.loss, dataset.labels, settings.class_weights)  # says what is wrong with its weights
     warn_of_invisible(windows, fingerprint)
     derived = {
         "network": network,
@@ -54,7 +51,7 @@ def configure(dataset: Dataset, images: int, fingerprint: Fingerprint, settings:
         "layout": dataset.layout,
         "simulated": dataset.simulated,
         "modality": dataset.modality,
-        "labels": dict(dataset.labels),
+        "labels": dataset.labels,
         "images": images,
         "versions": {name: version(name) for name in ("torch", "monai", "lightning", "nibabel", "numpy")},
     }

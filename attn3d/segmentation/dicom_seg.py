@@ -1,6 +1,5 @@
 """Writes labels as DICOM SEG in the frame of reference of their series, with highdicom."""
 
-from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import numpy as np
 
 from attn3d.segmentation.dicom import is_dicom, slices_of
 from attn3d.segmentation.errors import FileError
+from attn3d.segmentation.labels import Labels
 from attn3d.segmentation.writing import finished_file
 
 _SERIES_NUMBER = 1000  # above the series numbers of scanners
@@ -27,17 +27,18 @@ def highdicom() -> Any:
     return highdicom
 
 
-def write_dicom_seg(path: Path | str, labels: np.ndarray, series: Path, names: Mapping[int, str]) -> None:
-    """Writes labels as a binary DICOM SEG that refers to the slices of a series, with a segment for each label.
+def write_dicom_seg(path: Path | str, segmentation: np.ndarray, series: Path, labels: Labels) -> None:
+    """Writes a label map as a binary DICOM SEG that refers to the slices of a series, with a segment for each label.
 
-    Segments are numbered from 1 in the order of the label values and have the names of the labels. They are coded as
-    tissue, since a more specific code is not known. Slices without labels are left out, except if no slice has a label.
+    Segments are numbered from 1 in the order of the labels and have their names. Segments of regions overlap. All are
+    coded as tissue, since a more specific code is not known. Slices without labels are left out, except if no slice has
+    a label.
 
     Args:
         path: the file to write. It exists only when it is complete.
-        labels: labels on the grid of `read_image` of the series.
+        segmentation: label values on the grid of `read_image` of the series.
         series: the folder of the series, or a multi-frame file.
-        names: the name of each label value.
+        labels: the meaning of the values.
 
     Raises:
         FileError: when ``series`` is not DICOM, or does not have all headers that a SEG needs.
@@ -55,16 +56,19 @@ def write_dicom_seg(path: Path | str, labels: np.ndarray, series: Path, names: M
     segments = [
         hd.seg.SegmentDescription(
             segment_number=number,
-            segment_label=names[value][:64],  # the limit of DICOM
+            segment_label=name[:64],  # the limit of DICOM
             segmented_property_category=codes.SCT.Tissue,
             segmented_property_type=codes.SCT.Tissue,
             algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
             algorithm_identification=algorithm,
         )
-        for number, value in enumerate(sorted(names), 1)
+        for number, name in enumerate(labels.names, 1)
     ]
-    numbers = np.searchsorted([0, *sorted(names)], labels).astype(np.uint8)
-    frames = [numbers[:, :, index].T for index in range(len(slices))]
+    if labels.regions:
+        pixels = np.stack([mask for _, mask in labels.masks(segmentation)], axis=-1).astype(np.uint8)
+    else:
+        pixels = np.searchsorted(labels.written, segmentation).astype(np.uint8)
+    frames = [pixels[:, :, index].swapaxes(0, 1) for index in range(len(slices))]
     files = list(dict.fromkeys(one.path for one in slices))
     if len(files) < len(slices):  # the frames of one file, in its order
         frames = [frames[index] for index in np.argsort([one.frame for one in slices])]
@@ -82,7 +86,7 @@ def write_dicom_seg(path: Path | str, labels: np.ndarray, series: Path, names: M
             manufacturer_model_name="attn3d predict",
             software_versions=version("attn3d"),
             device_serial_number="0",
-            content_description=", ".join(names[value] for value in sorted(names))[:64],
+            content_description=", ".join(labels.names)[:64],
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:  # for missing header fields
         reason = " ".join(str(error).split())

@@ -16,11 +16,11 @@ from scipy import ndimage, spatial
 
 from attn3d.segmentation.calibration import Calibration, calibration_near, summarise_calibration
 from attn3d.segmentation.components import components
-from attn3d.segmentation.datasets import ANY, check_names
 from attn3d.segmentation.datasets.predictions import find_pairs, probabilities_of
 from attn3d.segmentation.errors import FileError, failure_noted
 from attn3d.segmentation.files import read_probabilities, read_segmentation, values_in
 from attn3d.segmentation.grid import voxel_millilitres
+from attn3d.segmentation.labels import ANY, Labels
 from attn3d.segmentation.lesions import match_lesions
 from attn3d.segmentation.summaries import relative_difference, summarise, write_scores
 
@@ -33,10 +33,10 @@ def score(
     prediction: np.ndarray,
     reference: np.ndarray,
     affine: np.ndarray,
-    names: Mapping[int, str],
+    labels: Labels | Mapping[int, str],
     tolerance: float = 2.0,
 ) -> dict[str, dict[str, float | None]]:
-    """Scores each label of a 3-D segmentation.
+    """Scores each label, or each region, of a 3-D segmentation; what the reference says to ignore counts nowhere.
 
     - ``dice``: 2 |P ∩ R| / (|P| + |R|).
     - ``hd95_mm``: the larger of the two 95th percentiles of the distances from one surface to the other.
@@ -56,7 +56,7 @@ def score(
         prediction: labels, (X, Y, Z).
         reference: labels of the same shape.
         affine: voxel indices to millimetres; gives distances, whatever its shear, and the volume of a voxel.
-        names: label values, and what to call them.
+        labels: label values, and what to call them.
         tolerance: millimetres that a surface may be off for the surface Dice.
 
     Returns:
@@ -67,13 +67,11 @@ def score(
     """
     if prediction.shape != reference.shape:
         raise ValueError(f"`prediction` must have the shape {reference.shape}, got {prediction.shape}")
-    check_names(names)
+    labels = Labels.of(labels)
     longest = _diagonal(affine, reference.shape)
-    prediction, reference = _cropped(prediction, reference)
-    return {
-        name: _score_mask(prediction == value, reference == value, affine, tolerance, longest)
-        for value, name in names.items()
-    }
+    prediction, reference = _cropped(*labels.compared(prediction, reference))
+    masks = zip(labels.masks(prediction), labels.masks(reference), strict=True)
+    return {name: _score_mask(found, true, affine, tolerance, longest) for (name, found), (_, true) in masks}
 
 
 def evaluate(
@@ -81,7 +79,7 @@ def evaluate(
     reference: Path | str,
     out: Path | str | None = None,
     *,
-    labels: Mapping[int, str] | None = None,
+    labels: Labels | Mapping[int, str] | None = None,
     tolerance: float = 2.0,
     lesions: bool = False,
     probabilities: bool = False,
@@ -93,8 +91,8 @@ def evaluate(
     A file that cannot be used does not stop the others; it is listed under ``"failed"``, as is a file of one folder
     without its counterpart in the other.
 
-    The scores of a case are those of `score`, by label; with several labels also those of ``"any label"``, all taken
-    as one. Those of the cohort, by label:
+    The scores of a case are those of `score`, by label or region; where none of them is all, also those of
+    ``"any label"``, all taken as one. Those of the cohort, by label:
 
     - ``dice``, ``hd95_mm``, ``surface_dice``: means over all ``cases``, the empty ones as `score` counts them;
     - the same with ``_with`` behind, and ``relative_volume_difference_with``: means over the ``cases_with`` the label
@@ -120,7 +118,8 @@ def evaluate(
         out: the folder for ``scores.csv`` (a row for each case and label, then three for each label over all) and
             ``scores.json``, with ``lesions.csv`` and ``calibration.png``, a reliability diagram, where they are asked
             for; by default nothing is written.
-        labels: values other than 0 that may occur, and what to call them; by default all that occur.
+        labels: the allowed values other than 0 and their names, or `Labels` from `read_labels`; by default all values
+            that occur.
         tolerance: millimetres that a surface may be off for the surface Dice.
         lesions: also how well lesions are matched one to one, those of an IoU above 0.5, as
             `attn3d.segmentation.lesions.match_lesions` says; over the cohort of all lesions taken together, with
@@ -140,16 +139,16 @@ def evaluate(
     """
     if not tolerance >= 0:
         raise ValueError(f"`tolerance` must be at least 0 mm, got {tolerance}")
-    check_names(labels or {})
     scores_file = None if out is None else Path(out) / "scores.json"
     if scores_file is not None and scores_file.exists() and not overwrite:
         raise FileError(scores_file, "already exists; choose another folder, or allow to overwrite it")
     pairs, failed = find_pairs(Path(prediction), Path(reference))
-    if labels is None:
-        labels = _labels(pairs.values())
-    if not labels and failed:
+    labels = _labels(pairs.values()) if labels is None else Labels.of(labels)
+    if labels.regions and probabilities:
+        raise ValueError("`probabilities` are for labels, got regions, whose probabilities do not sum to 1")
+    if not labels.names and failed:
         raise FileError(*next(iter(failed.items())))
-    if not labels:
+    if not labels.names:
         raise FileError(prediction, "nothing is labelled, here or in the reference; say which `labels` there may be")
 
     cases: dict[str, Any] = {}
@@ -240,42 +239,41 @@ def _lesions(mask: np.ndarray, touching: np.ndarray) -> tuple[int, int]:
     return int(pieces.max(initial=0)), len(np.unique(pieces[mask & touching]))
 
 
-def _labels(pairs: Collection[tuple[Path, Path]]) -> dict[int, str]:
+def _labels(pairs: Collection[tuple[Path, Path]]) -> Labels:
     """The values in files that can be read, and a name for each."""
     values: set[int] = set()
     for path in (path for pair in pairs for path in pair):
         with suppress(Exception):  # said when the file is scored
             values.update(values_in(np.asarray(read_segmentation(path).dataobj)).tolist())
-    return {value: f"label {value}" for value in sorted(values - {0})}
+    return Labels.of({value: f"label {value}" for value in values - {0}})
 
 
 def _score_files(
-    prediction: Path, reference: Path, labels: Mapping[int, str], tolerance: float, lesions: bool, probabilities: bool
+    prediction: Path, reference: Path, labels: Labels, tolerance: float, lesions: bool, probabilities: bool
 ) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]], Calibration | None]:
     """The scores of a case by label, a row for each of its lesions, and its calibration."""
-    true = read_segmentation(reference, values=[0, *labels])
-    found = read_segmentation(prediction, true, values=[0, *labels])
+    true = read_segmentation(reference, values=labels.readable)
+    found = read_segmentation(prediction, true, values=(0, *labels.present))
     one, other = np.asarray(found.dataobj), np.asarray(true.dataobj)
+    calibration = None
+    if probabilities:
+        path = probabilities_of(prediction)
+        calibration = calibration_near(one, other, read_probabilities(path, true), true.affine, path, labels.ignore)
     scores: dict[str, dict[str, Any]] = {**score(one, other, true.affine, labels, tolerance)}
-    if len(labels) > 1:
+    one, other = labels.compared(one, other)
+    if not labels.one_holds_all:
         scores[ANY] = score(one > 0, other > 0, true.affine, {1: "all"}, tolerance)["all"]
     rows = []
     for name, mask, true_mask in _masks(one, other, labels) if lesions else ():
         more, matched = match_lesions(mask, true_mask, true.affine)
         scores[name] |= more
         rows += [{"label": name, **row} for row in matched]
-    calibration = None
-    if probabilities:
-        path = probabilities_of(prediction)
-        calibration = calibration_near(one, other, read_probabilities(path, true), true.affine, path)
     return scores, rows, calibration
 
 
-def _masks(
-    found: np.ndarray, true: np.ndarray, labels: Mapping[int, str]
-) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Name and masks of each label, and of several also of all taken as one."""
-    for value, name in labels.items():
-        yield name, found == value, true == value
-    if len(labels) > 1:
+def _masks(found: np.ndarray, true: np.ndarray, labels: Labels) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Name and masks of each label, and of all taken as one unless a label is that."""
+    for (name, one), (_, other) in zip(labels.masks(found), labels.masks(true), strict=True):
+        yield name, one, other
+    if not labels.one_holds_all:
         yield ANY, found > 0, true > 0

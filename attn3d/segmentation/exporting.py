@@ -101,8 +101,9 @@ def _facts(config: Configuration) -> dict[str, Any]:
         "windows": config.windows,
         "patch_size": config.patch_size,
         "multiple": shape_multiple(config.network, config.strides),
-        "values": [0, *sorted(config.labels)],
-        "labels": {str(value): config.labels[value] for value in sorted(config.labels)},
+        "values": config.labels.written,
+        "regions": config.labels.regions,
+        "labels": config.labels.as_dict(),
         "simulated": config.simulated,
     }
 
@@ -163,6 +164,7 @@ def _inference(config: Configuration) -> dict[str, Any]:
                     "keys": "pred",
                     "image": "image",
                     "values": facts["values"],
+                    "regions": facts["regions"],
                 },
                 {
                     "_target_": "SaveImaged",
@@ -204,7 +206,7 @@ def _inference(config: Configuration) -> dict[str, Any]:
 
 def _metadata(config: Configuration) -> dict[str, Any]:
     """The metadata that MONAI's schema requires."""
-    names = ["background", *(config.labels[value] for value in sorted(config.labels))]
+    labels = ", ".join(config.labels.names)
     patch = {
         "type": "image",
         "spatial_shape": config.patch_size,
@@ -225,8 +227,8 @@ def _metadata(config: Configuration) -> dict[str, Any]:
             "nibabel": config.versions["nibabel"],
             "pytorch-ignite": "0.5.5",
         },
-        "name": f"{config.network} for {', '.join(names[1:])}",
-        "task": f"Segmentation of {', '.join(names[1:])}",
+        "name": f"{config.network} for {labels}",
+        "task": f"Segmentation of {labels}",
         "description": f"Trained by attn3d on {'simulated scans' if config.simulated else config.layout}",
         "authors": "",
         "copyright": "",
@@ -247,7 +249,7 @@ def _metadata(config: Configuration) -> dict[str, Any]:
                     **patch,
                     "format": "segmentation",
                     "num_channels": config.out_channels,
-                    "channel_def": {str(index): name for index, name in enumerate(names)},
+                    "channel_def": {str(index): name for index, name in enumerate(config.labels.channels)},
                 }
             },
         },

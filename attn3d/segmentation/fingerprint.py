@@ -76,24 +76,24 @@ def take_fingerprint(dataset: Dataset, cases: Sequence[Case], *, quiet: bool = F
         FileError: when a file cannot be used, or a case has another number of channels than the first one.
     """
     shapes, spacings, samples, scans = [], [], [], []
-    inside: dict[str, list[np.ndarray]] = {name: [] for name in dataset.labels.values()}
-    volumes: dict[str, list[float]] = {name: [] for name in dataset.labels.values()}
+    inside: dict[str, list[np.ndarray]] = {name: [] for name in dataset.labels.names}
+    volumes: dict[str, list[float]] = {name: [] for name in dataset.labels.names}
     for case in track(cases, "looking at the data", disable=quiet):
         with failing_as(case.images[0]):
             images = read_case_image(case)
             label = read_case_label(case, dataset, images[0])
         affine = nib.as_closest_canonical(images[0]).affine
-        labels = np.asarray(label.dataobj)
+        labels = dataset.labels.without_ignored(np.asarray(label.dataobj))
         shapes.append(nib.as_closest_canonical(images[0]).shape)
         spacings.append(nib.affines.voxel_sizes(affine))
         chosen = labels > 0 if labels.any() else np.ones(labels.shape, bool)
         samples.append([_sample(image, chosen) for image in images])
         scans.append([_sample(image, ...) for image in images])
         millilitres = voxel_millilitres(affine)
-        for value, name in dataset.labels.items():
-            if count := int((labels == value).sum()):
+        for name, mask in dataset.labels.masks(labels):
+            if count := int(mask.sum()):
                 volumes[name].append(count * millilitres)
-                inside[name].append(_sample(images[0], labels == value))
+                inside[name].append(_sample(images[0], mask))
     return Fingerprint(
         cases=len(cases),
         shape=tuple(np.median(shapes, axis=0).tolist()),

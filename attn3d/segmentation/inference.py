@@ -19,21 +19,22 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from attn3d.segmentation.grid import along, resampled_planes
+from attn3d.segmentation.labels import Labels
 from attn3d.segmentation.portable import to_channels
 
-_LOWEST = -1e4  # of a logit below the highest; float16 ends at 65504
+_FURTHEST = 1e4  # of a logit from 0, or from the highest; float16 ends at 65504
 
 
 class Segmentation(NamedTuple):
     """What was found in a scan, voxel by voxel.
 
     Attributes:
-        classes: uint8, of the scan's shape.
-        probabilities: float32, (*shape, classes), or None.
+        labels: uint8 values, of the scan's shape.
+        probabilities: float32, (*shape, channels), or None.
         uncertainty: by measure, float32 of the scan's shape: "entropy", and of several networks "spread".
     """
 
-    classes: np.ndarray
+    labels: np.ndarray
     probabilities: np.ndarray | None
     uncertainty: dict[str, np.ndarray]
 
@@ -42,16 +43,18 @@ class View(NamedTuple):
     """A scan in the form of a network's input.
 
     Attributes:
-        network: (B, C, *patch) to logits (B, classes, *patch); it is left in evaluation mode and runs where its
+        network: (B, C, *patch) to logits (B, channels, *patch); it is left in evaluation mode and runs where its
             parameters are.
         volume: intensities on its working grid, (images, *S).
         patch_size: voxels of the sliding window, as in training; a smaller volume is extended by its edges.
+        labels: that the network's channels stand for.
         windows: of a CT, in which the network sees it.
     """
 
     network: nn.Module
     volume: MetaTensor
     patch_size: Sequence[int]
+    labels: Labels
     windows: Sequence[Sequence[float]] | None = None
 
 
@@ -64,7 +67,7 @@ def segment(
     keep: bool = False,
     uncertainty: bool = False,
 ) -> Segmentation:
-    r"""The class with the highest mean probability at each voxel of a scan, and how uncertain it is.
+    r"""The label that the mean probabilities give each voxel of a scan, and how uncertain it is.
 
     With the probability $p_{kc}$ of class $c$ by network $k$ of $K$, on the scan's grid, and
     $\bar p_c = \frac1K \sum_k p_{kc}$:
@@ -73,8 +76,11 @@ def segment(
     - spread: the population standard deviation of $p_{k\hat c}$ over the networks, from 0 to 0.5, where $\hat c$ is
       the class with the highest $\bar p_c$.
 
+    Where labels are regions, each is a class of its own against all else: the entropy is the sum of theirs, up to
+    $\ln 2$ each, and the spread the largest of theirs.
+
     Args:
-        views: of the scan, by one or more networks of the same classes, each on its own grid.
+        views: of the scan, by one or more networks of the same labels, each on its own grid.
         like: the scan.
         overlap: of neighbouring windows, a part of their size.
         mirror: axes of the working grid; logits are averaged over windows mirrored along every combination of them.
@@ -97,22 +103,21 @@ def segment(
         for view in views
     ]
     shape = [like.shape[scan_axis], *(size for one, size in enumerate(like.shape) if one != scan_axis)]
-    classes = np.empty(shape, np.uint8)
+    chosen = np.empty(shape, np.uint8)
     kept = None
     measures = measures_of(len(views)) if uncertainty else ()
     uncertain = {name: np.empty(shape, np.float32) for name in measures}
     for found in zip(*streams, strict=True):
         index, planes = found[0][0], [plane for _, plane in found]
         mean = sum(planes) / len(planes)
-        chosen = mean.max(dim=0).indices  # the first of equal ones
-        classes[index] = chosen
+        chosen[index] = first.labels.choose(mean)
         if keep:
             kept = np.empty((*shape, len(mean)), np.float32) if kept is None else kept
             kept[index] = mean.permute(1, 2, 0)
         for name, values in uncertain.items():
-            values[index] = _entropy(mean) if name == "entropy" else _spread(planes, chosen)
+            values[index] = _entropy(mean, first.labels) if name == "entropy" else _spread(planes, mean, first.labels)
     return Segmentation(
-        np.moveaxis(classes, 0, scan_axis),
+        np.moveaxis(chosen, 0, scan_axis),
         None if kept is None else np.moveaxis(kept, 0, scan_axis),
         {name: np.moveaxis(values, 0, scan_axis) for name, values in uncertain.items()},
     )
@@ -123,22 +128,32 @@ def measures_of(networks: int) -> tuple[str, ...]:
     return ("entropy", "spread") if networks > 1 else ("entropy",)
 
 
-def _entropy(mean: Tensor) -> Tensor:
-    """Of a plane of probabilities (classes, *rest); rounding does not take it beyond its range."""
-    return torch.special.entr(mean).sum(dim=0).clamp_(0, math.log(len(mean)))
+def highest_entropy(labels: Labels) -> float:
+    """In nats, where nothing is known."""
+    return len(labels.names) * math.log(2) if labels.regions else math.log(len(labels.channels))
 
 
-def _spread(planes: Sequence[Tensor], chosen: Tensor) -> Tensor:
-    """Of the probability of the chosen class (*rest), over planes (classes, *rest) of several networks."""
-    return torch.cat([plane.gather(0, chosen[None]) for plane in planes]).std(dim=0, correction=0)
+def _entropy(mean: Tensor, labels: Labels) -> Tensor:
+    """Of a plane of probabilities (channels, *rest); rounding does not take it beyond its range."""
+    all_there_is = torch.cat([mean, 1 - mean]) if labels.regions else mean
+    return torch.special.entr(all_there_is).sum(dim=0).clamp_(0, highest_entropy(labels))
+
+
+def _spread(planes: Sequence[Tensor], mean: Tensor, labels: Labels) -> Tensor:
+    """Of the most probable class, or the largest of all regions, over planes (channels, *rest) of several networks."""
+    if not labels.regions:
+        chosen = mean.max(dim=0, keepdim=True).indices
+        planes = [plane.gather(0, chosen) for plane in planes]
+    return torch.stack([*planes]).std(dim=0, correction=0).amax(dim=0)
 
 
 @torch.inference_mode()
 def probability_planes(view: View, axis: int, *, overlap: float = 0.5, mirror: Sequence[int] = ()) -> Iterator[Tensor]:
-    """The probabilities of the classes on the working grid, (classes, *rest), plane by plane along an axis.
+    """The probabilities of the labels on the working grid, (channels, *rest), plane by plane along an axis.
 
     Logits of windows are averaged with Gaussian weights, as `monai.inferers.sliding_window_inference` does it. What is
-    summed is each logit's distance to the highest of its voxel, which changes no probability and which float16 holds.
+    summed is each logit's distance to the highest of its voxel, or to 0 where channels are regions, which changes no
+    probability and which float16 holds.
 
     Args:
         view: of the scan.
@@ -168,7 +183,7 @@ def probability_planes(view: View, axis: int, *, overlap: float = 0.5, mirror: S
         for first in range(0, len(row), together):
             some = row[first : first + together]
             patches = torch.stack([volume[:, *one] for one in some]).to(device)
-            logits = _logits(network, to_channels(patches, view.windows), mirror)
+            logits = _logits(view, to_channels(patches, view.windows), mirror)
             if not total.numel():
                 total = torch.zeros(planes[0], logits.shape[1], *planes[1:], dtype=torch.float16, device=device)
             for window, values in zip(some, logits, strict=True):
@@ -178,7 +193,8 @@ def probability_planes(view: View, axis: int, *, overlap: float = 0.5, mirror: S
         finished = patch_size[axis] if following is None else following[0][axis].start - start
         for index in range(finished):
             if start + index in range(size[axis])[inside[axis]]:
-                plane = (total[index] / weights[index]).softmax(dim=0)[:, inside[rest[0]], inside[rest[1]]]
+                plane = view.labels.probabilities(total[index] / weights[index])
+                plane = plane[:, inside[rest[0]], inside[rest[1]]]
                 if not plane.isfinite().all():
                     raise ValueError(
                         "`network` gives values that are not finite for this volume; look at its voxels and weights"
@@ -199,11 +215,16 @@ def _padded(volume: Tensor, patch_size: Sequence[int]) -> tuple[Tensor, list[sli
     return volume, inside
 
 
-def _logits(network: nn.Module, patches: Tensor, mirror: Sequence[int]) -> Tensor:
-    """The mean logits over all combinations of mirrored axes, relative to the highest logit of each voxel."""
-    found = network(patches)
+def _logits(view: View, patches: Tensor, mirror: Sequence[int]) -> Tensor:
+    """The mean logits over all combinations of mirrored axes, in the range of float16.
+
+    Logits of labels are relative to the highest of each voxel; those of regions are clamped. An infinite logit becomes
+    NaN, which is refused later.
+    """
+    found = view.network(patches)
     for count in range(1, 1 + len(mirror)):
         for axes in combinations([2 + axis for axis in mirror], count):
-            found = found + network(patches.flip(axes)).flip(axes)
+            found = found + view.network(patches.flip(axes)).flip(axes)
     found = found / 2 ** len(mirror)
-    return (found - found.amax(dim=1, keepdim=True)).float().clamp_(min=_LOWEST)
+    origin = 0 * found if view.labels.regions else found.amax(dim=1, keepdim=True)
+    return (found - origin).float().clamp_(-_FURTHEST, _FURTHEST)

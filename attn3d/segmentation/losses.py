@@ -4,36 +4,88 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from monai.losses import DiceCELoss, DiceFocalLoss, GeneralizedDiceLoss, TverskyLoss
+from monai.losses import DiceCELoss, DiceFocalLoss, DiceLoss, GeneralizedDiceLoss, TverskyLoss
+from torch import Tensor, nn
 from torch.nn.modules.loss import _Loss
 
+from attn3d.segmentation.labels import Labels
 
-def create_loss(name: str, weights: Sequence[float] | None = None) -> _Loss:
-    """A loss of logits (B, classes, *S) and class indices (B, 1, *S), by MONAI.
+
+class LabelLoss(_Loss):
+    """A loss of logits (B, channels, *S) and label values (B, 1, *S).
+
+    Voxels to ignore are left out: the loss is that of the others, taken as a batch of their own, and has no gradient
+    there. Of a batch that has no others it is 0.
+
+    Args:
+        loss: of logits, and of what `Labels.targets` gives, that takes the voxels of a batch together.
+        labels: what the values mean.
+    """
+
+    def __init__(self, loss: nn.Module, labels: Labels):
+        super().__init__()
+        self.loss, self.labels = loss, labels
+
+    def forward(self, logits: Tensor, label: Tensor) -> Tensor:
+        """The loss of a batch."""
+        if self.labels.ignore is not None:
+            kept = label[:, 0] != self.labels.ignore
+            if not kept.any():
+                return (logits * 0).sum()
+            logits, label = logits.movedim(1, -1)[kept].T[None], label[:, 0][kept][None, None]
+        return self.loss(logits, self.labels.targets(label))
+
+
+class DiceBCELoss(_Loss):
+    """Dice loss and binary cross-entropy of regions; MONAI's `DiceCELoss` takes the softmax of several channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dice, self.entropy = DiceLoss(sigmoid=True, batch=True), nn.BCEWithLogitsLoss()
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """The loss of logits and masks (B, regions, *S)."""
+        return self.dice(logits, target) + self.entropy(logits, target)
+
+
+def create_loss(name: str, labels: Labels, weights: Sequence[float] | None = None) -> LabelLoss:
+    """A loss of logits (B, channels, *S) and label values (B, 1, *S), by MONAI.
 
     All losses pool the voxels of a batch. Otherwise a single false voxel of a label that a patch lacks would cost 1.
+    Labels go through a softmax, and the background is left out where it is said; each region goes through a sigmoid.
 
-    - ``dice_ce``: Dice loss, without the background, and cross-entropy.
+    - ``dice_ce``: Dice loss, without the background, and cross-entropy; of regions binary cross-entropy.
     - ``dice_focal``: Dice loss, and focal loss with exponent 2 (Lin et al., arXiv 1708.02002) of the sigmoid of each
       label, both without the background.
-    - ``generalized_dice``: classes weighted by their inverse squared volume (Sudre et al., arXiv 1707.03237). A batch
+    - ``generalized_dice``: labels weighted by their inverse squared volume (Sudre et al., arXiv 1707.03237). A batch
       without any label has no gradient, so false positives in it cost nothing.
     - ``tversky``: false positives weighted 0.3 and false negatives 0.7 (Salehi et al., arXiv 1706.05721).
 
     Args:
         name: of the loss.
-        weights: of each class, the background first; for ``dice_ce``.
+        labels: what the values mean.
+        weights: of the background and each label, for ``dice_ce``; not of regions.
 
     Raises:
-        ValueError: when the loss takes no weights.
+        ValueError: when the loss takes no weights, or not so many.
     """
-    options: dict[str, Any] = {"to_onehot_y": True, "softmax": True, "include_background": False, "batch": True}
-    if name == "dice_ce":
-        return DiceCELoss(**options, weight=None if weights is None else torch.tensor(weights, dtype=torch.float32))
-    if weights is not None:
+    if weights is not None and name != "dice_ce":
         raise ValueError(f"`class_weights` are for the loss dice_ce, got the loss {name!r}")
+    if weights is not None and labels.regions:
+        raise ValueError(f"`class_weights` are for labels of which a voxel has one, got {weights} for {labels}")
+    if weights is not None and len(weights) != len(labels.channels):
+        raise ValueError(
+            f"`class_weights` must be {len(labels.channels)}, of the background and of "
+            f"{', '.join(labels.names)}, got {weights}"
+        )
+    options: dict[str, Any] = {"to_onehot_y": True, "softmax": True, "include_background": False, "batch": True}
+    if labels.regions:
+        options = {"sigmoid": True, "batch": True}
+    if name == "dice_ce":
+        weight = None if weights is None else torch.tensor(weights, dtype=torch.float32)
+        return LabelLoss(DiceBCELoss() if labels.regions else DiceCELoss(**options, weight=weight), labels)
     if name == "dice_focal":
-        return DiceFocalLoss(**options, gamma=2.0)
+        return LabelLoss(DiceFocalLoss(**options, gamma=2.0), labels)
     if name == "generalized_dice":
-        return GeneralizedDiceLoss(**options)
-    return TverskyLoss(**options, alpha=0.3, beta=0.7)
+        return LabelLoss(GeneralizedDiceLoss(**options), labels)
+    return LabelLoss(TverskyLoss(**options, alpha=0.3, beta=0.7), labels)

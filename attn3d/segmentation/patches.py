@@ -25,8 +25,8 @@ class Patches(Dataset):
 
     The fraction `around_labels` of the patches is placed on a label: a label of the case is drawn, then one of its
     voxels. The patch is centred on this voxel, but moved to stay inside the scan. All other patches, and those of cases
-    without labels, have random positions. Along an axis where the scan is smaller than a patch, the scan is centred and
-    extended by its edges.
+    without labels, have random positions; in a case with ignored voxels their centre is not one of these. Along an axis
+    where the scan is smaller than a patch, the scan is centred and extended by its edges.
 
     Args:
         cases: the prepared cases.
@@ -43,7 +43,7 @@ class Patches(Dataset):
         return len(self.cases) * self.configuration.patches_per_case
 
     def __getitem__(self, place: tuple[int, int]) -> dict[str, Any]:
-        """The patch at (epoch, index): ``image`` (C, *S), ``label`` (1, *S) and the ``name`` of the case."""
+        """The patch at (epoch, index): ``image`` (C, *S), ``label`` (1, *S), uint8, and the ``name`` of the case."""
         epoch, index = place
         random = np.random.default_rng([self.configuration.seed, epoch, index])
         case = self.cases[index % len(self.cases)]
@@ -51,15 +51,13 @@ class Patches(Dataset):
             corner = draw_corner(file, self.size, self.configuration.around_labels, random)
             matrix = self._augmentation.draw_affine(random)
             more = 0 if matrix is None else margin(matrix, self.size)
-            image, classes = (
-                read_box(file, name, corner - more, self.size + 2 * more) for name in ("image", "classes")
-            )
+            image, label = (read_box(file, name, corner - more, self.size + 2 * more) for name in ("image", "label"))
         if matrix is not None:
-            image, classes = warp(image, classes, matrix, self.size.tolist())
-        image, classes = self._augmentation(image, classes, random)
+            image, label = warp(image, label, matrix, self.size.tolist())
+        image, label = self._augmentation(image, label, random)
         return {
             "image": to_channels(image, self.configuration.windows),
-            "label": classes[None].long(),
+            "label": label[None],
             "name": case.name,
         }
 
@@ -73,11 +71,12 @@ def draw_corner(file: Any, size: np.ndarray, share: float, random: np.random.Gen
         share: fraction of the patches that are placed on a label, 0 to 1.
         random: the random generator.
     """
-    shape = np.array(file.get_slice("classes").get_shape())
+    shape = np.array(file.get_slice("label").get_shape())
     room = np.maximum(shape - size, 0)
     labels = sorted(name for name in file.keys() if name.startswith("foreground"))  # noqa: SIM118  a file, no mapping
-    if labels and random.random() < share:
-        voxels = file.get_slice(labels[random.integers(len(labels))])
+    middles = labels[random.integers(len(labels))] if labels and random.random() < share else "annotated"
+    if middles in file.keys():  # noqa: SIM118
+        voxels = file.get_slice(middles)
         place = int(random.integers(voxels.get_shape()[0]))
         voxel = np.array(np.unravel_index(voxels[place : place + 1][0], shape))
         corner = np.clip(voxel - size // 2, 0, room)
@@ -105,7 +104,7 @@ class EpochSampler(DistributedSampler):
 
 
 class Volumes(Dataset):
-    """Channels (1, C, *S), classes (*S) and the name of prepared cases."""
+    """Channels (1, C, *S), label (*S) and the name of prepared cases."""
 
     def __init__(self, cases: Sequence[PreparedCase], configuration: Configuration):
         self.cases, self.windows = cases, configuration.windows
@@ -115,10 +114,10 @@ class Volumes(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         with self.cases[index].open() as file:
-            image, classes = (torch.from_numpy(file.get_tensor(name)) for name in ("image", "classes"))
+            image, label = (torch.from_numpy(file.get_tensor(name)) for name in ("image", "label"))
         return {
             "image": to_channels(image, self.windows)[None],
-            "label": classes.long(),
+            "label": label,
             "name": self.cases[index].name,
         }
 

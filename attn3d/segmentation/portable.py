@@ -60,6 +60,30 @@ def to_channels(intensities: Tensor, windows: Sequence[Sequence[float]] | None) 
     return torch.cat([((intensities - level) / (width / 2)).clamp(-1, 1) for level, width in windows], dim=-4)
 
 
+def probabilities_of(logits: Tensor, regions: bool) -> Tensor:
+    """Probabilities of logits (channels, *S): of regions each by itself, of labels such that they sum to 1."""
+    return logits.sigmoid() if regions else logits.softmax(dim=0)
+
+
+def choose_labels(probabilities: Tensor, values: Sequence[int], regions: bool) -> Tensor:
+    """The label map (*S), uint8, of probabilities (channels, *S).
+
+    Of labels, the value of the most probable one, the first of equal ones. Of regions, as nnU-Net does it, the value of
+    each whose probability is above 0.5, a later one over an earlier one, and 0 where there is none.
+
+    Args:
+        probabilities: from `probabilities_of`.
+        values: of each channel.
+        regions: whether the channels are regions.
+    """
+    if not regions:
+        return torch.tensor(values, dtype=torch.uint8, device=probabilities.device)[probabilities.max(dim=0).indices]
+    chosen = torch.zeros(probabilities.shape[1:], dtype=torch.uint8, device=probabilities.device)
+    for value, probability in zip(values, probabilities, strict=True):
+        chosen[probability > 0.5] = value
+    return chosen
+
+
 def window_size(patch_size: Sequence[int], multiple: Sequence[int], shape: Sequence[int]) -> tuple[int, ...]:
     """The size of the sliding window: the whole volume if it has at most twice the voxels of a patch, else a patch.
 
@@ -112,17 +136,20 @@ class Prepared(MapTransform):
 
 
 class ToScan(MapTransform):
-    """The postprocessing: logits (classes, *S) on the working grid to labels (1, *shape), uint8, on the scan's grid.
+    """The postprocessing: logits (channels, *S) on the working grid to labels (1, *shape), uint8, on the scan's grid.
 
     Args:
         keys: keys of the logits.
         image: key of the scan from `Prepared`.
-        values: the label value of each class.
+        values: the label value of each channel.
+        regions: whether the channels are regions, which may overlap.
     """
 
-    def __init__(self, keys: Hashable | Sequence[Hashable], image: Hashable, values: Sequence[int]):
+    def __init__(
+        self, keys: Hashable | Sequence[Hashable], image: Hashable, values: Sequence[int], regions: bool = False
+    ):
         super().__init__(keys)
-        self.image, self.values = image, values
+        self.image, self.values, self.regions = image, values, regions
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Returns the data with labels instead of logits."""
@@ -130,14 +157,13 @@ class ToScan(MapTransform):
         scan = done[self.image]
         affine, shape = (np.asarray(scan.meta[name]) for name in ("scan_affine", "scan_shape"))
         for key in self.key_iterator(done):
-            probabilities = torch.as_tensor(done[key]).cpu().float().softmax(dim=0)
+            probabilities = probabilities_of(torch.as_tensor(done[key]).cpu().float(), self.regions)
             grid = scan.affine.numpy(), probabilities.shape[1:]
-            classes = torch.empty(*shape.tolist(), dtype=torch.uint8)
+            labels = torch.empty(*shape.tolist(), dtype=torch.uint8)
             axis = along(2, grid[0], affine)
             planes = iter(probabilities.unbind(3))
             for index, plane in resampled_planes(planes, *grid, affine, shape.tolist(), 2):
-                classes.select(axis, index).copy_(plane.argmax(dim=0))
-            labels = torch.tensor(self.values, dtype=torch.uint8)[classes.long()]
+                labels.select(axis, index).copy_(choose_labels(plane, self.values, self.regions))
             meta = {"filename_or_obj": scan.meta["filename_or_obj"]}
             done[key] = MetaTensor(labels[None], affine=torch.from_numpy(affine), meta=meta)
         return done

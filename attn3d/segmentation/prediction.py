@@ -20,7 +20,7 @@ from attn3d.segmentation.dicom_seg import highdicom, write_dicom_seg
 from attn3d.segmentation.errors import FileError, failing_as, failure_noted
 from attn3d.segmentation.files import check_same_grid, read_segmentation, read_volume, write_image, write_label
 from attn3d.segmentation.grid import voxel_millilitres
-from attn3d.segmentation.inference import Segmentation, View, measures_of, segment
+from attn3d.segmentation.inference import Segmentation, View, highest_entropy, measures_of, segment
 from attn3d.segmentation.itk import ENDINGS
 from attn3d.segmentation.networks import shape_multiple
 from attn3d.segmentation.portable import window_size
@@ -90,20 +90,21 @@ def predict(
             scans. Several processes may write into it.
         statistics: also write ``statistics.csv`` with volumes in ml; an existing table is extended.
         preview: also write ``case.png`` with three planes, and ``case.html`` with a viewer.
-        probabilities: also write ``case_probabilities.nii.gz``, float32, with the classes along the last axis.
+        probabilities: also write ``case_probabilities.nii.gz``, float32, with the classes along the last
+            axis: the background and the labels, or the regions.
         uncertainty: also write ``case_entropy.nii.gz``, float32: -sum p ln p of the mean probabilities p of the
             classes, in nats, from 0 to the logarithm of the number of classes. With several networks also
             ``case_spread.nii.gz``: the standard deviation over the networks (population) of the probability of the
             class that is most probable on average, before ``remove_small``. ``uncertainty.csv`` has the means of both
             over the labelled voxels, and empty cells without labelled voxels; an existing table is extended.
-            ``preview`` shows the images.
+            ``preview`` shows the images. Of regions: the sum of their entropies, and the largest of their spreads.
         dicom_seg: also write ``case.dcm``, a DICOM SEG in the frame of reference of the series; needs highdicom.
         format: file format of the labels; by default that of the scan, and NIfTI for DICOM.
         mirror: axes, 0 right, 1 anterior, 2 superior, as in the setting of the training. Predictions are averaged over
             windows mirrored along every combination of these axes: 2 for one axis and 8 for three.
         best: whether to use the weights of the best validation instead of the last ones.
         overlap: overlap of neighbouring windows as a fraction of their size, from 0 to below 1.
-        remove_small: connected components of a label with a smaller volume in ml become background.
+        remove_small: connected components of a label or region with a smaller volume in ml are removed from it.
         overwrite: whether to replace existing files instead of skipping them.
         quiet: whether to show no progress bar.
 
@@ -134,7 +135,7 @@ def predict(
             labels = opened[0].config.labels
             measures = measures_of(len(networks)) if uncertainty else ()
             if statistics:
-                rows_in(out / "statistics.csv", [f"{name} ml" for name in labels.values()])
+                rows_in(out / "statistics.csv", [f"{name} ml" for name in labels.names])
             if uncertainty:
                 rows_in(out / "uncertainty.csv", measures)
             out.mkdir(parents=True, exist_ok=True)
@@ -153,7 +154,7 @@ def predict(
                     label, maps = _segment(case, path, networks, opened[0], preview, dicom_seg, remove_small, **options)
                     found.written[case.name] = path
                 voxels, millilitres = np.asarray(label.dataobj), voxel_millilitres(label.affine)
-                volumes = {name: float((voxels == value).sum() * millilitres) for value, name in labels.items()}
+                volumes = {name: float(mask.sum() * millilitres) for name, mask in labels.masks(voxels)}
                 found.volume_ml[case.name] = volumes
                 if statistics:
                     rounded = {f"{name} ml": round(one, 3) for name, one in volumes.items()}
@@ -220,9 +221,11 @@ def _segment(
 ) -> tuple[nib.Nifti1Image, dict[str, np.ndarray]]:
     """Writes the requested files of a case, its labels last, and returns the labels and their uncertainty."""
     images = read_case_image(case)
-    segmentation, found = _labels(images, networks, **options)
+    found = _labels(images, networks, **options)
+    segmentation = found.labels
     if remove_small > 0:
-        segmentation = without_small(segmentation, remove_small / voxel_millilitres(images[0].affine))
+        smallest = remove_small / voxel_millilitres(images[0].affine)
+        segmentation = run.config.labels.changed(segmentation, lambda mask: without_small(mask, smallest))
     volumes = {} if found.probabilities is None else {"probabilities": found.probabilities}
     for what, values in (volumes | found.uncertainty).items():
         write_image(_beside(path, case, what), values, images[0].affine, "scanner")
@@ -243,15 +246,15 @@ def predict_held_out(run: Run, dataset: Dataset, *, quiet: bool = False) -> None
         with failing_as(case.images[0]):
             images = read_case_image(case)
             reference = read_case_label(case, dataset, images[0])
-            segmentation, _ = _labels(images, [(net, run.config)])
+            segmentation = _labels(images, [(net, run.config)]).labels
             write_label(folder / "references" / f"{case.name}.nii.gz", np.asarray(reference.dataobj), like=images[0])
             write_label(folder / f"{case.name}.nii.gz", segmentation, like=images[0])
 
 
 def _labels(
     images: Sequence[nib.Nifti1Image], networks: Sequence[tuple[nn.Module, Configuration]], **options: Any
-) -> tuple[np.ndarray, Segmentation]:
-    """The labels of a case and the result of `segment`. Networks with the same grid share the resampled volume."""
+) -> Segmentation:
+    """The result of `segment` for a case. Networks with the same grid share the resampled volume."""
     volumes: dict[Any, MetaTensor] = {}
     views = []
     for net, config in networks:
@@ -260,9 +263,8 @@ def _labels(
             volumes[grid] = intensities_of(images, config)
         multiple = shape_multiple(config.network, config.strides)
         window = window_size(config.patch_size, multiple, volumes[grid].shape[1:])
-        views.append(View(net, volumes[grid], window, config.windows))
-    found = segment(views, images[0], **options)
-    return np.array([0, *sorted(networks[0][1].labels)], np.uint8)[found.classes], found
+        views.append(View(net, volumes[grid], window, config.labels, config.windows))
+    return segment(views, images[0], **options)
 
 
 def _preview(path: Path, image: nib.Nifti1Image, segmentation: np.ndarray, found: Segmentation, run: Run) -> None:
@@ -276,7 +278,7 @@ def _preview(path: Path, image: nib.Nifti1Image, segmentation: np.ndarray, found
     figure = plot_segmentation(
         np.asarray(image.dataobj),
         {"network": segmentation},
-        config.labels,
+        config.labels.legend,
         image.affine,
         center=center,
         window=None if config.windows is None else config.windows[0],
@@ -286,14 +288,14 @@ def _preview(path: Path, image: nib.Nifti1Image, segmentation: np.ndarray, found
         figure.savefig(unfinished, dpi=100, format="png")
     heat = {}
     if found.probabilities is not None:
-        for index, value in enumerate(sorted(config.labels), 1):
-            values = found.probabilities[..., index]
-            heat[f"probability of {config.labels[value]}"] = Heat(values, image.affine, (0.0, 1.0))
-    most = {"entropy": math.log(config.out_channels), "spread": 0.5}
+        for index, label in enumerate(config.labels.channels):
+            if label in config.labels.names:
+                heat[f"probability of {label}"] = Heat(found.probabilities[..., index], image.affine, (0.0, 1.0))
+    most = {"entropy": highest_entropy(config.labels), "spread": 0.5}
     for measure, values in found.uncertainty.items():
         heat[measure] = Heat(values, image.affine, (0.0, most[measure]))
     view = view_of(
-        name, image, {"network": segmentation}, config.labels, heat=heat, windows=config.windows, center=center
+        name, image, {"network": segmentation}, config.labels.legend, heat=heat, windows=config.windows, center=center
     )
     picture = path.with_name(f"{name}.png").read_bytes()
     write_text(path.with_name(f"{name}.html"), case_page(view, picture, simulated=config.simulated))

@@ -42,7 +42,8 @@ class PreparedCase:
     """A case on the working grid, in a file that can be read in parts.
 
     The file has ``image`` (C, *S), float32, in Hounsfield units if there are windows and normalised otherwise;
-    ``classes`` (*S), uint8; and for each class of the case ``foreground <class>``, the flat indices of its voxels.
+    ``label`` (*S), uint8; for each label of the case ``foreground <name>``, the flat indices of its voxels; and if
+    there are ignored voxels ``annotated``, the indices of all others.
 
     Args:
         case: the case.
@@ -63,7 +64,7 @@ class PreparedCase:
             FileError: when a file of the case cannot be used, or the prepared file is incomplete.
         """
         made_with = {
-            "labels": {str(value): name for value, name in configuration.labels.items()},
+            "labels": configuration.as_dict()["labels"],
             "spacing": [*configuration.spacing],
             "normalised": configuration.windows is None,
         }
@@ -95,13 +96,13 @@ class PreparedCase:
 def _tensors(case: Case, dataset: Dataset, configuration: Configuration) -> dict[str, np.ndarray]:
     """The content of the file of a prepared case."""
     images = read_case_image(case)
-    label = read_case_label(case, dataset, images[0])
-    classes = np.zeros(label.shape, np.uint8)
-    for index, value in enumerate(sorted(configuration.labels), 1):
-        classes[np.asarray(label.dataobj) == value] = index
-    classes = label_to_grid(nib.Nifti1Image(classes, label.affine), configuration.spacing)[0].numpy()
+    labels = configuration.labels
+    label = label_to_grid(read_case_label(case, dataset, images[0]), configuration.spacing)[0].numpy()
     intensities = intensities_of(images, configuration).as_tensor()
-    tensors = {"image": intensities.numpy(), "classes": classes}
-    for value in np.unique(classes[classes > 0]).tolist():
-        tensors[f"foreground {value}"] = np.flatnonzero(classes == value).astype(np.int32)
+    tensors = {"image": intensities.numpy(), "label": label}
+    for name, mask in labels.masks(label):
+        if mask.any():
+            tensors[f"foreground {name}"] = np.flatnonzero(mask).astype(np.int32)
+    if (ignored := label == labels.ignore).any():
+        tensors["annotated"] = np.flatnonzero(~ignored).astype(np.int32)
     return {name: np.ascontiguousarray(values) for name, values in tensors.items()}

@@ -10,7 +10,9 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 
 from attn3d.segmentation.datasets import Case, Dataset, find_dataset, read_splits
+from attn3d.segmentation.datasets.layouts import nnunet
 from attn3d.segmentation.errors import FileError
+from attn3d.segmentation.labels import Labels
 from attn3d.segmentation.networks import create_network, not_finite
 from attn3d.segmentation.settings import Configuration
 from attn3d.segmentation.writing import finished_file, read_json, write_json
@@ -174,6 +176,21 @@ class Run:
         if lost := [name for name in names if name not in known]:
             raise FileError(self.config.data, f"has no case {lost[0]!r}, which is in the split of the run")
         return [known[name] for name in names]
+
+
+def read_labels(path: Path | str) -> Labels:
+    """What label values mean: of nnU-Net's ``dataset.json``, or of the folder of a run or a data set.
+
+    Raises:
+        FileError: when it does not say.
+    """
+    path = Path(path)
+    if path.is_file():
+        return nnunet.read_labels(path, read_json(path, "labels"))
+    labels = Run.open(path).config.labels if (path / "config.json").exists() else find_dataset(path).labels
+    if not labels.names:
+        raise FileError(path, "says of no label what it means; give a dataset.json")
+    return labels
 
 
 def open_runs(folder: Path | str) -> list[Run]:

@@ -22,10 +22,11 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from attn3d.arguments import nearest, one_of
 from attn3d.segmentation.errors import FileError
+from attn3d.segmentation.labels import Labels
 from attn3d.segmentation.networks import NETWORKS
 from attn3d.segmentation.writing import read_json
 
-FORMAT = 2  # version of run folders
+FORMAT = 3  # version of run folders
 EPOCHS = 30  # the default budget
 
 
@@ -186,9 +187,7 @@ class Configuration(Settings):
     layout: str = Field(description="layout of the data set")
     simulated: bool = Field(description="whether the scans are simulated")
     modality: str = Field(description="CT, MRI or unknown")
-    labels: Annotated[dict[int, str], MustBe("a name for each value")] = Field(
-        description="label values and names, without the background"
-    )
+    labels: Annotated[Labels, MustBe("`names` with the `values` of each")] = Field(description="the labels to learn")
     images: _Count = Field(description="number of images per case")
     versions: dict[str, str] = Field(description="versions of the libraries")
 
@@ -199,8 +198,8 @@ class Configuration(Settings):
 
     @property
     def out_channels(self) -> int:
-        """Number of classes, including the background. Label values need not be consecutive."""
-        return 1 + len(self.labels)
+        """Number of output channels: the regions, or the background and the labels."""
+        return len(self.labels.channels)
 
     @property
     def budget(self) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from attn3d.plotting import plot_calibration
-from attn3d.segmentation.datasets import ANY
+from attn3d.segmentation.labels import ANY, Labels
 from attn3d.segmentation.lesions import COUNTS, QUALITIES, ROW, pooled
 from attn3d.segmentation.writing import finished_file, sweep, write_json, write_table
 
@@ -15,14 +15,12 @@ _AGREEMENT = ("dice", "hd95_mm", "surface_dice")
 _TOTALS = ("volume_ml", "reference_ml", "lesions", "lesions_found", "false_lesions")
 
 
-def summarise(
-    cases: Mapping[str, Any], labels: Mapping[int, str], tolerance: float, failed: Mapping[str, str]
-) -> dict[str, Any]:
+def summarise(cases: Mapping[str, Any], labels: Labels, tolerance: float, failed: Mapping[str, str]) -> dict[str, Any]:
     """What `evaluate` returns, of cases that are scored: by name of the case and of the label as `score` gives them."""
     scored = next(iter(cases.values()))
     return {
         "tolerance_mm": tolerance,
-        "labels": {str(value): name for value, name in labels.items()},
+        "labels": labels.as_dict(),
         "cases": cases,
         "overall": {name: _overall([case[name] for case in cases.values()]) for name in scored},
         "failed": failed,

@@ -27,27 +27,27 @@ class Diverged(ValueError):
 class SegmentationTask(LightningModule):
     """Trains a network. The learning rate rises over the warm-up and decays to zero over the budget.
 
-    Training batches have an ``"image"`` (B, C, *S), a ``"label"`` (B, 1, *S) of class indices and the ``"name"`` of
-    each case. Validation batches are whole volumes: an image (1, C, *S), its classes (*S) and the name. The Dice is
-    that of all volumes pooled as one.
+    Training batches have an ``"image"`` (B, C, *S), a ``"label"`` (B, 1, *S) of label values and the ``"name"`` of
+    each case. Validation batches are whole volumes: an image (1, C, *S), its label (*S) and the name. The Dice is
+    that of all volumes pooled as one, without ignored voxels.
 
     With ``ema_decay``, a moving average of the weights is validated and saved. Its decay starts with the small values
     (1 + step) / (10 + step), so that the first weights are soon forgotten.
 
     Args:
-        network: (B, C, *S) to logits (B, classes, *S), or in training to several, the finest first (as a list, or
+        network: (B, C, *S) to logits (B, channels, *S), or in training to several, the finest first (as a list, or
             stacked as by DynUNet). The weight of each coarser one is half that of the one before.
         config: the configuration of the run.
     """
 
     def __init__(self, network: nn.Module, config: Configuration):
         super().__init__()
-        self.config, self.names = config, [*config.labels.values()]
+        self.config, self.names = config, config.labels.names
         self.network = to_channels_last(network) if config.channels_last else network
         self.average = None
         if config.ema_decay:
             self.average = AveragedModel(self.network).requires_grad_(False)
-        self.loss = DeepSupervisionLoss(create_loss(config.loss, config.class_weights))
+        self.loss = DeepSupervisionLoss(create_loss(config.loss, config.labels, config.class_weights))
         self.dice: dict[str, float] = {}  # of the last validation
 
     @property
@@ -114,9 +114,11 @@ class SegmentationTask(LightningModule):
         logits = torch.as_tensor(outputs)
         if not logits.isfinite().all():
             self.stop("the network's output is not finite", [batch["name"]])
-        found, true = logits[0].argmax(0), batch["label"].cpu()
-        for index in range(len(self.names)):
-            one, other = found == index + 1, true == index + 1
+        labels = config.labels
+        chosen = labels.choose(labels.probabilities(logits[0]))
+        found, true = labels.compared(chosen.numpy(), batch["label"].cpu().numpy())
+        masks = zip(labels.masks(found), labels.masks(true), strict=True)
+        for index, ((_, one), (_, other)) in enumerate(masks):
             self._counts[index] += torch.tensor([(one & other).sum() * 2, one.sum() + other.sum()])
 
     def on_validation_epoch_end(self) -> None:

@@ -23,7 +23,6 @@ from attn3d.segmentation.errors import FileError
 from attn3d.segmentation.evaluation import evaluate
 from attn3d.segmentation.fingerprint import take_fingerprint
 from attn3d.segmentation.locks import LOCK, locked
-from attn3d.segmentation.losses import create_loss
 from attn3d.segmentation.patches import PatchData
 from attn3d.segmentation.prediction import predict_held_out
 from attn3d.segmentation.pretrained import start_from
@@ -151,7 +150,7 @@ def _new_run(
         dataset = simulate(out / "cohort", quiet=quiet)
     else:
         dataset = find_dataset(data, labelled=True)
-    if not dataset.labels:
+    if not dataset.labels.names:
         raise FileError(dataset.folder, "has no names of labels; add a dataset.json")
     if first and not quiet:
         print(dataset)
@@ -170,7 +169,6 @@ def _new_run(
     configuration = configure(dataset, images, fingerprint, settings)
     run = Run(out, configuration)
     net = run.new_network()  # errors of the network or its weights are raised before anything is written
-    create_loss(configuration.loss, configuration.class_weights)
     if configuration.start_from is not None:
         start_from(net, configuration.start_from)
     if first:

@@ -3,6 +3,7 @@
 import numpy as np
 
 from attn3d.segmentation.components import components, middle_of_largest, without_small
+from attn3d.segmentation.labels import Labels
 
 
 def blocks(*boxes):
@@ -29,8 +30,21 @@ def test_the_middle_of_a_crescent_is_in_it():
 
 
 def test_what_is_small_goes_label_by_label():
-    labels = np.where(blocks(((0, 2), (0, 2), (0, 2))), 2, 0)
-    labels[blocks(((2, 4), (0, 2), (0, 2)), ((8, 9), (8, 9), (0, 3)))] = 5
-    kept = without_small(labels, 8)
-    assert np.array_equal(kept, np.where(blocks(((8, 9), (8, 9), (0, 3))), 0, labels))
-    assert not without_small(labels, 8.5).any()
+    label = np.where(blocks(((0, 2), (0, 2), (0, 2))), 2, 0)
+    label[blocks(((2, 4), (0, 2), (0, 2)), ((8, 9), (8, 9), (0, 3)))] = 5
+    labels = Labels.of({2: "a", 5: "b"})
+    kept = labels.changed(label, lambda mask: without_small(mask, 8))
+    assert np.array_equal(kept, np.where(blocks(((8, 9), (8, 9), (0, 3))), 0, label))
+    assert not labels.changed(label, lambda mask: without_small(mask, 8.5)).any()
+
+
+def test_a_small_piece_of_a_region_leaves_the_region_that_holds_it():
+    label = np.where(blocks(((0, 6), (0, 6), (0, 4))), 1, 0)
+    label[1, 1, 1] = 3
+    label[blocks(((3, 5), (3, 5), (0, 3)))] = 3
+    label[10, 10, 0] = 3
+    labels = Labels(("whole", "core"), ((1, 3), (3,)), (1, 3))
+    kept = labels.changed(label, lambda mask: without_small(mask, 2))
+    expected = label.copy()
+    expected[1, 1, 1], expected[10, 10, 0] = 1, 0
+    assert np.array_equal(kept, expected)

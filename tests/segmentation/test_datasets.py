@@ -38,7 +38,7 @@ def test_a_published_layout_is_found_and_read(tmp_path, write):
     layout, cases, test_cases, labels, modality, channels = PUBLISHED[write]
     write(tmp_path)
     dataset = find_dataset(tmp_path, labelled=True)
-    assert (dataset.layout, dataset.labels, dataset.modality) == (layout, labels, modality)
+    assert (dataset.layout, dataset.labels.legend, dataset.modality) == (layout, labels, modality)
     assert (names(dataset.cases), names(dataset.test_cases)) == (cases, test_cases)
     assert dataset.problems == ()
     assert not dataset.simulated
@@ -148,15 +148,44 @@ def test_hidden_files_of_a_copy_are_not_scans(tmp_path):
     assert not dataset.problems
 
 
+REGIONS = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "active": 3}
+UPSIDE_DOWN = {"background": 0, "active": 3, "core": [2, 3], "whole": [1, 2, 3]}
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"labels": {"background": 0, "whole": [1, 2], "core": 2}}, "regions of several values"),
-        ({"labels": {"background": 0, "a": 1, "ignore": 2}}, "voxels to `ignore`"),
         ({"labels": {"a": 1}}, "`background` 0"),
-        ({"labels": {"background": 1, "a": 2}}, "a whole number each, `background` 0"),
-        ({"labels": {"background": 0, "a": 1, "b": 1}}, "a whole number each"),
-        ({"labels": {"background": 0, "a": "1"}}, "a whole number each"),
+        ({"labels": {"background": 1, "a": 2}}, "must name the values, with `background` 0"),
+        ({"labels": {"background": [0], "a": 2}}, "must name the values, with `background` 0"),
+        ({"labels": {"background": 0, "a": 1, "b": 1}}, "give 1 two names"),
+        ({"labels": {"background": 0, "a": "1"}}, "must give 'a' a whole number, or a region a list of them, got '1'"),
+        ({"labels": {"background": 0, "a": [1, "2"]}}, r"must give 'a' a whole .* got \[1, '2'\]"),
+        ({"labels": {"background": 0, "a": True}}, "must give 'a' a whole number"),
+        ({"labels": {"background": 0, "a": [1, 1], "b": 2}}, r"give 'a' the values \[1, 1\]; name"),
+        ({"labels": {"background": 0, "a": [], "b": 2}}, r"give 'a' the values \[\]; name at least one"),
+        ({"labels": {"background": 0, "a": [0, 1]}}, "has the label 0; map"),
+        ({"labels": {"background": 0, "any label": [1, 2], "b": 2}}, "for all labels as one"),
+        ({"labels": {"background": 0, "a": 1, "ignore": 1}}, "`ignore` must be the highest value, above 1 .* got 1"),
+        ({"labels": {"background": 0, "a": 3, "ignore": 2}}, "`ignore` must be the highest value, above 3 .* got 2"),
+        ({"labels": {"background": 0, "a": 3, "ignore": 256}}, "up to 255, got 256"),
+        ({"labels": {"background": 0, "a": 1, "ignore": [2]}}, r"give `ignore` one whole number, got \[2\]"),
+        ({"labels": REGIONS}, "gives? 'whole' several values, which needs `regions_class_order`: .* 3 regions"),
+        (
+            {"labels": REGIONS, "regions_class_order": [1, 2]},
+            r"have 3 values, .*whole, core, active, got \[1, 2\]",
+        ),
+        ({"labels": REGIONS, "regions_class_order": 3}, "must be a list of whole numbers, got 3"),
+        ({"labels": REGIONS, "regions_class_order": [1, 2, "3"]}, "must be a list of whole numbers"),
+        (
+            {"labels": REGIONS, "regions_class_order": [1, 2, 1]},
+            "writes 1 for 'active', which is not one of",
+        ),
+        (
+            {"labels": REGIONS, "regions_class_order": [3, 2, 3]},
+            "writes 3 for 'whole', over which 'active' is",
+        ),
+        ({"labels": UPSIDE_DOWN, "regions_class_order": [3, 2, 1]}, "writes 3 for 'active', over which 'whole' is"),
         ({"file_ending": ".mgz"}, "`file_ending` is '.mgz'; convert"),
         ({"channel_names": []}, "`channel_names` must name"),
     ],
@@ -266,7 +295,7 @@ def test_data_and_label_are_instance_2022_where_the_scans_are_numbered(tmp_path)
     for part in ("data", "label"):
         layouts.write(tmp_path / part / "patient_one.nii.gz", layouts.marks(1, 2))
     dataset = find_dataset(tmp_path)
-    assert (dataset.layout, dataset.modality, dataset.labels) == ("image/label pairs", "unknown", {1: "label 1"})
+    assert (dataset.layout, dataset.modality, dataset.labels.legend) == ("image/label pairs", "unknown", {1: "label 1"})
 
 
 def test_endings_in_capitals_are_read_and_other_formats_named(tmp_path):

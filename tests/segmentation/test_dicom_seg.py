@@ -11,6 +11,7 @@ import SimpleITK as sitk
 
 from attn3d.segmentation import FileError, predict, read_image
 from attn3d.segmentation.dicom_seg import write_dicom_seg
+from attn3d.segmentation.labels import Labels
 from tests.segmentation import layouts
 from tests.segmentation.test_dicom import change
 from tests.segmentation.test_prediction import run
@@ -18,7 +19,7 @@ from tests.segmentation.volumes import AFFINES
 
 __all__ = ["run"]  # a fixture
 
-NAMES = {5: "outer", 2: "inner"}
+LABELS = Labels.of({5: "outer", 2: "inner"})
 
 
 def labels_of(image):
@@ -39,7 +40,7 @@ def assert_reads_back(path, series):
     """Every voxel where it was, by two readers, frames that refer to the slices at their places."""
     image = read_image(series)
     labels = labels_of(image)
-    write_dicom_seg(path, labels, series, NAMES)
+    write_dicom_seg(path, labels, series, LABELS)
     seg = highdicom.seg.segread(path)
     assert [one.SegmentLabel for one in seg.SegmentSequence] == ["inner", "outer"]
     headers = {}
@@ -53,7 +54,7 @@ def assert_reads_back(path, series):
     from_itk = sitk.ReadImage(str(path))  # a frame for each segment and slice
     assert from_itk.GetSize()[2] == seg.NumberOfFrames
     pixels = sitk.GetArrayFromImage(from_itk)
-    for number, value in enumerate(sorted(NAMES), 1):
+    for number, value in enumerate(LABELS.present, 1):
         expected = in_millimetres(labels == value, image.affine)
         found = in_millimetres(volume.array == number, affine)
         np.testing.assert_allclose(found, expected, atol=0.02)
@@ -104,12 +105,27 @@ def test_what_no_seg_can_refer_to_is_refused(tmp_path, monkeypatch):
     nib.save(nib.Nifti1Image(data, affine), tmp_path / "scan.nii.gz")
     labels = np.zeros(data.shape, np.uint8)
     with pytest.raises(FileError, match=r"scan.nii.gz: is not a DICOM series.*omit --dicom-seg"):
-        write_dicom_seg(tmp_path / "seg.dcm", labels, tmp_path / "scan.nii.gz", NAMES)
+        write_dicom_seg(tmp_path / "seg.dcm", labels, tmp_path / "scan.nii.gz", LABELS)
     for file in (tmp_path / "series").iterdir():
         change(file, FrameOfReferenceUID=None, StudyInstanceUID=None)
     with pytest.raises(FileError, match=r"series: a DICOM SEG cannot refer to it \(.*StudyInstanceUID"):
-        write_dicom_seg(tmp_path / "seg.dcm", labels, tmp_path / "series", NAMES)
+        write_dicom_seg(tmp_path / "seg.dcm", labels, tmp_path / "series", LABELS)
     monkeypatch.setitem(sys.modules, "highdicom", None)
     with pytest.raises(ValueError, match=r"`dicom_seg` needs highdicom; python -m pip install 'attn3d\[dicom\]'"):
-        write_dicom_seg(tmp_path / "seg.dcm", labels, tmp_path / "series", NAMES)
+        write_dicom_seg(tmp_path / "seg.dcm", labels, tmp_path / "series", LABELS)
     assert not (tmp_path / "seg.dcm").exists()
+
+
+def test_segments_of_regions_overlap(tmp_path):
+    layouts.dicom_series(tmp_path / "series")
+    for file in (tmp_path / "series").iterdir():
+        change(file, FrameOfReferenceUID="1.2.3.9", PatientID="1", PatientName="A^B", StudyID="1", AccessionNumber="")
+    segmentation = labels_of(read_image(tmp_path / "series"))
+    regions = Labels(("whole", "core"), ((2, 5), (5,)), (2, 5))
+    write_dicom_seg(tmp_path / "seg.dcm", segmentation, tmp_path / "series", regions)
+    seg = highdicom.seg.segread(tmp_path / "seg.dcm")
+    assert [one.SegmentLabel for one in seg.SegmentSequence] == ["whole", "core"]
+    for number, (_, mask) in enumerate(regions.masks(segmentation), 1):
+        volume = seg.get_volume(segment_numbers=[number])
+        found = in_millimetres(volume.array[..., 0] > 0, np.diag([-1, -1, 1, 1]) @ volume.affine)
+        np.testing.assert_allclose(found, in_millimetres(mask, read_image(tmp_path / "series").affine), atol=0.02)

@@ -273,7 +273,7 @@ def test_the_files_say_what_is_returned(folders, tmp_path):
     out = tmp_path / "deep" / "scores"
     scores = evaluate(*folders, out, labels=NAMES, tolerance=1.5, quiet=True)
     assert json.loads((out / "scores.json").read_text()) == scores
-    assert (scores["tolerance_mm"], scores["labels"]) == (1.5, {"1": "EDH", "2": "SDH"})
+    assert (scores["tolerance_mm"], scores["labels"]) == (1.5, {"EDH": 1, "SDH": 2})
     with (out / "scores.csv").open() as file:
         rows = {(row["case"], row["label"]): row for row in csv.DictReader(file)}
     assert len(rows) == 4 * 3 + 3 * 3
@@ -311,7 +311,7 @@ def test_bad_files_are_listed_and_the_others_scored(folders, capsys):
     assert problems["stray.nii"] == f"has no file of its name in {references}"
     assert problems["forgotten.nii.gz"] == f"has no file of its name in {predictions}"
     assert "100%" in capsys.readouterr().out
-    assert evaluate(predictions, references, quiet=True)["labels"] == {"1": "label 1", "7": "label 7"}
+    assert evaluate(predictions, references, quiet=True)["labels"] == {"label 1": 1, "label 7": 7}
 
 
 def test_a_prediction_off_the_grid_is_refused(folders):

@@ -12,13 +12,15 @@ import onnxruntime
 import pytest
 import torch
 from monai.bundle import ConfigParser
-from monai.transforms import LoadImaged
+from monai.transforms import LoadImage, LoadImaged
 
-from attn3d.segmentation import NETWORKS, FileError, Run, export, predict
+from attn3d.segmentation import NETWORKS, FileError, Run, export, portable, predict
 from attn3d.segmentation.configuration import configure
 from attn3d.segmentation.datasets import Dataset
 from attn3d.segmentation.fingerprint import Fingerprint
 from attn3d.segmentation.inference import View, segment
+from attn3d.segmentation.labels import Labels
+from attn3d.segmentation.networks import shape_multiple
 from attn3d.segmentation.portable import Prepared, ToScan, WindowInferer, to_channels, window_size
 from attn3d.segmentation.preprocessing import intensities_of
 from attn3d.segmentation.settings import settings_from
@@ -28,14 +30,18 @@ ROOT = Path(__file__).parents[2]
 NEAR = 2e-3  # half precision sums the windows of `predict`; closer probabilities may be either's
 
 
-def make_run(folder, modality, images=1, network="UNet", **settings):
+LABELS = Labels.of({2: "inner", 5: "outer"})
+REGIONS = Labels(("all of it", "inner"), ((2, 5), (5,)), (2, 5), ignore=7)
+
+
+def make_run(folder, modality, images=1, network="UNet", labels=LABELS, **settings):
     """A run whose network has weights as they are drawn."""
     fingerprint = Fingerprint(2, (40, 40, 20), (2, 2, 4), ((2, 2),) * 3, ({},) * images, {}, {})
     windows = ((100.0, 400.0), (200.0, 100.0)) if modality == "CT" else None
     small = {"spacing": (2.0, 2.0, 4.0), "patch_size": (24, 24, 12), "strides": [[2, 2, 1], [2, 2, 2]], "width": 4}
     small |= {"kernels": [[3, 3, 3]] * 3}
     settings = {"windows": windows, "network": network, **small, **settings}
-    dataset = Dataset(folder, "test", labels={2: "inner", 5: "outer"}, modality=modality)
+    dataset = Dataset(folder, "test", labels=labels, modality=modality)
     run = Run(folder, configure(dataset, images, fingerprint, settings_from(None, settings)))
     Run.create(folder, run.config, {}, {"training": [], "validation": []})
     torch.manual_seed(0)
@@ -49,16 +55,17 @@ def scan_file(path, geometry, shift=0.0):
     return path
 
 
-def assert_same_labels(found, predicted, probabilities):
+def assert_same_labels(found, predicted, probabilities, regions=False):
     """But where two classes are as good as equal."""
     found, predicted = nib.load(found), nib.load(predicted)
     np.testing.assert_allclose(found.affine, predicted.affine, atol=1e-4)
     labels, expected = (np.asarray(one.dataobj) for one in (found, predicted))
     assert len(np.unique(expected)) > 1, "or nothing is compared"
     best = np.sort(np.asarray(nib.load(probabilities).dataobj), axis=-1)
+    doubt = np.abs(best - 0.5).min(axis=-1) if regions else best[..., -1] - best[..., -2]
     differ = labels != expected
     assert differ.mean() < 1e-3
-    assert (best[..., -1] - best[..., -2])[differ].max(initial=0) < NEAR
+    assert doubt[differ].max(initial=0) < NEAR
 
 
 def called(command, **options):
@@ -84,16 +91,42 @@ def test_a_bundle_finds_the_labels_of_predict(tmp_path):
     assert outputs["channel_def"] == {"0": "background", "1": "inner", "2": "outer"}
 
 
+def test_a_bundle_finds_the_regions_of_predict(tmp_path):
+    """By what is in it, without MONAI's command."""
+    run = make_run(tmp_path / "run", "CT", labels=REGIONS)
+    path = scan_file(tmp_path / "case.nii.gz", "LAS, 5 mm slices")
+    expected = predict(run.folder, path, tmp_path / "out", probabilities=True, quiet=True).written["case"]
+    bundle = export(run.folder, tmp_path / "bundle")
+    parser = ConfigParser(json.loads((bundle / "configs" / "inference.json").read_text()))
+    after = parser["postprocessing"]["transforms"][0]
+    assert after.pop("_target_") == "scripts.portable.ToScan"
+    before = portable.Prepared("image", run.config.spacing, run.config.windows)
+    data = before({"image": LoadImage(ensure_channel_first=True)(path)})
+    inferer = portable.WindowInferer(run.config.patch_size, shape_multiple("UNet", run.config.strides))
+    with torch.no_grad():
+        data["pred"] = inferer(data["image"][None], run.network())[0]
+    found = portable.ToScan(after.pop("keys"), **after)(data)["pred"]
+    nib.save(nib.Nifti1Image(found[0].numpy(), found.affine.numpy()), tmp_path / "found.nii.gz")
+    probabilities = expected.with_name("case_probabilities.nii.gz")
+    assert_same_labels(tmp_path / "found.nii.gz", expected, probabilities, regions=True)
+    meta = json.loads((bundle / "configs" / "metadata.json").read_text())
+    assert meta["network_data_format"]["outputs"]["pred"]["channel_def"] == {"0": "all of it", "1": "inner"}
+
+
 @pytest.mark.filterwarnings("ignore")  # of PyTorch's exporter, about itself
-def test_onnx_runtime_finds_the_labels_of_predict(tmp_path):
+@pytest.mark.parametrize(
+    "labels", [LABELS, pytest.param(REGIONS, marks=pytest.mark.nightly)], ids=["labels", "regions"]
+)
+def test_onnx_runtime_finds_the_labels_of_predict(labels, tmp_path):
     """By the example, of a scan of two images that are normalised."""
-    run = make_run(tmp_path / "run", "MRI", images=2)
+    run = make_run(tmp_path / "run", "MRI", images=2, labels=labels)
     (tmp_path / "scans").mkdir()
     paths = [scan_file(tmp_path / "scans" / f"case_000{one}.nii.gz", "oblique", 50.0 * one) for one in range(2)]
     expected = predict(run.folder, tmp_path / "scans", tmp_path / "out", probabilities=True, quiet=True).written["case"]
     exported = export(run.folder, tmp_path / "exported", format="onnx")
     called([sys.executable, ROOT / "examples" / "onnx_runtime.py", exported, tmp_path / "found.nii.gz", *paths])
-    assert_same_labels(tmp_path / "found.nii.gz", expected, expected.with_name("case_probabilities.nii.gz"))
+    probabilities = expected.with_name("case_probabilities.nii.gz")
+    assert_same_labels(tmp_path / "found.nii.gz", expected, probabilities, regions=labels.regions)
 
     session = onnxruntime.InferenceSession(exported / "model.onnx")
     for shape in ((1, 2, 24, 24, 12), (3, 2, 4, 12, 10)):
@@ -185,9 +218,9 @@ def test_a_bundle_brings_labels_back_as_predict_does(geometry, tmp_path):
     labels = found["pred"]
 
     scan_image = nib.load(path)
-    view = View(network, intensities_of([scan_image], config), window, config.windows)
+    view = View(network, intensities_of([scan_image], config), window, config.labels, config.windows)
     expected = segment([view], scan_image, keep=True)
-    differ = labels[0].numpy() != np.array([0, 2, 5])[expected.classes]
+    differ = labels[0].numpy() != expected.labels
     assert labels.dtype == torch.uint8
     assert labels.shape == (1, *scan_image.shape)
     assert len(labels.unique()) == 3, "or nothing is compared"

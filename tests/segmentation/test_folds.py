@@ -30,7 +30,7 @@ def test_every_case_is_scored_by_the_run_that_has_not_seen_it(folds):
         own = json.loads(run.scores.read_text())["cases"]
         assert {name: folds.scores["cases"][name] for name in split["val"]} == own
     assert list(folds.scores["cases"]) == NAMES
-    label = next(iter(folds.scores["labels"].values()))
+    label = next(iter(folds.scores["labels"]))
     dice = [case[label]["dice"] for case in folds.scores["cases"].values()]
     assert folds.scores["overall"][label]["dice"] == pytest.approx(np.mean(dice))
     assert json.loads((folds.folder / "scores.json").read_text()) == folds.scores

@@ -12,9 +12,11 @@ from torch import nn
 
 from attn3d.segmentation.grid import label_to_grid, to_grid
 from attn3d.segmentation.inference import View, probability_planes, segment
+from attn3d.segmentation.labels import Labels
 from attn3d.segmentation.portable import normalise, window_size
 from tests.segmentation.volumes import AFFINES, head, scan
 
+LABELS = Labels.of({1: "outer", 2: "middle", 3: "inner"})
 PATCH, SPACING = (16, 16, 16), (4.0, 4.0, 4.0)
 
 
@@ -51,13 +53,13 @@ class Sharper(nn.Module):
 
 def view(network, image, patch=PATCH):
     volume = to_grid(image, SPACING)
-    return View(network, MetaTensor(normalise(volume.as_tensor()), affine=volume.affine), patch)
+    return View(network, MetaTensor(normalise(volume.as_tensor()), affine=volume.affine), patch, LABELS)
 
 
 @pytest.mark.parametrize("name", ["oblique", "LAS, 5 mm slices"])
 def test_a_trained_network_finds_what_it_learnt_in_a_scan_of_another_geometry(trained, name):
     image, label = pair(name, seed=5)
-    found, true = segment([view(trained, image)], image).classes, np.asarray(label.dataobj)
+    found, true = segment([view(trained, image)], image).labels, np.asarray(label.dataobj)
     assert found.dtype == np.uint8
     assert found.shape == image.shape
     assert 2 * ((found == 3) & (true == 3)).sum() / ((found == 3).sum() + (true == 3).sum()) > 0.8
@@ -84,7 +86,7 @@ def test_uncertainty_is_entropy_and_the_spread_of_networks(trained, count):
     np.testing.assert_allclose(found.uncertainty["entropy"], -sum(terms), atol=1e-5)
     assert [*found.uncertainty] == ["entropy", "spread"][:count]
     if count > 1:
-        given = [np.take_along_axis(one, found.classes[..., None].astype(int), -1)[..., 0] for one in each]
+        given = [np.take_along_axis(one, found.labels[..., None].astype(int), -1)[..., 0] for one in each]
         plain = np.sqrt(sum((one - sum(given) / count) ** 2 for one in given) / count)
         np.testing.assert_allclose(found.uncertainty["spread"], plain, atol=1e-6)
         assert plain.max() > 0.2
@@ -107,7 +109,7 @@ def test_entropy_ends_at_nothing_and_at_the_logarithm_of_the_classes(trained, po
 def test_windows_are_averaged_as_by_monai(trained, axis, overlap, patch):
     """Plane by plane; also where the volume is smaller than a window."""
     volume = torch.randn(1, 21, 26, 18, generator=torch.Generator().manual_seed(0))
-    planes = probability_planes(View(trained, MetaTensor(volume), patch), axis, overlap=overlap)
+    planes = probability_planes(View(trained, MetaTensor(volume), patch, LABELS), axis, overlap=overlap)
     found = torch.stack(list(planes), dim=1 + axis)
     with torch.no_grad():
         logits = sliding_window_inference(
@@ -126,16 +128,17 @@ def test_mirrored_windows_are_averaged_over_all_combinations(trained, mirror):
         with torch.no_grad():
             runs.append(trained(volume.flip([1 + axis for axis in axes])[None])[0].flip([1 + axis for axis in axes]))
     plain = torch.stack(runs).mean(dim=0).softmax(dim=0)
-    found = torch.stack([*probability_planes(View(trained, MetaTensor(volume), PATCH), 2, mirror=mirror)], dim=3)
+    seen = View(trained, MetaTensor(volume), PATCH, LABELS)
+    found = torch.stack([*probability_planes(seen, 2, mirror=mirror)], dim=3)
     torch.testing.assert_close(found, plain, atol=2e-3, rtol=0)
-    unmirrored = torch.stack([*probability_planes(View(trained, MetaTensor(volume), PATCH), 2)], dim=3)
+    unmirrored = torch.stack([*probability_planes(seen, 2)], dim=3)
     assert (found - unmirrored).abs().max() > 0.05
 
 
 def test_mirrored_windows_make_a_network_blind_to_sides(trained):
     volume = torch.randn(1, 24, 20, 18, generator=torch.Generator().manual_seed(0))
-    mirrored = View(trained, MetaTensor(volume.flip(1, 3)), PATCH)
-    found = torch.stack([*probability_planes(View(trained, MetaTensor(volume), PATCH), 1, mirror=[0, 2])], dim=2)
+    plain, mirrored = (View(trained, MetaTensor(one), PATCH, LABELS) for one in (volume, volume.flip(1, 3)))
+    found = torch.stack([*probability_planes(plain, 1, mirror=[0, 2])], dim=2)
     other = torch.stack([*probability_planes(mirrored, 1, mirror=[0, 2])], dim=2)
     torch.testing.assert_close(found, other.flip(1, 3), atol=2e-3, rtol=0)
 
@@ -152,3 +155,50 @@ def test_mirrored_windows_make_a_network_blind_to_sides(trained):
 )
 def test_a_scan_of_at_most_two_patches_is_one_window(shape, window):
     assert window_size((40, 56, 40), (8, 8, 8), shape) == window
+
+
+REGIONS = Labels(("a", "b", "c", "d"), ((1, 2, 3, 4), (2, 3, 4), (3, 4), (4,)), (1, 2, 3, 4))
+
+
+def test_regions_are_found_each_by_itself(trained):
+    """In windows that slide, on the scan's own grid, with the uncertainty of two networks."""
+    image, _ = pair("oblique")
+    networks = [trained, nn.Sequential(trained, Sharper(0.5)).eval()]
+    views = [view(network, image)._replace(labels=REGIONS) for network in networks]
+    alone = [segment([one], image, keep=True) for one in views]
+    with torch.no_grad():
+        logits = sliding_window_inference(
+            views[0].volume[None], PATCH, 2, trained, overlap=0.5, mode="gaussian", padding_mode="replicate"
+        )
+    planes = torch.stack([*probability_planes(views[0], 0)], dim=1)
+    torch.testing.assert_close(planes, torch.as_tensor(logits[0]).sigmoid(), atol=2e-3, rtol=0)
+
+    found = segment(views, image, keep=True, uncertainty=True)
+    parts = np.stack([one.probabilities for one in alone])
+    np.testing.assert_allclose(found.probabilities, parts.mean(axis=0), atol=1e-6)
+    written = np.zeros(image.shape, np.uint8)
+    for region in range(4):
+        written[found.probabilities[..., region] > 0.5] = region + 1
+    np.testing.assert_array_equal(found.labels, written)
+    mean = found.probabilities.astype(float).clip(1e-30, 1 - 1e-16)
+    entropy = -(mean * np.log(mean) + (1 - mean) * np.log1p(-mean)).sum(axis=-1)
+    np.testing.assert_allclose(found.uncertainty["entropy"], entropy, atol=1e-5)
+    np.testing.assert_allclose(found.uncertainty["spread"], parts.std(axis=0).max(axis=-1), atol=1e-6)
+    assert found.uncertainty["spread"].max() > 0.05
+
+
+@pytest.mark.parametrize("labels", [LABELS, REGIONS], ids=["labels", "regions"])
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_logits_that_are_not_finite_are_found(value, labels):
+    class Broken(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.nothing = nn.Parameter(torch.zeros(1))
+
+        def forward(self, x):
+            logits = torch.zeros(len(x), 4, *x.shape[2:]) + self.nothing
+            logits[:, :, 3] = value
+            return logits
+
+    with pytest.raises(ValueError, match="not finite"):
+        list(probability_planes(View(Broken(), MetaTensor(torch.zeros(1, *PATCH)), PATCH, labels), 2))

@@ -16,6 +16,7 @@ from attn3d.cli.app import one_line_errors
 from attn3d.segmentation import Diverged, FileError, Run, predict, train
 from attn3d.segmentation.callbacks import Checkpoint
 from attn3d.segmentation.inference import View, probability_planes
+from attn3d.segmentation.labels import Labels
 from attn3d.segmentation.portable import normalise
 from attn3d.segmentation.settings import settings_from
 from attn3d.segmentation.task import SegmentationTask
@@ -176,19 +177,19 @@ def test_what_goes_in_and_comes_out_of_a_network_is_finite():
     network = nn.Conv3d(1, 2, 1)
     volume[0, 1, 2, 3] = float("nan")
     with pytest.raises(ValueError, match="`volume` must be finite, got 1 voxels"):
-        list(probability_planes(View(network, volume, (16, 16, 16)), 0))
+        list(probability_planes(View(network, volume, (16, 16, 16), Labels.of({1: "block"})), 0))
     volume[0, 1, 2, 3] = 1.0
     nn.init.constant_(network.weight, 3e38)
     nn.init.constant_(network.bias, 3e38)
     with pytest.raises(ValueError, match="`network` gives values that are not finite"):
-        list(probability_planes(View(network, volume, (16, 16, 16)), 0))
+        list(probability_planes(View(network, volume, (16, 16, 16), Labels.of({1: "block"})), 0))
 
 
 @pytest.fixture
 def diverged(monkeypatch):
     """A task in its fifth epoch, whose network gives NaN."""
     settings = settings_from(None, {})
-    config = {"labels": {1: "block"}, "channels_last": False, "ema_decay": 0.0, "loss": settings.loss}
+    config = {"labels": Labels.of({1: "block"}), "channels_last": False, "ema_decay": 0.0, "loss": settings.loss}
     config |= {"class_weights": None, "network": "UNet", "strides": [(2, 2, 2)], "patch_size": (8, 8, 8)}
     network = nn.Conv3d(1, 2, 1)
     nn.init.constant_(network.weight, torch.nan)

@@ -16,21 +16,23 @@ PATCHES = 900
 BOUND = 3 * np.sqrt(2 / 9 / PATCHES)  # three deviations of a share of two thirds
 
 
-def write(folder, labels, name="case", image=None):
+def write(folder, labels, name="case", image=None, ignore=None):
     """A prepared case."""
-    tensors = {"image": labels[None].astype(np.float32) if image is None else image, "classes": labels}
-    for value in np.unique(labels[labels > 0]):
+    tensors = {"image": labels[None].astype(np.float32) if image is None else image, "label": labels}
+    for value in np.unique(labels[(labels > 0) & (labels != ignore)]):
         tensors[f"foreground {value}"] = np.flatnonzero(labels == value).astype(np.int32)
+    if ignore is not None:
+        tensors["annotated"] = np.flatnonzero(labels != ignore).astype(np.int32)
     save_file(tensors, folder / f"{name}.safetensors")
     return PreparedCase(SimpleNamespace(name=name), folder)
 
 
-def patches_of(folder, labels, size, share=2 / 3):
+def patches_of(folder, labels, size, share=2 / 3, ignore=None):
     """The labels and corners of many patches."""
     random = np.random.default_rng(0)
-    with write(folder, labels).open() as file:
+    with write(folder, labels, ignore=ignore).open() as file:
         corners = np.array([draw_corner(file, np.array(size), share, random) for _ in range(PATCHES)])
-        drawn = [read_box(file, "classes", corner, np.array(size)) for corner in corners]
+        drawn = [read_box(file, "label", corner, np.array(size)) for corner in corners]
     assert all(patch.shape == size for patch in drawn)
     assert (corners >= 0).all()
     assert (corners + size <= np.array(labels.shape)).all()
@@ -62,6 +64,21 @@ def test_the_share_is_of_the_labels_that_a_case_has(tmp_path):
     assert rare == pytest.approx(1 / 2, abs=3 * np.sqrt(1 / 4 / PATCHES))
 
 
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_the_middle_of_a_patch_is_not_ignored(share, tmp_path):
+    """A few planes of a scan are labelled, and a label within them; the others are not drawn."""
+    label = np.full((30, 30, 30), 4, np.uint8)
+    label[:, :, 14:16] = 0
+    label[10:12, 10:12, 14] = 3
+    drawn, corners = patches_of(tmp_path, label, (6, 6, 6), share, ignore=4)
+    assert all((patch != 4).any() for patch in drawn)
+    assert set(corners[:, 2]) <= {11, 12}
+    assert all(patch[3, 3, 3] != 4 for patch, corner in zip(drawn, corners, strict=True) if 0 < corner.min() < 24)
+    holding = np.mean([bool((patch == 3).any()) for patch in drawn])
+    by_chance = 7**2 / 30**2  # of middles, those at the border included
+    assert holding == pytest.approx(share + (1 - share) * by_chance, abs=3 * np.sqrt(1 / 4 / PATCHES))
+
+
 def test_without_labels_patches_lie_anywhere(tmp_path):
     drawn, corners = patches_of(tmp_path, np.zeros((20, 18, 16), np.uint8), (16, 16, 16))
     assert [set(along) for along in corners.T.tolist()] == [set(range(5)), set(range(3)), {0}]
@@ -74,7 +91,7 @@ def test_a_scan_smaller_than_a_patch_is_in_its_middle_and_extended_by_its_edges(
     size = np.array((8, 8, 8))
     with write(tmp_path, labels).open() as file:
         corner = draw_corner(file, size, 2 / 3, np.random.default_rng(0))
-        found = read_box(file, "classes", corner, size)
+        found = read_box(file, "label", corner, size)
     assert [corner[0], corner[2]] == [-2, -1], "as MONAI's sliding window extends it"
     assert found.shape == (8, 8, 8)
     assert found[:, 0, 0].tolist() == [2, 2, 2, 1, 1, 3, 3, 3]
@@ -112,7 +129,7 @@ def test_a_patch_follows_from_seed_epoch_and_index_alone(tmp_path):
     assert not torch.equal(other["image"], images[0])
     assert [first[0, index]["name"] for index in range(6)] == ["a", "b"] * 3
     assert first[0, 0]["image"].shape == first[0, 0]["label"].shape == (1, 8, 8, 8)
-    assert (first[0, 0]["image"].dtype, first[0, 0]["label"].dtype) == (torch.float32, torch.int64)
+    assert (first[0, 0]["image"].dtype, first[0, 0]["label"].dtype) == (torch.float32, torch.uint8)
 
 
 def test_ranks_share_an_epoch_and_epochs_differ():
@@ -216,4 +233,4 @@ def test_a_prepared_file_is_read_in_part(tmp_path):
     labels = np.zeros((9, 9, 9), np.uint8)
     write(tmp_path, labels)
     with safe_open(tmp_path / "case.safetensors", "np") as file:
-        assert [*file.keys()] == ["classes", "image"]
+        assert [*file.keys()] == ["image", "label"]

@@ -17,11 +17,12 @@ from attn3d.segmentation import FileError, Run, predict, prediction
 from attn3d.segmentation.configuration import configure
 from attn3d.segmentation.datasets import Dataset, find_scans, read_case_image
 from attn3d.segmentation.fingerprint import Fingerprint
+from attn3d.segmentation.labels import Labels
 from attn3d.segmentation.settings import settings_from
 from attn3d.segmentation.tables import add_row
 from tests.segmentation.volumes import AFFINES, scan
 
-LABELS = {2: "bright", 5: "brightest"}
+LABELS = Labels.of({2: "bright", 5: "brightest"})
 SHAPE = (20, 24, 12)
 
 
@@ -111,7 +112,7 @@ def test_what_is_there_is_skipped_and_counted_all_the_same(run, tmp_path):
 
     def table():
         rows = csv.DictReader((out / "statistics.csv").open())
-        return {row["case"]: {name: float(row[f"{name} ml"]) for name in LABELS.values()} for row in rows}
+        return {row["case"]: {name: float(row[f"{name} ml"]) for name in LABELS.names} for row in rows}
 
     scans = save(tmp_path / "scans", one=bright()[0], two=bright(size=(8, 8, 6))[0])
     out = tmp_path / "out"
@@ -223,7 +224,7 @@ def test_volumes_pictures_and_probabilities(run, tmp_path):
     )
     labels = np.asarray(nib.load(found.written["one"]).dataobj)
     assert set(np.unique(labels)) == {0, 2, 5}
-    volumes = {name: pytest.approx((labels == value).sum() * 8 / 1000) for value, name in LABELS.items()}
+    volumes = {name: pytest.approx((labels == value).sum() * 8 / 1000) for value, name in LABELS.legend.items()}
     assert found.volume_ml["one"] == volumes
     row = next(csv.DictReader((tmp_path / "out" / "statistics.csv").open()))
     assert float(row["bright ml"]) == pytest.approx(found.volume_ml["one"]["bright"], abs=1e-3)
@@ -321,7 +322,7 @@ def test_several_runs_are_averaged_on_the_grid_of_the_scan(run, tmp_path):
 def test_runs_of_other_labels_do_not_go_together(run, tmp_path):
     other = make_run(tmp_path / "other")
     config = json.loads((other.folder / "config.json").read_text())
-    (other.folder / "config.json").write_text(json.dumps(config | {"labels": {"1": "tumour"}}))
+    (other.folder / "config.json").write_text(json.dumps(config | {"labels": {"names": ["tumour"], "values": [[1]]}}))
     scans = save(tmp_path / "scans", one=bright()[0])
     with pytest.raises(ValueError, match="same labels"):
         predict([run.folder, other.folder], scans, tmp_path / "out", quiet=True)

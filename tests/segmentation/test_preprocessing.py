@@ -69,7 +69,7 @@ def test_other_settings_make_it_anew(dataset, configuration, tmp_path):
     case.write(dataset, configuration)
     before = load_file(case.path)
     case.write(dataset, configuration.model_copy(update={"spacing": (8.0, 8.0, 8.0)}))
-    assert load_file(case.path)["classes"].size < before["classes"].size
+    assert load_file(case.path)["label"].size < before["label"].size
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff"])
@@ -115,9 +115,9 @@ def test_a_network_is_trained_on_what_it_predicts_from(windows, dataset, configu
     shown = to_channels(expected, windows)
     assert len(shown) == configuration.in_channels
     assert torch.equal(to_channels(torch.stack([expected, 2 * expected]), windows)[0], shown), "of a batch, too"
-    for value in (1, 2, 3):
-        assert (stored["classes"].ravel()[stored[f"foreground {value}"]] == value).all()
-        assert len(stored[f"foreground {value}"]) == (stored["classes"] == value).sum() > 0
+    for value, name in configuration.labels.legend.items():
+        assert (stored["label"].ravel()[stored[f"foreground {name}"]] == value).all()
+        assert len(stored[f"foreground {name}"]) == (stored["label"] == value).sum() > 0
 
 
 def test_batches_of_a_training_and_volumes_of_a_validation(dataset, configuration, tmp_path):

@@ -54,7 +54,7 @@ def test_the_cohort_is_a_data_set_that_says_it_is_simulated(folder):
     assert dataset.simulated
     assert "SIMULATED" in str(dataset)
     assert "SIMULATED" in (folder / "dataset.json").read_text()
-    assert dataset.labels == HAEMORRHAGES
+    assert dataset.labels.legend == HAEMORRHAGES
     assert [case.name for case in dataset.cases] == [f"simulated_{number:03d}" for number in range(CASES)]
     for case in dataset.cases:
         assert nib.load(case.images[0]).get_data_dtype() == np.int16

@@ -20,6 +20,7 @@ from attn3d import segmentation
 from attn3d.segmentation import FileError, Interrupted, Run, train, training
 from attn3d.segmentation.callbacks import Epochs
 from attn3d.segmentation.datasets import find_dataset
+from attn3d.segmentation.labels import Labels
 from attn3d.segmentation.locks import locked
 from attn3d.segmentation.patches import PatchData
 from attn3d.segmentation.settings import settings_from
@@ -297,7 +298,7 @@ def test_a_folder_in_use_is_left_alone(run, data):
 def test_a_run_of_another_version_is_refused(run, tmp_path):
     settings = json.loads((run.folder / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(settings | {"format": 0}))
-    with pytest.raises(FileError, match="format 2"):
+    with pytest.raises(FileError, match="format 3"):
         Run.open(tmp_path)
     with pytest.raises(FileError, match=r"config\.json: does not exist"):
         train(out=tmp_path / "nothing", resume=True)
@@ -397,7 +398,7 @@ def test_data_that_no_network_can_be_trained_on(data, tmp_path, monkeypatch):
     *others, last = dataset.cases
     more = replace(last, images=last.images * 2)
     for change, message in (
-        ({"labels": {}}, "has no names of labels; add a dataset.json"),
+        ({"labels": Labels.of({})}, "has no names of labels; add a dataset.json"),
         ({"cases": (*others, more)}, f"{last.images[0]}: its case has 2 images, but others have 1"),
     ):
         monkeypatch.setattr(training, "find_dataset", lambda *_, change=change, **__: replace(dataset, **change))

@@ -1,10 +1,9 @@
 """The description of a data set: its cases with their files, and problems with files."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-ANY = "any label"  # the name of all labels as one in scores
+from attn3d.segmentation.labels import Labels
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class Dataset:
         folder: the folder.
         cases: cases with labels, for training.
         test_cases: cases without labels, for prediction.
-        labels: value and name of each label, without the background.
+        labels: the meaning of the label values.
         modality: "CT", "MRI" or "unknown".
         threshold: value above which a mask is 1, for masks with other values than 0 and 1.
         simulated: whether the scans are simulated.
@@ -49,7 +48,7 @@ class Dataset:
     folder: Path
     cases: tuple[Case, ...] = ()
     test_cases: tuple[Case, ...] = ()
-    labels: dict[int, str] = field(default_factory=dict)
+    labels: Labels = field(default_factory=lambda: Labels.of({}))
     modality: str = "unknown"
     threshold: float | None = None
     simulated: bool = False
@@ -66,7 +65,7 @@ class Dataset:
             f"{self.layout}{', SIMULATED' if self.simulated else ''}: {self.folder}",
             f"  {len(self.cases)} cases with labels, {len(self.test_cases)} without",
             f"  modality {self.modality}, {' or '.join(map(str, channels))} {images} per case",
-            f"  labels {', '.join(f'{value} {name}' for value, name in self.labels.items()) or 'none'}",
+            f"  {self.labels}",
         ]
         if raters > 1:
             lines.append(f"  up to {raters} raters per case; majority vote, with the smallest value in a tie")
@@ -77,19 +76,3 @@ class Dataset:
         if self.problems:
             lines += ["  left out:", *(f"    {problem}" for problem in self.problems)]
         return "\n".join(lines)
-
-
-def check_names(labels: Mapping[int, str]) -> None:
-    """Checks that the names of labels are unique, since scores are listed by name.
-
-    Raises:
-        ValueError: when a name is repeated, or equals `ANY`.
-    """
-    known: dict[str, int] = {ANY: 0}
-    for value, name in labels.items():
-        if name in known:
-            other = f"label {known[name]}" if known[name] else "all labels as one"
-            raise ValueError(
-                f"`labels` has the name {name!r} for {value} and for {other}; give each label its own name"
-            )
-        known[name] = value

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from attn3d.segmentation.datasets.dataset import Dataset, check_names
+from attn3d.segmentation.datasets.dataset import Dataset
 from attn3d.segmentation.datasets.layouts import decathlon, dicom, folders, nnunet, pairs
 from attn3d.segmentation.errors import FileError
 
@@ -45,12 +45,6 @@ def find_dataset(path: Path | str, *, labelled: bool = False) -> Dataset:
     if not dataset.cases and (labelled or not dataset.test_cases):
         example = f", for example {dataset.problems[0]}" if dataset.problems else ""
         raise FileError(folder, f"has the layout {layout}, but no image with a label{example}")
-    if unfit := [value for value in dataset.labels if not 0 < value < 256]:
-        raise FileError(folder, f"has the label {unfit[0]}; map its labels to 1 .. 255")
-    try:
-        check_names(dataset.labels)
-    except ValueError as error:
-        raise FileError(folder, str(error)) from error
     for cases in (dataset.cases, dataset.test_cases):
         for name, times in Counter(case.name for case in cases).most_common(1):
             if times > 1:

@@ -38,7 +38,7 @@ def read_case_label(case: Case, dataset: Dataset, image: nib.Nifti1Image) -> nib
     """
     if not case.label:
         raise FileError(case.images[0], "has no label")
-    values = [0, *dataset.labels]
+    values = dataset.labels.readable
     read = [read_segmentation(path, image, values, threshold=dataset.threshold) for path in case.label]
     if len(read) == 1:
         return read[0]

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from attn3d.gates import constant_gates
 from attn3d.plotting import plot_training
-from attn3d.segmentation.datasets import ANY, read_case_image, read_case_label
+from attn3d.segmentation.datasets import read_case_image, read_case_label
 from attn3d.segmentation.errors import FileError
+from attn3d.segmentation.labels import ANY
 from attn3d.segmentation.reporting.pictures import attention_figures, lesion_figures, lesion_patch, spec_words, svg
 from attn3d.segmentation.reporting.templates import render
 from attn3d.segmentation.reporting.viewer import heat_shades, niivue

@@ -23,9 +23,10 @@ from attn3d.plotting.attention import HEAT, heat_volumes
 from attn3d.plotting.charts import INK
 from attn3d.segmentation.components import middle_of_largest
 from attn3d.segmentation.configuration import Configuration
-from attn3d.segmentation.datasets import ANY, read_case_image, read_case_label
+from attn3d.segmentation.datasets import read_case_image, read_case_label
 from attn3d.segmentation.files import read_segmentation
 from attn3d.segmentation.grid import label_to_grid
+from attn3d.segmentation.labels import ANY
 from attn3d.segmentation.portable import to_channels
 from attn3d.segmentation.preprocessing import intensities_of
 from attn3d.segmentation.reporting.viewer import VOXELS, Heat, View, view_of
@@ -77,11 +78,13 @@ def lesion_figures(run: Run, scores: Mapping[str, Any]) -> list[Picture]:
         images = read_case_image(cases[name])
         image, label = images[0], read_case_label(cases[name], dataset, images[0])
         found = read_segmentation(run.folder / "validation" / f"{name}.nii.gz", image)
-        segmentations = {"reference": np.asarray(label.dataobj), "network": np.asarray(found.dataobj)}
+        labels = run.config.labels
+        reference = labels.without_ignored(np.asarray(label.dataobj))
+        segmentations = {"reference": reference, "network": np.asarray(found.dataobj)}
         figure = plot_lesions(
             np.asarray(image.dataobj),
             segmentations,
-            run.config.labels,
+            labels.legend,
             image.affine,
             window=_BRAIN if run.config.modality == "CT" else None,
             title=_title(run, name),
@@ -93,7 +96,7 @@ def lesion_figures(run: Run, scores: Mapping[str, Any]) -> list[Picture]:
             name,
             image,
             segmentations,
-            run.config.labels,
+            labels.legend,
             heat=_heat(run, images, label),
             windows=run.config.windows,
             center=apply_affine(image.affine, middle_of_largest(lesions)),
@@ -155,7 +158,7 @@ def lesion_patch(
     images: Sequence[Nifti1Image], label: Nifti1Image, config: Configuration
 ) -> tuple[MetaTensor, tuple[int, ...]]:
     """The input patch around the largest lesion of a case, and the voxel of the lesion's middle in it."""
-    mask = np.asarray(label_to_grid(label, config.spacing)[0]) > 0
+    mask = config.labels.without_ignored(np.asarray(label_to_grid(label, config.spacing)[0])) > 0
     volume = intensities_of(images, config)
     seen = MetaTensor(to_channels(volume.as_tensor(), config.windows), affine=volume.affine)
     return patch_around(seen, mask, config.patch_size)

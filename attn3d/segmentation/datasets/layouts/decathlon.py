@@ -4,7 +4,8 @@ from pathlib import Path
 
 from attn3d.segmentation.datasets.dataset import Case, Dataset
 from attn3d.segmentation.datasets.listing import description, modality, nifti_files, stem, unread
-from attn3d.segmentation.files import FileError
+from attn3d.segmentation.errors import FileError, failing_as
+from attn3d.segmentation.labels import Labels
 
 _PARTS = ("imagesTr", "labelsTr", "imagesTs")
 
@@ -17,7 +18,7 @@ def find(folder: Path) -> Dataset | None:
     path = folder / "dataset.json"
     try:
         modalities = list(content["modality"].values())
-        labels = {int(value): str(name) for value, name in content["labels"].items() if int(value) != 0}
+        names = {int(value): str(name) for value, name in content["labels"].items() if int(value) != 0}
         given = [(folder / entry["image"], folder / entry["label"]) for entry in content.get("validation", [])]
         pairs = [(folder / entry["image"], folder / entry["label"]) for entry in content["training"]] + given
         tests = [folder / (entry["image"] if isinstance(entry, dict) else entry) for entry in content.get("test", [])]
@@ -27,6 +28,8 @@ def find(folder: Path) -> Dataset | None:
             f"does not have the form of the Decathlon ({error!r}): `modality` and `labels` by number, "
             "`training` and `validation` as lists",
         ) from error
+    with failing_as(path):
+        labels = Labels.of(names)
     volumes = len(modalities)
     if not volumes:
         raise FileError(path, "its `modality` is empty; name the modalities in each file by number")

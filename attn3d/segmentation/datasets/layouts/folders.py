@@ -7,6 +7,7 @@ from pathlib import Path
 
 from attn3d.segmentation.datasets.dataset import Case, Dataset
 from attn3d.segmentation.datasets.listing import files_at, pair, unread
+from attn3d.segmentation.labels import Labels
 
 BLEEDS = {1: "EDH", 2: "IPH", 3: "IVH", 4: "SAH", 5: "SDH"}
 ANY_BLEED = {1: "ICH"}
@@ -44,7 +45,7 @@ class Folders:
             folder=folder,
             cases=cases,
             test_cases=tuple(Case(name, files) for name, files in tests.items()),
-            labels=dict(self.names),
+            labels=Labels.of(self.names),
             modality="CT",
             threshold=self.threshold,
             problems=problems + unread(folder, *places),

@@ -1,6 +1,8 @@
 """The raw folder of nnU-Net v2: imagesTr/case_0000.nii.gz with a file for each channel, labelsTr/case.nii.gz."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from attn3d.segmentation.datasets.dataset import Case, Dataset
 from attn3d.segmentation.datasets.listing import (
@@ -13,7 +15,8 @@ from attn3d.segmentation.datasets.listing import (
     pair,
     unread,
 )
-from attn3d.segmentation.errors import FileError
+from attn3d.segmentation.errors import FileError, failing_as
+from attn3d.segmentation.labels import Labels
 
 
 def find(folder: Path) -> Dataset | None:
@@ -34,7 +37,7 @@ def find(folder: Path) -> Dataset | None:
         folder=folder,
         cases=cases,
         test_cases=tuple(Case(name, files) for name, files in tests.items()),
-        labels=_labels(path, content.get("labels")),
+        labels=read_labels(path, content),
         modality=modality(names.values()),
         simulated="simulated" in content,
         problems=(
@@ -45,17 +48,31 @@ def find(folder: Path) -> Dataset | None:
     )
 
 
-def _labels(path: Path, labels: object) -> dict[int, str]:
-    """Label values and names. Regions and ignored voxels are refused."""
-    if not isinstance(labels, dict) or "background" not in labels:
-        raise FileError(path, f"its `labels` must name the values, with `background` 0, got {labels!r}")
-    if any(isinstance(value, list) for value in labels.values()):
+def read_labels(path: Path, content: Mapping[str, Any]) -> Labels:
+    """The labels, regions and value to ignore of a dataset.json.
+
+    Raises:
+        FileError: when they cannot be used.
+    """
+    given, order = content.get("labels"), content.get("regions_class_order")
+    if not isinstance(given, dict) or given.get("background", 0) != 0 or "background" not in given:
+        raise FileError(path, f"its `labels` must name the values, with `background` 0, got {given!r}")
+    ignore = given.get("ignore")
+    if ignore is not None and type(ignore) is not int:
+        raise FileError(path, f"its `labels` must give `ignore` one whole number, got {ignore!r}")
+    parts = {
+        name: tuple(value) if isinstance(value, list) else (value,)
+        for name, value in given.items()
+        if name not in ("background", "ignore")
+    }
+    if odd := [name for name, values in parts.items() if any(type(value) is not int for value in values)]:
         raise FileError(
-            path, "its `labels` are regions of several values, which are not supported; give each label one value"
+            path,
+            f"its `labels` must give {odd[0]!r} a whole number, or a region a list of them, got {given[odd[0]]!r}",
         )
-    if "ignore" in labels:
-        raise FileError(path, "its `labels` have voxels to `ignore`, which are not supported; label or remove them")
-    named = {value: name for name, value in labels.items() if isinstance(value, int) and value != 0}
-    if labels["background"] != 0 or len(named) != len(labels) - 1:
-        raise FileError(path, f"its `labels` must have a whole number each, `background` 0, got {labels!r}")
-    return named
+    if all(len(values) == 1 for values in parts.values()):  # as in nnU-Net, an order without regions says nothing
+        parts, order = dict(sorted(parts.items(), key=lambda part: part[1])), []
+    if not isinstance(order or [], list) or any(type(value) is not int for value in order or []):
+        raise FileError(path, f"its `regions_class_order` must be a list of whole numbers, got {order!r}")
+    with failing_as(path):
+        return Labels(tuple(parts), tuple(parts.values()), tuple(order or ()), ignore)

@@ -8,6 +8,7 @@ from attn3d.segmentation.datasets.dataset import Case, Dataset
 from attn3d.segmentation.datasets.listing import Files, files_at, pair, unread
 from attn3d.segmentation.errors import FileError
 from attn3d.segmentation.files import read_segmentation
+from attn3d.segmentation.labels import Labels
 
 _FOLDERS = [
     ("imagesTr", "labelsTr"),
@@ -43,7 +44,7 @@ def find(folder: Path) -> Dataset | None:
     return Dataset(
         folder=folder,
         cases=cases,
-        labels={value: f"label {value}" for value in sorted(values - {0})},
+        labels=Labels.of({value: f"label {value}" for value in values - {0}}),
         problems=unpaired + problems,
     )
 

@@ -1,0 +1,136 @@
+"""Labels, regions and voxels to ignore: what is learnt, what is written, and that nnU-Net writes the same."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from attn3d.segmentation import FileError, Labels, find_dataset, read_labels
+from attn3d.segmentation.portable import choose_labels
+from tests.segmentation import layouts
+
+BRATS = {"background": 0, "whole tumour": [1, 2, 3], "tumour core": [2, 3], "enhancing": 3, "ignore": 4}
+REGIONS = Labels(("whole tumour", "tumour core", "enhancing"), ((1, 2, 3), (2, 3), (3,)), (1, 2, 3), ignore=4)
+# As KiTS: the second region is written last but one, and what is left of it is no region of its own.
+KIDNEY = Labels(("kidney", "mass", "tumour"), ((1, 2, 3), (2, 3), (2,)), (1, 3, 2))
+PLAIN = Labels.of({7: "b", 2: "a"}, ignore=9)
+
+
+def described(labels):
+    """As a dataset.json says it."""
+    return {"background": 0, **labels.as_dict()}, list(labels.regions_class_order) or None
+
+
+def probabilities_of(channels, seed=0):
+    """Of voxels, of which some are exactly in the middle, and some channels as probable as others."""
+    drawn = np.random.default_rng(seed).random((channels, 9, 8, 7), dtype=np.float32)
+    drawn[:, 0], drawn[0, 1] = 0.5, drawn[1, 1]
+    return drawn
+
+
+@pytest.mark.parametrize("labels", [REGIONS, KIDNEY], ids=["BraTS", "KiTS"])
+def test_regions_are_written_one_over_the_other_where_they_are_above_a_half(labels):
+    found = probabilities_of(3)
+    expected = np.zeros(found.shape[1:], np.uint8)
+    for voxel in np.ndindex(expected.shape):
+        for region in range(3):
+            if found[(region, *voxel)] > 0.5:
+                expected[voxel] = labels.regions_class_order[region]
+    chosen = labels.choose(torch.from_numpy(found))
+    assert chosen.dtype == torch.uint8
+    np.testing.assert_array_equal(chosen, expected)
+    assert set(np.unique(expected)) == {0, 1, 2, 3}
+
+
+def test_of_labels_the_most_probable_is_written_and_the_first_of_equal_ones():
+    found = probabilities_of(3)
+    np.testing.assert_array_equal(PLAIN.choose(torch.from_numpy(found)), np.array([0, 2, 7])[found.argmax(axis=0)])
+
+
+@pytest.mark.parametrize("labels", [REGIONS, KIDNEY, PLAIN, Labels.of({1: "a"})], ids=["BraTS", "KiTS", "plain", "one"])
+def test_nnunet_writes_the_same_for_the_same_probabilities(labels):
+    handling = pytest.importorskip(
+        "nnunetv2.utilities.label_handling.label_handling", reason="nnU-Net is not installed: pip install nnunetv2"
+    )
+    named, order = described(labels)
+    if not labels.regions:  # nnU-Net needs consecutive values, and gives class indices
+        named = {name: index for index, name in enumerate(named)}
+    manager = handling.LabelManager(named, order)
+    logits = torch.randn(len(labels.channels), 9, 8, 7, generator=torch.Generator().manual_seed(0))
+    logits[:, 0] = 0
+    assert manager.num_segmentation_heads == len(labels.channels)
+    assert manager.has_regions == labels.regions
+    assert manager.has_ignore_label == (labels.ignore is not None)
+    probabilities = labels.probabilities(logits)
+    torch.testing.assert_close(probabilities, manager.apply_inference_nonlin(logits))
+    for found in (probabilities, torch.from_numpy(probabilities_of(len(labels.channels)))):
+        theirs = manager.convert_probabilities_to_segmentation(found).numpy()
+        theirs = theirs if labels.regions else np.array(labels.written)[theirs]
+        np.testing.assert_array_equal(labels.choose(found), theirs)
+        assert len(np.unique(theirs)) > 1
+
+
+@pytest.mark.parametrize("labels", [REGIONS, KIDNEY, PLAIN], ids=["BraTS", "KiTS", "plain"])
+def test_what_is_learnt_by_heart_is_written_as_it_was(labels):
+    """Targets are what a network without a fault gives, and each label of what is written is the label learnt."""
+    label = np.random.default_rng(0).choice([0, *labels.present], (2, 1, 4, 5, 6)).astype(np.uint8)
+    targets = labels.targets(torch.from_numpy(label))
+    if labels.regions:
+        assert targets.shape == (2, 3, 4, 5, 6)
+        for region, (_, mask) in enumerate(labels.masks(label[:, 0])):
+            np.testing.assert_array_equal(targets[:, region], mask)
+        probabilities = targets
+    else:
+        assert targets.shape == (2, 1, 4, 5, 6)
+        np.testing.assert_array_equal(np.array(labels.written)[targets], label)
+        probabilities = torch.zeros(2, 3, 4, 5, 6).scatter_(1, targets, 1.0)
+    for one, expected in zip(probabilities, label[:, 0], strict=True):
+        np.testing.assert_array_equal(labels.choose(one), expected)
+
+
+def test_labels_go_by_their_values_and_regions_as_they_are_listed(tmp_path):
+    layouts.nnunet(tmp_path, labels={"background": 0, "b": 2, "a": 1, "ignore": 3})
+    labels = find_dataset(tmp_path).labels
+    assert labels == Labels.of({1: "a", 2: "b"}, ignore=3)
+    assert (labels.channels, labels.written) == (("background", "a", "b"), (0, 1, 2))
+    layouts.nnunet(tmp_path, labels=BRATS, regions_class_order=[1, 2, 3])
+    dataset = find_dataset(tmp_path)
+    assert dataset.labels == REGIONS
+    assert REGIONS.channels == ("whole tumour", "tumour core", "enhancing")
+    assert "regions 1+2+3 whole tumour, 2+3 tumour core, 3 enhancing; 4 is ignored" in str(dataset)
+    assert {"background": 0} | REGIONS.as_dict() == BRATS
+    assert REGIONS.readable == (0, 1, 2, 3, 4)
+
+
+def test_one_value_in_a_list_is_a_label_and_its_order_says_nothing(tmp_path):
+    layouts.nnunet(tmp_path, labels={"background": 0, "b": [2], "a": 1}, regions_class_order=[2, 1])
+    assert find_dataset(tmp_path).labels == Labels.of({1: "a", 2: "b"})
+
+
+def test_labels_are_read_from_a_file_or_a_folder(tmp_path):
+    layouts.nnunet(tmp_path, labels=BRATS, regions_class_order=[1, 2, 3])
+    assert read_labels(tmp_path) == read_labels(tmp_path / "dataset.json") == REGIONS
+    (tmp_path / "other.json").write_text(json.dumps({"cases": []}))
+    with pytest.raises(FileError, match=r"other\.json: has no 'labels'"):
+        read_labels(tmp_path / "other.json")
+    with pytest.raises(FileError, match="nothing: is not a folder"):
+        read_labels(tmp_path / "nothing")
+
+
+def test_what_is_ignored_is_no_label():
+    reference, prediction = np.array([0, 1, 4, 3, 4], np.uint8), np.array([1, 1, 3, 3, 0], np.uint8)
+    found, true = REGIONS.compared(prediction, reference)
+    assert (found.tolist(), true.tolist()) == ([1, 1, 0, 3, 0], [0, 1, 0, 3, 0])
+    assert (found.dtype, true.dtype) == (np.uint8, np.uint8)
+    assert {name: mask.tolist() for name, mask in REGIONS.masks(reference)} == {
+        "whole tumour": [False, True, False, True, False],
+        "tumour core": [False, False, False, True, False],
+        "enhancing": [False, False, False, True, False],
+    }
+    assert REGIONS.legend == {1: "whole tumour", 2: "tumour core", 3: "enhancing"}
+    assert KIDNEY.legend == {1: "kidney", 2: "tumour", 3: "mass"}
+
+
+def test_a_half_is_not_above_a_half():
+    assert choose_labels(torch.tensor([[0.5, 0.5000001]]), [3], regions=True).tolist() == [0, 3]
