@@ -25,7 +25,7 @@ COMMANDS = {
     "scorecard": "python -m pytest --junitxml=junit.xml",
     "scorecard_nightly": "python -m pytest -m nightly --junitxml=nightly.xml",
     "coverage": "python -m pytest --cov --cov-report=json",
-    "mutation": "mutmut run '*__mutmut_*7' && mutmut export-cicd-stats",
+    "mutation": "mutmut run $(python -m tests.mutants 400) && mutmut export-cicd-stats",
 }
 OUTCOMES = ("passed", "failed", "skipped")
 RUNS = {"per commit": "scorecard", "nightly": "scorecard_nightly"}
@@ -114,12 +114,13 @@ def mutation() -> str:
     found = measured("mutation")
     if found is None:
         return f"`{COMMANDS['mutation']}`: not measured for this version.\n"
-    tried = sum(found[what] for what in ("killed", "timeout", "segfault", "suspicious", "survived", "no_tests"))
-    killed = tried - found["survived"] - found["no_tests"]
+    killed = sum(found[what] for what in ("killed", "timeout", "segfault", "suspicious"))
+    run, drawn = killed + found["survived"], killed + found["survived"] + found["no_tests"]
     return (
-        f"`{found['command']}`, {found['date']}: {tried:,} of {found['total']:,} mutants were tried. The tests killed "
-        f"{killed:,}, {100 * killed / tried:.1f} %; {found['survived']:,} survived, and {found['no_tests']:,} are in "
-        f"functions that no test runs. {found.get('note', '')}\n"
+        f"`{found['command']}`, {found['date']}: {drawn:,} of {found['total']:,} mutants were drawn. Of {run:,} in "
+        f"functions that the tests run, they killed {killed:,}, {100 * killed / run:.1f} %; {found['survived']:,} "
+        f"survived. The other {found['no_tests']:,} are in functions that only captures run, in which mutmut's wrappers "
+        f"cannot be. {found.get('note', '')}\n"
     )
 
 
