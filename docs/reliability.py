@@ -119,7 +119,7 @@ def mutation() -> str:
     return (
         f"`{found['command']}`, {found['date']}: {drawn:,} of {found['total']:,} mutants were drawn. Of {run:,} in "
         f"functions that the tests run, they killed {killed:,}, {100 * killed / run:.1f} %; {found['survived']:,} "
-        f"survived. The other {found['no_tests']:,} are in functions that only captures run, in which mutmut's wrappers "
+        f"survived. The other {found['no_tests']:,} are in functions that only captures run, where mutmut's wrappers "
         f"cannot be. {found.get('note', '')}\n"
     )
 
