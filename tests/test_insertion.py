@@ -23,6 +23,7 @@ from attn3d.insertion import (
 from attn3d.insertion.attach import containers
 from attn3d.networks import first_argument, register_block, register_sites, second_argument, summed
 from tests.configurations import OF_ONE_MAP, taking
+from tests.marks import some
 
 
 def unet() -> UNet:
@@ -388,7 +389,7 @@ class TestMechanisms:
 
 @pytest.mark.scorecard("insertion")
 class TestIdentity:
-    @pytest.mark.parametrize("variant", ["compact", "paper"])
+    @pytest.mark.parametrize("variant", some(["compact", "paper"], lambda variant: variant == "paper"))
     @pytest.mark.parametrize("name", OF_ONE_MAP)
     def test_outputs_are_equal_until_training_moves_every_parameter(self, name: str, variant: str) -> None:
         torch.manual_seed(0)

@@ -36,6 +36,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "SwinUNETR": lambda: SwinUNETR(1, 2, spatial_dims=2, feature_size=12, depths=(1, 1, 1, 1)),
     "PlainConvUNet": plain_conv_unet,
 }
+BY_DAY = [("BasicUNet", "compact"), ("SegResNet", "compact"), ("PlainConvUNet", "compact")]
 
 
 def image(name: str, batch: int = 2) -> Tensor:
@@ -47,7 +48,7 @@ def image(name: str, batch: int = 2) -> Tensor:
 @pytest.mark.parametrize(
     ("name", "variant"),
     [
-        pytest.param(name, variant, marks=[pytest.mark.nightly] if variant == "paper" and name != "UNet" else [])
+        pytest.param(name, variant, marks=[] if name == "UNet" or (name, variant) in BY_DAY else [pytest.mark.nightly])
         for name in NETWORKS
         for variant in ("compact", "paper")
     ],
