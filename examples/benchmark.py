@@ -85,8 +85,12 @@ def main(
     threads: Annotated[list[int], typer.Option(min=1, help="CPU threads; may be repeated for groups.")] = (2,),
     runs: Annotated[int, typer.Option(min=1, help="Number of runs for the median.")] = 9,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    shape: Annotated[tuple[int, int, int] | None, typer.Option(help="Shape of the volume [by subject].")] = None,
-    channels: Annotated[int | None, typer.Option(min=1, help="Channels of volume or network [by subject].")] = None,
+    shape: Annotated[
+        tuple[int, int, int] | None, typer.Option(help="Shape of the volume (default: by subject).")
+    ] = None,
+    channels: Annotated[
+        int | None, typer.Option(min=1, help="Channels of volume or network (default: by subject).")
+    ] = None,
     dtype: Annotated[Dtype, typer.Option(help="Dtype of volumes and parameters.")] = Dtype.float32,
     mechanism: Annotated[list[str] | None, typer.Option(help="Only this mechanism; may be repeated.")] = None,
     beside: Annotated[Path | None, typer.Option(help="An older checkout of the library, for groups.")] = None,

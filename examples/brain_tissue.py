@@ -45,7 +45,9 @@ def main(
     attention: Annotated[str, typer.Option(help=f"One of {', '.join(attn3d.list_attention())}; or none.")] = "eca",
     at: Annotated[str, typer.Option(help="Kinds of site, separated by commas: encoder, decoder, ..")] = "encoder",
     network: Annotated[str, typer.Option(help=f"One of {', '.join(segmentation.NETWORKS)}.")] = "ResidualUNet",
-    seconds: Annotated[float | None, typer.Option(min=1, help="Training time [150 if no limit is given].")] = None,
+    seconds: Annotated[
+        float | None, typer.Option(min=1, help="Training time (default: 150 if no limit is given).")
+    ] = None,
     iterations: Annotated[int | None, typer.Option(min=1, help="Training steps.")] = None,
     resolution: Annotated[int, typer.Option(min=1, help="Voxel size in mm that the network works at.")] = 2,
     seed: Annotated[int, typer.Option(help="The same seed and --iterations give the same weights.")] = 0,

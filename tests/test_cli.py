@@ -300,3 +300,16 @@ def test_statistics_of_no_scan_are_no_table(monkeypatch):
     assert result.stdout == "0 scans segmented, in out/\n"
     assert result.exit_code == 1
     assert "one.nii.gz" in result.stderr
+
+
+def test_help_has_no_brackets():
+    """Which Rich would take for markup and leave out: ``[a cohort]``."""
+    texts = {
+        f"{command.name} {parameter.name}": parameter.help
+        for command in typer.main.get_command(app).commands.values()
+        for parameter in command.params
+        if getattr(parameter, "help", None)
+    }
+    assert len(texts) > 60
+    assert not [name for name, text in texts.items() if "[" in text]
+    assert "(default: a simulated cohort)" in " ".join(run("train", "--help").stdout.replace("│", " ").split())

@@ -138,7 +138,7 @@ def write_configuration(
     attention: Annotated[str, typer.Option(help="Name of the mechanism.")],
     at: Annotated[list[str], typer.Option(help="Kind of site, or path:<path>; may be repeated.")],
     stages: Annotated[
-        list[int] | None, typer.Option(help="Stages of each kind, -1 for the last; may be repeated [all].")
+        list[int] | None, typer.Option(help="Stages of each kind, -1 for the last; may be repeated (default: all).")
     ] = None,
     options: Annotated[str, typer.Option(help="Options of the mechanism in JSON: '{\"reduction\": 8}'.")] = "{}",
     identity: Annotated[bool, typer.Option("--identity", help="Start as the network without attention.")] = False,

@@ -91,7 +91,7 @@ def plan(
     shape: Annotated[tuple[int, int, int], typer.Option(help="Shape of the volume in voxels.")],
     channels: Annotated[int, typer.Option(help="Channels of the volume.")],
     mechanism: Annotated[str, typer.Option(help="non_local or mhsa.")] = "non_local",
-    memory: Annotated[str | None, typer.Option(help='Available memory, such as "8GiB" [free memory].')] = None,
+    memory: Annotated[str | None, typer.Option(help='Available memory, such as "8GiB" (default: free memory).')] = None,
 ) -> None:
     """Estimate the cost of attention over a volume with every pattern and backend, without running it."""
     from attn3d.planning import plan as plans

@@ -22,13 +22,14 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="Print no progress bars, bu
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")]
 At = Annotated[str, typer.Option(help="Kinds of site, separated by commas: encoder, decoder, bottleneck, skip, ..")]
 Workers = Annotated[
-    int | None, typer.Option(min=0, help="Processes that load patches; 0 if shared memory is small [4 on a GPU].")
+    int | None,
+    typer.Option(min=0, help="Processes that load patches; 0 if shared memory is small (default: 4 on a GPU)."),
 ]
 Data = Annotated[
     Path | None,
     typer.Option(
         help="A folder: image/label pairs, Decathlon, BHSD, nnU-Net v2, INSTANCE 2022, ct-ich, MBH-Seg, Seg-CQ500 "
-        "[a simulated cohort]."
+        "(default: a simulated cohort)."
     ),
 ]
 
@@ -56,16 +57,16 @@ def train(
     network: Annotated[
         str | None,
         typer.Option(
-            help="UNet, ResidualUNet, DynUNet, ResidualDynUNet, SegResNet or BasicUNet [depends on the data]."
+            help="UNet, ResidualUNet, DynUNet, ResidualDynUNet, SegResNet or BasicUNet (default: depends on the data)."
         ),
     ] = None,
     attention: Annotated[
-        str | None, typer.Option(help="A mechanism of `attn3d list`, its spec as JSON, or none [cbam].")
+        str | None, typer.Option(help="A mechanism of `attn3d list`, its spec as JSON, or none (default: cbam).")
     ] = None,
-    at: Annotated[str | None, typer.Option(help="Kinds of site, separated by commas [skip].")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the cases [30].")] = None,
+    at: Annotated[str | None, typer.Option(help="Kinds of site, separated by commas (default: skip).")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the cases (default: 30).")] = None,
     minutes: Annotated[float | None, typer.Option(help="Training time in minutes, instead of --epochs.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of weights and patches [0].")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of weights and patches (default: 0).")] = None,
     folds: Annotated[
         str | None,
         typer.Option(
@@ -158,11 +159,13 @@ def predict(
     ] = False,
     format: Annotated[
         Literal["nii.gz", "nrrd", "mha"] | None,
-        typer.Option(help="File format of the labels [that of the scan; nii.gz for DICOM]."),
+        typer.Option(help="File format of the labels (default: that of the scan; nii.gz for DICOM)."),
     ] = None,
     mirror: Annotated[
         str | None,
-        typer.Option(help="Average over windows mirrored along axes, as 0 or 0,1,2: right, anterior, superior [none]."),
+        typer.Option(
+            help="Average over windows mirrored along axes, as 0 or 0,1,2: right, anterior, superior (default: none)."
+        ),
     ] = None,
     best: Annotated[
         bool, typer.Option("--best", help="Use the weights of the best validation, not the last ones.")
@@ -213,7 +216,7 @@ def evaluate(
         Path | None,
         typer.Option(
             help="The meaning of the label values, with regions and ignored values: a dataset.json of nnU-Net, or the "
-            "folder of a run or a data set [a label for each value]."
+            "folder of a run or a data set (default: a label for each value)."
         ),
     ] = None,
     tolerance: Annotated[float, typer.Option(min=0, help="Tolerance of the surface Dice in mm.")] = 2.0,
