@@ -313,3 +313,33 @@ def test_help_has_no_brackets():
     assert len(texts) > 60
     assert not [name for name, text in texts.items() if "[" in text]
     assert "(default: a simulated cohort)" in " ".join(run("train", "--help").stdout.replace("│", " ").split())
+
+
+def test_evaluate_reads_regions_and_ignored_values(tmp_path):
+    """From a dataset.json of nnU-Net; without it, every value is a label."""
+    for part in ("found", "true"):
+        (tmp_path / part).mkdir()
+        values = np.zeros((8, 8, 8), np.uint8)
+        values[:4], values[:2] = 1, 2
+        values[6:] = 3 if part == "true" else 1
+        nib.save(nib.Nifti1Image(values, np.eye(4)), tmp_path / part / "case.nii.gz")
+    description = {
+        "labels": {"background": 0, "whole": [1, 2], "core": 2, "ignore": 3},
+        "regions_class_order": [1, 2],
+    }
+    (tmp_path / "dataset.json").write_text(json.dumps(description))
+    folders = tmp_path / "found", tmp_path / "true"
+    result = run("evaluate", *folders, "--labels", tmp_path / "dataset.json", "-o", tmp_path / "out", "--quiet")
+    assert result.exit_code == 0
+    overall = json.loads((tmp_path / "out" / "scores.json").read_text())["overall"]
+    assert {name: one["dice_with"] for name, one in overall.items()} == {"whole": 1.0, "core": 1.0}
+    assert "label 3" in run("evaluate", *folders, "--quiet").stdout
+
+    description["regions_class_order"] = [2, 1]
+    (tmp_path / "dataset.json").write_text(json.dumps(description))
+    result = run("evaluate", *folders, "--labels", tmp_path / "dataset.json")
+    assert result.exit_code == 2
+    (line,) = lines(result)
+    assert line.startswith(
+        f"attn3d evaluate: {tmp_path / 'dataset.json'}: `regions_class_order` [2, 1] writes 1 for 'core'"
+    )

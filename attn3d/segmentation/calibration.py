@@ -1,7 +1,7 @@
-"""Whether probabilities can be believed: how often they are right, and whether the uncertain voxels are the wrong ones.
+"""Calibration of probabilities, and whether uncertain voxels are the wrong ones.
 
-Most voxels of a scan are background that no network doubts. Over all of them every network is well calibrated, and the
-better the more air there is around the head. So only voxels near what is labelled are looked at.
+Most voxels of a scan are background with a probability near 1. Over all voxels, every network looks well calibrated,
+and more so the more air there is around the head. Therefore only voxels near labelled ones are counted.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from scipy.special import entr
 
 from attn3d.segmentation.errors import FileError
 
-MARGIN = 5.0  # mm around what the prediction or the reference labels
+MARGIN = 5.0  # mm around the labelled voxels of the prediction and the reference
 _BINS = 15  # as in Guo et al.
-_HALVES = 2**15  # numbers of half precision that are not negative; their bits count them in ascending order
-_OFF_ONE = 1e-3  # of the sum of a voxel's probabilities
+_HALVES = 2**15  # non-negative numbers in half precision; their bits, read as an integer, have the same order
+_OFF_ONE = 1e-3  # tolerance for the sum of the probabilities of a voxel
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What is counted of voxels; of several scans it is added up, so that their voxels need not be kept.
+    """Histograms of voxels. Those of several scans are added, so that the voxels are not kept in memory.
 
-    MONAI's `calibration_binning` counts in float32, which stops at 2^24 voxels.
+    MONAI's `calibration_binning` is not used, since it counts in float32, which cannot count beyond 2^24 voxels.
 
     Attributes:
-        voxels: how many have their highest probability in each of 15 bins of equal width, (m - 1)/15 < p <= m/15.
+        voxels: numbers of voxels with their highest probability in each of 15 equal bins, (m - 1)/15 < p <= m/15.
         confidence: the sum of these probabilities in each bin.
-        right: how many of the voxels have the right label.
-        entropies: how many right and how many wrong voxels have each entropy in half precision, (2, 2^15).
+        right: the number of voxels with the right label in each bin.
+        entropies: numbers of right and of wrong voxels by entropy in half precision, (2, 2^15).
     """
 
     voxels: np.ndarray
@@ -49,8 +49,8 @@ class Calibration:
         """Counts voxels.
 
         Args:
-            probabilities: of the classes, (N, classes).
-            right: whether the label of each voxel is, (N,).
+            probabilities: probabilities of the classes, (N, classes).
+            right: whether the label of each voxel is right, (N,).
         """
         confidence = probabilities.max(axis=1, initial=0).astype(float)
         bins = np.digitize(confidence, np.linspace(0, 1, _BINS + 1)[1:-1], right=True)
@@ -72,7 +72,7 @@ class Calibration:
         )
 
     def scores(self) -> dict[str, float | None]:
-        """What `evaluate` says of these voxels."""
+        """The scores of these voxels, as in `evaluate`."""
         total = int(self.voxels.sum())
         error = float(np.abs(self.right - self.confidence).sum() / total) if total else None
         return {
@@ -83,7 +83,7 @@ class Calibration:
         }
 
     def reliability(self) -> list[dict[str, float | None]]:
-        """For each bin its voxels, their mean highest probability and the part of them that is right."""
+        """For each bin: the voxels, their mean highest probability, and the fraction that is right."""
         return [
             {
                 "voxels": voxels,
@@ -96,8 +96,8 @@ class Calibration:
         ]
 
     def _error_auc(self) -> float | None:
-        """The area under the ROC curve of entropy as a sign of error, None where nothing or everything is wrong."""
-        from sklearn.metrics import roc_auc_score  # slow to import, and nothing else here needs it
+        """The area under the ROC curve of entropy as a test for wrong voxels; None if all are right, or all wrong."""
+        from sklearn.metrics import roc_auc_score  # slow to import
 
         right, wrong = self.entropies
         if not (right.any() and wrong.any()):
@@ -113,7 +113,7 @@ class Calibration:
 
 
 def summarise_calibration(cases: Mapping[str, Calibration]) -> dict[str, Any]:
-    """What `evaluate` returns of the calibration of a cohort, by name of the case and over all their voxels."""
+    """The calibration of a cohort as in `evaluate`: by name of the case, and over the voxels of all cases."""
     overall = functools.reduce(operator.add, cases.values())
     return {
         "margin_mm": MARGIN,
@@ -131,18 +131,18 @@ def calibration_near(
     path: Path,
     ignore: int | None = None,
 ) -> Calibration:
-    """Counts the voxels of a scan within 5 mm of what its prediction or its reference labels.
+    """Counts the voxels of a scan within 5 mm of a labelled voxel of its prediction or its reference.
 
     Args:
         found: labels of the prediction, (X, Y, Z).
         true: labels of the reference.
-        probabilities: what the prediction comes from, (X, Y, Z, classes); read near what is labelled only.
-        affine: voxel indices to millimetres; distances are those along its axes.
-        path: of the probabilities.
+        probabilities: probabilities of the prediction, (X, Y, Z, classes); only those near labelled voxels are read.
+        affine: voxel indices to millimetres; distances are measured along its axes.
+        path: the file of the probabilities.
         ignore: the value of reference voxels that are not counted.
 
     Raises:
-        FileError: when the values are no probabilities of classes.
+        FileError: when the values of a voxel are not between 0 and 1 with the sum 1.
     """
     counted = np.ones(true.shape, bool) if ignore is None else true != ignore
     labelled = ((found > 0) | (true > 0)) & counted
@@ -156,5 +156,5 @@ def calibration_near(
     near &= counted[box]
     values = np.asarray(probabilities.dataobj[box])[near]
     if not (np.abs(values.sum(axis=1) - 1) <= _OFF_ONE).all() or values.min() < 0:  # NaN as well
-        raise FileError(path, "holds no probabilities of classes: those of a voxel must be 0 to 1 and sum to 1")
+        raise FileError(path, "does not contain probabilities: those of a voxel must be 0 to 1 and sum to 1")
     return Calibration.of(values, (found == true)[box][near])

@@ -17,11 +17,11 @@ class FileError(ValueError):
 
 
 class ProcessLost(RuntimeError):
-    """One of the processes that do a batch together ended, or does not answer."""
+    """One of the processes that share a batch has ended, or does not answer."""
 
 
 class SaidByFirst(ValueError):
-    """An error that the first of several processes raises too, and says for all."""
+    """An error that the first of several processes raises and prints."""
 
 
 @contextmanager

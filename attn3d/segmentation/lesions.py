@@ -1,4 +1,4 @@
-"""Lesions of a prediction matched one to one with those of a reference, and how well by panoptic quality."""
+"""Matches lesions of a prediction one to one with those of a reference, and scores them by panoptic quality."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -13,7 +13,7 @@ from attn3d.segmentation.grid import voxel_millilitres
 QUALITIES = ("panoptic_quality", "recognition_quality", "segmentation_quality", "lesion_dice")
 COUNTS = ("lesions_predicted", "lesions_matched")
 ROW = ("of", "lesion", "volume_ml", "x_mm", "y_mm", "z_mm", "matched", "dice")
-_MATCHED = 0.5  # IoU above which two lesions match; no lesion then has two matches
+_MATCHED = 0.5  # lesions match above this IoU; above 0.5, a lesion cannot have two matches
 
 
 def match_lesions(
@@ -21,16 +21,15 @@ def match_lesions(
 ) -> tuple[dict[str, float | None], list[dict[str, Any]]]:
     """Matches the lesions of a prediction with those of its reference, and scores them.
 
-    A lesion is a connected component (26). Two match when their IoU is above 0.5, so that a lesion matches one other
-    at most. With TP pairs that match, FP lesions of the prediction and FN of the reference that match none:
+    A lesion is a connected component (26 neighbours). Two lesions match if their IoU is above 0.5; a lesion has at most
+    one match. With TP matched pairs, FP unmatched lesions of the prediction and FN unmatched lesions of the reference:
 
     - ``lesions_predicted``: TP + FP; ``lesions_matched``: TP.
     - ``recognition_quality``: RQ = TP / (TP + FP/2 + FN/2), the F1 score of finding lesions.
     - ``segmentation_quality``: SQ, the mean IoU of the pairs; ``lesion_dice``: their mean Dice.
     - ``panoptic_quality``: SQ RQ (Kirillov et al., "Panoptic Segmentation", CVPR 2019).
 
-    Where neither has a lesion, RQ and PQ are 1. Where nothing matches, SQ and ``lesion_dice`` have no value (None) and
-    PQ is 0.
+    If neither mask has a lesion, RQ and PQ are 1. If no lesions match, SQ and ``lesion_dice`` are None and PQ is 0.
 
     Args:
         found: mask of the prediction, (X, Y, Z).
@@ -38,7 +37,7 @@ def match_lesions(
         affine: voxel indices to millimetres.
 
     Returns:
-        The scores; and a row for each lesion of the reference, then for each of the prediction that matches none:
+        The scores, and a row for each lesion of the reference and for each unmatched lesion of the prediction:
         ``of`` (reference, prediction), ``lesion`` (its number there), ``volume_ml``, its centre of mass ``x_mm``,
         ``y_mm``, ``z_mm``, ``matched`` and ``dice`` with its match.
     """
@@ -66,10 +65,10 @@ def match_lesions(
 
 
 def pooled(cases: Collection[Mapping[str, Any]]) -> dict[str, float | None]:
-    """The counts of a cohort, and the qualities of all its lesions taken together, with ``_pooled`` behind.
+    """The counts of a cohort, and the qualities over all its lesions with the suffix ``_pooled``.
 
     Args:
-        cases: for each its scores by `match_lesions` and its ``lesions``.
+        cases: the scores of each case by `match_lesions`, and its number of ``lesions``.
     """
     matched, lesions, predicted = (
         sum(case[name] for case in cases) for name in ("lesions_matched", "lesions", "lesions_predicted")
@@ -83,7 +82,7 @@ def pooled(cases: Collection[Mapping[str, Any]]) -> dict[str, float | None]:
 
 
 def _scores(matched: int, lesions: int, predicted: int, iou: float, dice: float) -> dict[str, float | None]:
-    """The scores of so many lesions, of the sums of IoU and Dice over the pairs."""
+    """The scores from numbers of lesions, and from the sums of IoU and Dice over the matched pairs."""
     both = lesions + predicted
     return {
         "lesions_predicted": predicted,
@@ -103,7 +102,7 @@ def _rows(
     affine: np.ndarray,
     dice: Mapping[int, float],
 ) -> list[dict[str, Any]]:
-    """A row for each of some lesions."""
+    """A row for each of the lesions ``numbers``."""
     if not numbers:
         return []
     volumes = (sizes[numbers] * voxel_millilitres(affine)).tolist()

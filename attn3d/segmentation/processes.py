@@ -1,4 +1,4 @@
-"""A batch of cases over several processes, which ``torchrun`` starts on one machine or on many."""
+"""Distributes a batch of cases over the processes that ``torchrun`` starts, on one or several machines."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ from torch import distributed
 from attn3d.segmentation.errors import ProcessLost, SaidByFirst
 
 T = TypeVar("T")
-PATIENCE = timedelta(hours=2)  # with a process that is silent, as it is while it does its last case
-_batches = count()  # of this process: the store that torchrun keeps outlives a batch
+PATIENCE = timedelta(hours=2)  # the time limit for an answer; processes wait for the last case of the others
+_batches = count()  # numbers the batches, since they share the store of torchrun
 
 
 class Processes:
-    """The processes that do a batch together.
+    """The processes that share a batch.
 
     Args:
-        rank: which of them this is.
-        size: how many there are.
-        take: the index of the first case that none of them has taken yet.
-        group: in which they talk to each other; None for the default one.
+        rank: the rank of this process.
+        size: the number of processes.
+        take: returns the index of the next case, a different one at each call in any process.
+        group: the process group; None for the default group.
     """
 
     def __init__(self, rank: int, size: int, take: Callable[[], int], group: distributed.ProcessGroup | None = None):
         self.rank, self.size, self._take, self._group = rank, size, take, group
 
     def shared(self, cases: Sequence[T], description: str, *, quiet: bool) -> Iterator[T]:
-        """The cases that this process does, each as soon as it is done with the one before.
+        """Yields the cases for this process. Each case is taken when the one before is finished.
 
         Args:
-            cases: of the batch, the same for all.
-            description: beside the first process's bar, which shows how many were taken by all.
-            quiet: no progress bar.
+            cases: all cases of the batch, the same list in every process.
+            description: the text of the progress bar, which shows how many cases all processes have taken.
+            quiet: whether to show no progress bar.
 
         Raises:
-            ProcessLost: when the one that counts is gone.
+            ProcessLost: when the process that counts the cases has ended.
         """
         with Progress(disable=quiet or self.rank > 0) as bar:
             task = bar.add_task(description, total=len(cases))
@@ -56,10 +56,10 @@ class Processes:
             return self._take()
 
     def gathered(self, part: T) -> list[T]:
-        """What each of them gives, by rank, for all of them.
+        """Returns the parts of all processes by rank, in every process.
 
         Raises:
-            ProcessLost: when one is gone, or silent for longer than `PATIENCE`.
+            ProcessLost: when a process has ended, or has not answered within `PATIENCE`.
         """
         parts = [part] * self.size
         if self.size > 1:
@@ -69,10 +69,10 @@ class Processes:
 
     @contextmanager
     def agreed(self) -> Iterator[None]:
-        """An error that a user can mend, of one of them, is raised by all.
+        """Raises a user's error of any process in all processes, so that none of them waits for another.
 
         Raises:
-            SaidByFirst: by all but the first, which raises the error itself.
+            SaidByFirst: in all processes but the first, which raises the error itself.
         """
         problem = None
         try:
@@ -86,11 +86,11 @@ class Processes:
 
 @contextmanager
 def joined() -> Iterator[Processes]:
-    """The processes that ``torchrun`` started with this one, each with a GPU where there are any; or this one alone.
+    """Connects the processes of ``torchrun``, each with its own GPU if there are any. Without it, it is one process.
 
     Raises:
-        ProcessLost: when one of them does not come within `PATIENCE`.
-        ValueError: when the environment does not say where the others are.
+        ProcessLost: when a process does not connect within `PATIENCE`.
+        ValueError: when the environment variables of ``torchrun`` are incomplete.
     """
     if not several():
         yield Processes(0, 1, count().__next__)
@@ -101,7 +101,7 @@ def joined() -> Iterator[Processes]:
         store.set_timeout(PATIENCE)
         store = distributed.PrefixStore(f"attn3d/{next(_batches)}", store)
         group = None
-        if distributed.is_initialized():  # by a training before
+        if distributed.is_initialized():  # by an earlier training in the same script
             group = distributed.new_group(backend="gloo", timeout=PATIENCE)
         else:
             distributed.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=PATIENCE)
@@ -112,17 +112,17 @@ def joined() -> Iterator[Processes]:
 
 
 def several() -> bool:
-    """Whether ``torchrun`` started others with this process."""
+    """Whether ``torchrun`` started several processes."""
     return int(os.environ.get("WORLD_SIZE", 1)) > 1
 
 
 def is_first() -> bool:
-    """Whether this process speaks for all."""
+    """Whether this process prints the results of all."""
     return not several() or os.environ.get("RANK") == "0"
 
 
 def _take_gpu() -> None:
-    """Each process of a machine has a GPU of its own; where there are fewer GPUs they share them."""
+    """Selects a GPU for this process. Processes share GPUs if there are more processes than GPUs."""
     if torch.cuda.is_available():
         index = int(os.environ.get("LOCAL_RANK", os.environ.get("RANK", 0)))
         torch.cuda.set_device(index % torch.cuda.device_count())
@@ -130,11 +130,11 @@ def _take_gpu() -> None:
 
 @contextmanager
 def _lost_told() -> Iterator[None]:
-    """Says what it means that PyTorch gets no answer of a process, for which it has many errors."""
+    """Replaces PyTorch's various errors about a process that does not answer."""
     try:
         yield
     except RuntimeError as error:
         raise ProcessLost(
-            f"another process of the batch ended, or was silent for {PATIENCE} h; what is done is kept, and the same "
-            "command goes on"
+            f"another process of the batch ended, or did not answer for {PATIENCE.total_seconds():g} seconds; "
+            "finished cases are kept, and the same command continues"
         ) from error

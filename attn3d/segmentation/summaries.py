@@ -1,4 +1,4 @@
-"""Scores over a cohort, and the files that hold them."""
+"""Scores over a cohort, and the files with the scores."""
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ _TOTALS = ("volume_ml", "reference_ml", "lesions", "lesions_found", "false_lesio
 
 
 def summarise(cases: Mapping[str, Any], labels: Labels, tolerance: float, failed: Mapping[str, str]) -> dict[str, Any]:
-    """What `evaluate` returns, of cases that are scored: by name of the case and of the label as `score` gives them."""
+    """Returns the result of `evaluate` from the scores of the cases, by name of the case and of the label."""
     scored = next(iter(cases.values()))
     return {
         "tolerance_mm": tolerance,
@@ -28,7 +28,7 @@ def summarise(cases: Mapping[str, Any], labels: Labels, tolerance: float, failed
 
 
 def write_scores(folder: Path, scores: Mapping[str, Any]) -> None:
-    """Writes ``scores.csv``, ``scores.json`` and what else there is; the scores are there when the latter is."""
+    """Writes ``scores.csv``, the files of the options, and last ``scores.json``: if it exists, all are complete."""
     folder.mkdir(parents=True, exist_ok=True)
     sweep(folder)
     file, lesions, diagram = (folder / name for name in ("scores.json", "lesions.csv", "calibration.png"))
@@ -59,7 +59,7 @@ def mean_dice(scores: Mapping[str, Any]) -> float | None:
 
 
 def relative_difference(found: float, true: float) -> float | None:
-    """|found - true| / true, 0 where both are 0, and None where only ``true`` is."""
+    """|found - true| / true; 0 if both are 0, and None if only ``true`` is 0."""
     if true:
         return abs(found - true) / true
     return None if found else 0.0
@@ -93,7 +93,7 @@ def _mean(values: Collection[float]) -> float | None:
 
 
 def _rows(scores: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The lines of ``scores.csv``; what has no value is left empty."""
+    """The rows of ``scores.csv``; a cell without a value is empty."""
     rows = [
         {"case": case, "label": label, **line}
         for case, labels in scores["cases"].items()

@@ -14,6 +14,7 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 
 from attn3d.segmentation import FileError, evaluate, write_image
 from attn3d.segmentation.calibration import MARGIN, Calibration
+from attn3d.segmentation.labels import Labels
 from tests.segmentation.volumes import AFFINES, scan
 
 AFFINE = AFFINES["LAS, 5 mm slices"]
@@ -132,6 +133,31 @@ def test_only_voxels_near_what_is_labelled_count(folders, tmp_path):
     assert scores["failed"] == {}, "probabilities are no prediction without its reference"
     evaluate(*folders, out, labels=LABELS, overwrite=True, quiet=True)
     assert sorted(path.name for path in out.iterdir()) == ["scores.csv", "scores.json"]
+
+
+def test_ignored_voxels_count_nowhere(folders):
+    """Neither themselves nor as labelled voxels that others are near to; nor are lesions in them matched."""
+    file = folders[1] / "a.nii.gz"
+    true = np.asarray(nib.load(file).dataobj).copy()
+    found = np.asarray(nib.load(folders[0] / "a.nii.gz").dataobj)
+    probabilities = nib.load(folders[0] / "a_probabilities.nii.gz").get_fdata(dtype=np.float32)
+    true[:8] = 7
+    assert (found[:8] > 0).any()
+    nib.save(scan(true, AFFINE), file)
+    labelled = ((found > 0) | (true > 0)) & (true != 7)
+    distance = ndimage.distance_transform_edt(~labelled, sampling=nib.affines.voxel_sizes(AFFINE))
+    counted = (distance <= MARGIN) & (true != 7)
+    labels = Labels.of(LABELS, ignore=7)
+    scores = evaluate(*folders, labels=labels, probabilities=True, lesions=True, quiet=True)
+    expected = Calibration.of(probabilities[counted], (found == true)[counted]).scores()
+    assert scores["calibration"]["cases"]["a"] == expected
+    components = ndimage.label((found > 0) & (true != 7), np.ones((3, 3, 3)))[1]
+    assert scores["cases"]["a"]["any label"]["lesions_predicted"] == components
+
+
+def test_regions_have_no_calibration(folders):
+    with pytest.raises(ValueError, match="`probabilities` are for labels, got regions"):
+        evaluate(*folders, labels=Labels(("all", "core"), ((1, 2), (1,)), (2, 1)), probabilities=True, quiet=True)
 
 
 def test_what_predict_writes_beside_labels_is_no_prediction(folders):

@@ -1,22 +1,22 @@
-"""Predictions and their references by the name of their case."""
+"""Finds predictions and their references by the name of the case."""
 
 from pathlib import Path
 
 from attn3d.segmentation.datasets.listing import files_by_name, stem
 from attn3d.segmentation.errors import FileError
 
-_BESIDE = ("probabilities", "entropy", "spread")  # what `predict` writes beside the labels of a case
+_BESIDE = ("probabilities", "entropy", "spread")  # suffixes of other images that `predict` writes for a case
 
 
 def find_pairs(prediction: Path, reference: Path) -> tuple[dict[str, tuple[Path, Path]], dict[str, str]]:
-    """The predictions and references of each case, and by file what is wrong, such as one without a counterpart.
+    """The prediction and reference of each case, and the problem of each file that cannot be used.
 
     Args:
-        prediction: a file, or a folder of them and of what `attn3d.segmentation.predict` writes beside them.
-        reference: a file, or a folder of files of the same names.
+        prediction: a file, or a folder in which `attn3d.segmentation.predict` wrote.
+        reference: a file, or a folder of files with the same names.
 
     Raises:
-        FileError: when one is not there, when one is a file and the other a folder, or when no names agree.
+        FileError: when one does not exist, when one is a file and the other a folder, or when no names agree.
     """
     for path in (prediction, reference):
         if not path.exists():
@@ -41,5 +41,5 @@ def find_pairs(prediction: Path, reference: Path) -> tuple[dict[str, tuple[Path,
 
 
 def probabilities_of(prediction: Path) -> Path:
-    """Where `attn3d.segmentation.predict` writes the probabilities of a case."""
+    """The file in which `attn3d.segmentation.predict` writes the probabilities of a case."""
     return prediction.with_name(f"{stem(prediction)}_probabilities.nii.gz")
