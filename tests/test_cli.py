@@ -334,6 +334,9 @@ def test_evaluate_reads_regions_and_ignored_values(tmp_path):
     overall = json.loads((tmp_path / "out" / "scores.json").read_text())["overall"]
     assert {name: one["dice_with"] for name, one in overall.items()} == {"whole": 1.0, "core": 1.0}
     assert "label 3" in run("evaluate", *folders, "--quiet").stdout
+    result = run("evaluate", *folders, "--labels", tmp_path / "nowhere")
+    assert result.exit_code == 2
+    assert "nowhere: does not exist; give a dataset.json of nnU-Net" in result.stderr
 
     description["regions_class_order"] = [2, 1]
     (tmp_path / "dataset.json").write_text(json.dumps(description))

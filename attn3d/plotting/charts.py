@@ -118,7 +118,7 @@ def plot_training(epochs: Sequence[Mapping[str, float | None]]) -> Figure:
 
 
 def plot_calibration(reliability: Sequence[Mapping[str, float | None]]) -> Figure:
-    """Plots a reliability diagram: how often what has a probability is right, and how many voxels have it.
+    """Plots a reliability diagram: the accuracy and the number of voxels for each range of confidence.
 
     Args:
         reliability: bins of equal width from 0 to 1, each with its ``"voxels"``, the mean of their ``"confidence"``

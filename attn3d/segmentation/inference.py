@@ -22,16 +22,16 @@ from attn3d.segmentation.grid import along, resampled_planes
 from attn3d.segmentation.labels import Labels
 from attn3d.segmentation.portable import to_channels
 
-_FURTHEST = 1e4  # of a logit from 0, or from the highest; float16 ends at 65504
+_FURTHEST = 1e4  # the largest distance of a logit from 0, or from the highest one; float16 ends at 65504
 
 
 class Segmentation(NamedTuple):
-    """What was found in a scan, voxel by voxel.
+    """The predictions for the voxels of a scan.
 
     Attributes:
-        labels: uint8 values, of the scan's shape.
+        labels: uint8 values, of the shape of the scan.
         probabilities: float32, (*shape, channels), or None.
-        uncertainty: by measure, float32 of the scan's shape: "entropy", and of several networks "spread".
+        uncertainty: maps by name, float32 of the shape of the scan: "entropy", and with several networks "spread".
     """
 
     labels: np.ndarray
@@ -47,7 +47,7 @@ class View(NamedTuple):
             parameters are.
         volume: intensities on its working grid, (images, *S).
         patch_size: voxels of the sliding window, as in training; a smaller volume is extended by its edges.
-        labels: that the network's channels stand for.
+        labels: the labels of the output channels.
         windows: of a CT, in which the network sees it.
     """
 
@@ -67,7 +67,7 @@ def segment(
     keep: bool = False,
     uncertainty: bool = False,
 ) -> Segmentation:
-    r"""The label that the mean probabilities give each voxel of a scan, and how uncertain it is.
+    r"""The label of each voxel of a scan by the mean probabilities, and its uncertainty.
 
     With the probability $p_{kc}$ of class $c$ by network $k$ of $K$, on the scan's grid, and
     $\bar p_c = \frac1K \sum_k p_{kc}$:
@@ -76,8 +76,8 @@ def segment(
     - spread: the population standard deviation of $p_{k\hat c}$ over the networks, from 0 to 0.5, where $\hat c$ is
       the class with the highest $\bar p_c$.
 
-    Where labels are regions, each is a class of its own against all else: the entropy is the sum of theirs, up to
-    $\ln 2$ each, and the spread the largest of theirs.
+    Each region is a separate problem of two classes: the entropy is the sum over the regions, up to $\ln 2$ each, and
+    the spread is the largest one of the regions.
 
     Args:
         views: of the scan, by one or more networks of the same labels, each on its own grid.
@@ -85,7 +85,7 @@ def segment(
         overlap: of neighbouring windows, a part of their size.
         mirror: axes of the working grid; logits are averaged over windows mirrored along every combination of them.
         keep: whether the probabilities are returned as well.
-        uncertainty: whether the measures of uncertainty are.
+        uncertainty: whether the maps of uncertainty are returned as well.
 
     Raises:
         ValueError: when a volume, or what a network makes of it, is not finite.
@@ -129,18 +129,18 @@ def measures_of(networks: int) -> tuple[str, ...]:
 
 
 def highest_entropy(labels: Labels) -> float:
-    """In nats, where nothing is known."""
+    """The upper bound of the entropy in nats."""
     return len(labels.names) * math.log(2) if labels.regions else math.log(len(labels.channels))
 
 
 def _entropy(mean: Tensor, labels: Labels) -> Tensor:
-    """Of a plane of probabilities (channels, *rest); rounding does not take it beyond its range."""
+    """The entropy of a plane of probabilities (channels, *rest), clamped to its range against rounding."""
     all_there_is = torch.cat([mean, 1 - mean]) if labels.regions else mean
     return torch.special.entr(all_there_is).sum(dim=0).clamp_(0, highest_entropy(labels))
 
 
 def _spread(planes: Sequence[Tensor], mean: Tensor, labels: Labels) -> Tensor:
-    """Of the most probable class, or the largest of all regions, over planes (channels, *rest) of several networks."""
+    """The spread of the most probable class, or the largest one of the regions, over the planes of several networks."""
     if not labels.regions:
         chosen = mean.max(dim=0, keepdim=True).indices
         planes = [plane.gather(0, chosen) for plane in planes]

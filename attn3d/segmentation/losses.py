@@ -14,12 +14,11 @@ from attn3d.segmentation.labels import Labels
 class LabelLoss(_Loss):
     """A loss of logits (B, channels, *S) and label values (B, 1, *S).
 
-    Voxels to ignore are left out: the loss is that of the others, taken as a batch of their own, and has no gradient
-    there. Of a batch that has no others it is 0.
+    Ignored voxels are left out and have no gradient. If all voxels of a batch are ignored, the loss is 0.
 
     Args:
-        loss: of logits, and of what `Labels.targets` gives, that takes the voxels of a batch together.
-        labels: what the values mean.
+        loss: a loss of logits and `Labels.targets` that pools the voxels of a batch.
+        labels: the meaning of the values.
     """
 
     def __init__(self, loss: nn.Module, labels: Labels):
@@ -37,7 +36,7 @@ class LabelLoss(_Loss):
 
 
 class DiceBCELoss(_Loss):
-    """Dice loss and binary cross-entropy of regions; MONAI's `DiceCELoss` takes the softmax of several channels."""
+    """Dice loss and binary cross-entropy of regions. The cross-entropy of MONAI's `DiceCELoss` has a softmax."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,7 +51,7 @@ def create_loss(name: str, labels: Labels, weights: Sequence[float] | None = Non
     """A loss of logits (B, channels, *S) and label values (B, 1, *S), by MONAI.
 
     All losses pool the voxels of a batch. Otherwise a single false voxel of a label that a patch lacks would cost 1.
-    Labels go through a softmax, and the background is left out where it is said; each region goes through a sigmoid.
+    Labels go through a softmax, and some losses leave the background out; each region goes through a sigmoid.
 
     - ``dice_ce``: Dice loss, without the background, and cross-entropy; of regions binary cross-entropy.
     - ``dice_focal``: Dice loss, and focal loss with exponent 2 (Lin et al., arXiv 1708.02002) of the sigmoid of each
@@ -63,16 +62,16 @@ def create_loss(name: str, labels: Labels, weights: Sequence[float] | None = Non
 
     Args:
         name: of the loss.
-        labels: what the values mean.
+        labels: the meaning of the values.
         weights: of the background and each label, for ``dice_ce``; not of regions.
 
     Raises:
-        ValueError: when the loss takes no weights, or not so many.
+        ValueError: when the loss takes no weights, or another number of them.
     """
     if weights is not None and name != "dice_ce":
         raise ValueError(f"`class_weights` are for the loss dice_ce, got the loss {name!r}")
     if weights is not None and labels.regions:
-        raise ValueError(f"`class_weights` are for labels of which a voxel has one, got {weights} for {labels}")
+        raise ValueError(f"`class_weights` are for labels that exclude each other, got {weights} for {labels}")
     if weights is not None and len(weights) != len(labels.channels):
         raise ValueError(
             f"`class_weights` must be {len(labels.channels)}, of the background and of "

@@ -179,17 +179,19 @@ class Run:
 
 
 def read_labels(path: Path | str) -> Labels:
-    """What label values mean: of nnU-Net's ``dataset.json``, or of the folder of a run or a data set.
+    """Reads the meaning of label values from a ``dataset.json`` of nnU-Net, or the folder of a run or a data set.
 
     Raises:
-        FileError: when it does not say.
+        FileError: when the path does not exist, or has no names of labels.
     """
     path = Path(path)
+    if not path.exists():
+        raise FileError(path, "does not exist; give a dataset.json of nnU-Net, or the folder of a run or a data set")
     if path.is_file():
         return nnunet.read_labels(path, read_json(path, "labels"))
     labels = Run.open(path).config.labels if (path / "config.json").exists() else find_dataset(path).labels
     if not labels.names:
-        raise FileError(path, "says of no label what it means; give a dataset.json")
+        raise FileError(path, "has no names of labels; give a dataset.json")
     return labels
 
 

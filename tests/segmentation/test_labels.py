@@ -114,7 +114,7 @@ def test_labels_are_read_from_a_file_or_a_folder(tmp_path):
     (tmp_path / "other.json").write_text(json.dumps({"cases": []}))
     with pytest.raises(FileError, match=r"other\.json: has no 'labels'"):
         read_labels(tmp_path / "other.json")
-    with pytest.raises(FileError, match="nothing: is not a folder"):
+    with pytest.raises(FileError, match=r"nothing: does not exist; give a dataset\.json"):
         read_labels(tmp_path / "nothing")
 
 

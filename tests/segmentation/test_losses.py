@@ -143,7 +143,7 @@ def test_ignored_voxels_have_no_gradient_and_the_loss_is_that_of_the_others(name
 
 def test_weights_are_of_labels():
     with pytest.raises(
-        ValueError, match=r"`class_weights` are for labels of which a voxel has one, got .* regions 1\+2"
+        ValueError, match=r"`class_weights` are for labels that exclude each other, got .* regions 1\+2"
     ):
         create_loss("dice_ce", REGIONS, [1.0, 1.0])
     with pytest.raises(ValueError, match="`class_weights` must be 3, of the background and of a, b, got"):
