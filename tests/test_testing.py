@@ -587,7 +587,7 @@ def test_every_configuration_keeps_the_contract(configuration, spatial_dims, cou
     "cell",
     some(
         itertools.product(CONFIGURATIONS, DIMS),
-        lambda cell: cell[0] not in FULLEST or cell[1] < 3 or FULLEST.index(cell[0]) % 2,
+        lambda cell: cell[0] not in FULLEST or cell[1] < 3 or FULLEST.index(cell[0]) % 3,
     ),
     ids=lambda cell: f"{identify(cell[0])}-{cell[1]}",
 )
@@ -602,7 +602,7 @@ def test_every_configuration_compiles_and_exports(cell, count_cases):
 @pytest.mark.scorecard("captures")
 @pytest.mark.parametrize(
     "configuration",
-    some(CONFIGURATIONS, lambda cell: cell not in FULLEST or FULLEST.index(cell)),
+    some(CONFIGURATIONS, lambda one: one.id != "cbam-paper"),
     ids=identify,
 )
 def test_every_configuration_compiles_in_training_with_dynamic_shapes(configuration):
@@ -659,7 +659,7 @@ def test_a_script_equals_eager_and_can_be_saved(configuration, spatial_dims):
 
 @pytest.mark.scorecard("captures")
 @pytest.mark.parametrize(
-    "configuration", some(CONFIGURATIONS, lambda one: one not in FULLEST or FULLEST.index(one) % 2), ids=identify
+    "configuration", some(CONFIGURATIONS, lambda one: one not in FULLEST or FULLEST.index(one) % 3), ids=identify
 )
 def test_onnx_equals_eager(configuration, tmp_path):
     module = build(configuration, 3, C).float().eval()

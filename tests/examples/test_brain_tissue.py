@@ -1,6 +1,6 @@
 import importlib.util
 import json
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -146,11 +146,13 @@ def test_an_output_that_cannot_be_a_folder_is_refused(app, tmp_path):
     assert (tmp_path / "results").read_text() == "a file"
 
 
-def test_a_missing_file_from_the_command_line(tmp_path):
-    command = [sys.executable, SCRIPT, "--data", "no.nii.gz", "none.nii.gz", "--out", tmp_path / "results"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 2
-    assert result.stderr == "brain_tissue: no.nii.gz: cannot be read: No such file or directory\n"
+def test_a_missing_file_from_the_command_line(tmp_path, monkeypatch, capsys):
+    arguments = [SCRIPT, "--data", "no.nii.gz", "none.nii.gz", "--out", tmp_path / "results"]
+    monkeypatch.setattr(sys, "argv", [str(argument) for argument in arguments])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "brain_tissue: no.nii.gz: cannot be read: No such file or directory\n"
     assert not (tmp_path / "results").exists()
 
 

@@ -42,12 +42,12 @@ def _turns(configuration: Configuration) -> list[tuple[list[str], str, str]]:
 
 
 COMBINATIONS = [(configuration, _turns(configuration)) for configuration in CONFIGURATIONS]
-# The networks that meet every mechanism by default, all others by night: quick ones with all kinds of sites.
-BY_DAY = ("UNet-2", "SegResNet-2", "AttentionUnet-2")
-# An eighth of those in 3-D by default; the others, and all in 2-D, by night.
+# The networks of the default run are quick ones; all others are tested by night.
+EVERY_MECHANISM = ("UNet-2", "SegResNet-2", "AttentionUnet-2")
+EVERY_KIND = ("UNet-3", "AttentionUnet-3", "DynUNet-3", "SegResNet-3", "MedNeXt-3", "HighResNet-3", "DenseNet-3")
 _PARAMETERS = [
-    pytest.param(*each, id=each[0].id, marks=[pytest.mark.nightly] if each[0].dims == 2 or index % 8 else [])
-    for index, each in enumerate(COMBINATIONS)
+    pytest.param(*each, id=each[0].id, marks=[] if each[0].id in EVERY_KIND else [pytest.mark.nightly])
+    for each in COMBINATIONS
 ]
 
 
@@ -133,7 +133,7 @@ def test_every_kind(
 @pytest.mark.filterwarnings("ignore:no attention at", "ignore:.*copying from a non-meta parameter")
 @pytest.mark.parametrize(
     "configuration",
-    some(CONFIGURATIONS, lambda configuration: configuration.id not in BY_DAY),
+    some(CONFIGURATIONS, lambda configuration: configuration.id not in EVERY_MECHANISM),
     ids=lambda configuration: configuration.id,
 )
 def test_every_mechanism(

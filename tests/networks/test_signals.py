@@ -36,7 +36,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "SwinUNETR": lambda: SwinUNETR(1, 2, spatial_dims=2, feature_size=12, depths=(1, 1, 1, 1)),
     "PlainConvUNet": plain_conv_unet,
 }
-BY_DAY = [("BasicUNet", "compact"), ("SegResNet", "compact"), ("PlainConvUNet", "compact")]
+BY_DAY = [("SegResNet", "compact"), ("PlainConvUNet", "compact")]
 
 
 def image(name: str, batch: int = 2) -> Tensor:

@@ -87,15 +87,16 @@ def convolution(
     weight = _every_input(weight, groups)
     kernel = weight.shape[2:]
     dilation = [1] * len(kernel) if dilation is None else dilation
+    taps = {tap: weight[(..., *tap)] for tap in itertools.product(*(range(size) for size in kernel))}
     result = {}
     for index in values:
-        total = torch.zeros_like(linear(values[index], weight[(..., *(0 for _ in kernel))]))
-        for tap in itertools.product(*(range(size) for size in kernel)):
+        total = torch.zeros_like(linear(values[index], taps[(0,) * len(kernel)]))
+        for tap, matrix in taps.items():
             source = tuple(
                 p + step * (t - size // 2) for p, t, size, step in zip(index, tap, kernel, dilation, strict=True)
             )
             if source in values:
-                total = total + linear(values[source], weight[(..., *tap)])
+                total = total + linear(values[source], matrix)
         result[index] = total if bias is None else total + bias
     return result
 

@@ -12,7 +12,6 @@ import warnings
 
 import pytest
 import torch
-from monai.networks.nets.attentionunet import AttentionBlock
 from torch import Tensor, nn
 
 import attn3d
@@ -211,6 +210,9 @@ def a_script_is_the_gate() -> None:
 
 
 def compact_is_monai_s() -> None:
+    # Not at the top: processes that the tests start import the cases, and MONAI takes seconds.
+    from monai.networks.nets.attentionunet import AttentionBlock
+
     theirs, ours = (
         AttentionBlock(3, 4, 6, 8).double().eval(),
         attn3d.AttentionGate(3, 8, gating_channels=6).double().eval(),
