@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from monai.transforms import RandGaussianNoise
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
@@ -182,7 +183,7 @@ def test_the_identity_and_a_shifted_axis_are_exact():
 @pytest.mark.parametrize("axes", [(), (0,), (1, 2)], ids=str)
 def test_patches_are_mirrored_along_the_axes_that_are_set(axes):
     augmentation = Augmentation((1.0, 1.0, 1.0), axes, hounsfield=True)
-    augmentation._intensities = []
+    augmentation._noise = RandGaussianNoise(prob=0.0)
     image = torch.arange(27.0).view(1, 3, 3, 3)
     random, seen = np.random.default_rng(0), set()
     for _ in range(40):
@@ -201,7 +202,7 @@ def test_patches_are_mirrored_along_the_axes_that_are_set(axes):
 def test_intensities_stay_near_what_they_are_normalised_to():
     random = np.random.default_rng(0)
     image = torch.from_numpy(random.normal(size=(2, 12, 12, 12)).astype(np.float32))
-    for hounsfield, widest in ((False, 1.01), (True, 5.0)):
+    for hounsfield, widest in ((False, 1.05), (True, 5.0)):
         augmentation = Augmentation((1.0, 1.0, 1.0), (), hounsfield)
         changed = [augmentation(image, image[0], random)[0] for _ in range(20)]
         assert 3 < sum(torch.equal(one, image) for one in changed) < 17
@@ -212,14 +213,24 @@ def test_intensities_stay_near_what_they_are_normalised_to():
 def test_every_change_of_intensities_gives_a_plain_tensor(hounsfield):
     """A MetaTensor in a batch of others does not collate."""
     augmentation = Augmentation((1.0, 1.0, 1.0), (), hounsfield)
-    for _, transform in augmentation._intensities:
-        transform.set_random_state(0)
-        assert type(augmentation._changed(torch.randn(1, 6, 6, 6), transform)) is torch.Tensor, transform
+    random = np.random.default_rng(0)
+    changed = [augmentation(torch.randn(1, 6, 6, 6), torch.zeros(6, 6, 6), random)[0] for _ in range(40)]
+    assert {type(one) for one in changed} == {torch.Tensor}
+
+
+def test_noise_in_a_patch_of_air_stays_noise():
+    """Its standard deviation was restored to that of the air before: the noise was scaled to nothing."""
+    augmentation, random = Augmentation((1.0, 1.0, 1.0), (), hounsfield=False), np.random.default_rng(0)
+    air = torch.full((1, 12, 12, 12), -1.0)
+    changed = [augmentation(air, air[0], random)[0] for _ in range(40)]
+    deviations = [float(one.std()) for one in changed if one.std() > 1e-4]
+    assert 5 < len(deviations) < 20
+    assert 0.05 < np.median(deviations) < 0.3
 
 
 def test_a_bias_field_leaves_tissues_apart():
     """As slow over a patch as that of a coil over a scan: a stronger one makes grey matter white within a patch."""
-    (_, bias), *_ = Augmentation((1.0, 1.0, 1.0), (), hounsfield=False)._intensities
+    (_, bias), *_ = Augmentation((1.0, 1.0, 1.0), (), hounsfield=False)._scanner
     ratios = []
     for seed in range(40):
         bias.set_random_state(seed)
