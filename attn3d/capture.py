@@ -30,7 +30,7 @@ def is_captured() -> bool:
 
 
 def is_transformed() -> bool:
-    """Whether a transform of `torch.func` is on, under which autograd takes no hooks on what it keeps."""
+    """Returns whether a transform of `torch.func` is active, in which autograd supports no hooks on saved tensors."""
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
