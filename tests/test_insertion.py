@@ -285,7 +285,7 @@ class TestSelection:
             insert_attention(unet(), "se", at=at, stages=stages)
 
     def test_wrapped_networks(self) -> None:
-        with pytest.raises(ValueError, match="DataParallel, which would miss new parameters"):
+        with pytest.raises(ValueError, match="DataParallel, which misses new parameters"):
             insert_attention(nn.DataParallel(unet()), "se", at="encoder")
         with pytest.raises(ValueError, match="insert attention first"):
             insert_attention(torch.jit.script(unet()), "se", at="encoder")

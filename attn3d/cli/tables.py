@@ -22,7 +22,7 @@ def print_by_case(found: Mapping[str, Mapping[str, float]], title: str, digits: 
 
 
 def print_scores(scores: Mapping[str, Any], title: str) -> None:
-    """Prints the scores of the cohort, a row for each label, and of lesions and probabilities if they have been scored."""
+    """Prints the scores of the cohort, a row for each label, and any scores of lesions and probabilities."""
     table = Table(title=title, box=box.SIMPLE_HEAD)
     table.add_column("Label", no_wrap=True)
     surface = f"Surface\nDice {scores['tolerance_mm']:g} mm"

@@ -281,7 +281,7 @@ def _inner(net: nn.Module) -> nn.Module:
 def _check_open(net: nn.Module) -> None:
     if isinstance(net, (DataParallel, DistributedDataParallel)):
         raise ValueError(
-            f"`net` must not be wrapped in {type(net).__name__}, which would miss new parameters: insert attention first"
+            f"`net` must not be wrapped in {type(net).__name__}, which misses new parameters: insert attention first"
         )
     if isinstance(net, torch.jit.ScriptModule):
         raise ValueError("`net` must not be scripted or traced: insert attention first")
