@@ -25,7 +25,7 @@ def needs_plain_operators() -> bool:
 
 
 def is_captured() -> bool:
-    """Returns whether a trace, an export or a compilation is in progress, whose result must be valid for all sizes."""
+    """Returns whether a trace, an export or a compilation is in progress. Its result must be valid for all sizes."""
     return torch.jit.is_tracing() or torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export()
 
 

@@ -77,7 +77,7 @@ class Probe:
     sums: list[Sum] = field(default_factory=list)
 
     def parts(self, tensor: Tensor) -> list[Tensor]:
-        """Returns the parts of which ``tensor`` was concatenated, or an empty list."""
+        """Returns the parts that were concatenated to ``tensor``, or an empty list."""
         return next((parts for result, parts in self.concatenations if result is tensor), [])
 
     def sums_with(self, tensor: Tensor, call: Call) -> list[tuple[Tensor, str]]:
