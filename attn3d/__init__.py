@@ -10,7 +10,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """Imports the library when the first name of it is asked for: ``attn3d --help`` answers without PyTorch."""
+    """Imports the library on first access to a public name, so that ``attn3d --help`` does not import PyTorch."""
     if "__all__" not in globals():
         api = import_module("attn3d.api")
         globals().update({public: getattr(api, public) for public in ("__all__", *api.__all__)})
@@ -20,5 +20,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """All that there is, imported or not."""
+    """Returns all names, including those that are not imported yet."""
     return sorted({*globals(), *import_module("attn3d.api").__all__})

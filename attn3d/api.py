@@ -1,4 +1,4 @@
-"""The public names of `attn3d`, which imports this file when the first of them is asked for."""
+"""The public names of `attn3d`, which imports this file on first access to one of them."""
 
 from attn3d.attention import Axial, Global, Grid, Neighborhood, PooledKeys, Window, attend
 from attn3d.distributed import parallelize_attention, sum_gradients
@@ -13,7 +13,7 @@ from attn3d.insertion import (
     remove_attention,
 )
 from attn3d.maps import attention_maps
-from attn3d.mechanisms import *  # noqa: F403  the classes that its files make public
+from attn3d.mechanisms import *  # noqa: F403  the public classes of its files
 from attn3d.mechanisms import __all__ as _mechanisms
 from attn3d.mechanisms.registry import list_attention, register_attention
 from attn3d.planning import estimate_cost, estimate_memory

@@ -25,12 +25,12 @@ def needs_plain_operators() -> bool:
 
 
 def is_captured() -> bool:
-    """Returns whether a trace, an export or a compilation is in progress, whose result must be valid for all sizes."""
+    """Returns whether a trace, an export or a compilation is in progress. Its result must be valid for all sizes."""
     return torch.jit.is_tracing() or torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export()
 
 
 def is_transformed() -> bool:
-    """Whether a transform of `torch.func` is on, under which autograd takes no hooks on what it keeps."""
+    """Returns whether a transform of `torch.func` is active, in which autograd supports no hooks on saved tensors."""
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 

@@ -285,9 +285,9 @@ class TestSelection:
             insert_attention(unet(), "se", at=at, stages=stages)
 
     def test_wrapped_networks(self) -> None:
-        with pytest.raises(ValueError, match="DataParallel, which would miss the new parameters"):
+        with pytest.raises(ValueError, match="DataParallel, which misses new parameters"):
             insert_attention(nn.DataParallel(unet()), "se", at="encoder")
-        with pytest.raises(ValueError, match="insert before"):
+        with pytest.raises(ValueError, match="insert attention first"):
             insert_attention(torch.jit.script(unet()), "se", at="encoder")
 
 

@@ -141,7 +141,7 @@ def write_configuration(
         list[int] | None, typer.Option(help="Stages of each kind, -1 for the last; may be repeated (default: all).")
     ] = None,
     options: Annotated[str, typer.Option(help="Options of the mechanism in JSON: '{\"reduction\": 8}'.")] = "{}",
-    identity: Annotated[bool, typer.Option("--identity", help="Start as the network without attention.")] = False,
+    identity: Annotated[bool, typer.Option("--identity", help="Keep the network's output until training.")] = False,
     max_voxels: Annotated[int | None, typer.Option(help="Skip sites with larger maps.")] = None,
     configuration: Annotated[str, typer.Option(help="Configuration to inherit from.")] = "3d_fullres",
     name: Annotated[str | None, typer.Option(help="Name of the new one [CONFIGURATION_ATTENTION].")] = None,
@@ -164,7 +164,7 @@ def write_configuration(
         raise typer.Exit(2) from error
     sites = [site for call in inserted_attention(net) for site in call["at"]]
     parameters = sum(parameter.numel() for parameter in attention_parameters(net))
-    print(f"{plans}: {name} has attention at {', '.join(sites)}; {parameters:,} parameters more")
+    print(f"{plans}: {name} has attention at {', '.join(sites)}; {parameters:,} more parameters")
 
 
 def read_plans(path: Path) -> Plans:
@@ -195,7 +195,7 @@ def _json(text: str, source: str) -> dict[str, Any]:
 
 @contextmanager
 def replaced(path: Path) -> Iterator[Path]:
-    """A file to write, which takes the place of ``path`` when it is whole."""
+    """Yields a temporary path to write to. The file replaces ``path`` if no error occurs."""
     unfinished = path.with_name(f".unfinished-{os.getpid()}-{path.name}")
     try:
         yield unfinished

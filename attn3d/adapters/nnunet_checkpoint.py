@@ -15,7 +15,7 @@ from torch import Tensor
 from attn3d.adapters.nnunet import Plans, read_plans, replaced, resolved, with_classes
 from attn3d.insertion import load_pretrained
 
-# What reading a pickle may end in, where the file is cut, of another kind, or of classes that are not installed.
+# Exceptions from unpickling a file that is truncated, of another kind, or needs classes that are not installed.
 _UNREADABLE = (AttributeError, EOFError, ImportError, LookupError, RuntimeError, ValueError, pickle.UnpicklingError)
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -37,10 +37,10 @@ def convert(plans: Plans, configuration: str, weights: dict[str, Tensor]) -> tup
     """
     block = resolved(plans["configurations"], configuration)["architecture"]
     if "attention" not in block["arch_kwargs"]:
-        raise ValueError(f"`configuration` {configuration!r} has no attention; add one by attn3d.adapters.nnunet")
+        raise ValueError(f"`configuration` {configuration!r} has no attention; add one with attn3d.adapters.nnunet")
     heads = [key for key in weights if key.endswith("seg_layers.0.weight")]
     if not heads:
-        raise ValueError("`checkpoint` must be of a U-Net of nnU-Net; it has no 'decoder.seg_layers.0.weight'")
+        raise ValueError("`checkpoint` must contain a U-Net of nnU-Net; it has no 'decoder.seg_layers.0.weight'")
     first = next(value for key, value in weights.items() if key.startswith("encoder") and value.dim() > 3)
     net = with_classes(block, first.shape[1], weights[heads[0]].shape[0])
     new = load_pretrained(net, weights)
@@ -48,19 +48,19 @@ def convert(plans: Plans, configuration: str, weights: dict[str, Tensor]) -> tup
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """What a checkpoint of nnU-Net v2 holds. It is read as nnU-Net reads it, by pickle: take it from whom you trust.
+    """Reads a checkpoint of nnU-Net v2. Like nnU-Net, it unpickles the file: read only files that you trust.
 
     Raises:
-        ValueError: when it is none or cannot be read.
+        ValueError: if it is not such a checkpoint or cannot be read.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=False)
     except OSError as error:
         raise ValueError(f"`checkpoint` {path} cannot be read: {error.strerror or error}") from error
     except _UNREADABLE as error:
-        raise ValueError(f"`checkpoint` {path} is damaged or no file of PyTorch: {error}") from error
+        raise ValueError(f"`checkpoint` {path} is damaged or not a file of PyTorch: {error}") from error
     if not isinstance(content, dict) or "network_weights" not in content:
-        raise ValueError(f"`checkpoint` {path} is no checkpoint of nnU-Net v2; it has no 'network_weights'")
+        raise ValueError(f"`checkpoint` {path} is not a checkpoint of nnU-Net v2; it has no 'network_weights'")
     return content
 
 

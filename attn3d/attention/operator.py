@@ -74,8 +74,8 @@ def attend_tiled(
 ) -> tuple[Tensor, Tensor]:
     """Runs `forward` as an operator.
 
-    ``seed`` is None without dropout. ``training`` says whether a backward pass may follow; the ``budget`` then
-    includes its memory.
+    ``seed`` is None without dropout. If ``training`` is true, a backward pass may follow, and the ``budget`` includes
+    its memory.
     """
     tile = tile_within(budget, q, k, v, bias, dropout, training)
     return forward(q, k, v, scale, tile, bias, key_mask, dropout_of(q, k, dropout, seed))

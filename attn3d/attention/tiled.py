@@ -193,7 +193,7 @@ def backward(
     base = base.masked_fill(base == -math.inf, math.inf)
 
     def tile_of_gradients(rows: slice, keys: slice) -> tuple[Tensor, Tensor, Tensor]:
-        # Each is in two products, each of which would make it contiguous again.
+        # Each tile is used in two products, and each product would make it contiguous.
         grad_tile = at_least_single(grad_out[:, :, rows]).contiguous()
         k_tile = at_least_single(k[:, :, keys]).contiguous()
         v_tile = at_least_single(v[:, :, keys]).contiguous()

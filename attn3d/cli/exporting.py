@@ -19,7 +19,7 @@ def export(
 ) -> None:
     """Write a trained network for use without this application: a MONAI Bundle, or ONNX.
 
-    To use a bundle, put scans into its data/ and run there: `python -m monai.bundle run --config_file
+    To use a bundle, put scans into its data/ and run in its folder: `python -m monai.bundle run --config_file
     configs/inference.json`. ONNX has a dynamic batch and size; examples/onnx_runtime.py runs it.
     """
     import attn3d.segmentation as segmentation

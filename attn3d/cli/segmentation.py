@@ -70,7 +70,7 @@ def train(
     folds: Annotated[
         str | None,
         typer.Option(
-            help="Cross-validation: number of folds, or a file such as nnU-Net's splits_final.json. It resumes."
+            help="Cross-validation: number of folds, or a file such as nnU-Net's splits_final.json. Repeat to resume."
         ),
     ] = None,
     fold: Annotated[int | None, typer.Option(min=0, help="Train only this fold of the file.")] = None,
@@ -221,11 +221,11 @@ def evaluate(
     ] = None,
     tolerance: Annotated[float, typer.Option(min=0, help="Tolerance of the surface Dice in mm.")] = 2.0,
     lesions: Annotated[
-        bool, typer.Option("--lesions", help="Also panoptic quality of lesions matched one to one, and lesions.csv.")
+        bool, typer.Option("--lesions", help="Also compute the panoptic quality of lesions, and write lesions.csv.")
     ] = False,
     probabilities: Annotated[
         bool,
-        typer.Option("--probabilities", help="Also the calibration of NAME_probabilities.nii.gz beside each."),
+        typer.Option("--probabilities", help="Also score the calibration, from NAME_probabilities.nii.gz."),
     ] = False,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
@@ -274,7 +274,7 @@ def compare(
     workers: Workers = None,
     quiet: Quiet = False,
 ) -> None:
-    """Compare mechanisms with no attention: several trainings each, with the same budget. It resumes."""
+    """Compare mechanisms with the plain network: several trainings of each, the same budget. Repeat to resume."""
     import attn3d.segmentation as segmentation
 
     _log(quiet)
@@ -315,7 +315,7 @@ def compare(
 
 
 def _axes(text: str | None) -> list[Any]:
-    """Axes separated by commas; what is no number is left to the check of the setting."""
+    """Splits axes at commas. Entries that are not numbers stay text, which the check of the setting refuses."""
     return [int(one) if one.isdecimal() else one for one in text.split(",")] if text else []
 
 

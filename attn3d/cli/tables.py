@@ -22,7 +22,7 @@ def print_by_case(found: Mapping[str, Mapping[str, float]], title: str, digits: 
 
 
 def print_scores(scores: Mapping[str, Any], title: str) -> None:
-    """Prints the scores of the cohort, a row for each label, and of lesions and probabilities if any."""
+    """Prints the scores of the cohort, a row for each label, and any scores of lesions and probabilities."""
     table = Table(title=title, box=box.SIMPLE_HEAD)
     table.add_column("Label", no_wrap=True)
     surface = f"Surface\nDice {scores['tolerance_mm']:g} mm"
@@ -50,7 +50,7 @@ def print_scores(scores: Mapping[str, Any], title: str) -> None:
 
 
 def _print_lesions(scores: Mapping[str, Any]) -> None:
-    """The scores of lesions matched one to one, of all cases together, a row for each label."""
+    """Prints the scores of lesions matched one to one, of all cases together, a row for each label."""
     table = Table(title="Lesions of all cases, matched at an IoU above 0.5", box=box.SIMPLE_HEAD)
     table.add_column("Label", no_wrap=True)
     for heading in ("Lesions", "Predicted", "Matched", "PQ", "RQ", "SQ", "Dice"):
@@ -59,7 +59,7 @@ def _print_lesions(scores: Mapping[str, Any]) -> None:
         counts = (one["lesions"], one["lesions_predicted"], one["lesions_matched"])
         names = ("panoptic_quality", "recognition_quality", "segmentation_quality", "lesion_dice")
         table.add_row(label, *map(str, counts), *(_number(one[f"{name}_pooled"]) for name in names))
-    table.caption = "Panoptic, recognition, segmentation quality; mean Dice of the matched"
+    table.caption = "Panoptic, recognition and segmentation quality; mean Dice of matched lesions"
     show(table)
 
 

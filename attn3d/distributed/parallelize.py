@@ -20,7 +20,7 @@ ROTATIONS = ("all_gather", "ring")
 
 _EXACT = (ChannelAttention, ChannelSelfAttention, DualAttention, MultiHeadSelfAttention, NonLocal, PositionAttention)
 
-# PyTorch's own layers that look past the border of a shard, or take statistics over it.
+# PyTorch's own layers that need voxels beyond the border of a shard, or compute statistics over it.
 _OF_HOSTS = (
     conv._ConvNd,
     batchnorm._NormBase,

@@ -229,7 +229,7 @@ def _check_signals(survey: Survey, sites: Sites, spec: AttentionSpec) -> None:
         names = ", ".join(site.name for site in survey.everything() if site.gating_channels is not None)
         alternatives = f"these sites have one: {names}" if names else "no site of this network has one"
         raise ValueError(
-            f"`at` must name sites with a gating signal for {spec!r}, the decoder's map at a skip, got"
+            f"`at` must name sites with a gating signal (the decoder's map at a skip) for {spec!r}, got"
             f" {', '.join(without)}; {alternatives}"
         )
 
@@ -281,10 +281,10 @@ def _inner(net: nn.Module) -> nn.Module:
 def _check_open(net: nn.Module) -> None:
     if isinstance(net, (DataParallel, DistributedDataParallel)):
         raise ValueError(
-            f"`net` must not be wrapped in {type(net).__name__}, which would miss the new parameters: insert before"
+            f"`net` must not be wrapped in {type(net).__name__}, which misses new parameters: insert attention first"
         )
     if isinstance(net, torch.jit.ScriptModule):
-        raise ValueError("`net` must not be scripted or traced: insert before")
+        raise ValueError("`net` must not be scripted or traced: insert attention first")
     if not isinstance(net, nn.Module):
         raise TypeError(f"`net` must be a torch.nn.Module, got {type(net).__name__}")
 

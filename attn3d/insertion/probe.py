@@ -77,7 +77,7 @@ class Probe:
     sums: list[Sum] = field(default_factory=list)
 
     def parts(self, tensor: Tensor) -> list[Tensor]:
-        """Returns the parts of which ``tensor`` was concatenated, or an empty list."""
+        """Returns the parts that were concatenated to ``tensor``, or an empty list."""
         return next((parts for result, parts in self.concatenations if result is tensor), [])
 
     def sums_with(self, tensor: Tensor, call: Call) -> list[tuple[Tensor, str]]:
@@ -149,7 +149,7 @@ def _guesses(network: nn.Module) -> list[tuple[int, ...]]:
 def _advice(error: Exception) -> str:
     """Returns what to do if a network takes more arguments than an image."""
     wanted = "required positional argument" in str(error)
-    return "; say how it is called on an image: attn3d.networks.register_sites(.., run=)" if wanted else ""
+    return "; register how to call it on an image: attn3d.networks.register_sites(.., run=)" if wanted else ""
 
 
 def _run_somewhere(network: nn.Module, shape: tuple[int, ...]) -> Probe:
@@ -185,7 +185,7 @@ def _copied(tensor: Tensor, device: torch.device) -> Tensor:
 def _own_hook(hook: Callable[..., Any], twins: Mapping[int, Any]) -> Callable[..., Any] | None:
     """Returns the copy's version of a hook that belongs to the network, or None for a user's hook, which must not run.
 
-    The hooks of the network are its methods, which were copied with it, and closures over nothing but its modules.
+    The hooks of the network are its methods, which were copied with it, and closures over its modules only.
     """
     if isinstance(hook, types.MethodType):
         return hook if isinstance(hook.__self__, nn.Module) else None

@@ -30,7 +30,7 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
     def forward(self, x: Tensor) -> Tensor:
         """Normalises (B, C, ...)."""
         from_batch = False
-        if self.training and x.numel() > x.shape[1]:  # an `if`, because the comparison of symbolic sizes is no bool
+        if self.training and x.numel() > x.shape[1]:  # an `if`, because comparing symbolic sizes gives no bool
             from_batch = True
         momentum = self.momentum
         if from_batch and self.num_batches_tracked is not None:

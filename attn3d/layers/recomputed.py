@@ -1,4 +1,4 @@
-"""Parts of a module that backward computes again, so that their inputs are all that is kept for it."""
+"""Recomputes parts of a module in backward, so that only their inputs are saved."""
 
 import copy
 import itertools
@@ -12,14 +12,14 @@ from attn3d.capture import is_transformed
 
 
 def recomputed(function: Callable[..., Tensor], module: nn.Module, *inputs: Tensor) -> Tensor:
-    """``function(module, *inputs)``, and again in backward, for which only the inputs are kept.
+    """Computes ``function(module, *inputs)``, and again in backward. Only the inputs are saved.
 
-    Running statistics count a forward pass once: in backward the module has copies of them.
+    Running statistics are updated once: in backward, the module has copies of them.
 
     Args:
-        function: of the module and the inputs, such as a method of its class; without randomness.
-        module: holds the parameters that the function uses.
-        inputs: tensors, to which and to the parameters the gradients flow.
+        function: a function of the module and the inputs, such as a method of its class. It must not be random.
+        module: the module. Its parameters get gradients.
+        inputs: tensors. They get gradients too.
     """
     if is_transformed() or not torch.is_grad_enabled():
         return function(module, *inputs)
@@ -32,7 +32,8 @@ def recomputed(function: Callable[..., Tensor], module: nn.Module, *inputs: Tens
 
 
 def _with_own_buffers(module: nn.Module) -> nn.Module:
-    """The module with its own parameters and copies of its buffers; it stays what it is for other threads."""
+    """Returns a module with the same parameters and copies of the buffers. ``module``, which other threads may use, is
+    not changed."""
     own = copy.copy(module)
     own._buffers = {name: None if buffer is None else buffer.clone() for name, buffer in module._buffers.items()}
     own._modules = {name: None if child is None else _with_own_buffers(child) for name, child in own._modules.items()}

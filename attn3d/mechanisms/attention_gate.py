@@ -136,7 +136,7 @@ class AttentionGate(Mechanism):
 
     @torch.jit.unused
     def _recomputed(self, x: Tensor, signal: Tensor) -> Tensor:
-        """The gate, keeping nothing of the hidden maps for backward."""
+        """Returns the gate. The hidden maps are not saved for backward."""
         return recomputed(AttentionGate.spatial_gate, self, x, signal)
 
     def attention_weights(  # type: ignore[override]  # the signal comes second, as in forward

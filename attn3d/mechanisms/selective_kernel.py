@@ -1,6 +1,6 @@
 """Selective kernels: Li, Wang, Hu, Yang, arXiv 1903.06586, equations 1 to 6.
 
-Deviations: the compact form has dense kernels of increasing size, and in the selection biases and no norm. The paper's
+Deviations: the compact form has dense kernels of increasing size, and its selection has biases and no norm. The paper's
 branches are dilated 3^n kernels, which have far fewer weights in 3-D: 27 instead of the 125 of a 5^3 kernel.
 """
 

@@ -82,13 +82,13 @@ class TripletAttention(Mechanism):
         return self._recomputed(x) if runs_eagerly(x) else self.gated(x)
 
     def gated(self, x: Tensor) -> Tensor:
-        """x times the mean of the gates."""
+        """Returns x times the mean of the gates."""
         gates = [gate / (self.spatial_dims + 1) for gate in self.gates(x)]
         return weighted_sum([x for _ in gates], gates)
 
     @torch.jit.unused
     def _recomputed(self, x: Tensor) -> Tensor:
-        """The same, keeping x alone for backward."""
+        """Returns the same as `gated`, but saves only x for backward."""
         return recomputed(TripletAttention.gated, self, x)
 
     def attention_weights(self, x: Tensor, queries: Tensor | None = None) -> dict[str, Tensor]:

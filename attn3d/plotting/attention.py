@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _WIDTH, _CHART_HEIGHT = 2.5, 1.5  # inches of a cell
-_HEAD, _SCALE, _GAP, _AXIS = 0.85, 0.75, 0.14, 0.55  # left of it, right of it, and below a picture and a chart
-HEAT = {  # the words of each kind of weights that are volumes
+_HEAD, _SCALE, _GAP, _AXIS = 0.85, 0.75, 0.14, 0.55  # left and right of it, and below a picture or a chart
+HEAT = {  # descriptions of the weights that are volumes
     "channel_map": "weighed features\nmean |weight × map|",
     "spatial": "weights of voxels",
     "gate": "weights of voxels\nmean of the channels",
@@ -126,7 +126,7 @@ def _rows(sites: Mapping[str, _Site], planes: Sequence[str]) -> list[tuple[str, 
 
 
 def heat_volumes(maps: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
-    """The weights of one site that are volumes, of the first sample, by their kind; those of queries are numbered."""
+    """Returns the weights of the first sample that are volumes, by kind; those of queries are numbered."""
     weights = _arrays(maps)
     heat = {name: weights[name] for name in HEAT if name in weights and name != "query"}
     if "query" in weights:

@@ -174,7 +174,7 @@ def _largest(mask: np.ndarray, count: int) -> list[tuple[int, int]]:
 
 
 def label_colors(names: Mapping[int, str]) -> dict[int, str]:
-    """The colour of each label value, in the order of their names."""
+    """Returns a colour for each label value."""
     return {value: COLORS[index % len(COLORS)] for index, value in enumerate(names)}
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from attn3d.testing.subject import Subject, expect_close, expect_same_gradients, gradients_of
 
-# Where sizes are dynamic, none is that of another axis, and none is halved to one.
+# For dynamic sizes: no size equals that of another axis, and none is halved to 1.
 _SIZE = (6, 10, 9)
 _OTHER_SIZE = (9, 7, 5)
 
@@ -19,7 +19,7 @@ def trace(subject: Subject) -> None:
     """`torch.jit.trace` gives a module that equals eager on other values."""
     module = subject.copy(torch.float32)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # sizes read as numbers, and the age of TorchScript
+        warnings.simplefilter("ignore")  # about sizes read as numbers, and about TorchScript
         traced = torch.jit.trace(module, subject.input(dtype=torch.float32), check_trace=False)
     x = subject.input(dtype=torch.float32)
     expect_close(traced(x), module(x), "the traced output to be that of eager")
@@ -35,9 +35,9 @@ def compile_static(subject: Subject) -> None:
 
 
 def compile_dynamic(subject: Subject) -> None:
-    """`torch.compile(fullgraph=True)` in training, batch and sizes dynamic: one graph equals eager at two shapes.
+    """`torch.compile(fullgraph=True)` in training, with dynamic batch and sizes, equals eager at two shapes.
 
-    Gradients and buffers included.
+    One graph is used for both shapes. Outputs, gradients and buffers are compared.
     """
     for backend in subject.backends:
         module = subject.copy(torch.float32, training=True)
@@ -68,7 +68,7 @@ def _compiled(module: nn.Module, backend: str) -> Iterator[Callable[[Tensor], Te
 def _compare_training(
     subject: Subject, compiled: Callable[[Tensor], Tensor], module: nn.Module, twin: nn.Module, backend: str
 ) -> None:
-    """Output, gradients and buffers of ``module``, which is compiled, and of its eager ``twin``, at two shapes."""
+    """Compares output, gradients and buffers of the compiled ``module`` and its eager ``twin`` at two shapes."""
     for size, batch, stance in ((_SIZE, 2, "default"), (_OTHER_SIZE, 3, "fail_on_recompile")):
         x = subject.input(size, batch=batch, dtype=torch.float32)
         for axis in _dynamic_axes(subject):
@@ -85,5 +85,5 @@ def _compare_training(
 
 
 def _dynamic_axes(subject: Subject) -> tuple[int, ...]:
-    """Batch and space; the channels are the module's."""
+    """Returns the axes of the batch and of space. The number of channels is fixed by the module."""
     return (0, *range(2, subject.spatial_dims + 2))

@@ -39,7 +39,7 @@ def parameter_gradients(subject: Subject) -> None:
 
 
 def nonzero_gradients(subject: Subject) -> None:
-    """With random parameters no gradient is zero, except of `zero_gradient`, which do not affect the output.
+    """With random parameters no gradient is zero, except those in `zero_gradient`, which do not affect the output.
 
     Checked in evaluation, where a batch norm does not cancel the bias before it. A hidden unit may be dead by chance,
     so a parameter passes if it has a gradient for one of several random draws.

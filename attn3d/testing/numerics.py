@@ -92,7 +92,7 @@ def independent_samples(subject: Subject) -> None:
     for size in [(4, 5, 3), (channels, 3, 2), (2, 3, channels), (2, 2, 2)]:
         x = subject.input(size)
         alone = torch.cat([module(sample) for sample in x.split(1)])
-        expect_close(module(x), alone, f"a batch of shape {tuple(x.shape)} to give what its samples give alone")
+        expect_close(module(x), alone, f"a batch of shape {tuple(x.shape)} to give the outputs of its single samples")
 
 
 def evaluation_repeats(subject: Subject) -> None:

@@ -53,7 +53,7 @@ def _expect_same_output(subject: Subject, twin: nn.Module, module: nn.Module, wh
 
 
 def _run_once(subject: Subject) -> nn.Module:
-    """Returns a copy after a forward pass in training, whose state must not prevent further copies."""
+    """Returns a copy after a forward pass in training. What the pass stores in the module must not prevent copies."""
     module = subject.copy(torch.float32, training=True)
     module(subject.input(dtype=torch.float32))
     return module

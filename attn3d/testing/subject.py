@@ -84,7 +84,7 @@ class Subject:
 
     @contextlib.contextmanager
     def random_state_kept(self) -> Iterator[None]:
-        """Starts from a fixed seed and puts the generators back."""
+        """Sets a fixed seed, and restores the state of the generators afterwards."""
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
             torch.manual_seed(0)

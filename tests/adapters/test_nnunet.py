@@ -164,7 +164,7 @@ class TestCommand:
         assert new["inherits_from"] == "full"
         assert new["architecture"]["network_class_name"] == NETWORK
         net = build(new["architecture"], False)
-        assert f"{sum(p.numel() for p in attention_parameters(net)):,} parameters more" in result.output
+        assert f"{sum(p.numel() for p in attention_parameters(net)):,} more parameters" in result.output
         assert not list(tmp_path.glob(".*"))
 
     def test_a_second_attention_on_the_first(self, tmp_path: Any) -> None:
@@ -284,13 +284,13 @@ def test_a_checkpoint_without_attention_is_converted(tmp_path: Path) -> None:
 
     written = (tmp_path / "new.pth").read_bytes()
     for name, content, configuration, says in (
-        ("old.pth", b"no checkpoint", "new", "`checkpoint` {file} is damaged or no file of PyTorch: "),
-        ("old.pth", (tmp_path / "old.pth").read_bytes()[:999], "new", "`checkpoint` {file} is damaged or no file of"),
-        ("old.pth", b"\x80\x02cno_such_module\nX\n.", "new", "`checkpoint` {file} is damaged or no file of PyTorch: "),
+        ("old.pth", b"no checkpoint", "new", "`checkpoint` {file} is damaged or not a file of PyTorch: "),
+        ("old.pth", (tmp_path / "old.pth").read_bytes()[:999], "new", "`checkpoint` {file} is damaged or not a"),
+        ("old.pth", b"\x80\x02cno_such_module\nX\n.", "new", "`checkpoint` {file} is damaged or not a file of "),
         ("old.pth", pickle.dumps({}), "new", "`checkpoint` {file} is damaged"),
         ("old.pth", None, "new", "`checkpoint` {file} cannot be read: No such file or directory"),
-        ("old.pth", {"weights": {}}, "new", "`checkpoint` {file} is no checkpoint of nnU-Net v2; it has no 'network_w"),
-        ("old.pth", {"network_weights": {}}, "new", "must be of a U-Net of nnU-Net; it has no 'decoder.seg_layers"),
+        ("old.pth", {"weights": {}}, "new", "`checkpoint` {file} is not a checkpoint of nnU-Net v2; it has no 'netw"),
+        ("old.pth", {"network_weights": {}}, "new", "must contain a U-Net of nnU-Net; it has no 'decoder.seg_"),
         ("old.pth", {"network_weights": plain.state_dict()}, "full", "`configuration` 'full' has no attention"),
         ("old.pth", {"network_weights": plain.state_dict()}, "none", "'none' is not in the plans"),
         ("plans.json", None, "new", "`plans` {file} cannot be read: No such file or directory"),

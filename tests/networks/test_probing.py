@@ -91,7 +91,7 @@ def test_a_network_of_several_inputs_is_told_how_to_say_so() -> None:
             return self.last(self.conv(x) + time)
 
     for shape in (None, (1, 1, 8, 8, 8)):
-        with pytest.raises(ValueError, match=r"'time'; say how it is called .*register_sites\(\.\., run=\)"):
+        with pytest.raises(ValueError, match=r"'time'; register how to call it .*register_sites\(\.\., run=\)"):
             attn3d.insert_attention(Two(), "se", at="path:conv", input_shape=shape)
     register_sites(Two, {"encoder": ["conv"]}, run=lambda net, x: net(x, x.new_zeros(1)))
     attn3d.insert_attention(Two(), "se", at="encoder")

@@ -15,7 +15,7 @@ from attn3d.networks.registry import Sites, register_sites
 
 @register_sites(AutoEncoder)
 def autoencoder(network: AutoEncoder) -> Sites:
-    """Returns the sites. The last decoder layer is no site, since its output is the image."""
+    """Returns the sites. The last decoder layer is not a site, since its output is the image."""
     depth = len(network.channels)
     return {
         "encoder": [f"encode.encode_{stage}" for stage in range(depth)],
@@ -57,7 +57,7 @@ def diffusion(network: DiffusionModelUNet) -> Sites:
 
 
 def _condition(network: ControlNet, x: Tensor) -> Any:
-    """Runs on a zero condition, whose size is such that its embedding has the size of the image."""
+    """Runs on a condition of zeros, of the size whose embedding has the size of the image."""
     embedding: Any = network.controlnet_cond_embedding
     scale = 2 ** (len(embedding.blocks) // 2)
     condition = x.new_zeros(len(x), embedding.conv_in.conv.in_channels, *(size * scale for size in x.shape[2:]))

@@ -34,7 +34,7 @@ def unwrapped(network: nn.Module, path: str) -> str:
 
 @register_sites(UNet)
 def unet(network: UNet) -> Sites:
-    """Returns the sites. The topmost up layer is no site, since its output is the logits."""
+    """Returns the sites. The topmost up layer is not a site, since its output is the logits."""
     levels, bottom = levels_of(network, "model")
     return {
         "encoder": [unwrapped(network, f"{level}.0") for level in levels],
