@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # `docs` and `examples` are imported from the root
+sys.path.insert(0, str(Path(__file__).parents[1]))  # to import `docs` and `examples`
 
 from docs.tables import between_marks, markdown
 from examples.benchmarks.charts import CHARTS
@@ -121,7 +121,7 @@ def ending(curve: dict) -> list[str]:
 
 
 def grouped(others: str, details: str) -> Callable[[list[dict], list[dict]], str]:
-    """A table by group, a table of rows without a group, and all figures, which are folded."""
+    """A table by group, a table of rows without a group, and a folded table of all figures."""
 
     def parts(rows: list[dict], cuda: list[dict]) -> str:
         own, rest = ([row for row in rows if bool(row["group"]) == of] for of in (True, False))
