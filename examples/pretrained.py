@@ -57,7 +57,7 @@ def main(
 
     # A network with attention is rebuilt from the result of `inserted_attention`.
     torch.save({"weights": net.state_dict(), "insertions": attn3d.inserted_attention(net)}, out / "after.pt")
-    print(f"{len(attention)} parameters of attention beside {len(host)} of the network, saved in {out / 'after.pt'}")
+    print(f"{len(attention)} parameters of attention and {len(host)} of the network, saved in {out / 'after.pt'}")
 
 
 def patches(image: Path, label: Path) -> Iterator[tuple[Tensor, Tensor]]:

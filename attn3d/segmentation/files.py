@@ -60,7 +60,7 @@ def read_volume(path: Path | str) -> nib.Nifti1Image:
     """Reads a 3-D volume as `read_image` does, but its voxels may all be equal.
 
     Args:
-        path: as for `read_image`.
+        path: as in `read_image`.
 
     Raises:
         FileError: when the file is missing, truncated, of another format or not 3-D, when its affine is not a valid
@@ -149,7 +149,7 @@ def read_probabilities(path: Path | str, image: nib.Nifti1Image) -> nib.Nifti1Im
 
     Args:
         path: a 4-D NIfTI file, as `predict` writes it.
-        image: a volume on whose grid they must be.
+        image: a volume with the required grid.
 
     Raises:
         FileError: when the file is missing, truncated, not a 4-D NIfTI file, or on another grid.

@@ -47,7 +47,7 @@ COMPARED = [
 def groups(bench: Bench) -> Iterator[Row]:
     """All three comparisons, for each number of threads."""
     if bench.beside is None:
-        yield Row("attention in groups", "older checkout", None, None, "", note="left out: --beside names none")
+        yield Row("attention in groups", "older checkout", None, None, "", note="left out without --beside")
     else:
         yield from beside_checkout(bench, bench.beside)
     for count in bench.threads:

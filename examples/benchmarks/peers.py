@@ -55,7 +55,7 @@ def peers(bench: Bench, large: tuple[int, ...], smaller: tuple[int, ...], channe
             # Packages outside of the tested set may have an unknown version or need another device.
             if peer.package in ("monai", "torch"):
                 raise
-            yield Row(what, peer.name, None, None, "", note=f"refuses: {type(error).__name__}", measure="peer")
+            yield Row(what, peer.name, None, None, "", note=f"raises {type(error).__name__}", measure="peer")
             continue
         yield bench.time(what, peer.name, *steps, measure="peer")
         yield bench.memory(what, peer.name, *steps, measure="peer")
