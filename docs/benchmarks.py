@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # `docs` and `examples` are imported from the root
+sys.path.insert(0, str(Path(__file__).parents[1]))  # to import `docs` and `examples`
 
 from docs.tables import between_marks, markdown
 from examples.benchmarks.charts import CHARTS
@@ -81,7 +81,7 @@ def flat(rows: list[dict], cuda: list[dict]) -> str:
     """A line for each row, with the value on a CUDA device or a note that it was not measured."""
     names = ("what", "beside", "unit")
     there = {tuple(row[name] for name in names): row for row in cuda}
-    lines = [["what", "beside", "ours", "other", "ratio", "quartiles", "limit", "CUDA"]]
+    lines = [["what", "compared with", "ours", "other", "ratio", "quartiles", "limit", "CUDA"]]
     for row in rows:
         asked = "" if row["limit"] is None else f"≤ {row['limit']:.3g}"
         other = on_cuda(there.get(tuple(row[name] for name in names)))
@@ -121,7 +121,7 @@ def ending(curve: dict) -> list[str]:
 
 
 def grouped(others: str, details: str) -> Callable[[list[dict], list[dict]], str]:
-    """A table by group, a table of rows without a group, and all figures, which are folded."""
+    """A table by group, a table of rows without a group, and a folded table of all figures."""
 
     def parts(rows: list[dict], cuda: list[dict]) -> str:
         own, rest = ([row for row in rows if bool(row["group"]) == of] for of in (True, False))
@@ -137,7 +137,7 @@ def grouped(others: str, details: str) -> Callable[[list[dict], list[dict]], str
 TABLES: dict[str, Callable[[list[dict], list[dict]], str]] = {
     "mechanisms": grouped("Other libraries, in training:", "All figures"),
     "attention": flat,
-    "groups": grouped("Beside matrix products and MONAI's Swin, in training:", "All figures beside the older checkout"),
+    "groups": grouped("Matrix products and MONAI's Swin, in training:", "All figures of the older checkout"),
     "insertion": grouped("", "All figures"),
     "scaling": scaling,
 }

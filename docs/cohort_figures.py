@@ -1,7 +1,7 @@
 """Draws the pictures of docs/simulated-cohort.md and writes its table.
 
-``python docs/cohort_figures.py [FOLDER]`` takes the default cohort of 60 cases from the folder, or simulates it there;
-without one, in a temporary folder. It takes about a minute on one core.
+``python docs/cohort_figures.py [FOLDER]`` uses the default cohort of 60 cases in the folder, or simulates it there. The
+default is a temporary folder. It takes about a minute on one core.
 """
 
 import sys
@@ -25,7 +25,7 @@ KINDS = ("", "epidural", "intraparenchymal", "intraventricular", "subarachnoid",
 
 
 class Scan(NamedTuple):
-    """A scan with its labels and what a threshold finds, the first axis to the right and the last upwards."""
+    """A scan, its labels and the mask of a threshold. The first axis points right, the last one up."""
 
     image: nib.Nifti1Image
     labels: np.ndarray
@@ -36,14 +36,14 @@ class Scan(NamedTuple):
         return float((self.labels == value).sum() * abs(np.linalg.det(self.image.affine[:3, :3])) / 1000)
 
     def dice(self, value: int | None = None) -> float:
-        """Of the threshold, for one kind or any. Blood of another kind is neither right nor wrong."""
+        """The Dice of the threshold for one kind, or for any. Voxels of the other kinds are left out."""
         true = self.labels > 0 if value is None else self.labels == value
         found = self.found & (true | (self.labels == 0))
         return float(2 * (found & true).sum() / (found.sum() + true.sum()))
 
 
 def read(folder: Path) -> list[Scan]:
-    """The cohort of the folder."""
+    """Reads the cohort in a folder."""
     dataset, scans = simulate(folder), []
     for case in dataset.cases:
         (image,) = read_case_image(case)
@@ -54,7 +54,7 @@ def read(folder: Path) -> list[Scan]:
 
 
 def table(scans: list[Scan]) -> str:
-    """How many cases have each kind, how large it is, and what a threshold makes of it."""
+    """The number of cases with each kind, its volume and intensities, and the Dice of the threshold."""
     rows = [["kind", "cases", "ml: median (least to most)", "HU: median (middle 90 %)", "threshold's Dice"]]
     for value, name in HAEMORRHAGES.items():
         bleeding = [scan for scan in scans if (scan.labels == value).any()]
@@ -72,7 +72,7 @@ def table(scans: list[Scan]) -> str:
 
 
 def picture(scan: Scan, center: np.ndarray, columns: dict[str, np.ndarray], title: str) -> np.ndarray:
-    """A scan in three planes through a voxel, as pixels."""
+    """The pixels of a picture of a scan in three planes through a voxel."""
     image, memory = scan.image, BytesIO()
     figure = plot_segmentation(
         image.get_fdata(), columns, HAEMORRHAGES | {6: "48 to 95 HU"} if len(columns) > 1 else HAEMORRHAGES,
@@ -83,13 +83,13 @@ def picture(scan: Scan, center: np.ndarray, columns: dict[str, np.ndarray], titl
 
 
 def middle_of(mask: np.ndarray) -> np.ndarray:
-    """The voxel of a mask that is nearest to all of them."""
+    """The voxel of a mask that is nearest to the median of its voxels."""
     voxels = np.argwhere(mask)
     return voxels[np.linalg.norm(voxels - np.median(voxels, axis=0), axis=1).argmin()]
 
 
 def draw(scans: list[Scan]) -> None:
-    """One case of each kind, of a volume near the median; and a case of three kinds beside the threshold."""
+    """Draws a case of each kind with a volume near the median, and a case of three kinds with the threshold."""
     shown = []
     for value in HAEMORRHAGES:
         bleeding = sorted((s for s in scans if (s.labels == value).any()), key=lambda s: s.millilitres(value))
@@ -110,7 +110,7 @@ def draw(scans: list[Scan]) -> None:
 
 
 def kinds_shown(place: tuple[Scan, int]) -> tuple[int, int]:
-    """How many kinds an axial slice shows, and how many voxels of the one that it shows least of."""
+    """The number of kinds in an axial slice, and the number of voxels of the smallest one."""
     labels = place[0].labels[:, :, place[1]]
     counts = np.bincount(labels.ravel(), minlength=6)[1:]
     return int((counts > 0).sum()), int(counts[counts > 0].min(initial=place[0].labels.size))

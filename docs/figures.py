@@ -1,8 +1,8 @@
-"""Draws what attention looks at: ``python docs/figures.py [NAME ..]`` writes docs/figures/NAME.png, in a few minutes.
+"""Draws attention maps: ``python docs/figures.py [NAME ..]`` writes docs/figures/NAME.png, in a few minutes.
 
-A name is a mechanism, inserted into a small U-Net, or one of the networks that have attention of their own. Each
-learns for a moment to tell the tissues of the MNI152 T1 template apart, on patches of this one volume at 3 mm: the
-pictures show real weights of trained networks, and no evidence of a benefit.
+A name is a mechanism, inserted into a small U-Net, or one of the networks with their own attention. Each network is
+trained for some steps to segment the tissues of the MNI152 T1 template, on patches of this volume at 3 mm. The figures
+show real weights of trained networks. They are no evidence that attention helps.
 """
 
 import io
@@ -19,9 +19,9 @@ from report_figures import write
 
 import attn3d
 
-SIZE, PATCH = (64, 96, 64), (64, 32, 32)  # SwinUNETR takes multiples of 32
+SIZE, PATCH = (64, 96, 64), (64, 32, 32)  # SwinUNETR needs multiples of 32
 VOXEL = (20, 38, 36)  # in the left hemisphere
-# How each is built, its steps and learning rate, and the sites that are drawn, or all.
+# A function that builds the network, the steps, the learning rate, and the sites to draw; None draws all.
 NETWORKS = {
     "own_gates": (lambda: AttentionUnet(3, 1, 4, channels=(8, 16, 32, 64), strides=(2, 2, 2)), 60, 0.01, None),
     "own_windows": (
@@ -31,7 +31,7 @@ NETWORKS = {
         [f"own:swinViT.layers{stage}.0.blocks.{block}.attn" for stage, block in ((1, 0), (1, 1), (2, 0))],
     ),
 }
-SITE = "skip:model.1.submodule.1"  # the coarser of the two
+SITE = "skip:model.1.submodule.1"  # the coarser of the two skips
 
 
 def with_mechanism(name: str) -> torch.nn.Module:
@@ -40,7 +40,7 @@ def with_mechanism(name: str) -> torch.nn.Module:
 
 
 def scan() -> tuple[MetaTensor, torch.Tensor]:
-    """The T1 in units of its spread, (1, *S), and its tissues (0 none, 1 CSF, 2 grey, 3 white), (*S)."""
+    """The normalised T1, (1, *S), and its tissues (0 none, 1 CSF, 2 grey, 3 white), (*S)."""
     template = datasets.load_mni152_template(resolution=3)
     maps = [datasets.load_mni152_gm_template(resolution=3), datasets.load_mni152_wm_template(resolution=3)]
     volumes = [template, datasets.load_mni152_brain_mask(resolution=3), *maps]
@@ -56,7 +56,7 @@ def scan() -> tuple[MetaTensor, torch.Tensor]:
 def trained(
     build: Callable[[], torch.nn.Module], steps: int, rate: float, image: torch.Tensor, tissues: torch.Tensor
 ) -> torch.nn.Module:
-    """The network after a few steps of Adam on patches of the one volume."""
+    """Builds a network and trains it for some steps of AdamW on patches of the volume."""
     torch.manual_seed(0)
     net = build()
     optimiser = torch.optim.AdamW(net.parameters(), lr=rate)
@@ -72,7 +72,7 @@ def trained(
 
 
 def draw(name: str, image: MetaTensor, tissues: torch.Tensor) -> None:
-    """Trains a network and shows its attention."""
+    """Trains a network and draws its attention maps."""
     own = (lambda: with_mechanism(name), 40, 0.01, SITE)
     build, steps, rate, site = NETWORKS.get(name, own)
     net = trained(build, steps, rate, image.as_tensor()[None], tissues)

@@ -1,4 +1,4 @@
-"""Draws which voxels see which, by the library's own weights: ``python docs/pattern_figures.py``."""
+"""Draws which voxels each pattern attends to: ``python docs/pattern_figures.py``."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import attn3d
 from attn3d.attention import Pattern
 
 PICTURE = Path(__file__).parent / "figures" / "patterns.png"
-# Who sees whom, on a small volume: slices, rows, columns.
+# The sizes of the volume and the query voxel: slices, rows, columns.
 VOLUME, QUERY = (4, 8, 8), (1, 3, 4)
 COLOURS = ["#eaeef2", "#fb9f57", "#8fd0cb", "#cf222e"]  # not seen, seen, seen as part of a mean, the voxel itself
 PANELS = {
@@ -28,15 +28,15 @@ PANELS = {
 
 
 def patterns() -> Figure:
-    """Each pattern on a small volume, slice by slice."""
+    """A figure with each pattern on a small volume, slice by slice."""
     figure, panels = pyplot.subplots(2, 4, figsize=(10.6, 4.4), layout="constrained")
     for axes, (name, (pattern, words)) in zip(panels.flat, PANELS.items(), strict=True):
         row = weights(pattern, torch.tensor([np.ravel_multi_index(QUERY, VOLUME)]))[0]
         kinds = np.where((row > 0).numpy(), 1 if row.shape == VOLUME else 2, 0)
         for axis, (whole, size) in enumerate(zip(VOLUME, row.shape, strict=True)):
-            kinds = kinds.repeat(whole // size, axis)  # of pooled keys each stands for a few voxels
+            kinds = kinds.repeat(whole // size, axis)  # a pooled key represents several voxels
         kinds[QUERY] = 3
-        slices = np.pad(kinds, ((0, 0), (0, 1), (0, 1)), constant_values=-1)  # a gap behind each
+        slices = np.pad(kinds, ((0, 0), (0, 1), (0, 1)), constant_values=-1)  # a gap between slices
         sheet = np.ma.masked_less(np.vstack([np.hstack(slices[:2]), np.hstack(slices[2:])])[:-1, :-1], 0)
         axes.pcolormesh(sheet, cmap=ListedColormap(COLOURS), vmin=0, vmax=3, edgecolors="white", linewidth=0.6)
         axes.set_aspect("equal")
@@ -50,7 +50,7 @@ def patterns() -> Figure:
 
 
 def weights(pattern: Pattern, queries: torch.Tensor) -> torch.Tensor:
-    """The attention of the chosen voxels, (Q, *S of the keys), by the library."""
+    """The attention weights of query voxels, (Q, *S of the keys)."""
     torch.manual_seed(0)
     attention = attn3d.MultiHeadSelfAttention(3, 4, num_heads=1, pattern=pattern)
     with torch.no_grad():

@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from xml.etree import ElementTree
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # `docs` and `tests` are imported from the root
+sys.path.insert(0, str(Path(__file__).parents[1]))  # to import `docs` and `tests`
 
 from docs.tables import between_marks, markdown
 from tests.scorecard import CONDITIONS
@@ -119,8 +119,8 @@ def mutation() -> str:
     return (
         f"`{found['command']}`, {found['date']}: {drawn:,} of {found['total']:,} mutants were drawn. Of {run:,} in "
         f"functions that the tests run, they killed {killed:,}, {100 * killed / run:.1f} %; {found['survived']:,} "
-        f"survived. The other {found['no_tests']:,} are in functions that only captures run, where mutmut's wrappers "
-        f"cannot be. {found.get('note', '')}\n"
+        f"survived. The other {found['no_tests']:,} are in functions that only run while a module is captured, where "
+        f"mutmut's wrappers do not work. {found.get('note', '')}\n"
     )
 
 

@@ -1,9 +1,9 @@
-"""The pictures of the documentation that come from the report of a run on simulated scans.
+"""Takes pictures for the documentation from the report of a run on simulated scans.
 
     python examples/haemorrhage.py && python docs/report_figures.py haemorrhage/run
 
-The page as a whole, docs/figures/report.png, is a picture of a browser's window: it is taken where Chromium is
-installed, and otherwise left as it is.
+docs/figures/report.png is a screenshot of the whole page. It is only taken if Chromium is installed; otherwise the
+existing picture is kept.
 """
 
 import base64
@@ -22,7 +22,7 @@ WIDTH = 1180  # pixels of the page
 
 
 def main(run: Path) -> None:
-    """Takes the median case, the attention maps and the top of the page out of a report."""
+    """Writes the pictures of the median case, of the attention maps and of the top of the page."""
     page = run / "report.html"
     embedded = re.findall(r"data:image/png;base64,([A-Za-z0-9+/=]+)", page.read_text(encoding="utf-8"))
     pictures = [Image.open(io.BytesIO(base64.b64decode(data))) for data in embedded]
@@ -31,7 +31,7 @@ def main(run: Path) -> None:
     write(attention, "report_attention.png")
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:
-        print("no Chromium here: figures/report.png is left as it is")
+        print("Chromium is not installed: figures/report.png is unchanged")
         return
     with tempfile.TemporaryDirectory() as folder:
         shot = Path(folder) / "page.png"
@@ -42,7 +42,7 @@ def main(run: Path) -> None:
 
 
 def write(picture: Image.Image, name: str) -> None:
-    """At the width of a page and with 256 colours, which keeps the repository small."""
+    """Writes a picture with the width of a page and 256 colours, which keeps the repository small."""
     height = round(picture.height * WIDTH / picture.width)
     small = picture.convert("RGB").resize((WIDTH, height), Image.Resampling.LANCZOS)
     small.quantize(256, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(FIGURES / name, optimize=True)

@@ -1,7 +1,7 @@
-"""What `mkdocs build` adds to the pages of this folder.
+"""Hooks of `mkdocs build`, which add pages to those of this folder.
 
-A gallery of the mechanisms, a page for each part of the public interface and one for the commands, from the library
-itself; the files of the repository that pages link to; formulas as MathML, which browsers show without a script.
+They add a gallery of the mechanisms, a page for each part of the public interface, a page for the commands, and the
+files of the repository that pages link to. They convert formulas to MathML, which browsers show without a script.
 """
 
 import html
@@ -33,7 +33,7 @@ FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>',
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """The navigation lists every mechanism and every part of the interface."""
+    """Adds every mechanism and every part of the interface to the navigation."""
     reference = next(entry["Reference"] for entry in config.nav if "Reference" in entry)
     for entry in reference:
         if "Mechanisms" in entry:
@@ -44,7 +44,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Adds the pages that are written here, and every file of the repository that a page links to."""
+    """Adds the generated pages, and every file of the repository that a page links to."""
     pages = {f"reference/{name}.md": reference_page(name, names) for name, names in interface().items()}
     pages |= {f"project/{name}": (ROOT / name).read_text() for name in PROJECT}
     pages |= {f"notebooks/{path.stem}.md": notebook(path) for path in (ROOT / "docs" / "notebooks").glob("*.ipynb")}
@@ -62,13 +62,13 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Links as they are in the repository become those of the site."""
+    """Converts links of the repository to links of the site."""
     uri = page.file.src_uri
     return LINK.sub(lambda link: relpath(site_uri(uri, link[1]), dirname(uri) or "."), markdown)
 
 
 def on_page_content(html_text: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """LaTeX becomes MathML."""
+    """Converts LaTeX to MathML."""
 
     def formula(found: re.Match[str]) -> str:
         display = "block" if found[1] == "div" else "inline"
@@ -79,7 +79,7 @@ def on_page_content(html_text: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def site_uri(uri: str, link: str) -> str:
-    """Where a link of a page leads: a page of the site, or the copy of a file of the repository in ``source/``."""
+    """The target of a link of a page: a page of the site, or the copy of a file of the repository in ``source/``."""
     own = uri.removeprefix("project/") if uri.startswith("project/") else f"docs/{uri}"
     target = normpath(join(dirname(own), link))
     if target.startswith("docs/"):
@@ -88,7 +88,7 @@ def site_uri(uri: str, link: str) -> str:
 
 
 def interface() -> dict[str, dict[str, str]]:
-    """The public names by the part of the library that they are of, each with the place where it is documented."""
+    """The public names of each part of the library, each with the path of its documentation."""
     parts: dict[str, dict[str, str]] = {}
     for name in attn3d.__all__:
         module = getattr(attn3d, name).__module__
@@ -104,7 +104,7 @@ def interface() -> dict[str, dict[str, str]]:
 
 
 def reference_page(part: str, names: dict[str, str]) -> str:
-    """What mkdocstrings fills: the documentation of each name."""
+    """The page of a part, with a block for each name, which mkdocstrings replaces by the documentation."""
     title, _, text = inspect.getdoc(importlib.import_module(f"attn3d.{part}")).partition("\n")
     blocks = [
         f"::: {place}\n    options:\n      heading: {name}\n      toc_label: {name}" for name, place in names.items()
@@ -113,7 +113,7 @@ def reference_page(part: str, names: dict[str, str]) -> str:
 
 
 def gallery() -> str:
-    """A card for each mechanism: its picture, what it does, what it costs, where it goes."""
+    """A card for each mechanism: its figure, a summary, its costs, and where to use it."""
     engineering = EngFormatter(places=1)
     cards = []
     for name in attn3d.list_attention():
@@ -138,7 +138,7 @@ def gallery() -> str:
 
 
 def notebook(path: Path) -> str:
-    """Its cells and what they printed."""
+    """The cells of a notebook and their printed output."""
     parts = []
     for cell in json.loads(path.read_text())["cells"]:
         source = "".join(cell["source"])
@@ -149,7 +149,7 @@ def notebook(path: Path) -> str:
 
 
 def command_line() -> str:
-    """The commands and their options, as their help has them."""
+    """The commands and their options, from their help."""
     command = get_command(app)
     text = get_docs_for_click(obj=command, ctx=Context(command, info_name="attn3d"), name="attn3d")
     return text.replace("# `attn3d`", "# Command line", 1)

@@ -1,7 +1,7 @@
 """Rewrites the tables between the markers of the pages: ``python docs/tables.py``.
 
-A marker is ``<!-- table: NAME -->``, the end ``<!-- /table -->``. Nothing runs for real: the mechanisms are given fake
-tensors, which have shapes and no memory, so that the numbers are the same on every machine.
+A table starts with the marker ``<!-- table: NAME -->`` and ends with ``<!-- /table -->``. The mechanisms are run with
+fake tensors, which have shapes but no memory, so that the numbers are the same on every machine.
 """
 
 import functools
@@ -31,7 +31,7 @@ FORMS = ("compact", "paper")
 
 
 class Measured(NamedTuple):
-    """What a mechanism costs on one map."""
+    """The costs of a mechanism on one map."""
 
     parameters: int
     multiply_adds: int
@@ -41,7 +41,7 @@ class Measured(NamedTuple):
 
 
 class _OtherOperators(TorchDispatchMode):
-    """Counts the elements that pass through the operators whose products nobody counts."""
+    """Counts the elements that pass through operators that the FLOP counter does not include."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class _OtherOperators(TorchDispatchMode):
 
 @contextmanager
 def threads(number: int = 1) -> Iterator[None]:
-    """How attention is cut up depends on the number of cores; the tables do not."""
+    """Sets the number of threads, since the tiles of attention depend on it and the tables must not."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:
@@ -87,13 +87,13 @@ def measure(name: str, shape: tuple[int, ...], **options: str) -> Measured:
 
 
 def training_memory(spec, shape) -> str:
-    """With two threads, as many as PyTorch's CPU kernel is taken to have: each has a tile of its own."""
+    """The memory with two threads, since each thread of PyTorch's CPU kernel has its own tile."""
     with threads(2):
         return size(attn3d.estimate_memory(spec, shape))
 
 
 def kept_for_backward(module: nn.Module, *given: torch.Tensor) -> int:
-    """Bytes of the storages that autograd saves in a forward pass, the parameters left out, the input not."""
+    """Bytes of the storages that autograd saves in a forward pass, with the input and without parameters."""
     saved = []
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -107,7 +107,7 @@ def kept_for_backward(module: nn.Module, *given: torch.Tensor) -> int:
 
 
 def short(count: float) -> str:
-    """Three digits and a letter: 22.5 M."""
+    """A number with three digits and a unit prefix, such as 22.5 M."""
     for letter, unit in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e4)):
         if count >= unit:
             unit = 1e3 if letter == "k" else unit
@@ -124,7 +124,7 @@ def size(count: float) -> str:
 
 
 def cost(name: str) -> list[list[str]]:
-    """A mechanism in both forms and dimensions."""
+    """The costs of a mechanism in both forms, in 2-D and 3-D."""
     rows = [["map", "form", "parameters", "multiply-adds", "other elements", "kept for backward"]]
     for label, shape in MAPS.items():
         forms = {form: measure(name, shape, variant=form) for form in FORMS}
@@ -136,7 +136,7 @@ def cost(name: str) -> list[list[str]]:
 
 
 def modes(name: str) -> list[list[str]]:
-    """The pairwise functions of the non-local block."""
+    """The costs of the non-local block with each pairwise function."""
     rows = [["mode", "parameters", "multiply-adds", "other elements", "kept for backward"]]
     for mode in ("embedded_gaussian", "gaussian", "dot_product", "concatenation"):
         rows.append([f"`{mode}`", *_cells(measure(name, MAPS["3-D, 32 × 32 × 32"], mode=mode))])
@@ -144,7 +144,7 @@ def modes(name: str) -> list[list[str]]:
 
 
 def patterns(name: str) -> list[list[str]]:
-    """Which voxels see which, for an attention over 32^3 voxels."""
+    """The costs of each pattern of attention over 32^3 voxels."""
     rows = [["pattern", "a voxel sees", "multiply-adds", "most memory in training"]]
     seen = [
         ("global", "all 32,768"),
@@ -177,7 +177,7 @@ def summary(_: str) -> list[list[str]]:
 
 
 def sizes(_: str) -> list[list[str]]:
-    """What a global attention and a gate cost as the map grows."""
+    """The costs of attention over all voxels and of a gate, for maps of several sizes."""
     rows = [["map", "voxels", "N × N in single precision", "`non_local`", "`non_local` in windows of 8", "`cbam`"]]
     for edge in (8, 16, 32, 64):
         shape = (1, CHANNELS, edge, edge, edge)
@@ -189,7 +189,7 @@ def sizes(_: str) -> list[list[str]]:
 
 
 def settings(_: str) -> list[list[str]]:
-    """What a person may set of a training."""
+    """The settings of a training."""
     rows = [["setting", "default", ""]]
     for name, field in Settings.model_fields.items():
         value = list(field.default) if isinstance(field.default, tuple) else field.default
@@ -203,14 +203,14 @@ TABLES: dict[str, Callable[[str], list[list[str]]]] = {
 
 
 def between_marks(page: str, name: str, text: str) -> str:
-    """The page with this text between ``<!-- NAME -->`` and ``<!-- /NAME -->``."""
+    """The page with a new text between ``<!-- NAME -->`` and ``<!-- /NAME -->``."""
     start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     before, rest = page.split(start)
     return f"{before}{start}\n\n{text.strip()}\n\n{end}{rest.split(end)[1]}"
 
 
 def rewritten(page: Path) -> str:
-    """The text of a page with its tables as they should be."""
+    """The text of a page with its current tables."""
 
     def table(found: re.Match[str]) -> str:
         rows = TABLES[found[2]](page.stem)
@@ -231,7 +231,7 @@ def _cells(found: Measured) -> list[str]:
 
 
 def markdown(rows: list[list[str]], align: str) -> str:
-    """A table, its first row the heading; ``align`` has a letter for each column, l or r."""
+    """A table in Markdown. The first row is the heading; ``align`` has a letter for each column, l or r."""
     rule = ["---:" if side == "r" else "---" for side in align]
     return "".join(f"| {' | '.join(row)} |\n" for row in (rows[0], rule, *rows[1:]))
 

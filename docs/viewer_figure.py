@@ -18,7 +18,7 @@ from tests.browser import Browser
 
 
 def main() -> None:
-    """Simulates three cases and takes a picture of the page of the last, which has a large haemorrhage."""
+    """Simulates three cases and takes a picture of the page of the last one, which has a large haemorrhage."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         dataset = simulate(Path(folder) / "data", 3, quiet=True)
         case = dataset.cases[-1]

@@ -7,11 +7,11 @@
     python examples/benchmark.py --what mechanisms --small
 
 Every figure is compared with another figure of the same run, because times differ between machines. After a warm-up
-run, the two functions take turns; the ratio is that of the medians, and its spread is given by the quartiles of the
-ratios of single turns. Memory is the peak in addition to the inputs, as the allocator reports it, and does not depend
-on the load of the machine. Times do: a fixed piece of work is timed before, between and after the turns. If a quarter
-of its times exceed the best of the run by more than a quarter, the ratio is marked "loaded" and not checked against its
-limit. ``--small`` runs everything at tiny sizes, whose ratios mean nothing.
+run, the two functions take turns. The ratio is that of the medians, and its spread is given by the quartiles of the
+ratios of single turns. Memory is the peak in addition to the inputs, as the allocator reports it. It does not depend on
+the load of the machine, but times do. Therefore a fixed piece of work is timed before, between and after the turns. If
+a quarter of its times exceed the best of the run by more than a quarter, the ratio is marked "loaded" and not checked
+against its limit. ``--small`` uses tiny sizes, to check that everything runs; its ratios have no meaning.
 
 ``--beside`` is an older checkout of the library, for example from ``git worktree add ../v01 041d8b1``.
 """
@@ -34,7 +34,7 @@ from rich.table import Table
 
 import attn3d
 
-# A checkout is no package: from its root come `examples.benchmarks`, the plain forms in `tests`.
+# To import `examples.benchmarks`, and the plain forms in `tests`, from the root of the repository.
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from examples.benchmarks.attention import attention
@@ -47,13 +47,13 @@ from examples.benchmarks.scaling import Curve, scaling
 
 
 class Subject(NamedTuple):
-    """What can be measured.
+    """A subject of measurement.
 
     Attributes:
-        measure: it.
-        of_a_volume: whether its volume can be chosen.
-        multiples: of what its extents and channels are multiples.
-        comparing: whether it takes several counts of threads and an older checkout.
+        measure: the function that measures it.
+        of_a_volume: whether the volume can be chosen.
+        multiples: the number that must divide the extents and channels.
+        comparing: whether it supports several numbers of threads and an older checkout.
     """
 
     measure: Callable[[Bench], Iterator[Row | Curve]]
@@ -72,7 +72,7 @@ SUBJECTS = {
 
 
 class Dtype(StrEnum):
-    """Of volumes and parameters."""
+    """The dtype of volumes and parameters."""
 
     float32 = "float32"
     bfloat16 = "bfloat16"
@@ -94,7 +94,7 @@ def main(
     dtype: Annotated[Dtype, typer.Option(help="Dtype of volumes and parameters.")] = Dtype.float32,
     mechanism: Annotated[list[str] | None, typer.Option(help="Only this mechanism; may be repeated.")] = None,
     beside: Annotated[Path | None, typer.Option(help="An older checkout of the library, for groups.")] = None,
-    small: Annotated[bool, typer.Option("--small", help="Tiny sizes, whose ratios mean nothing.")] = False,
+    small: Annotated[bool, typer.Option("--small", help="Use tiny sizes; the ratios have no meaning.")] = False,
     file: Annotated[Path | None, typer.Option("--json", help="A new file for the figures.")] = None,
     charts: Annotated[Path | None, typer.Option(help="A folder for charts of the figures.")] = None,
 ) -> None:
@@ -142,50 +142,50 @@ def check_subjects(
     mechanism: list[str],
     small: bool,
 ) -> None:
-    """Refuses subjects that there are not, and options that say nothing to those there are."""
+    """Raises an error for unknown subjects, and for options that a subject does not use."""
     for option, names, known in (("what", what, SUBJECTS), ("mechanism", mechanism, attn3d.list_attention())):
         for name in names:
             if name not in known:
-                raise typer.BadParameter(f"{name!r} is none of {', '.join(known)}", param_hint=f"--{option}")
+                raise typer.BadParameter(f"must be one of {', '.join(known)}, got {name!r}", param_hint=f"--{option}")
     for name in what:
         for option in ("shape", "channels", "dtype", "mechanism"):
             if option in given and not SUBJECTS[name].of_a_volume:
-                raise typer.BadParameter(f"{name} is measured on tensors of its own", param_hint=f"--{option}")
+                raise typer.BadParameter(f"{name} does not use this option", param_hint=f"--{option}")
         for option, sizes in (("shape", shape or ()), ("channels", () if channels is None else (channels,))):
             if any(size % SUBJECTS[name].multiples for size in sizes):
-                message = f"{name} takes multiples of {SUBJECTS[name].multiples}, got {sizes}"
+                message = f"{name} needs multiples of {SUBJECTS[name].multiples}, got {sizes}"
                 raise typer.BadParameter(message, param_hint=f"--{option}")
     if shape is not None and min(shape) < 1:
         raise typer.BadParameter(f"must be positive, got {shape}", param_hint="--shape")
     if small and shape is not None:
-        raise typer.BadParameter("a volume that is chosen is not cut; leave one of them out", param_hint="--small")
+        raise typer.BadParameter("cannot be used with --shape; omit one of them", param_hint="--small")
 
 
 def check_comparison(what: list[str], threads: list[int], beside: Path | None) -> None:
-    """Refuses counts of threads and a checkout for what is measured with one count, or beside none."""
+    """Raises an error for several numbers of threads or a checkout if a subject does not support them."""
     for name in what:
         if not SUBJECTS[name].comparing:
             if len(threads) > 1:
-                raise typer.BadParameter(f"{name} is measured on one count of threads", param_hint="--threads")
+                raise typer.BadParameter(f"{name} needs a single number of threads", param_hint="--threads")
             if beside is not None:
-                raise typer.BadParameter(f"{name} is measured beside no older checkout", param_hint="--beside")
+                raise typer.BadParameter(f"{name} is not compared with an older checkout", param_hint="--beside")
     if beside is not None and not (beside / "attn3d" / "__init__.py").is_file():
-        message = f"{beside} is no checkout of the library: there is no attn3d/__init__.py in it"
+        message = f"{beside} is not a checkout of the library: it has no attn3d/__init__.py"
         raise typer.BadParameter(message, param_hint="--beside")
 
 
 def check_surroundings(what: list[str], device: str, file: Path | None, charts: Path | None) -> None:
-    """Refuses a device that is not at hand, a file that is there, and charts of what has none."""
+    """Raises an error if the device is not available, the file exists, or no subject has a chart."""
     if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
-        raise typer.BadParameter(f"{device!r} is not at hand", param_hint="--device")
+        raise typer.BadParameter(f"{device!r} is not available", param_hint="--device")
     if file is not None and file.exists():
         raise typer.BadParameter(f"{file} exists; give a new file", param_hint="--json")
     if charts is not None and not CHARTS.keys() & set(what):
-        raise typer.BadParameter(f"{what[0]} has no chart; {', '.join(CHARTS)} have", param_hint="--charts")
+        raise typer.BadParameter(f"{what[0]} has no chart; these have: {', '.join(CHARTS)}", param_hint="--charts")
 
 
 def commanded(context: typer.Context) -> dict[str, str]:
-    """The options that were given, by name and as they are written; files without what leads to them."""
+    """The options on the command line by name, as text. Absolute paths are shortened to the name of the file."""
     words = {}
     for parameter in context.command.params:
         if context.get_parameter_source(parameter.name).name == "COMMANDLINE":
@@ -203,19 +203,19 @@ def commanded(context: typer.Context) -> dict[str, str]:
 
 
 def without_limit(row: Row | Curve) -> Row | Curve:
-    """As it is where sizes mean nothing."""
+    """A row without its limit, since the ratios of small sizes have no meaning."""
     return row._replace(limit=None) if isinstance(row, Row) else row
 
 
 def machine(device: str) -> str:
-    """What the figures were taken on."""
+    """The machine of the measurements."""
     if device == "cuda":
         return torch.cuda.get_device_name()
     return f"{platform.machine()} with {torch.backends.cpu.get_cpu_capability()}, {os.cpu_count()} cores"
 
 
 def table(title: str, rows: list[Row]) -> Table:
-    """The figures, their ratios, and the limits that these are to stay within."""
+    """A table of the figures, their ratios and the limits of the ratios."""
     shown = columns(title, ("what", "beside"), ("ours", "other", "ratio", "quartiles", "limit"))
     for row in rows:
         if row.ours is None:
@@ -230,14 +230,14 @@ def table(title: str, rows: list[Row]) -> Table:
 
 
 def judged(row: Row) -> str:
-    """Whether a ratio stays within its limit."""
+    """Whether a ratio is within its limit; not judged on a loaded machine."""
     if row.loaded:
-        return "asked:"
+        return "limit:"
     return "within" if row.ratio <= row.limit else "beyond"
 
 
 def table_of_curves(title: str, curves: list[Curve]) -> Table:
-    """What each comes to at its largest volume, and the powers of N with which it gets there."""
+    """A table of time and memory of each curve at its largest volume, and of their slopes."""
     shown = columns(title, ("of", "name"), ("N", "time", "its slope", "memory", "its slope"))
     for curve in curves:
         count, seconds, memory, *_ = curve.points[-1]

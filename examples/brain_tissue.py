@@ -4,10 +4,10 @@
     python examples/brain_tissue.py --attention none --out plain
     python examples/brain_tissue.py --data my_t1.nii.gz my_tissues.nii.gz
 
-A real T1 MRI, the MNI152 template, is written to NIfTI files and read back as your own would be. The network
-learns on the posterior 60 % of the brain and is tested on the anterior 40 %, on the scan as it is and on a degraded
-copy, beside a Gaussian mixture of intensities that is given the brain mask. The labels of the template come from
-maps made with it, so the scores say that the pipeline works, not how it would do on patients.
+A real T1 MRI, the MNI152 template, is written to NIfTI files and read like a scan of your own. The network is trained
+on the posterior 60 % of the brain and tested on the anterior 40 %, for the original scan and for a degraded copy. The
+baseline is a Gaussian mixture of intensities that is given the brain mask. The labels of the template come from maps
+made with it, so the scores show that the pipeline works. They say nothing about patients.
 """
 
 import csv
@@ -49,7 +49,7 @@ def main(
         float | None, typer.Option(min=1, help="Training time (default: 150 if no limit is given).")
     ] = None,
     iterations: Annotated[int | None, typer.Option(min=1, help="Training steps.")] = None,
-    resolution: Annotated[int, typer.Option(min=1, help="Voxel size in mm that the network works at.")] = 2,
+    resolution: Annotated[int, typer.Option(min=1, help="Voxel size of the working grid in mm.")] = 2,
     seed: Annotated[int, typer.Option(help="The same seed and --iterations give the same weights.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("brain_tissue"),
     data: Annotated[
@@ -59,14 +59,14 @@ def main(
         ),
     ] = None,
 ) -> None:
-    """Train a network to tell CSF, grey and white matter, and show what it can do where it was not trained."""
+    """Train a network to segment CSF, grey and white matter, and test it on the held-out part of the brain."""
     start, console = time.perf_counter(), Console()
-    warnings.simplefilter("ignore", FutureWarning)  # what libraries have to tell one another
+    warnings.simplefilter("ignore", FutureWarning)  # raised by libraries about other libraries
     spec = {"network": network, "attention": attention, "at": at.split(",")}
 
     with one_line_errors():
         named = None if attention == "none" else attention
-        segmentation.create_network(network, 1, 4, attention=named, at=spec["at"])  # before anything is written
+        segmentation.create_network(network, 1, 4, attention=named, at=spec["at"])  # raises before anything is written
         image_path, label_path = data or segmentation.write_mni152(out, resolution)
         image = segmentation.read_image(image_path)
         label = segmentation.read_label(label_path, image, values=[0, *TISSUES])
@@ -88,7 +88,7 @@ def main(
             patch_size=PATCH_SIZE,
             strides=((2, 2, 2),) * 3,
             batch_size=BATCH_SIZE,
-            around_labels=0.0,  # tissue is everywhere, and the air around it has to be seen too
+            around_labels=0.0,  # tissue is everywhere, and patches of air are needed too
             learning_rate=6e-3,
             validate_every=1,
             seed=seed,
@@ -140,7 +140,7 @@ def main(
 
 
 def write_parts(folder: Path, image: Nifti1Image, label: Nifti1Image, parts: dict[str, tuple[slice, ...]]) -> None:
-    """Parts of a scan as the cases of a data set, in nnU-Net's layout."""
+    """Writes parts of a scan as the cases of a data set in nnU-Net's layout."""
     for name in ("imagesTr", "labelsTr"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     for name, part in parts.items():
@@ -160,7 +160,7 @@ def write_parts(folder: Path, image: Nifti1Image, label: Nifti1Image, parts: dic
 
 
 def table(scores: dict) -> Table:
-    """The scores of the part that was held out, a row for each scan, method and tissue."""
+    """The scores of the held-out part, with a row for each scan, method and tissue."""
     title = f"Held-out anterior {HELD_OUT:.0%} of the brain"
     rows = Table(title=title, box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
     for heading in ("Scan", "Method", "Tissue"):
@@ -178,11 +178,11 @@ def table(scores: dict) -> Table:
 
 
 def hold_out_anterior(label: Nifti1Image, fraction: float) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-    """Cuts what is labelled in two along the anterior-posterior axis, to train behind and to test in front.
+    """Divides the labelled extent along the anterior-posterior axis, to train on one part and test on the other.
 
     Args:
         label: from `read_label`, in any orientation.
-        fraction: how much of the labelled extent lies in front of the cut.
+        fraction: the fraction of the labelled extent that is in the anterior part.
 
     Returns:
         Slices of the posterior and of the anterior part, for arrays and for ``image.slicer``.
@@ -192,7 +192,7 @@ def hold_out_anterior(label: Nifti1Image, fraction: float) -> tuple[tuple[slice,
     """
     axes, directions = io_orientation(label.affine).T
     axis = int(np.flatnonzero(axes == 1)[0])
-    forwards = directions[axis] > 0  # does the index grow towards the front?
+    forwards = directions[axis] > 0  # whether the index increases towards the front
     labelled = np.flatnonzero(np.asarray(label.dataobj).any(axis=tuple({0, 1, 2} - {axis})))
     extent = labelled[-1] + 1 - labelled[0]
     cut = int(labelled[0] + round((1 - fraction if forwards else fraction) * extent))
@@ -204,7 +204,7 @@ def hold_out_anterior(label: Nifti1Image, fraction: float) -> tuple[tuple[slice,
 
 
 def degrade(image: Nifti1Image) -> Nifti1Image:
-    """The same scan from a worse scanner: a bias field and noise, the same at every call."""
+    """Simulates a worse scanner by a bias field and noise, which are the same in every call."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         data = tio.RandomBiasField(coefficients=0.3)(torch.from_numpy(image.get_fdata(dtype=np.float32))[None])
@@ -213,18 +213,18 @@ def degrade(image: Nifti1Image) -> Nifti1Image:
 
 
 def gaussian_mixture(image: Nifti1Image, label: Nifti1Image, training_part: tuple[slice, ...]) -> np.ndarray:
-    """Segments a scan by a mixture of Gaussians with one variance, a component for each label.
+    """Segments a scan by a mixture of Gaussians with the same variance, one component for each label.
 
-    It is told more than a network: which voxels are labelled at all. The components start at the mean
-    intensities of the labels in the training part; the fit itself sees no label.
+    Unlike the network, it is given the voxels that have a label. The components start at the mean intensities of the
+    labels in the training part. The fit does not use the labels.
 
     Args:
         image: from `read_image`.
         label: its reference, from `read_label`.
-        training_part: where the labels may be looked at.
+        training_part: the part of the scan whose labels are used for the start.
 
     Returns:
-        uint8 labels, 0 outside of what ``label`` marks.
+        uint8 labels, 0 where ``label`` is 0.
     """
     intensities, reference = np.asarray(image.dataobj), np.asarray(label.dataobj)
     known = reference[training_part]
@@ -240,12 +240,12 @@ def gaussian_mixture(image: Nifti1Image, label: Nifti1Image, training_part: tupl
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """What the user can mend is said in one line, with exit code 2."""
+    """Prints errors that the user can correct in one line, and exits with code 2."""
     try:
         yield
     except ValueError as error:
         problem = " ".join(str(error).split())
-    except OSError as error:  # files that cannot be read are among the above
+    except OSError as error:  # of writing; errors of reading are `FileError`, a ValueError
         problem = f"{error.filename}: {error.strerror}; choose another folder with --out"
     else:
         return

@@ -55,13 +55,13 @@ def main(
     Console().print(table(rows, test_cases))
     seconds = time.perf_counter() - start
     (out / "result.json").write_text(json.dumps({"dice": rows, "seconds": round(seconds)}, indent=2) + "\n")
-    print(f"{seconds / 60:.1f} minutes; the report is {page}")
+    print(f"{seconds / 60:.1f} minutes; report: {page}")
 
 
 def compare_with_threshold(unseen: segmentation.Dataset, scores: dict) -> dict[str, dict[str, float]]:
     """Mean Dice of each kind, and of blood of any kind, over the cases that have it.
 
-    The threshold cannot tell the kinds apart: for each, the voxels of the others are left out.
+    The threshold cannot distinguish the kinds, so its Dice for a kind leaves out the voxels of the other kinds.
     """
     found = {name: [] for name in (*HAEMORRHAGES.values(), "any label")}
     for case in unseen.cases:
@@ -90,7 +90,7 @@ def dice(found: np.ndarray, true: np.ndarray) -> float:
 
 
 def table(rows: dict[str, dict[str, float]], cases: int) -> Table:
-    """The network beside the threshold."""
+    """A table of the network and the threshold."""
     result = Table(title=f"Dice on {cases} unseen simulated scans", box=box.SIMPLE_HEAD)
     result.add_column("Haemorrhage")
     for heading in ("Network", "48..95 HU"):

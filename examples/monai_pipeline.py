@@ -1,4 +1,4 @@
-"""Add attention to a plain MONAI training loop by one line.
+"""Add attention to a plain MONAI training loop with one line.
 
 python examples/monai_pipeline.py
 """

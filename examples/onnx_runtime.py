@@ -1,4 +1,4 @@
-"""Segments a scan with what ``attn3d export RUN --format onnx --out EXPORTED`` wrote; attn3d itself is not needed.
+"""Segment a scan with a network that ``attn3d export RUN --format onnx --out EXPORTED`` wrote, without attn3d.
 
 python -m pip install monai nibabel onnxruntime
 python examples/onnx_runtime.py EXPORTED LABELS.nii.gz SCAN.nii.gz [FURTHER IMAGES OF THE SCAN]

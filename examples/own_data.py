@@ -2,8 +2,8 @@
 
     python examples/own_data.py --data my_cohort --scans new_scans
 
-``my_cohort`` is a folder in any layout of docs/your-data.md; the simplest is ``images/`` and ``labels/`` with files of
-the same names. Settings that are derived from the data are printed; to override them, edit SETTINGS.
+``my_cohort`` is a folder in any layout of docs/your-data.md. The simplest layout has ``images/`` and ``labels/`` with
+files of the same names. Settings that are derived from the data are printed; to override them, edit SETTINGS.
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ import typer
 from attn3d import segmentation
 
 SETTINGS = {
-    "network": "UNet",  # DynUNet, the architecture of nnU-Net, finds finer borders and is slow on a CPU
+    "network": "UNet",  # DynUNet, the network of nnU-Net, gives finer borders and is slow on a CPU
     "attention": ("cbam", {"reduction": 4}),
     "at": ("skip",),
     # "spacing": (0.5, 0.5, 5.0),  "patch_voxels": 2**21,  "windows": [[40, 80]],  "batch_size": 4, ..

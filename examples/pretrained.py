@@ -28,7 +28,7 @@ def main(
     resolution: Annotated[int, typer.Option(min=1, help="Voxel size in mm.")] = 2,
     out: Annotated[Path, typer.Option(help="Folder for the scan and the checkpoints.")] = Path("pretrained"),
 ) -> None:
-    """Train without, insert, compare, fine-tune."""
+    """Train a network without attention, insert attention, compare the outputs, and fine-tune."""
     torch.manual_seed(0)
     batches = patches(*segmentation.write_mni152(out, resolution))
 
@@ -36,7 +36,7 @@ def main(
     fit(net, torch.optim.AdamW(net.parameters(), lr=6e-3), batches, steps)
     torch.save(net.state_dict(), out / "before.pt")
 
-    # Later, in another program: the same network with attention, and the old checkpoint.
+    # Later, in another program: load the checkpoint, and insert attention.
     net = segmentation.create_network("UNet", in_channels=1, out_channels=4)
     net.load_state_dict(torch.load(out / "before.pt", weights_only=True))
     net.eval()
@@ -53,11 +53,11 @@ def main(
     optimizer = torch.optim.AdamW([{"params": host, "lr": 1e-4}, {"params": attention, "lr": 3e-3}])
     fit(net, optimizer, batches, max(1, steps // 4))
     gates = [value.item() for name, value in net.named_parameters() if name.endswith(".gate") and id(value) in mine]
-    print("gates, which began at 0:", [round(gate, 4) for gate in gates])
+    print("gates, initially 0:", [round(gate, 4) for gate in gates])
 
     # A network with attention is rebuilt from the result of `inserted_attention`.
     torch.save({"weights": net.state_dict(), "insertions": attn3d.inserted_attention(net)}, out / "after.pt")
-    print(f"{len(attention)} parameters of attention beside {len(host)} of the network, saved in {out / 'after.pt'}")
+    print(f"{len(attention)} parameters of attention and {len(host)} of the network, saved in {out / 'after.pt'}")
 
 
 def patches(image: Path, label: Path) -> Iterator[tuple[Tensor, Tensor]]:

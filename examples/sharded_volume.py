@@ -4,8 +4,8 @@ Run it with
 
     torchrun --nproc-per-node 2 examples/sharded_volume.py [sizes of the volume, by default 32 24 24]
 
-Every rank holds some rows of a simulated volume and attends from its voxels to all voxels. The default volume is small,
-so every rank can compare the result with that of the whole volume.
+Every rank has some rows of a simulated volume and attends from its voxels to all voxels. The default volume is small,
+so that every rank can compare its result with that of the whole volume.
 """
 
 import copy
@@ -59,8 +59,8 @@ whole_output, whole_peak = peak_bytes(lambda: train_step(whole, volume))
 output_error = (shard_output - whole_output[:, :, first:last]).abs().max()
 gradient_error = (module.value.weight.grad - whole.value.weight.grad).norm() / whole.value.weight.grad.norm()
 print(
-    f"rank {rank} of {ranks}: rows {first} to {last}, at most {shard_peak / 2**20:.1f} MiB,"
-    f" where the whole volume takes {whole_peak / 2**20:.1f} MiB.\n"
+    f"rank {rank} of {ranks}: rows {first} to {last}, at most {shard_peak / 2**20:.1f} MiB;"
+    f" the whole volume takes {whole_peak / 2**20:.1f} MiB.\n"
     f"  Its output differs from the whole by {output_error:.1e}, the gradient of a weight by {gradient_error:.1e}.",
     flush=True,
 )

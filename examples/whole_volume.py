@@ -26,7 +26,7 @@ def main(
     voxels = size**3
     estimated = attn3d.estimate_memory(block, (1, channels, size, size, size))
     print(f"{voxels:,} voxels: the matrix of all pairs alone would take {voxels**2 * 4 / 2**30:,.1f} GiB")
-    print(f"estimated beyond the volume and the block: {estimated / 2**20:,.0f} MiB; computing ..")
+    print(f"estimated, without the volume and the block: {estimated / 2**20:,.0f} MiB; computing ..")
 
     x = torch.randn(1, channels, size, size, size, requires_grad=True)
     start = time.perf_counter()

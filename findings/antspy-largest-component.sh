@@ -2,9 +2,9 @@
 # ANTsPy: the largest component of a small lesion is the whole volume.
 #
 # antspyx 0.6.3. iMath(mask, "GetLargestComponent") has a smallest size, between 28 and 64 voxels, which the docstring of
-# ants.iMath does not name. If no component reaches it, what comes back is neither empty nor the mask: every voxel of the
+# ants.iMath does not mention. If no component is as large, the result is neither empty nor the mask: every voxel of the
 # volume is 1. A lesion of 27 voxels in a volume of 27,000 gets a thousand times its volume.
-# A third argument of 1 makes it right.
+# With 1 as the third argument the result is right.
 #
 # Seen (voxels of the mask, of the result, and with a smallest size of 1):
 #   27  27000  27

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# One closing of a mask that touches the border of the volume: 32, 48 or 108 voxels of 48.
+# The closing of a mask of 48 voxels that touches the border of the volume has 32, 48 or 108 voxels.
 #
-# scipy 1.17.1, scikit-image 0.26.0, SimpleITK 2.5.7. A closing never removes anything, by definition, and a box that is
-# alone stays what it is. scipy.ndimage.binary_closing takes what lies outside as background in the erosion too and
-# removes the layer at the border: 32. scikit-image takes it as foreground in the erosion and fills all between the box
-# and borders that are a voxel away: 108. SimpleITK pads the volume first: 48. A brain or a bleed that is cut by the field
-# of view loses, or gains, a layer; one pad before and one crop after make all three 48.
+# scipy 1.17.1, scikit-image 0.26.0, SimpleITK 2.5.7. By definition, a closing never removes voxels, and a single box does
+# not change. scipy.ndimage.binary_closing treats voxels outside of the volume as background in the erosion too, and
+# removes the layer at the border: 32. scikit-image treats them as foreground in the erosion, and fills the space between
+# the box and borders that are a voxel away: 108. SimpleITK pads the volume first: 48. A brain or a bleed that is cut by
+# the field of view loses or gains a layer. With padding before and cropping after, all three give 48.
 #
 # Seen:
 #   mask 48, scipy 32, scikit-image 108, SimpleITK 48; padded: 48, 48, 48

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Ctrl-C in Lightning while the data are prepared: SystemExit, and Ctrl-C is ignored from then on.
+# Ctrl-C in Lightning during data preparation raises SystemExit, and later Ctrl-C is ignored.
 #
-# lightning 2.6.6, torch 2.13.0. Trainer.fit answers SIGINT with SystemExit(1), which no `except KeyboardInterrupt`
-# and no `except Exception` around it sees. On the way out it sets SIGINT to be ignored. During a training step the
-# handler of before comes back in the teardown. During `prepare_data` or `setup`, where a volume data set spends
-# minutes on its cache, it never comes back: a notebook or a program that goes on after the SystemExit can no longer be
-# stopped by Ctrl-C. The remedy is to keep signal.getsignal(signal.SIGINT) and to set it again.
+# lightning 2.6.6, torch 2.13.0. On SIGINT, Trainer.fit raises SystemExit(1), which neither `except KeyboardInterrupt` nor
+# `except Exception` catches. It also sets SIGINT to be ignored. If this happens during a training step, the teardown
+# restores the previous handler. During `prepare_data` or `setup`, where a volume data set spends minutes on its cache,
+# the handler is never restored: a notebook or program that continues after the SystemExit can no longer be stopped by
+# Ctrl-C. Workaround: save signal.getsignal(signal.SIGINT) before, and set it again afterwards.
 #
 # Seen (what fit raised, the handler of SIGINT afterwards):
 #   prepare_data   SystemExit(1)  SIG_IGN

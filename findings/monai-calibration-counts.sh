@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # MONAI: the calibration error of a whole scan depends on the number of its voxels.
 #
-# monai 1.6.1, torch 2.13.0. calibration_binning, on which CalibrationErrorMetric is built, adds ones and probabilities
-# in single precision, where a sum of ones ends at 2^24 = 16,777,216. All voxels here have the probability 0.75, and a
-# quarter of them is right, so the error is 0.5. In a CT of 512 x 512 x 96 a third of the voxels is not counted, their mean
-# probability is 1, and the error is 0.625. The documentation names no limit and there is no warning.
+# monai 1.6.1, torch 2.13.0. calibration_binning, which CalibrationErrorMetric uses, adds ones and probabilities in single
+# precision, where a sum of ones cannot exceed 2^24 = 16,777,216. Here all voxels have the probability 0.75, and a quarter
+# of them is right, so the error is 0.5. For a CT of 512 x 512 x 96, a third of the voxels is not counted, the mean
+# probability is 1, and the error is 0.625. The documentation mentions no limit, and there is no warning.
 #
 # Seen (shape, voxels, voxels counted, mean probability, calibration error):
 #   (64, 64, 64) 262144 262144 0.75 0.5

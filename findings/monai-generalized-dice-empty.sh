@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # GeneralizedDiceLoss: false positives in a patch without a lesion cost nothing.
 #
-# monai 1.6.1, torch 2.13.0. A binary network, one channel with a sigmoid, and a patch with an empty label, as most
-# patches of a volume with small lesions are. The weight of a class is one over its squared volume; for a sample in
-# which every class is empty MONAI replaces the infinite weight by the largest finite one of that sample, which is then
-# 0: the loss is 0 and its gradient is 0 whatever is predicted. In a batch beside a patch with a lesion it is the same.
-# DiceLoss gives 1 there, and so does batch=True (volumes summed over the batch) beside a patch with a lesion.
+# monai 1.6.1, torch 2.13.0. A binary network (one channel with a sigmoid) and a patch with an empty label, like most
+# patches of a volume with small lesions. The weight of a class is the inverse of its squared volume. If all classes of a
+# sample are empty, MONAI replaces the infinite weight by the largest finite weight of the sample, which is then 0. So
+# loss and gradient are 0 for any prediction, also if the batch contains another patch with a lesion. DiceLoss gives 1.
+# batch=True (volumes summed over the batch) gives more than 0.5 if another patch has a lesion.
 #
 # Seen (loss for an empty label, everything predicted as lesion; largest gradient):
 #   DiceLoss                           1.0   above 0, small: the logits are saturated

@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# MONAI: relative positions along the third axis are read at the place along the second.
+# MONAI: the relative position bias of the third axis uses the query's position along the second axis.
 #
-# monai 1.6.1, torch 2.13.0. add_decomposed_rel_pos, which SABlock(use_rel_pos="decomposed") and so ViT-like networks
-# call in 3-D, adds a table of distances for each axis. On a cube the bias of the third axis does not depend on where the
-# query lies along the third axis but on where it lies along the second: with tables of 0 but the third, which holds the
-# distance itself, a query at depth 0 sees its key at depth 3 with the distance 0 from one row and -3 from another.
-# Where the second and the third axis differ in size it raises: ViTs over thick slices cannot be built this way.
+# monai 1.6.1, torch 2.13.0. add_decomposed_rel_pos, which SABlock(use_rel_pos="decomposed") and therefore ViT-like
+# networks call in 3-D, adds a table of distances for each axis. On a cube, the bias of the third axis does not depend on
+# the query's position along the third axis, but on its position along the second. In this example, the third table
+# contains the distance itself, and the others contain 0. For a query at depth 0 and a key at depth 3, the distance is 0
+# in one row and -3 in another. If the second and third axis have different sizes, an error is raised, so ViTs over thick
+# slices cannot be built in this way.
 #
-# Seen (distance along the third axis from depth 0 to 3, of queries in row 0, 1, 2 and 3; what it raises for 4 x 4 x 3):
+# Seen (distance along the third axis from depth 0 to 3, for queries in rows 0, 1, 2 and 3; the error for 4 x 4 x 3):
 #   [-3.0, -2.0, -1.0, 0.0]
 #   RuntimeError
 set -euo pipefail

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Resize: labels move against their image by up to half a coarse voxel.
+# Resize: labels are shifted relative to their image by up to half a coarse voxel.
 #
-# monai 1.6.1, torch 2.13.0 (2.14.1 alike). Every voxel of a volume holds its own position in mm; after Resize a voxel's value should be
-# the position that the new affine gives it. For images (area, trilinear) it is, to the last digit. For labels, with
-# mode="nearest", the value comes from the first corner of the block while the affine is that of its centre: labels lie 0.5
-# voxels off at half the size and 1.5 off at a quarter, always to the same side. "nearest-exact" is off by half a fine
-# voxel at most, which cannot be avoided for even factors.
+# monai 1.6.1, torch 2.13.0 (the same with 2.14.1). Every voxel of a volume contains its own position in mm. After Resize,
+# its value should be the position that the new affine gives. For images (area, trilinear) it is exactly this. For labels
+# (nearest), the value comes from the first corner of the block, but the affine is that of its centre: labels are shifted
+# by 0.5 voxels at half the size and by 1.5 at a quarter, always in the same direction. "nearest-exact" is off by at most
+# half a fine voxel, which cannot be avoided for even factors.
 #
 # Seen (value minus position, fine voxels, at half and at a quarter of the size):
 #   area           0.0   0.0

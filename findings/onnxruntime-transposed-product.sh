@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# ONNX Runtime drops a transpose in front of a product with a vector.
+# ONNX Runtime ignores a transpose before a product with a vector.
 #
 # onnxruntime 1.32.0, onnx 1.23.2, CPU. A graph of two nodes, Transpose(0, 2, 1) and MatMul with a vector of 4 numbers.
-# ONNX's reference gives the product of the transposed tensor. So does ONNX Runtime up to ORT_ENABLE_BASIC. From
-# ORT_ENABLE_EXTENDED on (the default is ORT_ENABLE_ALL) the fusion of the two nodes forgets the transpose: the tensor's
-# memory is read as if its last two axes had the other order. The shape of the result is right and nothing is raised.
-# With the vector as a matrix of one column every level is right.
+# ONNX's reference gives the product of the transposed tensor, like ONNX Runtime up to ORT_ENABLE_BASIC. From
+# ORT_ENABLE_EXTENDED on (the default is ORT_ENABLE_ALL) the fusion of the two nodes ignores the transpose: the tensor's
+# memory is read as if its last two axes were swapped. The shape of the result is right, and no error is raised. If the
+# vector is a matrix of one column, every level is right.
 #
-# This is how `tokens @ weight` comes out of torch.onnx.export if the tokens are a transposed volume. It looks like a
-# fault of the exporter (torch 2.13.0, both exporters), but the exported graph is right.
+# torch.onnx.export writes this graph for `tokens @ weight` if the tokens are a transposed volume. It looks like a fault
+# of the exporter (torch 2.13.0, both exporters), but the exported graph is right.
 #
 # Seen:
 #   reference           120 130 140 150 160 170

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# "RAS" is the opposite orientation in ANTsPy and ITK from what it is in nibabel and SimpleITK.
+# "RAS" in ANTsPy and ITK is the opposite of "RAS" in nibabel and SimpleITK.
 #
-# antspyx 0.6.3, itk 5.4.7, SimpleITK 2.5.7, nibabel 5.4.2. nibabel's letters say where an axis goes to, ITK's orientation
-# codes say where it comes from. ants.reorient_image2(image, "RAS") and itk.OrientImageFilter with the constant RAS
-# therefore give what nibabel calls LPI, with all three axes turned; SimpleITK, which is built on ITK, has turned its
-# letters round and agrees with nibabel. Each library keeps the affine right; the arrays that go to a network trained
-# on "RAS" are mirrored along every axis. ants.get_orientation of a nibabel-RAS file says LPI.
+# antspyx 0.6.3, itk 5.4.7, SimpleITK 2.5.7, nibabel 5.4.2. nibabel's letters name the direction that an axis points to,
+# ITK's orientation codes the direction that it comes from. Therefore ants.reorient_image2(image, "RAS") and
+# itk.OrientImageFilter with the constant RAS give what nibabel calls LPI, with all three axes reversed. SimpleITK is
+# built on ITK, but its letters have the meaning of nibabel's. All affines are right, but an array for a network that was
+# trained on "RAS" is mirrored along every axis. ants.get_orientation returns LPI for a file that is RAS in nibabel.
 #
-# Seen (nibabel's letters for a file that was asked to be RAS):
+# Seen (nibabel's letters for a file that was reoriented to RAS):
 #   SimpleITK.DICOMOrient    RAS
 #   itk.OrientImageFilter    LPI
 #   ants.reorient_image2     LPI

@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# The distance to the nearest lesion where there is no lesion: finite, and measured from the array's first corner.
+# Without a lesion, the distance to the nearest lesion is finite, and measured from the array's first corner.
 #
 # scipy 1.17.1, edt 3.1.2. distance_transform_edt(~lesion, sampling=spacing) is the usual distance map of boundary losses
-# and surface metrics. Without a lesion no distance is defined. scipy measures, without a warning, from a voxel that does
-# not exist: one slice in front of the volume, at index (-1, 0, 0). Turning the axes changes the map. edt gives infinity.
+# and surface metrics. Without a lesion, the distance is not defined. scipy gives the distance from a voxel that does not
+# exist, one slice before the volume at index (-1, 0, 0), without a warning. The map depends on the order of the axes. edt
+# gives infinity.
 #
 # Seen (along the first axis of an empty volume of 4 x 3 x 3 voxels, slices of 5 mm):
 #   scipy                              5 10 15 20
-#   scipy, axes turned and turned back 1 5.1 10.05 15.03
+#   scipy, with transposed axes        1 5.1 10.05 15.03
 #   edt                                inf inf inf inf
 set -euo pipefail
 folder=$(mktemp -d)
@@ -30,6 +31,6 @@ i, j, k = np.indices(lesion.shape)
 assert np.allclose(distance, np.sqrt((5 * (i + 1)) ** 2 + j**2 + k**2)), "the behaviour has changed"
 assert np.isinf(other).all(), "the behaviour has changed"
 turned = ndimage.distance_transform_edt(~lesion.T, sampling=spacing[::-1]).T
-print("scipy, axes turned and turned back", turned[:, 0, 0])
+print("scipy, with transposed axes", turned[:, 0, 0])
 assert not np.array_equal(turned, distance), "the behaviour has changed"
 END

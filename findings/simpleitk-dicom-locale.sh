@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Writing a DICOM slice with SimpleITK leaves the whole process in the locale "C".
+# Writing a DICOM slice with SimpleITK changes the locale of the whole process to "C".
 #
-# SimpleITK 2.5.7 (its GDCM), Linux. A slice without a position is written and the locale stays. With the tag
-# Image Position (Patient), as every CT and MR slice has it, the process is in the locale "C" afterwards, numbers and
-# characters both. Python's open() takes the encoding of text from there, so a report written next cannot hold "mm³".
-# Reading the slice changes nothing. Whoever uses SimpleITK's writer has to put the locale back, and to name encodings.
+# SimpleITK 2.5.7 (its GDCM), Linux. Writing a slice without a position does not change the locale. If the slice has the
+# tag Image Position (Patient), like every CT and MR slice, the locale of the process is "C" afterwards, for numbers and
+# characters. Python's open() takes its default encoding from the locale, so a report that is written next cannot contain
+# "mm³". Reading the slice does not change the locale. Workaround: restore the locale, and pass encodings explicitly.
 #
 # Seen:
 #   before            C.UTF-8 UTF-8

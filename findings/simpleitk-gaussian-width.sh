@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# SimpleITK.DiscreteGaussian smooths less than it was asked to once its kernel has 65 voxels.
+# SimpleITK.DiscreteGaussian smooths less than its variance if its kernel would have more than 65 voxels.
 #
-# SimpleITK 2.5.7. The kernel is cut at maximumKernelWidth=32 voxels, to either side, and rescaled to a sum of 1.
-# With voxels of 0.5 mm, usual for head CT, a sigma of 10 mm becomes 7.9 mm. The variance is in mm^2, the width in voxels,
-# so the same call smooths volumes of different spacings by different millimetres.
-# SmoothingRecursiveGaussian, or a larger maximumKernelWidth, is right.
+# SimpleITK 2.5.7. The kernel is cut at maximumKernelWidth=32 voxels on each side, and rescaled to a sum of 1.
+# With voxels of 0.5 mm, usual for head CT, a sigma of 10 mm becomes 7.9 mm. The variance is in mm^2 and the width in
+# voxels, so the smoothing in mm depends on the spacing.
+# SmoothingRecursiveGaussian, or a larger maximumKernelWidth, gives the right result.
 #
 # Seen (spread in mm of a smoothed point, voxels of 0.5 mm):
 #   sigma  DiscreteGaussian  maximumKernelWidth=200  SmoothingRecursiveGaussian

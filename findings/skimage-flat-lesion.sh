@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# A lesion in one slice only: solidity is infinite and the diameter cannot be measured.
+# For a lesion in a single slice, solidity is infinite and the diameter cannot be measured.
 #
-# scikit-image 0.26.0. On slices of 5 mm many lesions are in one slice. regionprops of a 3-D label takes the hull of voxel centres
-# and corners; for a flat object it fails, and what follows from an empty hull is returned: area_convex 0, solidity
-# (at most 1 by definition) infinite, feret_diameter_max "Surface level must be within volume data range". The only
-# hint is a warning. The same lesion in two slices has a solidity of 1.
+# scikit-image 0.26.0. With slices of 5 mm, many lesions are in one slice. regionprops of a 3-D label uses the hull of the
+# voxels' centres and corners. For a flat object this fails, and the results are those of an empty hull: area_convex is 0,
+# solidity (at most 1 by definition) is infinite, and feret_diameter_max raises "Surface level must be within volume data
+# range". The only hint is a warning. The same lesion in two slices has a solidity of 1.
 #
 # Seen (10 x 10 voxels, 5 x 1 x 1 mm):
 #   slices  area_convex  solidity  feret_diameter_max

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# A Swin stage in ONNX with dynamic sizes: silently wrong for a volume that lies the other way round.
+# A Swin stage in ONNX with dynamic sizes gives wrong results for a volume with permuted sizes, without an error.
 #
-# monai 1.6.1, torch 2.13.0, onnxruntime 1.32.0. Shifted windows need a mask which says what was neighbours before the
-# shift; MONAI computes it from the sizes in Python. Exported with dynamic_shapes, the sizes are dynamic in the file, and
-# the mask is the constant of the traced size. Where the number of windows differs
-# ONNX Runtime raises. Where it is the same, 8 x 16 x 8 exported and 16 x 8 x 8 run, the mask of another arrangement is
-# added without a word. torch.export guards the sizes; the ONNX file that is made of it no longer has the guards.
+# monai 1.6.1, torch 2.13.0, onnxruntime 1.32.0. Shifted windows need a mask of the voxels that were neighbours before the
+# shift. MONAI computes it in Python from the sizes. If the stage is exported with dynamic_shapes, the ONNX file has
+# dynamic sizes, but the mask is a constant for the exported sizes. If the number of windows differs, ONNX Runtime raises
+# an error. If it is the same, as for 8 x 16 x 8 and 16 x 8 x 8, the mask of the exported sizes is used without an error.
+# torch.export guards the sizes, but the ONNX file does not contain these guards.
 #
-# This is one stage; a whole SwinUNETR at other sizes raised. Seen (largest difference to PyTorch, one seed):
+# This is one stage; a whole SwinUNETR raised an error at other sizes. Seen (largest difference to PyTorch, one seed):
 #   8 x 16 x 8 (as exported)  0.0000005
 #   16 x 8 x 8                0.32
 #   8 x 8 x 16                0.19

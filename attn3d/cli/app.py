@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import typer
 
-from attn3d.segmentation.errors import ProcessLost, SaidByFirst
+from attn3d.segmentation.errors import ProcessLost, ReportedByFirst
 
 app = typer.Typer(
     add_completion=False,
@@ -25,7 +25,7 @@ def one_line_errors(command: str) -> Iterator[None]:
             stream.reconfigure(errors="backslashreplace")  # file names need not be valid text
     try:
         yield
-    except SaidByFirst as error:
+    except ReportedByFirst as error:
         raise typer.Exit(2) from error
     except (ValueError, TypeError, ProcessLost) as error:
         problem, code = " ".join(str(error).split()), 2

@@ -1,8 +1,8 @@
-# ruff: noqa: F401  what is imported for type checkers and documentation is public by its line in `_NAMES`
+# ruff: noqa: F401  these imports are for type checkers and documentation; `_NAMES` makes the names public
 """From files to a segmentation and its scores: NIfTI in, patches, training, whole scans, NIfTI out.
 
-The commands ``attn3d simulate``, ``train``, ``predict``, ``evaluate``, ``report`` and ``compare`` are the functions
-of these names. A name is imported when it is asked for, so that nobody waits for what another command needs.
+The commands ``attn3d simulate``, ``train``, ``predict``, ``evaluate``, ``report`` and ``compare`` call the functions
+with the same names. A module is imported when one of its names is first used, so that commands start quickly.
 """
 
 from importlib import import_module
@@ -58,12 +58,12 @@ __all__ = sorted(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
-    """Imports what is asked for."""
+    """Imports a public name on first use."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    """All that there is, imported or not."""
+    """All names of the module, imported or not."""
     return sorted({*globals(), *__all__})

@@ -1,7 +1,7 @@
 """Calibration of probabilities, and whether uncertain voxels are the wrong ones.
 
-Most voxels of a scan are background with a probability near 1. Over all voxels, every network looks well calibrated,
-and more so the more air there is around the head. Therefore only voxels near labelled ones are counted.
+Most voxels of a scan are background with a probability near 1. If all voxels are counted, every network looks well
+calibrated, especially in scans with much air around the head. Therefore only voxels near labelled ones are counted.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from attn3d.segmentation.errors import FileError
 MARGIN = 5.0  # mm around the labelled voxels of the prediction and the reference
 _BINS = 15  # as in Guo et al.
 _HALVES = 2**15  # non-negative numbers in half precision; their bits, read as an integer, have the same order
-_OFF_ONE = 1e-3  # tolerance for the sum of the probabilities of a voxel
+_OFF_ONE = 1e-3  # the largest difference of the sum of a voxel's probabilities from 1
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Calibration:
         """
         confidence = probabilities.max(axis=1, initial=0).astype(float)
         bins = np.digitize(confidence, np.linspace(0, 1, _BINS + 1)[1:-1], right=True)
-        entropy = np.abs(entr(probabilities.clip(0, 1)).sum(axis=1))  # without a -0
+        entropy = np.abs(entr(probabilities.clip(0, 1)).sum(axis=1))  # abs: -0 becomes 0
         halves = entropy.astype(np.float16).view(np.uint16)
         return cls(
             voxels=np.bincount(bins, minlength=_BINS),

@@ -39,9 +39,9 @@ class Minutes(Callback):
 
     def __init__(self, minutes: float):
         self.total = 60 * minutes
-        self.seconds = self._before = 0.0  # until this step; before the last resumption
+        self.seconds = self._before = 0.0  # time until this step, and time before the last resumption
         self.validation = 0.0  # duration of the last validation in seconds
-        self._last = 0.0  # end of the last validation
+        self._last = 0.0  # time at the end of the last validation
 
     @property
     def used(self) -> float:
@@ -154,7 +154,7 @@ class Checkpoint(Callback):
         trainer.save_checkpoint(self.path)  # all ranks call it, the first one writes
 
     def on_load_checkpoint(self, trainer: Trainer, task: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Refuses weights that are not finite."""
+        """Raises a `FileError` if weights of the checkpoint are not finite."""
         if name := not_finite(checkpoint["state_dict"]):
             raise FileError(self.path, f"its weights {name!r} are not finite; remove it to train from the start")
 

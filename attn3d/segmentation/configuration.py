@@ -35,8 +35,8 @@ def configure(dataset: Dataset, images: int, fingerprint: Fingerprint, settings:
     if windows == "auto":
         windows = propose_windows(dataset.modality, fingerprint) if images == 1 else None
     if windows is not None and images != 1:
-        raise ValueError(f"`windows` are for a CT of one image, got cases of {images}")
-    create_loss(settings.loss, dataset.labels, settings.class_weights)  # says what is wrong with its weights
+        raise ValueError(f"`windows` are for a CT of one image, got {images} images per case")
+    create_loss(settings.loss, dataset.labels, settings.class_weights)  # raises if the weights do not fit
     warn_of_invisible(windows, fingerprint)
     derived = {
         "network": network,

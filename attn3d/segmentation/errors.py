@@ -17,10 +17,10 @@ class FileError(ValueError):
 
 
 class ProcessLost(RuntimeError):
-    """One of the processes that share a batch has ended, or does not answer."""
+    """A process that shares a batch has ended or does not answer."""
 
 
-class SaidByFirst(ValueError):
+class ReportedByFirst(ValueError):
     """An error that the first of several processes raises and prints."""
 
 

@@ -1,8 +1,8 @@
 """Scores of segmentations against references: overlap, distances in mm, volumes in ml and lesions.
 
-Empty cases are included: a missed label or a false alarm gets the worst score, and a label that is in neither of the
-two the best. Scores of a cohort are means over all cases, means over the cases with the label, since many empty cases
-raise the first one, and scores of all cases pooled as one volume.
+Empty cases are included: a missed label or a false alarm gets the worst score. A label that is in neither the
+prediction nor the reference gets the best score. Scores of a cohort are means over all cases; means over the cases with
+the label, since many empty cases raise the mean over all cases; and scores of all cases pooled as one volume.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -26,7 +26,7 @@ from attn3d.segmentation.summaries import relative_difference, summarise, write_
 
 # These options give the fastest search if surfaces are far apart, by a factor of 30 for nested balls.
 _TREE = {"leafsize": 32, "balanced_tree": False, "compact_nodes": False}
-_ROUNDING = 1e-6  # mm; a surface at the tolerance is within it
+_ROUNDING = 1e-6  # mm; a surface at exactly the tolerance is within it
 
 
 def score(
@@ -36,34 +36,34 @@ def score(
     labels: Labels | Mapping[int, str],
     tolerance: float = 2.0,
 ) -> dict[str, dict[str, float | None]]:
-    """Scores each label, or each region, of a 3-D segmentation; what the reference says to ignore counts nowhere.
+    """Scores each label, or each region, of a 3-D segmentation. Voxels that the reference ignores are not counted.
 
     - ``dice``: 2 |P ∩ R| / (|P| + |R|).
     - ``hd95_mm``: the larger of the two 95th percentiles of the distances from one surface to the other.
     - ``surface_dice``: the fraction of both surfaces within ``tolerance`` of the other surface.
     - ``relative_volume_difference``: ||P| - |R|| / |R|.
     - ``volume_ml``, ``reference_ml``: the volumes of the prediction and of the reference.
-    - ``lesions``, ``lesions_found``, ``false_lesions``: the connected components of the reference, those of which a
-      voxel was found, and the components of the prediction that touch none; voxels are connected by their faces,
-      edges and corners (26). The definition of the ISLES 2022 challenge.
+    - ``lesions``: the number of connected components of the reference (26 neighbours); ``lesions_found``: the number
+      of these with at least one predicted voxel; ``false_lesions``: the number of components of the prediction
+      without a voxel of the reference. This is the definition of the ISLES 2022 challenge.
 
-    Where one of the two is empty, Dice and surface Dice are 0 and the distance is the diagonal of the volume, the
-    largest there can be; where both are, they are 1, 1 and 0. The relative volume difference has no value (None)
-    where the reference is empty and the prediction is not, and is 0 where both are. Surfaces are those of the
-    arrays: where a structure is cut off by the border, the cut counts as its surface.
+    If one of the two masks is empty, Dice and surface Dice are 0, and the distance is the diagonal of the volume, the
+    largest possible one. If both are empty, they are 1, 1 and 0. The relative volume difference is None if only the
+    reference is empty, and 0 if both are. If the border of the volume cuts a structure, the cut is a part of its
+    surface.
 
     Args:
         prediction: labels, (X, Y, Z).
         reference: labels of the same shape.
-        affine: voxel indices to millimetres; gives distances, whatever its shear, and the volume of a voxel.
-        labels: label values, and what to call them.
-        tolerance: millimetres that a surface may be off for the surface Dice.
+        affine: maps voxel indices to millimetres; may be sheared.
+        labels: label values and their names.
+        tolerance: the largest distance in mm that the surface Dice accepts.
 
     Returns:
         The scores by name of the label.
 
     Raises:
-        ValueError: when the shapes differ, or two labels have one name.
+        ValueError: when the shapes differ, or two labels have the same name.
     """
     if prediction.shape != reference.shape:
         raise ValueError(f"`prediction` must have the shape {reference.shape}, got {prediction.shape}")
@@ -88,60 +88,62 @@ def evaluate(
 ) -> dict[str, Any]:
     """Scores predicted files against their references, by case and over the cohort.
 
-    A file that cannot be used does not stop the others; it is listed under ``"failed"``, as is a file of one folder
-    without its counterpart in the other.
+    A file that cannot be used does not stop the others. It is listed under ``"failed"``, like a file without a
+    counterpart in the other folder.
 
-    The scores of a case are those of `score`, by label or region; where none of them is all, also those of
-    ``"any label"``, all taken as one. Those of the cohort, by label:
+    The scores of a case are those of `score`, by label or region. Unless one of these contains all others, there are
+    also the scores of ``"any label"``, all labels taken as one. The scores of the cohort, by label:
 
-    - ``dice``, ``hd95_mm``, ``surface_dice``: means over all ``cases``, the empty ones as `score` counts them;
-    - the same with ``_with`` behind, and ``relative_volume_difference_with``: means over the ``cases_with`` the label
-      in their reference (None where there is no such case);
-    - ``dice_pooled``, ``relative_volume_difference_pooled``: of all cases taken as one volume;
+    - ``dice``, ``hd95_mm``, ``surface_dice``: means over all ``cases``, with the values of `score` for empty ones;
+    - the same with the suffix ``_with``, and ``relative_volume_difference_with``: means over the ``cases_with`` the
+      label in their reference; None if there is no such case;
+    - ``dice_pooled``, ``relative_volume_difference_pooled``: the scores of all cases pooled as one volume;
     - ``volume_ml``, ``reference_ml``, ``lesions``, ``lesions_found``, ``false_lesions``: totals;
-    - ``cases_missed``, ``cases_false``: cases with the label in which nothing of it was found, and cases without it
-      in which something was.
+    - ``cases_missed``: the number of cases with the label in which none of it was predicted; ``cases_false``: the
+      number of cases without the label in which it was predicted.
 
-    With ``probabilities``, ``"calibration"`` holds for each of its ``"cases"`` and ``"overall"``, all their voxels
-    taken together, and over the ``"voxels"`` within ``"margin_mm"`` of what the prediction or the reference labels:
+    With ``probabilities``, ``"calibration"`` has scores for each of its ``"cases"``, and ``"overall"`` for the voxels
+    of all cases. They count the ``"voxels"`` within ``"margin_mm"`` of a voxel that is labelled in the prediction or in
+    the reference:
 
     - ``expected_calibration_error``: sum over 15 bins of |voxels / all voxels| |accuracy - confidence|, of the highest
       probability of each voxel (Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, arXiv:1706.04599);
       ``"reliability"`` has the bins;
-    - ``error_auc``: the area under the ROC curve of "this voxel's label is wrong" against the entropy of its
-      probabilities: 1 where the uncertain voxels are the wrong ones, 0.5 where entropy says nothing. None where no
-      voxel is wrong, or all are.
+    - ``error_auc``: the area under the ROC curve of the entropy of a voxel's probabilities, as a test for wrong labels:
+      1 if all wrong voxels are more uncertain than all right ones, 0.5 if the entropy is not related to errors. None
+      if no voxel is wrong, or all are.
 
     Args:
         prediction: a NIfTI file, or a folder of them.
         reference: a NIfTI file, or a folder of files with the names of the predictions.
-        out: the folder for ``scores.csv`` (a row for each case and label, then three for each label over all) and
-            ``scores.json``, with ``lesions.csv`` and ``calibration.png``, a reliability diagram, where they are asked
-            for; by default nothing is written.
+        out: the folder for ``scores.csv`` (a row for each case and label, then three rows for each label over the
+            cohort) and ``scores.json``, and if requested ``lesions.csv`` and ``calibration.png``, a reliability
+            diagram; by default no file is written.
         labels: the allowed values other than 0 and their names, or `Labels` from `read_labels`; by default all values
             that occur.
-        tolerance: millimetres that a surface may be off for the surface Dice.
-        lesions: also how well lesions are matched one to one, those of an IoU above 0.5, as
-            `attn3d.segmentation.lesions.match_lesions` says; over the cohort of all lesions taken together, with
-            ``_pooled`` behind. ``"lesions"`` has a row for each.
-        probabilities: also how far the probabilities beside the predictions can be believed, those that
-            ``predict(probabilities=True)`` wrote.
-        overwrite: whether scores that are there may be replaced.
-        quiet: leaves the progress bar out.
+        tolerance: the largest distance in mm that the surface Dice accepts.
+        lesions: whether to also match lesions one to one, with an IoU above 0.5, and to add the scores of
+            `attn3d.segmentation.lesions.match_lesions`. For the cohort, they are computed over all lesions and have
+            the suffix ``_pooled``. ``"lesions"`` has a row for each lesion.
+        probabilities: whether to also measure the calibration of the probabilities that
+            ``predict(probabilities=True)`` wrote beside the predictions.
+        overwrite: whether to replace existing scores.
+        quiet: whether to show no progress bar.
 
     Returns:
-        what ``scores.json`` holds: ``"tolerance_mm"``, ``"labels"``, ``"cases"``, ``"overall"`` and ``"failed"``; and
-        ``"lesions"`` and ``"calibration"`` where they are asked for.
+        The content of ``scores.json``: ``"tolerance_mm"``, ``"labels"``, ``"cases"``, ``"overall"`` and ``"failed"``,
+        and if requested ``"lesions"`` and ``"calibration"``.
 
     Raises:
-        FileError: when nothing can be scored, or scores are there and may not be replaced.
-        ValueError: when ``tolerance`` is negative, or two labels have one name.
+        FileError: when nothing can be scored, or scores exist and ``overwrite`` is not set.
+        ValueError: when ``tolerance`` is negative, two labels have the same name, or ``probabilities`` are requested
+            for regions.
     """
     if not tolerance >= 0:
         raise ValueError(f"`tolerance` must be at least 0 mm, got {tolerance}")
     scores_file = None if out is None else Path(out) / "scores.json"
     if scores_file is not None and scores_file.exists() and not overwrite:
-        raise FileError(scores_file, "already exists; choose another folder, or allow to overwrite it")
+        raise FileError(scores_file, "already exists; choose another folder, or overwrite it (--overwrite)")
     pairs, failed = find_pairs(Path(prediction), Path(reference))
     labels = _labels(pairs.values()) if labels is None else Labels.of(labels)
     if labels.regions and probabilities:
@@ -149,7 +151,7 @@ def evaluate(
     if not labels.names and failed:
         raise FileError(*next(iter(failed.items())))
     if not labels.names:
-        raise FileError(prediction, "nothing is labelled, here or in the reference; say which `labels` there may be")
+        raise FileError(prediction, "nothing is labelled, here or in the reference; give the allowed `labels`")
 
     cases: dict[str, Any] = {}
     rows: list[dict[str, Any]] = []
@@ -178,7 +180,7 @@ def evaluate(
 def _score_mask(
     found: np.ndarray, true: np.ndarray, affine: np.ndarray, tolerance: float, longest: float
 ) -> dict[str, float | None]:
-    """The scores of one label; ``longest`` is the distance in mm where only one of the two has it."""
+    """The scores of one label; ``longest`` is the distance in mm if only one of the masks is empty."""
     millilitres = voxel_millilitres(affine)
     found, true = _cropped(found, true)
     found_voxels, true_voxels = int(found.sum()), int(true.sum())
@@ -206,9 +208,9 @@ def _score_mask(
 
 
 def _cropped(found: np.ndarray, true: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both within the smallest box around what either of them labels, which may be empty.
+    """Crops both to the smallest box that contains the labelled voxels of both; it may be empty.
 
-    No surface changes: what lies beyond the box is background, as is what lies beyond the array.
+    No surface changes, since voxels outside of an array count as background.
     """
     (box,) = ndimage.find_objects((found > 0) | (true > 0), max_label=1)
     box = box or (slice(0),) * found.ndim
@@ -216,9 +218,9 @@ def _cropped(found: np.ndarray, true: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def _surface_distances(found: np.ndarray, true: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """From each voxel of one surface to the nearest of the other, in mm, and back; on sheared grids too.
+    """The distances in mm from each surface voxel of one mask to the nearest of the other, in both directions.
 
-    The surface of a mask are its voxels with a face that belongs to no other of them.
+    The surface of a mask consists of its voxels that share a face with the background. The grid may be sheared.
     """
     surfaces = [np.argwhere(mask & ~ndimage.binary_erosion(mask)) @ affine[:3, :3].T for mask in (found, true)]
     one, other = (spatial.KDTree(surface, **_TREE) for surface in surfaces)
@@ -226,7 +228,7 @@ def _surface_distances(found: np.ndarray, true: np.ndarray, affine: np.ndarray) 
 
 
 def _diagonal(affine: np.ndarray, shape: tuple[int, ...]) -> float:
-    """Millimetres between the two corners of a grid that are farthest from each other."""
+    """The largest distance in mm between two corners of a grid."""
     diagonals = [
         affine[:3, :3] @ (np.array(shape) * signs) for signs in ((1, 1, 1), (1, 1, -1), (1, -1, 1), (-1, 1, 1))
     ]
@@ -234,16 +236,16 @@ def _diagonal(affine: np.ndarray, shape: tuple[int, ...]) -> float:
 
 
 def _lesions(mask: np.ndarray, touching: np.ndarray) -> tuple[int, int]:
-    """How many connected components a mask has, and how many of them share a voxel with another mask."""
+    """The number of connected components of a mask, and the number of these that share a voxel with another mask."""
     pieces, _ = components(mask)
     return int(pieces.max(initial=0)), len(np.unique(pieces[mask & touching]))
 
 
 def _labels(pairs: Collection[tuple[Path, Path]]) -> Labels:
-    """The values in files that can be read, and a name for each."""
+    """The values that occur in the files that can be read, each with a name."""
     values: set[int] = set()
     for path in (path for pair in pairs for path in pair):
-        with suppress(Exception):  # said when the file is scored
+        with suppress(Exception):  # reported when the file is scored
             values.update(values_in(np.asarray(read_segmentation(path).dataobj)).tolist())
     return Labels.of({value: f"label {value}" for value in values - {0}})
 
@@ -272,7 +274,7 @@ def _score_files(
 
 
 def _masks(found: np.ndarray, true: np.ndarray, labels: Labels) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Name and masks of each label, and of all taken as one unless a label is that."""
+    """The name and both masks of each label, and of all labels as one unless a label contains all others."""
     for (name, one), (_, other) in zip(labels.masks(found), labels.masks(true), strict=True):
         yield name, one, other
     if not labels.one_holds_all:

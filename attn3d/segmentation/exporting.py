@@ -18,7 +18,7 @@ from attn3d.segmentation.settings import Configuration
 from attn3d.segmentation.writing import finished_folder, write_json, write_text
 
 _FORMATS = ("bundle", "onnx")
-_MOST = 4096  # largest batch, and largest multiple of the network's step along an axis
+_MOST = 4096  # largest batch, and largest number of the network's steps along an axis
 _SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
 
 
@@ -45,7 +45,7 @@ def export(
 
     Raises:
         FileError: when the run cannot be used, or ``out`` exists and must not be overwritten.
-        ValueError: when ``format`` is unknown, or a library that it needs is not installed.
+        ValueError: when ``format`` is unknown, or needs a library that is not installed.
     """
     if format not in _FORMATS:
         raise ValueError(f"`format` must be one of {', '.join(_FORMATS)}, got {format!r}")
@@ -53,7 +53,7 @@ def export(
     if out.exists() and not (out / "scripts" / "portable.py").exists():
         raise FileError(out, "already exists, and is not an export; choose another folder")
     if out.exists() and not overwrite:
-        raise FileError(out, "already exists; choose another folder, or allow to overwrite it (--overwrite)")
+        raise FileError(out, "already exists; choose another folder, or overwrite it (--overwrite)")
     net, config = opened.network(), opened.config
     write = _write_onnx if format == "onnx" else _write_bundle
     with finished_folder(out) as unfinished:
@@ -74,8 +74,8 @@ def _write_onnx(net: nn.Module, config: Configuration, out: Path) -> None:
     multiple = shape_multiple(config.network, config.strides)
     sides = {
         2 + axis: steps * torch.export.Dim(f"side_{axis}", max=_MOST) for axis, steps in enumerate(multiple)
-    }  # the network only takes multiples of its steps
-    # At least two steps along each axis, and a batch of two: a size of 1 in the example would become fixed.
+    }  # sizes must be multiples of the network's steps
+    # At least two steps along each axis and a batch of two, since a size of 1 in the example would become fixed.
     size = [max(side, 2 * steps) for side, steps in zip(config.patch_size, multiple, strict=True)]
     example = torch.zeros(2, config.in_channels, *size)
     torch.onnx.export(

@@ -60,7 +60,7 @@ def read_volume(path: Path | str) -> nib.Nifti1Image:
     """Reads a 3-D volume as `read_image` does, but its voxels may all be equal.
 
     Args:
-        path: as for `read_image`.
+        path: as in `read_image`.
 
     Raises:
         FileError: when the file is missing, truncated, of another format or not 3-D, when its affine is not a valid
@@ -72,7 +72,7 @@ def read_volume(path: Path | str) -> nib.Nifti1Image:
 
 
 def _finite(path: Path | str, image: nib.Nifti1Image, data: np.ndarray) -> nib.Nifti1Image:
-    """A volume of an image, after checks of the voxel size and for finite values."""
+    """A volume of an image, after checks of its voxel size and for values that are not finite."""
     _check_spacing(path, image.affine)
     if not np.isfinite(data).all():
         bad = int((~np.isfinite(data)).sum())
@@ -81,7 +81,7 @@ def _finite(path: Path | str, image: nib.Nifti1Image, data: np.ndarray) -> nib.N
 
 
 def _varied(path: Path | str, image: nib.Nifti1Image) -> nib.Nifti1Image:
-    """Returns the scan; refuses one whose voxels are all equal."""
+    """Returns the scan; raises a `FileError` if all voxels are equal."""
     data = np.asarray(image.dataobj)
     if data.min() == data.max():
         raise FileError(path, f"every voxel has the same value {data.min():g}; this is not a scan")
@@ -149,7 +149,7 @@ def read_probabilities(path: Path | str, image: nib.Nifti1Image) -> nib.Nifti1Im
 
     Args:
         path: a 4-D NIfTI file, as `predict` writes it.
-        image: a volume on whose grid they must be.
+        image: a volume with the required grid.
 
     Raises:
         FileError: when the file is missing, truncated, not a 4-D NIfTI file, or on another grid.
@@ -264,7 +264,12 @@ def write_label(path: Path | str, labels: np.ndarray, like: nib.Nifti1Image) -> 
 
 
 def _read(path: Path | str, volumes: int | None = 1) -> nib.Nifti1Image:
-    """Reads a file of so many volumes, or (None) several, with the checks that are common to scans and labels."""
+    """Reads a file, with the checks that are common to scans and labels.
+
+    Args:
+        path: the file.
+        volumes: the number of volumes it must have; None for any number in a 4-D file.
+    """
     if Path(path).exists() and not (Path(path).is_file() or Path(path).is_dir()):
         raise FileError(path, "is a pipe or a device, not a file; give a .nii or .nii.gz")
     try:
@@ -287,7 +292,7 @@ def _read(path: Path | str, volumes: int | None = 1) -> nib.Nifti1Image:
 
 
 def _check_spacing(path: Path | str, affine: np.ndarray) -> None:
-    """Refuses voxel sizes that no scan has, since all distances in mm would be wrong."""
+    """Raises a `FileError` for voxel sizes that no scan has, since all distances in mm would be wrong."""
     sizes, (least, most) = nib.affines.voxel_sizes(affine), _SPACINGS
     if sizes.min() < least or sizes.max() > most:
         found = " x ".join(f"{size:.3g}" for size in sizes)

@@ -78,7 +78,7 @@ def take_fingerprint(dataset: Dataset, cases: Sequence[Case], *, quiet: bool = F
     shapes, spacings, samples, scans = [], [], [], []
     inside: dict[str, list[np.ndarray]] = {name: [] for name in dataset.labels.names}
     volumes: dict[str, list[float]] = {name: [] for name in dataset.labels.names}
-    for case in track(cases, "looking at the data", disable=quiet):
+    for case in track(cases, "reading the training cases", disable=quiet):
         with failing_as(case.images[0]):
             images = read_case_image(case)
             label = read_case_label(case, dataset, images[0])

@@ -13,7 +13,7 @@ import torch
 from monai.data import MetaTensor
 from torch import Tensor
 
-_MOST_VOXELS = 2**30  # of a volume on the working grid: 4 GiB in float32
+_MOST_VOXELS = 2**30  # largest number of voxels on the working grid: 4 GiB in float32
 _TIE = 1e-4  # two labels cover a voxel equally if their shares of it differ by less
 
 

@@ -2,7 +2,7 @@
 
 The windows of a network slide along one axis of its working grid. Planes that no further window covers are finished:
 their probabilities are resampled to the scan's grid, their labels are chosen, and the planes are released. Therefore
-memory is that of the planes that a window spans, for any length of the scan, and more classes need little more.
+only the planes that a window spans are in memory, for any length of the scan, and more classes need little more memory.
 """
 
 import math
@@ -22,7 +22,7 @@ from attn3d.segmentation.grid import along, resampled_planes
 from attn3d.segmentation.labels import Labels
 from attn3d.segmentation.portable import to_channels
 
-_FURTHEST = 1e4  # the largest distance of a logit from 0, or from the highest one; float16 ends at 65504
+_FURTHEST = 1e4  # the largest distance of a logit from 0, or from the highest one; the limit of float16 is 65504
 
 
 class Segmentation(NamedTuple):
@@ -48,7 +48,7 @@ class View(NamedTuple):
         volume: intensities on its working grid, (images, *S).
         patch_size: voxels of the sliding window, as in training; a smaller volume is extended by its edges.
         labels: the labels of the output channels.
-        windows: of a CT, in which the network sees it.
+        windows: level and width in HU of each input channel of a CT; None for other scans.
     """
 
     network: nn.Module
@@ -67,7 +67,7 @@ def segment(
     keep: bool = False,
     uncertainty: bool = False,
 ) -> Segmentation:
-    r"""The label of each voxel of a scan by the mean probabilities, and its uncertainty.
+    r"""Segments a scan by the mean probabilities of one or more networks, and computes the uncertainty of each voxel.
 
     With the probability $p_{kc}$ of class $c$ by network $k$ of $K$, on the scan's grid, and
     $\bar p_c = \frac1K \sum_k p_{kc}$:
@@ -80,15 +80,15 @@ def segment(
     the spread is the largest one of the regions.
 
     Args:
-        views: of the scan, by one or more networks of the same labels, each on its own grid.
+        views: a view of the scan for each network. The networks have the same labels; their grids may differ.
         like: the scan.
-        overlap: of neighbouring windows, a part of their size.
+        overlap: overlap of neighbouring windows, as a fraction of their size.
         mirror: axes of the working grid; logits are averaged over windows mirrored along every combination of them.
-        keep: whether the probabilities are returned as well.
-        uncertainty: whether the maps of uncertainty are returned as well.
+        keep: whether to return the probabilities.
+        uncertainty: whether to return the maps of uncertainty.
 
     Raises:
-        ValueError: when a volume, or what a network makes of it, is not finite.
+        ValueError: when a volume, or the output of a network, is not finite.
     """
     first = views[0]
     axis = min(range(3), key=lambda one: first.patch_size[one] / first.volume.shape[1 + one])
@@ -135,8 +135,8 @@ def highest_entropy(labels: Labels) -> float:
 
 def _entropy(mean: Tensor, labels: Labels) -> Tensor:
     """The entropy of a plane of probabilities (channels, *rest), clamped to its range against rounding."""
-    all_there_is = torch.cat([mean, 1 - mean]) if labels.regions else mean
-    return torch.special.entr(all_there_is).sum(dim=0).clamp_(0, highest_entropy(labels))
+    classes = torch.cat([mean, 1 - mean]) if labels.regions else mean
+    return torch.special.entr(classes).sum(dim=0).clamp_(0, highest_entropy(labels))
 
 
 def _spread(planes: Sequence[Tensor], mean: Tensor, labels: Labels) -> Tensor:
@@ -151,13 +151,13 @@ def _spread(planes: Sequence[Tensor], mean: Tensor, labels: Labels) -> Tensor:
 def probability_planes(view: View, axis: int, *, overlap: float = 0.5, mirror: Sequence[int] = ()) -> Iterator[Tensor]:
     """The probabilities of the labels on the working grid, (channels, *rest), plane by plane along an axis.
 
-    Logits of windows are averaged with Gaussian weights, as `monai.inferers.sliding_window_inference` does it. What is
-    summed is each logit's distance to the highest of its voxel, or to 0 where channels are regions, which changes no
-    probability and which float16 holds.
+    Logits of windows are averaged with Gaussian weights, as in `monai.inferers.sliding_window_inference`. The logits of
+    labels are summed relative to the highest logit of their voxel. This does not change probabilities, and the values
+    are in the range of float16.
 
     Args:
-        view: of the scan.
-        axis: of the working grid that the planes follow each other along.
+        view: the view of the scan.
+        axis: the axis of the working grid that is perpendicular to the planes.
         overlap: as in `segment`.
         mirror: as in `segment`.
 
@@ -197,7 +197,7 @@ def probability_planes(view: View, axis: int, *, overlap: float = 0.5, mirror: S
                 plane = plane[:, inside[rest[0]], inside[rest[1]]]
                 if not plane.isfinite().all():
                     raise ValueError(
-                        "`network` gives values that are not finite for this volume; look at its voxels and weights"
+                        "`network` gives values that are not finite for this volume; check its voxels and the weights"
                     )
                 yield plane.cpu()
         for sums in (total, weights):
@@ -219,7 +219,7 @@ def _logits(view: View, patches: Tensor, mirror: Sequence[int]) -> Tensor:
     """The mean logits over all combinations of mirrored axes, in the range of float16.
 
     Logits of labels are relative to the highest of each voxel; those of regions are clamped. An infinite logit becomes
-    NaN, which is refused later.
+    NaN, for which `probability_planes` raises an error.
     """
     found = view.network(patches)
     for count in range(1, 1 + len(mirror)):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from attn3d.segmentation.portable import choose_labels, probabilities_of
 
-ANY = "any label"  # what scores call all labels taken as one
+ANY = "any label"  # the name in scores for all labels taken as one
 
 
 @dataclass(frozen=True)
@@ -25,15 +25,15 @@ class Labels:
     label map, a region consists of all voxels with one of its values.
 
     Args:
-        names: of the labels.
-        values: the values of each label, from 1 to 255; a single one if the labels are not regions.
+        names: the name of each label.
+        values: the values of each label, from 1 to 255; a single value if the labels are not regions.
         regions_class_order: the value that is written for each region.
         ignore: the value of voxels without annotation, which must be the highest value. These voxels have no loss, are
             not scored, and the value is never predicted.
 
     Raises:
-        ValueError: when a value is out of range, two labels have one name, or two regions cannot be distinguished in
-            the label map that is written.
+        ValueError: when a value is out of range, two labels have the same name, or two regions cannot be distinguished
+            in the label map that is written.
     """
 
     names: tuple[str, ...]
@@ -188,10 +188,10 @@ class Labels:
             if several := [name for name, values in self._parts() if len(values) > 1]:
                 raise ValueError(
                     f"`labels` give {several[0]!r} several values, which needs `regions_class_order`: the value to "
-                    f"write for each of the {len(self.names)} regions, those that hold others first"
+                    f"write for each of the {len(self.names)} regions; list regions that contain others first"
                 )
             if twice := [value for (value,), count in Counter(self.values).items() if count > 1]:
-                raise ValueError(f"`labels` give {twice[0]} two names; give each label a value of its own")
+                raise ValueError(f"`labels` give {twice[0]} two names; give each label its own value")
             return
         if len(order) != len(self.names):
             raise ValueError(
@@ -209,6 +209,6 @@ class Labels:
         for name, _, value in written:
             if last[value] != name:
                 raise ValueError(
-                    f"`regions_class_order` {list(order)} writes {value} for {name!r}, over which {last[value]!r} is "
-                    "written; list regions that hold others first in `labels`, and give each a value of its own"
+                    f"`regions_class_order` {list(order)} writes {value} for {name!r}, but {last[value]!r} overwrites "
+                    "it; list regions that contain others first in `labels`, and give each region its own value"
                 )

@@ -48,12 +48,12 @@ class DiceBCELoss(_Loss):
 
 
 def create_loss(name: str, labels: Labels, weights: Sequence[float] | None = None) -> LabelLoss:
-    """A loss of logits (B, channels, *S) and label values (B, 1, *S), by MONAI.
+    """Creates a loss from those of MONAI. Its inputs are logits (B, channels, *S) and label values (B, 1, *S).
 
-    All losses pool the voxels of a batch. Otherwise a single false voxel of a label that a patch lacks would cost 1.
-    Labels go through a softmax, and some losses leave the background out; each region goes through a sigmoid.
+    All losses pool the voxels of a batch. Otherwise, one false voxel in a patch without the label would cost 1. Labels
+    go through a softmax, and some losses leave out the background. Each region goes through a sigmoid.
 
-    - ``dice_ce``: Dice loss, without the background, and cross-entropy; of regions binary cross-entropy.
+    - ``dice_ce``: Dice loss, without the background, and cross-entropy; for regions, binary cross-entropy.
     - ``dice_focal``: Dice loss, and focal loss with exponent 2 (Lin et al., arXiv 1708.02002) of the sigmoid of each
       label, both without the background.
     - ``generalized_dice``: labels weighted by their inverse squared volume (Sudre et al., arXiv 1707.03237). A batch
@@ -61,12 +61,12 @@ def create_loss(name: str, labels: Labels, weights: Sequence[float] | None = Non
     - ``tversky``: false positives weighted 0.3 and false negatives 0.7 (Salehi et al., arXiv 1706.05721).
 
     Args:
-        name: of the loss.
+        name: the name of the loss.
         labels: the meaning of the values.
-        weights: of the background and each label, for ``dice_ce``; not of regions.
+        weights: weights of the background and of each label, for ``dice_ce`` without regions.
 
     Raises:
-        ValueError: when the loss takes no weights, or another number of them.
+        ValueError: when the loss does not take weights, or needs another number of them.
     """
     if weights is not None and name != "dice_ce":
         raise ValueError(f"`class_weights` are for the loss dice_ce, got the loss {name!r}")
@@ -74,7 +74,7 @@ def create_loss(name: str, labels: Labels, weights: Sequence[float] | None = Non
         raise ValueError(f"`class_weights` are for labels that exclude each other, got {weights} for {labels}")
     if weights is not None and len(weights) != len(labels.channels):
         raise ValueError(
-            f"`class_weights` must be {len(labels.channels)}, of the background and of "
+            f"`class_weights` must have {len(labels.channels)} values, for the background and for "
             f"{', '.join(labels.names)}, got {weights}"
         )
     options: dict[str, Any] = {"to_onehot_y": True, "softmax": True, "include_background": False, "batch": True}

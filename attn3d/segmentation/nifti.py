@@ -1,4 +1,4 @@
-"""NIfTI files, of which no more is believed than they hold."""
+"""Reads NIfTI files without trusting their headers."""
 
 import gzip
 import math
@@ -13,7 +13,7 @@ _CHUNK = 1 << 20  # bytes; memory is allocated as the file is read, not as its h
 
 
 def read_nifti(path: Path | str) -> nib.Nifti1Image:
-    """Reads no more than the header claims and allocates no more than the file holds.
+    """Reads a NIfTI file. It reads no more than the header claims, and allocates no more than the file contains.
 
     Raises:
         FileError: when it is incomplete or not a NIfTI file.
@@ -43,12 +43,12 @@ def read_nifti(path: Path | str) -> nib.Nifti1Image:
         )
     try:
         return kind.from_bytes(bytes(content))
-    except _HEADER_ERRORS as error:  # fields that are looked at when the data are
+    except _HEADER_ERRORS as error:  # of fields that nibabel only checks with the data
         raise FileError(path, f"its header is invalid ({error}); repair it or download the file again") from error
 
 
 def _check_offset(path: Path | str, kind: type[nib.Nifti1Header], content: bytes) -> None:
-    """Refuses voxels that begin within the header; nibabel would read it as voxels where the offset is 0."""
+    """Raises a `FileError` if voxels begin inside the header. With offset 0, nibabel reads the header as voxels."""
     size = kind.template_dtype.itemsize
     if len(content) < size:
         return

@@ -25,8 +25,8 @@ class Patches(Dataset):
 
     The fraction `around_labels` of the patches is placed on a label: a label of the case is drawn, then one of its
     voxels. The patch is centred on this voxel, but moved to stay inside the scan. All other patches, and those of cases
-    without labels, have random positions; in a case with ignored voxels their centre is not one of these. Along an axis
-    where the scan is smaller than a patch, the scan is centred and extended by its edges.
+    without labels, have random positions. In a case with ignored voxels, their centre is drawn from the other voxels.
+    Along an axis where the scan is smaller than a patch, the scan is centred and extended by its edges.
 
     Args:
         cases: the prepared cases.
@@ -158,7 +158,7 @@ class PatchData(LightningDataModule):
     def prepare_data(self) -> None:
         """Resamples all cases to the working grid. Lightning calls it in one process per machine."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        for case, prepared in track(self.cases.items(), "to the working grid", disable=self.quiet):
+        for case, prepared in track(self.cases.items(), "resampling the cases", disable=self.quiet):
             with failing_as(case.images[0]):
                 prepared.write(self.dataset, self.configuration)
 

@@ -61,19 +61,19 @@ def to_channels(intensities: Tensor, windows: Sequence[Sequence[float]] | None) 
 
 
 def probabilities_of(logits: Tensor, regions: bool) -> Tensor:
-    """Probabilities of logits (channels, *S): of regions each by itself, of labels such that they sum to 1."""
+    """Probabilities of logits (channels, *S): a sigmoid for each region, or a softmax over labels."""
     return logits.sigmoid() if regions else logits.softmax(dim=0)
 
 
 def choose_labels(probabilities: Tensor, values: Sequence[int], regions: bool) -> Tensor:
     """The label map (*S), uint8, of probabilities (channels, *S).
 
-    Of labels, the value of the most probable one, the first of equal ones. Of regions, as nnU-Net does it, the value of
-    each whose probability is above 0.5, a later one over an earlier one, and 0 where there is none.
+    For labels, a voxel gets the value of the most probable one, or of the first of equally probable ones. For regions,
+    as in nnU-Net, it gets the value of the last region with a probability above 0.5, or 0 if there is none.
 
     Args:
         probabilities: from `probabilities_of`.
-        values: of each channel.
+        values: the label value of each channel.
         regions: whether the channels are regions.
     """
     if not regions:

@@ -77,9 +77,9 @@ def predict(
     that cannot be used does not stop the others. Cases whose labels exist are skipped, so that a stopped batch can be
     continued.
 
-    Of several processes that ``torchrun`` started, on one machine or on several that share ``scans`` and ``out``, each
-    takes the next scan as soon as it is done with one. All of them must call this function, and all return what came
-    of the whole batch. On a GPU each has its own, by ``LOCAL_RANK``.
+    ``torchrun`` can start several processes, on one machine or on several that share ``scans`` and ``out``. Each
+    process takes the next scan when it has finished the previous one. All processes must call this function, and all
+    return the result of the whole batch. With GPUs, ``LOCAL_RANK`` selects that of each process.
 
     Args:
         runs: folders of finished trainings, or of cross-validations, whose folds are all used. The probabilities of
@@ -97,7 +97,7 @@ def predict(
             ``case_spread.nii.gz``: the standard deviation over the networks (population) of the probability of the
             class that is most probable on average, before ``remove_small``. ``uncertainty.csv`` has the means of both
             over the labelled voxels, and empty cells without labelled voxels; an existing table is extended.
-            ``preview`` shows the images. Of regions: the sum of their entropies, and the largest of their spreads.
+            ``preview`` shows the images. For regions: the sum of their entropies, and the largest of their spreads.
         dicom_seg: also write ``case.dcm``, a DICOM SEG in the frame of reference of the series; needs highdicom.
         format: file format of the labels; by default that of the scan, and NIfTI for DICOM.
         mirror: axes, 0 right, 1 anterior, 2 superior, as in the setting of the training. Predictions are averaged over
@@ -110,7 +110,7 @@ def predict(
 
     Raises:
         FileError: when a run cannot be used, there is no scan, or a table in ``out`` has other columns.
-        ProcessLost: when another process ended before the batch was done, or is silent for two hours.
+        ProcessLost: when another process ended before the batch was finished, or did not answer for two hours.
         ValueError: when the runs have different labels, an option is invalid, or ``out`` contains the scans.
     """
     out = Path(out)
@@ -163,11 +163,11 @@ def predict(
                     found.uncertainty[case.name] = {name: _mean(values, voxels > 0) for name, values in maps.items()}
                     rounded = {name: round(one, 6) for name, one in found.uncertainty[case.name].items()}
                     add_row(out / "uncertainty.csv", case.name, rounded)
-        return _together(processes.gathered(found))
+        return _merged(processes.gathered(found))
 
 
 def _opened(runs: Path | str | Sequence[Path | str]) -> list[Run]:
-    """The runs in folders, which must go together."""
+    """Opens the runs in folders, and checks that they have the same labels and number of images."""
     folders = [runs] if isinstance(runs, str | Path) else runs
     first, *others = opened = [run for folder in folders for run in open_runs(folder)]
     for run in others:
@@ -176,8 +176,8 @@ def _opened(runs: Path | str | Sequence[Path | str]) -> list[Run]:
     return opened
 
 
-def _together(parts: Sequence[Prediction]) -> Prediction:
-    """What came of the parts of a batch, by name."""
+def _merged(parts: Sequence[Prediction]) -> Prediction:
+    """Merges the results of all processes, sorted by name."""
     return Prediction(*(dict(sorted(ChainMap(*fields).items())) for fields in zip(*parts, strict=True)))
 
 

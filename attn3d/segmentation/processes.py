@@ -13,10 +13,10 @@ import torch
 from rich.progress import Progress
 from torch import distributed
 
-from attn3d.segmentation.errors import ProcessLost, SaidByFirst
+from attn3d.segmentation.errors import ProcessLost, ReportedByFirst
 
 T = TypeVar("T")
-PATIENCE = timedelta(hours=2)  # the time limit for an answer; processes wait for the last case of the others
+PATIENCE = timedelta(hours=2)  # the time limit for an answer; at the end, processes wait for the last case of others
 _batches = count()  # numbers the batches, since they share the store of torchrun
 
 
@@ -26,7 +26,7 @@ class Processes:
     Args:
         rank: the rank of this process.
         size: the number of processes.
-        take: returns the index of the next case, a different one at each call in any process.
+        take: returns the index of the next case; no two calls, in any process, return the same index.
         group: the process group; None for the default group.
     """
 
@@ -34,7 +34,7 @@ class Processes:
         self.rank, self.size, self._take, self._group = rank, size, take, group
 
     def shared(self, cases: Sequence[T], description: str, *, quiet: bool) -> Iterator[T]:
-        """Yields the cases for this process. Each case is taken when the one before is finished.
+        """Yields the cases for this process. It takes the next case when it has finished the previous one.
 
         Args:
             cases: all cases of the batch, the same list in every process.
@@ -52,7 +52,7 @@ class Processes:
             bar.update(task, completed=len(cases))
 
     def _next(self) -> int:
-        with _lost_told():
+        with _raising_process_lost():
             return self._take()
 
     def gathered(self, part: T) -> list[T]:
@@ -63,16 +63,16 @@ class Processes:
         """
         parts = [part] * self.size
         if self.size > 1:
-            with _lost_told():
+            with _raising_process_lost():
                 distributed.all_gather_object(parts, part, self._group)
         return parts
 
     @contextmanager
     def agreed(self) -> Iterator[None]:
-        """Raises a user's error of any process in all processes, so that none of them waits for another.
+        """Raises a user's error in all processes if one of them raises it, so that none waits for another.
 
         Raises:
-            SaidByFirst: in all processes but the first, which raises the error itself.
+            ReportedByFirst: in all processes but the first, which raises the error itself.
         """
         problem = None
         try:
@@ -81,12 +81,14 @@ class Processes:
             problem = error
         for one in self.gathered(problem):
             if one is not None:
-                raise one if self.rank == 0 else SaidByFirst(str(one))
+                raise one if self.rank == 0 else ReportedByFirst(str(one))
 
 
 @contextmanager
 def joined() -> Iterator[Processes]:
-    """Connects the processes of ``torchrun``, each with its own GPU if there are any. Without it, it is one process.
+    """Connects the processes of ``torchrun``, each with its own GPU if there are any.
+
+    Without ``torchrun`` there is only this process.
 
     Raises:
         ProcessLost: when a process does not connect within `PATIENCE`.
@@ -96,7 +98,7 @@ def joined() -> Iterator[Processes]:
         yield Processes(0, 1, count().__next__)
         return
     _take_gpu()
-    with _lost_told():
+    with _raising_process_lost():
         store, rank, size = next(distributed.rendezvous("env://", timeout=PATIENCE))
         store.set_timeout(PATIENCE)
         store = distributed.PrefixStore(f"attn3d/{next(_batches)}", store)
@@ -129,12 +131,12 @@ def _take_gpu() -> None:
 
 
 @contextmanager
-def _lost_told() -> Iterator[None]:
-    """Replaces PyTorch's various errors about a process that does not answer."""
+def _raising_process_lost() -> Iterator[None]:
+    """Raises a `ProcessLost` instead of PyTorch's various errors for a process that does not answer."""
     try:
         yield
     except RuntimeError as error:
         raise ProcessLost(
             f"another process of the batch ended, or did not answer for {PATIENCE.total_seconds():g} seconds; "
-            "finished cases are kept, and the same command continues"
+            "finished cases are kept; run the same command again to continue"
         ) from error

@@ -136,7 +136,7 @@ class Settings(BaseModel):
         None, description="weights of the background and of each label, for the loss `dice_ce`"
     )
     start_from: Annotated[str, MustBe("a path")] | None = Field(
-        None, description="a run folder, or a checkpoint of PyTorch or safetensors, whose weights training starts from"
+        None, description="a run folder, or a checkpoint of PyTorch or safetensors, with the initial weights"
     )
     optimizer: Annotated[Literal["adamw", "sgd"], MustBe("adamw or sgd")] = Field(
         "adamw", description="`adamw`, or `sgd` with Nesterov momentum 0.99"

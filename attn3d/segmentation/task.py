@@ -85,7 +85,7 @@ class SegmentationTask(LightningModule):
         Raises:
             Diverged: always.
         """
-        where = f", or look at the voxels of {', '.join(sorted(set(cases)))}" if cases else ""
+        where = f", or check the voxels of {', '.join(sorted(set(cases)))}" if cases else ""
         raise Diverged(
             f"{problem} in epoch {self.trainer.current_epoch + 1}; train again with a `learning_rate` below "
             f"{self.config.learning_rate:g}{where}"

@@ -249,7 +249,7 @@ def _fit(run: Run, task: SegmentationTask, patches: PatchData, devices: int | st
 
 @contextmanager
 def _without_advice() -> Iterator[None]:
-    """Hides Lightning's advice about loaders, which is wrong here: reading a patch is faster than passing it on."""
+    """Hides Lightning's advice to use more workers: passing a patch between processes is slower than reading it."""
     log = logging.getLogger("lightning.pytorch")
     level = log.level
     log.setLevel(logging.WARNING)

@@ -24,8 +24,8 @@ def propose_windows(modality: str, fingerprint: Fingerprint) -> Windows | None:
       head: its intensities are not Hounsfield units.
 
     Args:
-        modality: "CT" or another.
-        fingerprint: of the training cases.
+        modality: the modality of the data set; windows are only proposed for "CT".
+        fingerprint: the fingerprint of the training cases.
     """
     if modality != "CT":
         return None

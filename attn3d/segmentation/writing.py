@@ -165,7 +165,7 @@ def _readable(path: Path | str, missing: str, kind: str) -> Iterator[None]:
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object without repeated keys, of which `json` would silently use the last."""
+    """Checks that a JSON object has no repeated keys. `json` would use the last one without a warning."""
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]

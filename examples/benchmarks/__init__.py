@@ -1,1 +1,1 @@
-"""What `examples/benchmark.py` measures, a file for each subject."""
+"""The subjects of `examples/benchmark.py`, one file for each."""

@@ -1,4 +1,4 @@
-"""Attention over whole volumes, beside PyTorch's function and beside what builds a score for every pair."""
+"""Attention over whole volumes, compared with PyTorch's function and with blocks that build a score for every pair."""
 
 import math
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from tests.mechanisms.cases.non_local import PlainNonLocal
 
 
 def plain_dot_product(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Without softmax, with a score for every pair."""
+    """Attention without softmax, with a score for every pair."""
     return (q @ k.mT / k.shape[2]) @ v
 
 
@@ -55,7 +55,7 @@ def without_softmax(bench: Bench) -> Iterator[Row]:
 
 
 def blocks(bench: Bench) -> Iterator[Row]:
-    """A whole non-local block in training, and one on a volume whose pairs need more than a machine has."""
+    """A non-local block in training, and one on a volume that is too large for the matrix of all pairs."""
     for size, least_memory, least_time in ((16, 1 / 14, 0.6), (20, 1 / 30, 0.55)):
         extent = bench.size(size)
         x = bench.random(1, 128, *[extent] * 3)
@@ -73,7 +73,7 @@ def blocks(bench: Bench) -> Iterator[Row]:
 
 
 def windows(bench: Bench) -> Iterator[Row]:
-    """Windows of 8³ voxels: memory beside that of their inputs and output, and time as the volume grows."""
+    """Windows of 8³ voxels: memory compared with that of inputs and output, and time per voxel by size of volume."""
     layer = VolumeAttention(3, 4, pattern=attn3d.Window(8))
     volumes = [[bench.size(size)] * 3 for size in (24, 32, 48)]
     tokens = [[bench.random(1, 4, math.prod(shape), 16) for _ in range(3)] for shape in volumes]

@@ -1,4 +1,4 @@
-"""Pictures of what was measured, each drawn from the figures as they stand in a file."""
+"""Charts of the measurements, drawn from the content of a JSON file."""
 
 import math
 from collections.abc import Callable
@@ -14,7 +14,7 @@ BYTES = {
     2**10: "1 KiB", 2**13: "8 KiB", 2**16: "64 KiB", 2**19: "512 KiB", 2**22: "4 MiB", 2**25: "32 MiB",
     2**28: "256 MiB", 2**31: "2 GiB", 2**34: "16 GiB",
 }  # fmt: skip
-# For every measure of a mechanism: its title and its ticks.
+# The title and the ticks of each measure of a mechanism.
 PANELS: dict[str, tuple[str, dict[float, str]]] = {
     "kept / map": ("kept, in maps", {1e-5: "", 1e-4: "", 1e-2: "0.01", 1: "1", 100: ""}),
     "time / plain": ("time / plain", {0: "0", 0.5: "0.5", 1: "1", 1.5: "1.5", 2: ""}),
@@ -34,7 +34,7 @@ def growth(found: dict[str, Any], kind: str, title: str) -> Card:
     cubes = [round(count ** (1 / 3)) for count in counts]
     sizes = tuple(size for size, count in zip(cubes, counts, strict=True) if size**3 == count)
     sizes = sizes if len(sizes) > 1 else tuple(round(count ** (1 / 3), 1) for count in (counts[0], counts[-1]))
-    card = Card(1060, 455, title, "logarithmic; slope: the power of N at the end")
+    card = Card(1060, 455, title, "logarithmic; slope: the exponent of N at the end")
     time_axes = over_voxels(card, 80, "Time in training", sizes, within(SECONDS, every[:, 1]))
     memory = over_voxels(card, 430, "Memory in training", sizes, within(BYTES, every[:, 2]))
     for x, words in ((958, "slope of\ntime"), (1010, "\nmemory")):
@@ -43,7 +43,7 @@ def growth(found: dict[str, Any], kind: str, title: str) -> Card:
         axes.set_xlim(0.7 * counts[0], 1.4 * counts[-1])
     for place, (name, line) in enumerate(points.items()):
         y, color = 344 - 28 * place, COLOURS[place % len(COLOURS)]
-        style = "--" if place % 2 else "-"  # curves that lie on one another can still be told apart
+        style = "--" if place % 2 else "-"  # to distinguish overlapping curves
         card.axes.plot([752, 778], [y, y], color=color, ls=style, lw=1.8)
         card.text(786, y, name, size=9.5, ha="left")
         for x, axes, column in ((958, time_axes, 1), (1010, memory, 2)):
@@ -56,7 +56,7 @@ def growth(found: dict[str, Any], kind: str, title: str) -> Card:
 
 
 def within(ticks: dict[float, str], values: np.ndarray) -> dict[float, str]:
-    """The ticks from the last below all values to the first above them."""
+    """The ticks from the last one below all values to the first one above them."""
     low, high = values.min(), values.max()
     kept = [tick for tick in ticks if low / 32 < tick < high * 32]
     below, above = [tick for tick in kept if tick <= low], [tick for tick in kept if tick >= high]
@@ -65,10 +65,12 @@ def within(ticks: dict[float, str], values: np.ndarray) -> dict[float, str]:
 
 
 def ratios(found: dict[str, Any]) -> Card:
-    """What every mechanism keeps and takes, a line each."""
+    """Saved memory, time and peak memory of every mechanism, one line each."""
     rows = {(row["group"], row["measure"]): row for row in found["mechanisms"] if row["group"]}
     names = list(dict.fromkeys(name for name, _ in rows))
-    card = Card(1060, 132 + 30 * len(names), "Mechanisms beside their plain forms", "left is less; red: what is asked")
+    card = Card(
+        1060, 132 + 30 * len(names), "Mechanisms compared with their plain forms", "lower is better; red: limit"
+    )
     for x, (measure, (title, ticks)) in zip(range(96, 1060, 192), PANELS.items(), strict=False):
         log = min(ticks) > 0
         axes = in_lines(card, x, 126, title, len(names), ticks, log=log)
@@ -90,17 +92,17 @@ def ratios(found: dict[str, Any]) -> Card:
 
 
 def overheads(found: dict[str, Any]) -> Card:
-    """A training step of every network with every mechanism, as a multiple of that without."""
+    """Time and memory of a training step of every network with every mechanism, divided by those without it."""
     rows = found["insertion"]
     names = list(dict.fromkeys(row["group"] for row in rows))
     networks = list(dict.fromkeys(row["measure"].split(",")[0] for row in rows))
     card = Card(
-        1060, 132 + 30 * len(names), "A training step with attention at every encoder stage", "1: the network without"
+        1060, 132 + 30 * len(names), "A training step with attention at every encoder stage", "1: without attention"
     )
     highest = {part: max(row["ratio"] for row in rows if row["measure"].endswith(part)) for part in ("time", "memory")}
     for x, (part, most) in zip((110, 615), highest.items(), strict=True):
         ticks = spaced(most)
-        axes = in_lines(card, x, 405, f"{part}, times that without", len(names), ticks, log=False)
+        axes = in_lines(card, x, 405, f"{part}, multiple of that without", len(names), ticks, log=False)
         for row in rows:
             network, of = row["measure"].split(", ")
             if of == part:
@@ -121,12 +123,12 @@ def overheads(found: dict[str, Any]) -> Card:
 
 
 def measured_on(found: dict[str, Any]) -> str:
-    """Where it was measured."""
+    """The machine, threads, version and dtype of a measurement."""
     return f"{found['machine']}, {found['threads']} threads, torch {found['versions']['torch']}, {found['dtype']}"
 
 
 def spaced(most: float) -> dict[float, str]:
-    """From just below 1 to just above the most, about five steps of 1, 2 or 5."""
+    """Ticks from just below 1 to just above ``most``, in about five steps of 1, 2 or 5 times a power of ten."""
     rough = max(most - 0.9, 0.2) / 4
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
@@ -135,7 +137,7 @@ def spaced(most: float) -> dict[float, str]:
 
 
 def number(value: float) -> str:
-    """Two or three digits."""
+    """A number with two or three digits."""
     if value < 1e-3:
         return "< 0.001"
     return f"{value:.2g}" if value < 0.1 else f"{value:.2f}" if value < 10 else f"{value:,.0f}"

@@ -1,7 +1,7 @@
-"""Attention in groups as a checkout of the library computes it, in a process of its own.
+"""Measures attention in groups with a checkout of the library, in a separate process.
 
-Two checkouts cannot be imported into one process. So each has its own, which waits until it is told to run a case, and
-answers with the seconds that the run took or with its most bytes: a line of JSON for a line of JSON.
+Two checkouts cannot be imported into one process. Therefore each checkout has its own process. It reads a case from a
+line of JSON, runs it, and writes its seconds or its peak memory in bytes as a line of JSON.
 """
 
 import inspect
@@ -22,11 +22,11 @@ from examples.benchmarks.measuring import Bench, inference, training
 
 ROOT = Path(__file__).parents[2]
 HEADS, WIDTH = 4, 32
-PAUSE = 0.01  # seconds in which the threads of the process whose turn it was fall asleep
+PAUSE = 0.01  # seconds until the threads of the other process are idle
 
 
 class Case(NamedTuple):
-    """What is run: heads of 32 channels over the voxels of a cube."""
+    """A case to measure: heads of 32 channels over the voxels of a cube."""
 
     pattern: str
     options: dict[str, Any]
@@ -36,10 +36,10 @@ class Case(NamedTuple):
     threads: int
 
     def step(self, volume_attention: type[nn.Module], device: str) -> Callable[[], Any]:
-        """A forward pass, in training a backward pass too, with ``VolumeAttention`` of any checkout.
+        """A forward pass, and in training also a backward pass, with the ``VolumeAttention`` of a checkout.
 
-        q, k and v lie in memory as multi-head self-attention gives them there: where patterns were called scopes, its
-        first layer was a convolution and its channels came first. The output goes on with channels last in both.
+        q, k and v have the memory layout of multi-head self-attention in that checkout. In version 0.1, which has the
+        option ``scope``, its first layer is a convolution, so channels come first. The output always has channels last.
         """
         torch.set_num_threads(self.threads)
         torch.manual_seed(0)
@@ -63,7 +63,7 @@ class Case(NamedTuple):
 
 @contextmanager
 def checkout(root: Path, device: str) -> Iterator[Callable[[str, Case], float]]:
-    """A process with the library of a checkout: a function that has it measure "seconds" or "peak" of a case."""
+    """Starts a process with a checkout. Yields a function that measures "seconds" or "peak" of a case in it."""
     command = [sys.executable, "-m", __name__, str(root.resolve()), device]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True) as process:
@@ -72,7 +72,7 @@ def checkout(root: Path, device: str) -> Iterator[Callable[[str, Case], float]]:
             print(json.dumps([measure, case]), file=process.stdin, flush=True)
             answer = process.stdout.readline()
             if not answer:
-                message = f"the library in {root} does not run {case}; its process ended with the error above"
+                message = f"the library in {root} cannot run {case}; its process ended with the error above"
                 raise typer.BadParameter(message, param_hint="--beside")
             return json.loads(answer)
 
@@ -80,7 +80,7 @@ def checkout(root: Path, device: str) -> Iterator[Callable[[str, Case], float]]:
 
 
 def answer(root: str, device: str) -> None:
-    """Measures what it is told to with the library in ``root``, until there is nothing more."""
+    """Measures the cases on standard input with the library in ``root``."""
     sys.path.insert(0, root)
     from attn3d.attention import VolumeAttention
 

@@ -1,6 +1,6 @@
-"""A card to draw charts on: curves over the number of voxels, and dots in lines.
+"""A card for charts: curves over the number of voxels, and rows of dots.
 
-Lengths are in pixels of the card, y upwards.
+Lengths are in pixels of the card; y points up.
 """
 
 import io
@@ -33,10 +33,10 @@ class Card:
     """A white card to draw on.
 
     Args:
-        width: in pixels.
-        height: in pixels.
-        title: above the drawing.
-        note: beside the title, in small print.
+        width: width in pixels.
+        height: height in pixels.
+        title: the title, at the top left.
+        note: a small text at the top right.
     """
 
     def __init__(self, width: float, height: float, title: str, note: str = "") -> None:
@@ -56,11 +56,11 @@ class Card:
     def text(
         self, x: float, y: float, words: str, *, size: float = 10.5, color: str = INK, ha="center", **style
     ) -> None:
-        """Words centred at a point."""
+        """Draws text, by default centred at a point."""
         self.axes.text(x, y, words, size=size, color=color, ha=ha, va=style.pop("va", "center"), zorder=9, **style)
 
     def save(self, path: Path) -> None:
-        """Writes the card; as SVG the same bytes every time, without what a browser does not need."""
+        """Writes the card. An SVG file is reproducible, and without the parts that a browser does not need."""
         if path.suffix != ".svg":
             self.figure.savefig(path, dpi=150, transparent=True)
             return
@@ -71,13 +71,13 @@ class Card:
 
 
 def slope(points: np.ndarray) -> float:
-    """The power of N with which it grows at the end: over the last factor of 8 in N."""
+    """The exponent of N with which a curve grows over the last factor of 8 in N."""
     last = np.log(points[points[:, 0] >= points[-1, 0] / 8])
     return float(np.polyfit(*last.T, 1)[0])
 
 
 def over_voxels(card: Card, x: float, title: str, sizes: tuple[int, ...], ticks: dict[float, str]) -> Axes:
-    """Axes over N, both logarithmic, marked at the cubes of the sizes."""
+    """Logarithmic axes over N, with ticks at the cubes of the sizes."""
     width, height = 280, 290
     axes = _placed(card, x, 76, width, height)
     axes.set(xscale="log", yscale="log", xlim=(0.7 * sizes[0] ** 3, 1.4 * sizes[-1] ** 3))
@@ -88,7 +88,7 @@ def over_voxels(card: Card, x: float, title: str, sizes: tuple[int, ...], ticks:
 
 
 def in_lines(card: Card, x: float, width: float, title: str, count: int, ticks: dict[float, str], *, log: bool) -> Axes:
-    """Axes with a line for each of ``count`` names, the first on top."""
+    """Axes with a row for each of ``count`` names, the first one at the top."""
     axes = _placed(card, x, 64, width, 30 * count)
     axes.set(ylim=(-0.5, count - 0.5), xscale="log" if log else "linear", xlim=(min(ticks), max(ticks)))
     axes.set_xticks(list(ticks), list(ticks.values()))
@@ -96,11 +96,6 @@ def in_lines(card: Card, x: float, width: float, title: str, count: int, ticks: 
     axes.invert_yaxis()
     card.text(x, 64 + 30 * count + 14, title, size=9.5, ha="left")
     return _bare(axes)
-
-
-def beside(axes: Axes, x: float, y: float, words: str) -> None:
-    """What a curve comes to, above its end."""
-    axes.annotate(words, (x, y), (2, 7), textcoords="offset points", ha="right", size=9, color=INK)
 
 
 def _placed(card: Card, x: float, y: float, width: float, height: float) -> Axes:
@@ -116,7 +111,7 @@ def _bare(axes: Axes) -> Axes:
 
 
 def _smaller(svg: str) -> str:
-    """Without metadata and names, and with only the digits that can be seen."""
+    """Removes metadata and names from an SVG, and rounds coordinates to one decimal."""
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'(?<= d=")[^"]+', lambda found: re.sub(r"(\.\d)\d+", r"\1", found[0]).replace(" \n", " "), svg)
     svg = re.sub(r"(?<=translate\()[^)]+", lambda found: re.sub(r"(\.\d)\d+", r"\1", found[0]), svg)

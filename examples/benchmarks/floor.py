@@ -1,8 +1,9 @@
-"""The bytes that a mechanism must move, whoever writes it: how often something of its map's size is read or written.
+"""The number of passes over the map (reads or writes of its size) that every implementation of a mechanism needs.
 
-What does not wait for anything else shares one pass over the map, what can be computed anew is not stored, and what is
-small (a value per channel or per voxel) costs nothing. Times the size of the map over the bandwidth of a copy of the
-same size, that is the least time of a forward and a backward pass. The case of each mechanism counts its passes.
+Operations that do not wait for each other share one pass, results that can be recomputed are not stored, and tensors
+with one value per channel or per voxel are not counted. The number of passes, times the size of the map, divided by the
+bandwidth of a copy of this size, is the minimum time of a forward and a backward pass. The test case of each mechanism
+lists its passes.
 """
 
 from tests.mechanisms.cases import CASES

@@ -1,4 +1,4 @@
-"""Attention in groups: beside an older checkout of the library, the machine's matrix products, and MONAI's Swin."""
+"""Attention in groups, compared with an older checkout of the library, with matrix products, and with MONAI's Swin."""
 
 import itertools
 import subprocess
@@ -14,13 +14,13 @@ from examples.benchmarks.checkout import HEADS, ROOT, WIDTH, Case, checkout
 from examples.benchmarks.measuring import MIB, Bench, Row, timed
 from examples.benchmarks.swin import beside_swin
 
-PRODUCTS = 7  # of queries and keys by their channels: two in a forward pass, five in a backward pass
-SQUARE = 1024  # rows of the matrices whose product is the peak
-MOST_OVER_PEAK = 2.0  # half the peak
+PRODUCTS = 7  # matrix products of queries x keys x channels: two in a forward pass, five in a backward pass
+SQUARE = 1024  # rows of the square matrices whose product gives the peak speed
+MOST_OVER_PEAK = 2.0  # a ratio of 2 is half of the peak speed
 
 
 class Compared(NamedTuple):
-    """A pattern over a cube, and what is asked of it beside the older checkout."""
+    """A pattern over a cube, and the limits of its ratios to the older checkout."""
 
     words: str
     pattern: str
@@ -45,9 +45,9 @@ COMPARED = [
 
 
 def groups(bench: Bench) -> Iterator[Row]:
-    """All three, on every count of threads."""
+    """All three comparisons, for each number of threads."""
     if bench.beside is None:
-        yield Row("attention in groups", "older checkout", None, None, "", note="left out: --beside names none")
+        yield Row("attention in groups", "older checkout", None, None, "", note="left out without --beside")
     else:
         yield from beside_checkout(bench, bench.beside)
     for count in bench.threads:
@@ -57,12 +57,12 @@ def groups(bench: Bench) -> Iterator[Row]:
 
 
 def counted(threads: int) -> str:
-    """A count of threads in words."""
+    """A number of threads as text."""
     return "1 thread" if threads == 1 else f"{threads} threads"
 
 
 def beside_checkout(bench: Bench, older: Path) -> Iterator[Row]:
-    """Time and memory of both, each in a process of its own; the two processes take turns."""
+    """Time and memory of both checkouts. Each has its own process, and the two processes take turns."""
     device, name = bench.device.type, commit(older)
     with checkout(ROOT, device) as ours, checkout(older, device) as theirs:
         for one, in_training, count in itertools.product(COMPARED, (False, True), bench.threads):
@@ -79,13 +79,13 @@ def beside_checkout(bench: Bench, older: Path) -> Iterator[Row]:
 
 
 def commit(root: Path) -> str:
-    """Of a checkout; the folder's name where it is not under git."""
+    """The commit of a checkout, or the name of its folder if it is not a git repository."""
     asked = subprocess.run(["git", "-C", root, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     return asked.stdout.strip() or root.resolve().name
 
 
 def beside_the_peak(bench: Bench, threads: str) -> Iterator[Row]:
-    """Windows in training, beside the time that their products take at the speed of a large square product."""
+    """Windows in training, compared with the time of their products at the speed of a large square product."""
     rows = bench.size(SQUARE)
     square, product = (torch.ones(rows, rows, device=bench.device) for _ in range(2))
     for one in COMPARED[:2]:
@@ -100,7 +100,7 @@ def beside_the_peak(bench: Bench, threads: str) -> Iterator[Row]:
 
 
 def pairs(extent: int, size: int, shift: bool = False) -> int:
-    """How many pairs of voxels see each other in the windows of a cube."""
+    """The number of pairs of voxels that see each other in the windows of a cube."""
     cut = size - size // 2 if shift and extent > size else 0
     along = torch.bincount((torch.arange(extent) + cut) // size)
     return int((along**2).sum()) ** 3

@@ -1,4 +1,4 @@
-"""A training step of MONAI's networks with a mechanism at every encoder stage, beside that of the plain network."""
+"""A training step of MONAI's networks with a mechanism at every encoder stage, compared with the plain network."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -12,7 +12,7 @@ import attn3d
 from examples.benchmarks.measuring import MIB, Bench, Row, sizes
 from tests.configurations import OF_ONE_MAP
 
-PATCH, SMALL_PATCH, CHANNELS, CLASSES = (48, 48, 48), (16, 16, 16), 16, 3  # three halvings deep
+PATCH, SMALL_PATCH, CHANNELS, CLASSES = (48, 48, 48), (16, 16, 16), 16, 3  # sizes are halved three times
 WINDOWED = ("non_local", "mhsa", "danet")  # all pairs of the first stage would take longer than the network
 WINDOW = {"pattern": ("window", {"size": 8})}
 
@@ -23,7 +23,7 @@ def unet(width: int) -> nn.Module:
 
 
 def segresnet(width: int) -> nn.Module:
-    """As MONAI has it by default, four stages."""
+    """Four stages, with MONAI's defaults."""
     return SegResNet(3, width, 1, CLASSES)
 
 
@@ -65,6 +65,6 @@ def step(net: nn.Module, x: torch.Tensor, target: torch.Tensor) -> Callable[[], 
     def run() -> None:
         cross_entropy(net(x).float(), target).backward()
         optimizer.step()
-        optimizer.zero_grad()  # last, so that a step leaves nothing behind that the next would free
+        optimizer.zero_grad()  # at the end, so that the next step does not free memory of this one
 
     return run

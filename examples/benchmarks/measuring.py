@@ -1,4 +1,4 @@
-"""Time, memory and what is kept for backward, of functions that take turns."""
+"""Measures time, peak memory and saved activations of functions that take turns."""
 
 import functools
 import gc
@@ -15,30 +15,30 @@ import torch
 from torch import Tensor, nn
 
 MIB = 2**20
-# The fixed piece of work is a product of square matrices of so many rows, some milliseconds on either device.
+# The fixed piece of work is a product of square matrices with this many rows. It takes some milliseconds.
 WORK = {"cpu": 640, "cuda": 4096}
-WARM_UP = 20  # runs of it, before the first turn, of which the least is the best of the run to begin with
-# The machine is loaded where a quarter of the runs of that work beside a row take so much longer than the best.
+WARM_UP = 20  # runs of the fixed work before the first turn; their minimum is the first value of the best time
+# The machine is loaded if a quarter of the runs of the fixed work take longer than the best time by this factor.
 LOADED = 1.25
-os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # the profiler says nothing of its own
+os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # no messages of the profiler
 
 
 class Row(NamedTuple):
-    """A figure, what it is compared with, and the ratio that it is to stay within, if there is one.
+    """A figure, the figure that it is compared with, and the limit of their ratio.
 
     Attributes:
-        what: is measured.
+        what: what is measured.
         beside: what it is compared with.
-        ours: its figure; None where nothing was measured, and ``note`` says why.
-        other: the figure of what it is compared with.
-        unit: of both.
-        limit: of the ratio.
-        spread: the quartiles of the ratios of the single turns; None where a figure is not one of time.
-        note: what else is to be said.
-        group: whose figure it is, in tables that have a line for each.
-        measure: which figure it is, in tables that have a column for each.
-        slowdown: how many times its best the fixed piece of work took beside it; None where a figure is not one of
-            time.
+        ours: the figure; None if nothing was measured, for the reason in ``note``.
+        other: the figure for comparison.
+        unit: the unit of both.
+        limit: the limit of the ratio, or None.
+        spread: the quartiles of the ratios of the single turns; None for other figures than times.
+        note: a remark.
+        group: the line of the figure in a table by group.
+        measure: the column of the figure in a table by group.
+        slowdown: the time of the fixed piece of work during the turns, as a multiple of its best time; None for other
+            figures than times.
     """
 
     what: str
@@ -55,26 +55,26 @@ class Row(NamedTuple):
 
     @property
     def ratio(self) -> float | None:
-        """Of ours to the other: in times, of the two medians."""
+        """The ratio of the two figures; for times, that of the medians."""
         return self.ours / self.other if self.ours is not None and self.other else None
 
     @property
     def loaded(self) -> bool:
-        """Whether others used the machine meanwhile: then the ratio says nothing and is not held to its limit."""
+        """Whether other processes used the machine. Then the ratio is not reliable, and its limit is not checked."""
         return is_loaded(self.slowdown)
 
     def saved(self) -> dict[str, Any]:
-        """As it stands in a file."""
+        """The row as plain data for JSON."""
         return self._asdict() | {"ratio": self.ratio, "loaded": self.loaded}
 
 
 class Turns(NamedTuple):
-    """What was found in turns.
+    """The times of functions that took turns.
 
     Attributes:
-        seconds: of every run of each function.
-        slowdown: the third quartile of the times that the fixed piece of work took before, between and after the
-            turns, over its best of the run.
+        seconds: the times of all runs, for each function.
+        slowdown: the third quartile of the times of the fixed piece of work before, between and after the turns,
+            divided by its best time.
     """
 
     seconds: list[list[float]]
@@ -86,14 +86,14 @@ class Bench:
 
     Args:
         device: "cpu" or "cuda".
-        runs: of which a median is taken, after one that does not count.
-        small: whether sizes are cut, to see that all of it runs.
-        shape: of the volume, where it is chosen; each subject has one of its own.
-        channels: where they are chosen.
-        dtype: of volumes and parameters.
-        names: of the mechanisms to measure; none: all.
-        threads: the counts of CPU threads, for what is measured with several.
-        beside: an older checkout of the library, for what is measured beside one.
+        runs: number of runs for the median, after a warm-up run.
+        small: whether to use small sizes, to check that everything runs.
+        shape: shape of the volume; None for that of the subject.
+        channels: number of channels; None for that of the subject.
+        dtype: dtype of volumes and parameters.
+        names: names of the mechanisms to measure; empty for all.
+        threads: numbers of CPU threads, for subjects that support several.
+        beside: an older checkout of the library, for subjects that support it.
     """
 
     def __init__(
@@ -119,27 +119,27 @@ class Bench:
         self.beside = beside
         rows = WORK[self.device.type]
         self._factor, self._product = (torch.ones(rows, rows, device=self.device) for _ in range(2))
-        self._best: dict[int, float] = {}  # for every count of threads, the least time of the fixed piece of work
+        self._best: dict[int, float] = {}  # by number of threads, the shortest time of the fixed work
 
     @property
     def standard(self) -> bool:
-        """Whether the sizes are those for which limits are asked."""
+        """Whether the sizes are those that the limits are for."""
         return not self.small and self.shape is None and self.channels is None and self.dtype == torch.float32
 
     def size(self, size: int) -> int:
-        """An extent or a number of tokens, cut where the bench is small."""
+        """An extent or a number of tokens, reduced if the bench is small."""
         return size // 4 if self.small else size
 
     def volume(self, *shape: int) -> tuple[int, ...]:
-        """The shape that was chosen, or else this one, cut where the bench is small."""
+        """The chosen shape, or the given one, reduced if the bench is small."""
         return self.shape or tuple(self.size(extent) for extent in shape)
 
     def width(self, channels: int) -> int:
-        """The channels that were chosen, or else these, cut where the bench is small."""
+        """The chosen number of channels, or the given one, reduced if the bench is small."""
         return self.channels or (max(8, channels // 8) if self.small else channels)
 
     def chosen(self, names: Iterable[str]) -> list[str]:
-        """Those of the mechanisms that are to be measured."""
+        """The names of those mechanisms that are to be measured."""
         return [name for name in names if not self.names or name in self.names]
 
     def random(self, *shape: int) -> Tensor:
@@ -151,11 +151,11 @@ class Bench:
         return net.to(self.device, self.dtype)
 
     def turns(self, *functions: Callable[[], Any]) -> Turns:
-        """The seconds of every run of each, taken in turns."""
+        """Measures the seconds of functions that take turns."""
         return self.clocked_turns(*(functools.partial(self.seconds, function) for function in functions))
 
     def clocked_turns(self, *clocks: Callable[[], float]) -> Turns:
-        """The same of functions that run something, here or in another process, and give the seconds that it took."""
+        """Like `turns`, for functions that run something, here or in another process, and return its seconds."""
         taken: list[list[float]] = [[] for _ in clocks]
         threads = torch.get_num_threads()
         if threads not in self._best:
@@ -171,7 +171,7 @@ class Bench:
         return Turns(taken, quartiles(work)[1] / self._best[threads])
 
     def seconds(self, function: Callable[[], Any]) -> float:
-        """The time of one run."""
+        """The seconds of one run."""
         self._wait()
         start = time.perf_counter()
         function()
@@ -183,9 +183,9 @@ class Bench:
         return self.seconds(lambda: torch.mm(self._factor, self._factor, out=self._product))
 
     def peak(self, function: Callable[[], Any]) -> int:
-        """The most bytes that are alive at once, beyond those before it."""
-        function()  # first calls allocate what stays
-        gc.disable()  # what of others is freed meanwhile would be taken off
+        """The peak memory of a run in bytes, in addition to the memory before it."""
+        function()  # a first call may allocate memory that stays
+        gc.disable()  # memory that is freed by garbage collection would be subtracted
         try:
             return self._peak(function)
         finally:
@@ -204,12 +204,12 @@ class Bench:
         return max(itertools.accumulate(event.nbytes() for event in ordered))
 
     def time(self, what: str, beside: str, ours: Callable, other: Callable, limit: float | None = None, **of) -> Row:
-        """A row of two times."""
+        """A row with two times."""
         (one, two), slowdown = self.turns(ours, other)
         return timed(what, beside, one, two, slowdown=slowdown, limit=limit, **of)
 
     def memory(self, what: str, beside: str, ours: Callable, other: Callable, limit: float | None = None, **of) -> Row:
-        """A row of two peaks."""
+        """A row with two peaks."""
         return Row(what, beside, self.peak(ours) / MIB, self.peak(other) / MIB, "MiB", limit, **of)
 
     def _wait(self) -> None:
@@ -218,33 +218,33 @@ class Bench:
 
 
 def timed(what: str, beside: str, ours: Sequence[float], other: Sequence[float], unit: str = "s", **of) -> Row:
-    """A row of the medians of two functions that took turns, and the quartiles of the ratios of single turns."""
+    """A row with the medians of two functions that took turns, and the quartiles of the ratios of single turns."""
     ratios = [one / two for one, two in zip(ours, other, strict=True)]
     medians = statistics.median(ours), statistics.median(other)
     return Row(what, beside, *medians, unit, spread=quartiles(ratios), **of)
 
 
 def is_loaded(slowdown: float | None) -> bool:
-    """Whether the fixed piece of work took so long that others must have used the machine."""
+    """Whether the fixed piece of work took so long that other processes must have used the machine."""
     return slowdown is not None and slowdown > LOADED
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float]:
-    """The first and the third."""
+    """The first and the third quartile."""
     low, _, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [*values] * 3
     return low, high
 
 
 def kept(function: Callable[..., Tensor], *inputs: Tensor) -> int:
-    """The bytes that autograd keeps for backward in a forward pass, beyond inputs, output, parameters and buffers.
+    """The bytes that autograd saves for backward in a forward pass, without inputs, output, parameters and buffers.
 
-    Every storage counts once, and whole, however many tensors of it are saved.
+    Each storage is counted once and as a whole, even if several tensors of it are saved.
     """
     held: dict[int, torch.UntypedStorage] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        held[storage.data_ptr()] = storage  # which keeps it alive, so that no address comes twice
+        held[storage.data_ptr()] = storage  # keeps it alive, so that its address is not used again
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
@@ -261,18 +261,18 @@ def inference(function: Callable[..., Tensor], *inputs: Tensor) -> Callable[[], 
 
 
 def training(function: Callable[..., Tensor], *inputs: Tensor) -> Callable[[], tuple[Tensor, ...]]:
-    """A forward and a backward pass, by the inputs and the parameters."""
+    """A forward and a backward pass, with gradients of the inputs and the parameters."""
     wanted = [*inputs, *(function.parameters() if isinstance(function, nn.Module) else ())]
     upstream = torch.ones_like(function(*inputs), memory_format=torch.contiguous_format)
     return lambda: torch.autograd.grad(function(*inputs), wanted, upstream)
 
 
 def sizes(shape: Sequence[int], channels: int | None = None) -> str:
-    """A volume in words."""
+    """The sizes of a volume as text."""
     extents = f"{shape[0]}³" if len(set(shape)) == 1 else " × ".join(map(str, shape))
     return extents if channels is None else f"{extents}, C = {channels}"
 
 
 def voxels(shape: Sequence[int]) -> int:
-    """N."""
+    """The number of voxels N."""
     return math.prod(shape)

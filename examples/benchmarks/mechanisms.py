@@ -1,4 +1,4 @@
-"""Every mechanism beside the forms that people copy, eager and compiled, and beside the bytes they must move."""
+"""Every mechanism, eager and compiled, compared with its plain form and with the time of its necessary passes."""
 
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -14,17 +14,17 @@ from tests.configurations import OVER_VOXELS, create
 from tests.mechanisms.case import copy_parameters
 from tests.mechanisms.cases import CASES
 
-# Extents and channels of the volume. A matrix of all pairs of 32³ voxels takes 4 GiB, and mhsa has eight of them: where
-# a volume has more voxels than the most, attention over voxels is measured on the smaller one.
+# Extents and channels of the volume. A matrix of all pairs of 32³ voxels takes 4 GiB, and mhsa has eight of them.
+# Therefore attention over voxels is measured on the smaller volume if the volume has more voxels than this maximum.
 MOST_IN_A_MATRIX = 2**13
 LARGE, SMALLER, CHANNELS = (32, 32, 32), (16, 16, 16), 128
 
-# What is asked of the ratio of compiled forms, at these sizes, in single precision; the cases say what of the others.
+# The limit of the ratio of compiled forms, at these sizes and in single precision. Other limits are in the test cases.
 MOST_COMPILED = 1.1
 
 
 class Pair(NamedTuple):
-    """A mechanism and its plain form, with the same weights, and what both are given."""
+    """A mechanism and its plain form with the same weights, and the inputs of both."""
 
     name: str
     ours: nn.Module
@@ -34,21 +34,21 @@ class Pair(NamedTuple):
 
 
 class Merge(nn.Module):
-    """Selective kernels without their convolutions: branches in, their weighed sum out."""
+    """Selective kernels without their convolutions, from the maps of the branches to their weighted sum."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
-        del net.branches  # whose parameters would get no gradient
+        del net.branches  # their parameters would not get gradients
         self.net = net
         self.library = isinstance(net, attn3d.SelectiveKernel)
 
     def forward(self, *maps: Tensor) -> Tensor:
-        """y of the maps U_i."""
+        """The output y for the maps U_i."""
         return self.net.merge(list(maps), maps[0]) if self.library else self.net.merge(list(maps))
 
 
 def mechanisms(bench: Bench) -> Iterator[Row]:
-    """Every mechanism beside its plain form, then beside what other libraries have."""
+    """Every mechanism, compared with its plain form and with modules of other libraries."""
     for name in bench.chosen(CASES):
         pair = paired(bench, name)
         yield from what_is_kept(bench, pair)
@@ -79,7 +79,7 @@ def paired(bench: Bench, name: str) -> Pair:
 
 
 def what_is_kept(bench: Bench, pair: Pair) -> Iterator[Row]:
-    """Bytes for backward beyond input and output, beside those of x and of what the plain form keeps."""
+    """Bytes saved for backward without input and output, compared with the size of x and with the plain form."""
     ours, plain = (kept(net, *pair.inputs) / MIB for net in (pair.ours, pair.plain))
     what = f"{pair.name}, kept, {pair.volume}"
     limit = CASES[pair.name].kept if bench.standard else None
@@ -98,8 +98,8 @@ def eager(bench: Bench, pair: Pair) -> Iterator[Row]:
 
 
 def compiled(bench: Bench, pair: Pair) -> Iterator[Row]:
-    """The same, both of them compiled."""
-    # Small, the compiler's front end is enough, which is what graph breaks show in.
+    """Time of a forward and a backward pass with both compiled."""
+    # For small sizes, the front end of the compiler is enough, since it counts the graph breaks.
     backend = "aot_eager" if bench.small else "inductor"
     torch.compiler.reset()
     breaks = torch._dynamo.explain(pair.ours)(*pair.inputs).graph_break_count
@@ -121,12 +121,12 @@ def beside_the_floor(
     limit: float | None,
     measures: tuple[str, str],
 ) -> Iterator[Row]:
-    """Ours beside the plain form, and beside the time in which the bytes of the floor could be copied."""
+    """The time of ours, compared with the plain form and with the time of copying the bytes of the floor."""
     x = pair.inputs[0].detach()
     to = torch.empty_like(x)
     (ours, plain, copies), slowdown = bench.turns(*steps, lambda: to.copy_(x))
     yield timed(what, beside, ours, plain, slowdown=slowdown, limit=limit, group=pair.name, measure=measures[0])
     passes = PASSES[pair.name].passes
-    floor = [seconds * passes / 2 for seconds in copies]  # a copy is two: it reads and writes
+    floor = [seconds * passes / 2 for seconds in copies]  # a copy has two passes: it reads and writes
     beside = f"floor, {passes} passes"
     yield timed(what, beside, ours, floor, slowdown=slowdown, group=pair.name, measure=measures[1])

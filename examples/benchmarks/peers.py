@@ -1,4 +1,4 @@
-"""Modules of other libraries that do the same or nearly, where they are installed."""
+"""Modules of other libraries with the same or a similar function, if they are installed."""
 
 import importlib.util
 from collections.abc import Callable, Iterator
@@ -15,7 +15,7 @@ NEIGHBORHOOD = 7
 
 
 class OnTokens(nn.Module):
-    """A module of tokens (B, N, C) on a volume."""
+    """Applies a module of tokens (B, N, C) to a volume."""
 
     def __init__(self, net: nn.Module, call: Callable[[nn.Module, Tensor], Tensor]) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class OnTokens(nn.Module):
 
 
 class Peer(NamedTuple):
-    """What is compared: two functions of the same inputs, as functions that make them, and the package it needs."""
+    """A comparison: a function that creates two functions of the same inputs, and the package that it needs."""
 
     mechanism: str
     ours: str
@@ -40,7 +40,7 @@ class Peer(NamedTuple):
 
 
 def peers(bench: Bench, large: tuple[int, ...], smaller: tuple[int, ...], channels: int) -> Iterator[Row]:
-    """Time and memory in training beside every peer; what sees all pairs is on the smaller map."""
+    """Time and memory in training, compared with every peer; attention over all pairs is on the smaller map."""
     for peer in listed(bench, large, smaller, channels):
         if not bench.chosen([peer.mechanism]):
             continue
@@ -52,17 +52,17 @@ def peers(bench: Bench, large: tuple[int, ...], smaller: tuple[int, ...], channe
         try:
             steps = [training(function, *inputs) for function in peer.make()]
         except (ImportError, AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-            # Those that are no part of the tested set may come in a version, or want a device, that is not known here.
+            # Packages outside of the tested set may have an unknown version or need another device.
             if peer.package in ("monai", "torch"):
                 raise
-            yield Row(what, peer.name, None, None, "", note=f"refuses: {type(error).__name__}", measure="peer")
+            yield Row(what, peer.name, None, None, "", note=f"raises {type(error).__name__}", measure="peer")
             continue
         yield bench.time(what, peer.name, *steps, measure="peer")
         yield bench.memory(what, peer.name, *steps, measure="peer")
 
 
 def listed(bench: Bench, large: tuple[int, ...], smaller: tuple[int, ...], channels: int) -> list[Peer]:
-    """All of them, installed or not."""
+    """All peers, installed or not."""
     heads = max(heads for heads in range(1, 9) if channels % heads == 0)
     groups = max(groups for groups in range(1, 33) if channels % groups == 0)
     on_large, on_smaller = sizes(large, channels), sizes(smaller, channels)
@@ -119,7 +119,7 @@ def listed(bench: Bench, large: tuple[int, ...], smaller: tuple[int, ...], chann
 
 
 def neighbourhoods(shape: tuple[int, ...], heads: int) -> tuple[Callable, Callable]:
-    """Both on (B, *S, H, d), as NATTEN has it."""
+    """Both functions for inputs (B, *S, H, d), the layout of NATTEN."""
     theirs = importlib.import_module("natten").na3d
     layer = attn3d.attention.VolumeAttention(3, heads, pattern=attn3d.Neighborhood(NEIGHBORHOOD))
 

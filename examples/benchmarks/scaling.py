@@ -14,8 +14,8 @@ from tests.configurations import OF_ONE_MAP
 from tests.mechanisms.cases.non_local import PlainNonLocal
 
 LARGEST, CHANNELS = (32, 32, 32), 64
-OCTAVES, FEW_OCTAVES = 6, 3  # from the largest volume down to a 64th of it; an 8th is what a slope needs
-# Beyond so many voxels all pairs take longer than they tell; as a matrix they do not fit long before.
+OCTAVES, FEW_OCTAVES = 6, 3  # from the largest volume down to a 64th of it, or to an 8th, which a slope needs
+# The largest numbers of voxels for attention over all pairs, and with the matrix of all pairs in memory.
 MOST_PAIRED, MOST_IN_A_MATRIX = 2**14, 2**12
 PAIRWISE = ("non_local", "mhsa", "danet")
 PATTERNS: dict[str, Any] = {
@@ -29,13 +29,13 @@ PATTERNS: dict[str, Any] = {
 
 
 class Curve(NamedTuple):
-    """How something grows.
+    """Time and memory against N.
 
     Attributes:
-        name: of a mechanism or a pattern.
+        name: name of a mechanism or a pattern.
         kind: "mechanism" or "pattern".
-        points: (N, median of seconds, most bytes alive beyond the input, quartiles of the seconds), by N.
-        slowdown: how many times its best the fixed piece of work took, beside the point where it took longest.
+        points: (N, median of seconds, peak bytes without the input, two quartiles of seconds), in ascending order of N.
+        slowdown: the time of the fixed piece of work as a multiple of its best time, at the point where it was longest.
     """
 
     name: str
@@ -44,21 +44,21 @@ class Curve(NamedTuple):
     slowdown: float
 
     def slope(self, column: int) -> float:
-        """The power of N with which time (1) or memory (2) grows at the end: over the last factor of 8 in N."""
+        """The exponent of N with which time (column 1) or memory (column 2) grows over the last factor of 8 in N."""
         return slope(np.array(self.points)[:, [0, column]])
 
     @property
     def loaded(self) -> bool:
-        """Whether others used the machine meanwhile: then the slope of the time says nothing."""
+        """Whether other processes used the machine. Then the slope of the time is not reliable."""
         return is_loaded(self.slowdown)
 
     def saved(self) -> dict[str, Any]:
-        """As it stands in a file."""
+        """The curve as plain data for JSON."""
         return self._asdict() | {"slopes": [self.slope(1), self.slope(2)], "loaded": self.loaded}
 
 
 def scaling(bench: Bench) -> Iterator[Curve]:
-    """Every curve."""
+    """Yields the curves of all mechanisms and patterns."""
     channels = bench.width(CHANNELS)
     shapes = halved(bench.volume(*LARGEST), FEW_OCTAVES if bench.small else OCTAVES)
     for name in bench.chosen(OF_ONE_MAP):
@@ -69,7 +69,7 @@ def scaling(bench: Bench) -> Iterator[Curve]:
 
 
 def patterns(bench: Bench, channels: int, shapes: list[tuple[int, ...]]) -> Iterator[Curve]:
-    """A non-local block in every pattern, and with all pairs in a matrix."""
+    """A non-local block with every pattern, and with the matrix of all pairs."""
     yield curve(
         bench, "plain, all pairs", "pattern", lambda: PlainNonLocal(channels), shapes, channels, MOST_IN_A_MATRIX
     )
@@ -80,12 +80,12 @@ def patterns(bench: Bench, channels: int, shapes: list[tuple[int, ...]]) -> Iter
 
 
 def create(spec: Any, channels: int) -> nn.Module:
-    """A mechanism for volumes."""
+    """A mechanism for 3-D volumes."""
     return attn3d.create_attention(spec, spatial_dims=3, channels=channels)
 
 
 def halved(largest: tuple[int, ...], octaves: int) -> list[tuple[int, ...]]:
-    """The volume, half of it, a quarter .., the first of the longest extents being halved; the smallest first."""
+    """The volume, half of it, a quarter, .., smallest first. Each step halves the first of the longest extents."""
     shapes = [largest]
     while len(shapes) <= octaves and max(shapes[0]) > 1:
         shape = list(shapes[0])

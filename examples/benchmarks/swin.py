@@ -1,4 +1,4 @@
-"""Windows with a joint position bias beside MONAI's attention of Swin, which masks what a shift cuts."""
+"""Windows with a joint position bias, compared with MONAI's Swin attention, which masks the pairs that a shift adds."""
 
 from collections.abc import Iterator
 
@@ -8,15 +8,15 @@ from torch import Tensor, nn
 import attn3d
 from examples.benchmarks.measuring import Bench, Row, sizes, training
 
-WINDOWS = {4: 32, 7: 28, 8: 32}  # for every size of a window the extent of a volume that it divides
-CHANNELS, HEADS = 128, 8  # 16 channels a head, as in Swin UNETR
+WINDOWS = {4: 32, 7: 28, 8: 32}  # sizes of windows, and extents of volumes that are multiples of them
+CHANNELS, HEADS = 128, 8  # 16 channels per head, as in Swin UNETR
 MOST_TIME, MOST_MEMORY = 0.45, 0.15
 
 
 class InWindows(nn.Module):
-    """MONAI's attention of Swin, with the rolling, cutting and masking that its block does around it.
+    """MONAI's Swin attention, with the roll, partition and mask of its block.
 
-    The mask is made once, ahead; MONAI makes it anew in every forward pass of a stage.
+    The mask is computed once, in advance; MONAI computes it in every forward pass of a stage.
     """
 
     def __init__(self, channels: int, heads: int, size: int, extent: int, shifted: bool) -> None:
@@ -41,13 +41,13 @@ class InWindows(nn.Module):
 
 
 def in_windows(channels: int, size: int, shifted: bool) -> nn.Module:
-    """Ours, the same function of the same parameters as MONAI's."""
+    """Our module, with the same output as MONAI's for the same parameters."""
     pattern = attn3d.Window(size, shift=shifted)
     return attn3d.MultiHeadSelfAttention(3, channels, num_heads=HEADS, pattern=pattern, position_bias="joint")
 
 
 def beside_swin(bench: Bench, threads: str) -> Iterator[Row]:
-    """Time and memory in training."""
+    """Time and memory in training, compared with MONAI's."""
     channels = bench.width(CHANNELS)
     for size, extent in WINDOWS.items():
         extent = bench.size(extent)

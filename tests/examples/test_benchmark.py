@@ -215,7 +215,7 @@ def test_what_was_measured_on_a_loaded_machine_is_not_judged(example, measuring)
     row = measuring.Row("a", "b", 3.0, 2.0, "s", 1.1, (1.4, 1.6), group="se", measure="time")
     for slowdown, ratio, limit, of_page in (
         (1.0, "1.5", "beyond 1.1", "**1.5**"),
-        (2.0, "1.5, loaded", "asked: 1.1", "1.5, loaded"),
+        (2.0, "1.5, loaded", "limit: 1.1", "1.5, loaded"),
     ):
         one = row._replace(slowdown=slowdown)
         cells = [next(iter(column.cells)) for column in example.table("", [one]).columns]
@@ -239,23 +239,23 @@ def test_the_floor_is_counted_for_every_mechanism(example):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("--what", "attenton"), "'attenton' is none of mechanisms, attention"),
-        (("--what", "attention", "--device", "tpu"), "'tpu' is not at hand"),
-        (("--what", "attention", "--shape", 8, 8, 8), "attention is measured on tensors of its own"),
-        (("--what", "scaling", "--what", "attention", "--channels", 8), "attention is measured on tensors of its own"),
-        (("--what", "attention", "--dtype", "float16"), "attention is measured on tensors of its own"),
-        (("--what", "attention", "--mechanism", "se"), "attention is measured on tensors of its own"),
+        (("--what", "attenton"), "must be one of mechanisms, attention, groups, insertion, scaling, got 'attenton'"),
+        (("--what", "attention", "--device", "tpu"), "'tpu' is not available"),
+        (("--what", "attention", "--shape", 8, 8, 8), "attention does not use this option"),
+        (("--what", "scaling", "--what", "attention", "--channels", 8), "attention does not use this option"),
+        (("--what", "attention", "--dtype", "float16"), "attention does not use this option"),
+        (("--what", "attention", "--mechanism", "se"), "attention does not use this option"),
         (("--what", "attention", "--charts", "charts"), "attention has no chart"),
-        (("--what", "groups", "--channels", 8), "groups is measured on tensors of its own"),
+        (("--what", "groups", "--channels", 8), "groups does not use this option"),
         (("--what", "groups", "--threads", 0), "greater than or equal to 1"),
-        (("--what", "scaling", "--threads", 1, "--threads", 2), "scaling is measured on one count of threads"),
-        (("--what", "groups", "--what", "scaling", "--beside", ROOT), "scaling is measured beside no older checkout"),
-        (("--what", "groups", "--beside", "nowhere"), "nowhere is no checkout of the library"),
-        (("--what", "mechanisms", "--mechanism", "sse"), "'sse' is none of"),
+        (("--what", "scaling", "--threads", 1, "--threads", 2), "scaling needs a single number of threads"),
+        (("--what", "groups", "--what", "scaling", "--beside", ROOT), "scaling is not compared with an older checkout"),
+        (("--what", "groups", "--beside", "nowhere"), "nowhere is not a checkout of the library"),
+        (("--what", "mechanisms", "--mechanism", "sse"), "got 'sse'"),
         (("--what", "mechanisms", "--shape", 8, 0, 8), "must be positive"),
-        (("--what", "insertion", "--shape", 16, 16, 12), "insertion takes multiples of 8, got (16, 16, 12)"),
-        (("--what", "insertion", "--channels", 12), "insertion takes multiples of 8, got (12,)"),
-        (("--what", "mechanisms", "--shape", 8, 8, 8, "--small"), "a volume that is chosen is not cut"),
+        (("--what", "insertion", "--shape", 16, 16, 12), "insertion needs multiples of 8, got (16, 16, 12)"),
+        (("--what", "insertion", "--channels", 12), "insertion needs multiples of 8, got (12,)"),
+        (("--what", "mechanisms", "--shape", 8, 8, 8, "--small"), "cannot be used with --shape"),
         (("--what", "mechanisms", "--dtype", "int8"), "int8"),
         ((), "--what"),
     ],

@@ -84,7 +84,7 @@ def test_pretrained(example, tmp_path, capsys):
     example("pretrained")(steps=4, resolution=4, out=tmp_path)
     printed = capsys.readouterr().out
     assert "the same output as before: True" in printed
-    gates = json.loads(printed.split("gates, which began at 0: ")[1].splitlines()[0])
+    gates = json.loads(printed.split("gates, initially 0: ")[1].splitlines()[0])
     assert len(gates) == 6
     assert all(gates), "each has moved"
 

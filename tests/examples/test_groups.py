@@ -10,7 +10,7 @@ from examples.benchmarks import groups, measuring, swin
 def test_without_an_older_checkout_its_table_is_left_out():
     first = next(groups.groups(measuring.Bench("cpu", 1, True, threads=[1])))
     assert first.ours is None
-    assert first.note == "left out: --beside names none"
+    assert first.note == "left out without --beside"
 
 
 def test_pairs_are_those_that_see_each_other():

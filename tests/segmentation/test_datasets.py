@@ -183,9 +183,9 @@ UPSIDE_DOWN = {"background": 0, "active": 3, "core": [2, 3], "whole": [1, 2, 3]}
         ),
         (
             {"labels": REGIONS, "regions_class_order": [3, 2, 3]},
-            "writes 3 for 'whole', over which 'active' is",
+            "writes 3 for 'whole', but 'active' overwrites",
         ),
-        ({"labels": UPSIDE_DOWN, "regions_class_order": [3, 2, 1]}, "writes 3 for 'active', over which 'whole' is"),
+        ({"labels": UPSIDE_DOWN, "regions_class_order": [3, 2, 1]}, "writes 3 for 'active', but 'whole' overwrites"),
         ({"file_ending": ".mgz"}, "`file_ending` is '.mgz'; convert"),
         ({"channel_names": []}, "`channel_names` must name"),
     ],

@@ -308,8 +308,8 @@ def test_bad_files_are_listed_and_the_others_scored(folders, capsys):
     assert "not a NIfTI file" in problems["half.nii.gz"]
     assert "shape (19, 16, 10)" in problems["missed.nii.gz"]
     assert "the value 7; map its values to 0, 1, 2" in problems["rightly empty.nii.gz"]
-    assert problems["stray.nii"] == f"has no file of its name in {references}"
-    assert problems["forgotten.nii.gz"] == f"has no file of its name in {predictions}"
+    assert problems["stray.nii"] == f"has no file of the same name in {references}"
+    assert problems["forgotten.nii.gz"] == f"has no file of the same name in {predictions}"
     assert "100%" in capsys.readouterr().out
     assert evaluate(predictions, references, quiet=True)["labels"] == {"label 1": 1, "label 7": 7}
 
@@ -340,7 +340,7 @@ def test_arguments_that_cannot_be_scored_say_what_would_work(folders, tmp_path):
         evaluate(predictions, references / "half.nii.gz")
     with pytest.raises(FileError, match=r"nowhere: does not exist"):
         evaluate(tmp_path / "nowhere", references)
-    with pytest.raises(FileError, match="name them alike"):
+    with pytest.raises(FileError, match="give both the same name"):
         evaluate(predictions, tmp_path)
     with pytest.raises(FileError, match=r"rightly empty\.nii\.gz: nothing is labelled"):
         evaluate(predictions / "rightly empty.nii.gz", references / "rightly empty.nii.gz")

@@ -113,11 +113,11 @@ def test_it_is_taken_from_the_files(data):
 @pytest.mark.parametrize(
     ("images", "settings", "message"),
     [
-        (2, {"windows": [[40.0, 80.0]]}, "`windows` are for a CT of one image, got cases of 2"),
+        (2, {"windows": [[40.0, 80.0]]}, "`windows` are for a CT of one image, got 2 images per case"),
         (
             1,
             {"class_weights": [1.0, 2.0]},
-            r"`class_weights` must be 4, of the background and of .*, got \(1",
+            r"`class_weights` must have 4 values, for the background and for .*, got \(1",
         ),
     ],
 )

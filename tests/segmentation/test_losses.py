@@ -146,5 +146,5 @@ def test_weights_are_of_labels():
         ValueError, match=r"`class_weights` are for labels that exclude each other, got .* regions 1\+2"
     ):
         create_loss("dice_ce", REGIONS, [1.0, 1.0])
-    with pytest.raises(ValueError, match="`class_weights` must be 3, of the background and of a, b, got"):
+    with pytest.raises(ValueError, match="`class_weights` must have 3 values, for the background and for a, b, got"):
         create_loss("dice_ce", LABELS, [1.0, 1.0])

@@ -129,7 +129,7 @@ def test_the_first_loss_that_is_not_finite_keeps_the_checkpoint_before(cohorts, 
     make = SegmentationTask.__init__
     monkeypatch.setattr(SegmentationTask, "__init__", lambda self, *a, **k: (make(self, *a, **k), task.append(self))[0])
     monkeypatch.setattr("monai.losses.DeepSupervisionLoss.__call__", diverging)
-    with pytest.raises(Diverged, match=r"the loss is nan in epoch 3; .* look at the voxels of case\d"):
+    with pytest.raises(Diverged, match=r"the loss is nan in epoch 3; .* check the voxels of case\d"):
         train(cohorts[100.0], out=tmp_path / "run", **SETTINGS)
     checkpoint = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
     assert checkpoint["epoch"] == 1

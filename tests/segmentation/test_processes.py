@@ -48,7 +48,7 @@ def test_each_case_is_done_by_one_process(batch, batches):
 def test_an_error_of_one_is_an_error_of_all_that_the_first_says(batches):
     assert [one["disagreed"] for one in batches] == [
         ["FileError", "there.nii.gz: is torn"],
-        ["SaidByFirst", "there.nii.gz: is torn"],
+        ["ReportedByFirst", "there.nii.gz: is torn"],
     ]
 
 

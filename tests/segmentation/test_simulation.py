@@ -220,16 +220,16 @@ def test_another_cohort_is_replaced_only_when_asked(tmp_path, small, changed):
 def test_what_is_no_cohort_is_never_replaced(tmp_path, small):
     (tmp_path / "thesis.tex").write_text("years of work")
     for overwrite in (False, True):
-        with pytest.raises(ValueError, match=r"`out` must be a new folder, but .* holds something else"):
+        with pytest.raises(ValueError, match=r"`out` must be a new folder, but .* has other content"):
             simulate(tmp_path, 2, overwrite=overwrite, quiet=True)
-        with pytest.raises(ValueError, match="holds something else"):
+        with pytest.raises(ValueError, match="has other content"):
             simulate(tmp_path / "thesis.tex", 2, overwrite=overwrite, quiet=True)
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
     cohort = tmp_path / "cohort"
     simulate(cohort, 1, quiet=True)
     (cohort / "thesis.tex").write_text("years of work")
     assert len(simulate(cohort, 1, quiet=True).cases) == 1
-    with pytest.raises(ValueError, match=r"has thesis.tex beside a cohort"):
+    with pytest.raises(ValueError, match=r"has a cohort and also thesis.tex"):
         simulate(cohort, 2, overwrite=True, quiet=True)
     assert (cohort / "thesis.tex").exists()
     (tmp_path / "empty").mkdir()

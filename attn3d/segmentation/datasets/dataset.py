@@ -14,7 +14,7 @@ class Case:
         name: a name that is unique in the data set.
         images: a file for each channel or one for all, or the folder of a DICOM series.
         label: no file, one file, or a file of each rater.
-        volumes: number of channels in its single file, along the last of four axes.
+        volumes: number of channels of a 4-D file, along its last axis; 1 for 3-D files.
     """
 
     name: str
@@ -24,7 +24,7 @@ class Case:
 
     @property
     def channels(self) -> int:
-        """How many images of it there are."""
+        """The number of images of the case."""
         return len(self.images) * self.volumes
 
 

@@ -23,7 +23,7 @@ def find_pairs(prediction: Path, reference: Path) -> tuple[dict[str, tuple[Path,
             raise FileError(path, "does not exist; give a NIfTI file or a folder of them")
     if prediction.is_dir() != reference.is_dir():
         file = reference if prediction.is_dir() else prediction
-        raise FileError(file, "is one file for a folder; give two files or two folders")
+        raise FileError(file, "is a file, but the other path is a folder; give two files or two folders")
     if not prediction.is_dir():
         return {stem(reference): (prediction, reference)}, {}
     (predictions, twice), (references, others) = files_by_name(prediction), files_by_name(reference)
@@ -33,10 +33,10 @@ def find_pairs(prediction: Path, reference: Path) -> tuple[dict[str, tuple[Path,
     ambiguous = {stem(path) for path in failed}
     pairs = {name: (predictions[name], path) for name, path in references.items() if name in predictions}
     if not pairs and not failed:
-        raise FileError(prediction, "no .nii or .nii.gz here has the name of a reference; name them alike")
+        raise FileError(prediction, "no prediction in it has the name of a reference; give both the same name")
     for files, other in ((predictions, reference), (references, prediction)):
         alone = [path for name, path in files.items() if name not in pairs.keys() | ambiguous]
-        failed |= {str(path): f"has no file of its name in {other}" for path in alone}
+        failed |= {str(path): f"has no file of the same name in {other}" for path in alone}
     return pairs, failed
 
 

@@ -43,7 +43,7 @@ def report(run: Run | Path | str, data: Path | str | None = None, *, overwrite: 
         run = Run.open(run.folder if isinstance(run, Run) else run, data)
     path = run.folder / "report.html"
     if path.exists() and not overwrite:
-        raise FileError(path, "already exists; allow to overwrite it (--overwrite)")
+        raise FileError(path, "already exists; overwrite it with --overwrite")
     scores = read_json(run.scores, "overall", "cases", "tolerance_mm", "failed", missing=_UNFINISHED)
     if not scores["overall"] or not scores["cases"]:
         raise FileError(run.scores, "has no scores of any case; finish the training with `attn3d train --resume`")

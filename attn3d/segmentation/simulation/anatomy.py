@@ -121,7 +121,7 @@ def _template() -> tuple[torch.Tensor, np.ndarray]:
     affine = images[0].affine @ np.diag([_TEMPLATE_VOXEL] * 3 + [1.0])
     affine[:3, 3] += (_TEMPLATE_VOXEL - 1) / 2
     brain = _closed(brain > 0.5, 8)
-    # Larger clefts, between the temporal lobes and the cerebellum, are bone.
+    # Larger clefts, between the temporal lobes and the cerebellum, become bone.
     surfaces = brain, _closed(brain, 24), _ventricles(1 - grey - white, brain, affine)
     maps = [grey * brain, white * brain, *map(_inside, surfaces)]
     return torch.from_numpy(np.stack(maps).astype(np.float32)), affine

@@ -53,14 +53,14 @@ def simulate(
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         there = _settings(out)
         if there is None:
-            raise ValueError(f"`out` must be a new folder, but {out} holds something else; give another")
+            raise ValueError(f"`out` must be a new folder, but {out} has other content; give another folder")
         if not overwrite:
             if there == settings and len((dataset := find_dataset(out)).cases) == cases:
                 return dataset
             found = "an incomplete" if there == settings else "another"
             raise ValueError(f"`out` {out} has {found} simulated cohort, {there}; give another folder or `overwrite`")
         if others := {path.name for path in out.iterdir()} - {"dataset.json", *_FOLDERS}:
-            raise ValueError(f"`out` {out} has {min(others)} beside a cohort; move it, or give another folder")
+            raise ValueError(f"`out` {out} has a cohort and also {min(others)}; move this, or give another folder")
 
     with finished_folder(out) as unfinished:
         for folder in _FOLDERS:

@@ -70,7 +70,7 @@ def read_labels(path: Path, content: Mapping[str, Any]) -> Labels:
             path,
             f"its `labels` must give {odd[0]!r} a whole number, or a region a list of them, got {given[odd[0]]!r}",
         )
-    if all(len(values) == 1 for values in parts.values()):  # as in nnU-Net, an order without regions says nothing
+    if all(len(values) == 1 for values in parts.values()):  # as in nnU-Net, the order is ignored without regions
         parts, order = dict(sorted(parts.items(), key=lambda part: part[1])), []
     if not isinstance(order or [], list) or any(type(value) is not int for value in order or []):
         raise FileError(path, f"its `regions_class_order` must be a list of whole numbers, got {order!r}")
