@@ -1,4 +1,4 @@
-"""Tests and the fixtures that they share draw from seeds of their own: the same numbers, whatever ran before."""
+"""Tests, and fixtures that they share, have their own seeds: random numbers do not depend on what ran before."""
 
 import random
 import zlib
@@ -13,7 +13,7 @@ def drawn():
 
 
 def drawn_from(name):
-    """What the three generators give that start from a name."""
+    """The first values of the three generators when seeded from a name."""
     seed = zlib.crc32(name.encode())
     value = torch.rand((), generator=torch.Generator().manual_seed(seed))
     return random.Random(seed).random(), float(np.random.RandomState(seed).rand()), float(value)

@@ -43,7 +43,7 @@ def place(voxel):
 
 
 def loops(scoped, q, k, v, mask, table):
-    """All pairs, with a bias of -inf where a key is not seen; pooled keys are means of the voxels that the mask keeps."""
+    """All pairs, with a bias of -inf for keys that are not seen; pooled keys are means of the voxels in the mask."""
     rule, seen = scoped.rule(2), mask.flatten(1)
     voxels = [(z, y) for z in range(SHAPE[0]) for y in range(SHAPE[1])]
     if rule.name == "pooled_keys":
