@@ -25,10 +25,10 @@ def shared():
 
 
 @pytest.mark.parametrize("times", [1, 2])
-def test_a_test_draws_from_its_name(times, request):
+def test_a_test_is_seeded_by_its_name(times, request):
     assert drawn() == drawn_from(request.node.nodeid)
 
 
-def test_a_shared_fixture_draws_from_its_name_and_leaves_the_test_its_numbers(shared, request):
+def test_a_shared_fixture_has_its_own_seed(shared, request):
     assert shared == drawn_from("tests/test_seeds.py::shared")
     assert drawn() == drawn_from(request.node.nodeid)

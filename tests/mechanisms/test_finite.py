@@ -70,7 +70,7 @@ def large_cases():
         pools = configuration.options.get("sub_sample")
         marks = [pytest.mark.nightly] if configuration.id in SLOW else nightly
         if attends_to_all(configuration) and (size == 64 or not pools):
-            reason = f"all pairs of {size}³ voxels in float16 take a CPU many minutes: only on CUDA"
+            reason = f"all pairs of {size}³ voxels in float16 take a CPU many minutes: on CUDA alone"
             marks = [pytest.mark.skipif(not torch.cuda.is_available(), reason=reason)]
         if attends_to_all(configuration) and not pools:
             yield pytest.param(configuration, size, 8, id=f"{configuration.id}-{size}-pooled", marks=nightly)
