@@ -527,7 +527,7 @@ class TestHooks:
         assert torch.equal(net(x), attended)
 
     @pytest.mark.parametrize("compiled", [False, True])
-    def test_compiled_code_is_reset_if_there_can_be_any(self, compiled: bool, monkeypatch: object) -> None:
+    def test_compiled_code_is_reset(self, compiled: bool, monkeypatch: object) -> None:
         calls = []
         monkeypatch.setattr(torch.compiler, "reset", lambda: calls.append("reset"))
         monkeypatch.delitem(sys.modules, "torch._dynamo", raising=False)

@@ -170,7 +170,7 @@ def layer_of(scoped: Scoped, spatial_dims: int, backend: str) -> nn.Module:
     return build(scoped, spatial_dims, backend)
 
 
-def is_served(scoped: Scoped, backend: str) -> bool:
+def is_supported(scoped: Scoped, backend: str) -> bool:
     """Whether a backend supports gradients for this pattern: "sdpa" gives none for a bias."""
     return backend != "sdpa" or scoped.position_bias is None
 
@@ -179,7 +179,7 @@ def assert_equal_to_the_loops(scoped: Scoped, shape: tuple[int, ...], backend: s
     """Compares output and gradients with the loops; checks that "sdpa" raises where it has no gradients."""
     leaves, reference = case(scoped, shape)
     layer = layer_of(scoped, len(shape), backend)
-    if not is_served(scoped, backend):
+    if not is_supported(scoped, backend):
         with pytest.raises(ValueError, match="`backend` 'sdpa' does not support a bias that requires a gradient"):
             layer(*leaves, list(shape))
         return

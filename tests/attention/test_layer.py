@@ -21,7 +21,7 @@ from tests.attention.layers import (
     assert_results,
     build,
     case,
-    is_served,
+    is_supported,
     layer_of,
     loops,
     results,
@@ -84,7 +84,7 @@ class TestPrecision:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
     def test_half_and_single(self, dtype, backend, scoped):
         """With inputs and tables of lower precision, the output is that of float64 to a few units in the last place."""
-        if not is_served(scoped, backend):
+        if not is_supported(scoped, backend):
             return
         layer = build(scoped, 2, backend).to(dtype)
         leaves = [leaf.detach().to(dtype).requires_grad_() for leaf in tokens((5, 7))]
@@ -100,7 +100,7 @@ class TestPrecision:
     @pytest.mark.parametrize("backend", BACKENDS)
     def test_large_logits_in_half_stay_finite(self, backend, scoped):
         """Scale 1 and products past the largest number in half precision."""
-        if not is_served(scoped, backend):
+        if not is_supported(scoped, backend):
             return
         layer = build(scoped, 2, backend, scale=1.0).half()
         q, k, v = (leaf.detach() for leaf in tokens((5, 7)))
@@ -117,7 +117,7 @@ class TestPrecision:
     @pytest.mark.parametrize("backend", ["chunked", "sdpa", "math", "auto"])
     @pytest.mark.parametrize("autocast", [torch.bfloat16, torch.float16], ids=str)
     def test_autocast_does_not_change_the_result(self, autocast, backend, scoped):
-        if not is_served(scoped, backend):
+        if not is_supported(scoped, backend):
             return
         layer = scoped.layer(2, backend=backend).float()
         leaves = [leaf.detach().float() for leaf in tokens((5, 7))]
@@ -144,7 +144,7 @@ class TestBatches:
     @pytest.mark.parametrize("backend", BACKENDS)
     @pytest.mark.parametrize("batch", [0, 1])
     def test_zero_and_one(self, batch, backend, scoped):
-        if not is_served(scoped, backend):
+        if not is_supported(scoped, backend):
             return
         layer = layer_of(scoped, 2, backend)
         leaves = [leaf.detach()[:batch].requires_grad_() for leaf in tokens((5, 7))]
@@ -158,7 +158,7 @@ class TestBatches:
     @pytest.mark.parametrize("backend", BACKENDS)
     def test_views(self, backend, scoped):
         """Views with the heads inside the channels, as projections give them."""
-        if not is_served(scoped, backend):
+        if not is_supported(scoped, backend):
             return
         leaves, reference = case(scoped, (5, 7))
         views = [leaf.detach().permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1) for leaf in leaves]

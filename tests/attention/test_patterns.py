@@ -92,7 +92,7 @@ class TestRules:
         counts = (rows > 0).sum(3)
         assert (counts == counts[0, 0, 0]).all()
 
-    def test_pooled_keys_are_means_of_what_a_block_has(self):
+    def test_pooled_keys_are_means_of_the_voxels_in_a_block(self):
         values = torch.arange(7.0, dtype=torch.float64).view(1, 1, 7, 1)
         assert pool(values, (7,), (3,)).flatten().tolist() == [1.0, 4.0, 6.0]
 

@@ -106,7 +106,7 @@ def test_eca_resnet50():
 
 
 @pytest.mark.parametrize("variant", ["compact", "paper"])
-def test_a_given_kernel_wins_over_the_formula(variant):
+def test_a_given_kernel_overrides_the_formula(variant):
     assert [count("eca", width, kernel_size=9, variant=variant) for width in (8, 2048)] == [9, 9]
 
 

@@ -123,7 +123,7 @@ def test_a_file_without_its_counterpart_is_named(tmp_path, write, lost, says, le
         assert problem in str(dataset)
 
 
-def test_what_a_description_does_not_list_is_named(tmp_path):
+def test_files_that_a_description_does_not_list_are_named(tmp_path):
     layouts.decathlon(tmp_path)
     layouts.write(tmp_path / "imagesTr/spleen_9.nii.gz", layouts.units(9))
     assert find_dataset(tmp_path).problems == (f"{tmp_path / 'imagesTr/spleen_9.nii.gz'}: is not in dataset.json",)

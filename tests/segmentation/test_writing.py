@@ -47,7 +47,7 @@ def test_a_failed_write_keeps_the_old_file(failure, tmp_path):
     assert names(tmp_path) == ["result.json"]
 
 
-def test_errors_do_not_name_temporary_files_whose_names_are_short(tmp_path):
+def test_temporary_names_are_short_and_not_in_errors(tmp_path):
     path = tmp_path / ("n" * 251 + ".csv")
     write_table(path, pd.DataFrame({"a": []}))
     assert names(tmp_path) == [path.name]
