@@ -1,4 +1,4 @@
-"""A page in headless Chromium, driven over a pair of pipes by the DevTools protocol, with the network off."""
+"""A page in headless Chromium, driven by the DevTools protocol over pipes, without a network."""
 
 import base64
 import contextlib
@@ -13,15 +13,15 @@ EXECUTABLE = shutil.which("chromium") or shutil.which("google-chrome")
 
 
 class Browser:
-    """Opens one page by file://; ``complaints`` is what its console said, ``requests`` what it asked for.
+    """Opens one page by file://. ``complaints`` are the console's errors and warnings, ``requests`` the requested URLs.
 
     Args:
-        page: path of it.
+        page: path of the page.
         profile: an empty folder for the browser.
-        width: pixels of the window.
-        height: pixels of the window.
-        dark: whether dark colours are preferred.
-        webgl: whether there is WebGL.
+        width: width of the window in pixels.
+        height: height of the window in pixels.
+        dark: whether the browser prefers dark colours.
+        webgl: whether the browser has WebGL.
     """
 
     def __init__(self, page, profile, *, width=1180, height=1000, dark=False, webgl=True):
@@ -79,7 +79,7 @@ class Browser:
         while b"\0" not in self.unread:
             assert select.select([self.answers], [], [], 60)[0], "the browser does not answer"
             received = os.read(self.answers, 1 << 20)
-            assert received, "the browser is gone"
+            assert received, "the browser has exited"
             self.unread += received
         message, _, self.unread = self.unread.partition(b"\0")
         return json.loads(message)
@@ -103,7 +103,7 @@ class Browser:
         return answer["result"].get("value")
 
     def wait_for(self, condition, seconds=60):
-        """Until a line of JavaScript is true."""
+        """Waits until a line of JavaScript is true."""
         end = time.monotonic() + seconds
         while not self.run(condition):
             assert time.monotonic() < end, (condition, self.complaints)
@@ -114,14 +114,14 @@ class Browser:
             self.send("Input.dispatchKeyEvent", type=kind, key=key, code=key)
 
     def click(self, selector):
-        """With the mouse, in the middle of an element."""
+        """Clicks the middle of an element."""
         x, y, width, height = self.box(selector)
         for kind in ("mousePressed", "mouseReleased"):
             at = {"x": x + width / 2, "y": y + height / 2}
             self.send("Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, **at)
 
     def box(self, selector):
-        """Left, top, width and height of an element in the window, scrolled to."""
+        """Scrolls to an element and returns its left, top, width and height in the window."""
         element = f"document.querySelector({json.dumps(selector)})"
         self.run(f"{element}.scrollIntoView({{block: 'center'}})")
         return self.run(f"(b => [b.x, b.y, b.width, b.height])({element}.getBoundingClientRect())")

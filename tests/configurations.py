@@ -1,4 +1,4 @@
-"""Every form, mode and published difference of the mechanisms, from their cases: the cells that all tests share."""
+"""Every configuration of the mechanisms (forms, modes, published variants), from their cases, for all tests."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.mechanisms.cases import CASES
 
 
 class Configuration(NamedTuple):
-    """One cell: what to ask of the factory, and names for the test's identifier and the form."""
+    """One configuration: the id of the test, the name and form of the mechanism, and its options."""
 
     id: str
     name: str
@@ -33,7 +33,7 @@ def _cells(forms: Callable[[Case], dict[str, dict[str, Any]]]) -> list[Configura
 
 
 CONFIGURATIONS = _cells(lambda case: case.forms)
-# Softmax attention within the patterns that are not global; `tests/attention` holds these to loops of their own.
+# Softmax attention in patterns other than global; `tests/attention` compares these with its own loops.
 SCOPED = _cells(lambda case: case.patterns)
 EVERY = CONFIGURATIONS + SCOPED
 BY_ID = {configuration.id: configuration for configuration in EVERY}
@@ -44,27 +44,27 @@ def taking(option: str) -> list[str]:
     return [name for name in CASES if option in inspect.signature(REGISTRY[name]).parameters]
 
 
-OVER_VOXELS = taking("backend")  # whose voxels attend to each other
-OF_TOKENS = [*OVER_VOXELS, "channel"]  # that hold a layer of `attn3d.attention`
-OF_ONE_MAP = [name for name, case in CASES.items() if case.alone is None]  # that take no gating signal
+OVER_VOXELS = taking("backend")  # mechanisms whose voxels attend to each other
+OF_TOKENS = [*OVER_VOXELS, "channel"]  # mechanisms with a layer of `attn3d.attention`
+OF_ONE_MAP = [name for name, case in CASES.items() if case.alone is None]  # mechanisms without a gating signal
 
 
 def create(name: str, **options: Any) -> nn.Module:
-    """As the factory makes it; of one map, where the mechanism takes a gating signal."""
+    """Creates a mechanism by name. One with a gating signal makes it from x, so that it takes one map."""
     return attn3d.create_attention(CASES[name].alone or name, **options)
 
 
 def build(
     configuration: Configuration, spatial_dims: int, channels: int, *, seed: int = 0, **options: Any
 ) -> nn.Module:
-    """Builds a cell in float64 with every parameter and running statistic random.
+    """Builds a configuration in float64 with random parameters and running statistics.
 
     Args:
-        configuration: the cell.
+        configuration: the configuration.
         spatial_dims: 1, 2 or 3.
         channels: channels of the input.
-        seed: of the random values.
-        **options: options that replace the cell's.
+        seed: seed of the random values.
+        **options: options that replace those of the configuration.
     """
     options = configuration.options | options
     module = create(configuration.name, spatial_dims=spatial_dims, channels=channels, **options)
@@ -73,7 +73,7 @@ def build(
 
 @torch.no_grad()
 def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
-    """Draws every parameter anew, those that start at zero or one included, and the running statistics.
+    """Sets all parameters and running statistics to random values, including those that start at zero or one.
 
     Matrices and kernels keep their outputs of order one, so that no gate is saturated.
     """

@@ -1,6 +1,6 @@
-"""Every test draws from a seed of its own, and a worker of pytest-xdist computes on one thread.
+"""Every test has its own seed, and a worker of pytest-xdist computes on one thread.
 
-Two workers of two threads each would wait for one another.
+Two workers with two threads each would wait for one another.
 """
 
 import os
@@ -19,26 +19,26 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """``--device cuda`` makes tensors and modules on a device, in tests of attention and mechanisms."""
-    parser.addoption("--device", default="cpu", help="where tests make their tensors")
+    """Adds ``--device``, the device of tensors and modules in the tests of attention and mechanisms."""
+    parser.addoption("--device", default="cpu", help="device of the tensors and modules in tests")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Before tests are collected, for the tensors that their modules have."""
+    """Sets the default device before collection, because test modules create tensors on import."""
     if config.getoption("--device") != "cpu":
         torch.set_default_device(config.getoption("--device"))
 
 
 @pytest.fixture
 def on_the_cpu(request: pytest.FixtureRequest) -> None:
-    """For tests of what the CPU alone has."""
+    """Skips tests of behaviour that only the CPU has."""
     if request.config.getoption("--device") != "cpu":
-        pytest.skip("this is about the kernel, the allocator or the captures of the CPU")
+        pytest.skip("tests the kernel, the allocator or the captures of the CPU")
 
 
 @pytest.fixture(autouse=True)
 def own_seed(request):
-    """The global generators start from the test's name: what ran before, and on which worker, changes nothing."""
+    """Seeds the global generators from the test's name, whatever ran before and on which worker."""
     _start(request.node.nodeid)
 
 
@@ -51,7 +51,7 @@ def _start(name):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_fixture_setup(fixturedef, request):
-    """Fixtures that several tests share draw from a seed of their own too, whichever test comes first."""
+    """Seeds fixtures that several tests share from their own name, whichever test uses them first."""
     if fixturedef.scope == "function":
         return (yield)
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()

@@ -1,4 +1,4 @@
-"""The bytes that are really alive at once, as the allocator reports them."""
+"""Peak memory, as the allocator reports it."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ from torch.profiler import ProfilerActivity, profile
 
 
 def peak(function: Callable[[], object]) -> int:
-    """The most bytes alive at once while ``function`` runs, beyond those before it."""
+    """The peak number of bytes allocated while ``function`` runs, beyond those allocated before."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         function()
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]

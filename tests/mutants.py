@@ -1,6 +1,6 @@
-"""Draws mutants at random, always the same: mutmut run $(python -m tests.mutants 400)
+"""Prints a reproducible random sample of mutants: mutmut run $(python -m tests.mutants 400)
 
-mutmut must have made its mutants before, as any run of it does.
+mutmut must have generated its mutants before, as any run of it does.
 """
 
 import json
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def main(count: int) -> None:
-    """Prints the names of so many mutants."""
+    """Prints the names of `count` mutants."""
     files = [*Path("mutants").rglob("*.meta")]
     if not files:
         sys.exit("there are no mutants yet; run mutmut once, such as `mutmut run 'attn3d.layers.gating.*'`")

@@ -86,7 +86,7 @@ CONDITIONS = {
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Refuses conditions that are not on the scorecard, and several conditions without ``count_cases``."""
+    """Raises for unknown conditions, and for tests of several conditions that do not use ``count_cases``."""
     for item in items:
         names = conditions_of(item)
         for name in names:
@@ -98,7 +98,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def conditions_of(item: pytest.Item) -> tuple[str, ...]:
-    """The conditions in the marker that is nearest to a test; none for an empty marker."""
+    """The conditions of the marker closest to a test; none for an empty marker."""
     marker = item.get_closest_marker("scorecard")
     return marker.args if marker else ()
 

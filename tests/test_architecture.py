@@ -1,6 +1,6 @@
-"""What the linters do not check: the dimension is said in two files, and a file past 350 lines is two files.
+"""Rules that linters do not check: names such as Conv3d occur in two files only, and no file is over 350 lines.
 
-Who may import whom is in pyproject.toml, for `lint-imports`.
+pyproject.toml has the rules of imports, for `lint-imports`.
 """
 
 import ast
@@ -15,12 +15,12 @@ ROOT = Path(attn3d.__file__).parent
 FILES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py"))
 LONGEST = 350
 KNOW_DIMENSIONS = (PurePath("layers/spatial.py"), PurePath("layers/conv.py"))
-# Names that say a number of dimensions, but for the package's own.
+# Names with a number of dimensions, except the name of the package.
 DIMENSION = re.compile(r"(?<!attn)[123]d(?![a-z])", re.IGNORECASE)
 
 
 def names_of_dimensions(source):
-    """Names that end in 1d, 2d or 3d, those of libraries other than PyTorch aside."""
+    """Names with 1d, 2d or 3d, except those of libraries other than PyTorch."""
     nodes = list(ast.walk(ast.parse(source)))
     foreign = set()
     for node in nodes:
@@ -35,7 +35,7 @@ def names_of_dimensions(source):
 
 
 def names_in(node):
-    """The identifiers that a node of the tree bears itself; a string that could be one, as for getattr, counts."""
+    """The identifiers of a node, without those of its children; strings that could be identifiers count."""
     if isinstance(node, ast.Constant):
         return [node.value] if isinstance(node.value, str) and node.value.isidentifier() else []
     fields = (getattr(node, field, None) for field in ("id", "attr", "arg", "name", "asname", "module"))
@@ -43,7 +43,7 @@ def names_in(node):
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)
-def test_a_file_is_short_and_says_no_dimension(path):
+def test_files_are_short_and_independent_of_the_dimension(path):
     source = (ROOT / path).read_text()
     assert len(source.splitlines()) <= LONGEST
     assert path in KNOW_DIMENSIONS or names_of_dimensions(source) == set()

@@ -1,4 +1,4 @@
-"""One way to say what is wrong with an argument."""
+"""Checks of arguments and their error messages."""
 
 import pytest
 
@@ -16,7 +16,7 @@ from attn3d.arguments import (
 )
 
 
-def test_good_values_come_back():
+def test_valid_values_are_returned():
     assert one_of("mode", "sum", ("sum", "product")) == "sum"
     assert positive_integer("channels", 3) == 3
     assert per_axis("size", 4, 3) == (4, 4, 4)
@@ -48,7 +48,7 @@ def test_good_values_come_back():
         (lambda: read_spec("norm", ("group", 8)), TypeError, "`norm` must be a name or"),
     ],
 )
-def test_bad_values_are_named(check, error, message):
+def test_invalid_values_are_named(check, error, message):
     with pytest.raises(error, match=message):
         check()
 
@@ -66,7 +66,7 @@ def test_specs(spec, read):
     assert read_spec("norm", spec) == read
 
 
-def test_options_that_are_not_taken_are_refused():
+def test_unknown_options_are_refused():
     def make(spatial_dims, channels, *, reduction=16):
         """Takes a reduction."""
 
@@ -76,6 +76,6 @@ def test_options_that_are_not_taken_are_refused():
     check_options("anything", lambda **options: None, {"whatever": 1})
 
 
-def test_nearest_suggests_only_what_is_near():
+def test_nearest_suggests_only_similar_names():
     assert nearest("cbma", ["se", "cbam"]) == "did you mean 'cbam'? available: se, cbam"
     assert nearest("transformer", ["se", "cbam"]) == "available: se, cbam"

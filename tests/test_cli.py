@@ -1,4 +1,4 @@
-"""The command line: what it prints, and what it does with what it cannot use."""
+"""The command line: its output, and its errors."""
 
 import io
 import json
@@ -39,7 +39,7 @@ def test_plan_prints_a_table():
         assert word in result.stdout
 
 
-def test_refused_in_one_line_by_the_module_too():
+def test_python_m_prints_errors_in_one_line():
     command = [sys.executable, "-m", "attn3d", "plan", "--shape", "8", "8", "8", "--channels", "8", "--memory", "lots"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 2
@@ -91,17 +91,17 @@ def test_sites_of_a_network_by_name_and_by_module():
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_what_the_user_can_mend_is_said_in_one_line(arguments, message, tmp_path, monkeypatch):
+def test_errors_of_the_user_are_printed_in_one_line(arguments, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = run(*arguments)
     assert result.exit_code == 2
     (line,) = lines(result)
     assert line.startswith(f"attn3d {arguments[0]}: ")
     assert message in line
-    assert not list(tmp_path.iterdir()), "nothing is left behind"
+    assert not list(tmp_path.iterdir()), "no files must be left"
 
 
-def test_a_full_disk_is_said_in_one_line(tmp_path, monkeypatch):
+def test_a_full_disk_is_an_error_of_one_line(tmp_path, monkeypatch):
     from attn3d import segmentation
 
     def full(*_, **__):
@@ -114,7 +114,7 @@ def test_a_full_disk_is_said_in_one_line(tmp_path, monkeypatch):
 
 
 def test_from_scans_to_a_report(tmp_path):
-    """Every command in its turn, as somebody would who has a folder of scans."""
+    """All commands one after another, on a folder of scans."""
     for index, name in enumerate(("RAS", "oblique", "LAS, 5 mm slices")):
         image, labels = head(AFFINES[name], seed=index)
         for part, array in (("images", image), ("labels", labels.astype(np.uint8))):
@@ -144,7 +144,7 @@ def test_from_scans_to_a_report(tmp_path):
         *("predict", tmp_path / "run", "-i", tmp_path / "data" / "images", "-o", tmp_path / "found", "--quiet"),
         *("--statistics", "--probabilities"),
     )
-    assert result.exit_code == 1, "one scan could not be read"
+    assert result.exit_code == 1, "one scan cannot be read"
     assert "3 scans segmented" in result.stdout
     (line,) = lines(result)
     assert "torn.nii.gz: " in line
@@ -163,7 +163,7 @@ def test_from_scans_to_a_report(tmp_path):
     result = run("report", tmp_path / "run")
     assert result.exit_code == 0, result.stderr
     assert (tmp_path / "run" / "report.html").read_text().startswith("<!DOCTYPE html>")
-    assert run("report", tmp_path / "run").exit_code == 2, "nothing is overwritten unasked"
+    assert run("report", tmp_path / "run").exit_code == 2, "files must not be overwritten without --overwrite"
 
 
 @pytest.mark.parametrize("command", ["train", "predict"])
@@ -176,8 +176,8 @@ def test_the_documentation_has_every_option_and_no_other(command):
     assert documented | {"--quiet"} == options
 
 
-def test_a_comparison_is_a_table_and_a_word_on_noise(monkeypatch):
-    """Which is said of every mechanism but none, and cannot be said after one seed."""
+def test_a_comparison_is_a_table_and_a_line_about_noise(monkeypatch):
+    """Each mechanism has a line about noise, which one seed is not enough to estimate; the plain network has none."""
     from attn3d import segmentation
 
     common = {"mean": 0.8125, "interval": [0.7, 0.9], "parameters": 1234, "seconds": 5.4}
@@ -189,11 +189,11 @@ def test_a_comparison_is_a_table_and_a_word_on_noise(monkeypatch):
     }
     asked = {}
 
-    def planted(data, **settings):
+    def fake(data, **settings):
         asked.update(settings, data=data)
         return {"simulated": True, "mechanisms": found}
 
-    monkeypatch.setattr(segmentation, "compare", planted)
+    monkeypatch.setattr(segmentation, "compare", fake)
     monkeypatch.setenv("COLUMNS", "120")
     result = run("compare", "--mechanisms", "cbam,eca,se", "--out", "new", "--at", "skip,encoder", "--epochs", 3)
     assert result.exit_code == 0, result.stderr
@@ -213,7 +213,7 @@ def test_a_comparison_is_a_table_and_a_word_on_noise(monkeypatch):
     ]
 
 
-def test_a_training_that_is_stopped_says_so_and_fails_as_shells_expect(monkeypatch):
+def test_a_stopped_training_prints_how_to_resume_and_exits_with_130(monkeypatch):
     from attn3d import segmentation
 
     def stopped(*_, **__):
@@ -235,23 +235,23 @@ def test_a_training_that_is_stopped_says_so_and_fails_as_shells_expect(monkeypat
         (3 * 2**50, "3,072.0 TiB"),
     ],
 )
-def test_bytes_in_the_largest_unit_that_they_fill(count, text):
+def test_bytes_are_printed_in_the_largest_unit(count, text):
     assert in_units(count) == text
 
 
-def test_names_are_shown_as_they_are(monkeypatch):
-    """No markup, no emoji; and what is not UTF-8 with backslashes."""
+def test_names_are_printed_literally(monkeypatch):
+    """Without markup or emoji, and with backslashes for bytes that are not UTF-8."""
     from attn3d import segmentation
 
     names = ["[red]a", ":smile:", "caf\udce9"]
 
-    def planted(*_, **__):
+    def fake(*_, **__):
         written = {name: Path(name) for name in names}
         return segmentation.Prediction(
             written, {}, {names[2]: "is odd"}, {name: {"[b]": 1.0} for name in names[:2]}, {}
         )
 
-    monkeypatch.setattr(segmentation, "predict", planted)
+    monkeypatch.setattr(segmentation, "predict", fake)
     result = run("predict", "run", "-i", "scans", "-o", "found", "--statistics")
     assert result.exit_code == 1
     for name in (*names[:2], "[b]"):
@@ -259,14 +259,14 @@ def test_names_are_shown_as_they_are(monkeypatch):
     assert lines(result) == ["attn3d predict: caf\\udce9: is odd"]
 
 
-def test_uncertainty_is_a_table_and_what_has_none_a_dash(monkeypatch):
+def test_uncertainty_is_a_table_with_dashes_for_missing_values(monkeypatch):
     from attn3d import segmentation
 
-    def planted(*_, mirror, uncertainty, **__):
+    def fake(*_, mirror, uncertainty, **__):
         assert (mirror, uncertainty) == ([0, 2], True)
         return segmentation.Prediction({}, {}, {}, {}, {"one": {"entropy": 0.25}, "two": {"entropy": float("nan")}})
 
-    monkeypatch.setattr(segmentation, "predict", planted)
+    monkeypatch.setattr(segmentation, "predict", fake)
     result = run("predict", "run", "-i", "scans", "-o", "found", "--uncertainty", "--mirror", "0,2")
     assert re.search(r"one +0\.250\s+two +–", result.stdout)
 
@@ -283,14 +283,14 @@ def test_ctrl_c_is_one_line(monkeypatch):
     assert lines(result) == ["attn3d evaluate: stopped; all files that were written are complete"]
 
 
-def test_a_stream_in_memory_takes_errors_too():
+def test_errors_are_printed_to_a_redirected_stream():
     with redirect_stderr(io.StringIO()) as said, pytest.raises(typer.Exit) as stopped, one_line_errors("train"):
         raise ValueError("two\nlines")
     assert said.getvalue() == "attn3d train: two lines\n"
     assert stopped.value.exit_code == 2
 
 
-def test_statistics_of_no_scan_are_no_table(monkeypatch):
+def test_no_table_is_printed_without_statistics(monkeypatch):
     import attn3d.segmentation as segmentation
     from attn3d.segmentation.prediction import Prediction
 
@@ -303,7 +303,7 @@ def test_statistics_of_no_scan_are_no_table(monkeypatch):
 
 
 def test_help_has_no_brackets():
-    """Which Rich would take for markup and leave out: ``[a cohort]``."""
+    """Rich would drop text in brackets, such as ``[a cohort]``, as markup."""
     texts = {
         f"{command.name} {parameter.name}": parameter.help
         for command in typer.main.get_command(app).commands.values()
@@ -316,7 +316,7 @@ def test_help_has_no_brackets():
 
 
 def test_evaluate_reads_regions_and_ignored_values(tmp_path):
-    """From a dataset.json of nnU-Net; without it, every value is a label."""
+    """From a dataset.json of nnU-Net. Without one, every value is a label."""
     for part in ("found", "true"):
         (tmp_path / part).mkdir()
         values = np.zeros((8, 8, 8), np.uint8)

@@ -1,6 +1,6 @@
-"""The documentation says what is so: its code runs, its tables and options are right.
+"""The code in the documentation runs, and its tables and options are up to date.
 
-That its links lead somewhere is checked by `mkdocs build --strict`.
+`mkdocs build --strict` checks its links.
 """
 
 import doctest
@@ -28,7 +28,7 @@ from tests.segmentation.volumes import AFFINES, head
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
-# What examples in docstrings can take for granted; those of insertion need a host network.
+# Names that examples in docstrings may use without importing them.
 AT_HAND = {"attn3d": attn3d, "torch": torch, "UNet": UNet}
 
 
@@ -38,7 +38,7 @@ def name_of(page):
 
 @functools.cache
 def script(name):
-    """docs/<name>.py, which is no part of a package."""
+    """Imports docs/<name>.py, which is not part of a package."""
     spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -51,7 +51,7 @@ def tables():
 
 @pytest.fixture(autouse=True)
 def isolated(monkeypatch, tmp_path):
-    """What an example registers or writes does not outlive it."""
+    """Removes what an example registers; runs it in its own folder."""
     registered = dict(REGISTRY)
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
@@ -66,18 +66,18 @@ def test_code_runs(page):
 
 
 def test_tables_are_up_to_date():
-    """One test, as the pages share the costs that are measured."""
+    """A single test, because the pages share the measured costs."""
     with tables().threads():
         stale = [name_of(page) for page in tables().pages() if page.read_text() != tables().rewritten(page)]
     assert stale == [], "run `python docs/tables.py`"
 
 
-def test_benchmarks_are_those_that_were_measured():
+def test_benchmarks_are_up_to_date():
     page = DOCS / "benchmarks.md"
     assert page.read_text() == script("benchmarks").rewritten(page.read_text()), "run `python docs/benchmarks.py`"
 
 
-def test_reliability_is_what_was_counted():
+def test_reliability_is_up_to_date():
     page = DOCS / "reliability.md"
     assert page.read_text() == script("reliability").rewritten(page.read_text()), "run `python docs/reliability.py`"
 
@@ -107,7 +107,7 @@ def test_add_attention_runs():
 
 
 def test_segment_task04_runs(tmp_path):
-    """On simulated scans in the layout of Task04, with a network and a training of no meaning."""
+    """On simulated scans in the layout of Task04, with a tiny network and one epoch."""
     decathlon(tmp_path / "Task04")
     notebook = nbformat.read(DOCS / "notebooks" / "segment_task04.ipynb", as_version=4)
     (parameters,) = (cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ()))
@@ -118,7 +118,7 @@ def test_segment_task04_runs(tmp_path):
 
 
 @pytest.mark.parametrize("path", sorted((DOCS / "notebooks").glob("*.ipynb")), ids=name_of)
-def test_notebooks_keep_no_pictures(path):
+def test_notebooks_have_no_outputs(path):
     cells = nbformat.read(path, as_version=4).cells
     assert not [cell for cell in cells if any("data" in output for output in cell.get("outputs", ()))]
 
@@ -128,7 +128,7 @@ def execute(notebook):
 
 
 def decathlon(folder, cases=5):
-    """Nested balls with two labels as a data set of the Decathlon, the names and modality those of Task04."""
+    """Writes nested balls with two labels as a Decathlon data set with the names and modality of Task04."""
     pairs = []
     for number in range(1, cases + 1):
         image, labels = head(AFFINES["RAS"], 40, seed=number)

@@ -1,4 +1,4 @@
-"""From a name to a mechanism."""
+"""The registry and the factory of mechanisms."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from tests.mechanisms.cases import CASES
 
 @pytest.fixture
 def registry():
-    """Puts the registry back after a test that adds to it."""
+    """Restores the registry after a test that adds to it."""
     before = dict(REGISTRY)
     yield
     REGISTRY.clear()
@@ -53,18 +53,18 @@ def test_every_form_of_a_spec(spec):
     assert module.squeeze.out_features == 4
 
 
-def test_options_of_the_call_win():
+def test_options_of_the_call_override_the_spec():
     module = attn3d.create_attention(("se", {"reduction": 2}), spatial_dims=3, channels=64, reduction=8)
     assert module.squeeze.out_features == 8
 
 
-def test_a_scope_is_reached_from_plain_data():
+def test_a_pattern_is_created_from_plain_data():
     spec = ["non_local", {"pattern": ["window", {"size": [2, 4, 4], "shift": True}]}]
     module = attn3d.create_attention(spec, spatial_dims=3, channels=8)
     assert module.pairwise.pattern == attn3d.Window((2, 4, 4), shift=True)
 
 
-def test_a_mechanism_of_ones_own(registry):
+def test_a_user_defined_mechanism(registry):
     attn3d.register_attention("same")(Same)
     assert "same" in attn3d.list_attention()
     assert attn3d.create_attention("same", spatial_dims=3, channels=8, strength=2.0).strength == 2.0

@@ -1,4 +1,4 @@
-"""Gates that do not depend on their input: found after insertion, and warned of before."""
+"""Gates that do not depend on their input: detection, and warnings at insertion."""
 
 import warnings
 
@@ -21,14 +21,14 @@ def dynunet() -> DynUNet:
 
 
 @pytest.mark.filterwarnings("ignore:'se' takes a mean")
-def test_a_mean_behind_an_instance_norm_is_constant_and_one_behind_the_activation_is_not() -> None:
+def test_a_mean_is_constant_after_an_instance_norm_but_not_after_the_activation() -> None:
     net = attn3d.insert_attention(dynunet(), "se", at=("residual", "block"), stages=(0, 1), reduction=1)
     found = attn3d.constant_gates(net, volumes().split(2))
     assert list(found) == ["residual:input_block.norm2 channel", "residual:downsamples.0.norm2 channel"]
     assert max(found.values()) < 1e-6
 
 
-def test_hidden_units_that_are_off_leave_a_constant_gate() -> None:
+def test_hidden_units_of_zero_give_a_constant_gate() -> None:
     torch.manual_seed(0)
     net = attn3d.insert_attention(UNet(2, 1, 2, (4, 8), (2,)), "cbam", at="encoder", reduction=1)
     mechanism = next(module for module in net.modules() if isinstance(module, attn3d.CBAM))
@@ -37,7 +37,7 @@ def test_hidden_units_that_are_off_leave_a_constant_gate() -> None:
     assert attn3d.constant_gates(net, [volumes()]) == {"encoder:model.0 channel": 0.0}
 
 
-def test_what_a_loader_may_give() -> None:
+def test_kinds_of_batches() -> None:
     net = attn3d.insert_attention(UNet(2, 1, 2, (4, 8), (2,)), "coord", at="encoder")
     x = volumes()
     expected = attn3d.constant_gates(net, [x], tolerance=1.0)
@@ -52,7 +52,7 @@ def test_what_a_loader_may_give() -> None:
 
 
 @pytest.mark.parametrize("name", ["se", "eca", "gc"])
-def test_insertion_warns_and_names_the_site_behind_the_activation(name: str) -> None:
+def test_insertion_warns_and_names_the_site_after_the_activation(name: str) -> None:
     with pytest.warns(UserWarning, match=rf"'{name}' takes a mean .* at 'block:input_block'"):
         attn3d.insert_attention(dynunet(), name, at="residual", stages=0)
     net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.InstanceNorm2d(4), nn.ReLU(inplace=True), nn.Conv2d(4, 2, 1))
@@ -64,8 +64,8 @@ def test_insertion_warns_and_names_the_site_behind_the_activation(name: str) -> 
     ("net", "name", "at"),
     [
         (dynunet, "se", "block"),
-        (dynunet, "cbam", "residual"),  # which sees maxima too
-        (lambda: SegResNet(2, 8), "se", "residual"),  # whose norms come first
+        (dynunet, "cbam", "residual"),  # also uses maxima
+        (lambda: SegResNet(2, 8), "se", "residual"),  # its norms come first
         (lambda: nn.Sequential(nn.Conv2d(1, 4, 3), nn.InstanceNorm2d(4), nn.ReLU(True), nn.Tanh()), "eca", "path:2"),
     ],
 )

@@ -1,4 +1,4 @@
-"""A name of attn3d costs what `import torch` costs, and the command line not even that."""
+"""Importing attn3d imports little more than torch, and the help of the command line does not import torch."""
 
 import json
 import subprocess
@@ -19,7 +19,7 @@ print(json.dumps(sorted(set(sys.modules) - before)))
 
 
 def loaded_by(statement, before="import torch"):
-    """The modules that a statement loads in a fresh process that has loaded torch."""
+    """The modules that a statement imports in a new process, after `before`."""
     code = LOADED.format(before, statement)
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return json.loads(result.stdout)
@@ -34,14 +34,14 @@ def test_no_heavy_library_is_imported(modules):
     assert [name for name in modules if name.split(".")[0] in HEAVY] == []
 
 
-def test_torch_alone_is_loaded_beside_the_library(modules):
-    """What is counted is modules, which do not depend on the machine's load: seconds would."""
+def test_few_modules_are_imported_besides_torch(modules):
+    """Counts modules and not seconds, which would depend on the load of the machine."""
     foreign = [name for name in modules if name.split(".")[0] != "attn3d"]
     assert "attn3d.mechanisms.cbam" in modules
     assert len(foreign) <= 5, foreign
 
 
-def test_the_count_sees_a_heavy_import():
+def test_the_count_detects_a_heavy_import():
     assert "nibabel" in loaded_by("import attn3d, nibabel")
 
 
@@ -54,23 +54,23 @@ def test_help_needs_no_pytorch(arguments):
     assert loaded.isdisjoint({"torch", "monai", "numpy"})
 
 
-def test_every_public_name_is_there_when_it_is_asked_for():
-    """Also the modules that came with it; and what is not there is said to be missing."""
+def test_every_public_name_can_be_imported():
+    """Also submodules; `hasattr` is false for unknown names."""
     code = "from attn3d import *; import attn3d; print(attend is attn3d.attend, CBAM is attn3d.mechanisms.CBAM); "
     code += "print(set(attn3d.__all__) <= set(dir(attn3d)), hasattr(attn3d, 'atend'))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.split() == ["True", "True", "True", "False"]
 
 
-def test_a_prediction_starts_without_what_trains_and_draws():
-    """Nor does an evaluation need it."""
+def test_prediction_does_not_import_libraries_for_training_and_plotting():
+    """Nor does evaluation."""
     modules = loaded_by("from attn3d.segmentation import evaluate, predict", before="import monai")
     loaded = {name.split(".")[0] for name in modules}
     assert "attn3d" in loaded
     assert {"lightning", "torchio", "nilearn", "jinja2"}.isdisjoint(loaded)
 
 
-def test_every_public_name_of_the_application_is_there_when_it_is_asked_for():
+def test_every_public_name_of_the_application_can_be_imported():
     assert [name for name in segmentation.__all__ if not hasattr(segmentation, name)] == []
     assert set(segmentation.__all__) <= set(dir(segmentation))
     with pytest.raises(AttributeError, match="has no attribute 'trian'"):

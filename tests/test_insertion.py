@@ -1,4 +1,4 @@
-"""Inserting attention by name, listing it, loading around it, taking it out."""
+"""Inserting attention by name, listing it, loading checkpoints, and removing it."""
 
 import copy
 import io
@@ -31,7 +31,7 @@ def unet() -> UNet:
     return UNet(2, 1, 2, (4, 8, 8), (2, 2), num_res_units=1, norm="batch").eval()
 
 
-CANCELLED = {"gc": "score.bias"}  # a softmax does not see what is added to all it compares
+CANCELLED = {"gc": "score.bias"}  # softmax ignores a value that is added to all scores
 
 
 def insertionless(net: nn.Module) -> nn.Module:
@@ -39,7 +39,7 @@ def insertionless(net: nn.Module) -> nn.Module:
 
 
 class Backbone(nn.Module):
-    """As torchvision's: stages of residual blocks, a head."""
+    """A backbone as in torchvision: stages of residual blocks and a head."""
 
     class Block(nn.Module):
         def __init__(self, channels: int) -> None:
@@ -75,7 +75,7 @@ def backbone() -> Backbone:
 
 
 class Joins(nn.Module):
-    """A module whose second argument may be left out."""
+    """A network with a module whose second argument is optional."""
 
     class Join(nn.Module):
         def forward(self, x: Tensor, skip: Tensor | None) -> Tensor:
@@ -107,16 +107,16 @@ class TestSites:
         assert lines[1].split() == ["encoder", "0", "model.0", "4", "8", "x", "4"]
         assert len(lines) == 1 + len(attention_sites(unet()))
 
-    def test_the_network_stays_as_it_was(self) -> None:
+    def test_the_network_is_not_changed(self) -> None:
         net, seen = unet(), []
         net.model.register_forward_hook(lambda *call: seen.append(call))
         state = {key: value.clone() for key, value in net.state_dict().items()}
         attention_sites(net.train(), (4, 1, 16, 16))
-        assert not seen, "a user's hook saw the probe"
+        assert not seen, "the probe must not call hooks of the user"
         assert net.training
         assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
 
-    def test_sites_are_the_same_with_attention_in_them(self) -> None:
+    def test_sites_do_not_change_after_insertion(self) -> None:
         net = unet()
         before = attention_sites(net)
         insert_attention(net, "sk", at=("encoder", "skip", "block", "conv"))
@@ -135,7 +135,7 @@ class TestSites:
             ((1, 1, 16, 16, 16), "must have 4 sizes"),
         ],
     )
-    def test_a_shape_the_network_does_not_take(self, shape: tuple[int, ...], message: str) -> None:
+    def test_a_shape_that_the_network_does_not_accept(self, shape: tuple[int, ...], message: str) -> None:
         with pytest.raises(ValueError, match=f"`input_shape` .*{message}"):
             attention_sites(unet(), shape)
 
@@ -211,7 +211,7 @@ class TestSelection:
         with pytest.raises(ValueError, match=message):
             insert_attention(net(), "se", at=at, stages=stages)
 
-    def test_refusal_of_channels_last_and_tuples_and_own_forwards(self) -> None:
+    def test_channels_last_tuples_and_containers_with_a_forward_are_refused(self) -> None:
         class Steps(nn.Sequential):
             def forward(self, x: Tensor) -> Tensor:
                 return super().forward(x)
@@ -242,8 +242,8 @@ class TestSelection:
                 insert_attention(Net(), "se", at=f"path:{path}", input_shape=(1, 1, 16, 16))
         insert_attention(Net(), "se", at="path:stem.0")
 
-    def test_a_skip_that_is_left_out_or_given_by_name(self) -> None:
-        """After insertion a call may still leave it out."""
+    def test_a_skip_that_is_omitted_or_a_keyword_argument(self) -> None:
+        """After insertion, a call may still omit it."""
         net, x = Joins(), torch.randn(2, 1, 8, 8)
         register_sites(Joins, {"decoder": ["join"], "bottleneck": [first_argument("join")], "skip": [SKIP]})
         alone = net(x, "none")
@@ -258,7 +258,7 @@ class TestSelection:
                 insert_attention(Joins(), "se", at="skip")
 
     @pytest.mark.parametrize(("at", "attended"), [("decoder", "output"), ("bottleneck", "first")])
-    def test_beside_a_skip_that_may_be_left_out(self, at: str, attended: str) -> None:
+    def test_sites_beside_an_optional_skip(self, at: str, attended: str) -> None:
         net, x = Joins(), torch.randn(2, 1, 8, 8)
         register_sites(Joins, {"decoder": ["join"], "bottleneck": [first_argument("join")], "skip": [SKIP]})
         insert_attention(net, "se", at=at)
@@ -268,13 +268,13 @@ class TestSelection:
             expected = attention(y + skip) if attended == "output" else attention(y) + skip
             torch.testing.assert_close(net(x, call), net.head(expected))
 
-    def test_behind_an_instance_norm_the_activation_after_it_is_named(self) -> None:
+    def test_after_an_instance_norm_the_warning_names_the_activation(self) -> None:
         net = nn.Sequential(nn.Sequential(nn.Conv2d(1, 4, 3), nn.InstanceNorm2d(4)), nn.ReLU())
         net = nn.Sequential(nn.Sequential(net, nn.Conv2d(4, 4, 1)), nn.Conv2d(4, 2, 1))
         with pytest.warns(UserWarning, match=r"at path:0.0.0.1 is the bias of .*after the activation, at 'path:0.0'$"):
             insert_attention(net, "se", at="path:0.0.0.1", input_shape=(1, 1, 8, 8))
 
-    def test_what_a_pattern_leaves_out_is_said(self) -> None:
+    def test_sites_that_are_left_out_are_named_in_a_warning(self) -> None:
         with pytest.warns(UserWarning, match="no attention at path:unused, which never runs"):
             net = insert_attention(backbone(), "se", at="path:stem|unused")
         assert inserted_at(net) == ["stem.attn3d"]
@@ -297,11 +297,11 @@ class TestMaxVoxels:
             net = insert_attention(unet(), "mhsa", at="encoder", max_voxels=63, input_shape=(1, 1, 16, 16))
         assert inserted_at(net) == ["model.1.submodule.0.attn3d"]
 
-    def test_none_is_left(self) -> None:
+    def test_at_least_one_site_must_be_left(self) -> None:
         with pytest.raises(ValueError, match="`max_voxels` must leave at least one site, got"):
             insert_attention(unet(), "mhsa", at="encoder", max_voxels=1, input_shape=(1, 1, 16, 16))
 
-    def test_a_guess_is_not_counted(self) -> None:
+    def test_a_guessed_shape_is_not_used(self) -> None:
         with pytest.raises(ValueError, match=r"`input_shape` .* must be given"):
             insert_attention(unet(), "mhsa", at="encoder", max_voxels=100)
 
@@ -336,8 +336,8 @@ class TestMechanisms:
 
     @pytest.mark.parametrize("first", ["encoder", "skip"])
     @pytest.mark.parametrize("net", [unet, lambda: SegResNet(2, 8, blocks_down=(1, 1), blocks_up=(1,)).eval()])
-    def test_the_skip_is_attended_after_its_stage(self, net: object, first: str) -> None:
-        """In whichever order they come, and the next stage reads what the stage's attention gave."""
+    def test_attention_at_a_skip_comes_after_that_of_its_stage(self, net: object, first: str) -> None:
+        """In either order of insertion, and the next stage gets the output of the stage's attention."""
         one, two, x = net(), net(), torch.randn(1, 1, 16, 16)
         for host, kinds in ((one, ("encoder", "skip")), (two, (first, "skip" if first == "encoder" else "encoder"))):
             for kind in kinds:
@@ -369,7 +369,7 @@ class TestMechanisms:
             conv.weight.copy_(kernel.branches[0][0].weight)
         torch.testing.assert_close(conv(x), kernel(x))
 
-    def test_device_dtype_and_mode_are_the_host_s(self) -> None:
+    def test_device_dtype_and_mode_are_those_of_the_network(self) -> None:
         net = unet().double().train()
         insert_attention(net, "cbam", at="encoder", variant="paper")
         assert {parameter.dtype for parameter in attention_parameters(net)} == {torch.float64}
@@ -377,7 +377,7 @@ class TestMechanisms:
         net = insert_attention(unet().to("meta"), "se", at="encoder")
         assert {parameter.device.type for parameter in attention_parameters(net)} == {"meta"}
 
-    def test_an_option_that_does_not_fit_is_refused_before_anything_is_inserted(self) -> None:
+    def test_an_invalid_option_is_refused_before_anything_is_inserted(self) -> None:
         net = unet()
         keys = list(net.state_dict())
         with pytest.raises(ValueError, match=r"`num_heads`.*8.*\(at encoder:model.0 with 4 channels\)"):
@@ -396,7 +396,7 @@ class TestIdentity:
         net, x = UNet(2, 1, 2, (8, 8), (2,), num_res_units=1, norm="batch").eval(), torch.randn(2, 1, 8, 8)
         plain = net(x)
         at = ("skip", "conv") if name == "sk" else ("skip", "residual")
-        # A narrow hidden layer may be dead from the start.
+        # A narrow hidden layer may be zero everywhere after ReLU.
         width = {"reduction": 1} if name in taking("reduction") else {}
         insert_attention(net, name, at=at, identity=True, variant=variant, **width)
         assert torch.equal(net(x), plain)
@@ -405,7 +405,7 @@ class TestIdentity:
         [(_, inserted), *_] = containers(net)
         own = attn3d.create_attention(name, spatial_dims=2, channels=8, variant=variant).identity_at_start
         gates = [key for key, _ in inserted.named_parameters() if key == "0.gate"]
-        assert len(gates) == (0 if own else 1), "two zeros in a row never train"
+        assert len(gates) == (0 if own else 1), "a second zero gate would never train"
 
         started = {key: value.clone() for key, value in net.named_parameters() if ".attn3d" in key}
         optimiser, target = torch.optim.Adam(attention_parameters(net)), torch.randn_like(plain)
@@ -416,7 +416,7 @@ class TestIdentity:
         still = {key for key, value in net.named_parameters() if key in started and torch.equal(value, started[key])}
         assert not {key for key in still if not key.endswith(CANCELLED.get(name, "none"))}
 
-    def test_it_is_not_the_identity_when_not_asked(self) -> None:
+    def test_it_is_not_the_identity_by_default(self) -> None:
         net, x = unet(), torch.randn(1, 1, 16, 16)
         plain = net(x)
         assert not torch.equal(insert_attention(net, "se", at="encoder")(x), plain)
@@ -424,7 +424,7 @@ class TestIdentity:
 
 @pytest.mark.scorecard("insertion")
 class TestCheckpoints:
-    def test_one_from_before(self) -> None:
+    def test_one_of_the_plain_network(self) -> None:
         net, other = unet(), unet()
         nn.init.ones_(other.model[0].conv[0].conv.weight)
         insert_attention(net, "se", at="encoder")
@@ -432,7 +432,7 @@ class TestCheckpoints:
         assert new == [key for key in net.state_dict() if "attn3d" in key]
         assert torch.equal(net.model[0].conv[0].conv.weight, other.model[0].conv[0].conv.weight)
 
-    def test_one_from_after(self) -> None:
+    def test_one_with_the_same_attention(self) -> None:
         net, other = (insert_attention(unet(), "cbam", at=("encoder", "skip")) for _ in range(2))
         for parameter in attention_parameters(other):
             nn.init.normal_(parameter)
@@ -440,7 +440,7 @@ class TestCheckpoints:
         x = torch.randn(1, 1, 16, 16)
         assert torch.equal(net(x), other(x))
 
-    def test_one_with_some_of_it(self) -> None:
+    def test_one_with_a_part_of_the_attention(self) -> None:
         saved = insert_attention(unet(), "se", at="encoder").state_dict()
         net = insert_attention(insert_attention(unet(), "se", at="encoder"), "eca", at="encoder")
         assert load_pretrained(net, saved) == [key for key in net.state_dict() if ".attn3d.1." in key]
@@ -505,8 +505,8 @@ class TestCheckpoints:
 
 @pytest.mark.scorecard("insertion")
 @pytest.mark.parametrize("name", OF_ONE_MAP)
-def test_what_follows_may_work_in_place_on_meta_tensors(name: str) -> None:
-    """MONAI trains on these, and many a network goes on with an in-place activation."""
+def test_in_place_operations_after_attention_work_with_metatensors(name: str) -> None:
+    """MONAI trains on MetaTensors, and in many networks an in-place activation follows."""
     net = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(inplace=True), nn.AvgPool2d(2))
     insert_attention(net, name, at="path:0", input_shape=(2, 1, 8, 8))
     output = net(MetaTensor(torch.randn(2, 1, 8, 8)))
@@ -517,7 +517,7 @@ def test_what_follows_may_work_in_place_on_meta_tensors(name: str) -> None:
 
 @pytest.mark.scorecard("insertion")
 class TestHooks:
-    def test_later_hooks_of_the_user_run_beside_ours(self) -> None:
+    def test_later_hooks_of_the_user_run(self) -> None:
         net, x = insert_attention(unet(), "se", at="encoder"), torch.randn(1, 1, 16, 16)
         calls = []
         handle = net.model[0].register_forward_hook(lambda module, inputs, output: calls.append(output))
@@ -527,7 +527,7 @@ class TestHooks:
         assert torch.equal(net(x), attended)
 
     @pytest.mark.parametrize("compiled", [False, True])
-    def test_compiled_code_is_forgotten_where_there_can_be_any(self, compiled: bool, monkeypatch: object) -> None:
+    def test_compiled_code_is_reset(self, compiled: bool, monkeypatch: object) -> None:
         calls = []
         monkeypatch.setattr(torch.compiler, "reset", lambda: calls.append("reset"))
         monkeypatch.delitem(sys.modules, "torch._dynamo", raising=False)
@@ -599,7 +599,7 @@ class TestOwnNetworks:
         with pytest.raises(ValueError, match="'neck'"):
             register_sites(Own, {"neck": ["down"]})
 
-    def test_what_only_feeds_a_skip_has_the_stage_of_its_skip(self) -> None:
+    def test_layers_that_only_lead_to_a_skip_have_the_stage_of_the_skip(self) -> None:
         class Lateral(nn.Module):
             def __init__(self) -> None:
                 super().__init__()
@@ -634,7 +634,7 @@ class TestOwnNetworks:
 
 
 class Adds(nn.Module):
-    """A skip that is added inline, and, where that is asked for, in the next stage too."""
+    """A network that adds a skip inline and, with `residual`, also in the next stage."""
 
     def __init__(self, residual: bool = False) -> None:
         super().__init__()
@@ -647,7 +647,7 @@ class Adds(nn.Module):
 
 
 class TestSums:
-    def test_the_skip_is_attended_where_it_is_added_and_nowhere_else(self) -> None:
+    def test_attention_at_a_skip_acts_only_where_it_is_added(self) -> None:
         register_sites(Adds, {"skip": [summed("stem")]})
         net, x = Adds(), torch.randn(2, 1, 8, 8)
         insert_attention(net, "se", at="skip")
@@ -683,12 +683,12 @@ class TestSums:
         assert torch.equal(*outputs)
 
     @pytest.mark.parametrize("first", ["skip", "encoder"])
-    def test_the_skip_is_what_its_stage_gives_with_attention(self, first: str) -> None:
+    def test_the_skip_is_the_output_of_its_stage_with_attention(self, first: str) -> None:
         register_sites(Adds, {"encoder": ["stem"], "skip": [summed("stem")]})
         net, x = Adds(), torch.randn(2, 1, 8, 8)
         for at in (first, "encoder" if first == "skip" else "skip"):
             insert_attention(net, "se", at=at)
-        stage = net.stem(x)  # outside of the network's forward, where no skip is attended
+        stage = net.stem(x)  # outside the network's forward, where attention at skips does not act
         [skip] = dict(containers(net))["stem.attn3d_skip"]
         torch.testing.assert_close(net(x), net.head(net.down(stage) + skip(stage)))
 
@@ -698,19 +698,19 @@ class TestSums:
             net(x)
         assert torch.overrides._get_current_function_mode_stack() == []
 
-    def test_a_stage_that_is_compiled_alone(self) -> None:
+    def test_a_stage_that_is_compiled_separately(self) -> None:
         net, x = SegResNet(2, 8, blocks_down=(1, 1), blocks_up=(1,)).eval(), torch.randn(1, 1, 16, 16)
         expected = insert_attention(net, "se", at="skip")(x)
         net.down_layers[0].compile(backend="eager")
         torch.testing.assert_close(net(x), expected)
 
 
-def test_what_is_no_network_is_refused():
+def test_an_argument_that_is_not_a_network_is_refused():
     with pytest.raises(TypeError, match=r"`net` must be a torch\.nn\.Module, got int"):
         attn3d.insert_attention(3, "se", at="encoder")
 
 
-def test_a_network_that_takes_no_guess_asks_for_a_shape():
+def test_a_shape_is_required_if_all_guesses_fail():
     class Choosy(nn.Module):
         def __init__(self):
             super().__init__()

@@ -1,4 +1,4 @@
-"""What attention looked at."""
+"""Attention maps of inserted attention and of networks' own attention."""
 
 import pytest
 import torch
@@ -62,7 +62,7 @@ def test_a_row_sums_to_one_where_the_map_has_the_grid_of_the_image():
     torch.testing.assert_close(rows.flatten(3).sum(-1), torch.ones(1, 1, 2))
 
 
-def test_the_network_is_left_as_it_was():
+def test_modes_and_hooks_are_restored():
     net = attn3d.insert_attention(unet(), "cbam", at=("encoder", "decoder"))
     net.train()
     net.model[0].eval()
@@ -73,7 +73,7 @@ def test_the_network_is_left_as_it_was():
     assert [len(module._forward_pre_hooks) for module in net.modules()] == hooks
 
 
-def test_several_mechanisms_at_a_site_are_told_apart():
+def test_several_mechanisms_at_a_site_have_different_names():
     net = attn3d.insert_attention(unet(), "se", at="bottleneck")
     attn3d.insert_attention(net, "coord", at="bottleneck", identity=True)
     maps = attn3d.attention_maps(net, torch.randn(1, 1, 16, 16, 16))
@@ -83,7 +83,7 @@ def test_several_mechanisms_at_a_site_are_told_apart():
     assert "axes_map" in maps[second]
 
 
-def test_a_mechanism_of_ones_own_without_weights_has_no_maps():
+def test_a_user_defined_mechanism_without_weights_has_no_maps():
     class Same(torch.nn.Module):
         def __init__(self, spatial_dims, channels):
             super().__init__()
@@ -103,7 +103,7 @@ def test_refusals():
         attn3d.attention_maps(net, torch.randn(1, 1, 16, 16, 16), voxels=[(16, 0, 0)])
 
 
-def test_selective_kernels_beside_a_convolution_weigh_it_among_their_branches():
+def test_the_weights_of_selective_kernels_include_the_convolution():
     torch.manual_seed(0)
     net = torch.nn.Sequential(torch.nn.Conv2d(4, 4, 3, padding=1, bias=False), torch.nn.AvgPool2d(2))
     attn3d.insert_attention(net, "sk", at="conv", branches=3, identity=True)
@@ -152,7 +152,7 @@ OWN = {
 
 
 def own(name):
-    """A network with attention of its own, the name of one, and an image."""
+    """A network with its own attention, the name of an attention site, and an image."""
     build, site, shape = OWN[name]
     return build().eval(), site, torch.randn(1, 1, *shape)
 
@@ -169,19 +169,19 @@ def test_a_networks_own_attention_lies_on_the_grid_of_the_image(name):
         assert list(maps) == [f"own:vit.blocks.{block}.attn" for block in range(12)]
 
 
-def test_a_window_is_where_its_voxel_is():
-    """Of 16 tokens an axis in windows of 4, shifted by 2 in the second block: tokens 6 to 9 hold token 8."""
+def test_a_window_surrounds_its_voxel():
+    """16 tokens per axis in windows of 4, shifted by 2 in the second block: tokens 6 to 9 are the window of token 8."""
     net, site, x = own("windows")
     rows = attn3d.attention_maps(net, x, voxels=[(17, 1, 63)], site=site)[site]["query"]
-    seen = (rows[0, 0, 0] > 1e-6).nonzero()  # parted by masks of -100
-    assert seen.amin(0).tolist() == [11, 0, 59]  # half a token more, by interpolation
+    seen = (rows[0, 0, 0] > 1e-6).nonzero()  # masked pairs have a score of -100
+    assert seen.amin(0).tolist() == [11, 0, 59]  # interpolation adds half a token
     assert seen.amax(0).tolist() == [20, 4, 63]
 
 
 @pytest.mark.parametrize("fails", [False, True])
 @pytest.mark.parametrize("name", OWN)
-def test_the_network_is_what_it_was(name, fails):
-    """Hooks, modes, parameters, statistics, flags and output, also where its forward pass raises."""
+def test_the_state_of_the_network_is_restored(name, fails):
+    """Hooks, modes, flags, parameters and statistics, also if the forward pass raises."""
     net, _, x = own(name)
     net.train()
     next(iter(net.children())).eval()
@@ -193,7 +193,7 @@ def test_the_network_is_what_it_was(name, fails):
 
     hooks, flags, tensors = state()
     if fails:
-        with pytest.raises(Exception):  # noqa: B017, PT011 whatever the network raises on two channels
+        with pytest.raises(Exception):  # noqa: B017, PT011 networks raise any exception on two channels
             attn3d.attention_maps(net, x.expand(-1, 2, -1, -1, -1))
     else:
         attn3d.attention_maps(net, x)
@@ -203,7 +203,7 @@ def test_the_network_is_what_it_was(name, fails):
 
 
 @pytest.mark.parametrize("name", OWN)
-def test_the_output_is_bitwise_what_it_was(name):
+def test_the_output_does_not_change(name):
     net, _, x = own(name)
     with torch.no_grad():
         before = net(x)
@@ -211,7 +211,7 @@ def test_the_output_is_bitwise_what_it_was(name):
         assert torch.equal(net(x), before)
 
 
-def test_inserted_attention_and_a_networks_own_have_one_form():
+def test_maps_of_inserted_and_own_attention_have_the_same_form():
     net, site, x = own("gates")
     attn3d.insert_attention(net, "mhsa", at="bottleneck")
     x = MetaTensor(x)

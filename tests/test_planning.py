@@ -1,4 +1,4 @@
-"""Costs that are estimated, against those that come."""
+"""Estimated costs, compared with measured ones."""
 
 import pytest
 import torch
@@ -44,7 +44,7 @@ def test_memory_is_estimated_within_a_tenth(pattern, backend, training):
     shape = (1, 32, 12, 12, 12)
     module = attn3d.NonLocal(3, 32, pattern=pattern, backend=backend).train(training)
     x = torch.randn(shape, requires_grad=training)
-    pass_over(module, x, training)  # first calls allocate what stays
+    pass_over(module, x, training)  # the first call makes lasting allocations
     real = peak(lambda: pass_over(module, x, training))
     told = attn3d.estimate_memory(module, shape, training=training)
     assert told == pytest.approx(real, rel=0.1)
@@ -54,7 +54,7 @@ def test_memory_is_estimated_within_a_tenth(pattern, backend, training):
     "pattern", some(["global", "axial", ("window", {"size": 6})], lambda pattern: pattern == "axial")
 )
 def test_memory_with_dropout_is_estimated(pattern):
-    """Whose masks are of the size of a tile."""
+    """Masks of dropout have the size of a tile."""
     shape = (1, 16, 8, 8, 8)
     module = attn3d.MultiHeadSelfAttention(3, 16, num_heads=2, pattern=pattern, dropout=0.2)
     x = torch.randn(shape, requires_grad=True)
@@ -63,10 +63,10 @@ def test_memory_with_dropout_is_estimated(pattern):
     assert attn3d.estimate_memory(module, shape) == pytest.approx(real, rel=0.1)
 
 
-# Selective kernels are light but for their convolutions.
+# Without selective kernels, whose convolutions need memory.
 @pytest.mark.parametrize("name", [name for name, case in cases.CASES.items() if case.kept and name != "sk"])
 def test_memory_of_the_light_mechanisms_is_estimated_from_above(name):
-    # Fake tensors are not added up in place, as autograd does with real gradients: a map more, of three or four.
+    # Autograd adds real gradients in place, but not fake ones, so the estimate has one map more (of three or four).
     shape = (1, 32, 16, 16, 16)
     module = attn3d.create_attention(name, spatial_dims=3, channels=32)
     x = torch.randn(shape, requires_grad=True)
@@ -85,7 +85,7 @@ def test_a_volume_that_fits_no_machine_is_planned():
     assert chunked < 12 * 4 * 64 * voxels
 
 
-def test_a_module_is_left_as_it_is():
+def test_a_module_is_not_changed():
     module = attn3d.NonLocal(3, 8)
     before = {key: value.clone() for key, value in module.state_dict().items()}
     attn3d.estimate_memory(module, (1, 8, 6, 6, 6))
@@ -94,8 +94,8 @@ def test_a_module_is_left_as_it_is():
     assert all(parameter.grad is None for parameter in module.parameters())
 
 
-def test_a_module_with_a_tensor_that_is_no_parameter_is_estimated():
-    """As MONAI's DynUNet has for its heads."""
+def test_a_module_with_a_plain_tensor_attribute_is_estimated():
+    """MONAI's DynUNet has such tensors for its heads."""
 
     class Remembering(attn3d.SqueezeExcitation):
         def __init__(self):
@@ -105,7 +105,7 @@ def test_a_module_with_a_tensor_that_is_no_parameter_is_estimated():
     assert attn3d.estimate_memory(Remembering(), (1, 8, 4, 4, 4)) > 0
 
 
-def test_operations_of_methods_agree():
+def test_operations_of_backends_agree():
     costs = [
         attn3d.estimate_cost("non_local", (1, 16, 8, 8, 8), training=False, backend=backend).flops
         for backend in ("sdpa", "chunked", "math")

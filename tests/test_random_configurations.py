@@ -1,4 +1,4 @@
-"""Configurations that nobody thought of: every option drawn, by hypothesis, from the values it may have.
+"""Random configurations: Hypothesis draws every option from its possible values.
 
 Each must keep shape, dtype and memory format, be finite, train every parameter, and agree with a second module that
 loads its state, computes in float64 and builds all pairs. ``python -m pytest -m nightly`` runs them.
@@ -24,9 +24,9 @@ from tests.references.plain import largest_divisor
 
 pytestmark = [pytest.mark.nightly, pytest.mark.scorecard("random")]
 
-EXAMPLES = 540  # for each mechanism with one, two and three axes
-# The error that rounding may make, over the norm of what is right. A norm by statistics of the input itself makes
-# more of it where the few values that it sees are nearly the same: halves are not compared there.
+EXAMPLES = 540  # for each mechanism and number of axes
+# Tolerances for rounding errors, relative to the norm of the right result. Norms with statistics of the input amplify
+# errors if their few values are almost equal: half precision is not compared there.
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 3e-1}
 UNSTEADY = {torch.float64: 1e-9, torch.float32: 3e-2}
 
@@ -48,7 +48,7 @@ BUDGETS = [None, "64MiB", 2**28]
 
 
 def for_axes(values: list[int], dims: int) -> st.SearchStrategy:
-    """One value, or one for every axis."""
+    """One value, or one for each axis."""
     one = st.sampled_from(values)
     return one | st.tuples(*[one] * dims)
 
@@ -80,7 +80,7 @@ def position_biases(pattern: Any) -> list[str | None]:
 
 
 def features(head_dim: int, dims: int) -> st.SearchStrategy:
-    """What is made of queries and keys before they are compared."""
+    """Options for positions, norms and scores of queries and keys."""
     axial, mixed = ["rope"] * (head_dim >= 2 * dims), [("rope", {"mixed": True, "spacing": 1.5})] * (head_dim >= 2)
     return st.fixed_dictionaries(
         {
@@ -92,7 +92,7 @@ def features(head_dim: int, dims: int) -> st.SearchStrategy:
 
 
 def values(drawn: list[Any] | PerAxis, dims: int) -> st.SearchStrategy:
-    """What an option of a case may be."""
+    """The values of an option of a case."""
     if isinstance(drawn, PerAxis):
         for_each = for_axes(drawn.values, dims)
         return st.sampled_from(drawn.others) | for_each if drawn.others else for_each
@@ -126,8 +126,8 @@ def cases(draw: Callable[..., Any], name: str, dims: int) -> Case:
     dtype = draw(st.sampled_from(list(TOLERANCES)))
     layouts = ["contiguous", "strided", "channels_last"]
     if dtype == torch.bfloat16 and dims == 3:
-        # PyTorch 2.13 reads and writes beyond its memory for the gradient of a kernel there, on the CPU:
-        # `nn.Conv3d(4, 4, 3, padding=1).bfloat16()` on a channels-last (1, 4, 2, 3, 5) is enough.
+        # On the CPU, PyTorch 2.13 accesses memory out of bounds for the gradient of a kernel in this format, such as
+        # `nn.Conv3d(4, 4, 3, padding=1).bfloat16()` on a channels-last (1, 4, 2, 3, 5).
         layouts.remove("channels_last")
     return Case(
         name,
@@ -161,12 +161,12 @@ def run(module: torch.nn.Module, x: Tensor, upstream: Tensor) -> list[Tensor]:
 
 
 def refuses(case: Case, error: ValueError) -> bool:
-    """Whether PyTorch's kernel, which was asked for, has no such thing."""
+    """Whether the error is that PyTorch's kernel does not support the configuration."""
     return case.options.get("backend") == "sdpa" and "`backend` 'sdpa' does not support" in str(error)
 
 
 def is_steady(options: dict[str, Any]) -> bool:
-    """Whether in evaluation nothing is normalised by statistics or lengths of the input."""
+    """Whether, in evaluation, nothing is normalised by statistics or lengths of the input."""
     if options.get("qk_norm") or options.get("scores") == "cosine":
         return False
     return options.get("norm", "auto") in ("auto", "batch", None)

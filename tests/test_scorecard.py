@@ -1,4 +1,4 @@
-"""The cases that tests count stand in the file of --junitxml, and docs/reliability.py adds them up."""
+"""Tests write their numbers of cases to the file of --junitxml, and docs/reliability.py adds them up."""
 
 import json
 import subprocess
@@ -75,14 +75,14 @@ def test_counts(tmp_path, processes):
         ("@pytest.mark.scorecard('finite')\ndef test_it(count_cases): count_cases(1, 'memory')", "not marked with"),
     ],
 )
-def test_what_is_wrong_is_said(tmp_path, source, says):
+def test_a_wrong_marker_is_reported(tmp_path, source, says):
     outcome = run(tmp_path, f"import pytest\n{source}\n")
     assert outcome.returncode != 0
     assert says in outcome.stdout + outcome.stderr
 
 
-def test_every_condition_was_asked_for():
-    """What the card asks of a commit is about 8,400 cases, and 1,000 files; of a night, 16,200."""
+def test_the_required_numbers_of_cases():
+    """The scorecard requires about 8,400 cases and 1,000 files in the default run, and 16,200 in the nightly run."""
     asked = {name: condition.asked for name, condition in CONDITIONS.items()}
     assert asked.pop("random") == 16_200
     assert asked.pop("files") == 1000

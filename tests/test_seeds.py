@@ -1,4 +1,4 @@
-"""Tests and the fixtures that they share draw from seeds of their own: the same numbers, whatever ran before."""
+"""Tests, and fixtures that they share, have their own seeds: random numbers do not depend on what ran before."""
 
 import random
 import zlib
@@ -13,7 +13,7 @@ def drawn():
 
 
 def drawn_from(name):
-    """What the three generators give that start from a name."""
+    """The first values of the three generators when seeded from a name."""
     seed = zlib.crc32(name.encode())
     value = torch.rand((), generator=torch.Generator().manual_seed(seed))
     return random.Random(seed).random(), float(np.random.RandomState(seed).rand()), float(value)
@@ -25,10 +25,10 @@ def shared():
 
 
 @pytest.mark.parametrize("times", [1, 2])
-def test_a_test_draws_from_its_name(times, request):
+def test_a_test_is_seeded_by_its_name(times, request):
     assert drawn() == drawn_from(request.node.nodeid)
 
 
-def test_a_shared_fixture_draws_from_its_name_and_leaves_the_test_its_numbers(shared, request):
+def test_a_shared_fixture_has_its_own_seed(shared, request):
     assert shared == drawn_from("tests/test_seeds.py::shared")
     assert drawn() == drawn_from(request.node.nodeid)

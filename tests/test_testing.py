@@ -1,4 +1,4 @@
-"""The contract passes what keeps it and catches, by name, each fault planted here; the mechanisms are held to it."""
+"""The contract accepts correct modules and names each fault of the modules here; all mechanisms must keep it."""
 
 import io
 import itertools
@@ -20,7 +20,7 @@ SLOW = ("compile_static", "compile_dynamic", "export")
 
 
 class Gate(nn.Module):
-    """Squeeze-and-excitation in plain PyTorch, for three axes: it keeps the contract."""
+    """Squeeze-and-excitation in plain PyTorch, for three axes. It keeps the contract."""
 
     def __init__(self, hidden=4):
         super().__init__()
@@ -44,7 +44,7 @@ class Gate(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Softmax attention over all voxels that keeps the contract but for the bias of its keys, which does nothing."""
+    """Softmax attention over all voxels. It keeps the contract except for the bias of its keys, which has no effect."""
 
     def __init__(self):
         super().__init__()
@@ -65,11 +65,11 @@ class SelfAttention(nn.Module):
         return y if not x.is_contiguous() else y.contiguous()
 
 
-# Planted faults, after the ones found in published code.
+# Faulty modules, with faults from published code.
 
 
 class EvenKernel(Gate):
-    """An even kernel with its half as padding makes the volume grow."""
+    """An even kernel with half of it as padding makes the volume larger."""
 
     def __init__(self):
         super().__init__()
@@ -86,7 +86,7 @@ class GateReturned(Gate):
 
 
 class KeepsItsGate(Gate):
-    """A tensor with a graph, kept on the module, cannot be deep-copied."""
+    """A tensor with a graph, stored on the module, cannot be deep-copied."""
 
     def forward(self, x):
         self.last = self.gate(x)
@@ -111,7 +111,7 @@ class PoolsByTwo(Gate):
 
 
 class EmptyView(Gate):
-    """-1 cannot be told when there is nothing."""
+    """A size of -1 is ambiguous for an empty tensor."""
 
     def pool(self, x):
         return x.reshape(x.shape[0], C, -1).mean(-1)
@@ -128,14 +128,14 @@ class ChecksNothing(Gate):
 
 
 class Contiguous(Gate):
-    """The memory format of the input is lost."""
+    """Loses the memory format of the input."""
 
     def forward(self, x):
         return super().forward(x).contiguous()
 
 
 class CleansItsInput(Gate):
-    """An in-place operation on the input, though its values stay."""
+    """An in-place operation on the input, although its values do not change."""
 
     def forward(self, x):
         self.check(x)
@@ -143,7 +143,7 @@ class CleansItsInput(Gate):
 
 
 class ReturnsItsSigmoid(Gate):
-    """Autograd saved what is returned, and the host writes to it."""
+    """Autograd saves the output, and the network changes it in place."""
 
     def forward(self, x):
         return torch.sigmoid(super().forward(x))
@@ -155,7 +155,7 @@ class PlainTensor(Gate):
 
 
 class StaysWide(Gate):
-    """Raised to single precision and never cast back."""
+    """Casts to single precision but not back."""
 
     def forward(self, x):
         y = super().forward(x)
@@ -163,7 +163,7 @@ class StaysWide(Gate):
 
 
 class RoundsItsGate(Gate):
-    """Single precision that goes through half."""
+    """Rounds single precision to bfloat16."""
 
     def gate(self, x):
         gate = super().gate(x)
@@ -171,28 +171,28 @@ class RoundsItsGate(Gate):
 
 
 class HalfSoftmax(SelfAttention):
-    """The products of half precision overflow before the softmax sees them."""
+    """Products in half precision overflow before the softmax."""
 
     def weights(self, q, k):
         return (q @ k.mT).softmax(-1)
 
 
 class AutocastSoftmax(SelfAttention):
-    """Raised to single precision, which autocast takes back."""
+    """Casts to single precision, but autocast computes the product in half."""
 
     def weights(self, q, k):
         return (q.float() @ k.float().mT).softmax(-1) if q.dtype != torch.float64 else (q @ k.mT).softmax(-1)
 
 
 class DividesByItsSpread(Gate):
-    """The spread of a constant is zero."""
+    """The standard deviation of a constant is zero."""
 
     def pool(self, x):
         return super().pool(x) / x.flatten(2).std(-1, correction=0)
 
 
 class BatchStatistics(Gate):
-    """A mean over the samples as well, in evaluation too."""
+    """Takes the mean over the samples as well, also in evaluation."""
 
     def pool(self, x):
         return x.mean((0, 2, 3, 4)).expand(x.shape[0], C)
@@ -233,16 +233,16 @@ class UnusedParameter(Gate):
 
 
 class NoHiddenUnit(Gate):
-    """C // reduction is 0: a gate of one half, whatever comes."""
+    """C // reduction is 0, so that the gate is always one half."""
 
     def __init__(self):
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PyTorch warns of what this fault is
+            warnings.simplefilter("ignore")  # PyTorch warns about this fault
             super().__init__(hidden=0)
 
 
 class BuiltAndNeverApplied(Gate):
-    """A parameter that is used, and multiplied by nothing."""
+    """A parameter that is multiplied by zero."""
 
     def __init__(self):
         super().__init__()
@@ -263,7 +263,7 @@ class DetachedWhenFrozen(Gate):
 
 
 class CountsItsCalls(Gate):
-    """What is computed again for backward is not what forward computed."""
+    """Recomputation in backward gives another result than forward."""
 
     calls = 0
 
@@ -292,7 +292,7 @@ class HoldsALambda(Gate):
 
 
 class LateParameter(Gate):
-    """A parameter that exists once data has been seen."""
+    """A parameter that the first forward pass creates."""
 
     def forward(self, x):
         if not hasattr(self, "alpha"):
@@ -314,7 +314,7 @@ class Prints(Gate):
 
 
 class DiffersWhenTraced(Gate):
-    """A path of its own for a compiler, which is another function."""
+    """Computes another function when traced."""
 
     def pool(self, x):
         return x.amax((2, 3, 4)) if torch.jit.is_tracing() else super().pool(x)
@@ -330,7 +330,7 @@ class FaultyInThreeWays(ChecksNothing, Contiguous, UnusedParameter):
     pass
 
 
-# What is caught, and nothing else: a fault that also raised elsewhere would show here.
+# Exactly the conditions that each faulty module fails.
 FAULTS = {
     EvenKernel: {"shape"},
     GateReturned: {"shape"},
@@ -389,14 +389,14 @@ def test_a_correct_module_keeps_the_whole_contract(module):
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
-def test_a_planted_fault_is_caught_by_its_condition_and_no_other(fault):
+def test_a_faulty_module_fails_its_conditions_and_no_others(fault):
     module, expected = fault(), FAULTS[fault]
     skip = [name for name in SLOW if not expected & set(SLOW)]
     found = failures(module, skip=skip, zero_gradient=zero_gradient(module))
     assert set(found) == expected, found
 
 
-class RemembersInEagerOnly(Gate):
+class CountsInEagerModeOnly(Gate):
     def __init__(self):
         super().__init__()
         self.register_buffer("seen", torch.zeros(()))
@@ -407,18 +407,18 @@ class RemembersInEagerOnly(Gate):
         return super().forward(x)
 
 
-def test_a_buffer_that_compiled_code_leaves_is_caught():
-    [failure] = failures(RemembersInEagerOnly(), checks=("compile_dynamic",)).values()
+def test_a_buffer_that_compiled_code_does_not_update_is_detected():
+    [failure] = failures(CountsInEagerModeOnly(), checks=("compile_dynamic",)).values()
     assert "the buffers after aot_eager to be those after eager" in str(failure)
 
 
-def test_every_condition_catches_a_planted_fault():
+def test_every_condition_detects_a_fault():
     assert set().union(*FAULTS.values()) == set(CONDITIONS)
 
 
 @pytest.mark.parametrize("without_effect", [True, False])
 def test_a_zero_gradient_is_excused_only_when_named_and_without_effect(without_effect):
-    """The key's bias changes nothing; the gradient that is cut is zero too, but its parameter has an effect."""
+    """The bias of the keys has no effect, so its gradient is zero. A detached parameter has an effect."""
 
     class CutGradient(SelfAttention):
         def forward(self, x):
@@ -494,7 +494,7 @@ def test_a_wrong_argument_is_refused(arguments, error, message):
 
 
 class MeanGate(Gate):
-    """Keeps the contract without a parameter."""
+    """A module without parameters that keeps the contract."""
 
     def __init__(self):
         nn.Module.__init__(self)
@@ -503,7 +503,7 @@ class MeanGate(Gate):
         return torch.sigmoid(self.pool(x))[..., None, None, None]
 
 
-def test_a_module_without_parameters_is_served():
+def test_a_module_without_parameters_can_be_checked():
     report = check_attention(MeanGate(), 3, C, skip=SLOW)
     assert "frozen" in report.checked
 
@@ -534,7 +534,7 @@ def mechanism(configuration, spatial_dims, channels=C, **options):
 
 
 def cancelled(module):
-    """The parameters whose gradient a softmax cancels: it does not see what is added to all scores."""
+    """The parameters without a gradient, because softmax ignores a value that is added to all scores."""
     return [name for name, _ in module.named_parameters() if name.endswith(("key.bias", "score.bias"))]
 
 
@@ -542,14 +542,14 @@ def identify(value):
     return getattr(value, "id", None)
 
 
-# Of each mechanism the default cell; and the paper's form where it has one, which has the most operators.
+# The default configuration of each mechanism; and the paper's, which has the most operators, if there is one.
 DEFAULTS = [BY_ID[name] for name in attn3d.list_attention()]
 FULLEST = [BY_ID.get(f"{name}-paper", BY_ID[name]) for name in attn3d.list_attention()]
 DIMS = (1, 2, 3)
 SCRIPTED = [one for one in CONFIGURATIONS if one.name in OF_ONE_MAP and one.name not in OF_TOKENS]
 
-# What a condition of the contract adds to the scorecard: the inputs, views, copies or captures that it checks. Those
-# left out are checked there by more cases of other tests, or have no line there.
+# The condition of the scorecard and the number of cases (inputs, views, copies or captures) for each check of the
+# contract. For checks that are not listed, other tests count more cases, or the scorecard has no condition.
 COUNTED = {
     "memory_format": ("memory", 4),
     "strided_inputs": ("memory", 7),
@@ -557,7 +557,7 @@ COUNTED = {
     "frozen": ("memory", 2),
     "checkpointing": ("memory", 1),
     "independent_samples": ("order", 4),
-    "plain_content": ("finite", 3),  # in training; those in evaluation are in tests/mechanisms/test_finite.py
+    "plain_content": ("finite", 3),  # in training; tests/mechanisms/test_finite.py has those in evaluation
     "evaluation_repeats": ("repeats", 1),
     "single_voxel_training": ("repeats", 1),
     "deepcopies": ("persistence", 1),
@@ -592,7 +592,7 @@ def test_every_configuration_keeps_the_contract(configuration, spatial_dims, cou
     ids=lambda cell: f"{identify(cell[0])}-{cell[1]}",
 )
 def test_every_configuration_compiles_and_exports(cell, count_cases):
-    """By day the fullest form of every mechanism, in one dimension, which has operators of its own, and in three."""
+    """In the default run, the forms with the most operators of every third mechanism, in 3-D."""
     configuration, spatial_dims = cell
     module = mechanism(configuration, spatial_dims)
     check_attention(module, spatial_dims, C, checks=("compile_static", "export"))
@@ -609,18 +609,18 @@ def test_every_configuration_compiles_in_training_with_dynamic_shapes(configurat
     check_attention(mechanism(configuration, 3), 3, C, checks=("compile_dynamic",))
 
 
-@pytest.mark.scorecard("repeats")  # of what it checks, the single voxel
+@pytest.mark.scorecard("repeats")  # counts the check of a single voxel
 @pytest.mark.parametrize("channels", some([1, 3, 33], lambda channels: channels == 3))
 @pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=identify)
-def test_any_number_of_channels_will_do(configuration, channels):
+def test_any_number_of_channels_keeps_the_contract(configuration, channels):
     checks = ("shape", "sizes", "batches", "single_voxel_training", "memory_format", "plain_content")
     check_attention(mechanism(configuration, 3, channels), 3, channels, checks=checks)
 
 
-@pytest.mark.scorecard("repeats")  # of what it checks, the single voxel
+@pytest.mark.scorecard("repeats")  # counts the check of a single voxel
 @pytest.mark.parametrize("norm", ["batch", ("group", {"num_groups": 1}), "instance", "layer", None], ids=str)
 @pytest.mark.parametrize("name", taking("norm"))
-def test_any_norm_will_do(name, norm):
+def test_any_norm_keeps_the_contract(name, norm):
     module = attn3d.create_attention(name, spatial_dims=3, channels=C, norm=norm)
     checks = ("shape", "batches", "single_voxel_training", "memory_format", "plain_content", "finite_differences")
     check_attention(module, 3, C, checks=checks)
@@ -629,12 +629,12 @@ def test_any_norm_will_do(name, norm):
 @pytest.mark.scorecard("captures")
 @pytest.mark.parametrize("configuration", some(DEFAULTS, lambda one: one.name != "mhsa"), ids=identify)
 def test_every_mechanism_compiles_with_inductor(configuration):
-    """By day one of gates, of the channels and of the voxels, and one of tokens."""
+    """In the default run, only mhsa."""
     check_attention(mechanism(configuration, 3), 3, C, checks=("compile_static",), backends=("inductor",))
 
 
 @pytest.mark.parametrize("configuration", [one for one in CONFIGURATIONS if one.name in OF_TOKENS], ids=identify)
-def test_attention_over_voxels_is_refused_a_script(configuration):
+def test_attention_over_voxels_cannot_be_scripted(configuration):
     with pytest.raises(TypeError, match=r"does not support TorchScript.* use `torch\.jit\.trace`"):
         torch.jit.script(build(configuration, 3, C))
 
@@ -645,7 +645,7 @@ def test_attention_over_voxels_is_refused_a_script(configuration):
 def test_a_script_equals_eager_and_can_be_saved(configuration, spatial_dims):
     module = build(configuration, spatial_dims, C).eval()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the age of TorchScript
+        warnings.simplefilter("ignore")  # TorchScript is deprecated
         scripted = torch.jit.script(module)
         file = io.BytesIO()
         torch.jit.save(scripted, file)

@@ -1,8 +1,8 @@
-"""Networks of the shape of nnU-Net's, for where dynamic_network_architectures is not installed.
+"""Networks that are built like nnU-Net's, for tests without dynamic_network_architectures.
 
-What insertion and the plans files touch is as there: the names and arguments of the classes, the paths of their
-stages, an encoder that returns a list and is registered again in the decoder, the switch of deep supervision, an
-in-place sum behind a residual branch.
+They copy what insertion and the plans files depend on: the names and arguments of the classes, the paths of the
+stages, an encoder that returns a list and is also registered in the decoder, the switch for deep supervision, and an
+in-place sum after a residual branch.
 """
 
 import importlib.util
@@ -59,7 +59,7 @@ class BasicBlockD(nn.Module):
 
 
 class BottleneckD(BasicBlockD):
-    """Here by name alone."""
+    """Only the name of the class is used."""
 
 
 class StackedResidualBlocks(nn.Module):
@@ -183,11 +183,11 @@ class ResidualEncoderUNet(UNet):
 
 
 class ResidualUNet(ResidualEncoderUNet):
-    """Here by name alone."""
+    """Only the name of the class is used."""
 
 
 def modules() -> dict[str, ModuleType]:
-    """The library as far as it is imported, for ``sys.modules``."""
+    """The modules of the library that attn3d imports, for ``sys.modules``."""
     contents = {
         "architectures.unet": (PlainConvUNet, ResidualEncoderUNet, ResidualUNet),
         "building_blocks.residual": (BasicBlockD, BottleneckD),
@@ -210,6 +210,6 @@ def modules() -> dict[str, ModuleType]:
 
 
 def install() -> None:
-    """From here on, the library can be imported; where it is installed it stays itself."""
+    """Makes the library importable. Does not replace an installed one."""
     if LIBRARY not in sys.modules and importlib.util.find_spec(LIBRARY) is None:
         sys.modules.update(modules())

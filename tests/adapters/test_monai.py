@@ -24,13 +24,13 @@ def test_it_makes_mechanisms(spatial_dims):
     assert module(torch.randn((2, 8) + (4,) * spatial_dims)).shape == (2, 8) + (4,) * spatial_dims
 
 
-def test_it_takes_monais_idiom_of_a_spec():
+def test_specs_have_monais_form():
     name, options = split_args(("se", {"reduction": 2}))
     assert Attention[name, 3](channels=8, **options).squeeze.out_features == 4
     assert isinstance(Attention[Attention.ECA, 2](channels=8), attn3d.ECA)
 
 
-def test_names_that_are_registered_later_are_here_at_once(monkeypatch):
+def test_mechanisms_registered_later_are_found(monkeypatch):
     monkeypatch.setitem(REGISTRY, "mine", attn3d.ECA)
     assert isinstance(Attention["mine", 3](channels=8), attn3d.ECA)
 

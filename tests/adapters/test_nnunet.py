@@ -1,4 +1,4 @@
-"""Attention in nnU-Net: as it builds its networks where it is installed, else in networks of their shape."""
+"""Attention in nnU-Net's networks, or in stand-ins for them if nnU-Net is not installed."""
 
 import copy
 import importlib.util
@@ -37,7 +37,7 @@ stand_in.install()
 
 
 def plans(dims: int = 3, network: str = "PlainConvUNet") -> dict[str, Any]:
-    """As nnU-Net's planning writes them, but small."""
+    """Small plans in the form in which nnU-Net writes them."""
     count = "n_blocks_per_stage" if network.startswith("Residual") else "n_conv_per_stage"
     arguments = {
         "n_stages": 3,
@@ -65,7 +65,7 @@ def plans(dims: int = 3, network: str = "PlainConvUNet") -> dict[str, Any]:
 
 
 def build(architecture: dict[str, Any], deep_supervision: bool) -> nn.Module:
-    """With nnU-Net's own function where it is installed, else with the call that it makes."""
+    """Builds the network with nnU-Net's function, or with the call that it makes if it is not installed."""
     torch.manual_seed(0)
     name, arguments, imports = architecture.values()
     if INSTALLED:
@@ -85,7 +85,7 @@ def with_attention(item: dict[str, Any], **of_plans: Any) -> dict[str, Any]:
     return json.loads(json.dumps(content))["configurations"]["new"]["architecture"]
 
 
-@pytest.mark.skipif(not INSTALLED, reason="nnunetv2 is not installed: the tests below make its call on a stand-in")
+@pytest.mark.skipif(not INSTALLED, reason="nnunetv2 is not installed: the tests below use stand-ins for its networks")
 def test_nnunet_reads_the_plans() -> None:
     from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
@@ -128,8 +128,8 @@ def test_deep_supervision_is_switched_as_nnunet_does() -> None:
     assert second.shape == (1, 3, 4, 4, 4)
 
 
-def test_initialisation_spares_attention() -> None:
-    """He's numbers in the zeros of gc would end the identity it starts as."""
+def test_initialisation_does_not_change_attention() -> None:
+    """gc starts as the identity because some of its weights are zero; He initialisation would overwrite them."""
     net = build(with_attention({"spec": "gc", "at": "encoder"}), True)
     assert sum(not parameter.any() for parameter in attention_parameters(net)) >= 2 * 2, "weight and bias at two sites"
     assert net.encoder.stages[0][0].convs[0].conv.weight.std() > 0.1
@@ -176,11 +176,11 @@ class TestCommand:
         net = build(json.loads(path.read_text())["configurations"]["both"]["architecture"], False)
         assert [item["spec"][0] for item in inserted_attention(net)] == ["cbam", "eca"]
 
-    def test_what_is_inherited_is_found(self, tmp_path: Any) -> None:
+    def test_an_inherited_architecture_is_found(self, tmp_path: Any) -> None:
         arguments = [str(self.file(tmp_path)), "--configuration", "low", "--attention", "se", "--at", "encoder"]
         assert CliRunner().invoke(app, arguments).exit_code == 0
 
-    def test_nothing_is_overwritten_unasked(self, tmp_path: Any) -> None:
+    def test_nothing_is_overwritten_without_the_option(self, tmp_path: Any) -> None:
         path = self.file(tmp_path)
         arguments = ("--attention", "cbam", "--at", "skip")
         assert self.run(path, *arguments).exit_code == 0
@@ -220,7 +220,7 @@ class TestCommand:
         assert path.read_text() == before
         assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
 
-    def test_files_that_are_no_plans(self, tmp_path: Any) -> None:
+    def test_files_that_are_not_plans(self, tmp_path: Any) -> None:
         arguments = ("--attention", "se", "--at", "skip")
         old = {"configurations": {"full": {"UNet_class_name": "PlainConvUNet"}}}
         foreign = plans()
@@ -247,7 +247,7 @@ def test_the_page_has_every_option() -> None:
         assert parameter.default in (inspect.Parameter.empty, None, False, "{}") or f"`{parameter.default}`" in page
 
 
-def test_the_command_needs_nnunet_for_building_alone() -> None:
+def test_the_command_imports_nnunet_only_to_build_a_network() -> None:
     code = """
 import runpy, sys
 sys.argv[1:] = ["--help"]
@@ -263,7 +263,7 @@ except SystemExit:
 
 
 def test_a_checkpoint_without_attention_is_converted(tmp_path: Path) -> None:
-    """Its weights are in the network with attention, whose keys are all there, as nnU-Net wants them."""
+    """The new checkpoint has the old weights and all keys of the network with attention, as nnU-Net requires."""
     from attn3d.adapters.nnunet_checkpoint import app as convert
 
     content = plans(2)
@@ -335,7 +335,7 @@ def test_a_converted_checkpoint_is_written_whole_or_not_at_all(tmp_path: Path, m
 
 
 class OwnNetwork(nn.Sequential):
-    """A network that has no initialisation of its own."""
+    """A network without its own initialisation."""
 
     def __init__(self, input_channels: int, num_classes: int, deep_supervision: bool) -> None:
         super().__init__(nn.Conv2d(input_channels, 4, 3, padding=1), nn.Conv2d(4, num_classes, 1))

@@ -1,4 +1,4 @@
-"""What a way of computing attention is held to: loops in float64, and the error of the plain form; and its inputs."""
+"""Inputs, float64 references and tolerances for the tests of attention backends."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Method = Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor | None], Tensor
 
 
 class Case(NamedTuple):
-    """Inputs in one dtype, what they give in float64, and how far the plain form in their dtype is from it."""
+    """Inputs in one dtype, their results in float64, and the errors of the plain form in their dtype."""
 
     inputs: list[Tensor]  # q, k, v
     key_mask: Tensor | None
@@ -57,7 +57,7 @@ def case(dtype: torch.dtype, mask: str) -> Case:
         key_mask[1] = False
     if mask.endswith("bias"):
         bias = values(1, HEADS, QUERIES, KEYS)
-    if mask == "hiding_bias":  # a pair, a key and all keys of a query
+    if mask == "hiding_bias":  # hides a pair, a key, and all keys of a query
         bias[:, :, 0, 0] = bias[:, :, :, 4] = bias[:, :, 3] = -math.inf
 
     def loops(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, bias: Tensor | None) -> Tensor:
@@ -74,9 +74,9 @@ def case(dtype: torch.dtype, mask: str) -> Case:
 def assert_as_exact_as_the_plain_form(
     backend: Method, dtype: torch.dtype, mask: str, *, trains_the_bias: bool = True
 ) -> None:
-    """Holds outputs to 2 and gradients to 3 times the error of the plain form, root mean squares.
+    """Checks that the error is at most 2 times (gradients: 3 times) that of the plain form, as root mean squares.
 
-    A twentieth of a unit in the last place is granted, for a plain form that is right by chance.
+    A twentieth of a unit in the last place is added, because the plain form may be exact by chance.
     """
     inputs, key_mask, bias, upstream, expected, plain_errors = case(dtype, mask)
     results = _results(backend, inputs, key_mask, bias, upstream, trains_the_bias)
@@ -106,7 +106,7 @@ def _results(
 
 
 def _plain_form(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, bias: Tensor | None) -> Tensor:
-    """The formula in the dtype of its inputs, and 0 for a query without a key."""
+    """The formula in plain operators, in the dtype of its inputs; 0 for a query without a key."""
     scores = q @ k.transpose(2, 3) * SCALE
     if bias is not None:
         scores = scores + bias
@@ -118,7 +118,7 @@ def _plain_form(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, bias: 
 
 
 def set_tile_bytes(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
-    """What is computed at once without a budget."""
+    """Sets the size of a tile where no budget is given."""
     for file in ("memory", "grouped"):
         monkeypatch.setattr(f"attn3d.attention.{file}.TILE_BYTES", count)
 
@@ -135,7 +135,7 @@ def inputs(queries=QUERIES, keys=KEYS, width=5, value_width=6, batch=BATCH, head
 
 
 def assert_as_reference(leaves: Sequence[Tensor], found: Tensor, expected: Tensor) -> None:
-    """Holds the output to 1e-12, and the gradients of the leaves to those of the reference."""
+    """Checks the output to 1e-12, and the gradients of the leaves, against the reference."""
     assert_close(found, expected, 1e-12)
     assert_gradients_close(found, leaves, expected, leaves, [str(place) for place in range(len(leaves))])
 

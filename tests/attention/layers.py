@@ -1,4 +1,4 @@
-"""Layers of attention over a volume with random weights, and the rules of the references that they follow."""
+"""Attention layers over a volume with random weights, and the reference loops to compare them with."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Scoped(NamedTuple):
         return NAMES[type(self.pattern)]
 
     def rule(self, spatial_dims: int) -> Rule:
-        """What it says, for the references."""
+        """The pattern as a rule of the references."""
         options = vars(self.pattern)
 
         def per_axis(value: int | tuple[int, ...]) -> tuple[int, ...]:
@@ -58,7 +58,7 @@ class Scoped(NamedTuple):
         )
 
     def layer(self, spatial_dims: int, heads: int = HEADS, **options: Any) -> VolumeAttention:
-        """In float64, with random position tables."""
+        """Builds a layer in float64 with random position tables."""
         layer = VolumeAttention(
             spatial_dims, heads, pattern=self.pattern, position_bias=self.position_bias, **options
         ).double()
@@ -80,14 +80,14 @@ def loops(scoped: Scoped, shape: tuple[int, ...], leaves: list[Tensor], table: T
 
 
 def results(output: Tensor, leaves: list[Tensor], table: Tensor | None) -> dict[str, Tensor]:
-    """The output, and from a random gradient above it those of q, k, v and the position table."""
+    """The output, and the gradients of q, k, v and the position table for a random output gradient."""
     inputs = dict(zip("qkv", leaves, strict=True)) | ({} if table is None else {"table": table})
     gradients = torch.autograd.grad(output, list(inputs.values()), volume(*output.shape, seed=9))
     return {"output": output.detach()} | dict(zip(inputs, gradients, strict=True))
 
 
 def assert_results(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    """Holds outputs to 1e-10 and gradients to 1e-9 of the largest value."""
+    """Checks outputs to 1e-10 and gradients to 1e-9 of the largest value."""
     assert list(found) == list(expected)
     for name, value in found.items():
         reference = expected[name]
@@ -98,7 +98,7 @@ def assert_results(found: dict[str, Tensor], expected: dict[str, Tensor]) -> Non
         )
 
 
-# Size 1, smaller than a window, equal to it, prime, a multiple, one more than a multiple.
+# Axes of size 1, smaller than a window, equal to it, prime, a multiple of it, and one more than a multiple.
 SHAPES = [(1,), (2,), (7,), (8,), (13,), (1, 6), (5, 7), (9, 1), (4, 8), (3, 4, 5), (1, 5, 6), (2, 1, 7), (7, 3, 3)]
 PATTERNS = [
     Scoped(Global()),
@@ -120,7 +120,7 @@ PATTERNS = [
     Scoped(PooledKeys(2)),
     Scoped(PooledKeys(3)),
 ]
-# Sizes of their own along every axis, for the shape (3, 5, 6).
+# A different size along each axis, for the shape (3, 5, 6).
 ANISOTROPIC = [
     Scoped(Window((1, 2, 4), shift=True), "axis"),
     Scoped(Window((2, 7, 7), shift=True), "joint"),
@@ -138,13 +138,13 @@ BACKENDS = ["chunked", "sdpa", "math", "auto", "captured"]
 
 @functools.cache
 def case(scoped: Scoped, shape: tuple[int, ...]):
-    """Inputs, and what the reference makes of them with the position table that every layer here has."""
+    """Inputs, and the results of the reference with the position table that all layers here have."""
     leaves, table = tokens(shape), scoped.layer(len(shape)).position_table
     return leaves, results(loops(scoped, shape, leaves, table)[0], leaves, table)
 
 
 class Captured(nn.Module):
-    """A layer in the plain operators that a capture takes down, run as they are."""
+    """A layer that runs, in eager mode, the plain operators that a capture records."""
 
     def __init__(self, layer: VolumeAttention) -> None:
         super().__init__()
@@ -158,7 +158,7 @@ class Captured(nn.Module):
 
 
 def build(scoped: Scoped, spatial_dims: int, backend: str, **options: Any) -> nn.Module:
-    """The layer of a backend, or as a capture has it."""
+    """A layer with a backend, or in the form that a capture records."""
     if backend == "captured":
         return Captured(scoped.layer(spatial_dims, **options))
     return scoped.layer(spatial_dims, backend=backend, **options)
@@ -166,20 +166,20 @@ def build(scoped: Scoped, spatial_dims: int, backend: str, **options: Any) -> nn
 
 @functools.cache
 def layer_of(scoped: Scoped, spatial_dims: int, backend: str) -> nn.Module:
-    """One for all tests, which leave it as it is."""
+    """One layer for all tests, which do not change it."""
     return build(scoped, spatial_dims, backend)
 
 
-def is_served(scoped: Scoped, backend: str) -> bool:
-    """Whether a backend gives the gradients too: "sdpa" none of a bias."""
+def is_supported(scoped: Scoped, backend: str) -> bool:
+    """Whether a backend supports gradients for this pattern: "sdpa" gives none for a bias."""
     return backend != "sdpa" or scoped.position_bias is None
 
 
 def assert_equal_to_the_loops(scoped: Scoped, shape: tuple[int, ...], backend: str) -> None:
-    """Holds output and gradients to the loops; checks that "sdpa" raises for what it does not support."""
+    """Compares output and gradients with the loops; checks that "sdpa" raises where it has no gradients."""
     leaves, reference = case(scoped, shape)
     layer = layer_of(scoped, len(shape), backend)
-    if not is_served(scoped, backend):
+    if not is_supported(scoped, backend):
         with pytest.raises(ValueError, match="`backend` 'sdpa' does not support a bias that requires a gradient"):
             layer(*leaves, list(shape))
         return

@@ -36,7 +36,7 @@ def make(pattern, backend="auto", spatial_dims=2):
 
 
 def table_of(layer, sizes):
-    """B = 16 sigmoid(W_2 relu(W_1 o + b_1)), offset by offset."""
+    """B = 16 sigmoid(W_2 relu(W_1 o + b_1)) for each offset o."""
     first_weight, first_bias, second_weight = layer.parameters()
     columns = []
     for offset in itertools.product(*(range(1 - size, size) for size in sizes)):
@@ -48,7 +48,7 @@ def table_of(layer, sizes):
 
 
 def with_network(output, leaves, layer):
-    """The output, and the gradients of all that it is made of."""
+    """The output, and the gradients of q, k, v and the parameters."""
     inputs = [*leaves, *layer.parameters()]
     gradients = torch.autograd.grad(output, inputs, volume(*output.shape, seed=9))
     names = ["q", "k", "v", "first_weight", "first_bias", "second_weight"]
@@ -65,7 +65,7 @@ def test_equals_the_loops(pattern, backend):
 
 
 def test_another_window_at_inference():
-    """The network learnt for one window gives the bias of another; where both have an offset it is the same."""
+    """The network gives the bias of a window of another size; offsets that both windows have keep their bias."""
     layer, _ = make(Window(3))
     leaves = tokens(SHAPE)
     layer.pattern = Window((4, 5), shift=True)
@@ -76,7 +76,7 @@ def test_another_window_at_inference():
     assert_close(small.unflatten(1, (3, 3)), large.unflatten(1, (7, 9))[:, 2:5, 3:6])
 
 
-def test_the_kernel_gives_no_gradient_of_it():
+def test_sdpa_gives_no_gradient_of_the_bias():
     layer, _ = make(Window(3), "sdpa")
     with pytest.raises(ValueError, match="`backend` 'sdpa' does not support a bias that requires a gradient"):
         layer(*tokens(SHAPE), list(SHAPE))

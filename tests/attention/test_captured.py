@@ -1,4 +1,4 @@
-"""Captures hold for sizes that they have not seen: every pattern traced, exported and run by ONNX Runtime elsewhere."""
+"""Every pattern traced, exported and run by ONNX Runtime at sizes other than those of the capture."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PATTERNS = [
     (("neighborhood", {"size": (2, 3, 4), "stride": (2, 1, 3)}), "axis"),
     (("pooled_keys", {"stride": 2}), None),
 ]
-# Windows divide it; they do not; axes smaller than a window, and of size 1; larger than anything seen.
+# Sizes that windows divide; that they do not divide; axes smaller than a window or of size 1; larger than SEEN.
 SEEN = (2, 4, 4, 6, 8)
 OTHERS = [(2, 4, 4, 6, 8), (1, 4, 5, 7, 3), (3, 4, 1, 2, 1), (1, 4, 9, 6, 5), (1, 4, 2, 2, 6)]
 MECHANISMS = [
@@ -56,7 +56,7 @@ DEFAULT = [MODULES[0], MODULES[6], MODULES[7]]
 @pytest.mark.parametrize("seen", some([SEEN, (1, 4, 5, 7, 3)], lambda shape: shape != SEEN), ids=str)
 @pytest.mark.parametrize(("name", "options"), MODULES, ids=str)
 def test_a_trace_holds_for_other_sizes(name, options, seen):
-    """Output and gradient of the input, whether windows divide what it was taken of or not."""
+    """Output and gradient of the input; the traced size may or may not be a multiple of the window."""
     net = make(name, options).double()
     traced = torch.jit.trace(net, (volume(*seen),))
     for shape in OTHERS:
@@ -68,8 +68,8 @@ def test_a_trace_holds_for_other_sizes(name, options, seen):
 
 
 @pytest.mark.parametrize("module", some(MODULES, lambda module: module != DEFAULT[0]), ids=str)
-def test_an_export_holds_for_other_sizes_or_says_that_it_does_not(module):
-    """A guard may refuse a size, such as one at which an axis has a single window; none gives a wrong result."""
+def test_an_export_holds_for_other_sizes_or_raises(module):
+    """A guard may reject a size, such as one at which an axis has a single window; no size gives a wrong result."""
     net = make(*module).double()
     dynamic = dict.fromkeys((0, 2, 3, 4), torch.export.Dim.DYNAMIC)
     program = torch.export.export(net, (volume(2, 4, 6, 8, 12),), dynamic_shapes=(dynamic,)).module()
@@ -102,7 +102,7 @@ def test_onnx_holds_for_other_sizes(module):
 
 @pytest.mark.parametrize("value_width", [3, 8, 13])
 def test_views_and_unequal_widths_stay_in_the_kernel(value_width):
-    """A textbook view of a volume, which PyTorch's function alone would serve by N x M."""
+    """For a plain view of a volume, PyTorch's function alone would build N x M scores."""
     count = 300
     layer = attn3d.attention.VolumeAttention(1, 1)
     q, k = (volume(1, 1, 8, count, seed=seed).transpose(2, 3) for seed in (0, 1))
@@ -114,7 +114,7 @@ def test_views_and_unequal_widths_stay_in_the_kernel(value_width):
 
 
 @pytest.mark.parametrize("pattern", [attn3d.Window(3, shift=True), attn3d.Axial(), attn3d.Neighborhood(3)], ids=str)
-def test_half_precision_is_that_of_single_to_its_rounding(pattern):
+def test_half_precision_equals_single_up_to_rounding(pattern):
     q, k, v = (leaf.detach().half() for leaf in tokens((5, 7)))
     single = attend_captured(q.float(), k.float(), v.float(), [5, 7], pattern, lambda _: None, None, 0.5, 0.0)
     found = attend_captured(q, k, v, [5, 7], pattern, lambda _: None, None, 0.5, 0.0)

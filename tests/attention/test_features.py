@@ -1,4 +1,4 @@
-"""Positions, norms, cosines and registers of attention over voxels, against loops over tokens."""
+"""Positions, norms, cosine scores and registers of attention over voxels, against loops over tokens."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def make(spatial_dims=2, channels=CHANNELS, num_heads=HEADS, **options):
 
 
 def reference(module, x, pattern, position=None, qk_norm=False, scores="dot", registers=0):
-    """The formula, from the module's parameters alone."""
+    """The formula, computed from the module's parameters."""
     given, shape = dict(module.named_parameters()), tuple(x.shape[2:])
     rule, heads = Scoped(pattern).rule(len(shape)), module.num_heads
     width = x.shape[1] // heads
@@ -115,7 +115,7 @@ def test_every_number_of_axes(pattern, shape, mixed):
 @pytest.mark.parametrize("backend", BACKENDS[:-1])
 @pytest.mark.parametrize("pattern", [Global(), PooledKeys((2, 3))], ids=str)
 @pytest.mark.parametrize("form", [{}, FORMS[-1]], ids=str)
-def test_registers_are_seen_beside_the_voxels(form, pattern, backend):
+def test_registers_are_keys_in_addition_to_the_voxels(form, pattern, backend):
     form = form | {"registers": 3}
     x = volume(2, CHANNELS, 4, 5).requires_grad_()
     module = make(pattern=pattern, backend=backend, **form)
@@ -124,7 +124,7 @@ def test_registers_are_seen_beside_the_voxels(form, pattern, backend):
     assert 1e-3 < 1 - rows.sum(2).mean() < 1
 
 
-def test_registers_are_refused_where_voxels_see_few():
+def test_registers_need_global_or_pooled_keys():
     with pytest.raises(
         ValueError, match="`registers` are supported by the patterns 'global' and 'pooled_keys', got Wind"
     ):
@@ -132,7 +132,7 @@ def test_registers_are_refused_where_voxels_see_few():
 
 
 def test_a_position_is_relative():
-    """A volume that is moved within a larger one has the same weights for itself."""
+    """Moving a volume within a larger one does not change the weights between its voxels."""
     rotary = RotaryPosition(2, 1, 8, spacing=(1.0, 2.5))
     q, k = (volume(1, 1, 12, 8, seed=seed) for seed in (0, 1))
     here = [torch.arange(3), torch.arange(4)]
@@ -142,8 +142,8 @@ def test_a_position_is_relative():
     assert not torch.allclose(scores[0], q @ k.mT)
 
 
-def test_shuffled_voxels_are_told_apart():
-    """What global attention without a position cannot."""
+def test_positions_distinguish_shuffled_voxels():
+    """Global attention without a position does not."""
     x, order = volume(1, CHANNELS, 9), torch.tensor([3, 1, 4, 0, 5, 8, 2, 6, 7])
     plain, placed = make(1), make(1, position="rope")
     assert_close(plain(x[..., order]), plain(x)[..., order])
@@ -151,8 +151,8 @@ def test_shuffled_voxels_are_told_apart():
 
 
 @pytest.mark.parametrize("mixed", [False, True])
-def test_the_weights_shown_are_those_of_the_loops(mixed):
-    """With identity maps for values and output, y is the rows times the voxels."""
+def test_attention_weights_are_those_that_are_applied(mixed):
+    """With identity maps for values and output, y is the product of the weights and the voxels."""
     module = make(2, position=("rope", {"mixed": mixed}), qk_norm=True)
     with torch.no_grad():
         module.qkv.weight[2 * CHANNELS :] = module.out.weight[:] = torch.eye(CHANNELS)
@@ -206,7 +206,7 @@ def test_the_non_local_block_takes_positions(mode, pattern):
     ],
     ids=plain_id,
 )  # fmt: skip
-def test_what_is_wrong_is_named(name, options, message):
+def test_invalid_options_are_named(name, options, message):
     with pytest.raises((TypeError, ValueError), match=message):
         attn3d.create_attention(name, spatial_dims=3, channels=8, **options)
 
@@ -249,7 +249,7 @@ def test_exports_and_compiled_graphs_hold_for_other_sizes(form, pattern):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_precision_and_autocast(dtype):
-    """Angles of hundreds of voxels keep their digits: the error is that of rounded q and k."""
+    """The angles of hundreds of voxels are precise: the error is that of rounding q and k."""
     form = FORMS[-1] | {"position": AXIAL, "registers": 2}
     net = attn3d.MultiHeadSelfAttention(2, CHANNELS, num_heads=HEADS, **form)
     x = volume(1, CHANNELS, 2, 300).float()

@@ -1,4 +1,4 @@
-"""`attend`: every backend against loops in float64, and what each refuses."""
+"""`attend`: every backend against loops in float64, and the errors of each."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tests.references import attention as loops
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_as_exact_as_the_plain_form(dtype, mask, backend, count_cases):
-    """Output and gradients, with a key mask, a batch item without a key, a bias, and a bias that hides."""
+    """Output and gradients, with a key mask, a batch item without a key, a bias, and a bias that hides keys."""
 
     def run(q, k, v, key_mask, bias):
         return attend(q, k, v, key_mask=key_mask, bias=bias, backend=backend)
@@ -54,7 +54,7 @@ def test_any_widths_and_counts(counts, widths, backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("scale", [0.0, -0.3, 1.0, 2.5])
 def test_the_scale_multiplies_the_products(scale, backend):
-    """And neither the bias nor the mask."""
+    """The scale changes neither the bias nor the mask."""
     leaves = inputs()
     bias = volume(BATCH, 1, QUERIES, 1) + volume(1, HEADS, 1, KEYS)
     key_mask = torch.arange(BATCH * KEYS).view(BATCH, KEYS) % 4 > 0
@@ -67,7 +67,7 @@ def test_the_scale_multiplies_the_products(scale, backend):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("width", [1, 4])
 def test_any_layout_in_memory(width, layout, backend):
-    """What a view of a volume, of stacked projections or of shared keys looks like."""
+    """The strides of a view of a volume, of stacked projections and of shared keys."""
     leaves = inputs(9, 9, width, width)
     views = [LAYOUTS[layout](leaf) for leaf in leaves]
     expected, _ = loops.attend(*(view.contiguous() for view in views))
@@ -77,7 +77,7 @@ def test_any_layout_in_memory(width, layout, backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_channel_of_one_in_channels_first(backend):
-    """PyTorch calls it contiguous whatever its last stride is, and its kernels look at the stride."""
+    """PyTorch calls it contiguous whatever its last stride is, but its kernels depend on that stride."""
     leaf = volume(2, 1, 30).requires_grad_()
     tokens = leaf.transpose(1, 2).unsqueeze(1)
     assert tokens.stride(-1) != 1
@@ -87,7 +87,7 @@ def test_a_channel_of_one_in_channels_first(backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("batch", [0, 1])
-def test_batches_of_none_and_one(batch, backend):
+def test_batches_of_zero_and_one(batch, backend):
     leaves = inputs(batch=batch)
     found = attend(*leaves, backend=backend)
     assert found.shape == (batch, HEADS, QUERIES, 6)
@@ -125,7 +125,7 @@ def test_large_logits_stay_finite(dtype, backend):
 @pytest.mark.parametrize("mask", ["none", "keyless", "bias"])
 @pytest.mark.parametrize("autocast", [torch.bfloat16, torch.float16], ids=str)
 def test_autocast_does_not_change_the_result(autocast, mask, backend):
-    """The precision is that of the inputs, so that no backend differs from another."""
+    """The precision is that of the inputs, so that all backends agree."""
     q, k, v = (leaf.detach().float() for leaf in inputs())
     _, key_mask, bias, *_ = case(torch.float32, mask)
     expected = attend(q, k, v, key_mask=key_mask, bias=bias, backend=backend)
@@ -137,7 +137,7 @@ def test_autocast_does_not_change_the_result(autocast, mask, backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_keys_and_values_are_taken_in_the_dtype_of_the_queries(backend):
-    """Under autocast, voxels that are compared as they are meet values that a projection has cast."""
+    """Under autocast, queries and keys without a projection are float32, and projected values are not."""
     q, k, v = (leaf.detach() for leaf in inputs())
     mixed = (q.float(), k.bfloat16().requires_grad_(), v.double().requires_grad_())
     found = attend(*mixed, backend=backend)
@@ -157,13 +157,13 @@ class TestRefusals:
             ({"bias": torch.zeros(1, 1, 1, 1, requires_grad=True)}, "does not support a bias that requires a gradient"),
         ],
     )
-    def test_fused_says_why(self, options, message):
+    def test_sdpa_gives_the_reason(self, options, message):
         with pytest.raises(ValueError, match=f"`backend` 'sdpa' {message}"):
             attend(*inputs(), **options, backend="sdpa")
         attend(*inputs(), **options, backend="auto")
 
     @pytest.mark.scorecard  # no error
-    def test_fused_takes_a_bias_where_no_gradient_is_asked_for(self):
+    def test_sdpa_takes_a_bias_without_a_gradient(self):
         bias = volume(1, 1, QUERIES, KEYS).requires_grad_()
         with torch.no_grad():
             found = attend(*inputs(), bias=bias, backend="sdpa")
@@ -195,14 +195,14 @@ class TestRefusals:
         ],
     )
     @pytest.mark.parametrize("backend", BACKENDS)
-    def test_what_does_not_fit_is_named(self, replaced, message, backend):
+    def test_invalid_arguments_are_named(self, replaced, message, backend):
         arguments = {"q": self.ZEROS, "k": self.ZEROS, "v": self.ZEROS, "backend": backend} | replaced
         with pytest.raises((ValueError, TypeError), match=message):
             attend(**arguments)
 
 
 class TestOnCuda:
-    """What its kernels cannot serve, by tensors that have a device and no memory."""
+    """The limits of CUDA's kernels, checked with fake tensors."""
 
     @staticmethod
     def refusal(*, batch=1, heads=1, queries=4, keys=4, width=8, value_width=8, masked=False, biased=False):
@@ -233,21 +233,21 @@ class TestOnCuda:
             ({"queries": 2**20, "keys": 2**20}, {"width": 512}, "head dimensions above 256"),
         ],
     )
-    def test_the_most_and_one_more(self, most, more, reason):
+    def test_the_limit_and_one_more(self, most, more, reason):
         assert self.refusal(**most) == ""
         assert self.refusal(**more) == reason
 
-    def test_on_the_cpu_there_is_no_such_limit(self):
+    def test_the_cpu_has_no_such_limit(self):
         q = torch.empty(1, 65_536, 1, 300)
         assert sdpa.refusal(q, q, q, None, None, 0.0) == ""
 
 
 class TestChoice:
-    """The backend "auto" takes the kernel where it serves the arguments within the budget, else tiles."""
+    """The backend "auto" uses the kernel where it supports the arguments and fits the budget, else tiles."""
 
     @pytest.fixture
     def taken(self, monkeypatch):
-        """The backends that computed, in their order."""
+        """The backends that ran, in order."""
         names = []
         for module, function, name in ((sdpa, "attend_fused", "sdpa"), (functional, "attend_tiled", "chunked")):
             run = getattr(module, function)
@@ -258,9 +258,9 @@ class TestChoice:
             )
         return names
 
-    def test_the_kernel_where_it_serves(self, taken):
+    def test_the_kernel_where_it_supports_the_arguments(self, taken):
         attend(*inputs())
-        for dtype in (torch.float64, torch.float32, torch.float16):  # of the precision of the queries or less
+        for dtype in (torch.float64, torch.float32, torch.float16):  # a bias as precise as the queries, or less
             attend(*inputs(), bias=torch.zeros(1, 1, 1, 1, dtype=dtype))
         assert taken == ["sdpa"] * 4
 
@@ -273,23 +273,23 @@ class TestChoice:
         ],
         ids=["dropout", "learnt", "double"],
     )
-    def test_tiles_where_it_does_not(self, options, taken):
+    def test_tiles_where_the_kernel_does_not(self, options, taken):
         attend(*(leaf.detach().float() for leaf in inputs()), **options)
         assert taken == ["chunked"]
 
-    def test_tiles_where_it_takes_too_much(self, taken):
+    def test_tiles_where_the_kernel_exceeds_the_budget(self, taken):
         q, k, v = (volume(1, 1, 1000, 8, seed=seed).float() for seed in range(3))
         attend(q, k, v, memory_budget="4MiB")
         attend(q, k, v, memory_budget="128KiB")
         assert taken == ["sdpa", "chunked"]
 
     @pytest.mark.parametrize("backend", BACKENDS)
-    def test_the_backend_that_is_asked_for(self, backend, taken):
+    def test_the_given_backend(self, backend, taken):
         attend(*inputs(), backend=backend)
         assert taken == {"sdpa": ["sdpa"], "chunked": ["chunked"], "math": [], "auto": ["sdpa"]}[backend]
 
-    def test_too_small_a_budget_for_the_kernel_that_is_asked_for(self, taken):
-        """The budget that the message gives works."""
+    def test_too_small_a_budget_for_the_given_kernel(self, taken):
+        """The budget in the error message works."""
         q, k, v = (volume(1, 1, 1000, 8, seed=seed).float() for seed in range(3))
         with pytest.raises(ValueError, match=r"at least \d+ bytes with 'sdpa', got 1024") as error:
             attend(q, k, v, backend="sdpa", memory_budget="1KiB")
@@ -301,7 +301,7 @@ class TestChoice:
 
     @pytest.mark.parametrize(("backend", "chosen"), [("sdpa", "sdpa"), ("auto", "chunked")])
     def test_a_budget_in_a_graph(self, backend, chosen, taken):
-        """Sizes may be symbols there, so that the bytes are unknown."""
+        """Sizes may be symbolic in a graph, so that the number of bytes is unknown."""
 
         class Layer(torch.nn.Module):
             def forward(self, q, k, v):

@@ -1,4 +1,4 @@
-"""Groups as they are computed: one way equals another, whatever runs beside it, and nothing is entered in vain."""
+"""The computation of attention in groups: precision, determinism, threads, MetaTensors and few calls."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ UNSHARED = [scoped for scoped in LOCAL if scoped.name != "axial"]  # no parts of
 
 
 def functions_entered(run):
-    """The functions of the library that a call enters, but for comprehensions and generator expressions."""
+    """The functions of the library that a call enters, without comprehensions and generator expressions."""
     entered = set()
 
     def note(frame, event, _):
@@ -49,7 +49,7 @@ def test_a_forward_enters_few_functions():
 
 @pytest.mark.usefixtures("on_the_cpu")
 @pytest.mark.parametrize("scoped", [scoped for scoped in LOCAL if scoped.position_bias], ids=str)
-def test_a_learnt_bias_goes_forward_by_the_kernel_and_back_by_tiles(scoped, monkeypatch):
+def test_a_learnt_bias_uses_the_kernel_in_forward_and_tiles_in_backward(scoped, monkeypatch):
     called = {"kernel": 0, "tiles": 0}
 
     def counted(name, run):
@@ -71,8 +71,8 @@ def test_a_learnt_bias_goes_forward_by_the_kernel_and_back_by_tiles(scoped, monk
 
 @pytest.mark.parametrize("backend", ["auto", "chunked"])
 @pytest.mark.parametrize("pattern", [Window(4, shift=True), Grid(3), Axial(), Neighborhood(5)], ids=str)
-def test_bfloat16_is_at_most_twice_as_far_off_as_the_plain_form(pattern, backend):
-    """And gradients three times, root mean squares, of the softmax over a group in bfloat16."""
+def test_bfloat16_has_at_most_twice_the_error_of_the_plain_form(pattern, backend):
+    """Gradients at most three times; root mean squares, relative to the softmax over a group in bfloat16."""
     shape = (6, 9)
     doubles = [volume(2, 2, 54, 16, seed=seed).requires_grad_() for seed in range(3)]
     halves = [leaf.detach().bfloat16().requires_grad_() for leaf in doubles]
@@ -97,7 +97,7 @@ def test_bfloat16_is_at_most_twice_as_far_off_as_the_plain_form(pattern, backend
 
 
 @pytest.mark.parametrize("scoped", LOCAL, ids=str)
-def test_backward_is_the_same_to_the_bit_each_time(scoped, monkeypatch):
+def test_backward_is_deterministic(scoped, monkeypatch):
     set_tile_bytes(monkeypatch, 5_000)
     leaves, layer = tokens((5, 7)), scoped.layer(2)
     first, second = (results(layer(*leaves, [5, 7]), leaves, layer.position_table) for _ in range(2))
@@ -106,7 +106,7 @@ def test_backward_is_the_same_to_the_bit_each_time(scoped, monkeypatch):
 
 @pytest.mark.parametrize("pattern", ["global", Window(3, shift=True), Axial(), Neighborhood(3)], ids=str)
 def test_threads_do_not_see_each_other(pattern):
-    """Forwards of other values and sizes at the same time."""
+    """Forward passes with different values and sizes at the same time."""
     layer = Scoped(pattern).layer(2) if not isinstance(pattern, str) else VolumeAttention(2, 2)
     inputs = [(tokens(shape), list(shape)) for shape in ((5, 7), (6, 4))] * 8
     expected = [layer(*leaves, shape).detach() for leaves, shape in inputs]
@@ -117,8 +117,8 @@ def test_threads_do_not_see_each_other(pattern):
 
 @pytest.mark.parametrize("scoped", PATTERNS, ids=str)
 @pytest.mark.parametrize("name", ["non_local", "mhsa", "danet"])
-def test_a_metatensor_comes_back_as_one(name, scoped):
-    """With its affine, the same values, and gradients."""
+def test_a_metatensor_gives_a_metatensor(name, scoped):
+    """It keeps its affine; values and gradients are those of a tensor."""
     options = {"position_bias": scoped.position_bias} if name == "mhsa" else {}
     net = attn3d.create_attention(name, spatial_dims=3, channels=4, pattern=scoped.pattern, **options)
     x = torch.randn(1, 4, 4, 5, 3)
@@ -134,7 +134,7 @@ def test_a_metatensor_comes_back_as_one(name, scoped):
 
 @pytest.mark.parametrize("scoped", LOCAL, ids=str)
 def test_a_volume_of_one_voxel(scoped):
-    """Whose softmax is over itself."""
+    """The output is the value of the voxel."""
     q, k, v = (volume(2, 2, 1, 4, seed=seed) for seed in range(3))
     for backend in ("auto", "chunked", "math"):
         assert_close(scoped.layer(3, backend=backend)(q, k, v, [1, 1, 1]), v, 1e-14)

@@ -1,4 +1,4 @@
-"""Groups: they cover what a pattern says, as often as they should, and a few at a time give the same."""
+"""Groups contain the pairs of their pattern, and the number of groups computed at a time changes no result."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ BACKENDS = ["chunked", "sdpa", "captured"]
 
 
 def pairs(groups):
-    """(query, key, place in the group of either) of every pair of tokens that sees each other."""
+    """(query, key, index of each in its group) of every query that sees a key."""
     seen = np.ones(groups.size, bool) if groups.seen is None else groups.seen
     for queries, keys in groups.runs(3 * sum(groups.size), torch.empty(math.prod(groups.shape), 0)):
         for query_tokens, key_tokens in zip(queries.tolist(), keys.tolist(), strict=True):
@@ -42,7 +42,7 @@ def pairs(groups):
 
 @pytest.mark.parametrize(("scoped", "shape"), CASES, ids=str)
 def test_the_pairs_are_those_of_the_rule(scoped, shape):
-    """Each once, none else, and at the distance in which a position bias counts."""
+    """Each pair occurs once, no other pair occurs, and distances are those that a position bias uses."""
     rule, voxels, found = scoped.rule(len(shape)), list(itertools.product(*map(range, shape))), []
     for groups in scoped.pattern.groups(shape):
         spread = [np.broadcast_to(along, along.shape) for along in groups.distances]
@@ -62,8 +62,8 @@ def test_the_pairs_are_those_of_the_rule(scoped, shape):
 
 
 @pytest.mark.parametrize(("scoped", "shape"), CASES, ids=str)
-def test_every_token_is_a_query_once_in_a_cover(scoped, shape):
-    """And a batch that comes again says so, whose parts of the softmax are to be merged."""
+def test_every_token_is_a_query_once(scoped, shape):
+    """Batches with `again` set have the same queries once more, so that parts of a softmax are merged."""
     first, again = np.zeros(math.prod(shape), int), np.zeros(math.prod(shape), int)
     for groups in scoped.pattern.groups(shape):
         for queries, _ in groups.runs(2 * sum(groups.size), torch.empty(math.prod(groups.shape), 0)):
@@ -74,7 +74,7 @@ def test_every_token_is_a_query_once_in_a_cover(scoped, shape):
 
 @pytest.mark.parametrize(("scoped", "shape"), CASES, ids=str)
 def test_the_dense_relation_is_that_of_the_rule(scoped, shape):
-    """Of covers and axes, put together."""
+    """The union over all covers of the product over the axes."""
     rule, voxels = scoped.rule(len(shape)), list(itertools.product(*map(range, shape)))
     covers = scoped.pattern.relations(shape)
     for i, voxel in enumerate(voxels):
@@ -88,7 +88,7 @@ def test_the_dense_relation_is_that_of_the_rule(scoped, shape):
 
 
 class TestSegments:
-    """A window that a border or a shift cuts is a smaller window, without a mask."""
+    """A border or a shift cuts a window to a smaller one, without a mask."""
 
     @staticmethod
     def sizes(pattern, shape):
@@ -121,7 +121,7 @@ class TestSegments:
         groups = Axial().groups((3, 5))
         assert [one.again for one in groups] == [False, True]
         assert groups[0].seen is None
-        assert not groups[1].seen.diagonal().any()  # a voxel sees itself on its first line alone
+        assert not groups[1].seen.diagonal().any()  # a voxel sees itself on its first line only
 
     def test_the_interior_of_neighbourhoods_is_one_batch(self):
         groups = Neighborhood(7).groups((64,))
@@ -134,7 +134,7 @@ class TestSegments:
             assert {one.size for one in groups} == {(1, 1)}
 
 
-def test_positions_that_are_no_voxel_are_left_out():
+def test_positions_outside_the_axis_are_left_out():
     groups = AxisGroups(np.array([[-1, 0, 1], [2, 3, 4]]), np.array([[-1, 0, 1], [2, 3, 4]]))
     batches = alike(groups, 4)
     assert [(batch.queries.tolist(), batch.keys.tolist()) for batch in batches] == [
@@ -147,7 +147,7 @@ def test_positions_that_are_no_voxel_are_left_out():
 
 @pytest.mark.parametrize("shared", [0, 1])
 def test_outer(shared):
-    """The second argument runs faster; common axes stay."""
+    """The second argument varies fastest; shared axes are kept."""
     x, y = torch.arange(6).view(2, 3), 10 * torch.arange(8).view(2, 4)
     found = outer(torch.add, x, y, shared)
     if shared:
@@ -160,26 +160,26 @@ def test_outer(shared):
 @pytest.mark.parametrize("backend", ["chunked", "sdpa"])
 @pytest.mark.parametrize("scoped", PATTERNS, ids=str)
 def test_a_few_groups_at_a_time(scoped, backend, tile_bytes, monkeypatch):
-    """Tiles smaller than a group, one group, and several: the same outputs and gradients."""
+    """Tiles of less than a group, of one group and of several give the same outputs and gradients."""
     set_tile_bytes(monkeypatch, tile_bytes)
     assert_equal_to_the_loops(scoped, (5, 7), backend)
 
 
 class TestPadding:
-    """What fills up a group in a capture is never seen; elsewhere nothing does."""
+    """Captures pad groups with a voxel that no query sees; other backends do not pad."""
 
     @pytest.mark.parametrize("scoped", [Scoped(Window(4)), Scoped(Grid(4)),
                                         Scoped(Window(4, shift=True))], ids=str)  # fmt: skip
     @pytest.mark.parametrize("backend", BACKENDS)
     def test_values_that_are_all_one_give_one(self, backend, scoped):
-        """A zero among the values would lower the mean, whatever the weights."""
+        """A padding value of zero would lower the mean."""
         q, k, v = tokens((5, 6))
         found = layer_of(scoped, 2, backend)(q, k, torch.ones_like(v), [5, 6])
         torch.testing.assert_close(found, torch.ones_like(found), rtol=0, atol=1e-14)
 
     @pytest.mark.parametrize("backend", BACKENDS)
-    def test_the_voxel_that_stands_in_for_it_is_not_seen(self, backend):
-        """Nor has its loudness any effect."""
+    def test_the_padding_voxel_is_not_seen(self, backend):
+        """Large values in it have no effect either."""
         scoped = Scoped(Window(4))
         q, k, v = (leaf.detach() for leaf in tokens((5, 6)))
         layer = layer_of(scoped, 2, backend)
@@ -193,13 +193,13 @@ class TestPadding:
 
 
 class TestClippedWindow:
-    """A window larger than an axis: the entries of its table are those of the offsets that are left."""
+    """A window that is larger than an axis uses the table entries of the offsets that occur."""
 
     @pytest.mark.parametrize("backend", ["chunked", "math", "auto", "captured"])
     @pytest.mark.parametrize("pattern", [Window, Grid])
     @pytest.mark.parametrize("position_bias", ["axis", "joint"])
     def test_only_offsets_that_occur_are_trained(self, position_bias, pattern, backend):
-        """And they are found by their distance from the middle of the table."""
+        """Offsets are counted from the middle of the table."""
         scoped = Scoped(pattern((2, 7)), position_bias)
         layer = layer_of(scoped, 2, backend)
         leaves = tokens((4, 3))

@@ -1,4 +1,4 @@
-"""A key mask leaves voxels out: every mechanism, pattern and backend, against loops over the voxels that are left."""
+"""Key masks in every mechanism, pattern and backend, against loops over the voxels that they keep."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ BACKENDS = ["auto", "chunked", "math", "captured"]
 
 @functools.cache
 def masks():
-    """Holes and padding; in the second volume one voxel is left, in the third none."""
+    """Holes and padding; the second volume keeps one voxel, the third none."""
     mask = torch.ones(3, *SHAPE, dtype=torch.bool)
     mask[0, 1, 2:4] = mask[0, :, 4] = mask[0, 0, 0] = False
     mask[1:] = False
@@ -43,7 +43,7 @@ def place(voxel):
 
 
 def loops(scoped, q, k, v, mask, table):
-    """All pairs, with a bias of -inf where a key is not seen; pooled keys are means of the voxels that are."""
+    """All pairs, with a bias of -inf for keys that are not seen; pooled keys are means of the voxels in the mask."""
     rule, seen = scoped.rule(2), mask.flatten(1)
     voxels = [(z, y) for z in range(SHAPE[0]) for y in range(SHAPE[1])]
     if rule.name == "pooled_keys":
@@ -97,13 +97,13 @@ def test_groups_a_few_at_a_time_and_dropout(scoped, monkeypatch):
     assert_results(found[1], found[0])
 
 
-def test_the_kernel_refuses_it_within_groups():
+def test_sdpa_does_not_support_it_within_groups():
     with pytest.raises(ValueError, match="`backend` 'sdpa' does not support a key mask within groups on this device"):
         build(PATTERNS[2]._replace(position_bias=None), 2, "sdpa")(*leaves(), list(SHAPE), masks().flatten(1))
 
 
 def padded(x, sizes):
-    """(B, C, *S) in a larger volume of 7s, and where it is."""
+    """x padded with 7s to a larger volume, the mask of its voxels, and their indices."""
     larger = torch.full((*x.shape[:2], *sizes), 7.0, dtype=x.dtype)
     inside = (slice(None), slice(None), *(slice(0, size) for size in x.shape[2:]))
     larger[inside] = x
@@ -130,7 +130,7 @@ PADDED = [
 
 @pytest.mark.parametrize(("name", "options"), PADDED, ids=str)
 def test_padding_changes_nothing(name, options):
-    """A volume of a batch that is padded to a larger one, as if it had come alone: output and gradients."""
+    """Output and gradients are those of the volume without padding."""
     module = randomise(attn3d.create_attention(name, spatial_dims=2, channels=8, **options).double())
     x = volume(2, 8, 4, 4).requires_grad_()
     larger, mask, inside = padded(x, (6, 7))
@@ -141,8 +141,8 @@ def test_padding_changes_nothing(name, options):
 
 
 @pytest.mark.parametrize("mode", ["embedded_gaussian", "gaussian", "dot_product", "concatenation"])
-def test_holes_are_left_out_of_every_mode(mode):
-    """Against the loops on the keys that are left: the block of a volume whose voxels are those alone."""
+def test_every_mode_leaves_holes_out(mode):
+    """Against the loops on a volume that has only the voxels of the mask."""
     x, kept = volume(1, 4, 9), torch.tensor([0, 2, 3, 5, 8])
     mask = torch.zeros(1, 9, dtype=torch.bool).index_fill(1, kept, True)
     module = randomise(attn3d.NonLocal(1, 4, mode=mode, norm=None).double())
@@ -153,7 +153,7 @@ def test_holes_are_left_out_of_every_mode(mode):
 
 @pytest.mark.parametrize("mode", ["dot_product", "concatenation"])
 def test_the_mean_over_keys_is_that_of_each_sample(mode):
-    """Samples of a batch have different numbers of keys; where no key is left, only the residual is."""
+    """Samples of a batch have different numbers of keys; without any key, only the residual is left."""
     module = randomise(attn3d.NonLocal(1, 4, mode=mode, norm=None).double())
     x, mask = volume(3, 4, 9), torch.arange(9) < torch.tensor([3, 7, 0])[:, None]
     found = module(x, mask)
@@ -166,7 +166,7 @@ def test_the_mean_over_keys_is_that_of_each_sample(mode):
 
 
 @pytest.mark.parametrize("pattern", [Global(), PooledKeys(2), Window(3), Axial()], ids=str)
-def test_the_weights_shown_leave_them_out(pattern):
+def test_attention_weights_leave_masked_keys_out(pattern):
     module = randomise(attn3d.MultiHeadSelfAttention(2, 4, num_heads=2, pattern=pattern).double())
     rows = module.attention_weights(volume(3, 4, *SHAPE), torch.tensor([11]), masks())["query"]
     assert_close(rows[1].sum((2, 3)), torch.ones(2, 1, dtype=torch.float64))
@@ -176,7 +176,7 @@ def test_the_weights_shown_leave_them_out(pattern):
 
 
 @pytest.mark.parametrize("name", ["mhsa", "non_local"])
-def test_what_is_wrong_is_named(name):
+def test_an_invalid_key_mask_is_named(name):
     module, x = attn3d.create_attention(name, spatial_dims=2, channels=4), torch.randn(2, 4, 3, 5)
     with pytest.raises(TypeError, match=r"`key_mask` must be boolean, .*, got torch\.float32"):
         module(x, torch.ones(2, 3, 5))
@@ -186,7 +186,7 @@ def test_what_is_wrong_is_named(name):
         module(x, torch.ones(2, 5, 3, dtype=torch.bool))
 
 
-def test_pooling_by_two_takes_none():
+def test_sub_sample_does_not_take_a_key_mask():
     module = attn3d.NonLocal(2, 4, sub_sample=True)
     with pytest.raises(ValueError, match=r"`key_mask` must be None with `sub_sample`"):
         module(torch.randn(1, 4, 3, 5), torch.ones(1, 3, 5, dtype=torch.bool))

@@ -21,7 +21,7 @@ from tests.attention.layers import (
     assert_results,
     build,
     case,
-    is_served,
+    is_supported,
     layer_of,
     loops,
     results,
@@ -40,14 +40,14 @@ def test_equals_the_loops(scoped, shape, backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("scoped", ANISOTROPIC, ids=str)
-def test_sizes_of_their_own_for_every_axis(scoped, backend):
+def test_a_different_size_along_each_axis(scoped, backend):
     assert_equal_to_the_loops(scoped, (3, 5, 6), backend)
 
 
 class TestDropout:
     @pytest.mark.parametrize("scoped", [scoped for scoped in PATTERNS if scoped.name != "pooled_keys"], ids=str)
     def test_backends_drop_the_same_weights(self, scoped):
-        """The plain form draws over N x N, the tiles within groups."""
+        """The plain form draws for N x N pairs, the tiles for those within groups."""
         leaves, found = tokens((5, 7)), []
         for backend in ("math", "chunked"):
             layer = scoped.layer(2, backend=backend, dropout=0.4)
@@ -66,7 +66,7 @@ class TestDropout:
 
     @pytest.mark.parametrize("scoped", PATTERNS, ids=str)
     def test_the_captured_form_keeps_the_mean(self, scoped):
-        """It draws others, by PyTorch's own dropout; the mean over many is the same, to five standard errors."""
+        """It drops other weights, with PyTorch's dropout; the mean over many draws agrees to five standard errors."""
         draws, shape = 2000, (3, 4)
         torch.manual_seed(0)
         q, k, v = (leaf[:1, :1].detach().float() for leaf in tokens(shape))
@@ -83,8 +83,8 @@ class TestPrecision:
     @pytest.mark.parametrize("backend", BACKENDS)
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
     def test_half_and_single(self, dtype, backend, scoped):
-        """Inputs, and tables, of lower precision: the output is that of float64 to a few units of the last place."""
-        if not is_served(scoped, backend):
+        """With inputs and tables of lower precision, the output is that of float64 to a few units in the last place."""
+        if not is_supported(scoped, backend):
             return
         layer = build(scoped, 2, backend).to(dtype)
         leaves = [leaf.detach().to(dtype).requires_grad_() for leaf in tokens((5, 7))]
@@ -100,7 +100,7 @@ class TestPrecision:
     @pytest.mark.parametrize("backend", BACKENDS)
     def test_large_logits_in_half_stay_finite(self, backend, scoped):
         """Scale 1 and products past the largest number in half precision."""
-        if not is_served(scoped, backend):
+        if not is_supported(scoped, backend):
             return
         layer = build(scoped, 2, backend, scale=1.0).half()
         q, k, v = (leaf.detach() for leaf in tokens((5, 7)))
@@ -109,7 +109,7 @@ class TestPrecision:
         table = None if layer.position_table is None else layer.position_table.detach().double()
         reference, _ = loops(scoped, (5, 7), [q.double(), k.double(), v.double()], table, scale=1.0)
         found = layer(q, k, v, [5, 7])
-        tolerance = 0.02 if scoped.name != "pooled_keys" else 4.0  # means of large keys round to a unit
+        tolerance = 0.02 if scoped.name != "pooled_keys" else 4.0  # means of large keys are rounded to whole numbers
         torch.testing.assert_close(found.double(), reference, rtol=0, atol=tolerance)
         assert torch.autograd.grad(found.sum(), q)[0].isfinite().all()
 
@@ -117,7 +117,7 @@ class TestPrecision:
     @pytest.mark.parametrize("backend", ["chunked", "sdpa", "math", "auto"])
     @pytest.mark.parametrize("autocast", [torch.bfloat16, torch.float16], ids=str)
     def test_autocast_does_not_change_the_result(self, autocast, backend, scoped):
-        if not is_served(scoped, backend):
+        if not is_supported(scoped, backend):
             return
         layer = scoped.layer(2, backend=backend).float()
         leaves = [leaf.detach().float() for leaf in tokens((5, 7))]
@@ -129,8 +129,8 @@ class TestPrecision:
 
     @pytest.mark.parametrize("pattern", [Global(), Window(3), Axial()], ids=str)
     @pytest.mark.parametrize("autocast", [torch.bfloat16, torch.float16], ids=str)
-    def test_voxels_compared_as_they_are_meet_values_that_autocast_has_cast(self, autocast, pattern):
-        """As in the Gaussian non-local block, which has no projections of queries and keys."""
+    def test_autocast_with_unprojected_queries_and_keys(self, autocast, pattern):
+        """In the Gaussian non-local block, autocast casts the values but not the queries and keys."""
         module = attn3d.NonLocal(2, 4, mode="gaussian", pattern=pattern, norm=None)
         x = volume(1, 4, 32, 32).float() / 2
         expected = module(x)
@@ -143,8 +143,8 @@ class TestBatches:
     @pytest.mark.parametrize("scoped", PATTERNS, ids=str)
     @pytest.mark.parametrize("backend", BACKENDS)
     @pytest.mark.parametrize("batch", [0, 1])
-    def test_none_and_one(self, batch, backend, scoped):
-        if not is_served(scoped, backend):
+    def test_zero_and_one(self, batch, backend, scoped):
+        if not is_supported(scoped, backend):
             return
         layer = layer_of(scoped, 2, backend)
         leaves = [leaf.detach()[:batch].requires_grad_() for leaf in tokens((5, 7))]
@@ -157,8 +157,8 @@ class TestBatches:
     @pytest.mark.parametrize("scoped", PATTERNS, ids=str)
     @pytest.mark.parametrize("backend", BACKENDS)
     def test_views(self, backend, scoped):
-        """Heads inside of the channels, as projections leave them."""
-        if not is_served(scoped, backend):
+        """Views with the heads inside the channels, as projections give them."""
+        if not is_supported(scoped, backend):
             return
         leaves, reference = case(scoped, (5, 7))
         views = [leaf.detach().permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1) for leaf in leaves]
@@ -176,8 +176,8 @@ def test_a_position_bias_needs_a_pattern_of_fixed_size(position_bias, pattern):
 
 
 @pytest.mark.parametrize(("budget", "chosen"), [(None, "attend_captured"), ("1GiB", "attend_groups")])
-def test_off_the_cpu_a_budget_means_tiles(budget, chosen, monkeypatch):
-    """PyTorch's kernel holds all groups at a time there."""
+def test_a_budget_means_tiles_on_other_devices(budget, chosen, monkeypatch):
+    """On other devices than the CPU, PyTorch's kernel needs all groups in memory at once."""
     taken = []
     for name in ("attend_captured", "attend_groups"):
         run = getattr(layers, name)

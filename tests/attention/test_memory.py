@@ -1,4 +1,4 @@
-"""N x M is never built, by no operator, in no pattern; a budget is kept, by what the allocator reports."""
+"""No operator builds N x M scores, in any pattern, and the allocator reports no more memory than the budget."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("on_the_cpu")
 
 
 class TestAllPairs:
-    """N x M is never built, but by the reference."""
+    """Only the "math" backend builds N x M scores."""
 
     COUNT = 512
 
@@ -62,8 +62,8 @@ class TestAllPairs:
         assert self.largest(self.leaves(), bias=bias) <= 4 * 2 * self.COUNT * 16
         assert self.largest(self.leaves(), dropout=0.1) <= 4 * 2 * self.COUNT * 16
 
-    def test_the_check_sees_who_does(self):
-        """The reference, and PyTorch's function on the views that mechanisms have."""
+    def test_the_check_detects_the_scores(self):
+        """In the "math" backend, and in PyTorch's function on the views that mechanisms use."""
         pairs = 2 * self.COUNT**2
         assert self.largest(self.leaves(), backend="math") >= pairs
         q, k, v = self.leaves()
@@ -71,7 +71,7 @@ class TestAllPairs:
 
     @pytest.mark.parametrize("backend", EXACT)
     def test_at_sizes_that_do_not_fit(self, backend):
-        """With tensors that hold nothing: 96^3 voxels, whose pairs would take 2.8 TiB."""
+        """With fake tensors of 96^3 voxels, where all pairs would take 2.8 TiB."""
         with FakeTensorMode():
             leaves = [torch.empty(1, 1, 96**3, width, requires_grad=True) for width in (32, 32, 24)]
             key_mask = torch.ones(1, 96**3, dtype=torch.bool)
@@ -80,7 +80,7 @@ class TestAllPairs:
 
 
 WIDTH, HEADS = 16, 2
-SCOPED = [  # with the backends that serve it without gathering many keys for every query
+SCOPED = [  # with a backend that does not gather many keys for each query
     (Scoped(Global()), "sdpa"),
     (Scoped(Global()), "chunked"),
     (Scoped(Window(8)), "sdpa"),
@@ -95,7 +95,7 @@ SCOPED = [  # with the backends that serve it without gathering many keys for ev
     (Scoped(PooledKeys(8)), "sdpa"),
     (Scoped(PooledKeys(8)), "chunked"),
 ]
-THIRD_BY_DAY = [
+THIRD_BY_DEFAULT = [
     pytest.param(*each, marks=[pytest.mark.nightly] if index % 3 else []) for index, each in enumerate(SCOPED)
 ]
 
@@ -110,24 +110,24 @@ def train(scoped, backend, extent):
 
 
 class TestWholeVolumes:
-    """In every pattern, forward and backward, also where a position bias is learnt."""
+    """In every pattern, forward and backward, with and without a learnt position bias."""
 
     @pytest.mark.parametrize("extent", some([32, 64, 96], lambda extent: extent > 32))
-    @pytest.mark.parametrize(("scoped", "backend"), THIRD_BY_DAY, ids=str)
+    @pytest.mark.parametrize(("scoped", "backend"), THIRD_BY_DEFAULT, ids=str)
     def test_no_output_is_larger_than_eight_feature_maps(self, scoped, backend, extent):
-        """Of any operator; tensors hold nothing."""
+        """Checked for every operator with fake tensors."""
         with FakeTensorMode():
             assert largest_output(train(scoped, backend, extent)) <= 8 * HEADS * WIDTH * extent**3
 
     @pytest.mark.parametrize("pattern", [Window(8), Grid(8), Neighborhood(7)], ids=str)
-    def test_the_check_sees_the_reference(self, pattern):
+    def test_the_check_detects_the_math_backend(self, pattern):
         with FakeTensorMode():
             assert largest_output(train(Scoped(pattern), "math", 32)) >= 32**6
 
     @pytest.mark.parametrize("extents", some([(8, 16, 32), (8, 16, 32, 64)], lambda extents: 64 in extents), ids=str)
-    @pytest.mark.parametrize(("scoped", "backend"), THIRD_BY_DAY, ids=str)
+    @pytest.mark.parametrize(("scoped", "backend"), THIRD_BY_DEFAULT, ids=str)
     def test_memory_grows_with_the_voxels(self, scoped, backend, extents):
-        """Foretold: a slope of at most 1.05 of the logarithms, where the reference has 2."""
+        """The estimate grows with a log-log slope of at most 1.05; that of "math" has a slope of 2."""
 
         def slope(backend):
             taken = [
@@ -147,16 +147,16 @@ class TestWholeVolumes:
             assert slope("math") > 1.8
 
     @pytest.mark.parametrize(("scoped", "backend"), SCOPED, ids=str)
-    def test_inside_of_the_operators(self, scoped, backend):
-        """Which tensors without memory do not show: what the allocator gives, at a size of no small tiles."""
+    def test_inside_the_operators(self, scoped, backend):
+        """Fake tensors do not show the memory inside operators: the allocator does, at a size without small tiles."""
         extent = 12
         run = train(scoped, backend, extent)
-        run()  # first calls allocate what stays
+        run()  # the first call makes lasting allocations
         assert peak(run) <= peak(train(Scoped(Global()), "math", extent)) / 3
 
 
 def passing(scoped, backend, training, budget, dtype=torch.float32, dropout=0.0):
-    """A pass of a layer with a budget, and what it gives."""
+    """A function that runs a layer with a budget and returns the output and the gradients."""
     layer = VolumeAttention(
         3,
         2,
@@ -179,7 +179,7 @@ def passing(scoped, backend, training, budget, dtype=torch.float32, dropout=0.0)
 
 
 def smallest(run):
-    """The smallest budget that works, as the error for a budget of 1 byte gives it."""
+    """The smallest possible budget, from the error message for a budget of 1 byte."""
     with pytest.raises(ValueError, match=r"`memory_budget` must be at least \d+ bytes.*, got 1$") as error:
         run()
     return int(re.search(r"at least (\d+) bytes", str(error.value))[1])
@@ -201,13 +201,13 @@ WAYS = [
     for dropout in (0.0, 0.3)
     for training in (True, False)
 ]
-BY_DAY = [("auto", torch.float32, 0.0, True), ("chunked", torch.bfloat16, 0.3, True)]
+DEFAULT = [("auto", torch.float32, 0.0, True), ("chunked", torch.bfloat16, 0.3, True)]
 
 
-@pytest.mark.parametrize("way", some(WAYS, lambda way: way not in BY_DAY), ids=str)
+@pytest.mark.parametrize("way", some(WAYS, lambda way: way not in DEFAULT), ids=str)
 @pytest.mark.parametrize("scoped", BUDGETED, ids=str)
 def test_a_budget_is_kept_and_changes_no_result(scoped, way):
-    """From the smallest that works, as the error says, to much more; one byte less is refused."""
+    """Budgets from the smallest in the error message to 20 times that work; one byte less raises."""
     backend, dtype, dropout, training = way
 
     def run_within(budget):

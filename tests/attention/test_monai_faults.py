@@ -1,6 +1,7 @@
-"""Faults of published attention, MONAI 1.6.1's among them: each is written down here, and found by its check.
+"""Faults of published attention, including MONAI 1.6.1's.
 
-A check takes an implementation. It fails on the stand-in that has the fault, and passes on this library's.
+Every fault has a faulty implementation and a check here. The check fails for the faulty implementation and passes for
+this library's.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def softmax_rows(q, k, bias=0.0):
     return (q @ k.mT / math.sqrt(q.shape[-1]) + bias).softmax(3)
 
 
-# Dropout of weights that is not switched off: SABlock and CrossAttentionBlock with use_flash_attention.
+# Dropout of weights that stays on in evaluation: SABlock and CrossAttentionBlock with use_flash_attention.
 
 
 def dropout_in_evaluation(q, k, v, training):
@@ -47,8 +48,8 @@ def check_dropout(run):
     assert not torch.allclose(run(q, k, v, True), loops(q, k, v)[0])
 
 
-# A value for every head that the fast path averages over the heads: CABlock with use_flash_attention, whose test
-# passes because all start alike.
+# A bias for each head that the fast path averages over the heads: CABlock with use_flash_attention. MONAI's test
+# passes because all heads start with the same bias.
 
 
 def bias_averaged_over_heads(q, k, v, bias):
@@ -69,8 +70,8 @@ def check_heads(run):
     assert_close(*gradients, 1e-10)
 
 
-# Masks that reach the scores by broadcasting, along the wrong axis: with as many queries as keys, and no batch to
-# notice it, the queries are masked instead of the keys.
+# Masks that broadcast along the wrong axis of the scores: with as many queries as keys and without a batch, queries
+# are masked instead of keys, and no error is raised.
 
 
 def mask_of_queries(q, k, v, key_mask):
@@ -92,12 +93,12 @@ def mask_of_ours(q, k, v, key_mask):
 def check_mask(run):
     q, k, v = tokens(9)
     key_mask = torch.arange(18).view(2, 9) % 4 > 0
-    assert 0 < key_mask.sum() < key_mask.numel()  # a mask that hides nothing would show nothing
+    assert 0 < key_mask.sum() < key_mask.numel()  # the mask must hide some keys
     assert_close(run(q, k, v, key_mask), loops(q, k, v, key_mask=key_mask)[0], 1e-12)
 
 
-# Windows: padding that takes weight (SwinUNETR), rolled windows that see across the border, and the bias index of
-# the full window for one that is clipped.
+# Windows: padding with attention weights (SwinUNETR), rolled windows that see across the border, and a clipped window
+# with the bias index of the full window.
 
 
 def joint_bias(table, size):
@@ -108,7 +109,7 @@ def joint_bias(table, size):
 
 
 def in_windows(q, k, v, shape, size, shift=0, bias=0.0):
-    """Windows by padding with zeros and rolling, nothing masked."""
+    """Attention in windows with zero padding and rolling, but without masks."""
     window = [min(size, extent) for extent in shape]
     padded = [-(-extent // width) * width for extent, width in zip(shape, window, strict=True)]
 
@@ -150,7 +151,7 @@ def shift_round_the_border(q, k, v, shape, size, shift, table):
 
 
 def check_shift(run):
-    q, k, v = tokens(64)  # windows that fit, so that nothing is padded
+    q, k, v = tokens(64)  # a multiple of the window, so that nothing is padded
     expected, _ = attend_within(Rule("window", (WINDOW,) * 2, True), q, k, v, (8, 8))
     assert_close(run(q, k, v, (8, 8), WINDOW, WINDOW // 2, None), expected, 1e-12)
 
@@ -181,7 +182,7 @@ def check_index(run):
     assert_close(run(q, k, v, shape, WINDOW, 0, table), expected, 1e-12)
 
 
-# Half precision: products before the scale, and sums that overflow.
+# Half precision: products are computed before scaling, and sums overflow.
 
 
 def products_in_half(q, k, v):
@@ -230,14 +231,14 @@ FAULTS = [
 
 
 @pytest.mark.parametrize(("check", "faulty", "ours"), FAULTS, ids=lambda one: getattr(one, "__name__", None))
-def test_the_fault_is_found_and_is_not_ours(check, faulty, ours):
+def test_the_check_fails_for_the_fault_and_passes_for_ours(check, faulty, ours):
     check(ours)
     with pytest.raises(AssertionError):
         check(faulty)
 
 
-def test_the_stand_ins_are_right_but_for_their_fault():
-    """Windows that fit, without shift or bias, are right; so is the index of a window that is not clipped."""
+def test_the_faulty_windows_are_right_without_their_fault():
+    """Without padding, shift and bias the windows are right, and so is the index of a window that is not clipped."""
     q, k, v = tokens(64)
     expected, _ = attend_within(Rule("window", (WINDOW,) * 2), q, k, v, (8, 8))
     assert_close(in_windows(q, k, v, (8, 8), WINDOW), expected, 1e-12)

@@ -1,4 +1,4 @@
-"""The pairwise functions that are no softmax, against every pair written out."""
+"""The pairwise functions without a softmax, compared with the sum over all pairs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CAPTURES = {
 @pytest.mark.parametrize("offset", [0.0, 5.0, -5.0, 1e3])
 @pytest.mark.parametrize("counts", [(1, 1), (1, 9), (9, 1), (23, 17)], ids=str)
 def test_rectified_sum(counts, offset, capture):
-    """No pair, some and all above zero, opposite offsets; gradients of a, b and v."""
+    """With no, some and all pairs above zero, and with opposite offsets; gradients of a, b and v."""
     inputs = leaves(*counts)
     run = CAPTURES[capture](rectified_sum, inputs)
     a, b, v = inputs
@@ -48,7 +48,7 @@ def test_rectified_sum(counts, offset, capture):
 @pytest.mark.parametrize("capture", CAPTURES)
 @pytest.mark.parametrize("name", ["rectified_sum", "dot_product"])
 def test_no_all_pairs_in_any_capture(name, capture):
-    """Forward and backward; the check sees the form that writes every pair out."""
+    """In forward and backward; the check detects the form with all pairs."""
     count = 400
     if name == "rectified_sum":
         inputs, function, plain = leaves(count, count), rectified_sum, every_pair
@@ -56,14 +56,14 @@ def test_no_all_pairs_in_any_capture(name, capture):
         inputs = [volume(1, 1, count, 4).requires_grad_() for _ in range(3)]
         function, plain = dot_product, lambda q, k, v: q @ k.mT @ v / k.shape[2]
     captured = CAPTURES[capture](function, inputs)
-    captured(*inputs).sum().backward()  # the first runs of a trace are for its optimiser
+    captured(*inputs).sum().backward()  # the first runs of a trace optimise it
     assert largest_output(lambda: captured(*inputs).sum().backward()) < count**2 / 4
     assert largest_output(lambda: plain(*inputs).sum().backward()) >= count**2
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_sums_of_large_values_stay_finite(dtype):
-    """A sum of keys past the largest number in half precision, of which the mean is wanted."""
+    """The sum over the keys exceeds the largest number in half precision; the result is their mean."""
     a, b, v = (x.detach().abs().to(dtype) for x in leaves(50, 4000))
     v = v * 60
     assert v.double().sum(2).max() > 65504
@@ -81,7 +81,7 @@ class _Compared(nn.Module):
 @pytest.mark.scorecard("captures")
 @pytest.mark.parametrize("what", ["function", pytest.param("block", marks=pytest.mark.nightly)])
 def test_exports_to_onnx_with_dynamic_counts(what):
-    """onnxruntime, on more voxels than the export saw."""
+    """ONNX Runtime runs the model on more voxels than the export had."""
     dynamic = torch.export.Dim.DYNAMIC
     if what == "function":
         net, inputs = _Compared(), tuple(x.detach() for x in leaves(9, 8, torch.float32))

@@ -1,4 +1,4 @@
-"""The patterns: what their rules say, their specs, and errors; and a pattern that the library does not have."""
+"""The patterns: their rules, specs and errors, and a user-defined pattern."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.references.attention import keys_seen, pool
 
 
 class TestRules:
-    """What the rules of the references say, so that both are not wrong alike."""
+    """The rules of the references, checked by hand, so that library and reference do not share an error."""
 
     @staticmethod
     def seen(scoped, shape, voxel):
@@ -51,7 +51,7 @@ class TestRules:
         found = [self.seen(scoped, (8,), (i,)) for i in (0, 1, 3, 6, 7)]
         assert found == [[0, 1, 2, 3, 4], [0, 1, 2, 3, 4], [1, 2, 3, 4, 5], [3, 4, 5, 6, 7], [3, 4, 5, 6, 7]]
 
-    def test_dilated_neighbourhoods_are_clipped_to_what_every_remainder_has(self):
+    def test_dilated_neighbourhoods_are_clipped_to_the_size_of_every_remainder(self):
         scoped = Scoped(Neighborhood(5, dilation=3))
         assert [self.seen(scoped, (11,), (i,)) for i in (0, 4, 10)] == [[0, 3, 6], [1, 4, 7], [4, 7, 10]]
 
@@ -74,7 +74,7 @@ class TestRules:
 
     @pytest.mark.parametrize("size", [4, 7])
     def test_a_larger_stride_gathers_less(self, size):
-        """Keys that are fetched for a volume, by the stride."""
+        """Counts the keys that are gathered for a volume."""
         fetched = []
         for stride in (1, 2, 4):
             groups = Neighborhood(size, stride=stride).groups((24, 24, 24))
@@ -92,7 +92,7 @@ class TestRules:
         counts = (rows > 0).sum(3)
         assert (counts == counts[0, 0, 0]).all()
 
-    def test_pooled_keys_are_means_of_what_a_block_has(self):
+    def test_pooled_keys_are_means_of_the_voxels_in_a_block(self):
         values = torch.arange(7.0, dtype=torch.float64).view(1, 1, 7, 1)
         assert pool(values, (7,), (3,)).flatten().tolist() == [1.0, 4.0, 6.0]
 
@@ -111,8 +111,8 @@ SPECS = {
 
 class TestSpecs:
     @pytest.mark.parametrize(("spec", "pattern"), SPECS.items(), ids=str)
-    def test_a_name_and_options_give_the_scope(self, spec, pattern):
-        """As in Python, and with the lists of YAML and JSON."""
+    def test_a_name_and_options_give_the_pattern(self, spec, pattern):
+        """With tuples, and with lists as YAML and JSON have."""
         if isinstance(spec, tuple):
             name, options = spec[0], dict(spec[1])
             as_lists = {key: list(value) if isinstance(value, tuple) else value for key, value in options.items()}
@@ -123,7 +123,7 @@ class TestSpecs:
         assert create_pattern((pattern.name, vars(pattern))) == pattern
 
     @pytest.mark.parametrize("pattern", SPECS.values(), ids=str)
-    def test_frozen_hashable_and_shown(self, pattern):
+    def test_frozen_hashable_and_printable(self, pattern):
         assert {pattern: 1}[pattern] == 1
         assert eval(repr(pattern)) == pattern
         with pytest.raises(AttributeError):
@@ -174,7 +174,7 @@ class TestSpecs:
         ],
         ids=plain_id,
     )
-    def test_what_is_wrong_is_named(self, pattern, message):
+    def test_invalid_specs_are_named(self, pattern, message):
         with pytest.raises((ValueError, TypeError), match=message):
             VolumeAttention(2, 2, pattern=pattern)
 
@@ -188,7 +188,7 @@ class Stripe(Pattern):
     name = "stripe"
 
     def along(self, axis, extent, spatial_dims, arange):
-        """Along the last axis the positions of equal remainder; along the others all."""
+        """Along the last axis the positions with equal remainders; along the others all positions."""
         everything = arange(extent)[None]
         if axis < spatial_dims - 1:
             return AxisGroups(everything, everything)
@@ -203,8 +203,8 @@ def stripes(q, k, v):
     return loops.attend(q, k, v, bias=torch.zeros(28, 28, dtype=q.dtype).masked_fill(~seen, -torch.inf)[None, None])
 
 
-class TestPatternOfOnesOwn:
-    """One class, used from a spec, without a line of the library touched."""
+class TestUserDefinedPattern:
+    """A pattern of one class is used by its spec, without a change of the library."""
 
     X = volume(2, 4, 4, 7)
 
@@ -235,7 +235,7 @@ class TestPatternOfOnesOwn:
         found = module.attention_weights(self.X, chosen)["query"]
         assert_close(found.flatten(3), expected[:, :, chosen], 1e-12)
 
-    def test_it_is_named_where_a_name_is_wrong(self):
+    def test_errors_suggest_its_name(self):
         with pytest.raises(ValueError, match=r"`pattern` got 'stripes'; did you mean 'stripe'\?"):
             create_pattern("stripes")
         with pytest.raises(TypeError, match="the pattern 'stripe' needs the option `period`"):

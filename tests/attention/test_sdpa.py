@@ -1,4 +1,4 @@
-"""PyTorch's CPU kernel with its backward cut into parts of the queries and runs of the keys."""
+"""PyTorch's CPU kernel, with a backward pass in parts of the queries and runs of the keys."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def inputs(queries, keys, batch=2, heads=1, width=4, dtype=torch.float64):
 
 @pytest.fixture
 def cut(monkeypatch):
-    """Sets the parts of a sequence, and the keys that are taken at a time."""
+    """A function that sets the number of parts, and the number of keys in a run."""
 
     def set_to(parts, keys):
         monkeypatch.setattr(sdpa, "parallel_parts", lambda sequences: parts)
@@ -37,8 +37,8 @@ def cut(monkeypatch):
 @pytest.mark.parametrize("keys", [1, 5, 99])
 @pytest.mark.parametrize("queries", [1, 16, 17])
 @pytest.mark.parametrize("heads", [1, 2])
-def test_cut_as_it_may_be(heads, queries, keys, parts, cut):
-    """Queries that do not cut into equal parts, and fewer queries than parts."""
+def test_every_cut_equals_the_reference(heads, queries, keys, parts, cut):
+    """Also unequal parts, and fewer queries than parts."""
     cut(parts, keys)
     leaves = inputs(queries, 12, heads=heads)
     found = attend_on_cores(*leaves, 0.7)
@@ -50,7 +50,7 @@ def test_cut_as_it_may_be(heads, queries, keys, parts, cut):
 @pytest.mark.scorecard("backends")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_as_exact_as_the_plain_form(dtype, cut):
-    """Gradients at most at three times its error, root mean squares; with many runs of keys, as at large sizes."""
+    """At most three times its error, as root mean squares; with many runs of keys, as at large sizes."""
     cut(3, 16)
     leaves = inputs(90, 128, dtype=dtype)
     upstream = volume(2, 1, 90, 4).to(dtype)
@@ -75,7 +75,7 @@ def test_as_exact_as_the_plain_form(dtype, cut):
 
 
 class TestChoice:
-    """`attend` turns to it where the kernel's own backward would leave cores idle."""
+    """`attend` cuts the backward pass where the kernel's own backward would leave cores idle."""
 
     @pytest.fixture
     def calls(self, monkeypatch):
@@ -93,7 +93,7 @@ class TestChoice:
     @pytest.mark.parametrize("masked", [False, True])
     @pytest.mark.parametrize("layout", ["contiguous", "channels_first"])
     def test_equal_to_the_kernel(self, layout, masked, widths, backend, calls):
-        """With unequal widths, on a view of a volume; a key mask goes to the kernel itself."""
+        """With unequal widths, and on a view of a volume; a key mask is passed to the kernel."""
         leaves = [volume(1, 1, 1030, width, seed=seed) for seed, width in enumerate((widths[0], *widths))]
         if layout == "channels_first":
             leaves = [leaf.transpose(2, 3).contiguous().transpose(2, 3) for leaf in leaves]
@@ -116,7 +116,7 @@ class TestChoice:
         assert len(calls) == 1
 
     def test_copies_and_tiles_are_counted(self):
-        """A tensor whose last stride is not 1 is copied; the kernel's tile of scores grows with the queries."""
+        """The kernel copies a tensor with a last stride other than 1; its tile of scores grows with the queries."""
         q, k, v = (torch.empty(2, 3, 7, 4) for _ in range(3))
         strided = torch.empty(2, 3, 4, 7).transpose(2, 3)
         assert fused_bytes(strided, k, v, False) - fused_bytes(q, k, v, False) == 4 * q.numel()
@@ -135,16 +135,16 @@ class TestChoice:
 
 
 @pytest.mark.parametrize("name", ["non_local", "mhsa", "danet"])
-def test_a_volume_that_is_spread_over_cores_compiles_into_one_graph(name):
-    """How many there are is a question that a compiler cannot trace, and which small volumes do not ask."""
+def test_attention_that_uses_several_cores_compiles_into_one_graph(name):
+    """The number of threads cannot be traced; only large volumes ask for it."""
     torch.compiler.reset()
     x = torch.randn(1, 8, 1024, requires_grad=True)
     net = attn3d.create_attention(name, spatial_dims=1, channels=8)
     torch.testing.assert_close(torch.compile(net, fullgraph=True, backend="eager")(x), net(x))
 
 
-def test_nothing_is_forbidden_to_other_threads(monkeypatch):
-    """PyTorch's choice of kernels is one for the process: on a CPU it stays what it is while attention runs."""
+def test_other_threads_keep_their_choice_of_kernels(monkeypatch):
+    """PyTorch's choice of kernels is global to the process: attention on a CPU does not change it."""
     seen = []
 
     def watched(*args, **options):

@@ -1,4 +1,4 @@
-"""The operators as PyTorch sees them: registered right, compiled, exported, differentiable once, mergeable."""
+"""The custom operators of tiles: registration, derivatives, merging, compilation and export."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SHAPE = [5, 6]
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
-    """Several of them at the sizes that these tests have."""
+    """Makes tiles so small that these tests have several."""
     set_tile_bytes(monkeypatch, 1200)
 
 
@@ -62,7 +62,7 @@ class TestRegistration:
         torch.library.opcheck(attend_tiled, (q.requires_grad_(), k, v.requires_grad_(), *TILED["plain"]))
 
     def test_backward(self):
-        """What the fake backward promises is what the real one gives."""
+        """The fake backward has the shapes and strides of the real one."""
         q, k, v = (leaf.detach() for leaf in leaves(value_width=4))
         out, logsumexp = attend_tiled(q, k, v, None, None, None, 0.5, 0.0, True, None)
         bias = BIAS.expand(1, 2, 3, 10).repeat(1, 1, 10, 3)
@@ -98,7 +98,7 @@ class TestDerivatives:
         ids=["tiles", "groups", "kernel"],
     )
     def test_a_second_derivative_is_refused(self, run):
-        """By an error that says what has one; also when another way round would give a part of it."""
+        """The error names the backend that has one. It is also raised if only a part of the derivative is missing."""
         q, k, v = leaves(value_width=4)
 
         def differentiate_twice():
@@ -108,8 +108,8 @@ class TestDerivatives:
         with pytest.raises(RuntimeError, match="no second derivative; backend='math' has one"):
             differentiate_twice()
 
-    def test_only_what_is_asked_for(self):
-        """A bias that is not trained gets no gradient, and q, k or v may need none."""
+    def test_only_requested_gradients_are_computed(self):
+        """A bias, q, k or v that does not require a gradient gets none."""
         for needed in itertools.product((False, True), repeat=4):
             if not any(needed):
                 continue
@@ -120,7 +120,7 @@ class TestDerivatives:
 
 
 class TestMerge:
-    """A softmax over parts of the keys, put together by their log-sum-exp."""
+    """A softmax over all keys, merged from parts by their log-sum-exp."""
 
     def merged(self, q, k, v, cuts, masks):
         parts = [
@@ -133,7 +133,7 @@ class TestMerge:
     @pytest.mark.parametrize("cuts", [(0, 10), (0, 4, 10), (0, 1, 2, 9, 10)], ids=str)
     @pytest.mark.parametrize("largest", [1.0, 50.0])
     def test_equals_the_whole(self, cuts, largest):
-        """Gradients too, also when the keys of the parts differ by orders of magnitude."""
+        """With gradients, and with keys that differ by orders of magnitude between the parts."""
         q, k, v = leaves(12, 10, torch.float64)
         k = (k * torch.linspace(1.0, largest, 10).view(1, 1, 10, 1)).detach().requires_grad_()
         found = self.merged(q, k, v, cuts, [None] * (len(cuts) - 1))
@@ -170,7 +170,7 @@ PATTERNS = [
     ("neighborhood", {"size": 3}),
     ("pooled_keys", {"stride": 2}),
 ]
-BY_DAY = ["global"]  # test_captured.py has others
+DEFAULT = ["global"]  # test_captured.py has other patterns
 
 
 def self_attention(pattern, **options):
@@ -180,7 +180,7 @@ def self_attention(pattern, **options):
 
 @pytest.mark.scorecard("captures")
 class TestCompilers:
-    """Without a graph break, forward and backward."""
+    """No graph breaks, in forward and backward."""
 
     def compare(self, compiled, eager, x):
         parameters = list(eager.parameters())
@@ -192,7 +192,7 @@ class TestCompilers:
         for found, expected in zip(*results, strict=True):
             torch.testing.assert_close(found, expected)
 
-    @pytest.mark.parametrize("pattern", some(PATTERNS, lambda pattern: pattern not in BY_DAY), ids=str)
+    @pytest.mark.parametrize("pattern", some(PATTERNS, lambda pattern: pattern not in DEFAULT), ids=str)
     def test_compiles_with_dynamic_shapes(self, pattern):
         torch.compiler.reset()
         module = self_attention(pattern).double()
@@ -223,7 +223,7 @@ class TestCompilers:
 
     @pytest.mark.parametrize("pattern", some(PATTERNS, lambda pattern: PATTERNS.index(pattern) != 1), ids=str)
     def test_compiles_under_autocast(self, pattern):
-        """In bfloat16, as it trains on GPUs: forward and backward equal those of eager, to its rounding."""
+        """In bfloat16, as in training on GPUs: forward and backward equal those of eager mode up to rounding."""
         torch.compiler.reset()
         module = self_attention(pattern).float()
         compiled = torch.compile(module, fullgraph=True, dynamic=False, backend="aot_eager")
@@ -236,7 +236,7 @@ class TestCompilers:
         for found, expected in zip(*gradients, strict=True):
             torch.testing.assert_close(found, expected, rtol=0.02, atol=0.02 * expected.abs().max().item())
 
-    @pytest.mark.parametrize("pattern", some(PATTERNS, lambda pattern: pattern not in BY_DAY), ids=str)
+    @pytest.mark.parametrize("pattern", some(PATTERNS, lambda pattern: pattern not in DEFAULT), ids=str)
     def test_exports_with_dynamic_batch_and_space(self, pattern):
         module = self_attention(pattern, backend="chunked").eval()
         dynamic = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
@@ -246,7 +246,7 @@ class TestCompilers:
             torch.testing.assert_close(program.module()(x), module(x))
 
     @pytest.mark.parametrize("pattern", some(PATTERNS, lambda pattern: pattern != "global"), ids=str)
-    def test_a_budget_does_not_hinder(self, pattern):
+    def test_compiles_with_a_budget(self, pattern):
         torch.compiler.reset()
         layer = VolumeAttention(2, 2, pattern=pattern, memory_budget="1MiB")
         compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend="aot_eager")

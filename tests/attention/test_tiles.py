@@ -1,4 +1,4 @@
-"""Tiles of every size: the online softmax, its recomputation backward, and dropout by a hash."""
+"""Tiles of every size: the online softmax, its recomputation in backward, and dropout by a hash."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_tile_need_not_be_square(tile):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_the_logsumexp_is_that_of_the_rows(size):
-    """-inf where a row has no key."""
+    """It is -inf where a row has no key."""
     (q, k, v), _, bias, *_ = case(torch.float64, "hiding_bias")
     _, found = tiled.forward(q, k, v, SCALE, tiled.Tile(size, size), bias)
     expected = torch.logsumexp(q @ k.transpose(2, 3) * SCALE + bias, 3)
@@ -66,7 +66,7 @@ def test_the_logsumexp_is_that_of_the_rows(size):
 
 
 def test_rising_scores_do_not_overflow():
-    """The largest score of a row comes last, so that every tile shrinks what was summed before."""
+    """The largest score of a row comes last, so that each tile rescales the previous sums."""
     q = torch.ones(1, 1, 1, 1)
     k = torch.linspace(-1e4, 1e4, 9).view(1, 1, 9, 1)
     v = torch.arange(9.0).view(1, 1, 9, 1)
@@ -78,7 +78,7 @@ def test_rising_scores_do_not_overflow():
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_autocast_does_not_reach_the_sums(dtype):
-    """They are in single precision at least, whatever the caller's autocast."""
+    """Sums are in at least single precision, whatever the caller's autocast."""
     (q, k, v), key_mask, bias, upstream, *_ = case(dtype, "keys_and_bias")
     tile = tiled.Tile(4, 4)
     out, logsumexp = tiled.forward(q, k, v, SCALE, tile, bias, key_mask)
@@ -99,8 +99,8 @@ def kept(probability: float, seed: int, rows: int = 400, keys: int = 300) -> tor
 
 @pytest.mark.parametrize("probability", [0.1, 0.5, 0.9])
 @pytest.mark.parametrize("seed", [0, 1, 2**31 - 1])
-def test_dropout_keeps_the_share_that_is_asked_for(probability, seed):
-    """In the whole, in every row and in every column, to five standard errors."""
+def test_dropout_keeps_the_expected_share(probability, seed):
+    """Overall, in every row and in every column, to five standard errors."""
     share = (kept(probability, seed) > 0).double()
     for axes in ((0, 1), (0,), (1,)):
         drawn = share.numel() / max(1, share.mean(axes).numel())

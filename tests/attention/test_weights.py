@@ -1,4 +1,4 @@
-"""What changes the weights of `attend`: a bias, dropout and a key mask, the same in every backend."""
+"""Bias, dropout and key mask of `attend`, which are the same in every backend."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.references import attention as loops
 
 
 class TestBias:
-    """A bias that is trained, of every shape that broadcasts."""
+    """A trained bias of every shape that broadcasts."""
 
     SHAPES = tuple(itertools.product((1, BATCH), (1, HEADS), (1, QUERIES), (1, KEYS)))
 
@@ -51,7 +51,7 @@ class TestBias:
         assert_as_reference(leaves, found, expected)
 
     @pytest.mark.parametrize("shape", SHAPES, ids=str)
-    def test_fused_adds_one_that_is_not_trained(self, shape):
+    def test_sdpa_adds_one_that_is_not_trained(self, shape):
         leaves, bias = inputs(), volume(*shape)
         expected, _ = loops.attend(*leaves, bias=bias.expand(BATCH, HEADS, QUERIES, KEYS))
         assert_as_reference(leaves, attend(*leaves, bias=bias, backend="sdpa"), expected)
@@ -64,7 +64,7 @@ class TestBias:
         assert_as_reference([bias], found, expected)
 
     def test_a_larger_precision_than_the_inputs_is_kept(self):
-        """A bias in single precision beside inputs in half is not rounded to half: 100.3 would become 100."""
+        """A bias in single precision is not rounded to half like the inputs: 100.3 would become 100."""
         q, k, v = (leaf.detach().bfloat16() for leaf in inputs())
         bias = (100 + volume(1, 1, QUERIES, KEYS)).float()
         expected, _ = loops.attend(q.double(), k.double(), v.double(), bias=bias.double())
@@ -81,7 +81,7 @@ class TestDropout:
     @pytest.mark.parametrize("backend", ["chunked", "math", "auto"])
     @pytest.mark.parametrize("probability", [0.1, 0.5, 0.9])
     def test_weights_are_dropped_or_raised_and_gradients_follow(self, probability, backend):
-        """With identity values the output is the weights, from which follows what was kept."""
+        """With identity values, the output is the weights, which shows what was kept."""
         q, k, v = inputs()
         identity = torch.eye(KEYS, dtype=torch.float64).expand(BATCH, HEADS, -1, -1)
         _, weights = loops.attend(q, k, v)
@@ -113,14 +113,14 @@ class TestDropout:
         assert_close(outs[1], outs[2], 1e-14)
 
     def test_draws_differ(self):
-        """From call to call, between batch items and between heads."""
+        """Between calls, batch items and heads."""
         q, k, v = (leaf[:1, :1].expand(2, 2, -1, -1) for leaf in inputs())
         first, second = (attend(q, k, v, dropout=0.5) for _ in range(2))
         assert not torch.equal(first, second)
         alike = [torch.equal(one, other) for one, other in itertools.combinations(first.flatten(0, 1), 2)]
         assert not any(alike)
 
-    def test_the_mean_is_that_without(self):
+    def test_the_mean_is_that_without_dropout(self):
         """Over many draws, to five standard errors."""
         draws = 4096
         q, k, v = (leaf.detach()[:1] for leaf in inputs(3, 4))
@@ -130,7 +130,7 @@ class TestDropout:
 
     @pytest.mark.parametrize("backend", BACKENDS)
     @pytest.mark.parametrize("pattern", ["global", ("window", {"size": 2}), "axial"], ids=str)
-    def test_self_attention_drops_in_training_alone(self, pattern, backend):
+    def test_self_attention_drops_only_in_training(self, pattern, backend):
         options = {"num_heads": 2, "pattern": pattern}
         x = volume(2, 4, 3, 4)
         without = randomise(attn3d.MultiHeadSelfAttention(2, 4, **options).double()).eval()
@@ -145,8 +145,8 @@ class TestDropout:
 
 class TestKeyMask:
     @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
-    def test_folding_it_is_exact(self, dtype):
-        """What is hidden does not change a bit, of the output or of a gradient."""
+    def test_hidden_keys_do_not_change_a_bit(self, dtype):
+        """The values of hidden keys change no bit of the output or of a gradient."""
         q, k, v = (leaf.detach().to(dtype).requires_grad_() for leaf in inputs(64, 48, 16, 16))
         key_mask = torch.arange(BATCH * 48).view(BATCH, 48) % 3 > 0
         other = torch.where(key_mask[:, None, :, None], 1.0, -7.0).to(dtype)
@@ -157,8 +157,8 @@ class TestKeyMask:
         assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
 
     @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-    def test_folding_it_equals_a_boolean_mask(self, dtype):
-        """In outputs and gradients, to a few units in the last place."""
+    def test_it_equals_a_boolean_mask(self, dtype):
+        """Outputs and gradients agree to a few units in the last place."""
         q, k, v = (leaf.detach().to(dtype).requires_grad_() for leaf in inputs(64, 48, 16, 16))
         key_mask = torch.arange(BATCH * 48).view(BATCH, 48) % 3 > 0
         found = attend(q, k, v, key_mask=key_mask, backend="sdpa", scale=0.25)
@@ -169,8 +169,8 @@ class TestKeyMask:
             assert_close(one, other, 4 * torch.finfo(dtype).eps)
 
     @pytest.mark.parametrize("backend", BACKENDS)
-    def test_what_it_hides_may_be_anything(self, backend):
-        """Large scores behind the mask add nothing, and what is hidden gets no gradient."""
+    def test_hidden_keys_may_have_any_value(self, backend):
+        """Large masked scores add nothing, and hidden keys get no gradient."""
         q, k, v = inputs()
         key_mask = torch.arange(KEYS).expand(BATCH, -1) < 6
         large = torch.where(key_mask[:, None, :, None], 1.0, 1e6).double()

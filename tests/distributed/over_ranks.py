@@ -1,4 +1,4 @@
-"""What the ranks do in `test_parallelize.py`: every case, and the whole volume beside it to compare a shard with."""
+"""The work of the ranks in `test_parallelize.py`: compares each case on shards with the whole volume."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from attn3d.attention.groups import AxisGroups
 from tests.configurations import randomise
 
 MIXED = ("rope", {"mixed": True, "spacing": (2.0, 0.5, 1.0)})
-PATIENCE = 240  # seconds after which processes that wait for each other are ended
+PATIENCE = 240  # seconds after which deadlocked processes are ended
 
 
 class Case(NamedTuple):
-    """A mechanism, the volume it sees and how that is cut."""
+    """A mechanism, the shape of the volume, and how the volume is sharded."""
 
     mechanism: Any
     options: dict[str, Any]
     shape: tuple[int, ...] = (2, 6, 11, 3, 4)
     rotate: str = "all_gather"
-    rows: tuple[int, ...] | None = None  # of every rank; by default as equal as can be
+    rows: tuple[int, ...] | None = None  # of each rank; as equal as possible by default
     training: bool = True
-    differs_alone: bool = True  # whether a rank that knows of no other would give something else
+    differs_alone: bool = True  # whether the result on a shard alone is different
 
 
 def window(size: Any, shift: bool = False) -> dict[str, Any]:
@@ -51,12 +51,12 @@ def pooled(stride: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class EveryOtherRow(attn3d.attention.Pattern):
-    """A pattern of a user's own: a voxel sees the rows that are an even number of rows away."""
+    """A user-defined pattern: a voxel sees the rows at an even distance."""
 
     name = "every_other_row"
 
     def along(self, axis: int, extent: Any, spatial_dims: int, arange: Any) -> AxisGroups:
-        """The even rows and the odd; along the other axes a voxel sees its own position alone."""
+        """The even rows and the odd rows; along the other axes a voxel sees only its own position."""
         if axis > 0:
             return AxisGroups(arange(extent)[:, None], arange(extent)[:, None])
         positions = arange(2)[:, None] + 2 * arange((extent + 1) // 2)
@@ -64,7 +64,7 @@ class EveryOtherRow(attn3d.attention.Pattern):
 
 
 class Network(nn.Sequential):
-    """Attention of several kinds among layers that treat every voxel alone."""
+    """Several kinds of attention between pointwise layers."""
 
     def __init__(self, spatial_dims: int, channels: int, checkpointed: bool = False) -> None:
         super().__init__(
@@ -78,12 +78,12 @@ class Network(nn.Sequential):
         self.checkpointed = checkpointed
 
     def forward(self, x: Tensor) -> Tensor:
-        """Runs the layers, once more in backward where they are checkpointed."""
+        """Runs the layers; with checkpointing, backward runs them again."""
         return checkpoint(super().forward, x, use_reentrant=False) if self.checkpointed else super().forward(x)
 
 
 def cases(ranks: int) -> list[Case]:
-    """What is compared on so many ranks."""
+    """The cases for a number of ranks."""
     uneven = {2: (1, 10), 4: (1, 5, 2, 3)}[ranks]
     found = [
         Case("non_local", {}, (0, 6, 11, 3, 4), "ring", differs_alone=False),
@@ -157,10 +157,10 @@ def shards(case: Case, x: Tensor, group: dist.ProcessGroup) -> Tensor:
 
 
 def compare(case: Case, group: dist.ProcessGroup, dtype: torch.dtype = torch.float64) -> dict[str, float]:
-    """The errors of this rank's shard against the whole volume in float64, by what is compared.
+    """The errors of this rank's shard against the whole volume in float64, by the name of the tensor.
 
-    Parameters are random in float64; in another precision they are those of a new module, with which logits are
-    small and rounding is not multiplied.
+    Parameters are random in float64. In lower precision they are those of a new module, so that logits are small and
+    do not amplify rounding errors.
     """
     generator = torch.Generator().manual_seed(0)
     x, weight = (torch.randn(case.shape, generator=generator).double() * scale for scale in (1.0, 0.1))
@@ -217,7 +217,7 @@ def data_and_volume() -> dict[str, float]:
 
 
 def messages(group: dist.ProcessGroup) -> list[str]:
-    """What a rank is told when shards do not make a volume, and when a budget is too small for the largest."""
+    """The errors for shards that do not fit together, and for a budget that is too small for the largest shard."""
     rank = group.rank()
     wrong = [
         (attn3d.NonLocal(3, 4), torch.randn(1, 4, 2, 3 + rank, 5)),
@@ -234,7 +234,7 @@ def messages(group: dist.ProcessGroup) -> list[str]:
 
 
 def work(rank: int, ranks: int, folder: str) -> None:
-    """Everything that one of ``ranks`` processes does."""
+    """The work of one of ``ranks`` processes."""
     torch.set_num_threads(1)
     timeout = datetime.timedelta(seconds=PATIENCE / 2)
     dist.init_process_group("gloo", f"file://{folder}/store", timeout, ranks, rank)

@@ -1,6 +1,6 @@
-"""Attention over ranks gives what it gives on the whole volume.
+"""Context-parallel attention equals attention on the whole volume.
 
-All cases of a number of ranks run in one start of that many processes with gloo, see `over_ranks.py`.
+For each number of ranks, one group of gloo processes runs all cases; see `over_ranks.py`.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def test_parameters_keys_and_hooks_stay(group: dist.ProcessGroup) -> None:
     net = attn3d.NonLocal(3, 8, mode="concatenation")
     keys, parameters, calls = list(net.state_dict()), list(net.parameters()), []
     net.pairwise.register_forward_hook(lambda *_: calls.append("called"))
-    for _ in range(2):  # again is as once
+    for _ in range(2):  # a second call changes nothing
         attn3d.parallelize_attention(net, group)
     assert list(net.state_dict()) == keys
     assert all(one is other for one, other in zip(net.parameters(), parameters, strict=True))
@@ -121,7 +121,7 @@ def test_batch_norm_is_pytorchs(group: dist.ProcessGroup, momentum: float | None
 
 
 @pytest.mark.parametrize("rotate", ["ring", "all_gather"])
-def test_what_cannot_be_captured_says_so(group: dist.ProcessGroup, rotate: str) -> None:
+def test_captures_and_rows_of_weights_raise(group: dist.ProcessGroup, rotate: str) -> None:
     module = attn3d.parallelize_attention(attn3d.NonLocal(3, 8), group, rotate=rotate).eval()
     with pytest.raises(ValueError, match="cannot be traced or exported"):
         torch.jit.trace(module, (X,))
@@ -170,7 +170,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("name", "options", "reason"), REFUSED)
-def test_what_would_be_wrong_is_refused(
+def test_modules_that_would_be_wrong_on_shards_are_refused(
     group: dist.ProcessGroup, name: str, options: dict[str, Any], reason: str
 ) -> None:
     module = attn3d.create_attention(name, spatial_dims=3, channels=8, **options)
@@ -189,7 +189,7 @@ def test_a_key_mask_is_refused(group: dist.ProcessGroup, name: str) -> None:
 
 
 def test_a_key_mask_of_channels_is_that_of_the_shard(group: dist.ProcessGroup) -> None:
-    """It decides which voxels are summed over, and each rank sums over its own."""
+    """The mask selects the voxels in a sum, and each rank sums over its own voxels."""
     module, mask = randomise(attn3d.ChannelSelfAttention(3, 8, num_heads=2)), X[:, 0] > 0
     expected = module(X, mask)
     torch.testing.assert_close(attn3d.parallelize_attention(module, group)(X, mask), expected)
@@ -209,7 +209,7 @@ def test_wrong_arguments(group: dist.ProcessGroup) -> None:
     assert module.eval()(X).shape == X.shape
 
 
-def test_hosts_that_look_past_the_border_are_named(group: dist.ProcessGroup, recwarn: Any) -> None:
+def test_layers_that_need_voxels_of_other_ranks_are_named(group: dist.ProcessGroup, recwarn: Any) -> None:
     norms = (nn.SyncBatchNorm(8), BatchNorm(8))
     attn3d.parallelize_attention(
         nn.Sequential(nn.Conv3d(8, 8, (1, 3, 3)), *norms, nn.ReLU(), attn3d.NonLocal(3, 8)), group
@@ -230,8 +230,8 @@ PATTERNS += [attn3d.Grid(2), attn3d.Grid(3), attn3d.Axial()]
 
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=str)
-def test_rows_stand_for_the_volume(pattern: Any) -> None:
-    """Every run of rows, on every extent: over the rows that it sees it has the pairs that it has over all."""
+def test_patterns_restricted_to_rows(pattern: Any) -> None:
+    """Restricted to the rows that it sees, each range of rows has the same pairs as in the whole volume."""
     for extent in range(1, 12):
         [[(seen, distance)]] = pattern.relations((extent,))
         for begin, end in itertools.combinations(range(extent + 1), 2):
@@ -248,8 +248,8 @@ def test_rows_stand_for_the_volume(pattern: Any) -> None:
 
 
 @pytest.mark.parametrize("pattern", [attn3d.Window(3, True), attn3d.Neighborhood(3, 2), attn3d.Grid(2), attn3d.Axial()])
-def test_rows_serve_the_captured_form_too(pattern: Any) -> None:
-    """It is what computes on CUDA, which need not be there."""
+def test_rows_in_the_captured_form(pattern: Any) -> None:
+    """The captured form is used on CUDA; this test needs no CUDA."""
     shape, (begin, end) = (7, 3, 2), (2, 5)
     q, k, v = torch.randn(3, 2, 2, 42, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
     first, last = rows_seen(pattern, (begin, end), shape)
@@ -286,7 +286,7 @@ def test_a_shard_has_no_row_of_weights(group: dist.ProcessGroup, mode: str) -> N
         module.attention_weights(X)
 
 
-def test_parameters_without_a_gradient_are_passed_over(group: dist.ProcessGroup) -> None:
+def test_parameters_without_a_gradient_are_skipped(group: dist.ProcessGroup) -> None:
     module = nn.Linear(2, 2)
     module.bias.requires_grad_(False)
     module(torch.ones(1, 2)).sum().backward()
@@ -296,8 +296,8 @@ def test_parameters_without_a_gradient_are_passed_over(group: dist.ProcessGroup)
 
 
 @pytest.mark.parametrize("rotate", ["ring", "all_gather"])
-def test_alone_it_is_what_it_was(group: dist.ProcessGroup, rotate: str) -> None:
-    """No message goes anywhere."""
+def test_one_rank_equals_the_whole_volume(group: dist.ProcessGroup, rotate: str) -> None:
+    """With a single rank, nothing is communicated."""
     torch.manual_seed(0)
     plain = randomise(attn3d.NonLocal(3, 8)).double().eval()
     module = attn3d.parallelize_attention(copy.deepcopy(plain), group, rotate=rotate)

@@ -24,7 +24,7 @@ def network(name: str, identity: bool) -> nn.Module:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv3d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv3d(4, 1, 1)).double()
     net = randomise(attn3d.insert_attention(net, name, at="path:1", identity=identity).double())
-    return net.eval()  # batch norms of half a batch are others
+    return net.eval()  # batch statistics of half a batch are different
 
 
 def volumes() -> Tensor:
@@ -37,7 +37,7 @@ def gradients(net: nn.Module, x: Tensor) -> dict[str, Tensor]:
 
 
 def work(rank: int, folder: str) -> None:
-    """Shards every network and compares its gradients with those of the whole."""
+    """Shards every network and compares its gradients with those of the unsharded network."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=RANKS)
     mesh = init_device_mesh("cpu", (RANKS,))
     errors = {}
@@ -59,7 +59,7 @@ def work(rank: int, folder: str) -> None:
 
 
 def test_gradients_are_those_of_the_whole(tmp_path: Path) -> None:
-    """A rank has half of the batch, and of every parameter."""
+    """Each rank has half of the batch and half of every parameter."""
     mp.spawn(work, (str(tmp_path),), RANKS)
     for rank in range(RANKS):
         errors = torch.load(tmp_path / f"{rank}.pt", weights_only=False)
@@ -68,7 +68,7 @@ def test_gradients_are_those_of_the_whole(tmp_path: Path) -> None:
 
 
 def test_every_parameter_has_a_dimension() -> None:
-    """FSDP2 shards nothing else."""
+    """FSDP2 does not shard scalars."""
     for name, case in CASES.items():
         for options in case.forms.values():
             net = create(name, spatial_dims=3, channels=8, **options)

@@ -1,4 +1,4 @@
-"""The benchmark at sizes of no meaning: that all of it runs, what it says and what it refuses."""
+"""The benchmark at tiny sizes: all subjects run, and their output, files and errors are right."""
 
 import importlib.util
 import json
@@ -27,7 +27,7 @@ def example():
 
 @pytest.fixture(scope="module")
 def measuring(example):
-    from examples.benchmarks import measuring  # which the script makes importable
+    from examples.benchmarks import measuring  # the script makes it importable
 
     return measuring
 
@@ -41,7 +41,7 @@ def invoke(example):
 
 @pytest.fixture(scope="module")
 def measured(invoke, tmp_path_factory):
-    """What a subject prints, saves and draws, of some mechanisms."""
+    """A function that measures a subject once: the output, the figures, and the folder of the charts."""
     known = {}
 
     def measure(subject, *mechanisms):
@@ -61,7 +61,7 @@ def measured(invoke, tmp_path_factory):
 
 
 def older_checkout(folder):
-    """Stands for one in which patterns were called scopes; it says on standard error what it is given."""
+    """A stand-in for an older version of the library, in which patterns were called scopes."""
     package = folder / "older" / "attn3d" / "attention"
     package.mkdir(parents=True)
     (package.parent / "__init__.py").touch()
@@ -79,8 +79,8 @@ class VolumeAttention(torch.nn.Module):
 
     def forward(self, q, k, v, shape):
         assert q.shape == k.shape == v.shape == (1, 4, shape[0] ** 3, 32), q.shape
-        assert q.stride()[2:] == (1, shape[0] ** 3), "channels come first"
-        torch.empty(2**22, dtype=torch.uint8)  # its peak
+        assert q.stride()[2:] == (1, shape[0] ** 3), "channels must come first"
+        torch.empty(2**22, dtype=torch.uint8)  # the peak memory of the older version
         return q * k * v
 """
 
@@ -92,7 +92,7 @@ def by_measure(found, subject, group):
 def test_attention(measured):
     output, found, _ = measured("attention")
     assert "bare SDPA" in output
-    assert "within" not in output  # small sizes are held to no limit
+    assert "within" not in output  # small sizes have no limit
     assert found["small"]
     assert found["threads"] == torch.get_num_threads()
     rows = {(row["what"], row["unit"], row["beside"]): row for row in found["attention"]}
@@ -127,7 +127,7 @@ def test_mechanisms(measured):
     assert (folder / "charts" / "mechanisms.svg").exists()
 
 
-def test_peers_are_beside_or_said_to_be_missing(measured):
+def test_peers_are_measured_or_listed_as_missing(measured):
     _, found, _ = measured("mechanisms", "se", "sk", "mhsa")
     peers = [row for row in found["mechanisms"] if row["measure"] == "peer"]
     there = {row["beside"] for row in peers if row["ours"] is not None}
@@ -140,10 +140,10 @@ def test_peers_are_beside_or_said_to_be_missing(measured):
         assert notes, name
         if importlib.util.find_spec(package) is None:
             assert notes == {"not installed"}
-    assert "timm_3d EcaModule" not in {row["beside"] for row in peers}  # eca was not asked for
+    assert "timm_3d EcaModule" not in {row["beside"] for row in peers}  # eca was not selected
 
 
-def test_groups_are_beside_an_older_checkout(measured):
+def test_groups_are_compared_with_an_older_checkout(measured):
     _, found, _ = measured("groups")
     rows = [row for row in found["groups"] if row["group"]]
     assert {row["beside"] for row in rows} == {"checkout older"}
@@ -159,10 +159,10 @@ def test_groups_are_beside_an_older_checkout(measured):
             f"{peak}{step}, {counted}" for peak in ("", "peak, ") for step in ("forward", "training")
         }
         assert measures[f"forward, {counted}"]["unit"] == "s"
-        assert 4 <= measures[f"peak, forward, {counted}"]["other"] < 6  # MiB: the older one, not ours, was measured
+        assert 4 <= measures[f"peak, forward, {counted}"]["other"] < 6  # MiB, the peak of the stand-in
 
 
-def test_groups_are_beside_matrix_products_and_swin(measured):
+def test_groups_are_compared_with_matrix_products_and_swin(measured):
     _, found, _ = measured("groups")
     others = [row for row in found["groups"] if not row["group"]]
     at_peak = [row["what"] for row in others if row["beside"].startswith("its products")]
@@ -198,7 +198,7 @@ def test_scaling(measured):
     assert {path.stem for path in (folder / "charts").iterdir()} == {"scaling_mechanisms", "scaling_patterns"}
 
 
-def test_the_command_stands_with_the_figures(measured):
+def test_the_command_is_saved_with_the_figures(measured):
     _, found, _ = measured("scaling", "gc", "non_local")
     threads = torch.get_num_threads()
     assert found["command"] == (
@@ -208,7 +208,7 @@ def test_the_command_stands_with_the_figures(measured):
     assert found["versions"]["torch"] == torch.__version__.partition("+")[0]
 
 
-def test_what_was_measured_on_a_loaded_machine_is_not_judged(example, measuring):
+def test_measurements_on_a_loaded_machine_have_no_limit(example, measuring):
     from examples.benchmarks import scaling
 
     docs = script(ROOT / "docs" / "benchmarks.py")
@@ -260,7 +260,7 @@ def test_the_floor_is_counted_for_every_mechanism(example):
         ((), "--what"),
     ],
 )
-def test_what_cannot_be_measured_is_refused(invoke, arguments, says):
+def test_invalid_options_are_refused(invoke, arguments, says):
     result = invoke(*arguments)
     assert result.exit_code == 2
     assert says in " ".join(result.output.replace("│", " ").split())
@@ -305,7 +305,7 @@ def test_all_pairs_are_measured_on_volumes_that_fit(example, measuring):
     assert mechanisms.smaller(measuring.Bench("cpu", 1, False, (4, 8, 8))) == (4, 8, 8)
 
 
-def test_the_page_has_what_was_measured(measured, monkeypatch, tmp_path):
+def test_the_page_has_the_figures(measured, monkeypatch, tmp_path):
     docs = script(ROOT / "docs" / "benchmarks.py")
     monkeypatch.setattr(docs, "FIGURES", tmp_path)
     assert docs.table("insertion") == "`insertion`: not measured yet."
@@ -318,8 +318,8 @@ def test_the_page_has_what_was_measured(measured, monkeypatch, tmp_path):
         assert found["versions"]["torch"] in page
         assert "not measured" in page
         for table in re.findall(r"(?:^\|.*\n?)+", page, re.MULTILINE):
-            assert len({line.count("|") for line in table.splitlines()}) == 1  # no cell too many
-        (tmp_path / f"{subject}_cuda.json").write_text(json.dumps(found))  # simulated: no such device
+            assert len({line.count("|") for line in table.splitlines()}) == 1  # all rows have the same number of cells
+        (tmp_path / f"{subject}_cuda.json").write_text(json.dumps(found))  # as if measured on a GPU
         assert "not measured" not in docs.table(subject)
 
 

@@ -68,7 +68,7 @@ def check_results(out, scan_path):
     assert not [entry for entry in out.rglob("*") if "unfinished" in entry.name]
 
 
-def test_a_brain_from_start_to_end(app, tmp_path):
+def test_the_example_runs_on_a_brain(app, tmp_path):
     out = tmp_path / "deep" / "results"
     result = invoke(app, "--iterations", 2, "--resolution", 8, "--out", out)
     assert result.exit_code == 0, result.output
@@ -77,7 +77,7 @@ def test_a_brain_from_start_to_end(app, tmp_path):
     check_results(out, out / "mni152_t1.nii.gz")
 
 
-def test_a_pair_of_ones_own(app, tmp_path):
+def test_a_pair_of_files(app, tmp_path):
     image, label = write_pair(tmp_path)
     out = tmp_path / "results"
     result = invoke(
@@ -88,7 +88,7 @@ def test_a_pair_of_ones_own(app, tmp_path):
 
 
 def damage(name, folder):
-    """A pair of which something is wrong, and what is said about it."""
+    """Writes a pair of files with a fault; returns it with a part of the expected message."""
     image, label = write_pair(folder)
     labels = np.asarray(nib.load(label).dataobj)
     affine = AFFINES["oblique"]
@@ -192,7 +192,7 @@ def test_a_degraded_scan_is_worse_and_always_the_same(example):
     image, label = pair("RAS")
     state = torch.get_rng_state()
     worse = example.degrade(image)
-    assert torch.equal(torch.get_rng_state(), state), "the training's random numbers stay what they were"
+    assert torch.equal(torch.get_rng_state(), state), "the random state must not change"
     np.testing.assert_array_equal(worse.get_fdata(), example.degrade(image).get_fdata())
     np.testing.assert_array_equal(worse.affine, image.affine)
     inner = np.asarray(label.dataobj) == 3
@@ -211,14 +211,14 @@ def test_a_degraded_scan_keeps_a_hot_voxel_in_its_place(example):
 
 
 @pytest.mark.parametrize("sign", [1, -1], ids=["bright", "dark"])
-def test_classes_apart_in_intensity_are_found_whatever_their_order(sign, example):
+def test_classes_are_found_in_any_order_of_intensity(sign, example):
     image, labels = head(AFFINES["RAS"])
     found = example.gaussian_mixture(scan(sign * image, AFFINES["RAS"]), scan(labels, AFFINES["RAS"]), BACK)
     assert found.dtype == np.uint8
     assert (found == labels).mean() > 0.999
 
 
-def test_only_labels_that_the_training_part_holds_are_given(example):
+def test_only_labels_of_the_training_part_are_predicted(example):
     image, labels = head(AFFINES["RAS"])
     labels = np.where(labels == 2, 1, labels)
     found = example.gaussian_mixture(scan(image, AFFINES["RAS"]), scan(labels, AFFINES["RAS"]), BACK)

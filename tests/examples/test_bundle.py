@@ -21,10 +21,10 @@ import attn3d
 BUNDLE = Path(__file__).parents[2] / "examples" / "bundle"
 TINY = {"resolution": 8, "patch_size": [16, 16, 16]}
 needs_ignite = pytest.mark.skipif(
-    not optional_import("ignite")[1], reason="pytorch-ignite is not installed: its engines run MONAI's trainers"
+    not optional_import("ignite")[1], reason="pytorch-ignite is not installed: MONAI's trainers need it"
 )
 needs_fire = pytest.mark.skipif(
-    not optional_import("fire")[1], reason="fire is not installed: it is the command line of MONAI's bundles"
+    not optional_import("fire")[1], reason="fire is not installed: the command line of MONAI's bundles needs it"
 )
 
 
@@ -48,7 +48,7 @@ def from_the_command_line(config: str, **settings: object) -> None:
 
 
 @needs_ignite
-@pytest.mark.filterwarnings("ignore")  # that a bundle is code, which MONAI says at every run
+@pytest.mark.filterwarnings("ignore")  # MONAI warns at every run that a bundle is code
 @pytest.mark.parametrize(
     "run",
     [in_this_process, pytest.param(from_the_command_line, marks=[pytest.mark.nightly, needs_fire])],
@@ -84,7 +84,7 @@ def test_both_configurations_have_the_same_network_with_attention(root: Path) ->
     assert list(one.state_dict()) == list(two.state_dict())
 
 
-def test_the_metadata_say_what_the_network_takes_and_gives(root: Path) -> None:
+def test_the_metadata_describe_inputs_and_outputs(root: Path) -> None:
     meta = json.loads((root / "configs" / "metadata.json").read_text())
     assert meta["required_packages_version"]["attn3d"] == attn3d.__version__
     data = meta["network_data_format"]

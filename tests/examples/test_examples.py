@@ -17,7 +17,7 @@ TESTED_ELSEWHERE = {"brain_tissue", "benchmark", "onnx_runtime", "sharded_volume
 
 @pytest.fixture
 def example(tmp_path, monkeypatch):
-    """The function that a script runs, in a folder of its own."""
+    """A function that loads the main function of a script; runs in its own folder."""
     monkeypatch.chdir(tmp_path)
 
     def load(name):
@@ -29,7 +29,7 @@ def example(tmp_path, monkeypatch):
     return load
 
 
-def test_each_is_tested():
+def test_every_example_has_a_test():
     tested = {name.removeprefix("test_") for name in globals() if name.startswith("test_")} | TESTED_ELSEWHERE
     assert {path.stem for path in EXAMPLES.glob("*.py")} <= tested
 
@@ -86,7 +86,7 @@ def test_pretrained(example, tmp_path, capsys):
     assert "the same output as before: True" in printed
     gates = json.loads(printed.split("gates, initially 0: ")[1].splitlines()[0])
     assert len(gates) == 6
-    assert all(gates), "each has moved"
+    assert all(gates), "every gate must be trained"
 
 
 def test_whole_volume(example, capsys):

@@ -1,4 +1,4 @@
-"""What the benchmark measures with: turns, a loaded machine, peaks, and what is kept for backward."""
+"""The measurements of the benchmark: times by turns, load of the machine, peaks, and saved activations."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from torch import nn
 from examples.benchmarks import measuring
 
 
-def test_turns_are_taken_and_the_median_is_given(monkeypatch):
+def test_functions_run_by_turns_after_a_warm_up(monkeypatch):
     calls, now = [], 0.0
     lasting = {"a": iter([9, 1, 3, 2]), "b": iter([9, 20, 10, 25])}
 
@@ -20,7 +20,7 @@ def test_turns_are_taken_and_the_median_is_given(monkeypatch):
     bench = measuring.Bench("cpu", 3, False)
     monkeypatch.setattr(bench, "_work", lambda: calls.append("w") or 0.5)
     turns = bench.turns(lambda: run("a"), lambda: run("b"))
-    assert turns == ([[1, 3, 2], [20, 10, 25]], 1)  # the first run of each does not count
+    assert turns == ([[1, 3, 2], [20, 10, 25]], 1)  # without the first run of each
     assert "".join(calls) == measuring.WARM_UP * "w" + "ab" + "w" + "abwabwabw"
 
 
@@ -28,14 +28,14 @@ def test_turns_are_taken_and_the_median_is_given(monkeypatch):
     ("work", "slowdown", "loaded"),
     [
         ([2, 2, 2, 2, 2], 1, False),
-        ([2, 2, 9, 2, 2], 1, False),  # one of them is no load
+        ([2, 2, 9, 2, 2], 1, False),  # a single slow run is not a load
         ([2, 2.5, 2.5, 2.5, 2.5], 1.25, False),
         ([2, 3, 2, 3, 2], 1.5, True),
-        ([4, 4, 4, 4, 4], 2, True),  # the best was before
+        ([4, 4, 4, 4, 4], 2, True),  # the best is from before
         ([1, 2, 2, 2, 2], 2, True),  # the best is among them
     ],
 )
-def test_a_loaded_machine_is_seen_by_a_fixed_piece_of_work(monkeypatch, work, slowdown, loaded):
+def test_a_loaded_machine_is_detected_by_a_fixed_piece_of_work(monkeypatch, work, slowdown, loaded):
     bench = measuring.Bench("cpu", 4, False)
     times = iter(measuring.WARM_UP * [2] + work)
     monkeypatch.setattr(bench, "_work", lambda: next(times))
@@ -44,14 +44,14 @@ def test_a_loaded_machine_is_seen_by_a_fixed_piece_of_work(monkeypatch, work, sl
     assert row.loaded == row.saved()["loaded"] == loaded
 
 
-def test_a_ratio_is_of_medians_and_its_spread_of_single_turns():
+def test_the_ratio_is_that_of_medians_and_the_spread_that_of_turns():
     row = measuring.timed("ours", "other", [2, 4, 9, 8, 1], [2, 2, 3, 2, 10])
     assert row.ratio == 4 / 2
-    assert row.spread == (1, 3)  # of 1, 2, 3, 4 and 0.1
+    assert row.spread == (1, 3)  # ratios 1, 2, 3, 4 and 0.1
     assert measuring.timed("ours", "other", [3], [2]).spread == (1.5, 1.5)
 
 
-def test_the_peak_is_what_is_alive_at_once():
+def test_the_peak_counts_simultaneous_tensors():
     def run():
         for _ in range(3):
             torch.empty(2**20)  # 4 MiB, one after another
@@ -61,7 +61,7 @@ def test_the_peak_is_what_is_alive_at_once():
 
 
 class Chain(nn.Module):
-    """Keeps what its parts say."""
+    """A module of a function and a layer."""
 
     def __init__(self, function):
         super().__init__()
@@ -75,15 +75,15 @@ class Chain(nn.Module):
 @pytest.mark.parametrize(
     ("function", "elements"),
     [
-        (lambda x, layer: layer(x), 0),  # x and the weight, which are there anyway
-        (lambda x, layer: x.exp(), 0),  # its own output
+        (lambda x, layer: layer(x), 0),  # only x and the weight, which do not count
+        (lambda x, layer: x.exp(), 0),  # its own output, which does not count
         (lambda x, layer: x.sigmoid().exp(), 32),  # the sigmoid
         (lambda x, layer: x.sigmoid().mul(3.0), 32),  # the sigmoid, not the product
         (lambda x, layer: layer(x.sigmoid()).exp(), 32),
-        (lambda x, layer: (lambda s: s[:, :2] * s[:, 2:])(x.sigmoid()), 32),  # once, though halves of it are saved
+        (lambda x, layer: (lambda s: s[:, :2] * s[:, 2:])(x.sigmoid()), 32),  # once, although two halves are saved
         (lambda x, layer: x.sigmoid().tanh().mul(2.0), 64),
     ],
 )
-def test_kept_is_what_no_one_else_holds(function, elements):
+def test_kept_excludes_inputs_outputs_and_parameters(function, elements):
     x = torch.randn(8, 4, requires_grad=True)
     assert measuring.kept(Chain(function), x) == 4 * elements

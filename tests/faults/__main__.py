@@ -1,4 +1,4 @@
-"""Tries everything: ``python -m tests.faults --json docs/figures/faults.json``; ``--points 2`` tries a part of it."""
+"""Tests all faults: ``python -m tests.faults --json docs/figures/faults.json``; ``--points 2`` tests a part of them."""
 
 import argparse
 import json
@@ -18,17 +18,17 @@ from tests.faults.sweeps import Row, full_disks, kills
 
 
 def main() -> int:
-    """The exit code: 1 if anything went wrong."""
+    """Returns the exit code: 1 if anything went wrong."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path, help="where the counts go")
-    parser.add_argument("--points", type=int, help="of each row so many are tried, spread evenly [all]")
-    parser.add_argument("--only", nargs="+", default=[scene.name for scene in SCENES], help="commands")
+    parser.add_argument("--json", type=Path, help="file to write the counts to")
+    parser.add_argument("--points", type=int, help="number of points to test in each row, spread evenly [all]")
+    parser.add_argument("--only", nargs="+", default=[scene.name for scene in SCENES], help="commands to test")
     parser.add_argument("--no-odd", action="store_true", help="leave the odd inputs out")
-    parser.add_argument("--series", type=Path, help="folders of DICOM files to read beside dcm2niix, which is needed")
+    parser.add_argument("--series", type=Path, help="folders of DICOM files to compare with dcm2niix")
     options = parser.parse_args()
     torch.set_num_threads(1)  # threads do not survive a fork
     for name in segmentation.__all__:
-        getattr(segmentation, name)  # is imported when it is asked for: once here, and not in every fork
+        getattr(segmentation, name)  # imports it once here, and not in every fork
     words = " ".join(["python -m tests.faults", *sys.argv[1:]])
     rows: list[Row] = []
 

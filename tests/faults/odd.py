@@ -1,4 +1,4 @@
-"""Inputs that nobody should give, and people do: a right answer, or one line that says what to mend."""
+"""Invalid and unusual inputs: each must give a right result, or an error of one line that names the problem."""
 
 import json
 import os
@@ -16,11 +16,11 @@ RESUME = ["train", "--resume", "--out", "trained", "--quiet"]
 PREDICT = ["predict", "trained", "-i", "scans", "-o", "found", "--statistics", "--preview", "--quiet"]
 EVALUATE = ["evaluate", "scans", "data/labels", "-o", "scores", "--quiet"]
 REPORT = ["report", "trained"]
-Odd = tuple[str, list[str], Callable[[Path], object]]  # its name, the command, and what is done to the inputs
+Odd = tuple[str, list[str], Callable[[Path], object]]  # name, command, and a function that changes the inputs
 
 
 def settings() -> Iterator[Odd]:
-    """Settings that cannot be, in a file for a training."""
+    """Invalid settings in the configuration file of a training."""
     changes = {
         "strides": ([[0, 1, 1]], [2, 2, 2], "2", [[2, 2]], [], [[2, 2, 2]] * 9),
         "kernels": ([[0, 3, 3]], [[3, 3, 3]], 3, [[2, 2, 2], [2, 2, 2]]),
@@ -59,7 +59,7 @@ def settings() -> Iterator[Odd]:
 
 
 def runs() -> Iterator[Odd]:
-    """Files of a run that are torn, empty, of something else, or edited."""
+    """Files of a run that are cut, empty, edited, or of another kind."""
     for name in ("config.json", "split.json", "fingerprint.json", "validation/scores.json"):
         for text in ("", "{}", "[]", "3", "null", "text", "[" * 100_000):
             for arguments in (RESUME, REPORT, PREDICT):
@@ -111,7 +111,7 @@ def runs() -> Iterator[Odd]:
 
 
 def scans() -> Iterator[Odd]:
-    """Scans and labels that are no scans or labels, or whose names are no text."""
+    """Invalid scans and labels, and unusual file names."""
     files: dict[str, Callable[[Path], object]] = {
         "a FIFO": lambda path: (path.unlink(), os.mkfifo(path)),
         "a folder": lambda path: (path.unlink(), path.mkdir()),
@@ -145,7 +145,7 @@ def scans() -> Iterator[Odd]:
 
 
 def command_lines() -> Iterator[Odd]:
-    """What is refused before anything is read."""
+    """Arguments that the command refuses before it reads a file."""
     for arguments in (
         ["predict", "trained", "-i", "data/images", "-o", "data/images", "--overwrite"],
         ["predict", "trained", "-i", "data/images/case0.nii.gz", "-o", "data/images", "--overwrite"],
@@ -173,7 +173,7 @@ KINDS = {"settings": settings, "files of a run": runs, "scans and labels": scans
 
 
 def odd_inputs(kind: str, inputs: Path, count: int | None) -> Row:
-    """How the inputs of a kind ended; a right answer counts as recovered."""
+    """Runs the inputs of a kind and counts the outcomes; a right result counts as recovered."""
     folder = inputs.parent / "work"
     needs = Scene("", [], same, "", ("data", "trained", "config.json"))
     chosen, recovered, problems = spread(KINDS[kind](), count), 0, []
@@ -192,22 +192,22 @@ def odd_inputs(kind: str, inputs: Path, count: int | None) -> Row:
 
 
 def change(path: Path, **settings: object) -> None:
-    """Settings in a JSON file."""
+    """Changes settings in a JSON file."""
     path.write_text(json.dumps(json.loads(path.read_text()) | settings))
 
 
 def cut(path: Path, content: bytes | None) -> None:
-    """A file with other content, or half of its own."""
+    """Replaces the content of a file, or cuts it in half."""
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2] if content is None else content)
 
 
 def save(path: Path, data: np.ndarray, scale: float = 1.0) -> None:
-    """A float32 scan."""
+    """Saves a float32 scan."""
     nib.save(nib.Nifti1Image(data.astype(np.float32), np.diag([scale, scale, scale, 1.0])), path)
 
 
 def scan_of(folder: Path) -> Path:
-    """A folder of two scans, which are labels too, the first of which is to be odd."""
+    """Makes a folder of two scans, copied from the labels; returns the first, which the faults change."""
     (folder / "scans").mkdir(exist_ok=True)
     for index in (0, 1):
         labels = folder / "data" / "labels" / f"case{index}.nii.gz"
@@ -217,12 +217,12 @@ def scan_of(folder: Path) -> Path:
 
 
 def called(folder: Path, name: str) -> None:
-    """The first case under another name, wherever it is."""
+    """Renames the files of the first case."""
     for part in ("data/images", "data/labels", "scans"):
         (folder / part / "case0.nii.gz").rename(folder / part / f"{name}.nii.gz")
 
 
 def unfinished(folder: Path, keep: str = "") -> None:
-    """A run that was stopped after its last epoch."""
+    """Makes the run look as if it had been stopped after its last epoch."""
     for name in {"model.safetensors", "validation/scores.json"} - {keep}:
         (folder / "trained" / name).unlink(missing_ok=True)

@@ -1,6 +1,6 @@
-"""A command in a process of its own that is killed at a point, or has a small disk.
+"""Runs a command in its own process, which is killed at a point or has a small disk.
 
-The processes are forks of one that has imported everything and computed nothing, so that hundreds of them are cheap.
+The processes are forks of a process that has imported everything, so that hundreds of them are cheap.
 """
 
 import io
@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink")
-LONGEST = 120  # seconds; a command that waits for ever is a fault
+LONGEST = 120  # seconds after which a command counts as hanging
 
 
 class Outcome(NamedTuple):
-    """How a command ended: its exit code (None if it was killed), what it said, and the points that it passed."""
+    """How a command ended: its exit code (None if it was killed), its standard error, and the number of points."""
 
     code: int | None
     said: str
@@ -28,11 +28,11 @@ def command(arguments: list[str], folder: Path, *, kill_at: int = 0, largest_fil
     """Runs ``attn3d`` in a folder.
 
     Args:
-        arguments: of the command line.
-        folder: the working directory. A point is the moment before a change of a name in it, or before a file in it
-            is opened to write.
-        kill_at: the point at which the process gets SIGKILL, from 1; 0 for none.
-        largest_file: bytes at which the writing of a file fails.
+        arguments: the arguments of the command line.
+        folder: the working directory. A point is the moment before a file or folder in it is created, renamed or
+            removed, or before a file in it is opened for writing.
+        kill_at: the point at which the process gets SIGKILL, counted from 1; 0 for none.
+        largest_file: size of a file in bytes at which writing fails.
     """
     read, write = os.pipe()
     child = os.fork()
@@ -48,7 +48,7 @@ def command(arguments: list[str], folder: Path, *, kill_at: int = 0, largest_fil
 
 
 def _run(arguments: list[str], folder: Path, kill_at: int, largest_file: int | None, pipe: int) -> None:
-    """The child: what it is told to do, and never a return."""
+    """The work of the child process. Does not return."""
     from attn3d.cli import app
 
     signal.alarm(LONGEST)

@@ -1,4 +1,4 @@
-"""What is run under faults: small inputs, a command, how a person goes on after it stopped, and what it must give."""
+"""Commands to test with faults: their inputs, how a user continues after a fault, and the expected files."""
 
 import csv
 import hashlib
@@ -15,18 +15,18 @@ from safetensors.numpy import load_file
 from tests.segmentation.conftest import SMALL
 from tests.segmentation.volumes import AFFINES, head, scan
 
-VOLATILE = ("seconds", "versions", "attn3d")  # differ between runs that are the same
+VOLATILE = ("seconds", "versions", "attn3d")  # values that differ between equal runs
 
 
 class Scene(NamedTuple):
-    """A command under faults.
+    """A command to test with faults.
 
     Attributes:
-        name: of the command.
-        arguments: of it.
-        again: what a person types to go on, of the folder and the first arguments.
-        makes: what it writes, in the folder.
-        needs: what must be there, in the folder of inputs.
+        name: name of the command.
+        arguments: its arguments.
+        again: the arguments with which a user continues, from the folder and the first arguments.
+        makes: the path that the command writes, in the folder.
+        needs: the paths that it needs, in the folder of inputs.
     """
 
     name: str
@@ -42,13 +42,13 @@ def same(folder: Path, arguments: list[str]) -> list[str]:
 
 
 def resumed(folder: Path, arguments: list[str]) -> list[str]:
-    """A training goes on where there is one, and else starts."""
+    """Resumes a training, or starts it again if there is no run yet."""
     begun = (folder / "run" / "config.json").exists()
     return ["train", "--resume", "--out", "run", "--quiet"] if begun else arguments
 
 
 def replaced(folder: Path, arguments: list[str]) -> list[str]:
-    """The same again, over what may be there already."""
+    """The same command, with permission to overwrite."""
     return [*arguments, "--overwrite"]
 
 
@@ -69,7 +69,7 @@ SCENES = [
 
 
 def write_inputs(folder: Path) -> None:
-    """Three small cases and the settings of a training of a second."""
+    """Writes three small cases and the settings of a training that takes a second."""
     for part in ("images", "labels"):
         (folder / "data" / part).mkdir(parents=True)
     for index, name in enumerate(("RAS", "LAS, 5 mm slices", "oblique")):
@@ -82,7 +82,7 @@ def write_inputs(folder: Path) -> None:
 
 
 def stage(inputs: Path, scene: Scene, folder: Path) -> Path:
-    """A new folder with what a scene needs."""
+    """Makes a new folder with the inputs of a scene."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for name in scene.needs:
@@ -94,21 +94,21 @@ def stage(inputs: Path, scene: Scene, folder: Path) -> Path:
 
 
 def contents(folder: Path) -> dict[str, Any]:
-    """What each file in a folder says, as far as two runs that are the same say the same.
+    """The content of each file in a folder, without what differs between equal runs.
 
     Raises:
-        Exception: of whatever library, for a file that is not whole.
+        Exception: from the library that reads a file, if the file is damaged.
     """
     return {str(path.relative_to(folder)): _content(path) for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def whole(folder: Path) -> str:
-    """What is wrong with the files under their final names, nothing if each can be read."""
+    """The first file under its final name that cannot be read, with the error; empty if all can be read."""
     for path in sorted(folder.rglob("*")):
         if path.is_file() and not any(part.startswith((".unfinished-", ".lock")) for part in path.parts):
             try:
                 _content(path)
-            except Exception as error:  # of whatever library reads it
+            except Exception as error:  # from the library that reads it
                 return f"{path.relative_to(folder)} is torn: {error!r}"
     return ""
 

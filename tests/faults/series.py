@@ -1,4 +1,4 @@
-"""Real DICOM series beside what dcm2niix makes of them."""
+"""Real DICOM series, compared with dcm2niix."""
 
 import subprocess
 import tempfile
@@ -13,7 +13,7 @@ from tests.faults.sweeps import Row
 
 
 def real_series(data: Path) -> Row:
-    """Reads every folder of DICOM files: the same voxels at the same places as dcm2niix, or a refusal in one line."""
+    """Reads every folder of DICOM files: voxels and places equal those of dcm2niix, or the error is one line."""
     folders = [folder for folder in sorted(data.iterdir()) if folder.is_dir() and any(map(is_dicom, folder.iterdir()))]
     recovered, refused, problems = 0, 0, []
     for folder in folders:
@@ -37,7 +37,7 @@ def real_series(data: Path) -> Row:
 
 
 def difference(image: nib.Nifti1Image, other: nib.Nifti1Image) -> str:
-    """Where two images differ, whatever the order of their axes and slices; empty if they do not."""
+    """How two images differ, regardless of the order of axes and slices; empty if they do not."""
     values = other.get_fdata()
     at = np.indices(values.shape).reshape(3, -1).T
     places = nib.affines.apply_affine(np.linalg.inv(image.affine) @ other.affine, at)

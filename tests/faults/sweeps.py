@@ -1,4 +1,4 @@
-"""Kills at every change of a name and full disks at every size, and how each ended."""
+"""Runs commands with kills at every point and with full disks of every size, and counts the outcomes."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -9,15 +9,15 @@ from tests.faults.scenes import Scene, contents, stage, whole
 
 
 class Row(NamedTuple):
-    """What was tried, and how often it ended how.
+    """A fault and the numbers of its outcomes.
 
     Attributes:
         what: the fault.
-        tried: how often.
-        recovered: a result that is the same as without the fault, with nothing left over.
-        refused: one line that names what is to be mended, and nothing written in half.
-        wrong: anything else.
-        problems: a line for each that was wrong.
+        tried: number of runs.
+        recovered: runs with the same result as without the fault, and no temporary files.
+        refused: runs with an error of one line that names the problem, and no incomplete files.
+        wrong: all other runs.
+        problems: a line for each wrong run.
     """
 
     what: str
@@ -29,7 +29,7 @@ class Row(NamedTuple):
 
 
 def kills(scene: Scene, inputs: Path, points: int | None) -> Row:
-    """SIGKILL before each change of a name and each opening of a file; then a person goes on."""
+    """Kills the command with SIGKILL at each point; then a user continues."""
     folder = inputs.parent / "work"
     first = command(scene.arguments, stage(inputs, scene, folder))
     if first.code:
@@ -47,9 +47,9 @@ def kills(scene: Scene, inputs: Path, points: int | None) -> Row:
 
 
 def full_disks(scene: Scene, inputs: Path, points: int | None) -> Row:
-    """A disk that takes of each file one byte less than one of them has; then there is room, and a person goes on.
+    """Limits all files to one byte less than the size of one of them; then a user continues without the limit.
 
-    It must be refused in one line that names a file to be written, or list the case as failed.
+    With the limit, the command must end with one line that names a file to be written, or list the case as failed.
     """
     folder = inputs.parent / "work"
     if (first := command(scene.arguments, stage(inputs, scene, folder))).code:
@@ -67,7 +67,7 @@ def full_disks(scene: Scene, inputs: Path, points: int | None) -> Row:
 
 
 def gone_on(scene: Scene, folder: Path, expected: dict) -> str:
-    """What is wrong after a person goes on, nothing if all is as it would have been."""
+    """The problem after a user continues; empty if the files are those of a run without a fault."""
     again = command(scene.again(folder, scene.arguments), folder)
     if again.code:
         return f"going on ended with {again.code}: {again.said[-600:]}"
@@ -79,7 +79,7 @@ def gone_on(scene: Scene, folder: Path, expected: dict) -> str:
 
 
 def refused(outcome: Outcome, folder: Path, exits: Sequence[int] = (1, 2)) -> str:
-    """What is wrong with a refusal, nothing if it is an exit code and lines that name files or arguments."""
+    """The problem of an error; empty if there are a right exit code and clear lines, and no temporary files."""
     if outcome.code not in exits:
         return f"ended with {outcome.code}: {outcome.said[-600:]}"
     lines = [line for line in outcome.said.splitlines() if line.startswith("attn3d ")]
@@ -91,7 +91,7 @@ def refused(outcome: Outcome, folder: Path, exits: Sequence[int] = (1, 2)) -> st
 
 
 def spread(values: Iterable[Any], count: int | None) -> list[Any]:
-    """So many of the values, from the first to the last."""
+    """`count` of the values, spread evenly; all for None."""
     values = list(values)
     if count is None or count >= len(values):
         return values

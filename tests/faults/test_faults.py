@@ -1,4 +1,4 @@
-"""Kills, full disks and odd inputs: a few of each with every commit, all by night."""
+"""Kills, full disks and odd inputs: a few of each in the default run, all in the nightly run."""
 
 import json
 import subprocess
@@ -14,7 +14,7 @@ ROOT = Path(attn3d.__file__).parents[1]
 
 
 def tried(tmp_path, *arguments):
-    """The rows of a run of the harness."""
+    """Runs ``python -m tests.faults`` and returns its rows."""
     command = [sys.executable, "-m", "tests.faults", "--json", str(tmp_path / "faults.json"), *arguments]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (tmp_path / "faults.json").exists(), ended.stderr[-3000:]

@@ -1,4 +1,4 @@
-"""Maps a block at a time."""
+"""Elementwise functions of maps, computed block by block."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ FORMATS = {"contiguous": torch.contiguous_format, "channels last": torch.channel
 
 @pytest.mark.parametrize("memory_format", FORMATS.values(), ids=FORMATS)
 @pytest.mark.parametrize("most", [1, 7, 20, 1000])
-def test_blocks_are_of_the_size_asked_and_together_the_map(monkeypatch, most, memory_format):
+def test_blocks_have_at_most_the_given_size_and_cover_the_map(monkeypatch, most, memory_format):
     monkeypatch.setattr(blockwise, "_BLOCK", most)
     monkeypatch.setattr(blockwise, "_MOST_BLOCKS", 10**6)
     x = torch.arange(2 * 3 * 4 * 5 * 6.0).view(2, 3, 4, 5, 6).contiguous(memory_format=memory_format)
@@ -23,7 +23,7 @@ def test_blocks_are_of_the_size_asked_and_together_the_map(monkeypatch, most, me
     torch.testing.assert_close(seen, x + 1)
 
 
-def test_a_block_is_one_piece_of_memory(monkeypatch):
+def test_blocks_are_contiguous_in_memory(monkeypatch):
     monkeypatch.setattr(blockwise, "_BLOCK", 64)
     for memory_format in FORMATS.values():
         x = torch.zeros(2, 4, 4, 4, 4).contiguous(memory_format=memory_format)
@@ -32,7 +32,7 @@ def test_a_block_is_one_piece_of_memory(monkeypatch):
             assert extent == block.numel()
 
 
-def test_what_broadcasts_is_given_where_the_block_is(monkeypatch):
+def test_tensors_that_broadcast_are_cut_with_the_map(monkeypatch):
     monkeypatch.setattr(blockwise, "_BLOCK", 3)
     x, a = torch.randn(1, 4, 3, 2), torch.randn(1, 4, 1, 1)
     for x_block, product, a_block in blocks([x, x * a, a]):
@@ -40,13 +40,13 @@ def test_what_broadcasts_is_given_where_the_block_is(monkeypatch):
 
 
 def test_maps_are_cut_into_a_bounded_number_of_blocks():
-    """A large map on fake tensors, for an estimate, would else take long."""
+    """Otherwise an estimate with a large fake map would take long."""
     with torch._subclasses.fake_tensor.FakeTensorMode():
         assert sum(1 for _ in blocks([torch.empty(1, 64, 256, 256, 256)])) <= 2 * blockwise._MOST_BLOCKS
 
 
 @pytest.mark.parametrize("memory_format", FORMATS.values(), ids=FORMATS)
-def test_a_function_by_blocks_is_the_function(monkeypatch, memory_format):
+def test_a_function_by_blocks_equals_the_function(monkeypatch, memory_format):
     monkeypatch.setattr(blockwise, "_BLOCK", 11)
 
     def function(x, a, b):

@@ -1,4 +1,4 @@
-"""Convolutions of a few maps to one."""
+"""Convolutions with few channels."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ def same_size(kind, channels, *, kernel_size, dilation=1, out_channels=1):
 
 
 class TestMapConvolution:
-    """Held to PyTorch's own operator, which it stands in for on the CPU."""
+    """Compared with PyTorch's convolution, which it replaces on the CPU."""
 
     @pytest.mark.parametrize("depth", [1, 2, 6, 16, 17, 33])
     @pytest.mark.parametrize("kernel_size", [7, (1, 3, 5), (5, 1, 3)], ids=str)
@@ -25,8 +25,8 @@ class TestMapConvolution:
     def test_with_dilation(self, dilation):
         self.check(2, (1, 9, 6, 7), kernel_size=3, dilation=dilation)
 
-    def test_gives_as_many_maps_as_it_is_asked_for(self):
-        """Wrappers, as of LoRA, build the class with other channels."""
+    def test_other_numbers_of_output_channels(self):
+        """Wrappers such as LoRA build the class with other channels."""
         self.check(2, (1, 5, 4, 3), kernel_size=3, out_channels=4)
 
     def test_without_samples(self):
@@ -59,7 +59,7 @@ class TestMapConvolution:
 
 
 def test_a_depthwise_kernel_along_an_axis():
-    """Each channel by itself, and of a voxel what lies on its line, every second."""
+    """It reaches every second voxel on a line along the axis, in the same channel."""
     conv = depthwise(2, along_axis(1, [5, 5, 5]), (1, 2, 1))
     assert conv.weight.shape == (2, 1, 1, 5, 1)
     torch.nn.init.ones_(conv.weight)

@@ -1,4 +1,4 @@
-"""x times gates, keeping x and the gates alone."""
+"""Products of x and gates that save only x and the gates for backward."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ def volume(*shape: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
 
 
 def assert_same(ours, theirs, inputs):
-    """Outputs and gradients, from a random gradient above."""
+    """Compares outputs, and the gradients for a random output gradient."""
     torch.testing.assert_close(ours, theirs)
     weight = torch.randn_like(ours)
     gradients = torch.autograd.grad(ours, inputs, weight), torch.autograd.grad(theirs, inputs, weight)
@@ -36,7 +36,7 @@ def assert_same(ours, theirs, inputs):
 
 
 def kept(function, *inputs: torch.Tensor) -> set[int]:
-    """The storages that autograd keeps."""
+    """The storages that autograd saves for backward."""
     found = set()
 
     def keep(tensor):
@@ -48,7 +48,7 @@ def kept(function, *inputs: torch.Tensor) -> set[int]:
     return found
 
 
-# Sizes of 1 along every axis, none of which may be summed or squeezed by mistake; a batch of none.
+# Sizes of 1 along every axis, which must not be summed or squeezed by mistake; an empty batch.
 SHAPES = [(2, 3, 4, 3, 2), (1, 3, 4, 3, 2), (2, 1, 4, 3, 2), (2, 3, 1, 1, 2), (2, 3, 4, 3, 1), (2, 3, 5), (0, 3, 4, 2)]
 
 
@@ -82,7 +82,7 @@ class TestGradients:
 
 @pytest.fixture(autouse=True)
 def _several_blocks(monkeypatch):
-    """Maps that a test can afford would else be one block."""
+    """Makes blocks so small that the maps of these tests have several."""
     monkeypatch.setattr(blockwise, "_BLOCK", 5)
 
 
@@ -107,7 +107,7 @@ def test_first_and_second_derivatives(function):
 
 @functions
 def test_a_gradient_with_a_graph_is_the_same(function):
-    """Then no tensor of backward's own may be overwritten."""
+    """With a graph, backward must not overwrite its tensors."""
     x = volume(2, 3, 4, 3, 2)
     inputs = [x, *two_gates(x)]
     y = function(*inputs)
@@ -124,7 +124,7 @@ def test_only_x_and_the_gates_are_kept(function):
 
 
 @functions
-def test_inputs_stay_as_they_are(function):
+def test_inputs_are_not_changed(function):
     x = volume(1, 8, 6, 6, 6)
     inputs = [x, *two_gates(x)]
     before = [tensor.detach().clone() for tensor in inputs]
@@ -137,7 +137,7 @@ def test_inputs_stay_as_they_are(function):
 
 @pytest.mark.parametrize("frozen", range(3))
 @pytest.mark.parametrize("function", [gate, joint_gate])
-def test_what_needs_no_gradient_gets_none(function, frozen):
+def test_frozen_inputs_get_no_gradient(function, frozen):
     x = volume(1, 2, 3, 3, 3)
     inputs = [x, *two_gates(x)]
     inputs[frozen].requires_grad_(False)
@@ -160,7 +160,7 @@ def test_dtype_and_memory_format_are_those_of_x(function, dtype):
 
 @functions
 def test_gradients_under_autocast_are_in_full_precision(function):
-    """A backward pass within autocast sums matrix products in the dtype of what it is given."""
+    """In a backward pass under autocast, matrix products have the dtype of their inputs."""
     x = volume(2, 3, 4, 3, 2, dtype=torch.float32)
     inputs = [x, *two_gates(x)]
     expected = torch.autograd.grad(function(*inputs).sum(), inputs, allow_unused=True)
@@ -170,7 +170,7 @@ def test_gradients_under_autocast_are_in_full_precision(function):
 
 
 def test_transforms_of_functions():
-    """`torch.func` differentiates and maps what has a rule for it."""
+    """`torch.func` supports the functions only if they have a rule for it."""
     x = volume(3, 2, 2, 2, 2).detach()
     gates = [one.detach() for one in two_gates(x)]
 
@@ -182,7 +182,7 @@ def test_transforms_of_functions():
     torch.testing.assert_close(found, expected)
 
 
-def test_a_function_mode_does_not_turn_the_lean_backward_off():
+def test_a_function_mode_keeps_the_custom_backward():
     class Mode(torch.overrides.TorchFunctionMode):
         def __torch_function__(self, function, types, arguments=(), options=None):
             return function(*arguments, **(options or {}))

@@ -29,7 +29,7 @@ def test_batch_norm_is_pytorchs(shape, training):
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_the_others_are_pytorchs(shape):
+def test_other_norms_are_pytorchs(shape):
     x = torch.randn(shape, dtype=torch.float64)
     group = randomised(GroupNorm(6, num_groups=3))
     torch.testing.assert_close(group(x), nn.functional.group_norm(x, 3, group.weight, group.bias))
@@ -42,7 +42,7 @@ def test_the_others_are_pytorchs(shape):
         torch.testing.assert_close(instance(x), theirs)
 
 
-def test_one_value_per_channel_uses_running_statistics_and_leaves_them():
+def test_one_value_per_channel_uses_running_statistics_without_updating_them():
     norm = randomised(BatchNorm(6))
     norm.running_mean.normal_()
     before = {key: value.clone() for key, value in norm.state_dict().items()}
@@ -70,7 +70,7 @@ def test_small_batches(spec, batch):
     assert all(torch.isfinite(value).all() for value in norm.state_dict().values())
 
 
-def test_batch_norm_is_found_by_tools_that_look_for_pytorchs():
+def test_batch_norm_is_an_instance_of_pytorchs():
     assert isinstance(nn.SyncBatchNorm.convert_sync_batchnorm(BatchNorm(6)), nn.SyncBatchNorm)
 
 

@@ -1,4 +1,4 @@
-"""The mean and the maximum over axes, keeping nothing more of the size of the map."""
+"""The mean and the maximum over axes, which save no further map for backward."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def gate_of(x):
 
 
 def both(x, axes, gate=None):
-    """One tensor of the two, of which neither is symmetrical in the other."""
+    """Mean and maximum combined, so that exchanging them changes the result."""
     average, largest = mean_and_maximum(x, axes, gate)
     return average + 2 * largest * largest
 
@@ -42,7 +42,7 @@ def test_gradients_are_those_of_the_plain_operators(axes, shape):
 
 @AXES
 def test_ties_share_the_gradient(axes):
-    """As those of `torch.amax` do."""
+    """As in `torch.amax`."""
     x = torch.ones(2, 3, 4, 3, 2, dtype=torch.float64, requires_grad=True)
     x.data[0, 1, 2, 0, 1] = 5
     gate = torch.ones(2, 3, 1, 1, 1, dtype=torch.float64, requires_grad=True)
@@ -98,13 +98,13 @@ def test_the_mean_is_that_of_pytorch(axes):
     assert_same(mean(x, axes), x.mean(axes), [x])
 
 
-def test_the_gradient_of_a_mean_is_no_map():
-    """It is a view of a value per channel, which is added to what else comes without being written out."""
+def test_the_gradient_of_a_mean_is_not_written_out():
+    """It is an expanded view of one value per channel."""
     x = volume(2, 3, 4, 3, 2)
     (gradient,) = torch.autograd.grad(mean(x, [2, 3, 4]).sum(), x)
     assert gradient.untyped_storage().nbytes() <= 2 * 3 * x.element_size()
 
 
-def test_a_mean_in_half_precision_does_not_overflow_where_a_sum_does():
+def test_a_mean_in_half_precision_does_not_overflow():
     x = torch.full((1, 2, 40, 40, 40), 100.0, dtype=torch.float16)
     assert torch.equal(mean(x, [2, 3, 4]), torch.full((1, 2), 100.0, dtype=torch.float16))

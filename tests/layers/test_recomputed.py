@@ -1,4 +1,4 @@
-"""Parts of a module that backward computes again."""
+"""Parts of a module that backward recomputes."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from attn3d.layers.recomputed import recomputed
 
 
 class Hidden(nn.Module):
-    """A map of several channels between x and what is returned, with a norm that counts what it sees."""
+    """A hidden map of several channels between input and output, with a norm that counts its batches."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ def test_first_and_second_derivatives_are_those_of_the_plain_form(module: Hidden
 def test_a_forward_pass_counts_once(module: Hidden, momentum: float | None) -> None:
     module.norm.momentum = momentum
     x, y = image(), image() * 2
-    outputs = [module(x), module(y)]  # two of them before one backward
+    outputs = [module(x), module(y)]  # two forward passes before one backward
     counted = {name: buffer.clone() for name, buffer in module.named_buffers()}
     buffers = dict(module.named_buffers())
     assert counted["norm.num_batches_tracked"] == 2
@@ -59,11 +59,11 @@ def test_a_forward_pass_counts_once(module: Hidden, momentum: float | None) -> N
         assert torch.equal(buffer, counted[name])
 
 
-def test_nothing_but_the_inputs_is_alive_between_forward_and_backward(module: Hidden) -> None:
+def test_only_the_inputs_are_saved_for_backward(module: Hidden) -> None:
     x = image(4096)
     left = {}
     for name, function in {"plain": module.plain, "ours": module}.items():
-        function(x)  # first calls allocate what stays
+        function(x)  # the first call makes lasting allocations
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
             y = function(x)
         events = profiler.profiler.kineto_results.events()
@@ -73,7 +73,7 @@ def test_nothing_but_the_inputs_is_alive_between_forward_and_backward(module: Hi
 
 
 def test_functional_gradients(module: Hidden) -> None:
-    """`torch.func` takes no hooks on what autograd keeps."""
+    """`torch.func` does not support hooks on saved tensors."""
     x, parameters = image().detach(), dict(module.eval().named_parameters())
 
     def loss(parameters: dict[str, Tensor]) -> Tensor:

@@ -1,4 +1,4 @@
-"""What 1-D, 2-D and 3-D mean."""
+"""Helpers for 1-D, 2-D and 3-D maps."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ SHAPES = [(5,), (4, 3), (3, 4, 2)]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_tokens_and_volume_are_each_others_inverse(shape):
+def test_tokens_and_volume_are_inverse(shape):
     x = torch.randn(2, 6, *shape)
     tokens = to_tokens(x)
     assert tokens.shape == (2, x[0, 0].numel(), 6)
@@ -32,7 +32,7 @@ def test_tokens_and_volume_are_each_others_inverse(shape):
 
 
 @pytest.mark.parametrize("batch", [1, 2])
-def test_a_volume_of_tokens_is_channels_last_in_its_strides_too(batch):
+def test_a_volume_of_tokens_has_channels_last_strides(batch):
     volume = to_volume(torch.randn(batch, 24, 6), [3, 4, 2])
     assert volume.is_contiguous(memory_format=torch.channels_last_3d)
     assert volume.stride() == torch.empty(2, 6, 3, 4, 2).to(memory_format=torch.channels_last_3d).stride()

@@ -1,4 +1,4 @@
-"""How large the tensors are that operators give, without asking a profiler or a GPU."""
+"""The sizes of the tensors that operators return, measured without a profiler or a GPU."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class _LargestOutput(TorchDispatchMode):
 
 
 def largest_output(run: Callable[[], Any]) -> int:
-    """Elements of the largest tensor that an operator gave during `run()`; a view counts as its storage."""
+    """The elements of the largest tensor that an operator returns in `run()`; a view counts as its storage."""
     with _LargestOutput() as mode:
         run()
     return mode.elements

@@ -27,7 +27,7 @@ class Floor(NamedTuple):
         forward: number of passes in forward.
         backward: number of passes in backward.
         forward_passes: what they are for; each pass is named by its map, x or y: "means: x; gate: x, y".
-        backward_passes: the same for backward, with dx and dy: "gate: dy, x; input: dy, dx".
+        backward_passes: the same for backward, with gradients dx and dy: "gate: dy, x; input: dy, dx".
     """
 
     forward: int
@@ -80,8 +80,8 @@ class Case:
         weights: names and shapes of `attention_weights` at (2, 8, 4, 3, 5), with three queries if it takes any.
         output: the output from x and the weights, if it follows from them.
         identity: the forms that are the identity at the start.
-        values: options with values that must be refused.
-        kinds: options with types that must be refused.
+        values: options with invalid values.
+        kinds: options with invalid types.
         drawn: values of the options in random configurations, in addition to the common ones of attention.
         smaller: options for quick finite differences.
         smaller_channels: number of channels for quick finite differences.

@@ -1,4 +1,4 @@
-"""A mechanism held to its reference: the output and the gradients of the input and of every parameter."""
+"""Compares a mechanism with its reference: the output, and the gradients of the input and all parameters."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def volume(*shape: int, seed: int = 1) -> Tensor:
 
 
 def assert_close(actual: Tensor, expected: Tensor, tolerance: float = 1e-10) -> None:
-    """Holds every entry to `tolerance` of the largest absolute value."""
+    """Compares every entry; the tolerance is relative to the largest absolute value."""
     assert actual.shape == expected.shape
     torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance * expected.abs().max().item())
 
@@ -30,10 +30,10 @@ def assert_gradients_close(
     expected_inputs: Sequence[Tensor],
     names: Sequence[str],
 ) -> None:
-    """Holds the gradient of every input to 1e-9 of its largest absolute value, from a random gradient above.
+    """Compares the gradient of every input, for a random output gradient, to 1e-9 of its largest absolute value.
 
-    A gradient that the mathematics cancels (a bias before a norm, the bias of the keys under a softmax) is
-    rounding error in both: no scale is taken below a thousandth of the largest gradient of all.
+    Some gradients are zero except for rounding errors (a bias before a norm, the bias of the keys under a softmax).
+    So the scale of a gradient is at least a thousandth of the largest gradient of all inputs.
     """
     upstream = volume(*outputs.shape, seed=2)
     gradients = torch.autograd.grad(outputs, inputs, upstream)
@@ -56,7 +56,7 @@ def names_of_inputs(module: nn.Module) -> list[str]:
 
 
 def assert_close_to_reference(module: nn.Module, reference: Callable[..., Tensor], x: Tensor, options: dict) -> None:
-    """Holds output and gradients to those of the loops, run on copies of the parameters and statistics."""
+    """Compares output and gradients with the reference, which gets copies of the parameters and statistics."""
     statistics = [(average.clone(), variance.clone()) for average, variance in running_statistics(module)]
     copies = [parameter.detach().clone().requires_grad_() for parameter in module.parameters()]
     x_copy, x = (x.detach().requires_grad_() for _ in range(2))

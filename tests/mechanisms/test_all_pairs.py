@@ -1,4 +1,4 @@
-"""N x N is built by nothing but the reference backend."""
+"""Only the "math" backend builds N x N scores."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def largest_in_training(configuration, **options) -> int:
 
 @pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=lambda cell: cell.id)
 def test_no_operator_gives_all_pairs(configuration):
-    """Neither forward nor backward: nothing reaches an eighth of N x N."""
+    """In forward and backward, no tensor reaches an eighth of N x N elements."""
     assert largest_in_training(configuration) < VOXELS**2 / 8
 
 
 @pytest.mark.parametrize("configuration", ["non_local", "non_local-gaussian", "mhsa-one_head", "danet"])
-def test_the_reference_method_does(configuration):
+def test_the_math_backend_does(configuration):
     assert largest_in_training(BY_ID[configuration], backend="math") >= VOXELS**2

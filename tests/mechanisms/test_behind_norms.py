@@ -1,7 +1,7 @@
-"""Attention over voxels directly behind a norm.
+"""Attention over voxels directly after a norm.
 
-PyTorch 2.13 and 2.14 give wrong gradients of instance norm on a CPU at batch 1, where what comes back is transposed.
-Group norm with a group for every channel is the same function, and right.
+PyTorch 2.13 and 2.14 give wrong gradients of instance norm on a CPU at batch 1 if the output gradient is transposed.
+Group norm with one group for each channel is the same function, and its gradients are right.
 """
 
 import pytest

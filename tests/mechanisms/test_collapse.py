@@ -1,4 +1,4 @@
-"""What must not depend on the dimension, on the order of the axes or on the other samples of the batch."""
+"""Results do not depend on the number of dimensions, the order of the axes or the other samples of the batch."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def copy_statistics(source, target):
 
 @torch.no_grad()
 def collapse(configuration, module, axis):
-    """The mechanism of one dimension less that equals `module` where `axis` has size 1.
+    """The mechanism with one dimension less that equals `module` where `axis` has size 1.
 
     Kernels keep their centre slice along the axis.
     """
@@ -92,7 +92,7 @@ def test_axes_are_permuted_with_the_weights(configuration, order):
 
 @pytest.mark.parametrize("spatial_dims", [1, 2, 3])
 @configurations
-def test_samples_do_not_see_each_other_in_eval(configuration, spatial_dims):
+def test_samples_are_independent_in_eval(configuration, spatial_dims):
     x = volume(3, CHANNELS, *(4, 2, 3)[:spatial_dims])
     module = build(configuration, spatial_dims, CHANNELS).eval()
     assert_equal(module(x), torch.cat([module(sample[None]) for sample in x]))
@@ -101,7 +101,7 @@ def test_samples_do_not_see_each_other_in_eval(configuration, spatial_dims):
 @pytest.mark.parametrize("spatial_dims", [1, 2, 3])
 @configurations
 def test_the_order_of_the_batch_does_not_matter(configuration, spatial_dims):
-    """In training too, where the norms see the whole batch."""
+    """Also in training, where norms use the statistics of the whole batch."""
     x = volume(3, CHANNELS, *(4, 2, 3)[:spatial_dims])
     order = [2, 0, 1]
     module = build(configuration, spatial_dims, CHANNELS).train()
@@ -114,10 +114,10 @@ def test_the_order_of_the_batch_does_not_matter(configuration, spatial_dims):
     [cell for cell in CONFIGURATIONS if CASES[cell.name].is_set and "sub_sample" not in cell.options],
     ids=lambda cell: cell.id,
 )
-def test_without_a_kernel_voxels_are_a_set(configuration, spatial_dims):
-    """In any order they give the same: a mean over all axes but one, say, would tell them apart.
+def test_without_a_kernel_the_order_of_voxels_does_not_matter(configuration, spatial_dims):
+    """This finds, for example, a mean over all axes but one.
 
-    Batch 1 with as many channels as voxels along the first axis.
+    Batch 1, with as many channels as voxels along the first axis.
     """
     x = volume(1, CHANNELS, *(CHANNELS, 2, 3)[:spatial_dims])
     order = torch.randperm(x[0, 0].numel(), generator=torch.Generator().manual_seed(0))

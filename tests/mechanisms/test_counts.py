@@ -10,7 +10,7 @@ from tests.mechanisms.cases import CASES
 
 WIDTHS = [1, 2, 3, 8, 16, 33, 64, 96, 256, 512]
 
-# (blocks, width of their output) of the four stages, torchvision's totals, and the published ones below.
+# (blocks, width of their output) of the four stages. Totals are torchvision's; published totals are below.
 RESNET18 = [(2, 64), (2, 128), (2, 256), (2, 512)]
 RESNET34 = [(3, 64), (4, 128), (6, 256), (3, 512)]
 RESNET50 = [(3, 256), (4, 512), (6, 1024), (3, 2048)]
@@ -106,12 +106,12 @@ def test_eca_resnet50():
 
 
 @pytest.mark.parametrize("variant", ["compact", "paper"])
-def test_a_given_kernel_wins_over_the_formula(variant):
+def test_a_given_kernel_overrides_the_formula(variant):
     assert [count("eca", width, kernel_size=9, variant=variant) for width in (8, 2048)] == [9, 9]
 
 
 def test_sknet50():
-    """A ResNet-50 whose 3 x 3 convolution of half the output's width is a selective kernel."""
+    """A ResNet-50 in which selective kernels of half the output's width replace the 3 x 3 convolutions."""
     total = 64 * 3 * 7**2 + 2 * 64
     incoming = 64
     for blocks, width in RESNET50:
@@ -137,7 +137,7 @@ def test_non_local_resnet50():
 
 
 def test_coordinate_mobilenet_v2():
-    """In every inverted residual that expands, at the width it expands to."""
+    """In every inverted residual block that expands, at the expanded width."""
     expanded = [6 * c for c in (16, 24, 24, 32, 32, 32, 64, 64, 64, 64, 96, 96, 96, 160, 160, 160)]
     assert PLAIN_MOBILENET_V2 + sum(count("coord", c, variant="paper") for c in expanded) == 3_950_648
 

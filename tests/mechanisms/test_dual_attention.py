@@ -1,4 +1,4 @@
-"""Dual attention: its two halves alone, the published head, and energies that grow with the volume."""
+"""Dual attention: each of its two halves, the published head, and energies that grow with the volume."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_channel_attention(shape, channel_energy, scale):
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("spatial_dims", [1, 2, 3])
 def test_the_published_head(spatial_dims, training):
-    """Against the loops, dropout off: logits of the sum, of the positions and of the channels."""
+    """Compares the logits of the sum, the position branch and the channel branch with the loops, without dropout."""
     module = randomise(attn3d.DualAttentionHead(spatial_dims, 12, 4, 3).double()).train(training)
     for part in module.modules():
         if isinstance(part, torch.nn.modules.dropout._DropoutNd):
@@ -70,8 +70,8 @@ def test_the_published_head(spatial_dims, training):
 
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("channel_energy", ENERGIES)
-def test_half_precision_bears_energies_beyond_its_range(channel_energy, scale):
-    """At 48^3 the energy of a channel with itself is past 65,504, the largest half."""
+def test_half_precision_with_energies_beyond_its_range(channel_energy, scale):
+    """At 48^3 voxels the energy of a channel with itself exceeds 65,504, the largest number in half precision."""
     options = {"channel_energy": channel_energy, "scale": scale}
     x = volume(1, 3, 48, 48, 48).half()
     assert (x.double() ** 2).sum((2, 3, 4)).min() > 65_504
@@ -83,8 +83,8 @@ def test_half_precision_bears_energies_beyond_its_range(channel_energy, scale):
 
 
 @pytest.mark.parametrize("channel_energy", ENERGIES)
-def test_the_energy_tells_like_channels_from_unlike(channel_energy):
-    """The paper's weighs a channel's likes most, the authors' code its opposites."""
+def test_the_paper_favours_similar_channels_and_the_code_opposite_ones(channel_energy):
+    """The paper's energy favours similar channels, that of the authors' code opposite channels."""
     base = volume(1, 1, 3, 4, 2)
     x = torch.cat([base, base, -base], 1)
     rows = attn3d.ChannelAttention(3, 3, channel_energy=channel_energy).double().attention_weights(x)["affinity"]
@@ -94,8 +94,8 @@ def test_the_energy_tells_like_channels_from_unlike(channel_energy):
     assert likes_first == (channel_energy == "paper")
 
 
-def test_the_reported_rows_are_those_of_the_positions():
-    """With identity maps for the values and alpha 1, y - x is the rows times the voxels."""
+def test_the_reported_rows_of_position_attention():
+    """With identity maps for the values and alpha 1, y - x is the product of the rows and the voxels."""
     module = randomise(attn3d.PositionAttention(3, 4, reduction=2).double())
     with torch.no_grad():
         module.alpha.fill_(1)
@@ -113,15 +113,15 @@ def test_the_reported_rows_are_those_of_the_positions():
     "build",
     [attn3d.DualAttention, lambda *args, **kw: attn3d.DualAttentionHead(*args, 8, 2, **kw), attn3d.PairedAttention],
 )
-def test_how_positions_attend_is_passed_on(build):
-    """To the layer of a mechanism, and to that of the published head."""
+def test_options_of_position_attention_are_passed_on(build):
+    """They reach the layer of a mechanism and that of the published head."""
     module = build(3, 16, pattern=("window", {"size": 2}), backend="math", memory_budget="1GiB")
     (layer,) = (part for part in module.modules() if isinstance(part, VolumeAttention))
     assert (layer.pattern, layer.backend, layer.memory_budget) == (attn3d.Window(2), "math", 2**30)
 
 
-def test_how_channels_attend_is_passed_on():
-    """To the mechanism's layer, and to that of the published head."""
+def test_options_of_channel_attention_are_passed_on():
+    """They reach the layer of the mechanism and that of the published head."""
     for build in (attn3d.DualAttention, lambda *args, **options: attn3d.DualAttentionHead(*args, 8, 2, **options)):
         module = build(3, 16, channel_energy="official", scale="1/N")
         (layer,) = (part for part in module.modules() if isinstance(part, ChannelwiseAttention))

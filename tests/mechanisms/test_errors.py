@@ -33,7 +33,7 @@ def case_id(case) -> str:
 
 
 def expect(kinds, argument, value, function, *arguments, **keywords):
-    """The error is of one of `kinds`, and its message has the argument in backticks and the value."""
+    """Checks the type of the error, and that its message has the argument in backticks and the value."""
     with pytest.raises(kinds) as raised:
         function(*arguments, **keywords)
     message = str(raised.value)
@@ -118,7 +118,7 @@ def test_the_dual_attention_head(argument, value):
 
 @pytest.mark.scorecard  # no error
 @pytest.mark.parametrize("name", CASES)
-def test_both_variants_are_taken_by_all(name):
+def test_all_mechanisms_take_both_variants(name):
     for variant in ("compact", "paper"):
         module = create(name, spatial_dims=3, channels=8, variant=variant)
         assert module.variant == variant

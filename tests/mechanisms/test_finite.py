@@ -1,4 +1,4 @@
-"""No NaN and no infinity, in the output and in the gradients, wherever the same in float64 fits the dtype."""
+"""No NaN or infinity in outputs and gradients if the float64 result fits the dtype."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SLOW = ("sk-three_branches", "non_local-sub_sample")  # half-precision convoluti
 
 
 def contents(spatial_dims):
-    """By name: random values of every scale, and volumes that have next to no contents."""
+    """Inputs by name: random values of every scale, and constant, zero and one-hot volumes."""
     x = volume(2, 4, *(4, 5, 3)[:spatial_dims])
     one_hot = torch.zeros_like(x)
     one_hot[0].view(-1)[-1] = 1.0
@@ -39,10 +39,10 @@ def results(module, x):
 @pytest.mark.parametrize("spatial_dims", some([1, 2, 3], lambda dims: dims == 1))
 @pytest.mark.parametrize("configuration", EVERY, ids=lambda cell: cell.id)
 def test_every_dtype_scale_and_content(configuration, spatial_dims, count_cases):
-    """In evaluation: in training a batch norm brings into range what overflowed before it.
+    """In evaluation only: in training, a batch norm would scale large values into range.
 
-    A case is an input whose output fits the dtype, partial sums included. Gradients are looked at where all fit: one
-    that overflows reaches those behind it.
+    A case is an input whose output fits the dtype, partial sums included. Gradients are checked only if all of them
+    fit, because one that overflows affects others.
     """
     for what, x in contents(spatial_dims).items():
         module = build(configuration, spatial_dims, 4).eval()
@@ -59,27 +59,27 @@ def test_every_dtype_scale_and_content(configuration, spatial_dims, count_cases)
 
 
 def attends_to_all(configuration):
-    """Whether all voxels are compared with all."""
+    """Whether the mechanism compares all pairs of voxels."""
     return configuration.name in OVER_VOXELS and "gaussian" in configuration.options.get("mode", "gaussian")
 
 
 def large_cases():
-    """Every configuration at 48³ voxels, by night also at 64³; those that compare all voxels also with pooled keys."""
+    """Every configuration at 48³ voxels, in the nightly run also at 64³; all pairs of voxels also with pooled keys."""
     for configuration, size in itertools.product(CONFIGURATIONS, (48, 64)):
-        by_night = [pytest.mark.nightly] if size == 64 else []
+        nightly = [pytest.mark.nightly] if size == 64 else []
         pools = configuration.options.get("sub_sample")
-        marks = [pytest.mark.nightly] if configuration.id in SLOW else by_night
+        marks = [pytest.mark.nightly] if configuration.id in SLOW else nightly
         if attends_to_all(configuration) and (size == 64 or not pools):
             reason = f"all pairs of {size}³ voxels in float16 take a CPU many minutes: on CUDA alone"
             marks = [pytest.mark.skipif(not torch.cuda.is_available(), reason=reason)]
         if attends_to_all(configuration) and not pools:
-            yield pytest.param(configuration, size, 8, id=f"{configuration.id}-{size}-pooled", marks=by_night)
+            yield pytest.param(configuration, size, 8, id=f"{configuration.id}-{size}-pooled", marks=nightly)
         yield pytest.param(configuration, size, None, id=f"{configuration.id}-{size}", marks=marks)
 
 
 @pytest.mark.parametrize(("configuration", "size", "stride"), [*large_cases()])
 def test_large_volumes_in_half_precision(configuration, size, stride):
-    """Sums over 110,592 and 262,144 voxels, of values about one whose mean is not zero."""
+    """Sums over 110,592 and 262,144 voxels, of values with a mean of 1."""
     device = "cuda" if attends_to_all(configuration) and torch.cuda.is_available() else "cpu"
     options = {} if stride is None else {"pattern": ("pooled_keys", {"stride": stride})}
     module = build(configuration, 3, 2, **options).eval().to(device, torch.float16)

@@ -1,4 +1,4 @@
-"""The mechanisms that gate: what their gates see and touch, and options that win over the variant."""
+"""Mechanisms with gates: what the gates depend on, and options that override the variant."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.configurations import BY_ID, CONFIGURATIONS, build, create, randomise
 from tests.mechanisms.cases import CASES
 from tests.mechanisms.parity import assert_close_to_reference, volume
 
-CUBE_OF_CHANNELS = (1, 5, 5, 3, 2)  # batch 1 with as many channels as slices, no two axes alike
+CUBE_OF_CHANNELS = (1, 5, 5, 3, 2)  # batch 1, with as many channels as slices; the axes have different sizes
 
 
 def make(name, channels, spatial_dims=3, **options):
@@ -37,7 +37,7 @@ def test_a_channel_gate_is_constant_along_every_spatial_axis(configuration):
 @pytest.mark.parametrize(
     "configuration", [cell for cell in CONFIGURATIONS if CASES[cell.name].output], ids=lambda cell: cell.id
 )
-def test_the_output_is_made_of_the_weights_that_are_reported(configuration):
+def test_the_output_follows_from_the_reported_weights(configuration):
     x = volume(2, 6, 4, 2, 3)
     module = build(configuration, 3, 6).eval()
     expected = CASES[configuration.name].output(x, module.attention_weights(x))
@@ -60,16 +60,16 @@ def test_the_hidden_width_of_a_squeeze(channels, reduction, hidden):
 
 @pytest.mark.parametrize("name", [name for name in taking("reduction") if "channel" in CASES[name].weights])
 def test_a_gate_of_few_channels_depends_on_the_image(name):
-    """A single hidden unit is switched off by its rectifier as often as not, and normalised to nothing in `gc`."""
+    """A single hidden unit would be zero after ReLU half of the time, and the norm of `gc` would cancel it."""
     x = volume(8, 16, 4, 2, 3)
     spreads = []
     for seed in range(20):
         module = randomise(attn3d.create_attention(name, spatial_dims=3, channels=16).double(), seed).eval()
         spreads.append(module.attention_weights(x)["channel"].std(0).max())
-    assert sum(spread > 1e-3 for spread in spreads) >= 17  # random biases switch off all four now and then
+    assert sum(spread > 1e-3 for spread in spreads) >= 17  # random biases sometimes make all four units zero
 
 
-def test_coordinate_gates_vary_along_their_own_axis_alone():
+def test_coordinate_gates_vary_only_along_their_own_axis():
     x = volume(2, 6, 4, 2, 3)
     gates = build(BY_ID["coord"], 3, 6).eval().attention_weights(x)
     assert list(gates) == ["axis0", "axis1", "axis2"]
@@ -80,7 +80,7 @@ def test_coordinate_gates_vary_along_their_own_axis_alone():
         assert not is_constant(gate, 2 + axis)
 
 
-def test_an_axis_of_one_voxel_has_its_coordinate_gate_still():
+def test_an_axis_of_one_voxel_has_a_coordinate_gate():
     gates = build(BY_ID["coord"], 3, 6).eval().attention_weights(volume(2, 6, 1, 2, 3))
     assert gates["axis0"].shape == (2, 6, 1, 1, 1)
     assert (gates["axis0"] < 1).all()
@@ -101,7 +101,7 @@ def test_the_middle_width_of_coordinate_attention(channels, middle):
     ],
     ids=lambda options: "-".join(map(str, options.values())),
 )
-def test_cbam_options_win_over_the_variant(options):
+def test_cbam_options_override_the_variant(options):
     options = {"reduction": 2, "kernel_size": 3} | options
     module = make("cbam", 4, spatial_dims=2, **options)
     assert_close_to_reference(module, CASES["cbam"].reference, volume(2, 4, 3, 4), options)
@@ -140,15 +140,15 @@ def test_selective_kernels_take_the_largest_divisor_as_groups(groups, variant):
 
 @pytest.mark.parametrize("activation", ["relu", "hardswish"])
 @pytest.mark.parametrize("variant", ["compact", "paper"])
-def test_the_activation_of_coordinate_attention_wins_over_the_variant(activation, variant):
+def test_the_activation_of_coordinate_attention_overrides_the_variant(activation, variant):
     options = {"activation": activation, "variant": variant, "min_channels": 3}
     module = make("coord", 4, **options)
     assert_close_to_reference(module, CASES["coord"].reference, 4 * volume(2, 4, 2, 3, 2), options)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_weights_have_the_names_and_shapes_that_are_documented(name):
-    """Of three queries where every voxel has weights of its own, else of the one in the middle."""
+def test_weights_have_the_documented_names_and_shapes(name):
+    """For three queries where each voxel has its own weights; by default for the central voxel."""
     module, x = make(name, 8).eval(), volume(2, 8, 4, 3, 5)
     found = module.attention_weights(x, torch.tensor([0, 7, 59]))
     assert {key: tuple(weights.shape) for key, weights in found.items()} == CASES[name].weights
@@ -157,8 +157,8 @@ def test_weights_have_the_names_and_shapes_that_are_documented(name):
         torch.testing.assert_close(module.attention_weights(x)["query"], module.attention_weights(x, middle)["query"])
 
 
-def test_weights_of_bam_are_those_of_either_map():
-    """Through a sigmoid each."""
+def test_weights_of_bam_are_those_of_its_two_maps():
+    """Each is the sigmoid of its map."""
     module, x = build(BY_ID["bam"], 3, 6).eval(), volume(2, 6, 4, 2, 3)
     found = module.attention_weights(x)
     logits = {name: torch.logit(weights) for name, weights in found.items()}
@@ -169,6 +169,6 @@ FAULTS = [(name, check) for name, case in CASES.items() for check in case.faults
 
 
 @pytest.mark.parametrize("check", [check for _, check in FAULTS], ids=[f"{name}-{of.__name__}" for name, of in FAULTS])
-def test_a_claim_of_its_own(check):
-    """Published faults that are none here, and what else a case asserts."""
+def test_properties_of_a_mechanism(check):
+    """The functions in `faults` of each case."""
     check()

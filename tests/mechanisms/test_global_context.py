@@ -20,7 +20,7 @@ def test_the_weights_of_the_voxels_sum_to_one():
     torch.testing.assert_close(weights.sum((1, 2, 3, 4)), torch.ones(2, dtype=torch.float64))
 
 
-def test_what_is_reported_is_added_or_gates():
+def test_the_reported_weights_are_added_or_multiplied():
     x = volume(2, 6, 4, 2, 3)
     added, gating = (build(BY_ID[name], 3, 6).eval() for name in ("gc", "gc-multiply"))
     torch.testing.assert_close(added(x), x + added.attention_weights(x)["channel"], rtol=1e-12, atol=0)

@@ -1,4 +1,4 @@
-"""First and second derivatives, by the input and every parameter, against finite differences in float64."""
+"""First and second derivatives with respect to the input and every parameter, against float64 finite differences."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ dimensions = pytest.mark.parametrize("spatial_dims", [1, 2, 3])
 
 
 def as_function(configuration, spatial_dims, **options):
-    """The mechanism as a function of the input and of every parameter, and where to evaluate it.
+    """The mechanism as a function of the input and every parameter, and the values to evaluate it at.
 
-    In training, so that the statistics of the batch are differentiated too.
+    It is in training mode, so that the statistics of the batch are differentiated too.
     """
     case = CASES[configuration.name]
     channels = case.smaller_channels
@@ -37,7 +37,7 @@ def as_function(configuration, spatial_dims, **options):
 
 
 def attends_with_softmax(configuration) -> bool:
-    """Over voxels: in a fused kernel, which has a first derivative only."""
+    """Whether it has softmax attention over voxels, whose fused kernels have no second derivative."""
     return configuration.name in OVER_VOXELS and "gaussian" in configuration.options.get("mode", "gaussian")
 
 
@@ -67,7 +67,7 @@ def test_second_derivative(configuration, spatial_dims):
     [configuration for configuration in CONFIGURATIONS if attends_with_softmax(configuration)],
     ids=lambda cell: cell.id,
 )
-def test_only_the_reference_method_has_a_second_derivative(configuration, backend):
+def test_only_the_math_backend_has_a_second_derivative(configuration, backend):
     function, inputs = as_function(configuration, 3, backend=backend)
     (gradient,) = torch.autograd.grad(function(*inputs).square().sum(), inputs[:1], create_graph=True)
     with pytest.raises(RuntimeError, match=r"derivative|autograd formula"):

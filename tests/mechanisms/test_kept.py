@@ -1,4 +1,4 @@
-"""What a mechanism keeps for backward, beyond its own input and output."""
+"""The memory that a mechanism saves for backward, in addition to its input and output."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CHANNELS, SHAPE = 128, (32, 32, 32)
 
 
 def kept_bytes(module: nn.Module, *inputs: Tensor) -> int:
-    """Of the storages that autograd keeps, those of inputs, output and parameters left out."""
+    """The bytes that autograd saves, without those of inputs, output, parameters and buffers."""
     kept: list[torch.UntypedStorage] = []
 
     def keep(tensor: Tensor) -> Tensor:
@@ -28,28 +28,28 @@ def kept_bytes(module: nn.Module, *inputs: Tensor) -> int:
 
 
 class CommonSpatialGate(nn.Module):
-    """A gate per voxel after one per channel as it is usually written: it keeps the map between the two."""
+    """A channel gate and a spatial gate as commonly written: autograd saves the map between the two."""
 
     def forward(self, x: Tensor) -> Tensor:
         x = x * x.mean((2, 3, 4), keepdim=True).sigmoid()
         return x * torch.cat([x.mean(1, keepdim=True), x.max(1, keepdim=True)[0]], 1).sum(1, keepdim=True).sigmoid()
 
 
-def test_a_map_that_is_kept_is_counted():
+def test_a_saved_map_is_counted():
     x = torch.randn(1, 32, 8, 8, 8, requires_grad=True)
     assert kept_bytes(CommonSpatialGate(), x) > x.nbytes
     assert kept_bytes(nn.Identity(), x) == 0
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.kept and name != "sk"])
-def test_a_gate_keeps_little_of_a_map(name):
+def test_a_gate_saves_little_memory(name):
     x = torch.randn(1, CHANNELS, *SHAPE, requires_grad=True)
     module = randomise(create(name, spatial_dims=3, channels=CHANNELS))
     assert kept_bytes(module, x) <= CASES[name].kept * x.nbytes
 
 
-def test_a_selection_between_kernels_keeps_no_copy_of_them():
-    """The maps of the branches are kept as they are, without a stacked copy or a product of them."""
+def test_selective_kernels_save_no_copy_of_the_branches():
+    """Only the maps of the branches are saved, without a stacked copy or a product of them."""
     module = randomise(attn3d.SelectiveKernel(3, 32))
     convolved = [torch.randn(1, 32, 16, 16, 16, requires_grad=True) for _ in range(2)]
 
@@ -62,7 +62,7 @@ def test_a_selection_between_kernels_keeps_no_copy_of_them():
 
 
 @pytest.mark.parametrize("name", ["cbam", "bam", "coord"])
-def test_forward_alone_holds_two_maps_at_most(name):
+def test_inference_needs_at_most_two_maps(name):
     x = torch.randn(1, CHANNELS, *SHAPE)
     memory = attn3d.estimate_memory(name, x.shape, training=False)
     assert memory <= 2.2 * x.nbytes

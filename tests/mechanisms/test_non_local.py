@@ -1,4 +1,4 @@
-"""The non-local block: its four pairwise functions, its pooled keys, and that it never builds N x N."""
+"""The non-local block: its four pairwise functions, pooled keys, patterns and reported weights."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MODES = ["embedded_gaussian", "gaussian", "dot_product", "concatenation"]
 @pytest.mark.parametrize("shape", [(1,), (5,), (1, 5), (3, 4), (1, 3, 5), (2, 1, 7), (3, 3, 2), (1, 1, 1)], ids=str)
 @pytest.mark.parametrize("mode", MODES)
 def test_pooled_keys(mode, shape):
-    """2 by 2 with the last odd voxel dropped; an axis of one voxel stays."""
+    """Pools 2 x 2 voxels; drops a last odd voxel; keeps an axis of one voxel."""
     options = {"mode": mode, "sub_sample": True}
     module = randomise(attn3d.NonLocal(len(shape), 4, **options).double())
     assert_close_to_reference(module, CASES["non_local"].reference, volume(2, 4, *shape), options)
@@ -40,7 +40,7 @@ def test_inner_widths(mode, reduction):
 
 
 def naive(module, x):
-    """The dot_product and concatenation blocks in eval as in their formulas, every pair of voxels written out."""
+    """The formulas of the dot_product and concatenation blocks in evaluation, with every pair of voxels."""
     value, value_bias, query, query_bias, key, key_bias, *pair, out, out_bias, norm, norm_bias = (
         parameter.flatten(1) if parameter.dim() > 1 else parameter for parameter in module.parameters()
     )
@@ -63,8 +63,8 @@ def naive(module, x):
 
 @pytest.mark.parametrize("offset", [0.0, 1e3, -1e3], ids="offset{}".format)
 @pytest.mark.parametrize("mode", ["dot_product", "concatenation"])
-def test_the_short_forms_equal_every_pair_written_out(mode, offset):
-    """Also where all pairs are rectified to zero, or none is."""
+def test_the_short_forms_equal_the_sum_over_pairs(mode, offset):
+    """Also if all or none of the pairs are zero after ReLU."""
     module = randomise(attn3d.NonLocal(3, 8, mode=mode, reduction=1).double()).eval()
     key_bias, pair = list(module.parameters())[5:7]
     with torch.no_grad():
@@ -77,7 +77,7 @@ def test_the_short_forms_equal_every_pair_written_out(mode, offset):
 
 
 @pytest.mark.parametrize("mode", ["dot_product", "concatenation"])
-def test_the_short_forms_bear_voxels_that_are_all_alike(mode):
+def test_the_short_forms_with_equal_voxels(mode):
     module = randomise(attn3d.NonLocal(3, 8, mode=mode).double()).eval()
     x = volume(2, 8, 1, 1, 1).expand(2, 8, 3, 4, 2)
     torch.testing.assert_close(module(x), naive(module, x), rtol=0, atol=1e-10)
@@ -86,7 +86,7 @@ def test_the_short_forms_bear_voxels_that_are_all_alike(mode):
 @pytest.mark.parametrize("sub_sample", [False, True])
 @pytest.mark.parametrize("mode", MODES)
 def test_the_reported_rows_are_those_of_the_block(mode, sub_sample):
-    """With identity maps and no norm, z - x is the rows times the (pooled) voxels."""
+    """With identity maps and no norm, z - x is the product of the rows and the (pooled) voxels."""
     module = attn3d.NonLocal(3, 4, mode=mode, reduction=1, norm=None, sub_sample=sub_sample).double()
     randomise(module)
     with torch.no_grad():
@@ -107,7 +107,7 @@ def test_the_reported_rows_are_those_of_the_block(mode, sub_sample):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_the_reported_rows_are_over_the_means_of_pooled_keys(mode):
-    """With identity maps and no norm, z - x is the rows times the means of cells."""
+    """With identity maps and no norm, z - x is the product of the rows and the means of the blocks."""
     module = attn3d.NonLocal(2, 4, mode=mode, reduction=1, norm=None, pattern=attn3d.PooledKeys((2, 3))).double()
     randomise(module)
     with torch.no_grad():
@@ -139,6 +139,6 @@ def test_the_reported_rows_are_over_the_means_of_pooled_keys(mode):
         ),
     ],
 )
-def test_scopes_that_a_form_does_not_have(options, message):
+def test_unsupported_patterns(options, message):
     with pytest.raises(ValueError, match=message):
         attn3d.NonLocal(3, 4, **options)

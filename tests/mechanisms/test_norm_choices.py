@@ -1,4 +1,4 @@
-"""Every norm can be chosen wherever there is one, and bears a single value per channel."""
+"""Every norm can be chosen in every mechanism with a norm, and works with a single value per channel."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SPECS = ["batch", ("group", {"num_groups": 1}), "instance", "layer", None]
 @pytest.mark.parametrize("variant", ["compact", "paper"])
 @pytest.mark.parametrize("name", taking("norm"))
 def test_every_norm_trains(name, variant, spec, shape):
-    """Of single values a rectifier may cut off all, rightly; so the input's gradient is that of several draws."""
+    """With single values ReLU may be zero everywhere, so the input's gradient is checked over several draws."""
     gradients = []
     for seed in range(4):
         module = create(name, spatial_dims=3, channels=4, variant=variant, norm=spec)
@@ -35,7 +35,7 @@ def test_every_norm_trains(name, variant, spec, shape):
 @pytest.mark.scorecard("repeats")
 @pytest.mark.parametrize("variant", ["compact", "paper"])
 @pytest.mark.parametrize("name", ["bam", "sk", "non_local"])
-def test_a_single_value_leaves_the_running_statistics(name, variant):
+def test_a_single_value_does_not_change_the_running_statistics(name, variant):
     module = create(name, spatial_dims=3, channels=4, variant=variant).double().train()
     before = {name: value.clone() for name, value in module.named_buffers()}
     assert before

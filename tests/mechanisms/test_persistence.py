@@ -1,4 +1,4 @@
-"""What a checkpoint relies on: keys and shapes that are frozen, strict loading, dtypes and devices."""
+"""Checkpoints: frozen keys and shapes, strict loading, dtypes and devices."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def make(configuration: Configuration, spatial_dims: int) -> torch.nn.Module:
 
 
 def keys(module: torch.nn.Module) -> list[str]:
-    """Names and sizes, in their order."""
+    """Names and sizes, in order."""
     return [f"{name} {'x'.join(map(str, value.shape))}".strip() for name, value in module.state_dict().items()]
 
 
 def frozen(configuration: Configuration, spatial_dims: int) -> list[str]:
-    """Those of the case: a change there breaks every checkpoint."""
+    """The keys of the case. Changing them breaks existing checkpoints."""
     keys_of_forms = CASES[configuration.name].keys(spatial_dims)
     return [key for key in keys_of_forms[configuration.form].split(", ") if key]
 
@@ -38,11 +38,11 @@ class TestState:
         assert keys(make(configuration, spatial_dims)) == frozen(configuration, spatial_dims)
 
     def test_strict_loading_misses_nothing(self, configuration, spatial_dims):
-        """A key too few and one too many are named."""
+        """Missing and unexpected keys are named."""
         module = make(configuration, spatial_dims)
         state = module.state_dict()
         for key in state:
-            without = copy.copy(state)  # with its versions: PyTorch forgives old batch norms
+            without = copy.copy(state)  # a copy with version numbers: PyTorch accepts missing keys of old batch norms
             del without[key]
             with pytest.raises(RuntimeError, match=rf'Missing key.*"{key}"'):
                 module.load_state_dict(without)
@@ -59,7 +59,7 @@ class TestState:
         assert torch.equal(empty(x), module(x))
 
     def test_made_in_a_dtype_or_moved_to_it(self, configuration, spatial_dims):
-        """By PyTorch's default, and by `to`: no parameter stays behind, and there and back is the same bitwise."""
+        """By PyTorch's default dtype and by `to`: all parameters change, and changing back restores them bitwise."""
         torch.set_default_dtype(torch.float64)
         try:
             module = make(configuration, spatial_dims)

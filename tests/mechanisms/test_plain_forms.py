@@ -1,4 +1,4 @@
-"""The plain forms compute what the library does: outputs, gradients of inputs and parameters, statistics of norms."""
+"""The plain forms equal the library: outputs, gradients of inputs and parameters, statistics of norms."""
 
 import pytest
 import torch
@@ -11,12 +11,12 @@ from tests.mechanisms.cases import CASES
 @pytest.mark.parametrize("train", [True, False], ids=["training", "inference"])
 @pytest.mark.parametrize("shape", [(2, 16, 3, 4, 5), (1, 12, 5, 2, 7)], ids=str)
 @pytest.mark.parametrize("name", CASES)
-def test_a_plain_form_is_the_mechanism(name, shape, train):
+def test_a_plain_form_equals_the_mechanism(name, shape, train):
     torch.manual_seed(0)
     plain = CASES[name].plain(shape[1]).double().train(train)
     ours = create(name, spatial_dims=3, channels=shape[1]).double().train(train)
     for parameter in plain.parameters():
-        torch.nn.init.normal_(parameter, std=0.5)  # those that start at 0 or 1 too
+        torch.nn.init.normal_(parameter, std=0.5)  # also those that start at 0 or 1
     copy_parameters(plain, ours)
     x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
     upstream = torch.randn_like(x)

@@ -13,7 +13,7 @@ from tests.mechanisms.parity import assert_close_to_reference, volume
 pytestmark = pytest.mark.scorecard("math")
 
 # (batch, channels, shape): no two sizes equal; batch 1 with as many channels as voxels along the first axis;
-# axes of size 1; a single voxel; extents that the dilated kernels reach across.
+# axes of size 1; a single voxel; extents that dilated kernels exceed.
 SHAPES = [
     (2, 6, (7,)),
     (1, 4, (4,)),
@@ -51,7 +51,7 @@ def test_output_and_gradients(configuration, case, training):
 @pytest.mark.parametrize("shape", [(3, 4), (2, 3, 2)], ids=str)
 @configurations
 def test_an_image_whose_channels_come_last_in_memory(configuration, shape):
-    """As `torch.from_numpy(image).movedim(-1, 0)[None]`: the stride of the batch is less than an image."""
+    """As in `torch.from_numpy(image).movedim(-1, 0)[None]`: the stride of the batch is less than an image."""
     x = volume(*shape, 4).movedim(-1, 0)[None]
     module = build(configuration, len(shape), 4).train()
     assert_close_to_reference(module, CASES[configuration.name].reference, x, configuration.options)
@@ -61,7 +61,7 @@ def test_an_image_whose_channels_come_last_in_memory(configuration, shape):
 @pytest.mark.parametrize("shape", [(3, 4), (2, 3, 2)], ids=str)
 @configurations
 def test_a_batch_of_one_keeps_its_strides(configuration, shape):
-    """PyTorch's batch norm takes wrong gradients in a channels-last batch of one whose stride is no whole image."""
+    """PyTorch's batch norm has wrong gradients for a channels-last batch of one with another stride of the batch."""
     formats = {2: torch.channels_last, 3: torch.channels_last_3d}
     x = volume(1, 4, *shape).contiguous(memory_format=formats[len(shape)])
     assert build(configuration, len(shape), 4)(x).stride() == x.stride()
@@ -70,7 +70,7 @@ def test_a_batch_of_one_keeps_its_strides(configuration, shape):
 @pytest.mark.parametrize("shape", [(5,), (3, 4), (2, 3, 2)], ids=str)
 @pytest.mark.parametrize("backend", ["sdpa", "chunked", "math"])
 @pytest.mark.parametrize("configuration", [*OVER_VOXELS, "non_local-gaussian"])
-def test_every_method(configuration, backend, shape):
+def test_every_backend(configuration, backend, shape):
     configuration = BY_ID[configuration]
     module = build(configuration, len(shape), 8, backend=backend).train()
     assert_close_to_reference(module, CASES[configuration.name].reference, volume(2, 8, *shape), configuration.options)

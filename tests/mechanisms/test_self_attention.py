@@ -1,4 +1,4 @@
-"""Multi-head self-attention against `torch.nn.MultiheadAttention`, its heads, its dropout."""
+"""Multi-head self-attention: comparison with `torch.nn.MultiheadAttention`, heads and dropout."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_the_default_heads_are_the_largest_divisor_up_to_eight(channels, heads):
 @pytest.mark.scorecard("repeats")
 @pytest.mark.parametrize("backend", ["auto", "sdpa", "chunked", "math"])
 def test_dropout_is_off_in_eval(backend):
-    """Bitwise, and in a trace too."""
+    """Outputs are bitwise equal, also in a trace."""
     x = volume(2, 8, 2, 3, 4)
     module = self_attention(3, 8, dropout=0.9, backend=backend).eval()
     assert torch.equal(module(x), self_attention(3, 8, backend=backend).eval()(x))
@@ -53,7 +53,7 @@ def test_dropout_is_off_in_eval(backend):
 
 @pytest.mark.parametrize("backend", ["auto", "chunked", "math"])
 def test_dropout_keeps_the_mean_of_the_weights(backend):
-    """Over many draws the output in training averages to that in eval, to five standard errors."""
+    """The mean of many outputs in training is the output in eval, to five standard errors."""
     draws = 4096
     torch.manual_seed(0)
     module = self_attention(1, 4, num_heads=2, dropout=0.5, backend=backend)
@@ -65,7 +65,7 @@ def test_dropout_keeps_the_mean_of_the_weights(backend):
 
 
 def test_the_reported_rows_are_those_of_the_heads():
-    """With identity maps for the values and the output, y is the rows times the voxels."""
+    """With identity maps for values and output, y is the product of the rows and the voxels."""
     module = self_attention(3, 4, num_heads=2)
     weight, bias, out_weight, out_bias = module.parameters()
     with torch.no_grad():

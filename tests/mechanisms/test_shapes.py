@@ -1,4 +1,4 @@
-"""Any batch, size and number of channels: the shape of the input, and the values of the loops."""
+"""Any batch, size and number of channels: the output has the shape of the input and the values of the reference."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from tests.mechanisms.parity import assert_close, volume
 
 pytestmark = pytest.mark.scorecard("shapes")
 
-# A single voxel, primes, sizes far apart, a first axis of one.
+# A single voxel, primes, very different sizes, a first axis of one.
 SIZES = [(1, 1, 1), (7, 2, 3), (2, 9, 3), (1, 5, 4)]
 CHANNELS = [1, 2, 3, 8, 33]
 
 
 def expected(configuration, module, x):
-    """What the loops give; within a pattern, what the backend that builds all pairs gives."""
+    """The output of the reference; for patterns, that of the "math" backend."""
     if configuration in SCOPED:
         twin = build(configuration, module.spatial_dims, module.channels, backend="math").eval()
         return twin(x)

@@ -1,4 +1,4 @@
-"""What a new module does before it is trained: which start as the identity, and say so."""
+"""New modules before training: which of them start as the identity."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def start(configuration, spatial_dims=3, **options):
 
 @pytest.mark.parametrize("spatial_dims", [1, 2, 3])
 @pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=lambda cell: cell.id)
-def test_identity_at_start_is_said_where_it_is_so(configuration, spatial_dims):
+def test_identity_at_start_is_true_for_identities(configuration, spatial_dims):
     x = volume(2, 6, *(4, 2, 3)[:spatial_dims])
     module = start(configuration, spatial_dims)
     assert module.identity_at_start == (configuration in STARTS_AS_IDENTITY)

@@ -9,24 +9,24 @@ from tests.networks.zoo import CONFIGURATIONS, Configuration
 
 ONE_RESOLUTION = "it keeps one resolution"
 CLASSIFIER = "it only encodes"
-PATHS = "between its stems is a space of searched cells, called past all hooks; attention goes into the stems"
+PATHS = "its searched cells are called without their hooks; only its stems can have attention"
 ALL = set(KINDS)
 
-# Why a network lacks a kind; by the first words of its name.
+# Why a network lacks a kind of site, by the first word of its name.
 LACKS: dict[str, dict[str, str]] = {
     "HighResNet": dict.fromkeys(("bottleneck", "decoder", "skip"), ONE_RESOLUTION),
-    "AutoEncoder": {"skip": "all it decodes has gone through the bottleneck"},
+    "AutoEncoder": {"skip": "it has no skip connections"},
     "DiNTS": dict.fromkeys(ALL - {"encoder", "decoder"}, PATHS),
     "DenseNet": dict.fromkeys(("decoder", "skip"), CLASSIFIER)
     | {"residual": "its layers concatenate", "conv": "all its convolutions change the number of channels"},
     "EfficientNet": dict.fromkeys(("decoder", "skip"), CLASSIFIER)
-    | {"conv": "its convolutions pad their input themselves, so that branches beside them would not meet"},
+    | {"conv": "its convolutions pad their input themselves, so that branches beside them would have another size"},
     **{name: dict.fromkeys(("decoder", "skip"), CLASSIFIER) for name in ("ResNet", "SENet", "Regressor")},
 }
 NO_SHORTCUT = "its blocks have no shortcut"
-SKIPS_ALONE = "it takes what meets a skip as a gating signal: at skips alone"
-KERNELS_ALONE = "beside a convolution go the branches of a selective kernel: sk alone"
-# Where the plain network can be scripted and the one with attention at this kind cannot.
+SKIPS_ALONE = "its gating signal is the decoder's map at a skip, which other sites do not have"
+KERNELS_ALONE = "only sk adds branches beside a convolution"
+# Networks that can be scripted, but not with attention at this kind of site.
 UNSCRIPTED = dict.fromkeys(
     [
         (name, "skip")
@@ -35,12 +35,12 @@ UNSCRIPTED = dict.fromkeys(
             *("MedNeXt", "RegUNet", "LocalNet", "AHNet"),
         )
     ],
-    "the network adds its skips inline, which TorchScript does not let anything see",
+    "the network adds its skips inline, where TorchScript allows no attention",
 )
 
 
 class Combination(NamedTuple):
-    """A network in 2-D or 3-D, a kind of its sites, a mechanism; and why not, where it cannot be."""
+    """A network in 2-D or 3-D, a kind of site and a mechanism; with a reason if this is impossible."""
 
     configuration: Configuration
     kind: str
@@ -49,7 +49,7 @@ class Combination(NamedTuple):
 
 
 def combinations() -> tuple[list[Combination], list[Combination]]:
-    """What can be, and what cannot."""
+    """The possible and the impossible combinations."""
     possible, impossible = [], []
     for configuration in CONFIGURATIONS:
         for kind in KINDS:
@@ -69,7 +69,7 @@ def why_not(configuration: Configuration, kind: str, mechanism: str) -> str:
 
 
 def main() -> None:
-    """Prints the counts, and what cannot be with its reason."""
+    """Prints the counts, and the impossible combinations with their reasons."""
     possible, impossible = combinations()
     networks = {configuration.name for configuration in CONFIGURATIONS}
     mechanisms = len(attn3d.list_attention())

@@ -1,4 +1,4 @@
-"""A small network with every way of attaching attention, for checks that cost too much on every network."""
+"""A small network with every way of attaching attention, for tests that are too slow for all networks."""
 
 from typing import Any
 
@@ -21,14 +21,14 @@ AT = ("encoder", "decoder", "bottleneck", "skip", "block", "residual")
 
 
 def maps(output: Any) -> list[Tensor]:
-    """The tensors of an output of any form."""
+    """The tensors of an output of any structure."""
     if isinstance(output, Tensor):
         return [output]
     return [tensor for part in output if part is not None for tensor in maps(part)]
 
 
 class Residual(nn.Module):
-    """A hook on its output, a child in its branch, a convolution for selective kernels."""
+    """A residual block with a branch, and a convolution for selective kernels."""
 
     def __init__(self, dims: int) -> None:
         super().__init__()
@@ -80,9 +80,9 @@ class MergeOptional(Merge):
 
 
 class EveryWay(nn.Module):
-    """Every hook: a last child, outputs by one, two or an optional argument, arguments, lists, concatenations, kernels.
+    """A network whose sites need every kind of hook.
 
-    That of inline sums, which does not script, is SegResNet's.
+    Only inline sums, which cannot be scripted, are missing; SegResNet has those.
     """
 
     def __init__(self, dims: int) -> None:

@@ -1,7 +1,7 @@
-"""nnU-Net's Primus, or a stand-in of its shape for where it or timm is not installed.
+"""nnU-Net's Primus, or a stand-in if it or timm is not installed.
 
-What is read of it is as there: the names of the classes and of their libraries, EvaAttention's projections, prefix
-tokens and turned pairs, registers in front of the patches, and a decoder whose strides make up the patch.
+The stand-in copies what the library reads: the names of classes and modules, EvaAttention's projections, prefix
+tokens and rotary positions, registers before the patches, and a decoder whose strides give the size of a patch.
 """
 
 import importlib.util
@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from tests.adapters import stand_in
 
-stand_in.install()  # what else the library has, for its sites
-INSTALLED = importlib.util.find_spec("timm") is not None  # which the library wants for Primus alone
+stand_in.install()  # for the sites of dynamic_network_architectures
+INSTALLED = importlib.util.find_spec("timm") is not None  # only Primus needs timm
 
 
 def real(registers: int) -> nn.Module:

@@ -13,7 +13,7 @@ class Block(nn.Module):
         widths = [inputs] + [width] * (len(kernels) - 1) + [outputs]
         self.depth = len(kernels)
         for index, kernel in enumerate(kernels):
-            step = stride if index == self.depth - 2 else 1  # in the 3 x 3 that is the first
+            step = stride if index == self.depth - 2 else 1  # in the first 3 x 3 convolution
             conv = nn.Conv2d(widths[index], widths[index + 1], kernel, step, kernel // 2, bias=False)
             self.add_module(f"conv{index + 1}", conv)
             self.add_module(f"bn{index + 1}", nn.BatchNorm2d(widths[index + 1]))
@@ -34,7 +34,7 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """For 1,000 classes."""
+    """A ResNet for 1,000 classes."""
 
     def __init__(self, depths: tuple[int, ...], bottleneck: bool) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Attention in backbones for photographs, by the paths of their modules: parameters as published; torchvision, timm."""
+"""Attention in 2-D image backbones by module path: published parameter counts, torchvision and timm."""
 
 import importlib
 from typing import Any
@@ -10,7 +10,7 @@ from torch import nn
 from attn3d.insertion import insert_attention, remove_attention
 from tests.networks.resnets import resnet
 
-LAST = {18: "bn2", 34: "bn2", 50: "bn3", 101: "bn3"}  # what is added to the shortcut
+LAST = {18: "bn2", 34: "bn2", 50: "bn3", 101: "bn3"}  # the layer before the sum with the shortcut
 PAPER = {"variant": "paper"}
 
 
@@ -51,7 +51,7 @@ def test_published_counts(depth: int, name: str | None, at: str, options: dict[s
 
 
 def importable(name: str) -> bool:
-    """Whether it is installed, and fits the PyTorch that is: torchvision for CUDA does not load beside one for CPUs."""
+    """Whether a package can be imported: torchvision for CUDA fails with a PyTorch for CPUs."""
     try:
         importlib.import_module(name)
     except (ImportError, RuntimeError):
@@ -60,7 +60,7 @@ def importable(name: str) -> bool:
 
 
 def check(net: nn.Module, at: str) -> None:
-    """Inserted as the identity, in effect when opened, with a gradient for all, and gone when removed."""
+    """Attention starts as the identity, has an effect once its gate opens, gets gradients, and can be removed."""
     net, x = net.eval(), torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         plain, keys = net(x), list(net.state_dict())
@@ -79,7 +79,7 @@ def check(net: nn.Module, at: str) -> None:
 
 
 def test_a_resnet_by_path() -> None:
-    """torchvision's own are tested below, where they are installed."""
+    """torchvision's networks are tested below if it is installed."""
     check(resnet(18), r"path:layer[1-4]\.\d\.bn2")
 
 
@@ -100,7 +100,7 @@ def test_torchvision(name: str, at: str) -> None:
 
 
 @pytest.mark.skipif(not importable("torchvision"), reason="no torchvision that fits this PyTorch is installed")
-def test_torchvision_has_the_counts_of_the_resnets_above() -> None:
+def test_torchvision_has_the_same_counts() -> None:
     models = importlib.import_module("torchvision.models")
     for depth in LAST:
         net = models.get_model(f"resnet{depth}")

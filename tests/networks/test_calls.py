@@ -1,4 +1,4 @@
-"""Calls of one network do not see each other: threads, replicas, forwards that are computed again."""
+"""Calls of one network are independent: threads, replicas, and forward passes recomputed by checkpointing."""
 
 import copy
 from collections.abc import Callable
@@ -61,7 +61,7 @@ def test_eight_threads(make: Callable[[], nn.Module]) -> None:
 
 
 class Recomputed(nn.Module):
-    """A module that is computed again in backward, called by what holds it as before."""
+    """Recomputes a module in backward."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class Recomputed(nn.Module):
 @pytest.mark.parametrize("whole", [True, False])
 @pytest.mark.parametrize("make", NETWORKS)
 def test_two_forwards_before_one_backward(make: Callable[[], nn.Module], whole: bool) -> None:
-    """With the whole network, or every stage by itself, computed again."""
+    """With checkpointing of the whole network, or of each stage."""
     net, volumes = made(make), images(2)
     total = sum(output.square().mean() for x in volumes for output in maps(net(x)))
     expected = torch.autograd.grad(total, list(net.parameters()), allow_unused=True)
@@ -94,10 +94,10 @@ def test_two_forwards_before_one_backward(make: Callable[[], nn.Module], whole: 
 
 
 def replicate(net: nn.Module, scale: float) -> nn.Module:
-    """What `torch.nn.parallel.replicate` makes for a device, with parameters of its own: here, others.
+    """Makes a replica like `torch.nn.parallel.replicate`, which needs GPUs, with scaled parameters.
 
-    PyTorch's function wants GPUs. As there, every module is copied by `_replicate_for_data_parallel`, the copies are
-    put into each other, and parameters are plain tensors.
+    As in PyTorch, `_replicate_for_data_parallel` copies every module, the copies get the copies of their children,
+    and parameters are plain tensors.
     """
     copies = {module: module._replicate_for_data_parallel() for module in net.modules()}
     for module, replica in copies.items():

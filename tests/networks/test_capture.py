@@ -1,4 +1,4 @@
-"""Scripts, exports and all else, for each network and for each mechanism, wherever the plain network takes it."""
+"""Scripts, exports and other captures of every network and mechanism, if the plain network supports them."""
 
 import io
 from collections.abc import Callable
@@ -22,12 +22,12 @@ from tests.networks.zoo import CONFIGURATIONS, Configuration
 
 pytestmark = [pytest.mark.nightly, pytest.mark.filterwarnings("ignore")]
 
-# One of the two configurations of each network: the one that is cheaper.
+# The cheaper of the two configurations of each network.
 NETWORKS = [each for each in CONFIGURATIONS if not each.heavy and each.dims == (3 if each.name == "VISTA3D" else 2)]
 
 
 class Called(nn.Module):
-    """A network as its configuration calls it."""
+    """Calls a network in the way of its configuration."""
 
     def __init__(self, configuration: Configuration, net: nn.Module) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ def plain(configuration: Configuration) -> nn.Module:
 
 
 def attended(configuration: Configuration, without: tuple[str, ...] = ()) -> nn.Module:
-    """CBAM at the last stage of every kind, a selective kernel beside the last convolution."""
+    """Inserts CBAM at the last stage of every kind, and a selective kernel beside the last convolution."""
     net, shape = plain(configuration), configuration.image().shape
     kinds = [kind for kind in configuration.kinds.split() if kind not in without]
     for kind in kinds:
@@ -56,10 +56,10 @@ def same(found: Any, expected: Any) -> None:
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
 
 
-def where_the_plain_one_does(capture: Callable[[nn.Module, Tensor], None], configuration: Configuration) -> None:
+def skip_unless_plain_works(capture: Callable[[nn.Module, Tensor], None], configuration: Configuration) -> None:
     try:
         capture(Called(configuration, plain(configuration)), configuration.image(2))
-    except Exception as error:  # whatever a network that is not ours raises
+    except Exception as error:  # networks of other libraries raise any exception
         reason = str(error).strip().partition("\n")[0][:120]
         pytest.skip(f"the plain {configuration.name} is not captured: {type(error).__name__}: {reason}")
 
@@ -82,7 +82,7 @@ def compiled(net: nn.Module, x: Tensor) -> None:
 
 
 def exported(net: nn.Module, x: Tensor) -> torch.export.ExportedProgram:
-    """With every axis dynamic but the channels; run on another batch."""
+    """With all axes dynamic except the channels; runs on another batch size."""
     auto = torch.export.Dim.AUTO
     axes = {0: auto} | dict.fromkeys(range(2, x.dim()), auto)
     with torch.no_grad():
@@ -127,7 +127,7 @@ def in_sliding_windows(net: nn.Module, x: Tensor) -> None:
 
 
 def recomputed(net: nn.Module, x: Tensor) -> None:
-    """With the gradients of the run that keeps its activations."""
+    """Gradients with checkpointing equal those without."""
     gradients = []
     for outputs in (net(x), checkpoint(net, x, use_reentrant=False)):
         net.zero_grad()
@@ -144,7 +144,7 @@ def test_script_of_a_network(configuration: Configuration) -> None:
     x = configuration.image(2)
     try:
         scripted(plain(configuration), x)
-    except Exception as error:  # whatever a network that is not ours raises
+    except Exception as error:  # networks of other libraries raise any exception
         pytest.skip(f"the plain {configuration.name} is not scripted: {str(error).strip().splitlines()[0][:120]}")
     refused = tuple(kind for name, kind in UNSCRIPTED if name == configuration.name)
     for kind in refused:
@@ -157,7 +157,7 @@ def test_script_of_a_network(configuration: Configuration) -> None:
 @pytest.mark.parametrize("configuration", NETWORKS, ids=lambda each: each.id)
 @pytest.mark.parametrize("capture", [*IN_USE, traced, compiled, exported_in_space, in_onnx])
 def test_a_network(configuration: Configuration, capture: Callable[[nn.Module, Tensor], None]) -> None:
-    where_the_plain_one_does(capture, configuration)
+    skip_unless_plain_works(capture, configuration)
     capture(Called(configuration, attended(configuration)), configuration.image(2))
 
 

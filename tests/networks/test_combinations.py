@@ -1,4 +1,4 @@
-"""Every network with every kind of site it has; the mechanisms, in both forms, take turns, and by night meet all."""
+"""Every network and kind of site with a changing mechanism and form; in the nightly run with every mechanism."""
 
 import copy
 import io
@@ -31,7 +31,7 @@ from tests.networks.zoo import CONFIGURATIONS, Configuration
 
 pytestmark = pytest.mark.scorecard("insertion")
 
-_GROUPS = (("skip",), ("encoder", "bottleneck"), ("decoder", "block", "residual"), ("conv",))  # the skip alone first
+_GROUPS = (("skip",), ("encoder", "bottleneck"), ("decoder", "block", "residual"), ("conv",))  # skips first
 _TURNS = itertools.cycle(itertools.product(("compact", "paper"), OF_ONE_MAP))
 
 
@@ -42,7 +42,7 @@ def _turns(configuration: Configuration) -> list[tuple[list[str], str, str]]:
 
 
 COMBINATIONS = [(configuration, _turns(configuration)) for configuration in CONFIGURATIONS]
-# The networks of the default run are quick ones; all others are tested by night.
+# The quick networks of the default run; all others are tested in the nightly run.
 EVERY_MECHANISM = ("UNet-2", "SegResNet-2", "AttentionUnet-2")
 EVERY_KIND = ("UNet-3", "AttentionUnet-3", "DynUNet-3", "SegResNet-3", "MedNeXt-3", "HighResNet-3", "DenseNet-3")
 _PARAMETERS = [
@@ -52,7 +52,7 @@ _PARAMETERS = [
 
 
 def equal(output: Any, other: Any) -> bool:
-    """Bitwise; on the meta device, in shape."""
+    """Whether outputs are bitwise equal; on the meta device, whether their shapes are."""
     pairs = zip(maps(output), maps(other), strict=True)
     return all(one.shape == two.shape if one.is_meta else torch.equal(one, two) for one, two in pairs)
 
@@ -63,7 +63,7 @@ def changed(output: Any, other: Any) -> bool:
 
 
 def anatomy(net: nn.Module) -> list[Any]:
-    """What insertion must leave as it was: modules, their classes, keys, hooks, attributes."""
+    """What removal must restore: modules, their classes, keys, hooks and attributes."""
     return [
         (path, type(module), list(module._parameters), list(module._buffers), sorted(module.__dict__))
         + tuple(len(module.__dict__[name]) for name in ("_forward_hooks", "_forward_pre_hooks", "_modules"))
@@ -100,13 +100,13 @@ def test_every_kind(
         last = attended
         if kinds == ["skip"]:
             _, after = first_map(configuration, net, x, [layer])
-            assert equal(before_skips, after), "a skip's attention reached the bottleneck"
+            assert equal(before_skips, after), "attention at a skip changed the bottleneck"
 
     runs = Counter()
     mechanisms = [mechanism for _, inserted in containers(net) for mechanism in inserted]
     handles = [mechanism.register_forward_hook(lambda module, *_: runs.update([module])) for mechanism in mechanisms]
     run(configuration, net, x)
-    assert runs == Counter(mechanisms), "each runs once in a forward pass"
+    assert runs == Counter(mechanisms), "each must run once in a forward pass"
     for handle in handles:
         handle.remove()
 
@@ -114,7 +114,7 @@ def test_every_kind(
     if configuration.pickles:
         assert equal(run(configuration, saved_and_loaded(net), x), last)
     nn.init.zeros_(attention_parameters(net)[-1])
-    assert equal(run(configuration, twin, x), last), "a copy shares a parameter"
+    assert equal(run(configuration, twin, x), last), "a copy must not share a parameter"
 
     output = configuration.call(net.train(), x)
     sum(tensor.square().mean() for tensor in maps(output)).backward()
@@ -139,10 +139,10 @@ def test_every_kind(
 def test_every_mechanism(
     configuration: Configuration, monkeypatch: pytest.MonkeyPatch, count_cases: Callable[..., None]
 ) -> None:
-    """The cheap half of the test above, on every combination; in double precision, which shows the least effect."""
+    """A cheaper form of the test above for every combination, in double precision, which shows the smallest effects."""
     net, x = configuration.make().eval().double(), configuration.image(batch=2).double()
     found = probe(net, x.shape)
-    monkeypatch.setattr("attn3d.insertion.sites.probe", lambda *_: found)  # attention keeps shapes: one will do
+    monkeypatch.setattr("attn3d.insertion.sites.probe", lambda *_: found)  # attention keeps shapes: one probe is enough
     plain, before = run(configuration, net, x), anatomy(net)
     forms = itertools.cycle(("compact", "paper"))
     for each in combinations()[0]:
@@ -167,8 +167,8 @@ def test_every_mechanism(
         count_cases()
 
 
-@pytest.mark.scorecard  # counts, and inserts nothing
-def test_nothing_is_left_out_in_silence(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.scorecard  # inserts nothing
+def test_every_impossible_combination_has_a_reason(capsys: pytest.CaptureFixture[str]) -> None:
     possible, impossible = combinations()
     assert len(possible) + len(impossible) == len(CONFIGURATIONS) * len(KINDS) * len(attn3d.list_attention())
     assert all(each.reason for each in impossible)
@@ -181,7 +181,7 @@ def test_nothing_is_left_out_in_silence(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def deepest(net: nn.Module, sites: list[Site]) -> list[str]:
-    """The layers of the bottleneck, in which a detour of a skip's map has ended."""
+    """The layers of the bottleneck, which attention at a skip must not reach."""
     [site] = [site for site in sites if site.kind == "bottleneck"]
     path = site.place.path
     return [
@@ -190,7 +190,7 @@ def deepest(net: nn.Module, sites: list[Site]) -> list[str]:
 
 
 def first_map(configuration: Configuration, net: nn.Module, x: Tensor, layers: list[str]) -> tuple[str, Tensor]:
-    """The first of the layers that runs, and what it gets."""
+    """The first of the layers that runs, and its input."""
     seen: list[tuple[str, Tensor]] = []
     handles = [
         net.get_submodule(name).register_forward_pre_hook(
@@ -218,7 +218,7 @@ def saved_and_loaded(net: nn.Module) -> nn.Module:
 
 
 def randomise(net: nn.Module) -> None:
-    """Random attention: no gate is closed, no branch is zero."""
+    """Makes the parameters of attention random, so that no gate is closed and no branch is zero."""
     with torch.no_grad():
         for parameter in attention_parameters(net):
             parameter.normal_(std=0.2)

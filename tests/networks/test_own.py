@@ -1,4 +1,4 @@
-"""The attention that networks have of their own: the weights shown are those that it computes with."""
+"""Built-in attention of networks: the weights that are reported are those that it applies."""
 
 import math
 
@@ -54,7 +54,7 @@ def attention_unet(dims=3):
 
 
 class Around(nn.Module):
-    """A block over the tokens of a map of 4 channels made from an image of one."""
+    """Applies a block to the tokens of a map with 4 channels, made from a single-channel image."""
 
     def __init__(self, block, dims=3):
         super().__init__()
@@ -87,7 +87,7 @@ def one_layer_by_sdpa():
     )
 
 
-# Networks and the shapes of their images. Where all that is attended to lies on the grid:
+# Networks and the shapes of their images. In these, all keys lie on the grid:
 WHOLE = {
     "AttentionUnet": (attention_unet, (8, 8, 12)),
     "AttentionUnet, 2-D": (lambda: attention_unet(2), (8, 12)),
@@ -105,7 +105,7 @@ WHOLE = {
     "causal, crossed": (lambda: Around(CrossAttentionBlock(4, 2, causal=True, sequence_length=24)), (2, 3, 4)),
     "Primus, stand-in": (lambda: primus.Primus(0), (8, 12, 4)),
 }
-# Where some is padding, a class token or a register:
+# In these, some keys are padding, class tokens or registers:
 PART = {
     "windows, padded": (swin, (14, 10, 8)),
     "windows by SDPA": (lambda: swin(use_flash_attention=True), (14, 10, 8)),
@@ -120,7 +120,7 @@ NETWORKS = WHOLE | PART
 
 
 def made(name, dtype=torch.float64):
-    """A network with every parameter and statistic random, and an image of two samples."""
+    """A network with random parameters and statistics, and a batch of two images."""
     build, shape = NETWORKS[name]
     net = build().to(dtype).eval()
     with torch.no_grad():
@@ -133,7 +133,7 @@ def made(name, dtype=torch.float64):
 
 
 class Seen:
-    """One call of an attention: what it and the module around it were called with, and what it gave."""
+    """One call of an attention module: its inputs, those of the module around it, and its output."""
 
     def __init__(self, own):
         self.own, self.block, self.kind = own, own.module, type(own.module).__name__
@@ -167,7 +167,7 @@ def seen_in(net, x):
 
 @pytest.mark.parametrize("name", WHOLE)
 @torch.no_grad()
-def test_weights_times_values_are_what_the_module_gives(name):
+def test_weights_times_values_are_the_output_of_the_module(name):
     net, x = made(name)
     found = seen_in(net, x)
     assert found
@@ -183,7 +183,7 @@ def by_sample(seen, windows):
 
 
 def weighed(seen):
-    """Weights times values behind the module's own last layer."""
+    """Weights times values, passed through the module's last layer."""
     weights, block = seen.weights(), seen.block
     if seen.kind == "AttentionBlock":
         return seen.x * weights["spatial"]
@@ -203,7 +203,7 @@ def weighed(seen):
 
 @pytest.mark.parametrize("name", NETWORKS)
 @torch.no_grad()
-def test_weights_are_those_of_loops_over_the_tokens(name):
+def test_weights_equal_loops_over_the_tokens(name):
     net, x = made(name)
     found = seen_in(net, x)
     assert found
@@ -239,7 +239,7 @@ def looped(seen, voxel):
     return reference.self_attention(seen.block, x, voxel + more, added)[:, more:]
 
 
-def test_attention_whose_tokens_have_no_known_places_is_left_out():
+def test_attention_over_tokens_at_unknown_places_is_left_out():
     assert own_attention(nn.Sequential(SABlock(4, 2), nn.Linear(4, 4))) == {}
     assert list(own_attention(nn.Sequential(Inner(SABlock(4, 2)), SABlock(4, 2)))) == ["0.block"]
 

@@ -11,8 +11,8 @@ from attn3d.insertion.attach import containers
 from attn3d.networks import register_sites
 
 
-class Asks(nn.Module):
-    """Goes on by what it finds in the image."""
+class DependsOnValues(nn.Module):
+    """Chooses a branch by the values of the image."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -23,21 +23,21 @@ class Asks(nn.Module):
         return (self.bright(y) if x.mean().item() > 0.5 else self.dark(y)).mean((2, 3))
 
 
-def test_a_network_that_asks_for_values_is_run_on_the_cpu() -> None:
-    net = Asks()
+def test_a_network_that_depends_on_values_is_run_on_the_cpu() -> None:
+    net = DependsOnValues()
     with torch.no_grad():
         net.stem.weight.fill_(1.0)
     state = {key: value.clone() for key, value in net.state_dict().items()}
     attn3d.insert_attention(net, "se", at="path:stem|dark", input_shape=(1, 1, 8, 8))
     assert [path for path, _ in containers(net)] == ["stem.attn3d", "dark.attn3d"]
     assert all(torch.equal(value, net.state_dict()[key]) for key, value in state.items())
-    assert attn3d.attention_sites(Asks())[0].path == "stem"
+    assert attn3d.attention_sites(DependsOnValues())[0].path == "stem"
     with pytest.raises(ValueError, match=r"`input_shape` must be accepted by the network, got .*channel"):
-        attn3d.attention_sites(Asks(), (1, 2, 8, 8))
+        attn3d.attention_sites(DependsOnValues(), (1, 2, 8, 8))
 
 
-class Remembers(nn.Module):
-    """Reads in its forward what hooks of its own have kept: a method, and a function within."""
+class StoresOutputs(nn.Module):
+    """Stores outputs in its own hooks, a method and a lambda, and reads them in forward."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,12 +55,12 @@ class Remembers(nn.Module):
         return self.kept["head"].mean((2, 3))
 
 
-def test_the_network_s_own_hooks_run_and_a_user_s_do_not() -> None:
-    net, seen = Remembers(), []
+def test_the_probe_runs_hooks_of_the_network_but_not_of_the_user() -> None:
+    net, seen = StoresOutputs(), []
     net.stem.register_forward_hook(lambda module, given, output: seen.append(output))
     assert [site.path for site in attn3d.attention_sites(net)] == ["stem", "head"]
     assert not seen
-    assert not net.kept, "the twin kept what it found"
+    assert not net.kept, "the probe must run a copy"
     attn3d.insert_attention(net, "se", at="path:stem")
     assert net(torch.randn(1, 1, 8, 8)).shape == (1, 2)
 
@@ -72,8 +72,8 @@ def note(module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
     LEFT.append(output)
 
 
-def test_a_user_s_plain_function_does_not_run() -> None:
-    net = Asks()
+def test_the_probe_does_not_run_a_plain_function_of_the_user() -> None:
+    net = DependsOnValues()
     net.stem.register_forward_hook(note)
     assert attn3d.attention_sites(net, (1, 1, 8, 8))[0].path == "stem"
     assert not LEFT
@@ -81,7 +81,7 @@ def test_a_user_s_plain_function_does_not_run() -> None:
     assert len(LEFT) == 1
 
 
-def test_a_network_of_several_inputs_is_told_how_to_say_so() -> None:
+def test_the_error_for_several_inputs_names_register_sites() -> None:
     class Two(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -125,7 +125,7 @@ def test_a_diffusion_network_of_classes() -> None:
 
 
 class OwnEncoder(nn.Conv2d, BaseEncoder):
-    """Of two maps, at half and a quarter of the size."""
+    """Gives two maps, at half and a quarter of the size."""
 
     def __init__(self, **arguments: object) -> None:
         super().__init__(1, 4, 2, 2)
@@ -160,7 +160,7 @@ class OwnEncoder(nn.Conv2d, BaseEncoder):
     ],
 )
 def test_flexible_unet(backbone: str, channels: int, encoder: list[int], skips: list[int]) -> None:
-    """An encoder that is registered with MONAI has stages that only its user knows."""
+    """The library does not know the stages of an encoder that the user has registered with MONAI."""
     if backbone not in FLEXUNET_BACKBONE.register_dict:
         FLEXUNET_BACKBONE.register_class(OwnEncoder)
     with torch.device("meta"):

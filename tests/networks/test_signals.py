@@ -1,4 +1,4 @@
-"""Attention gates at the skips of networks, whose gating signal is the decoder's map that meets the skip."""
+"""Attention gates at the skips of networks; the gating signal is the decoder's map that is joined with the skip."""
 
 import copy
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from tests.networks.test_combinations import anatomy, equal, randomise, saved_an
 from tests.networks.zoo import CONFIGURATIONS, Configuration
 
 pytestmark = pytest.mark.scorecard("insertion")
-stand_in.install()  # where nnU-Net's networks are not installed
+stand_in.install()  # used if nnU-Net's networks are not installed
 
 
 def plain_conv_unet() -> nn.Module:
@@ -36,7 +36,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "SwinUNETR": lambda: SwinUNETR(1, 2, spatial_dims=2, feature_size=12, depths=(1, 1, 1, 1)),
     "PlainConvUNet": plain_conv_unet,
 }
-BY_DAY = [("SegResNet", "compact"), ("PlainConvUNet", "compact")]
+DEFAULT = [("SegResNet", "compact"), ("PlainConvUNet", "compact")]
 
 
 def image(name: str, batch: int = 2) -> Tensor:
@@ -48,13 +48,13 @@ def image(name: str, batch: int = 2) -> Tensor:
 @pytest.mark.parametrize(
     ("name", "variant"),
     [
-        pytest.param(name, variant, marks=[] if name == "UNet" or (name, variant) in BY_DAY else [pytest.mark.nightly])
+        pytest.param(name, variant, marks=[] if name == "UNet" or (name, variant) in DEFAULT else [pytest.mark.nightly])
         for name in NETWORKS
         for variant in ("compact", "paper")
     ],
 )
 def test_at_every_skip(name: str, variant: str) -> None:
-    """Trains, exports, is saved, loads a checkpoint from before, and is taken out bitwise."""
+    """Trains, exports, saves, loads a checkpoint of the plain network, and removes the gates."""
     torch.manual_seed(0)
     net, x = NETWORKS[name]().eval(), image(name)
     plain, before, checkpoint = net(x), anatomy(net), copy.deepcopy(net.state_dict())
@@ -70,7 +70,7 @@ def test_at_every_skip(name: str, variant: str) -> None:
     assert not equal(gated, plain)
     assert equal(saved_and_loaded(net)(x), gated)
     assert sorted(attn3d.load_pretrained(net, checkpoint)) == sorted(set(net.state_dict()) - set(checkpoint))
-    assert equal(net(x), gated), "the checkpoint is the network's own"
+    assert equal(net(x), gated), "loading the network's own weights must not change its output"
 
     auto = torch.export.Dim.AUTO
     other = torch.cat([x, x[:1] * 2])
@@ -87,7 +87,7 @@ def test_at_every_skip(name: str, variant: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["UNet", "SegResNet", "PlainConvUNet"])
-def test_it_starts_as_the_identity_where_that_is_asked_for(name: str) -> None:
+def test_it_starts_as_the_identity_with_the_option(name: str) -> None:
     net, x = NETWORKS[name]().eval(), image(name)
     plain = net(x)
     attn3d.insert_attention(net, "attention_gate", at="skip", identity=True)
@@ -104,7 +104,7 @@ def test_it_starts_as_the_identity_where_that_is_asked_for(name: str) -> None:
         ("DynUNet", ["bottleneck", "upsamples.0"], ["downsamples.0", "input_block"]),
     ],
 )
-def test_the_signal_is_the_decoder_s_map_that_meets_the_skip(name: str, signals: list[str], skips: list[str]) -> None:
+def test_the_signal_is_the_map_that_is_joined_with_the_skip(name: str, signals: list[str], skips: list[str]) -> None:
     net, x = NETWORKS[name]().eval(), image(name)
     attn3d.insert_attention(net, "attention_gate", at="skip")
     outputs: dict[str, Tensor] = {}
@@ -119,7 +119,7 @@ def test_the_signal_is_the_decoder_s_map_that_meets_the_skip(name: str, signals:
         assert torch.equal(signal, outputs[of_signal])
 
 
-def test_where_no_signal_is_the_sites_that_have_one_are_named() -> None:
+def test_sites_with_a_signal_are_named_if_a_site_has_none() -> None:
     net = NETWORKS["BasicUNet"]()
     with pytest.raises(ValueError, match=r"encoder:conv_0, .*; these sites have one: skip:upcat_1, skip:upcat"):
         attn3d.insert_attention(net, "attention_gate", at="encoder")
@@ -139,7 +139,7 @@ def test_maps_estimates_and_mechanisms_at_one_skip() -> None:
     assert 6 < memory[1] / memory[0] < 9
 
 
-def test_a_mechanism_of_one_s_own_says_that_it_takes_a_signal() -> None:
+def test_a_user_defined_mechanism_with_a_signal() -> None:
     class Mean(nn.Module):
         takes_signal = True
 

@@ -1,4 +1,4 @@
-"""What a network with attention in it still goes through: every way of attaching, in one small network."""
+"""Tools that a network with attention must support: captures, checkpoints, processes, conversion of norms."""
 
 import io
 import os
@@ -52,7 +52,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 }
 pytestmark = pytest.mark.scorecard("insertion")
 
-SCRIPTING = [name for name in NETWORKS if name not in ("sums", "SegResNetDS")]  # TorchScript knows no function modes
+SCRIPTING = [name for name in NETWORKS if name not in ("sums", "SegResNetDS")]  # TorchScript has no function modes
 
 
 def image(name: str, batch: int = 2, size: int = 16) -> Tensor:
@@ -81,7 +81,7 @@ def test_trace(name: str) -> None:
 
 @pytest.mark.parametrize("name", some(["every way", "sums"], lambda name: name == "sums"))
 def test_compile(name: str) -> None:
-    """Without a break, forward and backward."""
+    """No graph breaks, in forward and backward."""
     net, x = NETWORKS[name]().train(), image(name)
     compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
     compiled(x).square().mean().backward()
@@ -94,7 +94,7 @@ def test_compile(name: str) -> None:
 
 @pytest.mark.parametrize("name", some(["every way", "sums"], lambda name: name == "sums"))
 def test_export_and_onnx(name: str) -> None:
-    """With dynamic batch and space; the exported program, and onnxruntime with the ONNX of it, on another shape."""
+    """With dynamic batch and space: the exported program and its ONNX model run on another shape."""
     net, x, other = NETWORKS[name]().eval(), image(name), image(name, batch=3, size=24)
     auto = torch.export.Dim.AUTO
     program = torch.export.export(net, (x,), dynamic_shapes=({0: auto, 2: auto, 3: auto},))
@@ -107,7 +107,7 @@ def test_export_and_onnx(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["every way", "sums"])
 def test_activation_checkpointing(name: str) -> None:
-    """Of the whole, and of the stages one by one, with the gradients of the plain run."""
+    """Checkpointing of the whole network and of its stages gives the same gradients."""
     net, x = NETWORKS[name]().train(), image(name)
     net(x).square().mean().backward()
     expected = {key: parameter.grad.clone() for key, parameter in net.named_parameters()}
@@ -129,7 +129,7 @@ class Recomputed(nn.Module):
 
 
 def recompute(stages: list[nn.Module], net: nn.Module) -> nn.Module:
-    """Makes the calls of the stages go through checkpoints."""
+    """Adds checkpointing to the stages."""
     for stage in stages:
         call = stage._call_impl
         stage._call_impl = lambda *x, call=call: checkpoint(call, *x, use_reentrant=False)
@@ -151,7 +151,7 @@ def test_autocast_and_metatensor_and_sliding_windows() -> None:
 @pytest.mark.parametrize("variant", ["compact", "paper"])
 @pytest.mark.parametrize("name", OF_ONE_MAP)
 def test_every_mechanism_at_every_way(name: str, variant: str) -> None:
-    """In 3-D: a finite output, and a gradient for every parameter."""
+    """In 3-D, the output is finite and every parameter has a gradient."""
     net, x = every_way(3, name, variant=variant).train(), torch.randn(2, 1, 4, 6, 8)
     net(x).square().mean().backward()
     assert net(x).isfinite().all()
@@ -159,7 +159,7 @@ def test_every_mechanism_at_every_way(name: str, variant: str) -> None:
 
 
 def of_the_zoo() -> list[tuple[nn.Module, Tensor]]:
-    """One of the two configurations of each network that pickles, with CBAM at one stage of every kind."""
+    """One configuration of each network that can be pickled, with CBAM at one stage of every kind."""
     made = []
     for each in CONFIGURATIONS:
         if each.pickles and not each.heavy and each.dims == (3 if each.name == "VISTA3D" else 2):
@@ -183,7 +183,7 @@ def of_the_default() -> list[tuple[nn.Module, Tensor]]:
     [of_the_default, *(pytest.param(make, marks=pytest.mark.nightly) for make in (of_the_zoo, of_every_mechanism))],
 )
 def test_fresh_processes(make: Callable[[], list[tuple[nn.Module, Tensor]]], tmp_path: pathlib.Path) -> None:
-    """Saved whole and loaded by two other processes, which hook it, and train it together with gloo."""
+    """Two other processes load whole saved networks, add hooks, and train them together with gloo."""
     with torch.no_grad():
         torch.save([(net, x, maps(run(net, x))) for net, x in make()], tmp_path / "networks.pt")
     command = [sys.executable, "-m", "tests.networks.worker", str(tmp_path)]
@@ -199,7 +199,7 @@ def test_fresh_processes(make: Callable[[], list[tuple[nn.Module, Tensor]]], tmp
 
 @pytest.mark.parametrize("name", ["UNet", "ResNet"])
 def test_synchronised_batch_norm(name: str) -> None:
-    """Conversion keeps what sits elsewhere; for attention on a batch norm itself it comes first."""
+    """Conversion keeps attention at other layers. For attention on a batch norm, convert first."""
     torch.manual_seed(0)
     make = {
         "UNet": lambda: UNet(2, 1, 2, (4, 8, 8), (2, 2), num_res_units=1, norm="batch"),

@@ -1,4 +1,4 @@
-"""Tools of PyTorch on a network with attention in it."""
+"""Tools of PyTorch on a network with attention."""
 
 import pytest
 import torch
@@ -25,14 +25,14 @@ def image(batch: int = 2) -> Tensor:
 
 
 class Leaves(torch.fx.Tracer):
-    """Takes a mechanism as one step."""
+    """Traces a mechanism as a leaf module."""
 
     def is_leaf_module(self, module: nn.Module, path: str) -> bool:
         return isinstance(module, Mechanism) or super().is_leaf_module(module, path)
 
 
 @pytest.mark.parametrize("name", OF_ONE_MAP)
-def test_fx_takes_a_mechanism_as_a_leaf_and_refuses_to_look_into_it(name: str) -> None:
+def test_fx_needs_mechanisms_as_leaf_modules(name: str) -> None:
     module, x = create(name, spatial_dims=2, channels=8).eval(), torch.randn(2, 8, 5, 6)
     with pytest.raises(TypeError, match=r"torch\.fx cannot trace \w+, which uses sizes: .*is_leaf_module"):
         torch.fx.symbolic_trace(module)
@@ -58,7 +58,7 @@ def test_averaged_weights_and_their_batch_norms() -> None:
     assert not any(torch.equal(mean, norm.running_mean) for mean, norm in zip(before, norms, strict=True))
 
 
-def test_pruning_is_seen() -> None:
+def test_pruning_has_an_effect() -> None:
     host, x = net("se", reduction=1), image()
     [first, *_] = [module for module in host.modules() if isinstance(module, attn3d.SqueezeExcitation)]
     before = host(x)
@@ -80,7 +80,7 @@ class LowRank(nn.Module):
 
 
 @pytest.mark.parametrize("name", ["se", "mhsa"])
-def test_low_rank_adapters_are_seen_and_trained(name: str) -> None:
+def test_low_rank_adapters_have_an_effect_and_are_trained(name: str) -> None:
     host, x = net(name), image()
     before = host(x)
     linears = [module for module in host.modules() if isinstance(module, nn.Linear)]

@@ -1,4 +1,4 @@
-"""One of two processes that load networks with attention, which another process has saved."""
+"""One of two processes that load networks with attention that another process has saved."""
 
 import pathlib
 import sys
@@ -14,7 +14,7 @@ from tests.networks.every_way import maps
 
 
 class Run(nn.Module):
-    """A network as it is called on an image, with all the maps it gives."""
+    """Runs a network on an image and returns all maps of its output."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -25,20 +25,20 @@ class Run(nn.Module):
 
 
 def hook_all(net: Run, x: Tensor, expected: list[Tensor]) -> None:
-    """Hooks that are registered now do not take the places of those that were saved."""
+    """New hooks must not replace the hooks that were saved."""
     seen = []
     handles = [module.register_forward_hook(lambda *call: seen.append(call)) for module in net.modules()]
     handles += [module.register_forward_pre_hook(lambda *call: seen.append(call)) for module in net.modules()]
     torch.testing.assert_close(net(x), expected)
-    assert len(seen) > len(handles) / 4, "not all modules run, but many do"
+    assert len(seen) > len(handles) / 4, "not all modules run, but many must"
     for handle in handles:
         handle.remove()
     torch.testing.assert_close(net(x), expected)
 
 
 def train(net: Run, x: Tensor, rank: int) -> None:
-    """Two steps on data of its own; then all ranks have the same parameters."""
-    parallel = DistributedDataParallel(net.train(), find_unused_parameters=True)  # a head may be for prompts
+    """Trains two steps on different data per rank; then all ranks must have the same parameters."""
+    parallel = DistributedDataParallel(net.train(), find_unused_parameters=True)  # some heads are unused
     optimiser = torch.optim.SGD(parallel.parameters(), lr=0.1)
     for step in range(2):
         optimiser.zero_grad()
@@ -47,7 +47,7 @@ def train(net: Run, x: Tensor, rank: int) -> None:
     for parameter in attention_parameters(net):
         everywhere = [torch.empty_like(parameter) for _ in range(2)]
         dist.all_gather(everywhere, parameter.detach())
-        assert torch.equal(*everywhere), "the ranks drift apart"
+        assert torch.equal(*everywhere), "parameters differ between ranks"
 
 
 def main(folder: pathlib.Path, rank: int) -> None:

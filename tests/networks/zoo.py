@@ -1,4 +1,4 @@
-"""The networks of the tests: the smallest that still have every kind of site."""
+"""The networks of the tests, as small as possible but with every kind of site."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,15 +21,15 @@ class Configuration:
     """A network in 2-D or 3-D.
 
     Attributes:
-        name: of the network, and what is special about it.
-        dims: spatial axes.
+        name: the name of the network, and what is special about it.
+        dims: number of spatial axes.
         build: ``dims -> network``.
-        size: of the image along every axis.
-        kinds: of its sites.
-        channels: of the image.
-        heavy: whether its widths are fixed and large, so that it is tested by shapes alone, on the meta device.
-        pickles: whether the plain network does.
-        call: how it is run on an image.
+        size: size of the image along every axis.
+        kinds: the kinds of its sites.
+        channels: channels of the image.
+        heavy: whether its widths are fixed and large, so that only shapes are tested, on the meta device.
+        pickles: whether the plain network can be pickled.
+        call: how to run it on an image.
     """
 
     name: str
@@ -92,7 +92,7 @@ def _dints(dims: int) -> nn.Module:
 def _diffusion(dims: int) -> nn.Module:
     net = nets.DiffusionModelUNet(dims, 1, 1, (1, 1), (4, 8), (False, True), norm_num_groups=4, num_head_channels=4)
     for parameter in net.parameters():
-        if parameter.dim() > 1 and not parameter.any():  # starts at zero, which would hide what comes before
+        if parameter.dim() > 1 and not parameter.any():  # a layer of zeros would hide the layers before it
             nn.init.normal_(parameter)
     return net
 

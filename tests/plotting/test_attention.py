@@ -18,12 +18,12 @@ def maps_of(**weights):
 
 
 def ramp(grid=GRID):
-    """Different at every voxel."""
+    """A volume with a different value at every voxel."""
     return torch.arange(np.prod(grid), dtype=torch.float32).reshape(grid)
 
 
 def cells(figure):
-    """The axes of the grid by rows: those with a title are in the first."""
+    """The axes of the grid, by rows. Only axes of the first row have titles."""
     columns = sum(axes.get_title() != "" for axes in figure.axes) + 1
     grid = [axes for axes in figure.axes if axes.get_position().width > 0.01]
     return [grid[start : start + columns] for start in range(0, len(grid), columns)]
@@ -46,9 +46,9 @@ def test_heat_lies_over_the_anatomy_in_every_orientation(name):
     assert len({heat(row[1]).min() for row in cells(figure)}) == 3
 
 
-def test_the_plane_goes_through_the_chosen_voxel_and_a_cross_marks_it():
+def test_planes_show_the_chosen_voxel_with_a_cross():
     affine = AFFINES["LAS, 5 mm slices"]
-    rows = torch.stack([ramp(), 5 * ramp()])[None].repeat(2, 1, 1, 1, 1)  # of two heads
+    rows = torch.stack([ramp(), 5 * ramp()])[None].repeat(2, 1, 1, 1, 1)  # two heads
     voxels = [(3, 4, 1), (9, 2, 6)]
     figure = plot_attention_maps(ramp(), maps_of(query=rows), affine, voxels=voxels)
     for row, voxel, factor in zip(cells(figure), voxels, (1, 5), strict=True):
@@ -88,7 +88,7 @@ def test_curves_run_from_left_posterior_and_inferior_in_millimetres():
     ("name", "spatial_dims"),
     [*((name, 3) for name in OF_ONE_MAP), ("cbam", 2), ("coord", 2), ("danet", 2)],
 )
-def test_what_every_mechanism_attends_to_can_be_drawn(name, spatial_dims, tmp_path):
+def test_maps_of_every_mechanism_can_be_drawn(name, spatial_dims, tmp_path):
     torch.manual_seed(0)
     net = UNet(spatial_dims, 1, 2, (8, 8), (2,))
     attn3d.insert_attention(net, name, at="encoder")
@@ -102,7 +102,7 @@ def test_what_every_mechanism_attends_to_can_be_drawn(name, spatial_dims, tmp_pa
     figure.savefig(tmp_path / "picture.png", dpi=20)
 
 
-def test_a_column_for_each_site_and_nothing_where_one_has_no_such_weights():
+def test_each_site_has_a_column_with_empty_axes_for_missing_weights():
     maps = {**maps_of(spatial=ramp()), "decoder:model.2": {"channel": torch.rand(1, 4)}, "skip:model.1": {}}
     first, second = cells(plot_attention_maps(ramp(), maps, title="Maps"))
     assert [axes.get_title() for axes in first] == ["", "encoder:model.0", "decoder:model.2"]
@@ -111,23 +111,23 @@ def test_a_column_for_each_site_and_nothing_where_one_has_no_such_weights():
     assert len(cells(plot_attention_maps(ramp(), maps, site="encoder:model.0"))) == 1
 
 
-def test_what_the_network_saw_has_its_own_affine_and_any_number_of_channels():
+def test_an_image_may_be_a_metatensor_with_several_channels():
     x = MetaTensor(torch.stack([ramp(), -ramp()])[None], affine=torch.as_tensor(AFFINES["LAS, 5 mm slices"]))
     ((anatomy, _),) = cells(plot_attention_maps(x, maps_of(spatial=ramp())))
     assert anatomy.images[0].get_extent() == [0, 12, 0, 10]
     np.testing.assert_array_equal(anatomy.images[0].get_array(), ramp()[:, :, 4].T)
     ((plain, _),) = cells(plot_attention_maps(ramp(), maps_of(spatial=ramp())))
-    assert not plain.texts, "no sides without an affine"
+    assert not plain.texts, "without an affine the sides are unknown"
 
 
-def test_weights_that_are_the_same_everywhere_have_a_scale_and_no_heat(tmp_path):
+def test_constant_weights_have_a_scale(tmp_path):
     figure = plot_attention_maps(ramp(), maps_of(spatial=torch.full(GRID, 0.5)))
     ((_, axes),) = cells(figure)
     assert axes.images[1].get_clim() == pytest.approx((0.5, 0.55))
     figure.savefig(tmp_path / "picture.png", dpi=20)
 
 
-def test_what_cannot_be_drawn_is_refused():
+def test_invalid_arguments_are_refused():
     with pytest.raises(ValueError, match=r"`site` got 'encoder'.*encoder:model\.0"):
         plot_attention_maps(ramp(), maps_of(spatial=ramp()), site="encoder")
     with pytest.raises(ValueError, match="`planes` got 'axail'; did you mean 'axial'"):
@@ -142,8 +142,8 @@ def test_what_cannot_be_drawn_is_refused():
         plot_attention_maps(ramp(), maps_of(spatial=ramp()), voxels=[(12, 0, 0)])
 
 
-def test_words_and_the_legend_leave_room_for_the_numbers_of_charts():
-    """Numbers are long where weights differ little."""
+def test_text_and_legend_do_not_overlap_tick_labels():
+    """Tick labels are long if weights differ little."""
     along = {f"axis{axis}": 0.6925 + 1e-4 * torch.rand(1, size) for axis, size in enumerate(GRID)}
     maps = {name: along | {"axes_map": ramp()[None]} for name in ("encoder:a", "encoder:b")}
     figure = plot_attention_maps(ramp(), maps, np.eye(4))
@@ -159,8 +159,8 @@ def test_words_and_the_legend_leave_room_for_the_numbers_of_charts():
         assert edge < min(box.x0 for box in numbers)
 
 
-def test_a_window_has_an_outline_and_colours_for_what_is_in_it():
-    """Its weights are less than the 0.5 % of the volume that a scale leaves out."""
+def test_a_window_has_an_outline_and_its_own_colour_scale():
+    """A window is less than the 0.5 % of voxels that the colour scale would leave out."""
     rows = torch.zeros(1, 1, 40, 40, 20)
     rows[..., 8:11, 8:11, 9:12] = 1 + torch.rand(3, 3, 3)
     figure = plot_attention_maps(torch.rand(40, 40, 20), maps_of(query=rows), voxels=[(9, 9, 10)])

@@ -6,7 +6,7 @@ import pytest
 from attn3d.plotting import confidence_interval, plot_calibration, plot_comparison, plot_training
 
 
-def test_the_interval_of_students_t():
+def test_the_interval_is_students_t():
     low, high = confidence_interval([0.7, 0.8, 0.9])
     half = 4.302653 * 0.1 / math.sqrt(3)  # t(0.975; 2), s = 0.1
     assert (low, high) == (pytest.approx(0.8 - half), pytest.approx(0.8 + half))
@@ -19,7 +19,7 @@ def results(**dice):
     return {name: {"dice": values, "parameters": parameters[name]} for name, values in dice.items()}
 
 
-def test_mechanisms_stand_in_order_beside_the_plain_network(tmp_path):
+def test_mechanisms_are_sorted_beside_the_plain_network(tmp_path):
     figure = plot_comparison(results(none=[0.7, 0.8], se=[0.9, 0.8], eca=[0.6, 0.7]), title="Simulated")
     (axes,) = figure.axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["eca  (+400)", "se  (+200)"]
@@ -36,7 +36,7 @@ def test_mechanisms_stand_in_order_beside_the_plain_network(tmp_path):
     figure.savefig(tmp_path / "comparison.png", dpi=20)
 
 
-def test_one_seed_has_no_interval_and_no_plain_network_no_band():
+def test_without_several_seeds_or_a_plain_network():
     (axes,) = plot_comparison(results(se=[0.9], eca=[0.8])).axes
     assert not axes.patches
     assert {line.get_marker() for line in axes.lines} == {"o", "D"}
@@ -78,4 +78,4 @@ def test_a_reliability_diagram_leaves_empty_bins_out(tmp_path):
     np.testing.assert_array_equal(diagram.lines[1].get_xydata(), [[0.6, 0.5], [0.9, 0.8]])
     assert [bar.get_height() for bar in counts.patches] == [0, 30, 70]
     figure.savefig(tmp_path / "calibration.png", dpi=20)
-    assert len(plot_calibration([empty]).axes[0].lines) == 1, "the line of perfect calibration"
+    assert len(plot_calibration([empty]).axes[0].lines) == 1, "only the line of perfect calibration"

@@ -12,7 +12,7 @@ NAMES = {1: "CSF", 2: "grey matter"}
 
 
 def draw(figure, path):
-    """The figure as a person sees it, (rows, columns, 4)."""
+    """The pixels of a figure, (rows, columns, 4)."""
     figure.savefig(path, dpi=60)
     return imread(path)
 
@@ -28,7 +28,7 @@ def texts(axes):
 
 
 def volume(affine, shape=(30, 24, 12)):
-    """Bright towards right, anterior, superior; the label is the right anterior superior eighth."""
+    """A volume that is brighter to the right, front and top; the label is the octant right, front, top."""
     index = np.moveaxis(np.indices(shape), 0, -1)
     place = nib.affines.apply_affine(affine, index)
     place -= place.reshape(-1, 3).mean(axis=0)
@@ -51,7 +51,7 @@ def test_right_and_anterior_are_at_the_left_and_superior_at_the_top(name):
         assert texts(axes) == list(letters)
         pixels = np.asarray(axes.images[0].get_array())
         row, column = np.unravel_index(pixels.argmax(), pixels.shape)
-        assert row > pixels.shape[0] / 2, "rows go upwards"
+        assert row > pixels.shape[0] / 2, "rows must go upwards"
         assert column < pixels.shape[1] / 2
 
 
@@ -75,10 +75,10 @@ def test_labels_are_coloured_named_and_side_by_side(tmp_path):
     assert figure.get_suptitle() == "A phantom"
     drawn = draw(figure, tmp_path / "picture.png")
     for color in COLORS[:2]:
-        assert (np.abs(drawn[..., :3] - to_rgb(color)).max(axis=-1) < 0.02).sum() > 20, "in the legend at least"
+        assert (np.abs(drawn[..., :3] - to_rgb(color)).max(axis=-1) < 0.02).sum() > 20, "not in the legend"
 
 
-def test_planes_cross_where_they_are_told_and_say_so():
+def test_planes_cross_at_the_given_point():
     affine = AFFINES["LAS, 5 mm slices"]
     image, labels = volume(affine)
     center = nib.affines.apply_affine(affine, (7, 11, 3))
@@ -86,7 +86,7 @@ def test_planes_cross_where_they_are_told_and_say_so():
     said = [axes.get_ylabel().split("\n")[1] for axes in pictures(figure)[:, 0]]
     assert said == [f"z = {center[2]:.0f} mm", f"y = {center[1]:.0f} mm", f"x = {center[0]:.0f} mm"]
     axial = np.asarray(pictures(figure)[0, 0].images[0].get_array())
-    np.testing.assert_allclose(axial, image[:, :, 3].T)  # stored from left to right, hung from right to left
+    np.testing.assert_allclose(axial, image[:, :, 3].T)  # stored from left to right, shown from right to left
 
 
 def test_a_region_is_outlined_in_every_picture():
@@ -100,7 +100,7 @@ def test_a_region_is_outlined_in_every_picture():
     assert all(axes.collections for axes in pictures(figure).ravel()[:4])
 
 
-def test_nothing_labelled_shows_all_of_the_scan(tmp_path):
+def test_a_scan_without_labels_is_shown_whole(tmp_path):
     image, labels = volume(AFFINES["RAS"])
     figure = plot_segmentation(image, {"network": 0 * labels}, NAMES, AFFINES["RAS"])
     assert pictures(figure)[0, 0].images[0].get_extent() == [0, 60, 0, 48]
@@ -117,7 +117,7 @@ def test_stray_voxels_of_a_network_do_not_change_what_is_shown():
     for one, other in zip(clean[:, 0], strayed[:, 0], strict=True):
         assert one.images[0].get_extent() == other.images[0].get_extent()
         assert one.get_ylabel() == other.get_ylabel()
-    assert clean[0, 0].images[0].get_extent() == [0, 32, 0, 26], "30 x 24 mm and 2 mm on the side that is not cut"
+    assert clean[0, 0].images[0].get_extent() == [0, 32, 0, 26], "30 x 24 mm, and 2 mm at sides that are not cut"
 
 
 @pytest.mark.parametrize("plot", [plot_segmentation, plot_lesions])
@@ -165,7 +165,7 @@ def test_slices_go_through_the_largest_lesions(name):
     assert [axes.get_title() for axes in rows[0]] == ["scan", "reference", "network"]
 
 
-def test_a_false_lesion_is_shown_where_there_is_no_other_and_else_the_middle():
+def test_without_true_lesions_a_false_one_or_the_middle_is_shown():
     image, labels = lesions(AFFINES["RAS"])
     for network, says in ((labels, "network\nlesion of 0.1 ml"), (labels * 0, "nothing labelled")):
         figure = plot_lesions(image, {"reference": labels * 0, "network": network}, NAMES, AFFINES["RAS"], title="A")
@@ -181,8 +181,8 @@ def test_a_scan_without_contrast_is_all_black():
 
 @pytest.mark.parametrize("shape", [(35, 51, 35), (12, 12, 12), (120, 150, 3), (300, 20, 20)])
 @pytest.mark.parametrize("draw_it", [plot_lesions, plot_segmentation])
-def test_words_fit_beside_small_and_flat_volumes(draw_it, shape):
-    """No two overlap, and none is cut by the border of the figure."""
+def test_text_fits_beside_small_and_flat_volumes(draw_it, shape):
+    """No texts overlap, and the border of the figure cuts none."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     image = np.random.default_rng(0).normal(100, 10, shape)
@@ -205,8 +205,8 @@ def test_words_fit_beside_small_and_flat_volumes(draw_it, shape):
             assert not box.overlaps(boxes[other]), (words[index], words[other])
 
 
-def test_names_are_no_formulas():
-    """A dollar is a dollar, and what is not UTF-8 can be drawn."""
+def test_names_are_not_formulas():
+    """Dollar signs are drawn literally, and names that are not UTF-8 can be drawn."""
     image, labels = volume(AFFINES["RAS"])
     names, title = {1: r"$\frac{", 2: "[red] a$b$"}, "caf\udce9 $x$"
     figure = plot_lesions(image, {"$y$": labels}, names, AFFINES["RAS"], title=title)

@@ -1,1 +1,1 @@
-"""Float64 loops that share no code with the library: what those of the mechanisms are written with, and attention."""
+"""Float64 loops that share no code with the library: building blocks of the mechanisms, and attention."""

@@ -1,7 +1,7 @@
-"""softmax(scale q k^T + bias) v, query by query, and which voxels a voxel sees in every scope.
+"""softmax(scale q k^T + bias) v, query by query, and which voxels a voxel sees in every pattern.
 
-The scopes are rules on coordinates: `keys_seen` names the keys of one voxel, `steps` how far a key lies from
-it. Nothing here is cut into cells or tiles.
+Patterns are rules on coordinates: `keys_seen` gives the keys of one voxel, `steps` the distance of a key. Nothing
+here uses groups or tiles.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Index = tuple[int, ...]
 
 
 class Rule(NamedTuple):
-    """Who sees whom. ``size`` is the size of a window, grid or neighbourhood, or the stride of pooled keys."""
+    """Which voxels see which. ``size``: of a window, grid or neighbourhood, or the stride of pooled keys."""
 
     name: str
     size: Index = ()
@@ -42,10 +42,10 @@ def attend(
         q: (B, H, N, d).
         k: (B, H, M, d).
         v: (B, H, M, d_v).
-        scale: of the products; 1 / sqrt(d) by default.
-        key_mask: (B, M), true where a key may be seen.
-        bias: added to the scaled products, (B, H, N, M) or 1 where all are alike; -inf hides a pair.
-        keep: what dropout multiplies the weights with, (B, H, N, M).
+        scale: factor of the products; 1 / sqrt(d) by default.
+        key_mask: (B, M), True for keys that may be seen.
+        bias: added to the scaled products, broadcast to (B, H, N, M); -inf hides a pair.
+        keep: factors with which dropout multiplies the weights, (B, H, N, M).
     """
     seen = torch.ones(q.shape[0], k.shape[2], dtype=torch.bool) if key_mask is None else key_mask
     every = list(range(k.shape[2]))
@@ -69,14 +69,14 @@ def attend_within(
     table_kind: str | None = None,
     keep: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """As `attend`, over the keys that a rule lets a voxel see; the weights are 0 at the others.
+    """Like `attend`, over the keys that a voxel sees by a rule; the weights of other keys are 0.
 
     Args:
-        rule: who sees whom.
-        q: (B, H, N, d), as k and v the voxels of a volume in row-major order.
+        rule: which voxels see which.
+        q: (B, H, N, d). The tokens of q, k and v are the voxels of a volume in row-major order.
         k: see q.
         v: see q.
-        shape: S.
+        shape: S, the shape of the volume.
         scale: see `attend`.
         table: the position bias, see `entries`.
         table_kind: "axis" or "joint".
@@ -108,7 +108,7 @@ def keys_seen(rule: Rule, voxel: Index, shape: Index) -> list[Index]:
     """The voxels that a voxel sees."""
     if rule.name == "global":
         return list(itertools.product(*map(range, shape)))
-    if rule.name == "axial":  # every line through the voxel, the voxel itself once
+    if rule.name == "axial":  # all lines through the voxel; the voxel itself counts once
         lines = {voxel}
         for axis, extent in enumerate(shape):
             lines |= {(*voxel[:axis], place, *voxel[axis + 1 :]) for place in range(extent)}
@@ -117,7 +117,7 @@ def keys_seen(rule: Rule, voxel: Index, shape: Index) -> list[Index]:
 
 
 def _along(rule: Rule, axis: int, place: int, extent: int) -> list[int]:
-    """The places along one axis that a place sees."""
+    """The positions along one axis that a position sees."""
     size = rule.size[axis]
     if rule.name == "window":
         start = size // 2 if rule.shift and extent > size else 0
@@ -131,12 +131,12 @@ def _along(rule: Rule, axis: int, place: int, extent: int) -> list[int]:
     run = rule.stride[axis]
     leader = min(reachable.index(place) // run * run + run // 2, len(reachable) - 1)
     first = leader - count // 2
-    first = min(max(first, 0), len(reachable) - count)  # slid inward at a border
+    first = min(max(first, 0), len(reachable) - count)  # at a border, the neighbourhood slides inward
     return reachable[first : first + count]
 
 
 def steps(rule: Rule, voxel: Index, key: Index, shape: Index) -> Index:
-    """How far a key lies from a voxel along every axis, in voxels, or in strides of the grid or dilation."""
+    """The offset of a key from a voxel along each axis, in voxels, or in strides of the grid or dilation."""
     unit = [1] * len(shape)
     if rule.name == "grid":
         unit = [math.ceil(extent / size) for extent, size in zip(shape, rule.size, strict=True)]
@@ -146,10 +146,10 @@ def steps(rule: Rule, voxel: Index, key: Index, shape: Index) -> Index:
 
 
 def entries(rule: Rule, table_kind: str, offset: Index) -> tuple[int, ...]:
-    """The places in a table whose values a pair adds up.
+    """The indices of a position table whose values are summed for an offset.
 
     "axis": the tables of all axes one after another, each from offset 1 - size to size - 1. "joint": one value
-    for every offset, the last axis fastest.
+    for every offset; the last axis varies fastest.
     """
     lengths = [2 * size - 1 for size in rule.size]
     along = [step + size - 1 for step, size in zip(offset, rule.size, strict=True)]
@@ -162,7 +162,7 @@ def entries(rule: Rule, table_kind: str, offset: Index) -> tuple[int, ...]:
 
 
 def pool(x: Tensor, shape: Index, stride: Index) -> Tensor:
-    """(B, H, N, d) to the means of the voxels of every cell, (B, H, M, d)."""
+    """The means of x, (B, H, N, d), over the voxels of every block, (B, H, M, d)."""
     members: dict[Index, list[int]] = {}
     for place, voxel in enumerate(itertools.product(*map(range, shape))):
         cell = tuple(here // step for here, step in zip(voxel, stride, strict=True))

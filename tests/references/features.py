@@ -1,4 +1,4 @@
-"""What becomes of queries and keys before they are compared, token by token and pair by pair."""
+"""Transformations of queries and keys before the scores, token by token and pair by pair."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Place = tuple[float, ...]
 
 
 def places(shape: tuple[int, ...], stride: tuple[int, ...] | None = None) -> list[Place]:
-    """Where the voxels of a volume are, or with a stride the blocks: the means of their voxels."""
+    """The positions of the voxels of a volume; with a stride, the mean positions of its blocks."""
     voxels = list(itertools.product(*map(range, shape)))
     if stride is None:
         return voxels
@@ -23,7 +23,7 @@ def places(shape: tuple[int, ...], stride: tuple[int, ...] | None = None) -> lis
 
 
 def rotate(x: Tensor, where: list[Place], *, base: float, spacing: Place, frequencies: Tensor | None = None) -> Tensor:
-    """(B, H, N, d) with its pairs rotated by position, axial, or mixed by frequencies (n, H, d // 2)."""
+    """Rotates the pairs of x, (B, H, N, d), by position: axial, or mixed with frequencies (n, H, d // 2)."""
     axes, width = len(spacing), x.shape[3]
     tokens = []
     for number, place in enumerate(where):
@@ -49,20 +49,20 @@ def rotate(x: Tensor, where: list[Place], *, base: float, spacing: Place, freque
 
 
 def root_mean_square_norm(x: Tensor, weight: Tensor) -> Tensor:
-    """Every token over the root of the mean of its squares, with PyTorch's offset."""
+    """Divides every token by its root mean square, with PyTorch's epsilon."""
     return x / torch.sqrt((x * x).sum(-1, keepdim=True) / x.shape[-1] + torch.finfo(x.dtype).eps) * weight
 
 
 def unit(x: Tensor) -> Tensor:
-    """Every token over its length."""
+    """Divides every token by its length."""
     return x / torch.sqrt((x * x).sum(-1, keepdim=True))
 
 
 def default_base(mixed: bool) -> float:
-    """As published for images."""
+    """The base that was published for images."""
     return 10.0 if mixed else 100.0
 
 
 def scale_of(width: int, scores: str) -> float:
-    """Of the products."""
+    """The scale of the products."""
     return 1.0 if scores == "cosine" else 1 / math.sqrt(width)

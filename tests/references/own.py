@@ -1,6 +1,6 @@
-"""Rows of weights of the attention in other libraries' networks, token by token from their parameters, in float64.
+"""Weights of the attention in other libraries' networks, computed in float64 from their parameters.
 
-Each gives for one token the weights of all tokens of its sample, (H, tokens), zero where it cannot look.
+Each function gives, for one token, the weights of all tokens of its sample, (H, tokens), with zeros for hidden ones.
 """
 
 import itertools
@@ -23,7 +23,7 @@ def linear(layer, x):
 
 
 def all_pairs(q, k, heads, token, scale, added=0.0):
-    """Of q (N, H d) and k (M, H d)."""
+    """The weights of a token of q, (N, H d), over k, (M, H d)."""
     width = q.shape[1] // heads
     scores = np.zeros((heads, len(k)))
     for head, key in itertools.product(range(heads), range(len(k))):
@@ -33,7 +33,7 @@ def all_pairs(q, k, heads, token, scale, added=0.0):
 
 
 def self_attention(block, x, token, added=0.0):
-    """MONAI's SABlock on x (N, C): the combined layer has q, k and v of all heads behind one another."""
+    """MONAI's SABlock on x (N, C): the combined layer gives q, k and v of all heads in this order."""
     if block.use_combined_linear:
         q, k, _ = np.split(linear(block.qkv, x), 3, axis=1)
     else:
@@ -48,7 +48,7 @@ def cross_attention(block, x, context, token, added=0.0):
 
 
 def relative_positions(block, x, token):
-    """What SABlock's decomposed positions add to the scores of a token: q times a vector for each axis' distance."""
+    """The scores of a token that SABlock's decomposed positions add: q times a vector for each axis' distance."""
     shape = block.rel_positional_embedding.s_input_dims
     tables = [array(table) for table in block.rel_positional_embedding.rel_pos_arr]
     q = np.split(linear(block.qkv, x), 3, axis=1)[0][token].reshape(block.num_heads, -1)
@@ -60,9 +60,9 @@ def relative_positions(block, x, token):
 
 
 def windows(block, x, voxel):
-    """MONAI's SwinTransformerBlock on x (*S, C), normalised: weights of all voxels, (H, *S).
+    """MONAI's SwinTransformerBlock on normalised x (*S, C): weights of all voxels, (H, *S).
 
-    Where a window is padded the padding has weights too; they are left out.
+    In padded windows, the padding has weights too, which are left out.
     """
     shape, attention = x.shape[:-1], block.attn
     window = [min(pair) for pair in zip(shape, block.window_size, strict=True)]
@@ -71,16 +71,16 @@ def windows(block, x, voxel):
     ]
     padded = [-(-size // width) * width for size, width in zip(shape, window, strict=True)]
 
-    def moved(place):  # to where the roll puts it
+    def moved(place):  # to its position after the roll
         return [(at - by) % size for at, by, size in zip(place, shift, padded, strict=True)]
 
     def window_of(place):
         return [at // width for at, width in zip(moved(place), window, strict=True)]
 
-    def region(place):  # what the roll brought together does not see one another
+    def region(place):  # voxels from opposite borders do not see each other
         return [by > 0 and at >= size - by for at, by, size in zip(moved(place), shift, padded, strict=True)]
 
-    def number(place):  # of the token in its window, read in a window of full size
+    def number(place):  # index of the token, read in a window of full size
         inner = [at % width for at, width in zip(moved(place), window, strict=True)]
         return np.array(np.unravel_index(np.ravel_multi_index(inner, window), block.window_size))
 
@@ -106,7 +106,7 @@ def windows(block, x, voxel):
 
 
 def eva(block, x, rope, token):
-    """timm's EvaAttention on x (N, C): pairs of q and k as complex numbers, turned but for the first tokens."""
+    """timm's EvaAttention on x (N, C): rotates pairs of q and k as complex numbers, except for the prefix tokens."""
     heads, more = block.num_heads, block.num_prefix_tokens
     sin, cos = np.split(array(rope), 2, axis=1)
 

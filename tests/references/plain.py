@@ -1,7 +1,7 @@
-"""What the references are written with: a volume as a dictionary of voxels, and loops over it.
+"""Building blocks of the references: a volume as a dictionary of voxels, and loops over it.
 
-Nothing here knows the library, and nothing calls a convolution, a pooling, a norm or a softmax of PyTorch:
-only sums, products and comparisons of scalars and (B, C) vectors, so that autograd differentiates the loops.
+Nothing here imports the library or calls a convolution, pooling, norm or softmax of PyTorch: only sums, products and
+comparisons of scalars and (B, C) vectors, which autograd differentiates.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ Statistics = tuple[Tensor, Tensor]  # running mean and variance of one norm
 
 
 def voxels(x: Tensor) -> Volume:
-    """Takes (B, C, *S) apart into its voxels, one (B, C) vector each."""
+    """Splits (B, C, *S) into its voxels, one (B, C) vector each."""
     indices = itertools.product(*(range(size) for size in x.shape[2:]))
     return dict(zip(indices, x.flatten(2).unbind(-1), strict=True))
 
 
 def volume(values: Volume) -> Tensor:
-    """Puts voxels back together into (B, C, *S)."""
+    """Joins voxels to (B, C, *S)."""
     shape = [1 + max(index[axis] for index in values) for axis in range(len(next(iter(values))))]
     return torch.stack([values[index] for index in sorted(values)], -1).unflatten(-1, shape)
 
@@ -52,7 +52,7 @@ def hard_swish(value: Tensor) -> Tensor:
 
 
 def softmax(energies: Sequence[Tensor]) -> list[Tensor]:
-    """Exponentials over their sum; the largest energy is taken off first so that none overflows."""
+    """Exponentials over their sum; the largest energy is subtracted first to avoid overflow."""
     largest = maximum(energies).detach()
     exponentials = [torch.exp(energy - largest) for energy in energies]
     total = sum(exponentials)
@@ -60,7 +60,7 @@ def softmax(energies: Sequence[Tensor]) -> list[Tensor]:
 
 
 def dot(left: Tensor, right: Tensor) -> Tensor:
-    """Sum over the last axis of the products."""
+    """The sum of the products over the last axis."""
     return (left * right).sum(-1)
 
 
@@ -102,7 +102,7 @@ def convolution(
 
 
 def _every_input(weight: Tensor, groups: int) -> Tensor:
-    """The weight of a grouped convolution over all inputs: zero where an input is of another group."""
+    """The weight of a grouped convolution over all inputs: zero for inputs of other groups."""
     outputs, inputs = weight.shape[:2]
     rows = []
     for output in range(outputs):
@@ -115,7 +115,7 @@ def _every_input(weight: Tensor, groups: int) -> Tensor:
 
 
 def max_pool(values: Volume) -> Volume:
-    """The largest of each 2 x .. x 2 cell; a last odd voxel is dropped, an axis of one voxel is kept."""
+    """The maximum of each 2 x .. x 2 block; drops a last odd voxel, keeps an axis of one voxel."""
     shape = [1 + max(index[axis] for index in values) for axis in range(len(next(iter(values))))]
     result = {}
     for cell in itertools.product(*(range(max(1, size // 2)) for size in shape)):
@@ -127,9 +127,9 @@ def max_pool(values: Volume) -> Volume:
 def batch_norm(
     values: Volume, weight: Tensor, bias: Tensor, statistics: Statistics, training: bool, eps: float = 1e-5
 ) -> Volume:
-    """Statistics per channel over batch and voxels in training, the running ones in eval.
+    """Uses statistics per channel over batch and voxels in training, the running statistics in eval.
 
-    A channel that has a single value has no variance: the running statistics serve in training too.
+    A channel with a single value has no variance, so the running statistics are used in training too.
     """
     average, variance = statistics
     batch = next(iter(values.values())).shape[0]

@@ -1,6 +1,6 @@
 """One of two processes that share batches, for test_processes.py: ``python batch_worker.py FOLDER RANK``.
 
-Writes what came of each batch, by name, as JSON.
+Writes the results of each batch, by name, as JSON.
 """
 
 import json
@@ -25,7 +25,7 @@ def shared(size=20):
 
 
 def disagreed():
-    """An error of the second process only, and then one of both."""
+    """An error in the second process, which `agreed` raises in both."""
     try:
         with joined() as both, both.agreed():
             if both.rank == 1:
@@ -35,7 +35,7 @@ def disagreed():
 
 
 def after_training():
-    """In a group of their own."""
+    """A batch in a process group that exists already."""
     distributed.init_process_group("gloo")
     return [*shared(4), distributed.is_initialized()]
 

@@ -15,7 +15,7 @@ SMALL |= {"epochs": 3, "patches_per_case": 2, "validate_every": 2, "held_out": 0
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory):
-    """Three balls in three geometries, as pairs."""
+    """Four cases of nested balls in different geometries, as image/label pairs."""
     folder = tmp_path_factory.mktemp("data")
     for part in ("images", "labels"):
         (folder / part).mkdir()
@@ -32,5 +32,5 @@ def shared_data():
     root = Path(__file__).parents[2].parent / "shared" / "data"
     folder = Path(os.environ.get("ATTN3D_SHARED_DATA", root))
     if not folder.is_dir():
-        pytest.skip(f"real scans are not there: {folder}; ATTN3D_SHARED_DATA says where they are")
+        pytest.skip(f"{folder}: no real scans; set ATTN3D_SHARED_DATA to their folder")
     return folder

@@ -1,4 +1,4 @@
-"""Writers of small data sets in each layout as it is published."""
+"""Writers of small data sets in each published layout."""
 
 import json
 
@@ -18,7 +18,7 @@ def units(seed):
 
 
 def marks(seed, values=6):
-    """Labels with each of so many values."""
+    """Labels with all of `values` values."""
     return (np.arange(np.prod(SHAPE)).reshape(SHAPE) + seed).astype(np.uint8) % values
 
 
@@ -106,17 +106,17 @@ def pairs_side_by_side(folder):
         write(folder / f"{number}_seg.nii.gz", 3 * marks(number, 2))
 
 
-@same_locale()  # which GDCM's writer does not leave as it was
+@same_locale()  # GDCM's writer changes the locale
 def dicom_series(folder, affine=None, skip=None):
-    """A CT series of a slice a file, as a scanner stores it: rescaled, the patient's left and back positive.
+    """Writes a CT series with one slice per file, as scanners do: rescaled, with left and back as positive axes.
 
     Args:
-        folder: where to.
-        affine: voxel indices to millimetres in NIfTI's axes; columns orthogonal as DICOM needs.
-        skip: the index of a slice that got lost.
+        folder: the folder to write to.
+        affine: from voxel indices to millimetres in NIfTI's axes; its columns must be orthogonal, as DICOM requires.
+        skip: the index of a missing slice.
 
     Returns:
-        HU and their affine.
+        The HU and their affine.
     """
     import SimpleITK as sitk
 

@@ -1,4 +1,4 @@
-"""Calibration of probabilities: beside MONAI's, TorchMetrics' and scikit-learn's over all voxels, and its files."""
+"""Calibration of probabilities: compared with MONAI, TorchMetrics and scikit-learn, and its files."""
 
 import json
 
@@ -23,7 +23,7 @@ LABELS = {1: "core", 2: "rim"}
 
 
 def voxels(seed, count=4000, classes=3, sharpness=3.0):
-    """Probabilities, and classes that are drawn less surely than these say."""
+    """Overconfident probabilities, and the true classes."""
     generator = np.random.default_rng(seed)
     logits = sharpness * generator.normal(size=(count, classes))
     true = [generator.choice(classes, p=one) for one in softmax(logits / 2, axis=1)]
@@ -51,21 +51,21 @@ def test_the_area_is_that_of_scikit_learn(sharpness):
     assert Calibration.of(probabilities, ~wrong).scores()["error_auc"] == pytest.approx(area, abs=2e-4)
 
 
-def test_by_hand():
+def test_scores_equal_those_by_hand():
     probabilities = np.array([[0.9, 0.1], [0.9, 0.1], [0.35, 0.65], [0.45, 0.55], [0.0, 1.0]], np.float32)
     right = np.array([True, False, False, True, True])
     scores = Calibration.of(probabilities, right).scores()
     assert scores == {
         "voxels": 5,
         "voxels_wrong": 2,
-        # 0.9 twice, half of them right; the others have a bin each
+        # 0.9 twice, one of them right; each of the others has its own bin
         "expected_calibration_error": pytest.approx((abs(1 - 1.8) + 0.65 + 0.45 + 0) / 5),
-        # Wrong: entropies of 0.9 and 0.65; right: of 0.9, 0.55 and 1. Of six pairs, 2 wrong ones higher, and a tie
+        # Entropies: of 0.9 and 0.65 if wrong; of 0.9, 0.55 and 1 if right. In 3 of 6 pairs the wrong is higher; 1 tie
         "error_auc": pytest.approx((0.5 + 0 + 1 + 1 + 0 + 1) / 6),
     }
 
 
-def test_no_area_without_errors_or_with_nothing_else():
+def test_no_area_if_all_or_none_are_wrong():
     probabilities, _ = voxels(0, count=10)
     for right in (np.ones(10, bool), np.zeros(10, bool)):
         assert Calibration.of(probabilities, right).scores()["error_auc"] is None
@@ -85,7 +85,7 @@ def test_parts_add_up_to_all_voxels():
 
 @pytest.fixture
 def folders(tmp_path):
-    """Predictions with their probabilities, and references, of a case that is labelled and one that is not."""
+    """Predictions with probabilities, and references, of a case with labels and a case without."""
     predictions, references = tmp_path / "predictions", tmp_path / "references"
     predictions.mkdir()
     references.mkdir()
@@ -103,7 +103,7 @@ def folders(tmp_path):
 
 
 def near(folders, name):
-    """Probabilities within the margin of what is labelled, and whether their labels are right, the plain way."""
+    """Probabilities within the margin of labelled voxels, and whether the labels are right, by brute force."""
     found, true = (np.asarray(nib.load(folder / f"{name}.nii.gz").dataobj) for folder in folders)
     where = np.argwhere(np.ones(SHAPE)) @ AFFINE[:3, :3].T
     labelled = where[((found > 0) | (true > 0)).ravel()]
@@ -112,7 +112,7 @@ def near(folders, name):
     return probabilities.reshape(-1, 3)[within], (found == true).ravel()[within]
 
 
-def test_only_voxels_near_what_is_labelled_count(folders, tmp_path):
+def test_only_voxels_near_labelled_ones_count(folders, tmp_path):
     out = tmp_path / "scores"
     scores = evaluate(*folders, out, labels=LABELS, probabilities=True, quiet=True)
     assert json.loads((out / "scores.json").read_text()) == scores
@@ -130,13 +130,13 @@ def test_only_voxels_near_what_is_labelled_count(folders, tmp_path):
     assert calibration["overall"] == calibration["cases"]["a"]
     assert (calibration["margin_mm"], len(calibration["reliability"])) == (5.0, 15)
     assert (out / "calibration.png").read_bytes().startswith(b"\x89PNG")
-    assert scores["failed"] == {}, "probabilities are no prediction without its reference"
+    assert scores["failed"] == {}, "files of probabilities must not count as predictions"
     evaluate(*folders, out, labels=LABELS, overwrite=True, quiet=True)
     assert sorted(path.name for path in out.iterdir()) == ["scores.csv", "scores.json"]
 
 
-def test_ignored_voxels_count_nowhere(folders):
-    """Neither themselves nor as labelled voxels that others are near to; nor are lesions in them matched."""
+def test_ignored_voxels_do_not_count(folders):
+    """They are not scored, do not count as labelled for the margin, and are not part of lesions."""
     file = folders[1] / "a.nii.gz"
     true = np.asarray(nib.load(file).dataobj).copy()
     found = np.asarray(nib.load(folders[0] / "a.nii.gz").dataobj)
@@ -160,7 +160,7 @@ def test_regions_have_no_calibration(folders):
         evaluate(*folders, labels=Labels(("all", "core"), ((1, 2), (1,)), (2, 1)), probabilities=True, quiet=True)
 
 
-def test_what_predict_writes_beside_labels_is_no_prediction(folders):
+def test_images_of_uncertainty_are_not_predictions(folders):
     for what in ("entropy", "spread"):
         nib.save(scan(np.zeros(SHAPE, np.float32), AFFINE), folders[0] / f"a_{what}.nii.gz")
     nib.save(scan(np.zeros(SHAPE, np.uint8), AFFINE), folders[0] / "c_entropy.nii.gz")
@@ -200,7 +200,7 @@ def test_probabilities_that_cannot_be_used_are_named(folders):
 
 @pytest.mark.parametrize("name", AFFINES)
 def test_voxels_at_the_border_of_the_scan_count(name, tmp_path):
-    """As many as scipy finds in the whole volume, without the box that is looked at."""
+    """The same number of voxels as in scipy's distance transform of the whole volume."""
     mask = np.zeros((9, 8, 7), np.uint8)
     mask[0, :2, 5:] = 1
     probabilities = np.stack([1 - 0.8 * mask, 0.8 * mask], axis=-1).astype(np.float32)

@@ -1,4 +1,4 @@
-"""The same budget for each mechanism and for none."""
+"""Comparison of mechanisms, and of the plain network, with the same budget."""
 
 import json
 from types import SimpleNamespace
@@ -11,7 +11,7 @@ from tests.segmentation.conftest import SMALL
 SETTINGS = {name: value for name, value in SMALL.items() if name not in ("attention", "at", "quiet")} | {"epochs": 1}
 
 
-def test_it_trains_all_and_goes_on_where_it_was(data, tmp_path, monkeypatch):
+def test_it_trains_all_runs_and_can_be_resumed(data, tmp_path, monkeypatch):
     trained = []
     train = series.train
 
@@ -68,10 +68,10 @@ def test_without_data_a_cohort_is_simulated_beside_the_runs(tmp_path, monkeypatc
     class Simulated(Exception):
         pass
 
-    def planted(folder, **_):
+    def fake(folder, **_):
         raise Simulated(folder)
 
-    monkeypatch.setattr(comparison, "simulate", planted)
+    monkeypatch.setattr(comparison, "simulate", fake)
     with pytest.raises(Simulated) as raised:
         compare(out=tmp_path / "all", mechanisms=["eca"], quiet=True)
     assert raised.value.args == (tmp_path / "all" / "cohort",)
@@ -84,12 +84,12 @@ def test_runs_without_a_label_to_score_are_refused(data, tmp_path, monkeypatch):
         compare(data, **settings, **SETTINGS)
 
 
-def test_data_that_were_moved_are_taken_and_other_data_are_not(data, tmp_path, monkeypatch):
-    def planted(data, *, out, **_):
+def test_moved_data_are_accepted_and_other_data_are_not(data, tmp_path, monkeypatch):
+    def fake(data, *, out, **_):
         out.mkdir(exist_ok=True)
         (out / "config.json").touch()
 
-    monkeypatch.setattr(series, "train", planted)
+    monkeypatch.setattr(series, "train", fake)
     monkeypatch.setattr(comparison, "_report", lambda *_: {})
     arguments = {"out": tmp_path / "all", "mechanisms": ["eca"], "seeds": 1, "quiet": True}
     (tmp_path / "before").mkdir()

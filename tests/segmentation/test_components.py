@@ -1,4 +1,4 @@
-"""Pieces of a mask: what is connected, where the largest has its middle, what is small."""
+"""Connected components of a mask: their sizes, the middle of the largest, and removal of small ones."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from attn3d.segmentation.labels import Labels
 
 
 def blocks(*boxes):
-    """A mask of (12, 12, 4) voxels with boxes in it, each by its ends along the axes."""
+    """A mask of (12, 12, 4) voxels with boxes, each given by its ends along the axes."""
     mask = np.zeros((12, 12, 4), bool)
     for x, y, z in boxes:
         mask[slice(*x), slice(*y), slice(*z)] = True
@@ -29,7 +29,7 @@ def test_the_middle_of_a_crescent_is_in_it():
     assert middle.tolist() in ([2, 0, 0], [0, 2, 0])
 
 
-def test_what_is_small_goes_label_by_label():
+def test_small_pieces_are_removed_from_each_label():
     label = np.where(blocks(((0, 2), (0, 2), (0, 2))), 2, 0)
     label[blocks(((2, 4), (0, 2), (0, 2)), ((8, 9), (8, 9), (0, 3)))] = 5
     labels = Labels.of({2: "a", 5: "b"})
@@ -38,7 +38,7 @@ def test_what_is_small_goes_label_by_label():
     assert not labels.changed(label, lambda mask: without_small(mask, 8.5)).any()
 
 
-def test_a_small_piece_of_a_region_leaves_the_region_that_holds_it():
+def test_a_removed_piece_of_a_region_stays_in_the_outer_region():
     label = np.where(blocks(((0, 6), (0, 6), (0, 4))), 1, 0)
     label[1, 1, 1] = 3
     label[blocks(((3, 5), (3, 5), (0, 3)))] = 3

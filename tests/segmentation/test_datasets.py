@@ -10,7 +10,7 @@ from tests.segmentation import layouts
 
 BLEEDS = {1: "EDH", 2: "IPH", 3: "IVH", 4: "SAH", 5: "SDH"}
 
-# Writer: the layout's name, names of the cases to train and to test, labels, modality, images a case.
+# Writer: layout, names of the training and test cases, labels, modality, images per case.
 PUBLISHED = {
     layouts.bhsd: ("BHSD", ["ID_1", "ID_2"], ["ID_3"], BLEEDS, "CT", 1),
     layouts.decathlon: ("Decathlon", ["spleen_1", "spleen_2"], ["spleen_3"], {1: "spleen"}, "CT", 1),
@@ -53,21 +53,21 @@ def test_a_published_layout_is_found_and_read(tmp_path, write):
         assert set(np.unique(label.dataobj)) == {0, *labels}
 
 
-def test_the_training_folder_of_instance_is_enough(tmp_path):
+def test_the_training_folder_of_instance_is_a_data_set(tmp_path):
     layouts.instance2022(tmp_path)
     dataset = find_dataset(tmp_path / "train")
     assert dataset.layout == "INSTANCE 2022"
     assert names(dataset.cases) == ["095", "096"]
 
 
-def test_channels_come_in_their_order(tmp_path):
+def test_channels_are_in_order(tmp_path):
     layouts.nnunet(tmp_path)
     first, second = read_case_image(find_dataset(tmp_path).cases[1])
     np.testing.assert_array_equal(first.get_fdata(), layouts.units(20))
     np.testing.assert_array_equal(second.get_fdata(), layouts.units(21))
 
 
-def test_masks_of_other_numbers_are_cut_at_the_threshold(tmp_path):
+def test_masks_with_other_values_are_thresholded(tmp_path):
     layouts.ct_ich(tmp_path)
     dataset = find_dataset(tmp_path)
     label = read_case_label(dataset.cases[0], dataset, read_case_image(dataset.cases[0])[0])
@@ -78,7 +78,7 @@ def test_masks_of_other_numbers_are_cut_at_the_threshold(tmp_path):
     ("votes", "elected"),
     [((1, 1, 2), 1), ((0, 4, 4), 4), ((0, 0, 5), 0), ((1, 2, 3), 1), ((0, 3, 5), 0), ((5, 5, 5), 5)],
 )
-def test_most_raters_win_and_the_smaller_value_in_a_tie(tmp_path, votes, elected):
+def test_the_majority_of_raters_or_else_the_smaller_value_wins(tmp_path, votes, elected):
     layouts.mbh_seg(tmp_path)
     for rater, value in enumerate(votes, start=1):
         layouts.write(tmp_path / f"case_1/label_annot_{rater}.nii.gz", np.full(layouts.SHAPE, value, np.uint8))
@@ -113,7 +113,7 @@ def test_a_patient_without_haemorrhage_is_a_case(tmp_path):
         (layouts.pairs_side_by_side, "1_seg.nii.gz", "1.nii.gz: has no label", ["2"]),
     ],
 )
-def test_a_file_without_its_partner_is_named(tmp_path, write, lost, says, left):
+def test_a_file_without_its_counterpart_is_named(tmp_path, write, lost, says, left):
     write(tmp_path)
     (tmp_path / lost).unlink()
     dataset = find_dataset(tmp_path)
@@ -123,18 +123,18 @@ def test_a_file_without_its_partner_is_named(tmp_path, write, lost, says, left):
         assert problem in str(dataset)
 
 
-def test_what_a_description_does_not_list_is_named(tmp_path):
+def test_files_that_a_description_does_not_list_are_named(tmp_path):
     layouts.decathlon(tmp_path)
     layouts.write(tmp_path / "imagesTr/spleen_9.nii.gz", layouts.units(9))
     assert find_dataset(tmp_path).problems == (f"{tmp_path / 'imagesTr/spleen_9.nii.gz'}: is not in dataset.json",)
     layouts.nnunet(tmp_path / "second")
     layouts.write(tmp_path / "second/imagesTr/BRATS_1_0002.nii.gz", layouts.units(9))
     dataset = find_dataset(tmp_path / "second")
-    assert names(dataset.cases) == ["BRATS_2"], "a case has exactly its channels"
+    assert names(dataset.cases) == ["BRATS_2"], "a case must have exactly its channels"
     assert any("0000, 0001, 0002, but needs 0000, 0001" in problem for problem in dataset.problems)
 
 
-def test_labels_that_uint8_does_not_hold_are_refused(tmp_path):
+def test_labels_above_the_range_of_uint8_are_refused(tmp_path):
     layouts.nnunet(tmp_path, labels={"background": 0, "a": 300})
     with pytest.raises(FileError, match=r"has the label 300; map its labels to 1 .. 255"):
         find_dataset(tmp_path)
@@ -190,7 +190,7 @@ UPSIDE_DOWN = {"background": 0, "active": 3, "core": [2, 3], "whole": [1, 2, 3]}
         ({"channel_names": []}, "`channel_names` must name"),
     ],
 )
-def test_what_is_not_read_of_nnunet_is_refused_with_the_reason(tmp_path, changes, says):
+def test_unsupported_descriptions_of_nnunet_are_refused_with_the_reason(tmp_path, changes, says):
     layouts.nnunet(tmp_path, **changes)
     with pytest.raises(FileError, match=says) as error:
         find_dataset(tmp_path)
@@ -230,7 +230,7 @@ def test_a_folder_without_scans_or_without_pairs_is_refused(tmp_path):
         find_dataset(tmp_path, labelled=True)
 
 
-def test_a_name_that_is_there_twice_is_refused(tmp_path):
+def test_a_duplicate_name_is_refused(tmp_path):
     layouts.instance2022(tmp_path)
     layouts.write(tmp_path / "train/data/095.nii", layouts.units(1))
     with pytest.raises(FileError, match="remove one of them"):
@@ -265,7 +265,7 @@ def test_a_folder_of_dicom_is_images_to_predict(tmp_path):
         dataset = find_dataset(folder)
         assert (dataset.layout, names(dataset.test_cases), dataset.cases) == ("DICOM", ["patient"], ())
         (image,) = read_case_image(dataset.test_cases[0])
-        # The slices may come in the other order: each voxel is where it was, in mm.
+        # The order of the slices may be reversed, but each voxel must keep its place in mm.
         at = np.indices(units.shape).reshape(3, -1).T
         found = nib.affines.apply_affine(np.linalg.inv(image.affine) @ affine, at)
         np.testing.assert_allclose(found, np.rint(found), atol=1e-3)
@@ -341,7 +341,7 @@ def test_the_cases_that_a_decathlon_validates_on_are_held_out(tmp_path):
         ('{"0": "background", "1": "a", "1": "b"}', "dataset.json: is not valid JSON: the key '1' is repeated"),
     ],
 )
-def test_labels_without_a_name_of_their_own_are_refused(tmp_path, labels, says):
+def test_labels_with_the_same_name_are_refused(tmp_path, labels, says):
     layouts.decathlon(tmp_path)
     path = tmp_path / "dataset.json"
     path.write_text(path.read_text().replace('{"0": "background", "1": "spleen"}', labels))

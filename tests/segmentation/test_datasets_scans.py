@@ -1,4 +1,4 @@
-"""Which files make a case to segment."""
+"""Which files form a case to segment."""
 
 import logging
 
@@ -9,7 +9,7 @@ from tests.segmentation import layouts
 
 
 def found(folder, images, *files):
-    """Cases by their names, and problems by the file's name."""
+    """Cases by name, and problems by file name."""
     folder.mkdir(exist_ok=True)
     for name in files:
         (folder / name).write_bytes(b"")
@@ -58,7 +58,7 @@ def test_a_case_of_one_image_may_have_no_number(tmp_path):
     assert sorted(failed) == ["p.nii", "p.nii.gz"]
 
 
-def test_what_is_left_out_is_named(tmp_path, caplog):
+def test_files_that_are_left_out_are_named(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "attn3d"):
         found(tmp_path / "scans", 1, "a.nii.gz", "b.mgz")
         assert "b.mgz: is not NIfTI" in caplog.text

@@ -19,7 +19,7 @@ def test_a_split_holds_out_whole_cases_and_is_the_same_in_any_order():
 
 
 @pytest.mark.parametrize(("count", "held_out"), [(2, 0.01), (2, 0.99), (3, 0.1), (10, 0.99)])
-def test_there_is_a_case_on_either_side(count, held_out):
+def test_both_parts_of_a_split_have_a_case(count, held_out):
     training, validation = split_cases(CASES[:count], held_out)
     assert training
     assert validation
@@ -30,12 +30,12 @@ def test_there_is_a_case_on_either_side(count, held_out):
     ("cases", "held_out", "says"),
     [(CASES, 0.0, "`held_out` must be"), (CASES, 1.0, "`held_out` must be"), (CASES[:1], 0.5, "at least 2.*got 1")],
 )
-def test_a_split_that_cannot_be_is_refused(cases, held_out, says):
+def test_an_impossible_split_is_refused(cases, held_out, says):
     with pytest.raises(ValueError, match=says):
         split_cases(cases, held_out)
 
 
-def test_given_folds_are_kept(tmp_path):
+def test_given_folds_are_used(tmp_path):
     path = tmp_path / "splits_final.json"
     path.write_text(json.dumps([{"train": ["00", "01"], "val": ["02"]}, {"train": ["02"], "val": ["01", "00"]}]))
     training, validation = read_fold(path, 1, CASES)
@@ -43,7 +43,7 @@ def test_given_folds_are_kept(tmp_path):
     assert [case.name for case in validation] == ["01", "00"]
 
 
-def test_a_fold_that_is_not_there_is_refused(tmp_path):
+def test_a_missing_fold_is_refused(tmp_path):
     path = tmp_path / "splits.json"
     path.write_text('[{"train": ["00"], "val": ["01"]}]')
     with pytest.raises(FileError, match=r"splits\.json: has the folds 0 to 0, got 1"):

@@ -1,4 +1,4 @@
-"""Several modalities in one 4-D file, as the Decathlon has them: the same as in a file each."""
+"""Several modalities in one 4-D file, as in the Decathlon, equal the same modalities in separate files."""
 
 import json
 
@@ -17,7 +17,7 @@ NAMES = {"0": "FLAIR", "1": "T1w", "2": "T2w"}
 
 
 def write(folder, description):
-    """Three cases with a label, and one to test, of three channels; without their files for the channels."""
+    """Writes labels and a description; yields the path and the channels of three training cases and a test case."""
     folder.mkdir()
     (folder / "dataset.json").write_text(json.dumps(description))
     for index in range(4):
@@ -32,7 +32,7 @@ def write(folder, description):
 
 
 def decathlon(folder):
-    """One 4-D file a case."""
+    """One 4-D file per case."""
     pairs = [
         {"image": f"./imagesTr/brain{index}.nii.gz", "label": f"./labelsTr/brain{index}.nii.gz"} for index in range(3)
     ]
@@ -43,7 +43,7 @@ def decathlon(folder):
 
 
 def nnunet(folder):
-    """The same channels in a file each."""
+    """The same channels in separate files."""
     description = {"channel_names": NAMES, "labels": {"background": 0, "tumour": 1}, "file_ending": ".nii.gz"}
     for path, channels in write(folder, description):
         for channel in range(3):
@@ -70,7 +70,7 @@ def test_modalities_of_one_file_are_the_images_of_a_case(folders):
             np.testing.assert_array_equal(image.affine, same.affine)
 
 
-def test_a_training_is_that_of_a_file_each(folders, tmp_path):
+def test_training_equals_that_with_separate_files(folders, tmp_path):
     settings = SMALL | {"spacing": (5.0, 5.0, 5.0), "epochs": 1, "patch_size": (8, 8, 8)}
     runs = [train(folder, out=tmp_path / folder.name, **settings) for folder in folders]
     weights = [run.network().state_dict() for run in runs]
@@ -104,7 +104,7 @@ def test_another_number_of_volumes_is_refused(folders, tmp_path):
     assert set(failed.values()) == {"its case has 3 images, the network needs 2"}
 
 
-def test_a_volume_that_is_no_scan_is_refused_with_its_file(tmp_path):
+def test_an_invalid_volume_is_refused_with_its_file(tmp_path):
     folder = decathlon(tmp_path / "data")
     file = folder / "imagesTr" / "brain1.nii.gz"
     data = np.array(nib.load(file).dataobj)
@@ -114,7 +114,7 @@ def test_a_volume_that_is_no_scan_is_refused_with_its_file(tmp_path):
         read_case_image(find_dataset(folder).cases[1])
 
 
-def test_a_series_in_time_and_one_file_of_four_axes_among_channels_are_refused(tmp_path):
+def test_other_four_dimensional_files_are_refused(tmp_path):
     folder, other = decathlon(tmp_path / "series"), nnunet(tmp_path / "mixed")
     description = json.loads((folder / "dataset.json").read_text())
     (folder / "dataset.json").write_text(json.dumps(description | {"modality": {"0": "MRI"}}))

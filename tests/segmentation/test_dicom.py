@@ -1,4 +1,4 @@
-"""A DICOM series is one volume, each slice where its header says and with its own slope, or is refused as it is."""
+"""A DICOM series is read as one volume with the positions and slopes in its headers, or raises an error."""
 
 import locale
 import logging
@@ -22,7 +22,7 @@ TILTED = affine_of(rotation(0.3, -0.2) @ np.array([[-1.5, 0, 0], [0, 1.5, 0.8], 
 
 
 def assert_same_places(image, data, affine):
-    """Each voxel has its value where it was, in mm, whatever the order of the slices."""
+    """Compares the values at the same places in mm, whatever the order of the slices."""
     at = np.indices(data.shape).reshape(3, -1).T
     found = nib.affines.apply_affine(np.linalg.inv(image.affine) @ affine, at)
     np.testing.assert_allclose(found, np.rint(found), atol=2e-3)
@@ -42,16 +42,16 @@ def change(path, **values):
 
 
 @pytest.mark.parametrize("affine", [AFFINES["oblique"], AFFINES["RAS"], TILTED], ids=["oblique", "straight", "tilted"])
-def test_every_slice_is_where_its_header_says(affine, tmp_path):
-    """Tilted gantries too: the affine is sheared then, as dcm2niix writes it."""
+def test_every_slice_is_at_the_position_in_its_header(affine, tmp_path):
+    """For a tilted gantry the affine is sheared, as in dcm2niix."""
     before = locale.setlocale(locale.LC_ALL)
     data, affine = layouts.dicom_series(tmp_path, affine)
     image = read_image(tmp_path)
     assert_same_places(image, data, affine)
     assert image.header.get_xyzt_units()[0] == "mm"
     assert int(image.header["sform_code"]) == 1
-    assert int(image.header["qform_code"]) == (0 if affine is TILTED else 1), "a qform has no shear"
-    assert locale.setlocale(locale.LC_ALL) == before, "nothing else is read otherwise from now on"
+    assert int(image.header["qform_code"]) == (0 if affine is TILTED else 1), "a qform cannot have a shear"
+    assert locale.setlocale(locale.LC_ALL) == before, "reading must not change the locale"
 
 
 def test_a_label_of_a_tilted_series_lies_on_it(tmp_path):
@@ -62,7 +62,7 @@ def test_a_label_of_a_tilted_series_lies_on_it(tmp_path):
 
 
 def test_every_slice_has_its_own_slope(tmp_path):
-    """The first is whole, which must not make integers of the others."""
+    """The first slope is an integer; the other slices must not be rounded."""
     data, affine = layouts.dicom_series(tmp_path)
     expected = data.astype(np.float64)
     for index in range(1, data.shape[2]):
@@ -89,19 +89,19 @@ def one_slice(folder, **values):
     ],
     ids=str,
 )
-def test_one_slice_is_as_thick_as_it_says(values, spacing, tmp_path):
+def test_one_slice_has_the_thickness_in_its_header(values, spacing, tmp_path):
     image = read_image(one_slice(tmp_path, **values))
     assert image.shape[2] == 1
     assert nib.affines.voxel_sizes(image.affine)[2] == pytest.approx(spacing)
 
 
-def test_one_slice_that_does_not_say_how_thick_it_is_is_refused(tmp_path):
+def test_one_slice_without_a_thickness_is_refused(tmp_path):
     with pytest.raises(FileError, match="is one slice without a thickness"):
         read_image(one_slice(tmp_path, SliceThickness=None, SpacingBetweenSlices=None))
 
 
 def repeated(folder, times):
-    """A series in time: so many volumes at the same places."""
+    """Writes a series in time: `times` volumes at the same places."""
     layouts.dicom_series(folder)
     for path in sorted(folder.iterdir()):
         for time in range(1, times):
@@ -110,7 +110,7 @@ def repeated(folder, times):
             change(copy, SOPInstanceUID=generate_uid())
 
 
-def test_volumes_at_one_place_are_refused_as_what_they_are(tmp_path):
+def test_several_volumes_at_one_place_are_refused(tmp_path):
     repeated(tmp_path / "series", 3)
     with pytest.raises(FileError, match=r"contains 15 slices at 5 positions, 3 at each \(a series in time, of echoes"):
         read_image(tmp_path / "series")
@@ -124,7 +124,7 @@ def test_volumes_at_one_place_are_refused_as_what_they_are(tmp_path):
         read_image(tmp_path / "series")
 
 
-def test_a_mosaic_is_refused_as_what_it_is(tmp_path):
+def test_a_mosaic_is_refused(tmp_path):
     layouts.dicom_series(tmp_path)
     change(tmp_path / "IM001.dcm", ImageType=["ORIGINAL", "PRIMARY", "M", "ND", "MOSAIC"])
     with pytest.raises(FileError, match=r"IM001.dcm: is a mosaic: .* convert it with dcm2niix"):
@@ -137,7 +137,7 @@ def test_a_lost_slice_is_refused_with_its_neighbours(tmp_path):
         read_image(tmp_path)
 
 
-def test_slices_that_are_no_stack_are_refused(tmp_path):
+def test_slices_that_do_not_form_a_stack_are_refused(tmp_path):
     layouts.dicom_series(tmp_path / "turned")
     change(tmp_path / "turned/IM002.dcm", ImageOrientationPatient=[1, 0, 0, 0, 1, 0])
     with pytest.raises(FileError, match=r"IM000.dcm and IM002.dcm have different directions"):
@@ -150,7 +150,7 @@ def test_slices_that_are_no_stack_are_refused(tmp_path):
         read_image(tmp_path / "shifted")
 
 
-def test_two_series_are_listed_with_what_they_are(tmp_path):
+def test_two_series_are_listed_with_their_descriptions(tmp_path):
     layouts.dicom_series(tmp_path)
     for path in sorted(tmp_path.iterdir()):
         change(path, SeriesDescription="HEAD 5MM")
@@ -167,7 +167,7 @@ def test_two_series_are_listed_with_what_they_are(tmp_path):
         ("1.2.840.10008.5.1.4.1.1.7", ("ImagePositionPatient",), "its header has no position"),
     ],
 )
-def test_what_is_no_slice_is_named_and_left_out(kind, removed, says, tmp_path, caplog):
+def test_files_that_are_not_slices_are_named_and_left_out(kind, removed, says, tmp_path, caplog):
     data, affine = layouts.dicom_series(tmp_path)
     shutil.copy(tmp_path / "IM000.dcm", tmp_path / "other.dcm")
     header = change(tmp_path / "other.dcm", SeriesInstanceUID=generate_uid(), **dict.fromkeys(removed))
@@ -187,8 +187,8 @@ def test_what_is_no_slice_is_named_and_left_out(kind, removed, says, tmp_path, c
 
 @pytest.mark.parametrize("index", [0, 2, 4])
 @pytest.mark.parametrize("length", [150, 400, 600, -20], ids=["preamble", "start", "header", "voxels"])
-def test_a_damaged_slice_is_named_wherever_it_lies(index, length, tmp_path):
-    """The last one above all, which no gap gives away."""
+def test_a_damaged_slice_is_named_at_any_position(index, length, tmp_path):
+    """Also the last slice, which leaves no gap."""
     layouts.dicom_series(tmp_path)
     path = tmp_path / f"IM{index:03d}.dcm"
     path.write_bytes(path.read_bytes()[:length])
@@ -198,7 +198,7 @@ def test_a_damaged_slice_is_named_wherever_it_lies(index, length, tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_other_files_are_no_dicom(tmp_path):
+def test_other_files_are_not_dicom(tmp_path):
     (tmp_path / "short").write_bytes(b"DICM")
     assert not is_dicom(tmp_path / "short")
     assert not is_dicom(tmp_path)
@@ -214,7 +214,7 @@ def test_other_files_are_no_dicom(tmp_path):
     ],
     ids=["a direction of no length", "no spacing"],
 )
-def test_a_header_without_a_place_is_refused(values, message, tmp_path):
+def test_a_header_without_a_position_is_refused(values, message, tmp_path):
     layouts.dicom_series(tmp_path)
     change(tmp_path / "IM001.dcm", **values)
     with np.errstate(invalid="ignore"), pytest.raises(FileError, match=re.escape(message)):
@@ -258,7 +258,7 @@ def test_a_tree_of_patients_is_walked(tmp_path):
     assert "P5/IM000.dcm: its header is damaged or incomplete" in dataset.problems[1]
 
 
-# Real files: a folder, and its shape and voxel sizes, or what is said of it.
+# Folders of real files, with their shape and voxel sizes, or with the expected error.
 REAL = {
     "ct_head_philips": ((512, 512, 28), (0.451172, 0.451172, 5.0)),
     "mr_philips_enhanced": ((256, 256, 8), (1.0, 1.0, 1.2)),
@@ -280,7 +280,7 @@ def test_real_series(name, shared_data):
 
 
 def test_a_real_tilt_without_its_gap_is_read(shared_data, tmp_path):
-    """15.5 degrees; the slices go straight up, their planes do not."""
+    """The gantry is tilted by 15.5 degrees; the positions of the slices are straight above each other."""
     for number in (1, 2, 3):
         shutil.copy(shared_data / "ct_tilt_and_gap" / f"IM-0001-000{number}.dcm", tmp_path)
     affine = read_image(tmp_path).affine
@@ -291,7 +291,7 @@ def test_a_real_tilt_without_its_gap_is_read(shared_data, tmp_path):
 
 def test_a_file_of_several_volumes_is_refused(shared_data, tmp_path):
     (file,) = (shared_data / "mr_philips_enhanced").iterdir()
-    assert read_image(file).shape == (256, 256, 8), "a file as well as its folder"
+    assert read_image(file).shape == (256, 256, 8), "the file must be readable like its folder"
     header = pydicom.dcmread(file)
     frames = header.PerFrameFunctionalGroupsSequence
     for one, other in zip(frames[:4], frames[4:], strict=True):
@@ -310,14 +310,14 @@ def test_a_file_of_several_volumes_is_refused(shared_data, tmp_path):
 
 @pytest.mark.skipif(shutil.which("dcm2niix") is None, reason="dcm2niix is not installed")
 @pytest.mark.parametrize("name", [name for name, expected in REAL.items() if not isinstance(expected, str)])
-def test_real_series_are_what_dcm2niix_makes_of_them(name, shared_data, tmp_path):
+def test_real_series_equal_dcm2niix(name, shared_data, tmp_path):
     options = ["-z", "n", "-p", "n", "-f", "found", "-o", str(tmp_path)]
     subprocess.run(["dcm2niix", *options, str(shared_data / name)], check=True, capture_output=True)
     other = nib.load(tmp_path / "found.nii")
     assert_same_places(read_image(shared_data / name), other.get_fdata(), other.affine)
 
 
-def test_a_folder_without_a_scan_among_its_dicom_is_no_case(tmp_path):
+def test_a_dicom_folder_without_a_scan_is_not_a_case(tmp_path):
     layouts.dicom_series(tmp_path / "P1")
     layouts.dicom_series(tmp_path / "P2")
     for path in (tmp_path / "P2").iterdir():

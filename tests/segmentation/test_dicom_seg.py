@@ -1,4 +1,4 @@
-"""A DICOM SEG lies where its series lies, read back by highdicom and by SimpleITK."""
+"""A DICOM SEG has the geometry of its series when highdicom and SimpleITK read it."""
 
 import sys
 
@@ -23,7 +23,7 @@ LABELS = Labels.of({5: "outer", 2: "inner"})
 
 
 def labels_of(image):
-    """Two blocks of which no mirrored or turned one is the same, and nothing in the last slices."""
+    """Two blocks without any symmetry, and nothing in the last slices."""
     labels = np.zeros(image.shape, np.uint8)
     labels[1 : image.shape[0] // 2, 2 : image.shape[1] // 4, : image.shape[2] // 2] = 2
     labels[image.shape[0] // 2 :, image.shape[1] // 3 :, 1 : image.shape[2] - 1] = 5
@@ -31,13 +31,13 @@ def labels_of(image):
 
 
 def in_millimetres(mask, affine):
-    """The places of the voxels of a mask, in order."""
+    """The sorted coordinates of the voxels of a mask."""
     places = nib.affines.apply_affine(affine, np.argwhere(mask))
     return places[np.lexsort(np.round(places, 1).T)]
 
 
 def assert_reads_back(path, series):
-    """Every voxel where it was, by two readers, frames that refer to the slices at their places."""
+    """Checks the places of all voxels with two readers, and that frames refer to the slices at their places."""
     image = read_image(series)
     labels = labels_of(image)
     write_dicom_seg(path, labels, series, LABELS)
@@ -51,7 +51,7 @@ def assert_reads_back(path, series):
 
     volume = seg.get_volume(combine_segments=True)
     affine = np.diag([-1, -1, 1, 1]) @ volume.affine
-    from_itk = sitk.ReadImage(str(path))  # a frame for each segment and slice
+    from_itk = sitk.ReadImage(str(path))  # one frame for each segment and slice
     assert from_itk.GetSize()[2] == seg.NumberOfFrames
     pixels = sitk.GetArrayFromImage(from_itk)
     for number, value in enumerate(LABELS.present, 1):
@@ -95,12 +95,12 @@ def test_predict_writes_one_beside_its_labels(run, tmp_path):
     seg = highdicom.seg.segread(path.with_name(path.name.replace(".nii.gz", ".dcm")))
     assert [one.SegmentLabel for one in seg.SegmentSequence] == ["bright", "brightest"]
     labels = np.asarray(nib.load(path).dataobj)
-    assert labels.any(), "or nothing is compared"
+    assert labels.any(), "the comparison needs labels"
     volume = seg.get_volume(combine_segments=True).array
     assert [(volume == one).sum() for one in (1, 2)] == [(labels == value).sum() for value in (2, 5)]
 
 
-def test_what_no_seg_can_refer_to_is_refused(tmp_path, monkeypatch):
+def test_scans_that_a_seg_cannot_refer_to_are_refused(tmp_path, monkeypatch):
     data, affine = layouts.dicom_series(tmp_path / "series")
     nib.save(nib.Nifti1Image(data, affine), tmp_path / "scan.nii.gz")
     labels = np.zeros(data.shape, np.uint8)

@@ -63,7 +63,7 @@ def test_a_missed_label_and_a_false_alarm_get_the_worst_scores(prediction, refer
     assert scores["false_lesions"] == prediction.any()
 
 
-def test_rightly_finding_nothing_is_the_best_score():
+def test_an_empty_prediction_of_an_empty_reference_is_perfect():
     assert lesion(NOTHING, NOTHING) == {
         "dice": 1.0,
         "hd95_mm": 0.0,
@@ -125,11 +125,11 @@ def test_volumes_of_a_sheared_grid():
     sheared = AFFINE.copy()
     sheared[0, 2] = 3.0
     volume = score(BOX, BOX, sheared, {1: "lesion"})["lesion"]["volume_ml"]
-    assert volume == pytest.approx(0.6), "a shear moves slices and keeps their volume"
+    assert volume == pytest.approx(0.6), "a shear does not change the volume"
 
 
 def tilted(degrees):
-    """A grid of 1.5 x 1.5 x 3 mm whose slices are shifted, as under a tilted gantry."""
+    """The affine of a 1.5 x 1.5 x 3 mm grid with shifted slices, as from a tilted gantry."""
     return AFFINE @ np.array(
         [[1.5, 0, 0, 0], [0, 1.5, 0.6 * np.tan(np.radians(degrees)) * 5, 0], [0, 0, 0.6, 0], [0, 0, 0, 1]]
     )
@@ -137,7 +137,7 @@ def tilted(degrees):
 
 @pytest.mark.parametrize("degrees", [0, 20, 25, -25])
 def test_distances_between_voxels_of_a_tilted_grid(degrees):
-    """Sizes of voxels alone would give the same for both diagonals."""
+    """With the voxel sizes only, both diagonals would have the same length."""
     affine = tilted(degrees)
     one, up, down = (box(place, np.array(place) + 1) for place in ((4, 8, 2), (4, 14, 8), (4, 2, 8)))
     shift = 6 * 3 * np.tan(np.radians(degrees))
@@ -150,13 +150,13 @@ def test_distances_between_voxels_of_a_tilted_grid(degrees):
 
 
 @pytest.mark.parametrize("degrees", [0, 20, 25])
-def test_balls_of_one_middle_are_as_far_apart_on_a_tilted_grid(degrees):
+def test_the_distance_of_concentric_balls_on_a_tilted_grid(degrees):
     affine = tilted(degrees)
     shape = (60, 90, 32)
     middle = affine[:3, :3] @ ((np.array(shape) - 1) / 2)
     distance = np.linalg.norm(np.moveaxis(np.indices(shape), 0, -1) @ affine[:3, :3].T - middle, axis=-1)
     scores = lesion_on(affine, distance < 30, distance < 20, tolerance=7.5)
-    assert scores["hd95_mm"] == pytest.approx(10, abs=1), "within a voxel"
+    assert scores["hd95_mm"] == pytest.approx(10, abs=1), "10 mm within a voxel"
     assert scores["surface_dice"] < 0.1
     assert lesion_on(affine, distance < 30, distance < 20, tolerance=11.5)["surface_dice"] > 0.99
 
@@ -169,7 +169,7 @@ def test_the_worst_distance_is_the_longer_diagonal():
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_on_a_straight_grid_the_scores_are_those_of_monai(seed):
+def test_scores_on_a_straight_grid_are_those_of_monai(seed):
     generator = np.random.default_rng(seed)
     blurred = [ndimage.gaussian_filter(generator.normal(size=SHAPE), 1.5) for _ in range(2)]
     masks = [(one > np.quantile(one, 0.7)) for one in blurred]
@@ -183,7 +183,7 @@ def test_on_a_straight_grid_the_scores_are_those_of_monai(seed):
 
 
 def plain_scores(prediction, reference, affine, tolerance):
-    """Every voxel of a surface beside every other, nothing cropped."""
+    """Scores from the distances between all pairs of surface voxels, without cropping."""
     surfaces = []
     for mask in (prediction, reference):
         padded, inner = np.pad(mask, 1), mask.copy()
@@ -233,7 +233,7 @@ COHORT = {  # prediction and reference of each case
 
 @pytest.fixture
 def folders(tmp_path):
-    """The cohort as files, in two folders."""
+    """Writes the cohort as files in two folders."""
     for side, folder in enumerate(("predictions", "references")):
         (tmp_path / folder).mkdir()
         for name, pair in COHORT.items():
@@ -266,10 +266,10 @@ def test_means_over_all_cases_over_those_with_the_label_and_pooled(folders):
     }
     absent = overall["SDH"]
     assert (absent["cases_with"], absent["dice"], absent["dice_with"], absent["dice_pooled"]) == (0, 1.0, None, 1.0)
-    assert overall["any label"] == overall["EDH"], "there is no other"
+    assert overall["any label"] == overall["EDH"], "EDH is the only label"
 
 
-def test_the_files_say_what_is_returned(folders, tmp_path):
+def test_the_files_have_the_returned_scores(folders, tmp_path):
     out = tmp_path / "deep" / "scores"
     scores = evaluate(*folders, out, labels=NAMES, tolerance=1.5, quiet=True)
     assert json.loads((out / "scores.json").read_text()) == scores
@@ -320,7 +320,7 @@ def test_a_prediction_off_the_grid_is_refused(folders):
         evaluate(folders[0] / "half.nii.gz", folders[1] / "half.nii.gz", quiet=True)
 
 
-def test_nothing_is_overwritten_unasked_or_written_in_half(folders, tmp_path):
+def test_files_are_not_overwritten_without_the_option_or_left_incomplete(folders, tmp_path):
     evaluate(*folders, tmp_path / "out", labels=NAMES, quiet=True)
     before = (tmp_path / "out" / "scores.json").read_text()
     with pytest.raises(FileError, match=r"scores\.json: already exists"):
@@ -334,7 +334,7 @@ def test_nothing_is_overwritten_unasked_or_written_in_half(folders, tmp_path):
     assert not (tmp_path / "none").exists()
 
 
-def test_arguments_that_cannot_be_scored_say_what_would_work(folders, tmp_path):
+def test_errors_for_invalid_arguments_suggest_a_fix(folders, tmp_path):
     predictions, references = folders
     with pytest.raises(FileError, match="give two files or two folders"):
         evaluate(predictions, references / "half.nii.gz")
@@ -348,8 +348,8 @@ def test_arguments_that_cannot_be_scored_say_what_would_work(folders, tmp_path):
         evaluate(predictions, references, tolerance=-1)
 
 
-def test_when_none_can_be_scored_a_file_that_failed_is_named(tmp_path):
-    """A pair in which nothing is labelled, and a prediction that has no reference."""
+def test_if_no_case_can_be_scored_a_failed_file_is_named(tmp_path):
+    """The files are a pair without labels, and a prediction without a reference."""
     for part, name in (("found", "case"), ("found", "alone"), ("reference", "case")):
         (tmp_path / part).mkdir(exist_ok=True)
         nib.save(scan(NOTHING, AFFINE), tmp_path / part / f"{name}.nii.gz")
@@ -357,8 +357,8 @@ def test_when_none_can_be_scored_a_file_that_failed_is_named(tmp_path):
         evaluate(tmp_path / "found", tmp_path / "reference", quiet=True)
 
 
-def test_a_name_that_is_there_twice_is_not_scored(folders):
-    """Not the one that happens to be listed last."""
+def test_a_duplicate_name_is_not_scored(folders):
+    """Neither of the two files is used."""
     predictions, references = folders
     nib.save(scan(BOX, AFFINE), predictions / "half.nii")
     nib.save(scan(BOX, AFFINE), references / "missed.nii")
@@ -374,7 +374,7 @@ def test_a_name_that_is_there_twice_is_not_scored(folders):
 
 
 @pytest.mark.parametrize("names", [{1: "bleed", 2: "bleed"}, {1: "EDH", 2: "any label"}])
-def test_labels_without_a_name_of_their_own_are_not_scored(names, folders, tmp_path):
+def test_labels_with_the_same_name_are_not_scored(names, folders, tmp_path):
     with pytest.raises(ValueError, match="give each label its own name"):
         evaluate(*folders, tmp_path / "out", labels=names, quiet=True)
     with pytest.raises(ValueError, match=r"`labels` has the name '.*' for 2 and for"):

@@ -1,4 +1,4 @@
-"""What is exported gives the labels of `predict`, run by others: MONAI's bundles and ONNX Runtime."""
+"""Exported networks give the labels of `predict` in MONAI's bundles and ONNX Runtime."""
 
 import json
 import os
@@ -27,7 +27,7 @@ from attn3d.segmentation.settings import settings_from
 from tests.segmentation.volumes import AFFINES, head, scan
 
 ROOT = Path(__file__).parents[2]
-NEAR = 2e-3  # half precision sums the windows of `predict`; closer probabilities may be either's
+NEAR = 2e-3  # `predict` sums windows in half precision, so classes with closer probabilities may differ
 
 
 LABELS = Labels.of({2: "inner", 5: "outer"})
@@ -35,7 +35,7 @@ REGIONS = Labels(("all of it", "inner"), ((2, 5), (5,)), (2, 5), ignore=7)
 
 
 def make_run(folder, modality, images=1, network="UNet", labels=LABELS, **settings):
-    """A run whose network has weights as they are drawn."""
+    """A run whose network has random weights."""
     fingerprint = Fingerprint(2, (40, 40, 20), (2, 2, 4), ((2, 2),) * 3, ({},) * images, {}, {})
     windows = ((100.0, 400.0), (200.0, 100.0)) if modality == "CT" else None
     small = {"spacing": (2.0, 2.0, 4.0), "patch_size": (24, 24, 12), "strides": [[2, 2, 1], [2, 2, 2]], "width": 4}
@@ -56,11 +56,11 @@ def scan_file(path, geometry, shift=0.0):
 
 
 def assert_same_labels(found, predicted, probabilities, regions=False):
-    """But where two classes are as good as equal."""
+    """Compares labels, except where two classes are almost equally probable."""
     found, predicted = nib.load(found), nib.load(predicted)
     np.testing.assert_allclose(found.affine, predicted.affine, atol=1e-4)
     labels, expected = (np.asarray(one.dataobj) for one in (found, predicted))
-    assert len(np.unique(expected)) > 1, "or nothing is compared"
+    assert len(np.unique(expected)) > 1, "the comparison needs labels"
     best = np.sort(np.asarray(nib.load(probabilities).dataobj), axis=-1)
     doubt = np.abs(best - 0.5).min(axis=-1) if regions else best[..., -1] - best[..., -2]
     differ = labels != expected
@@ -75,7 +75,7 @@ def called(command, **options):
 
 
 def test_a_bundle_finds_the_labels_of_predict(tmp_path):
-    """By MONAI's command, in windows that slide."""
+    """With MONAI's command and sliding windows."""
     run = make_run(tmp_path / "run", "CT")
     path = scan_file(tmp_path / "case.nii.gz", "LAS, 5 mm slices")
     expected = predict(run.folder, path, tmp_path / "out", probabilities=True, quiet=True).written["case"]
@@ -92,7 +92,7 @@ def test_a_bundle_finds_the_labels_of_predict(tmp_path):
 
 
 def test_a_bundle_finds_the_regions_of_predict(tmp_path):
-    """By what is in it, without MONAI's command."""
+    """With the parts of the bundle, without MONAI's command."""
     run = make_run(tmp_path / "run", "CT", labels=REGIONS)
     path = scan_file(tmp_path / "case.nii.gz", "LAS, 5 mm slices")
     expected = predict(run.folder, path, tmp_path / "out", probabilities=True, quiet=True).written["case"]
@@ -113,12 +113,12 @@ def test_a_bundle_finds_the_regions_of_predict(tmp_path):
     assert meta["network_data_format"]["outputs"]["pred"]["channel_def"] == {"0": "all of it", "1": "inner"}
 
 
-@pytest.mark.filterwarnings("ignore")  # of PyTorch's exporter, about itself
+@pytest.mark.filterwarnings("ignore")  # PyTorch's exporter warns about itself
 @pytest.mark.parametrize(
     "labels", [LABELS, pytest.param(REGIONS, marks=pytest.mark.nightly)], ids=["labels", "regions"]
 )
 def test_onnx_runtime_finds_the_labels_of_predict(labels, tmp_path):
-    """By the example, of a scan of two images that are normalised."""
+    """With the script in examples/, for a scan of two normalised images."""
     run = make_run(tmp_path / "run", "MRI", images=2, labels=labels)
     (tmp_path / "scans").mkdir()
     paths = [scan_file(tmp_path / "scans" / f"case_000{one}.nii.gz", "oblique", 50.0 * one) for one in range(2)]
@@ -137,7 +137,7 @@ def test_onnx_runtime_finds_the_labels_of_predict(labels, tmp_path):
 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_a_bundle_builds_every_network(network, tmp_path):
-    """Of plain data, with the same output in every bit."""
+    """From plain data, with a bitwise equal output."""
     patch = {"patch_size": (32, 32, 16)} if network == "BasicUNet" else {"patch_size": (24, 24, 16)}
     run = make_run(tmp_path / "run", "CT", network=network, **patch)
     bundle = export(run.folder, tmp_path / "bundle")
@@ -161,7 +161,7 @@ def test_every_network_is_exported_for_any_size(network, tmp_path):
     np.testing.assert_allclose(logits, run.network()(x).detach().numpy(), atol=1e-4)
 
 
-def test_what_cannot_be_exported_is_refused(tmp_path, monkeypatch):
+def test_errors_of_export(tmp_path, monkeypatch):
     run = make_run(tmp_path / "run", "CT")
     with pytest.raises(ValueError, match="`format` must be one of bundle, onnx, got 'torchscript'"):
         export(run.folder, tmp_path / "new", format="torchscript")
@@ -189,7 +189,7 @@ def loaded(paths):
 
 @pytest.mark.parametrize(("modality", "images"), [("CT", 1), ("MRI", 2)])
 def test_a_bundle_prepares_scans_as_training_does(modality, images, tmp_path):
-    """In windows, or normalised: in every bit."""
+    """With intensity windows or normalised, bitwise equal."""
     config = make_run(tmp_path / "run", modality, images).config
     paths = [scan_file(tmp_path / f"case_000{one}.nii.gz", "oblique", 50.0 * one) for one in range(images)]
     given = loaded(paths)
@@ -204,8 +204,8 @@ def test_a_bundle_prepares_scans_as_training_does(modality, images, tmp_path):
 
 
 @pytest.mark.parametrize("geometry", ["permuted", "LAS, 5 mm slices"])
-def test_a_bundle_brings_labels_back_as_predict_does(geometry, tmp_path):
-    """The values of the labels, on the scan's own voxels, but where two classes are as good as equal."""
+def test_a_bundle_resamples_labels_as_predict_does(geometry, tmp_path):
+    """Label values on the grid of the scan, except where two classes are almost equally probable."""
     run = make_run(tmp_path / "run", "CT", spacing=(3.0, 3.0, 3.0))
     path = scan_file(tmp_path / "case.nii.gz", geometry)
     network, config = run.network(), run.config
@@ -223,7 +223,7 @@ def test_a_bundle_brings_labels_back_as_predict_does(geometry, tmp_path):
     differ = labels[0].numpy() != expected.labels
     assert labels.dtype == torch.uint8
     assert labels.shape == (1, *scan_image.shape)
-    assert len(labels.unique()) == 3, "or nothing is compared"
+    assert len(labels.unique()) == 3, "the comparison needs labels"
     best = np.sort(expected.probabilities, axis=-1)
     assert differ.mean() < 1e-3
     assert (best[..., -1] - best[..., -2])[differ].max(initial=0) < NEAR
@@ -232,7 +232,7 @@ def test_a_bundle_brings_labels_back_as_predict_does(geometry, tmp_path):
 
 
 def test_a_bundle_lists_the_cases_of_several_images(tmp_path):
-    """By the first image of each, and the others of it."""
+    """It finds the other images of a case by the name of the first."""
     bundle = export(make_run(tmp_path / "run", "MRI", images=2).folder, tmp_path / "bundle")
     for name in ("b_0000.nii.gz", "b_0001.nii.gz", "a_0000.nii.gz", "a_0001.nii.gz"):
         (bundle / "data" / name).touch()

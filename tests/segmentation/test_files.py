@@ -34,7 +34,7 @@ def lying_header(shape, data_type=16, bits=32):
 
 @pytest.mark.parametrize("name", AFFINES)
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
-def test_an_image_is_read_as_float32_where_it_was(tmp_path, name, suffix):
+def test_an_image_is_read_as_float32_with_its_geometry(tmp_path, name, suffix):
     path = tmp_path / f"scan{suffix}"
     nib.save(scan(DATA, AFFINES[name]), path)
     image = read_image(path)
@@ -45,7 +45,7 @@ def test_an_image_is_read_as_float32_where_it_was(tmp_path, name, suffix):
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
 def test_an_image_of_more_than_a_chunk_is_read_whole(tmp_path, suffix):
-    """A file is read by the MiB, as far as its header claims."""
+    """Files are read in chunks of a MiB, up to the size in the header."""
     data = np.random.default_rng(0).integers(0, 1000, (64, 72, 150), dtype=np.int16)
     nib.save(scan(data, AFFINES["RAS"]), tmp_path / f"scan{suffix}")
     np.testing.assert_array_equal(read_image(tmp_path / f"scan{suffix}").get_fdata(), data)
@@ -72,7 +72,7 @@ def test_a_compressed_file_is_read_whatever_its_name(tmp_path):
 
 
 def damaged(kind, path):
-    """Writes a file that cannot be used."""
+    """Writes a file with the given damage."""
     whole = scan(DATA.astype(np.float32), AFFINES["RAS"])
     if kind == "folder":
         path.mkdir()
@@ -129,7 +129,7 @@ def damaged(kind, path):
         ("cut plain", "incomplete"),
     ],
 )
-def test_what_cannot_be_used_is_said_in_a_line_that_names_the_file(tmp_path, kind, says):
+def test_the_error_for_a_damaged_file_is_one_line_with_its_name(tmp_path, kind, says):
     path = tmp_path / "scan.nii.gz"
     damaged(kind, path)
     with pytest.raises(FileError, match=says) as error:
@@ -138,7 +138,7 @@ def test_what_cannot_be_used_is_said_in_a_line_that_names_the_file(tmp_path, kin
     assert "\n" not in str(error.value)
 
 
-def test_a_lying_header_is_refused_before_its_volume_is_allocated(tmp_path):
+def test_a_header_with_a_false_shape_is_refused_before_allocation(tmp_path):
     path = tmp_path / "scan.nii.gz"
     damaged("lying", path)
     assert path.stat().st_size < 100
@@ -170,7 +170,7 @@ def test_voxels_that_begin_in_the_header_are_refused(kind, place, code, whole, o
 
 
 @pytest.mark.parametrize(("sizes", "found"), [((1, 1, 100), "1 x 1 x 100"), ((0.001, 1, 1), "0.001 x 1 x 1")])
-def test_spacings_that_no_scan_has_are_refused(sizes, found, tmp_path, image):
+def test_implausible_spacings_are_refused(sizes, found, tmp_path, image):
     path = tmp_path / "scan.nii.gz"
     nib.save(scan(DATA % 4, np.diag([*sizes, 1.0])), path)
     for read in (read_image, read_segmentation):
@@ -185,7 +185,7 @@ def test_a_scan_of_one_slice_is_read(tmp_path):
     np.testing.assert_array_equal(image.get_fdata(), DATA[..., :1])
 
 
-def test_a_label_that_marks_nothing_is_read_where_that_is_legitimate(tmp_path, image):
+def test_an_empty_label_is_read_if_that_is_allowed(tmp_path, image):
     path = tmp_path / "label.nii.gz"
     nib.save(scan(np.zeros(SHAPE, np.int16), image.affine), path)
     assert not np.asarray(read_segmentation(path, image, range(4)).dataobj).any()
@@ -193,7 +193,7 @@ def test_a_label_that_marks_nothing_is_read_where_that_is_legitimate(tmp_path, i
         read_label(path, image, range(4))
 
 
-def test_a_mask_of_other_numbers_is_cut_at_its_threshold(tmp_path, image):
+def test_a_mask_with_other_values_is_thresholded(tmp_path, image):
     mask = np.zeros(SHAPE, np.float32)
     mask[1:3], mask[4], mask[5] = 0.99607843, 0.05, 254.9
     nib.save(scan(mask, image.affine), tmp_path / "mask.nii.gz")
@@ -205,7 +205,7 @@ def test_a_mask_of_other_numbers_is_cut_at_its_threshold(tmp_path, image):
         read_segmentation(tmp_path / "mask.nii.gz", image, [0, 1], threshold=0.1)
 
 
-def test_a_tenth_of_a_voxel_is_the_same_grid(tmp_path, image):
+def test_a_shift_by_a_tenth_of_a_voxel_is_the_same_grid(tmp_path, image):
     moved = nib.Nifti1Image(DATA, image.affine + 0.14 * np.eye(4, k=3))
     check_same_grid("label.nii.gz", moved, image)
     moved = nib.Nifti1Image(DATA, image.affine + 0.16 * np.eye(4, k=3))
@@ -278,7 +278,7 @@ def test_a_scan_without_codes_and_units_gets_both(tmp_path):
     assert label.header.get_xyzt_units()[0] == "mm"
 
 
-def test_a_new_image_says_where_it_is_twice(tmp_path):
+def test_a_new_image_has_its_affine_as_sform_and_qform(tmp_path):
     write_image(tmp_path / "scan.nii.gz", DATA, AFFINES["oblique"], code="mni")
     image = nib.load(tmp_path / "scan.nii.gz")
     np.testing.assert_allclose(image.get_qform(), AFFINES["oblique"], atol=1e-5)
@@ -298,13 +298,13 @@ def test_stored_numbers_can_have_an_intercept(tmp_path):
     [(np.zeros((2, 2, 2), int), "shape"), (DATA + 0.5, "whole numbers"), (DATA + 200, "whole numbers")],
     ids=["shape", "fractions", "above 255"],
 )
-def test_labels_that_uint8_does_not_hold_are_refused(tmp_path, image, labels, says):
+def test_labels_outside_uint8_are_refused(tmp_path, image, labels, says):
     with pytest.raises(ValueError, match=says):
         write_label(tmp_path / "label.nii.gz", labels, like=image)
     assert not (tmp_path / "label.nii.gz").exists()
 
 
-def test_nothing_is_left_half_written(tmp_path):
+def test_no_file_is_left_incomplete(tmp_path):
     path = tmp_path / "result.json"
     path.write_text("before")
 
@@ -322,8 +322,8 @@ def test_nothing_is_left_half_written(tmp_path):
     assert path.read_text() == "whole"
 
 
-def test_labels_a_little_off_whole_numbers_are_rounded_and_said(tmp_path, caplog):
-    """As a float label that was saved under an integer header is."""
+def test_labels_close_to_whole_numbers_are_rounded_with_a_warning(tmp_path, caplog):
+    """Such as a float label that was saved with a scaled integer type."""
     data = np.zeros((5, 5, 5), np.float32)
     data[1:3], data[3] = 1.0000001, 2.0004
     nib.save(nib.Nifti1Image(data, np.eye(4)), tmp_path / "label.nii")
@@ -336,14 +336,14 @@ def test_labels_a_little_off_whole_numbers_are_rounded_and_said(tmp_path, caplog
         read_segmentation(tmp_path / "label.nii", values=[0, 1, 2])
 
 
-def test_a_pipe_is_not_waited_for(tmp_path):
+def test_a_pipe_is_refused_without_waiting(tmp_path):
     os.mkfifo(tmp_path / "scan.nii")
     with pytest.raises(FileError, match="is a pipe or a device, not a file"):
         read_image(tmp_path / "scan.nii")
 
 
-def test_a_label_at_the_other_of_two_places_is_not_to_be_resampled(tmp_path):
-    """ITK's tools write labels at the qform of a scan with the codes (1, 2); nibabel's affine is the sform."""
+def test_a_label_at_the_qform_of_its_image_is_not_to_be_resampled(tmp_path):
+    """For a scan with the codes (1, 2), ITK's tools write labels at the qform, but nibabel's affine is the sform."""
     image = nib.Nifti1Image(np.random.default_rng(0).normal(size=(6, 7, 8)).astype(np.float32), np.eye(4))
     moved = np.eye(4)
     moved[:3, 3] = (10, 0, 0)

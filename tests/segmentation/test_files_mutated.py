@@ -1,4 +1,4 @@
-"""A thousand damaged NIfTI files: each is refused in a line that names it, or read as its header says."""
+"""A thousand damaged NIfTI files: each raises an error of one line with its name, or is read by its header."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ pytestmark = pytest.mark.scorecard("files")
 MEMORY = 200e6
 ITEMS, CASES = 20, 50
 SHAPE = (6, 7, 5)
-# By NIfTI's code, what NumPy calls it; the one of 80 bits, complex numbers and colours are no numbers to read.
+# NumPy's types by NIfTI's code, without 80-bit floats, complex numbers and colours, which are not supported.
 TYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"}
 WRITTEN = [np.uint8, np.int16, np.int32, np.float32, np.float64]
-# Where the fields of both versions lie, and how they are packed.
+# Positions and types of the header fields of NIfTI-1 and NIfTI-2.
 FIELDS = {
     1: {
         **{f"dim{axis}": (40 + 2 * axis, "h") for axis in range(8)},
@@ -67,7 +67,7 @@ VALUES["d"] = VALUES["f"]
 
 
 def whole(generator: random.Random) -> tuple[bytearray, bool]:
-    """A sound file, in either byte order and any type, and whether its values are those of a label."""
+    """A valid file in either byte order and any type, and whether it is a label."""
     kind = generator.choice(WRITTEN)
     is_label = generator.random() < 0.4
     values = np.random.default_rng(generator.randrange(2**32)).integers(0, 4 if is_label else 100, SHAPE)
@@ -81,11 +81,11 @@ def whole(generator: random.Random) -> tuple[bytearray, bool]:
 
 
 def damaged(generator: random.Random, content: bytearray) -> bytearray:
-    """Cut short, a field of the header set to another value, or random bytes in it; now and then nothing."""
+    """Cuts the file, changes a field of the header, or changes random bytes of it; sometimes does nothing."""
     way = generator.randrange(10)
     if way < 3:
         return content[: generator.randrange(len(content))]
-    order = "<" if content[1] else ">"  # 348 or 540, in two bytes of the four
+    order = "<" if content[1] else ">"  # sizeof_hdr is 348 or 540, in two of its four bytes
     fields = FIELDS[2 if b"\x02\x1c" in (content[:2][::-1], content[2:4]) else 1]
     if way < 8:
         for _ in range(generator.choice((1, 1, 2))):
@@ -98,7 +98,7 @@ def damaged(generator: random.Random, content: bytearray) -> bytearray:
 
 
 def compressed(generator: random.Random, content: bytearray) -> bytes:
-    """As it is, compressed, or compressed and then cut or hit."""
+    """The content as it is, compressed, or compressed and then cut or changed."""
     way = generator.randrange(8)
     if way < 4:
         return bytes(content)
@@ -111,7 +111,7 @@ def compressed(generator: random.Random, content: bytearray) -> bytes:
 
 
 def decoded(content: bytes) -> np.ndarray:
-    """The voxels as NIfTI's standard has them, without nibabel."""
+    """The voxels by NIfTI's standard, without nibabel."""
     if content[:2] == b"\x1f\x8b":
         content = gzip.decompress(content)
     order = "<" if content[1] else ">"
@@ -124,16 +124,16 @@ def decoded(content: bytes) -> np.ndarray:
         rank, *sizes = struct.unpack_from(f"{order}8h", content, 40)
         (code,) = struct.unpack_from(f"{order}h", content, 70)
         header, (offset, slope, intercept) = 352, struct.unpack_from(f"{order}3f", content, 108)
-    offset = max(int(offset), header)  # data do not lie in the header
+    offset = max(int(offset), header)  # voxels never begin within the header
     count = int(np.prod(sizes[:rank], dtype=np.int64))
     values = np.frombuffer(content, np.dtype(TYPES[code]).newbyteorder(order), count, offset)
     values = values.reshape(sizes[:3], order="F").astype(np.float64)
-    # A slope of 0, or one that is no number, says that nothing is scaled.
+    # A slope of 0, or one that is not finite, means no scaling.
     return values if slope == 0 or not np.isfinite(slope) else values * slope + intercept
 
 
 def read(path: Path, is_label: bool) -> tuple[nib.Nifti1Image | None, str, int]:
-    """The volume, or else what the refusal says; and the most memory that it took."""
+    """The volume or None, the error message or an empty string, and the peak memory."""
     tracemalloc.start()
     try:
         found, refusal = (read_segmentation(path) if is_label else read_image(path)), ""
@@ -146,7 +146,7 @@ def read(path: Path, is_label: bool) -> tuple[nib.Nifti1Image | None, str, int]:
 
 
 @pytest.mark.parametrize("item", range(ITEMS))
-def test_a_damaged_file_is_refused_or_read_right(item, tmp_path, count_cases):
+def test_a_damaged_file_is_refused_or_read_correctly(item, tmp_path, count_cases):
     outcomes = set()
     for number in range(CASES):
         generator = random.Random(f"{item} {number}")
@@ -166,4 +166,4 @@ def test_a_damaged_file_is_refused_or_read_right(item, tmp_path, count_cases):
             assert np.isfinite(found.affine).all()
         outcomes.add(found is None)
         count_cases()
-    assert outcomes == {True, False}, "some are read and some refused"
+    assert outcomes == {True, False}, "some must be read and some refused"

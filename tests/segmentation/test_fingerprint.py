@@ -1,4 +1,4 @@
-"""What follows from the data: spacing, patches, strides and kernels."""
+"""Settings that follow from the data: spacing, patches, strides and kernels."""
 
 import numpy as np
 import pytest
@@ -43,13 +43,13 @@ def test_a_patch_is_a_multiple_of_the_strides_and_about_as_large_as_asked(shape,
     assert (np.array(geometry.patch_size) < np.array(shape) + multiple).all()
 
 
-def test_slices_of_different_thickness_take_the_finer_part():
-    """The tenth part of the way from the smallest to the median, where slices are three times thicker."""
+def test_slices_of_different_thickness_get_a_finer_spacing():
+    """If slices are three times as thick as pixels: a tenth of the way from the smallest to the median spacing."""
     mixed = fingerprint((512, 512, 30), (0.5, 0.5, 5.0), smallest=(0.4, 0.4, 3.0))
     assert propose_geometry(mixed, 2**17).spacing == (0.5, 0.5, 3.2)
 
 
-def test_what_is_decided_stays():
+def test_given_settings_are_kept():
     geometry = propose_geometry(fingerprint((100, 100, 40), (0.5, 0.5, 5.0)), 2**17, (1.0, 1.0, 3.0), (64, 64, 16))
     assert (geometry.spacing, geometry.patch_size) == ((1.0, 1.0, 3.0), (64, 64, 16))
     assert geometry.strides[0] == (2, 2, 1)
@@ -58,7 +58,7 @@ def test_what_is_decided_stays():
 @pytest.mark.parametrize(
     ("spacing", "size"), [((1.9, 1.9, 5.0), [8, 8, 3]), ((0.4, 0.4, 5.0), [8, 8, 2]), ((1.0, 1.0, 1.0), [8, 8, 8])]
 )
-def test_attention_windows_are_as_wide_along_all_axes(spacing, size):
+def test_attention_windows_have_about_the_same_width_in_millimetres(spacing, size):
     found = completed(["mhsa", {"pattern": "window", "num_heads": 2}], spacing, 16)
     assert found == ["mhsa", {"pattern": ["window", {"size": size}], "num_heads": 2}]
     attn3d.create_attention(found, spatial_dims=3, channels=8)
@@ -66,8 +66,8 @@ def test_attention_windows_are_as_wide_along_all_axes(spacing, size):
     assert [completed(spec, spacing, 16) for spec in (None, "mhsa", given)] == [None, "mhsa", given]
 
 
-def test_a_patch_holds_the_median_scan_where_that_is_small_enough():
-    """Up to a multiple of the strides; of a larger one it is a part."""
+def test_a_patch_holds_the_median_scan_if_it_is_small_enough():
+    """It is rounded up to a multiple of the strides; of a larger scan, a patch holds a part."""
     small = fingerprint((35, 51, 35), (1.0, 1.0, 1.0))
     geometry = propose_geometry(small, 2**17)
     assert geometry.whole
@@ -79,7 +79,7 @@ def test_a_patch_holds_the_median_scan_where_that_is_small_enough():
 
 
 @pytest.mark.parametrize("width", [4, 16, 32])
-def test_a_squeeze_is_left_eight_units_of_the_narrowest_maps(width):
+def test_a_squeeze_keeps_eight_units_of_the_narrowest_maps(width):
     for name in ("se", "cbam", "bam", "coord", "sk", "gc"):
         _, options = completed(name, (1.0, 1.0, 1.0), width)
         assert width // options["reduction"] == min(width, 8)
@@ -90,7 +90,7 @@ def test_a_squeeze_is_left_eight_units_of_the_narrowest_maps(width):
 
 @pytest.mark.parametrize(("side", "network"), [(12, "UNet"), (32, "DynUNet"), (400, "UNet")])
 def test_the_network_can_be_built_whatever_the_scans_size(side, network, data, tmp_path, monkeypatch):
-    """At full resolution where a patch holds a scan, and the scan can be halved twice."""
+    """The network keeps full resolution if a patch holds a scan and the scan can be halved twice."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     taken = fingerprint((side,) * 3, (1.0, 1.0, 1.0))
     config = configure(find_dataset(data), 1, taken, settings_from(None, {"width": 4}))
@@ -98,14 +98,14 @@ def test_the_network_can_be_built_whatever_the_scans_size(side, network, data, t
     Run(tmp_path, config).new_network()
 
 
-def test_it_is_taken_from_the_files(data):
+def test_it_follows_from_the_files(data):
     dataset = find_dataset(data)
     taken = take_fingerprint(dataset, dataset.cases[:2], quiet=True)
     assert taken.cases == 2
     assert taken.spacing == (1.5, 1.5, 3.5), "the median of 2 mm cubes and of 1 x 1 x 5 mm"
     assert taken.spacing_range == ((1.0, 2.0), (1.0, 2.0), (2.0, 5.0))
     assert set(taken.cases_with.values()) == {2}
-    assert taken.intensities[0]["median"] == pytest.approx(200, abs=15), "of what is labelled"
+    assert taken.intensities[0]["median"] == pytest.approx(200, abs=15), "of the labelled voxels"
     inner = list(taken.volume_ml.values())[-1]
     assert inner == pytest.approx(4 / 3 * np.pi * (64 * 0.24) ** 3 / 1000, rel=0.1)
 

@@ -21,7 +21,7 @@ def folds(data, tmp_path_factory):
     return cross_validate(data, out=tmp_path_factory.mktemp("folds") / "all", folds=2, **SETTINGS)
 
 
-def test_every_case_is_scored_by_the_run_that_has_not_seen_it(folds):
+def test_every_case_is_scored_by_the_run_that_held_it_out(folds):
     splits = json.loads((folds.folder / "splits.json").read_text())
     assert sorted(name for split in splits for name in split["val"]) == NAMES
     for run, split in zip(folds.runs, splits, strict=True):
@@ -45,7 +45,7 @@ def test_finished_folds_are_not_trained_again(folds, data):
         cross_validate(data, out=folds.folder, folds=3, **SETTINGS)
 
 
-def test_it_goes_on_where_it_was_stopped(data, tmp_path, monkeypatch):
+def test_it_can_be_resumed(data, tmp_path, monkeypatch):
     trained = []
 
     def stopped(*_, out, **__):
@@ -74,7 +74,7 @@ def test_the_folder_is_an_ensemble_of_its_runs(folds, data, tmp_path):
     assert together.volume_ml == apart.volume_ml
 
 
-def test_given_splits_are_kept(data, tmp_path):
+def test_given_splits_are_used(data, tmp_path):
     splits = [{"train": NAMES[:2], "val": NAMES[2:]}, {"train": NAMES[1:], "val": NAMES[:1]}]
     (tmp_path / "mine.json").write_text(json.dumps(splits))
     found = cross_validate(data, out=tmp_path / "all", folds=tmp_path / "mine.json", **SETTINGS)
@@ -83,26 +83,26 @@ def test_given_splits_are_kept(data, tmp_path):
 
 
 @pytest.mark.parametrize("folds", [1, 5])
-def test_a_number_of_folds_that_the_cases_do_not_make(folds, data, tmp_path):
+def test_an_impossible_number_of_folds(folds, data, tmp_path):
     with pytest.raises(ValueError, match=f"`folds` must be from 2 to the number of cases, 4, got {folds}"):
         cross_validate(data, out=tmp_path / "all", folds=folds, **SETTINGS)
     assert not (tmp_path / "all").exists()
 
 
-def test_settings_of_which_nothing_came_can_be_changed(data, tmp_path):
+def test_settings_can_be_changed_after_an_error(data, tmp_path):
     with pytest.raises(ValueError, match="`patch_size` must be multiples of"):
         cross_validate(data, out=tmp_path / "all", folds=2, **SETTINGS | {"patch_size": (16, 16, 9)})
     assert cross_validate(data, out=tmp_path / "all", folds=2, **SETTINGS).runs[0].finished
 
 
-def test_splits_that_are_none(data, tmp_path):
+def test_invalid_splits(data, tmp_path):
     (tmp_path / "mine.json").write_text('{"train": []}')
     with pytest.raises(FileError, match=r"mine.json: must be a list with a split for each fold"):
         cross_validate(data, out=tmp_path / "all", folds=tmp_path / "mine.json", **SETTINGS)
 
 
 def test_the_weights_of_the_best_validation_are_kept(data, tmp_path, monkeypatch):
-    """Validated three times, the second best: its weights are those of that epoch, not the last."""
+    """The second of three validations is the best; the weights are those of its epoch."""
     from attn3d.segmentation import task, train
 
     kept, dice = [], iter((0.1, 0.3, 0.2))
@@ -121,7 +121,7 @@ def test_the_weights_of_the_best_validation_are_kept(data, tmp_path, monkeypatch
         Run.open(run.folder).network(best=True)
 
 
-def test_without_data_the_folds_are_of_a_simulated_cohort(data, tmp_path, monkeypatch, capsys):
+def test_without_data_a_cohort_is_simulated(data, tmp_path, monkeypatch, capsys):
     asked = []
 
     def stopped(*arguments, **_):

@@ -12,7 +12,7 @@ SHAPE = (31, 29, 27)
 
 
 def from_grid(volume, like, axis=0):
-    """(C, *like.shape), by planes along an axis of the volume."""
+    """Resamples a volume by planes along an axis; the result has the shape (C, *like.shape)."""
     affine = volume.affine.numpy()
     planes = iter(volume.as_tensor().unbind(1 + axis))
     found = dict(resampled_planes(planes, affine, volume.shape[1:], like.affine, like.shape, axis))
@@ -20,14 +20,14 @@ def from_grid(volume, like, axis=0):
 
 
 def marked(affine, place):
-    """A scan with a smooth blob at a voxel, wide enough to survive resampling."""
+    """A scan with a smooth blob at a voxel, wide enough for resampling."""
     index = np.moveaxis(np.indices(SHAPE), 0, -1) - np.array(place)
     distance = np.linalg.norm(index @ affine[:3, :3].T, axis=-1)
     return scan(np.exp(-((distance / 5) ** 2)).astype(np.float32), affine)
 
 
 def centre_of_mass(volume, affine):
-    """In millimetres."""
+    """The centre of mass in millimetres."""
     volume = volume.numpy().astype(np.float64)
     index = np.moveaxis(np.indices(volume.shape), 0, -1)
     return nib.affines.apply_affine(affine, (index * volume[..., None]).sum(axis=(0, 1, 2)) / volume.sum())
@@ -35,7 +35,7 @@ def centre_of_mass(volume, affine):
 
 @pytest.mark.parametrize("name", AFFINES)
 @pytest.mark.parametrize("spacing", [(2.0, 2.0, 2.0), (1.5, 1.5, 4.0)])
-def test_a_mark_stays_in_its_place_in_millimetres_there_and_back(name, spacing):
+def test_a_mark_keeps_its_place_in_millimetres_in_both_directions(name, spacing):
     affine, place = AFFINES[name], (16, 13, 12)
     image = marked(affine, place)
     volume = to_grid(image, spacing)
@@ -50,7 +50,7 @@ def test_a_mark_stays_in_its_place_in_millimetres_there_and_back(name, spacing):
     np.testing.assert_allclose(centre_of_mass(back[0], affine), millimetres, atol=0.25)
 
 
-def test_the_own_grid_changes_nothing():
+def test_resampling_to_the_same_grid_changes_nothing():
     image = marked(AFFINES["RAS"], (3, 4, 5))
     volume = to_grid(image, (2.0, 2.0, 2.0))
     assert torch.equal(volume.as_tensor()[0], torch.from_numpy(np.asarray(image.dataobj)))
@@ -59,8 +59,8 @@ def test_the_own_grid_changes_nothing():
 
 @pytest.mark.parametrize("name", AFFINES)
 @pytest.mark.parametrize(("axis", "spacing"), [(0, (2.0, 2.0, 2.0)), (1, (1.1, 3.0, 7.0)), (2, (4.0, 1.3, 0.9))])
-def test_planes_become_what_monai_makes_of_the_whole_volume(name, axis, spacing):
-    """Probabilities of classes go back, and labels are chosen there: the same as one-hot volumes brought back whole."""
+def test_resampled_planes_equal_monai_on_the_whole_volume(name, axis, spacing):
+    """Probabilities are resampled to the grid of the scan, where labels are chosen."""
     image = scan(np.zeros(SHAPE, np.float32), AFFINES[name])
     affine, generator = to_grid(image, spacing).affine, torch.Generator().manual_seed(axis)
     volume = MetaTensor(torch.rand(3, *to_grid(image, spacing).shape[1:], generator=generator), affine=affine)
@@ -83,8 +83,8 @@ def test_labels_stay_whole_numbers():
 
 @pytest.mark.parametrize("flipped", [(), (0,), (2,), (0, 1, 2)], ids=str)
 @pytest.mark.parametrize("part", [2, 4, 6])
-def test_at_a_whole_part_of_the_spacing_each_voxel_becomes_equally_many(part, flipped):
-    """Nearest neighbours from the middle of the first voxel would give 2, 1, 3, 1, 3, .. slices."""
+def test_at_an_integer_fraction_of_the_spacing_each_voxel_is_repeated_equally_often(part, flipped):
+    """Nearest neighbours from the centre of the first voxel would repeat slices 2, 1, 3, 1, 3, .. times."""
     affine = AFFINES["RAS"] @ np.diag([-1.0 if axis in flipped else 1.0 for axis in range(3)] + [1.0])
     labels = np.random.default_rng(part).integers(0, 4, (7, 6, 5)).astype(np.uint8)
     volume = label_to_grid(scan(labels, affine), (2.0 / part,) * 3)
@@ -101,11 +101,11 @@ def test_a_voxel_of_a_label_becomes_eight_at_half_the_spacing():
         assert int(label_to_grid(scan(labels, AFFINES["RAS"]), (1.0, 1.0, 1.0)).sum()) == 8
 
 
-def test_at_a_multiple_of_the_spacing_the_label_of_most_voxels_counts():
+def test_at_a_multiple_of_the_spacing_the_most_frequent_label_is_chosen():
     labels = np.zeros((4, 4, 4), np.uint8)
     labels[:2, :2, :2] = 3
     labels[0, 0, 0] = 1
-    labels[2:, 2:, 2:].flat[:4] = 2  # as many as there are of the background
+    labels[2:, 2:, 2:].flat[:4] = 2  # as many as of the background
     volume = label_to_grid(scan(labels, AFFINES["RAS"]), (4.0, 4.0, 4.0)).as_tensor()[0]
     assert volume[0, 0, 0] == 3
     assert int((volume > 0).sum()) == 1
@@ -113,7 +113,7 @@ def test_at_a_multiple_of_the_spacing_the_label_of_most_voxels_counts():
 
 @pytest.mark.parametrize("spacing", [(1.3, 1.3, 2.9), (3.1, 0.7, 5.0)], ids=str)
 def test_a_mirrored_scan_gives_the_mirrored_volume(spacing):
-    """Whatever the ratio: scan and label lie on a grid that has the scan's middle."""
+    """At any ratio of spacings, the grid has the same centre as the scan."""
     generator = np.random.default_rng(0)
     intensities = generator.normal(size=(9, 10, 8)).astype(np.float32)
     labels = generator.integers(0, 3, intensities.shape).astype(np.uint8)
@@ -127,10 +127,10 @@ def test_ten_slices_of_5_mm_are_25_of_2_mm():
     image = scan(np.arange(360, dtype=np.float32).reshape(6, 6, 10), np.diag([1.0, 1.0, 5.0, 1.0]))
     volume = to_grid(image, (1.0, 1.0, 2.0))
     assert volume.shape == (1, 6, 6, 25)
-    np.testing.assert_allclose(volume.affine[:3, 3], (0, 0, -1.5))  # -2.5 mm is the face of the first slice
+    np.testing.assert_allclose(volume.affine[:3, 3], (0, 0, -1.5))  # the first slice begins at -2.5 mm
 
 
-def test_a_grid_that_no_memory_holds_is_refused():
+def test_a_grid_that_exceeds_memory_is_refused():
     image = scan(np.zeros((64, 64, 64), np.float32), np.diag([100.0, 100.0, 100.0, 1.0]))
     with pytest.raises(ValueError, match=r"`spacing` \(1.0, 1.0, 1.0\) mm gives 6400 x 6400 x 6400 voxels"):
         to_grid(image, (1.0, 1.0, 1.0))

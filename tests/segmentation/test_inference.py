@@ -1,4 +1,4 @@
-"""From a trained network and a scan of any geometry to probabilities and labels on the scan's own voxels."""
+"""Probabilities and labels on the grid of the scan, from a trained network and a scan of any geometry."""
 
 from itertools import product
 
@@ -41,7 +41,7 @@ def trained():
 
 
 class Sharper(nn.Module):
-    """Logits times a power."""
+    """Multiplies the logits, which makes probabilities sharper."""
 
     def __init__(self, power):
         super().__init__()
@@ -57,7 +57,7 @@ def view(network, image, patch=PATCH):
 
 
 @pytest.mark.parametrize("name", ["oblique", "LAS, 5 mm slices"])
-def test_a_trained_network_finds_what_it_learnt_in_a_scan_of_another_geometry(trained, name):
+def test_a_trained_network_segments_a_scan_of_another_geometry(trained, name):
     image, label = pair(name, seed=5)
     found, true = segment([view(trained, image)], image).labels, np.asarray(label.dataobj)
     assert found.dtype == np.uint8
@@ -75,7 +75,7 @@ def test_probabilities_sum_to_one_in_the_scans_own_grid(trained):
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_uncertainty_is_entropy_and_the_spread_of_networks(trained, count):
-    """Beside a plain form, from the probabilities of each network; some of them are 0, and some are sure."""
+    """Compared with the formulas, from the probabilities of each network, some of which are exactly 0 or 1."""
     image, _ = pair("oblique")
     views = [view(nn.Sequential(trained, Sharper(power)), image) for power in (1.0, 0.1, 30.0)[:count]]
     each = [segment([one], image, keep=True).probabilities.astype(float) for one in views]
@@ -94,7 +94,7 @@ def test_uncertainty_is_entropy_and_the_spread_of_networks(trained, count):
 
 
 @pytest.mark.parametrize(("power", "expected"), [(0.0, np.log(4)), (1e6, 0.0)], ids=["even", "sure"])
-def test_entropy_ends_at_nothing_and_at_the_logarithm_of_the_classes(trained, power, expected):
+def test_entropy_is_between_zero_and_the_logarithm_of_the_classes(trained, power, expected):
     image, _ = pair("RAS")
     found = segment([view(nn.Sequential(trained, Sharper(power)), image)], image, uncertainty=True)
     entropy = found.uncertainty["entropy"]
@@ -107,7 +107,7 @@ def test_entropy_ends_at_nothing_and_at_the_logarithm_of_the_classes(trained, po
 @pytest.mark.parametrize("overlap", [0.25, 0.5, 0.7])
 @pytest.mark.parametrize("patch", [(16, 16, 16), (20, 12, 8), (24, 32, 16)], ids=str)
 def test_windows_are_averaged_as_by_monai(trained, axis, overlap, patch):
-    """Plane by plane; also where the volume is smaller than a window."""
+    """Plane by plane, and also if the volume is smaller than a window."""
     volume = torch.randn(1, 21, 26, 18, generator=torch.Generator().manual_seed(0))
     planes = probability_planes(View(trained, MetaTensor(volume), patch, LABELS), axis, overlap=overlap)
     found = torch.stack(list(planes), dim=1 + axis)
@@ -120,7 +120,7 @@ def test_windows_are_averaged_as_by_monai(trained, axis, overlap, patch):
 
 @pytest.mark.parametrize("mirror", [(0,), (2, 0), (0, 1, 2)], ids=str)
 def test_mirrored_windows_are_averaged_over_all_combinations(trained, mirror):
-    """One window: flip, run, flip back, and the mean of the logits."""
+    """In one window: flip, run, flip back, and average the logits."""
     volume = torch.randn(1, *PATCH, generator=torch.Generator().manual_seed(0))
     runs = []
     for flipped in product((False, True), repeat=len(mirror)):
@@ -135,7 +135,7 @@ def test_mirrored_windows_are_averaged_over_all_combinations(trained, mirror):
     assert (found - unmirrored).abs().max() > 0.05
 
 
-def test_mirrored_windows_make_a_network_blind_to_sides(trained):
+def test_with_mirrored_windows_a_mirrored_scan_gives_mirrored_probabilities(trained):
     volume = torch.randn(1, 24, 20, 18, generator=torch.Generator().manual_seed(0))
     plain, mirrored = (View(trained, MetaTensor(one), PATCH, LABELS) for one in (volume, volume.flip(1, 3)))
     found = torch.stack([*probability_planes(plain, 1, mirror=[0, 2])], dim=2)
@@ -160,8 +160,8 @@ def test_a_scan_of_at_most_two_patches_is_one_window(shape, window):
 REGIONS = Labels(("a", "b", "c", "d"), ((1, 2, 3, 4), (2, 3, 4), (3, 4), (4,)), (1, 2, 3, 4))
 
 
-def test_regions_are_found_each_by_itself(trained):
-    """In windows that slide, on the scan's own grid, with the uncertainty of two networks."""
+def test_regions_are_predicted_independently(trained):
+    """With sliding windows, on the grid of the scan, with the uncertainty of two networks."""
     image, _ = pair("oblique")
     networks = [trained, nn.Sequential(trained, Sharper(0.5)).eval()]
     views = [view(network, image)._replace(labels=REGIONS) for network in networks]

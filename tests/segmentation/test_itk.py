@@ -1,4 +1,4 @@
-"""NRRD and MetaImage hold what NIfTI holds, and are refused in one line where they do not."""
+"""NRRD and MetaImage files give the same volumes as NIfTI, or an error of one line."""
 
 import nibabel as nib
 import numpy as np
@@ -15,7 +15,7 @@ __all__ = ["run"]  # a fixture
 
 
 def converted(path, ending):
-    """What SimpleITK makes of a NIfTI file."""
+    """Converts a NIfTI file with SimpleITK."""
     new = path.with_name(path.name.removesuffix(".nii.gz") + ending)
     sitk.WriteImage(sitk.ReadImage(str(path)), str(new), useCompression=ending == ".nrrd")
     return new
@@ -48,7 +48,7 @@ def test_labels_are_written_as_simpleitk_reads_them(ending, tmp_path):
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_predict_writes_the_format_of_its_scan_or_the_one_asked_for(ending, run, tmp_path):
+def test_predict_writes_the_format_of_its_scan_or_the_given_format(ending, run, tmp_path):
     (tmp_path / "scans").mkdir()
     nib.save(scan(bright()[0], AFFINES["RAS"]), tmp_path / "case.nii.gz")
     converted(tmp_path / "case.nii.gz", ending).rename(tmp_path / "scans" / f"case{ending}")
@@ -73,7 +73,7 @@ def test_pairs_in_other_formats_are_a_data_set(tmp_path):
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_what_is_no_volume_is_refused(ending, tmp_path):
+def test_files_that_are_not_volumes_are_refused(ending, tmp_path):
     rng = np.random.default_rng(0)
     noise = sitk.GetImageFromArray(rng.normal(size=(8, 9, 10)).astype(np.float32))
     path = tmp_path / f"scan{ending}"

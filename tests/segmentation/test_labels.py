@@ -1,4 +1,4 @@
-"""Labels, regions and voxels to ignore: what is learnt, what is written, and that nnU-Net writes the same."""
+"""Labels, regions and ignored voxels: targets of training and written labels, which are those of nnU-Net."""
 
 import json
 
@@ -12,25 +12,25 @@ from tests.segmentation import layouts
 
 BRATS = {"background": 0, "whole tumour": [1, 2, 3], "tumour core": [2, 3], "enhancing": 3, "ignore": 4}
 REGIONS = Labels(("whole tumour", "tumour core", "enhancing"), ((1, 2, 3), (2, 3), (3,)), (1, 2, 3), ignore=4)
-# As KiTS: the second region is written last but one, and what is left of it is no region of its own.
+# As in KiTS: the value of the second region marks its voxels outside the third, which are not a region.
 KIDNEY = Labels(("kidney", "mass", "tumour"), ((1, 2, 3), (2, 3), (2,)), (1, 3, 2))
 PLAIN = Labels.of({7: "b", 2: "a"}, ignore=9)
 
 
 def described(labels):
-    """As a dataset.json says it."""
+    """Labels in the form of a dataset.json."""
     return {"background": 0, **labels.as_dict()}, list(labels.regions_class_order) or None
 
 
 def probabilities_of(channels, seed=0):
-    """Of voxels, of which some are exactly in the middle, and some channels as probable as others."""
+    """Random probabilities; some are exactly 0.5, and some are equal in two channels."""
     drawn = np.random.default_rng(seed).random((channels, 9, 8, 7), dtype=np.float32)
     drawn[:, 0], drawn[0, 1] = 0.5, drawn[1, 1]
     return drawn
 
 
 @pytest.mark.parametrize("labels", [REGIONS, KIDNEY], ids=["BraTS", "KiTS"])
-def test_regions_are_written_one_over_the_other_where_they_are_above_a_half(labels):
+def test_regions_above_a_half_are_written_in_order(labels):
     found = probabilities_of(3)
     expected = np.zeros(found.shape[1:], np.uint8)
     for voxel in np.ndindex(expected.shape):
@@ -43,7 +43,7 @@ def test_regions_are_written_one_over_the_other_where_they_are_above_a_half(labe
     assert set(np.unique(expected)) == {0, 1, 2, 3}
 
 
-def test_of_labels_the_most_probable_is_written_and_the_first_of_equal_ones():
+def test_the_most_probable_label_or_the_first_of_equals_is_written():
     found = probabilities_of(3)
     np.testing.assert_array_equal(PLAIN.choose(torch.from_numpy(found)), np.array([0, 2, 7])[found.argmax(axis=0)])
 
@@ -72,8 +72,8 @@ def test_nnunet_writes_the_same_for_the_same_probabilities(labels):
 
 
 @pytest.mark.parametrize("labels", [REGIONS, KIDNEY, PLAIN], ids=["BraTS", "KiTS", "plain"])
-def test_what_is_learnt_by_heart_is_written_as_it_was(labels):
-    """Targets are what a network without a fault gives, and each label of what is written is the label learnt."""
+def test_a_perfect_prediction_is_written_as_the_label(labels):
+    """The targets are taken as probabilities; choosing labels from them gives the label again."""
     label = np.random.default_rng(0).choice([0, *labels.present], (2, 1, 4, 5, 6)).astype(np.uint8)
     targets = labels.targets(torch.from_numpy(label))
     if labels.regions:
@@ -89,7 +89,7 @@ def test_what_is_learnt_by_heart_is_written_as_it_was(labels):
         np.testing.assert_array_equal(labels.choose(one), expected)
 
 
-def test_labels_go_by_their_values_and_regions_as_they_are_listed(tmp_path):
+def test_labels_are_sorted_by_value_and_regions_keep_their_order(tmp_path):
     layouts.nnunet(tmp_path, labels={"background": 0, "b": 2, "a": 1, "ignore": 3})
     labels = find_dataset(tmp_path).labels
     assert labels == Labels.of({1: "a", 2: "b"}, ignore=3)
@@ -103,7 +103,7 @@ def test_labels_go_by_their_values_and_regions_as_they_are_listed(tmp_path):
     assert REGIONS.readable == (0, 1, 2, 3, 4)
 
 
-def test_one_value_in_a_list_is_a_label_and_its_order_says_nothing(tmp_path):
+def test_a_list_of_one_value_is_a_label_whatever_the_order(tmp_path):
     layouts.nnunet(tmp_path, labels={"background": 0, "b": [2], "a": 1}, regions_class_order=[2, 1])
     assert find_dataset(tmp_path).labels == Labels.of({1: "a", 2: "b"})
 
@@ -118,7 +118,7 @@ def test_labels_are_read_from_a_file_or_a_folder(tmp_path):
         read_labels(tmp_path / "nothing")
 
 
-def test_what_is_ignored_is_no_label():
+def test_the_ignored_value_is_not_a_label():
     reference, prediction = np.array([0, 1, 4, 3, 4], np.uint8), np.array([1, 1, 3, 3, 0], np.uint8)
     found, true = REGIONS.compared(prediction, reference)
     assert (found.tolist(), true.tolist()) == ([1, 1, 0, 3, 0], [0, 1, 0, 3, 0])
@@ -132,5 +132,5 @@ def test_what_is_ignored_is_no_label():
     assert KIDNEY.legend == {1: "kidney", 2: "tumour", 3: "mass"}
 
 
-def test_a_half_is_not_above_a_half():
+def test_a_region_must_be_above_a_half():
     assert choose_labels(torch.tensor([[0.5, 0.5000001]]), [3], regions=True).tolist() == [0, 3]

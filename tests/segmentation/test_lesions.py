@@ -1,4 +1,4 @@
-"""Lesions matched one to one: panoptic quality beside MONAI's, the table of lesions, and their places."""
+"""Lesions matched one to one: panoptic quality compared with MONAI, the table of lesions, and their places."""
 
 import csv
 import json
@@ -53,7 +53,7 @@ def test_matched_missed_and_false_lesions():
 @pytest.mark.parametrize(
     ("found", "matched"), [(box((2, 2, 2), (8, 7, 4)), 0), (box((2, 2, 2), (8, 7, 4)) | box((2, 2, 4), (3, 3, 5)), 1)]
 )
-def test_half_an_iou_is_no_match_and_a_voxel_more_is(found, matched):
+def test_an_iou_must_exceed_a_half_to_match(found, matched):
     assert match_lesions(found, LARGE, AFFINE)[0]["lesions_matched"] == matched
 
 
@@ -79,7 +79,7 @@ def test_qualities_are_those_of_monai(seed):
         assert scores[name] == pytest.approx(compute_panoptic_quality(*pieces, metric_name=short).item(), abs=1e-5)
 
 
-def test_over_a_cohort_all_lesions_count_alike():
+def test_all_lesions_of_a_cohort_have_equal_weight():
     pairs = [(LARGE_FOUND | FALSE, LARGE | SMALL), (SMALL, SMALL), (FALSE, np.zeros(SHAPE, bool))]
     cases = []
     for found, true in pairs:
@@ -97,7 +97,7 @@ def test_over_a_cohort_all_lesions_count_alike():
 
 @pytest.fixture
 def folders(tmp_path):
-    """Two cases of two labels, predictions and references."""
+    """Predictions and references of two cases with two labels."""
     cases = {"a": (LARGE_FOUND + 2 * FALSE, LARGE + 2 * SMALL), "b": (0 * LARGE, 2 * SMALL)}
     for side, folder in enumerate(("predictions", "references")):
         (tmp_path / folder).mkdir()
@@ -131,7 +131,7 @@ def test_evaluate_writes_a_row_for_each_lesion(folders, tmp_path):
     assert table["mean of all cases", "rim"]["panoptic_quality"] == ""
 
 
-def test_scores_without_lesions_leave_none_of_before(folders, tmp_path):
+def test_scores_without_lesions_remove_older_tables_of_lesions(folders, tmp_path):
     out = tmp_path / "scores"
     evaluate(*folders, out, lesions=True, quiet=True)
     scores = evaluate(*folders, out, overwrite=True, quiet=True)

@@ -1,4 +1,4 @@
-"""The losses by name, against their formulas."""
+"""Losses by name, compared with their formulas."""
 
 from dataclasses import replace
 
@@ -23,7 +23,7 @@ def batch():
 
 
 def parts(logits, classes):
-    """Probabilities and one-hot labels of the foreground, of the batch as one volume: (labels, voxels)."""
+    """Probabilities and one-hot labels of the foreground, (labels, voxels), with the batch as one volume."""
     probabilities = logits.softmax(1).transpose(0, 1).flatten(1)[1:]
     true = functional.one_hot(classes[:, 0], 3).movedim(-1, 0).flatten(1).double()[1:]
     return probabilities, true
@@ -66,7 +66,7 @@ def test_generalised_dice(batch):
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_every_loss_is_least_where_all_is_right(name, batch):
+def test_a_perfect_prediction_has_the_smallest_loss(name, batch):
     logits, classes = batch
     right = 60 * functional.one_hot(classes[:, 0], 3).movedim(-1, 1).double() - 30
     loss = create_loss(name, LABELS)
@@ -74,7 +74,7 @@ def test_every_loss_is_least_where_all_is_right(name, batch):
     assert loss(logits, classes).item() > 0.1
 
 
-def test_what_is_no_loss_or_takes_no_weights():
+def test_errors_for_unknown_losses_and_for_weights():
     with pytest.raises(ValueError, match="`loss` must be dice_ce, dice_focal, generalized_dice or tv"):
         checked(Settings, {"loss": "dice"})
     with pytest.raises(ValueError, match="`class_weights` are for the loss dice_ce, got the loss"):
@@ -85,8 +85,8 @@ REGIONS = Labels(("whole", "core"), ((1, 2), (2,)), (1, 2))
 
 
 def test_losses_of_regions(batch):
-    """Of the sigmoid of each region, the batch as one volume, all by their formulas; MONAI's own Dice with
-    cross-entropy takes the softmax of two channels."""
+    """Formulas with the sigmoid of each region and the batch as one volume. MONAI's DiceCELoss would take the softmax
+    of two channels."""
     logits, values = batch[0][:, :2], batch[1]
     masks = torch.stack([values[:, 0] > 0, values[:, 0] == 2], dim=1).double()
     found, true = (one.transpose(0, 1).flatten(1) for one in (logits.sigmoid(), masks))
@@ -111,15 +111,15 @@ def test_losses_of_regions(batch):
 
 @pytest.mark.parametrize("labels", [LABELS, REGIONS], ids=["labels", "regions"])
 @pytest.mark.parametrize("name", LOSSES)
-def test_ignored_voxels_have_no_gradient_and_the_loss_is_that_of_the_others(name, labels, batch):
-    """As a volume of the others alone; also at coarser resolutions, and where nothing is left."""
+def test_ignored_voxels_have_no_effect_on_loss_and_gradient(name, labels, batch):
+    """The loss equals that of a volume of the other voxels. Also at coarser resolutions, and if all are ignored."""
     logits, values = batch[0][:, : len(labels.channels)].clone().requires_grad_(), batch[1].to(torch.uint8)
     ignored = torch.rand(values.shape, generator=torch.Generator().manual_seed(1)) < 0.3
     loss = create_loss(name, replace(labels, ignore=7))
     found = loss(logits, values.masked_fill(ignored, 7))
     found.backward()
     there = ignored.expand_as(logits)
-    assert not logits.grad[there].any(), "exactly 0"
+    assert not logits.grad[there].any(), "ignored voxels must have a gradient of 0"
     assert logits.grad[~there].all()
     kept = ~ignored[:, 0]
     others = (
@@ -141,7 +141,7 @@ def test_ignored_voxels_have_no_gradient_and_the_loss_is_that_of_the_others(name
     assert coarse.grad.any()
 
 
-def test_weights_are_of_labels():
+def test_weights_need_labels_and_not_regions():
     with pytest.raises(
         ValueError, match=r"`class_weights` are for labels that exclude each other, got .* regions 1\+2"
     ):

@@ -7,7 +7,7 @@ from attn3d.segmentation import NETWORKS, create_network
 from attn3d.segmentation.networks import narrowest, shape_multiple
 
 
-def test_an_unknown_network_is_refused_with_those_there_are():
+def test_the_error_for_an_unknown_network_lists_the_names():
     with pytest.raises(ValueError, match="BasicUNet"):
         create_network("BasicUnet3D", 1, 4)
 
@@ -21,15 +21,15 @@ def test_each_network_maps_a_patch_to_classes(name):
 
 @pytest.mark.parametrize("width", [4, 16, 32])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_no_map_is_narrower_than_is_said(name, width):
-    network = create_network(name, 1, 64, width=width)  # so many classes that the last map is not the narrowest
+def test_the_narrowest_map_has_the_documented_width(name, width):
+    network = create_network(name, 1, 64, width=width)  # with 64 classes, the last map is not the narrowest
     convolutions = [one for one in network.modules() if type(one) is torch.nn.Conv3d]
     assert min(one.out_channels for one in convolutions) == narrowest(name, width)
 
 
 @pytest.mark.parametrize(("network", "multiple"), [("BasicUNet", 16), ("SegResNet", 8)])
-def test_a_patch_fits_networks_that_no_stride_reaches(network, multiple):
-    """They halve all axes as often as their layers say, which the smallest patch that they take is."""
+def test_the_multiple_of_networks_with_fixed_strides(network, multiple):
+    """Their strides do not follow the settings; the smallest patch is one multiple."""
     assert shape_multiple(network, [(1, 1, 1)]) == (multiple,) * 3
     net = create_network(network, 1, 2, width=4).eval()
     assert net(torch.zeros(1, 1, multiple, 2 * multiple, multiple)).shape == (1, 2, multiple, 2 * multiple, multiple)

@@ -1,4 +1,4 @@
-"""Hot voxels do no harm; a loss, output, weight or input that is not finite is refused by its name."""
+"""Hot voxels do no harm; errors name a loss, output, weight or input that is not finite."""
 
 import csv
 from types import SimpleNamespace
@@ -27,7 +27,7 @@ SHAPE = (24, 24, 24)
 
 
 def noise(hot, seed=0, at=(3, 4, 5)):
-    """Noise around 100, a brighter block, one hot voxel and the block's label."""
+    """A scan of noise around 100 with a brighter block and one hot voxel, and the label of the block."""
     data = np.random.default_rng(seed).normal(100, 10, SHAPE).astype(np.float32)
     labels = np.zeros(SHAPE, np.uint8)
     labels[8:16, 8:16, 6 + seed : 14 + seed] = 1
@@ -44,8 +44,8 @@ def test_a_hot_voxel_does_not_set_the_scale(hot):
     torch.testing.assert_close(hot_one, as_without, atol=0.02, rtol=0)
 
 
-def test_mean_and_deviation_are_those_of_what_is_brighter_than_the_mean():
-    """Half of it air: brain at 100 with a deviation of 10 becomes 0 and 1."""
+def test_mean_and_deviation_are_those_of_voxels_above_the_mean():
+    """Half of the volume is air. Brain with mean 100 and deviation 10 gets mean 0 and deviation 1."""
     generator = np.random.default_rng(0)
     data = np.zeros((2, 20, 20, 20), np.float32)
     data[:, 10:] = generator.normal(100, 10, (2, 10, 20, 20))
@@ -69,7 +69,7 @@ def test_images_of_one_and_two_values():
 
 @pytest.fixture(scope="module")
 def cohorts(tmp_path_factory):
-    """Folders of cases by the value of their hot voxel."""
+    """Folders of cases, by the value of their hot voxel."""
     folders = {}
     for hot in (100.0, 3e6, 3e38):
         folders[hot] = folder = tmp_path_factory.mktemp("cohort")
@@ -101,14 +101,14 @@ def test_a_cohort_with_hot_voxels_is_learnt(run, cohorts, tmp_path):
         assert np.isfinite(nib.load(tmp_path / "out" / f"{name}_probabilities.nii.gz").get_fdata()).all()
 
 
-def test_a_voxel_as_large_as_float32_holds(cohorts, tmp_path):
+def test_a_voxel_near_the_largest_float32(cohorts, tmp_path):
     run = train(cohorts[3e38], out=tmp_path / "run", **SETTINGS | {"epochs": 1})
     rows = list(csv.DictReader((run.folder / "metrics.csv").open()))
     assert np.isfinite(float(rows[0]["loss"]))
     assert run.network()
 
 
-def test_a_learning_rate_too_high_ends_with_what_to_do(cohorts, tmp_path, capsys):
+def test_the_error_for_a_too_high_learning_rate_suggests_a_fix(cohorts, tmp_path, capsys):
     with pytest.raises(Diverged, match=r"in epoch \d+; train again with a `learning_rate` below 1e\+06") as error:
         train(cohorts[100.0], out=tmp_path / "run", **SETTINGS | {"learning_rate": 1e6})
     assert "case" in str(error.value) or "weights" in str(error.value)
@@ -118,7 +118,7 @@ def test_a_learning_rate_too_high_ends_with_what_to_do(cohorts, tmp_path, capsys
     assert capsys.readouterr().err.startswith("attn3d train: ")
 
 
-def test_the_first_loss_that_is_not_finite_keeps_the_checkpoint_before(cohorts, tmp_path, monkeypatch):
+def test_a_loss_that_is_not_finite_keeps_the_previous_checkpoint(cohorts, tmp_path, monkeypatch):
     step = nn.Module.__call__
 
     def diverging(loss, *arguments):
@@ -135,10 +135,10 @@ def test_the_first_loss_that_is_not_finite_keeps_the_checkpoint_before(cohorts, 
     assert checkpoint["epoch"] == 1
     assert all(values.isfinite().all() for values in checkpoint["state_dict"].values())
     monkeypatch.undo()
-    assert train(out=tmp_path / "run", resume=True, quiet=True).finished, "the last good checkpoint goes on"
+    assert train(out=tmp_path / "run", resume=True, quiet=True).finished, "must resume from the checkpoint"
 
 
-def test_weights_that_are_not_finite_are_never_kept(cohorts, tmp_path, monkeypatch):
+def test_training_does_not_save_weights_that_are_not_finite(cohorts, tmp_path, monkeypatch):
     def spoil(task, *_):
         if task.trainer.current_epoch == 1:
             next(task.network.parameters()).data.view(-1)[0] = float("inf")
@@ -172,7 +172,7 @@ def test_a_checkpoint_with_nan_is_refused_by_name(run, tmp_path):
         train(out=tmp_path, resume=True, quiet=True)
 
 
-def test_what_goes_in_and_comes_out_of_a_network_is_finite():
+def test_inputs_and_outputs_of_a_network_must_be_finite():
     volume = MetaTensor(torch.zeros(1, 16, 16, 16))
     network = nn.Conv3d(1, 2, 1)
     volume[0, 1, 2, 3] = float("nan")
@@ -187,7 +187,7 @@ def test_what_goes_in_and_comes_out_of_a_network_is_finite():
 
 @pytest.fixture
 def diverged(monkeypatch):
-    """A task in its fifth epoch, whose network gives NaN."""
+    """A task in its fifth epoch with a network that gives NaN."""
     settings = settings_from(None, {})
     config = {"labels": Labels.of({1: "block"}), "channels_last": False, "ema_decay": 0.0, "loss": settings.loss}
     config |= {"class_weights": None, "network": "UNet", "strides": [(2, 2, 2)], "patch_size": (8, 8, 8)}
@@ -204,7 +204,7 @@ def test_an_output_that_is_not_finite_ends_a_validation(diverged):
         diverged.validation_step(batch, 0)
 
 
-def test_weights_that_are_not_finite_are_not_kept(diverged, tmp_path):
+def test_the_checkpoint_refuses_weights_that_are_not_finite(diverged, tmp_path):
     with pytest.raises(Diverged, match="the weights 'weight' are not finite in epoch 5; train again with a"):
         Checkpoint(tmp_path / "last.ckpt").on_train_epoch_end(diverged.trainer, diverged)
     assert not (tmp_path / "last.ckpt").exists()
@@ -219,8 +219,8 @@ class Gives(nn.Module):
         return self.outputs
 
 
-def test_deep_supervision_counts_coarser_outputs_half(diverged):
-    """As a list of maps, and as DynUNet stacks them."""
+def test_deep_supervision_weights_coarser_outputs_by_a_half(diverged):
+    """The outputs are a list of maps, or stacked as in DynUNet."""
     label = (torch.arange(512).view(1, 1, 8, 8, 8) % 3 == 0).float()
     fine, coarse = (torch.randn(1, 2, 8, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in range(2))
     single = [diverged.loss.loss(one, label) for one in (fine, coarse)]

@@ -1,4 +1,4 @@
-"""Patches: where they lie, what they hold, that they follow from the seed, and what augmentation does to them."""
+"""Patches: position, content, reproducibility from the seed, and augmentation."""
 
 from types import SimpleNamespace
 
@@ -14,11 +14,11 @@ from attn3d.segmentation.patches import EpochSampler, Patches, draw_corner, read
 from attn3d.segmentation.preprocessing import PreparedCase
 
 PATCHES = 900
-BOUND = 3 * np.sqrt(2 / 9 / PATCHES)  # three deviations of a share of two thirds
+BOUND = 3 * np.sqrt(2 / 9 / PATCHES)  # three standard deviations of a share of two thirds
 
 
 def write(folder, labels, name="case", image=None, ignore=None):
-    """A prepared case."""
+    """Writes a prepared case."""
     tensors = {"image": labels[None].astype(np.float32) if image is None else image, "label": labels}
     for value in np.unique(labels[(labels > 0) & (labels != ignore)]):
         tensors[f"foreground {value}"] = np.flatnonzero(labels == value).astype(np.int32)
@@ -29,7 +29,7 @@ def write(folder, labels, name="case", image=None, ignore=None):
 
 
 def patches_of(folder, labels, size, share=2 / 3, ignore=None):
-    """The labels and corners of many patches."""
+    """Draws many patches; returns their labels and corners."""
     random = np.random.default_rng(0)
     with write(folder, labels, ignore=ignore).open() as file:
         corners = np.array([draw_corner(file, np.array(size), share, random) for _ in range(PATCHES)])
@@ -41,8 +41,8 @@ def patches_of(folder, labels, size, share=2 / 3, ignore=None):
 
 
 @pytest.mark.parametrize("place", [(40, 40, 1), (30, 78, 1), (79, 79, 29), (40, 40, 15)], ids=str)
-def test_two_of_three_patches_hold_the_label_wherever_it_lies(place, tmp_path):
-    """A voxel in slice 1 of 30 is in as many patches as one in the middle; others hold it by chance."""
+def test_two_of_three_patches_hold_the_label_at_any_place(place, tmp_path):
+    """Two thirds are drawn around the label, in slice 1 of 30 as well as in the middle; others hold it by chance."""
     labels = np.zeros((80, 80, 30), np.uint8)
     labels[place] = 1
     drawn, corners = patches_of(tmp_path, labels, (16, 16, 16))
@@ -54,12 +54,12 @@ def test_two_of_three_patches_hold_the_label_wherever_it_lies(place, tmp_path):
 
 
 def test_the_share_is_of_the_labels_that_a_case_has(tmp_path):
-    """Of thirteen labels one: two of three patches hold it all the same; of two, each is drawn as often."""
+    """With one of thirteen labels, two of three patches hold it; of two labels, each is drawn equally often."""
     labels = np.zeros((60, 60, 60), np.uint8)
     labels[50:52, 50:52, 5] = 13
     drawn, _ = patches_of(tmp_path, labels, (8, 8, 8))
     assert np.mean([bool((patch == 13).any()) for patch in drawn]) == pytest.approx(2 / 3, abs=BOUND)
-    labels[5:25, 5:25, 35:55] = 2  # 2000 times as large, and far away
+    labels[5:25, 5:25, 35:55] = 2  # a label 2000 times as large, far away
     _, corners = patches_of(tmp_path, labels, (8, 8, 8), share=1.0)
     rare = (np.abs(corners - (46, 46, 1)) <= 1).all(axis=1).mean()
     assert rare == pytest.approx(1 / 2, abs=3 * np.sqrt(1 / 4 / PATCHES))
@@ -67,7 +67,7 @@ def test_the_share_is_of_the_labels_that_a_case_has(tmp_path):
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 def test_the_middle_of_a_patch_is_not_ignored(share, tmp_path):
-    """A few planes of a scan are labelled, and a label within them; the others are not drawn."""
+    """Only a few planes are annotated, with a label in them; patches are centred on annotated voxels."""
     label = np.full((30, 30, 30), 4, np.uint8)
     label[:, :, 14:16] = 0
     label[10:12, 10:12, 14] = 3
@@ -76,7 +76,7 @@ def test_the_middle_of_a_patch_is_not_ignored(share, tmp_path):
     assert set(corners[:, 2]) <= {11, 12}
     assert all(patch[3, 3, 3] != 4 for patch, corner in zip(drawn, corners, strict=True) if 0 < corner.min() < 24)
     holding = np.mean([bool((patch == 3).any()) for patch in drawn])
-    by_chance = 7**2 / 30**2  # of middles, those at the border included
+    by_chance = 7**2 / 30**2  # share of the centres, including those at the border
     assert holding == pytest.approx(share + (1 - share) * by_chance, abs=3 * np.sqrt(1 / 4 / PATCHES))
 
 
@@ -86,20 +86,20 @@ def test_without_labels_patches_lie_anywhere(tmp_path):
     assert len(drawn) == PATCHES
 
 
-def test_a_scan_smaller_than_a_patch_is_in_its_middle_and_extended_by_its_edges(tmp_path):
+def test_a_scan_smaller_than_a_patch_is_centred_and_padded_with_its_edges(tmp_path):
     labels = np.ones((4, 20, 5), np.uint8)
     labels[0], labels[-1] = 2, 3
     size = np.array((8, 8, 8))
     with write(tmp_path, labels).open() as file:
         corner = draw_corner(file, size, 2 / 3, np.random.default_rng(0))
         found = read_box(file, "label", corner, size)
-    assert [corner[0], corner[2]] == [-2, -1], "as MONAI's sliding window extends it"
+    assert [corner[0], corner[2]] == [-2, -1], "as in MONAI's sliding windows"
     assert found.shape == (8, 8, 8)
     assert found[:, 0, 0].tolist() == [2, 2, 2, 1, 1, 3, 3, 3]
 
 
 @pytest.mark.parametrize("corner", [(-3, 2, 9), (0, 0, 0), (5, 7, -1)], ids=str)
-def test_a_box_is_what_numpy_pads(corner, tmp_path):
+def test_a_box_is_padded_as_by_numpy(corner, tmp_path):
     values = np.random.default_rng(0).integers(0, 9, (9, 11, 10)).astype(np.uint8)
     with write(tmp_path, values).open() as file:
         found = read_box(file, "image", np.array(corner), np.array((6, 5, 7)))[0].numpy()
@@ -113,7 +113,7 @@ def configuration(**settings):
     return SimpleNamespace(**given | {"patches_per_case": 3, "around_labels": 2 / 3} | settings)
 
 
-def test_a_patch_follows_from_seed_epoch_and_index_alone(tmp_path):
+def test_a_patch_depends_only_on_seed_epoch_and_index(tmp_path):
     random = np.random.default_rng(1)
     labels = random.integers(0, 3, (20, 20, 20)).astype(np.uint8)
     cases = [write(tmp_path, labels, name, random.normal(size=(1, 20, 20, 20)).astype("f4")) for name in "ab"]
@@ -145,7 +145,7 @@ def test_ranks_share_an_epoch_and_epochs_differ():
 
 
 def test_an_affine_turns_image_and_label_in_millimetres():
-    """A ball in voxels of 1 x 1 x 2 mm stays a ball, of the size that the matrix says."""
+    """A ball in voxels of 1 x 1 x 2 mm remains a ball, with the size given by the matrix."""
     spacing = np.array((1.0, 1.0, 2.0))
     augmentation = Augmentation(spacing, mirror=(), hounsfield=False)
     augmentation.warped = 1.0
@@ -181,7 +181,7 @@ def test_the_identity_and_a_shifted_axis_are_exact():
 
 
 @pytest.mark.parametrize("axes", [(), (0,), (1, 2)], ids=str)
-def test_patches_are_mirrored_along_the_axes_that_are_set(axes):
+def test_patches_are_mirrored_along_the_given_axes(axes):
     augmentation = Augmentation((1.0, 1.0, 1.0), axes, hounsfield=True)
     augmentation._noise = RandGaussianNoise(prob=0.0)
     image = torch.arange(27.0).view(1, 3, 3, 3)
@@ -199,7 +199,7 @@ def test_patches_are_mirrored_along_the_axes_that_are_set(axes):
     assert seen == set(one)
 
 
-def test_intensities_stay_near_what_they_are_normalised_to():
+def test_augmented_intensities_stay_in_range():
     random = np.random.default_rng(0)
     image = torch.from_numpy(random.normal(size=(2, 12, 12, 12)).astype(np.float32))
     for hounsfield, widest in ((False, 1.05), (True, 5.0)):
@@ -211,15 +211,15 @@ def test_intensities_stay_near_what_they_are_normalised_to():
 
 @pytest.mark.parametrize("hounsfield", [False, True])
 def test_every_change_of_intensities_gives_a_plain_tensor(hounsfield):
-    """A MetaTensor in a batch of others does not collate."""
+    """A MetaTensor could not be collated with plain tensors."""
     augmentation = Augmentation((1.0, 1.0, 1.0), (), hounsfield)
     random = np.random.default_rng(0)
     changed = [augmentation(torch.randn(1, 6, 6, 6), torch.zeros(6, 6, 6), random)[0] for _ in range(40)]
     assert {type(one) for one in changed} == {torch.Tensor}
 
 
-def test_noise_in_a_patch_of_air_stays_noise():
-    """Its standard deviation was restored to that of the air before: the noise was scaled to nothing."""
+def test_noise_is_added_to_patches_of_constant_intensity():
+    """Restoring their standard deviation of 0 would remove it."""
     augmentation, random = Augmentation((1.0, 1.0, 1.0), (), hounsfield=False), np.random.default_rng(0)
     air = torch.full((1, 12, 12, 12), -1.0)
     changed = [augmentation(air, air[0], random)[0] for _ in range(40)]
@@ -228,8 +228,8 @@ def test_noise_in_a_patch_of_air_stays_noise():
     assert 0.05 < np.median(deviations) < 0.3
 
 
-def test_a_bias_field_leaves_tissues_apart():
-    """As slow over a patch as that of a coil over a scan: a stronger one makes grey matter white within a patch."""
+def test_a_bias_field_keeps_the_contrast_of_tissues():
+    """It varies as little over a patch as that of a coil; a stronger one would make grey matter look like white."""
     (_, bias), *_ = Augmentation((1.0, 1.0, 1.0), (), hounsfield=False)._scanner
     ratios = []
     for seed in range(40):

@@ -1,4 +1,4 @@
-"""Labels land where the scan is, and what cannot be segmented stops nothing else."""
+"""Labels have the geometry of the scan, and a case that fails does not stop the others."""
 
 import csv
 import gc
@@ -27,19 +27,19 @@ SHAPE = (20, 24, 12)
 
 
 class Brightness(nn.Module):
-    """Class 1 from about half of 190 on, class 2 from 200."""
+    """Predicts class 1 above about 95 and class 2 above 200."""
 
     def __init__(self):
         super().__init__()
         self.nothing = nn.Parameter(torch.zeros(1))
 
     def forward(self, x):
-        x = x[:, :1] * 200 + 100  # the window from -100 to 300 undone
+        x = x[:, :1] * 200 + 100  # undoes the window from -100 to 300
         return torch.cat([1000.0 + 0 * x, 10 * x, 20 * x - 2000 + 0.0], 1) + self.nothing
 
 
 def make_run(folder, spacing=(2.0, 2.0, 2.0)):
-    """A run that is trained, as far as its folder says."""
+    """A run folder as after a training, without weights."""
     dataset = Dataset(folder, labels=LABELS, modality="CT", layout="test")
     fingerprint = Fingerprint(2, (20, 24, 12), (2, 2, 2), ((2, 2),) * 3, ({},), {}, {})
     settings = {"windows": ((100.0, 400.0),), "spacing": spacing, "patch_size": (16, 16, 16), "attention": None}
@@ -55,7 +55,7 @@ def run(tmp_path, monkeypatch):
 
 
 def bright(place=(6, 9, 4), size=(4, 6, 4), value=190.0):
-    """A dark scan with a bright block in it, and where that is."""
+    """A dark scan with a bright block, and the slices of the block."""
     data = np.zeros(SHAPE, np.float32)
     block = tuple(slice(start, start + length) for start, length in zip(place, size, strict=True))
     data[block] = value
@@ -64,13 +64,13 @@ def bright(place=(6, 9, 4), size=(4, 6, 4), value=190.0):
 
 @pytest.mark.parametrize("stored", ["float32", "int16", "uint8", "float64"])
 @pytest.mark.parametrize("geometry", AFFINES)
-def test_a_marked_block_stays_where_it_was(geometry, stored, run, tmp_path):
-    """In mm, and voxel by voxel but for the border that interpolation blurs."""
+def test_a_marked_block_keeps_its_place(geometry, stored, run, tmp_path):
+    """In mm, and voxel by voxel except for the border, which interpolation blurs."""
     data, block = bright()
     image = scan(data if stored != "int16" else (data + 1000) * 2, AFFINES[geometry])
     image.header.set_data_dtype(stored)
     if stored == "int16":
-        image.header.set_slope_inter(0.5, -1000)  # what is saved is multiplied and shifted when it is read
+        image.header.set_slope_inter(0.5, -1000)  # nibabel scales and shifts the stored values on reading
     path = tmp_path / "scan.nii.gz"
     nib.save(image, path)
     np.testing.assert_allclose(nib.load(path).get_fdata(), data)
@@ -98,7 +98,7 @@ def save(folder, **scans):
     return folder
 
 
-def test_a_batch_goes_on_without_the_bad(run, tmp_path):
+def test_a_batch_goes_on_after_failed_cases(run, tmp_path):
     scans = save(tmp_path / "scans", first=bright()[0], flat=np.zeros(SHAPE, np.float32), last=bright()[0])
     (scans / "torn.nii.gz").write_bytes((scans / "first.nii.gz").read_bytes()[:200])
     found = predict(run.folder, scans, tmp_path / "out", quiet=True)
@@ -107,8 +107,8 @@ def test_a_batch_goes_on_without_the_bad(run, tmp_path):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["first.nii.gz", "last.nii.gz"]
 
 
-def test_what_is_there_is_skipped_and_counted_all_the_same(run, tmp_path):
-    """A batch that was killed, or that has grown, goes on; its statistics are of all cases, in one table."""
+def test_existing_labels_are_skipped_but_counted(run, tmp_path):
+    """A batch that was killed or extended is completed; its table of statistics has all cases."""
 
     def table():
         rows = csv.DictReader((out / "statistics.csv").open())
@@ -119,7 +119,7 @@ def test_what_is_there_is_skipped_and_counted_all_the_same(run, tmp_path):
     first = predict(run.folder, scans, out, statistics=True, quiet=True)
     before = (out / "one.nii.gz").stat().st_mtime_ns
     assert table() == {name: pytest.approx(volumes, abs=1e-3) for name, volumes in first.volume_ml.items()}
-    (out / "statistics.csv").unlink()  # as if it had been killed right before
+    (out / "statistics.csv").unlink()  # as after a kill before it was written
     nib.save(scan(bright(size=(6, 6, 6))[0], AFFINES["RAS"]), scans / "three.nii.gz")
     found = predict(run.folder, scans, out, statistics=True, quiet=True)
     assert not found.failed
@@ -145,7 +145,7 @@ def test_scans_are_not_replaced_by_labels(run, tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", "case,tumour ml\none,1.0\n", "case,bright ml,brightest ml\none,much,1\n"])
-def test_statistics_that_cannot_be_added_to_are_refused_before_anything_is_written(content, run, tmp_path):
+def test_invalid_statistics_are_refused_before_anything_is_written(content, run, tmp_path):
     scans = save(tmp_path / "scans", one=bright()[0])
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "statistics.csv").write_text(content)
@@ -156,8 +156,8 @@ def test_statistics_that_cannot_be_added_to_are_refused_before_anything_is_writt
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["statistics.csv"]
 
 
-def test_a_case_is_one_row_whatever_it_is_called(tmp_path):
-    """Though a spreadsheet's formula, and what is not UTF-8, is written otherwise; a number is a name, too."""
+def test_a_case_has_one_row_whatever_its_name(tmp_path):
+    """Formulas and names that are not UTF-8 are escaped; a number is a valid name."""
     path = tmp_path / "statistics.csv"
     for volume in (1.0, 2.0):
         for case in ("=1+1", "caf\udce9", "001", "NA"):
@@ -172,7 +172,7 @@ def test_a_case_is_one_row_whatever_it_is_called(tmp_path):
 
 
 def test_two_processes_add_to_one_table(run, tmp_path):
-    """Each waits for the other: no row is lost, whoever comes first."""
+    """Each waits for the other, so that no row is lost."""
     code = (
         "import sys; from pathlib import Path; from attn3d.segmentation.tables import add_row;"
         "[add_row(Path(sys.argv[1]), f'{sys.argv[2]}{index}', {'bright': 1.0}) for index in range(20)]"
@@ -185,14 +185,14 @@ def test_two_processes_add_to_one_table(run, tmp_path):
     assert [one for one in tmp_path.iterdir() if "statistics" in one.name] == [path]
 
 
-def test_whatever_a_case_raises_is_its_own_failure(run, tmp_path, monkeypatch):
-    def planted(images, config):
+def test_an_exception_fails_only_its_own_case(run, tmp_path, monkeypatch):
+    def fake(images, config):
         if images[0].shape == (5, 5, 5):
             raise RuntimeError("Standard deviation is 0, masked values should not be all equal")
         return intensities_of(images, config)
 
     intensities_of = prediction.intensities_of
-    monkeypatch.setattr(prediction, "intensities_of", planted)
+    monkeypatch.setattr(prediction, "intensities_of", fake)
     long = 238 * "n"
     two_valued = np.zeros((5, 5, 5), np.float32)
     two_valued[2:] = 1
@@ -235,14 +235,14 @@ def test_volumes_pictures_and_probabilities(run, tmp_path):
 
 
 def rows(table):
-    """Of a table, by case; an empty cell is NaN."""
+    """The rows of a table, by case; empty cells are NaN."""
     found = list(csv.DictReader(table.open()))
     return {row.pop("case"): {name: float(cell or "nan") for name, cell in row.items()} for row in found}
 
 
 @pytest.mark.parametrize("geometry", ["oblique", "permuted"])
-def test_uncertainty_is_images_where_the_scan_is_and_a_row_in_a_table(geometry, run, tmp_path):
-    """By hand, from the probabilities that each of two runs gives; the means are over what is labelled."""
+def test_uncertainty_is_written_as_images_and_a_row_in_a_table(geometry, run, tmp_path):
+    """Compared with the formulas on the probabilities of two runs; means are over the labelled voxels."""
     other = make_run(tmp_path / "other", spacing=(3.0, 3.0, 3.0))
     (tmp_path / "scans").mkdir()
     for name, value in (("dark", 100.0), ("one", 190.0)):
@@ -259,7 +259,7 @@ def test_uncertainty_is_images_where_the_scan_is_and_a_row_in_a_table(geometry, 
     plain = {"entropy": -np.where(mean > 0, mean * np.log(np.where(mean > 0, mean, 1)), 0).sum(-1)}
     chosen = mean.argmax(-1)[..., None]
     plain["spread"] = np.abs(np.take_along_axis(each[0] - each[1], chosen, -1))[..., 0] / 2
-    assert plain["spread"].max() > 0.05, "the runs agree everywhere"
+    assert plain["spread"].max() > 0.05, "the runs must differ"
     for name, expected in plain.items():
         image = nib.load(out / f"one_{name}.nii.gz")
         assert image.get_data_dtype() == np.float32
@@ -267,21 +267,21 @@ def test_uncertainty_is_images_where_the_scan_is_and_a_row_in_a_table(geometry, 
         np.testing.assert_allclose(image.get_fdata(), expected, atol=1e-5)
         assert found.uncertainty["one"][name] == pytest.approx(expected[labels > 0].mean(), abs=1e-5)
         assert f"> {name}</label>" in (out / "one.html").read_text()
-    assert all(np.isnan(one) for one in found.uncertainty["dark"].values()), "nothing is labelled"
+    assert all(np.isnan(one) for one in found.uncertainty["dark"].values()), "without labels, means are NaN"
     expected = {
         case: {name: pytest.approx(one, abs=1e-6, nan_ok=True) for name, one in measures.items()}
         for case, measures in found.uncertainty.items()
     }
     assert rows(out / "uncertainty.csv") == expected
-    (out / "uncertainty.csv").unlink()  # as if it had been killed right before
+    (out / "uncertainty.csv").unlink()  # as after a kill before it was written
     again = predict(both, scans, out, uncertainty=True, quiet=True)
     assert sorted(again.skipped) == ["dark", "one"]
     assert again.uncertainty == expected
     assert rows(out / "uncertainty.csv") == expected
 
 
-def test_uncertainty_that_is_not_there_is_not_made_up(run, tmp_path):
-    """Of labels that were there before, or of another number of runs."""
+def test_missing_uncertainty_is_an_error(run, tmp_path):
+    """For labels that existed before, and for another number of runs."""
     scans, out = save(tmp_path / "scans", one=bright(size=(8, 8, 6))[0]), tmp_path / "out"
     before = predict(run.folder, scans, out, quiet=True).written["one"].read_bytes()
     found = predict(run.folder, scans, out, uncertainty=True, quiet=True)
@@ -315,11 +315,11 @@ def test_several_runs_are_averaged_on_the_grid_of_the_scan(run, tmp_path):
     ]
     assert all(part.written for part in parts)
     one, two, mean = (nib.load(tmp_path / f"out{index}" / "one_probabilities.nii.gz").get_fdata() for index in range(3))
-    assert np.abs(one - two).max() > 0.1, "the grids differ"
+    assert np.abs(one - two).max() > 0.1, "the grids must differ"
     np.testing.assert_allclose(mean, (one + two) / 2, atol=1e-6)
 
 
-def test_runs_of_other_labels_do_not_go_together(run, tmp_path):
+def test_runs_with_different_labels_are_refused(run, tmp_path):
     other = make_run(tmp_path / "other")
     config = json.loads((other.folder / "config.json").read_text())
     (other.folder / "config.json").write_text(json.dumps(config | {"labels": {"names": ["tumour"], "values": [[1]]}}))
@@ -328,7 +328,7 @@ def test_runs_of_other_labels_do_not_go_together(run, tmp_path):
         predict([run.folder, other.folder], scans, tmp_path / "out", quiet=True)
 
 
-def test_a_slice_is_a_scan_too(run, tmp_path):
+def test_a_single_slice_is_segmented(run, tmp_path):
     data, _ = bright(size=(8, 8, 6))
     scans = save(tmp_path / "scans", one=data[:, :, 6:7])
     found = predict(run.folder, scans, tmp_path / "out", quiet=True)
@@ -353,24 +353,24 @@ def test_without_weights(tmp_path):
 
 
 @pytest.mark.parametrize("overlap", [-0.1, 1.0, float("nan")])
-def test_windows_cannot_overlap_wholly(overlap, run, tmp_path):
+def test_windows_cannot_overlap_completely(overlap, run, tmp_path):
     with pytest.raises(ValueError, match="`overlap` must be at least 0 and below 1, got"):
         predict(run.folder, tmp_path, tmp_path / "out", overlap=overlap, quiet=True)
 
 
 @pytest.mark.parametrize("mirror", [[3], [0, 0], [-1], ["x"], [0.5], 0])
-def test_axes_to_mirror_are_those_of_the_setting(mirror, run, tmp_path):
+def test_invalid_axes_to_mirror_are_refused(mirror, run, tmp_path):
     with pytest.raises(ValueError, match="`mirror` must be a list of axes from 0 to 2, each at most once, got"):
         predict(run.folder, tmp_path, tmp_path / "out", mirror=mirror, quiet=True)
 
 
 @pytest.mark.parametrize("millilitres", [-1.0, float("nan")])
-def test_pieces_cannot_be_smaller_than_nothing(millilitres, run, tmp_path):
+def test_an_invalid_size_of_pieces_is_refused(millilitres, run, tmp_path):
     with pytest.raises(ValueError, match="`remove_small` must be at least 0 ml, got"):
         predict(run.folder, tmp_path, tmp_path / "out", remove_small=millilitres, quiet=True)
 
 
-def test_one_image_is_no_case_of_a_network_that_needs_more(tmp_path):
+def test_one_image_is_refused_if_the_network_needs_more(tmp_path):
     nib.save(scan(bright()[0], AFFINES["RAS"]), tmp_path / "scan.nii.gz")
     ((case,), _) = find_scans(tmp_path / "scan.nii.gz", 2)
     with pytest.raises(FileError, match=r"scan.nii.gz: must be a 4-D file of 2 volumes, .* _0000 to _0001"):
@@ -379,7 +379,7 @@ def test_one_image_is_no_case_of_a_network_that_needs_more(tmp_path):
 
 @pytest.mark.nightly
 def test_memory_does_not_grow_with_the_number_of_scans(run, tmp_path):
-    """200 small scans, with statistics: what Python holds after half of them is what it holds after all."""
+    """200 small scans with statistics: Python's memory after half of them is that after all."""
     scans = tmp_path / "scans"
     scans.mkdir()
     nib.save(scan(bright()[0][:, :16, :8], AFFINES["RAS"]), scans / "000.nii")
@@ -403,11 +403,11 @@ def test_memory_does_not_grow_with_the_number_of_scans(run, tmp_path):
     assert len(found.written) == 200
     assert not found.failed
     (bytes_before, objects_before), (bytes_after, objects_after) = held[99], held[199]
-    assert bytes_after - bytes_before < 100 * 2000, "a row of volumes and two paths a case"
+    assert bytes_after - bytes_before < 100 * 2000, "a row of volumes and two paths per case"
     assert objects_after - objects_before < 100 * 20
 
 
-def test_a_scan_in_which_nothing_is_found_has_a_preview_too(run, tmp_path):
+def test_a_scan_without_findings_has_a_preview(run, tmp_path):
     scans = save(tmp_path / "scans", dark=bright(value=10.0)[0])
     found = predict(run.folder, scans, tmp_path / "out", preview=True, quiet=True)
     assert not found.failed

@@ -1,4 +1,4 @@
-"""Prepared cases: what a torn one does, and what is drawn from them."""
+"""Prepared cases: damaged files are prepared again, and training draws its batches from them."""
 
 import json
 import logging
@@ -44,7 +44,7 @@ def flip_a_bit(path):
 
 
 @pytest.mark.parametrize("damage", [cut, flip_a_bit, Path.unlink], ids=["cut", "a bit", "gone"])
-def test_what_is_not_as_it_was_written_is_made_anew(damage, dataset, configuration, tmp_path, caplog):
+def test_a_damaged_file_is_prepared_again(damage, dataset, configuration, tmp_path, caplog):
     case = PreparedCase(dataset.cases[0], tmp_path)
     case.write(dataset, configuration)
     whole = case.path.read_bytes()
@@ -55,7 +55,7 @@ def test_what_is_not_as_it_was_written_is_made_anew(damage, dataset, configurati
     assert "is prepared again" in caplog.text
 
 
-def test_what_is_whole_is_kept(dataset, configuration, tmp_path):
+def test_an_intact_file_is_kept(dataset, configuration, tmp_path):
     case = PreparedCase(dataset.cases[0], tmp_path)
     case.write(dataset, configuration)
     before = case.path.stat().st_mtime_ns
@@ -64,7 +64,7 @@ def test_what_is_whole_is_kept(dataset, configuration, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["case0.json", "case0.safetensors"]
 
 
-def test_other_settings_make_it_anew(dataset, configuration, tmp_path):
+def test_other_settings_prepare_a_case_again(dataset, configuration, tmp_path):
     case = PreparedCase(dataset.cases[0], tmp_path)
     case.write(dataset, configuration)
     before = load_file(case.path)
@@ -73,7 +73,7 @@ def test_other_settings_make_it_anew(dataset, configuration, tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff"])
-def test_a_manifest_that_cannot_be_read_makes_the_case_anew(content, dataset, configuration, tmp_path):
+def test_a_damaged_manifest_prepares_a_case_again(content, dataset, configuration, tmp_path):
     case = PreparedCase(dataset.cases[0], tmp_path)
     case.write(dataset, configuration)
     whole = case.manifest.read_bytes()
@@ -82,8 +82,8 @@ def test_a_manifest_that_cannot_be_read_makes_the_case_anew(content, dataset, co
     assert json.loads(case.manifest.read_bytes()) == json.loads(whole)
 
 
-def test_a_file_that_is_not_written_whole_is_never_used(dataset, configuration, tmp_path, monkeypatch):
-    """As on a full disk, which not every writer notices."""
+def test_an_incompletely_written_file_is_not_used(dataset, configuration, tmp_path, monkeypatch):
+    """As on a full disk, which some writers do not notice."""
     write = Path.write_bytes
     monkeypatch.setattr(Path, "write_bytes", lambda path, content: write(path, content[:-1000]))
     with pytest.raises(FileError, match=r"case0.safetensors: was not written completely; is the disk full"):
@@ -91,7 +91,7 @@ def test_a_file_that_is_not_written_whole_is_never_used(dataset, configuration, 
     assert not list(tmp_path.iterdir())
 
 
-def test_a_training_resumed_with_a_torn_file_ends_with_the_same_weights(data, tmp_path):
+def test_training_resumed_with_a_damaged_file_ends_with_the_same_weights(data, tmp_path):
     settings = SMALL | {"epochs": 2}
     whole = train(data, out=tmp_path / "whole", **settings)
     torn = train(data, out=tmp_path / "torn", **settings)
@@ -104,8 +104,8 @@ def test_a_training_resumed_with_a_torn_file_ends_with_the_same_weights(data, tm
 
 
 @pytest.mark.parametrize("windows", [None, ((40.0, 80.0), (80.0, 200.0))], ids=["normalised", "windows"])
-def test_a_network_is_trained_on_what_it_predicts_from(windows, dataset, configuration, tmp_path):
-    """A prepared case has the intensities of a scan; its voxels of each class are listed."""
+def test_training_and_prediction_use_the_same_intensities(windows, dataset, configuration, tmp_path):
+    """A prepared case has the intensities of its scan and lists the voxels of each class."""
     configuration = configuration.model_copy(update={"windows": windows})
     case = PreparedCase(dataset.cases[1], tmp_path)
     case.write(dataset, configuration)
@@ -114,7 +114,7 @@ def test_a_network_is_trained_on_what_it_predicts_from(windows, dataset, configu
     assert torch.equal(torch.from_numpy(stored["image"]), expected)
     shown = to_channels(expected, windows)
     assert len(shown) == configuration.in_channels
-    assert torch.equal(to_channels(torch.stack([expected, 2 * expected]), windows)[0], shown), "of a batch, too"
+    assert torch.equal(to_channels(torch.stack([expected, 2 * expected]), windows)[0], shown), "also in a batch"
     for value, name in configuration.labels.legend.items():
         assert (stored["label"].ravel()[stored[f"foreground {name}"]] == value).all()
         assert len(stored[f"foreground {name}"]) == (stored["label"] == value).sum() > 0
@@ -133,7 +133,7 @@ def test_batches_of_a_training_and_volumes_of_a_validation(dataset, configuratio
     assert volume["image"].shape == (1, 1, *volume["label"].shape)
     assert set(np.unique(volume["label"])) == {0, 1, 2, 3}
     patches.trainer = SimpleNamespace(global_rank=1, world_size=2)
-    assert list(patches.val_dataloader()) == [{}], "of one volume the second rank has none"
+    assert list(patches.val_dataloader()) == [{}], "the second rank has no volume"
 
 
 def test_workers_load_the_same_patches(dataset, configuration, tmp_path):

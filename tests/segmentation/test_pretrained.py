@@ -1,4 +1,4 @@
-"""Weights to start from: those that fit are taken, whatever wraps them, and what is no checkpoint is refused."""
+"""Pretrained weights: all that fit are loaded from any kind of checkpoint; other files raise an error."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ WRAPPED = {
 
 
 @pytest.mark.parametrize("wrap", WRAPPED.values(), ids=WRAPPED)
-def test_all_weights_are_found_in_their_wrapping(wrap, tmp_path):
+def test_all_weights_are_loaded_from_each_kind_of_checkpoint(wrap, tmp_path):
     source, net = network(), network()
     for value in source.parameters():
         torch.nn.init.normal_(value)
@@ -33,8 +33,8 @@ def test_all_weights_are_found_in_their_wrapping(wrap, tmp_path):
     assert all(torch.equal(net.state_dict()[name], value) for name, value in source.state_dict().items())
 
 
-def test_what_is_new_stays_as_it_is(tmp_path, caplog):
-    """Attention, and the layer that gives more classes."""
+def test_new_layers_keep_their_weights(tmp_path, caplog):
+    """New layers are attention, and the output layer with more classes."""
     source, net = network(2), network(3, attention="se", at=("encoder",))
     before = {name: value.clone() for name, value in net.state_dict().items()}
     save_file({name: value + 1 for name, value in source.state_dict().items()}, tmp_path / "weights.safetensors")
@@ -58,7 +58,7 @@ def test_what_is_new_stays_as_it_is(tmp_path, caplog):
         ({"other": torch.ones(2)}, "none of its weights has the name and shape .*'other'"),
     ],
 )
-def test_what_cannot_be_started_from(content, message, tmp_path):
+def test_invalid_checkpoints_are_refused(content, message, tmp_path):
     file = tmp_path / "weights.pt"
     if isinstance(content, bytes):
         file.write_bytes(content)
@@ -69,7 +69,7 @@ def test_what_cannot_be_started_from(content, message, tmp_path):
 
 
 def test_a_run_starts_from_another(data, tmp_path):
-    """With a learning rate that moves nothing it ends with the weights of the other."""
+    """With a negligible learning rate, it ends with the weights of the other run."""
     first = train(data, out=tmp_path / "first", **SMALL | {"epochs": 1})
     still = {"epochs": 1, "learning_rate": 1e-12, "start_from": str(first.folder), "seed": 5}
     second = train(data, out=tmp_path / "second", **SMALL | still)

@@ -1,4 +1,4 @@
-"""A batch over two processes: each case is done once, and what came of it is said once."""
+"""A batch over two processes: each case is processed once, and results are printed once."""
 
 import csv
 import json
@@ -21,9 +21,9 @@ OPTIONS = ["--statistics", "--uncertainty", "--quiet"]
 
 @pytest.fixture(scope="module")
 def batches(tmp_path_factory):
-    """What came of the batches of batch_worker.py in each of its two processes."""
+    """The results of batch_worker.py in each of its two processes."""
     folder = tmp_path_factory.mktemp("batches")
-    store = distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # as torchrun keeps one
+    store = distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # like the store of torchrun
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "WORLD_SIZE": "2"}
     place |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "tests.segmentation.batch_worker", str(folder)]
@@ -38,35 +38,35 @@ def batches(tmp_path_factory):
 
 
 @pytest.mark.parametrize("batch", ["shared", "again"])
-def test_each_case_is_done_by_one_process(batch, batches):
+def test_each_case_is_processed_once(batch, batches):
     first, second = batches[0][batch]
     assert batches[1][batch] == [first, second]
     assert sorted(first + second) == list(range(20))
     assert first == sorted(first)
 
 
-def test_an_error_of_one_is_an_error_of_all_that_the_first_says(batches):
+def test_an_error_in_one_process_is_raised_in_all_and_printed_by_the_first(batches):
     assert [one["disagreed"] for one in batches] == [
         ["FileError", "there.nii.gz: is torn"],
         ["ReportedByFirst", "there.nii.gz: is torn"],
     ]
 
 
-def test_a_process_group_that_is_there_stays(batches):
+def test_an_existing_process_group_is_kept(batches):
     assert batches[0]["after training"] == batches[1]["after training"]
     first, second, there = batches[0]["after training"]
     assert sorted(first + second) == [0, 1, 2, 3]
     assert there
 
 
-def test_nobody_waits_for_ever_for_a_silent_process(batches):
+def test_waiting_for_a_silent_process_times_out(batches):
     assert batches[0]["silent"].startswith(
         "another process of the batch ended, or did not answer for 2 seconds; finished"
     )
 
 
-def test_without_one_that_was_killed_the_other_cases_are_done_and_it_is_said(batches):
-    """Long before anybody's patience ends."""
+def test_after_a_process_is_killed_the_other_cases_are_done(batches):
+    """The loss is reported long before the timeout."""
     taken, message = batches[0]["killed"]
     assert taken == [1, 2, 3, 4, 5]
     assert message.startswith("another process of the batch ended")
@@ -84,8 +84,8 @@ def torchrun(*arguments):
     )
 
 
-def test_two_processes_predict_what_one_does_and_say_it_once(tmp_path):
-    """With scans among them that cannot be used, one of which is found out by whoever takes it."""
+def test_two_processes_predict_the_same_as_one_and_print_it_once(tmp_path):
+    """Some scans cannot be used; for one of them, only the process that reads it finds out."""
     run = make_run(tmp_path / "run")
     run.write_network(run.new_network())
     blocks = {f"case{size}": bright(size=(size, size, 4))[0] for size in range(4, 9)}
@@ -110,17 +110,17 @@ def test_two_processes_predict_what_one_does_and_say_it_once(tmp_path):
 
 
 @pytest.mark.nightly
-def test_what_a_user_can_mend_is_said_once(tmp_path):
+def test_an_input_error_is_printed_once(tmp_path):
     (tmp_path / "scans").mkdir()
     nib.save(scan(bright()[0], AFFINES["RAS"]), tmp_path / "scans" / "one.nii.gz")
     result = torchrun("predict", tmp_path / "run", "-i", tmp_path / "scans", "-o", tmp_path / "out", *OPTIONS)
-    assert result.returncode == 1, "torchrun's, whatever ours is"
+    assert result.returncode == 1, "torchrun exits with 1, whatever the exit code of attn3d"
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("attn3d predict: ")]
     assert "config.json: is not there" in line
 
 
 @pytest.mark.parametrize(("place", "gpu"), [({"LOCAL_RANK": "1", "RANK": "5"}, 1), ({"RANK": "5"}, 2), ({}, 0)])
-def test_each_process_of_a_machine_takes_a_gpu_of_its_own(place, gpu, monkeypatch):
+def test_each_process_of_a_machine_takes_its_own_gpu(place, gpu, monkeypatch):
     taken = []
     for name in ("LOCAL_RANK", "RANK"):
         monkeypatch.delenv(name, raising=False)

@@ -1,4 +1,4 @@
-"""Regions and voxels to ignore on their way from a dataset.json to the scores."""
+"""Regions and ignored voxels, from a dataset.json to the scores."""
 
 import json
 
@@ -21,7 +21,7 @@ AFFINE = AFFINES["RAS"]
 
 @pytest.fixture(scope="module")
 def brats(tmp_path_factory):
-    """Balls within each other in scans of two images, of which a corner was not labelled."""
+    """Nested balls in scans of two images, with an unlabelled corner."""
     folder = tmp_path_factory.mktemp("brats")
     for part in ("imagesTr", "labelsTr"):
         (folder / part).mkdir()
@@ -47,11 +47,11 @@ def read(path):
     return np.asarray(nib.load(path).dataobj)
 
 
-def test_a_brats_like_set_is_learnt_and_scored_by_region(run, brats):
+def test_a_data_set_like_brats_is_learnt_and_scored_by_region(run, brats):
     assert Run.open(run.folder).config.labels == find_dataset(brats).labels
     assert run.config.out_channels == 3
     scores = json.loads(run.scores.read_text())
-    assert list(scores["overall"]) == [*NAMES], "the first region is all of them"
+    assert list(scores["overall"]) == [*NAMES], "the first region contains the others"
     assert all(scores["overall"][name]["dice"] > 0.8 for name in NAMES)
     (name, case), *_ = scores["cases"].items()
     found = read(run.folder / "validation" / f"{name}.nii.gz")
@@ -66,12 +66,12 @@ def test_a_brats_like_set_is_learnt_and_scored_by_region(run, brats):
     assert [column for column in columns if column.startswith("dice ")] == [f"dice {name}" for name in NAMES]
 
 
-def test_what_is_predicted_is_what_nnunet_writes_for_its_probabilities(run, brats, tmp_path):
+def test_labels_follow_from_the_probabilities_by_nnunets_rule(run, brats, tmp_path):
     found = predict(run.folder, brats, tmp_path / "out", probabilities=True, statistics=True, quiet=True)
     label = read(found.written["BRATS_0"])
     probabilities = read(tmp_path / "out" / "BRATS_0_probabilities.nii.gz")
     assert probabilities.shape == (*label.shape, 3)
-    assert (np.abs(probabilities.sum(axis=-1) - 1) > 0.5).any(), "each region by itself"
+    assert (np.abs(probabilities.sum(axis=-1) - 1) > 0.5).any(), "regions have independent probabilities"
     expected = np.zeros_like(label)
     for region, value in enumerate((1, 2, 3)):
         expected[probabilities[..., region] > 0.5] = value
@@ -111,14 +111,14 @@ def test_scores_are_those_of_nnunet(run, brats):
 
 
 @pytest.mark.nightly
-def test_reports_and_pictures_are_made_of_regions(run, brats, tmp_path):
+def test_reports_and_previews_show_regions(run, brats, tmp_path):
     predict(run.folder, brats / "imagesTr", tmp_path, preview=True, probabilities=True, quiet=True)
     page = (tmp_path / "BRATS_1.html").read_text()
     assert all(f"probability of {name}" in page for name in NAMES)
     assert "whole tumour" in report(run, overwrite=True).read_text()
 
 
-def test_a_fingerprint_is_without_what_is_ignored(brats):
+def test_a_fingerprint_excludes_ignored_voxels(brats):
     dataset = find_dataset(brats)
     label = read(dataset.cases[0].label[0])
     found = take_fingerprint(dataset, dataset.cases[:1], quiet=True)
@@ -129,7 +129,7 @@ def test_a_fingerprint_is_without_what_is_ignored(brats):
     assert found.cases_with == dict.fromkeys(NAMES, 1)
 
 
-def test_prepared_cases_list_the_voxels_of_regions_and_those_that_are_labelled(run):
+def test_prepared_cases_list_the_voxels_of_regions_and_the_annotated_voxels(run):
     for path in (run.folder / "prepared").glob("*.safetensors"):
         stored = load_file(path)
         assert {*stored} == {"image", "label", "annotated", *(f"foreground {name}" for name in NAMES)}
@@ -140,8 +140,8 @@ def test_prepared_cases_list_the_voxels_of_regions_and_those_that_are_labelled(r
         assert (label[stored["annotated"]] != 4).all()
 
 
-def test_ignored_voxels_count_nowhere():
-    """Whatever is found there."""
+def test_ignored_voxels_do_not_count():
+    """Scores do not depend on the prediction in ignored voxels."""
     random = np.random.default_rng(0)
     reference = random.choice(5, (9, 8, 7), p=[0.6, 0.1, 0.1, 0.1, 0.1]).astype(np.uint8)
     prediction = random.integers(0, 4, reference.shape).astype(np.uint8)
@@ -153,8 +153,8 @@ def test_ignored_voxels_count_nowhere():
     assert expected["whole tumour"]["reference_ml"] == pytest.approx(np.isin(reference, (1, 2, 3)).sum() * 8 / 1000)
 
 
-def test_any_label_is_scored_where_no_region_is_all_of_them(tmp_path):
-    """Of labels, and of regions that leave out a value; where one is all, that one says it."""
+def test_any_label_is_scored_if_no_region_contains_all(tmp_path):
+    """For labels, and for regions none of which contains all values; otherwise that region has the score."""
     random = np.random.default_rng(1)
     for folder, most in (("found", 4), ("true", 5)):
         (tmp_path / folder).mkdir()

@@ -31,7 +31,7 @@ SHIFTS = {"good": 0, "fair": 2, "poor": 9, "empty": 0}
 
 
 def lesion(name):
-    """A box of 8 x 6 x 3 voxels, of one kind or the other."""
+    """A box of 8 x 6 x 3 voxels with label 1 or 2, or an empty label."""
     labels = np.zeros((32, 24, 12), np.uint8)
     if name != "empty":
         labels[6:14, 8:14, 5:8] = 2 if name == "fair" else 1
@@ -39,7 +39,7 @@ def lesion(name):
 
 
 def make_run(folder, *, simulated=True, attention="se"):
-    """A run with an untrained network, one case to train and four held out, as the files that it would leave."""
+    """Writes the files of a finished run with an untrained network, one training case and four held-out cases."""
     data, affine = folder / "data", AFFINES["LAS, 5 mm slices"]
     random = np.random.default_rng(0)
     for part in ("imagesTr", "labelsTr"):
@@ -87,11 +87,11 @@ def page(run):
     return report(run.folder).read_text()
 
 
-ALONE = {"meta", "br", "img", "input", "path", "use"}  # tags that are not closed
+ALONE = {"meta", "br", "img", "input", "path", "use"}  # tags without an end tag
 
 
 class Page(HTMLParser):
-    """The tags, attributes and words of a page; complains of a tag that is not closed."""
+    """The tags, attributes and captions of a page. Fails if a tag is not closed."""
 
     def __init__(self, page):
         super().__init__()
@@ -120,7 +120,7 @@ class Page(HTMLParser):
             self.captions[-1] += data
 
 
-def test_the_page_needs_no_other_file(page):
+def test_the_page_is_self_contained(page):
     parsed = Page(page)
     assert not {"link", "iframe", "object"} & set(parsed.tags)
     for name, value in parsed.attributes:
@@ -130,10 +130,10 @@ def test_the_page_needs_no_other_file(page):
     assert "default-src 'none'" in page
 
 
-def test_the_three_cases_can_be_looked_through_with_their_reference_and_their_attention(run, page):
+def test_viewers_of_three_cases_have_reference_and_attention(run, page):
     for name in ("good", "fair", "poor"):
         assert f"<summary>View {name}</summary>" in page
-    assert page.count(" open>") == 0, "the page opens at once: nothing is unpacked before it is asked for"
+    assert page.count(" open>") == 0, "viewers must be closed at first, so that the page opens quickly"
     scores = json.loads((run.folder / "validation" / "scores.json").read_text())
     median = lesion_figures(run, scores)[1].view
     kinds = [(layer.kind, layer.name, layer.shown) for layer in median.layers]
@@ -143,7 +143,7 @@ def test_the_three_cases_can_be_looked_through_with_their_reference_and_their_at
     assert {one.shape for one in heat} == {(16, 16, 8)}
     inside = nib.affines.apply_affine(np.linalg.inv(heat[0].affine), median.center)
     assert (inside > 0).all()
-    assert (inside < (16, 16, 8)).all(), "the patch is around the lesion"
+    assert (inside < (16, 16, 8)).all(), "the patch must surround the lesion"
 
 
 def test_scores_are_those_of_the_run(run, page):
@@ -162,7 +162,7 @@ def test_names_are_escaped(page):
     assert "SDH & <b>" not in page
 
 
-def test_it_is_said_to_be_simulated_at_the_top_and_under_every_picture(page):
+def test_simulated_scans_are_marked_at_the_top_and_under_every_picture(page):
     assert page.index("All scans here are simulated.") < page.index("Dice of any label")
     captions = Page(page).captions
     assert len(captions) == 1 + 3 + 1  # curves, cases, attention
@@ -215,7 +215,7 @@ def test_gates_that_do_not_depend_on_their_input_are_named(run, page, monkeypatc
 
 
 @pytest.mark.parametrize("corner", [(2, 2, 2), (17, 9, 5), (26, 18, 8)])
-def test_a_patch_has_the_largest_lesion_in_it_as_far_in_the_middle_as_the_scan_goes(corner):
+def test_a_patch_is_centred_on_the_largest_lesion_within_the_scan(corner):
     mask = np.zeros((32, 24, 12), bool)
     mask[tuple(slice(start, start + 3) for start in corner)] = True
     mask[0, 23, 11] = True
@@ -229,7 +229,7 @@ def test_a_patch_has_the_largest_lesion_in_it_as_far_in_the_middle_as_the_scan_g
         assert voxel[:2] == (8, 8)
 
 
-def test_a_report_is_not_overwritten_unasked(run, page, monkeypatch):
+def test_a_report_is_not_overwritten_without_the_option(run, page, monkeypatch):
     with pytest.raises(FileError, match=r"report\.html: already exists"):
         report(run)
     for figures in ("lesion_figures", "attention_figures"):
@@ -265,12 +265,12 @@ def test_an_unfinished_run_is_one_clear_line(tmp_path, run, page):
         (0, 0, ""),
     ],
 )
-def test_how_a_label_went_in_a_word(reference, found, says):
+def test_the_summary_of_a_label(reference, found, says):
     assert pictures._says("tumour", {"reference_ml": reference, "volume_ml": found, "dice": 0.5}) == says
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", "{", '{"overall": {}, "cases": {}, "tolerance_mm": 2, "failed": {}}'])
-def test_scores_of_nothing_are_refused(content, tmp_path):
+def test_empty_or_invalid_scores_are_refused(content, tmp_path):
     run = make_run(tmp_path, attention=None)
     run.scores.write_text(content)
     with pytest.raises(FileError, match=r"scores\.json: (has no '|is not valid JSON|has no scores of any case)"):

@@ -30,7 +30,7 @@ def head():
 
 @pytest.fixture
 def small(monkeypatch):
-    """Cases of a few voxels, for what is about files alone."""
+    """Makes cases of a few voxels, for tests of files."""
 
     def sample(random):
         units = random.normal(40, 100, (6, 7, 5)).astype(np.float32)
@@ -40,7 +40,7 @@ def small(monkeypatch):
 
 
 def scans(folder):
-    """Each scan and its labels, the first axis to the right and the last upwards."""
+    """Each scan and its labels, in RAS orientation."""
     dataset = find_dataset(folder)
     for case in dataset.cases:
         (image,) = read_case_image(case)
@@ -48,7 +48,7 @@ def scans(folder):
         yield nib.as_closest_canonical(image), np.asarray(nib.as_closest_canonical(label).dataobj)
 
 
-def test_the_cohort_is_a_data_set_that_says_it_is_simulated(folder):
+def test_the_cohort_is_a_data_set_marked_as_simulated(folder):
     dataset = find_dataset(folder)
     assert dataset.layout == "nnU-Net v2"
     assert dataset.simulated
@@ -81,14 +81,14 @@ def test_the_scans_are_heads_in_hounsfield_units(folder):
         centre = np.rint(np.linalg.inv(image.affine) @ (0, -17, 35, 1))[:3].astype(int)
         ring = units[:, :, centre[2]] > 250
         inside = ndimage.binary_fill_holes(ring) & ~ring
-        assert inside[centre[0], centre[1]], "the skull is closed"
+        assert inside[centre[0], centre[1]], "the skull must be closed"
         brain = units[:, :, centre[2]][inside & (labels[:, :, centre[2]] == 0)]
         assert 25 < np.median(brain) < 42
         if labels.any():
             assert 45 < np.median(units[labels > 0]) < 75
 
 
-def test_a_threshold_alone_finds_thick_blood_and_little_else(folder):
+def test_a_threshold_finds_thick_blood_and_little_else(folder):
     thick, thin = [], []
     for image, labels in scans(folder):
         found = threshold_segmentation(image)
@@ -99,7 +99,7 @@ def test_a_threshold_alone_finds_thick_blood_and_little_else(folder):
     assert np.mean(thick) > 0.5 > np.mean(thin)
 
 
-def test_a_case_depends_on_the_seed_and_its_number_alone(tmp_path, folder):
+def test_a_case_depends_only_on_the_seed_and_its_number(tmp_path, folder):
     fewer, other = (simulate(tmp_path / str(seed), 1, seed=seed, quiet=True).cases[0] for seed in (0, 1))
     first = find_dataset(folder).cases[0]
     for path, again in zip(first.images + first.label, fewer.images + fewer.label, strict=True):
@@ -114,35 +114,35 @@ def share_in(part, share):
 
 
 @pytest.mark.parametrize("kind", HAEMORRHAGES.values())
-def test_a_bleed_is_where_its_kind_bleeds_and_as_large_as_drawn(monkeypatch, head, kind):
+def test_bleeds_have_the_place_of_their_kind_and_the_drawn_volume(monkeypatch, head, kind):
     monkeypatch.setattr(haemorrhages, "draw_volume", lambda random, kind: 12.0)
     share, halo = bleed(np.random.default_rng(5), head, kind, np.ones_like(head.depth))
     assert share.min() >= 0
     assert share.max() <= 1
     room = 0.9 * head.ventricle.sum() * head.voxel_ml if kind == "IVH" else np.inf
     assert share.sum() * head.voxel_ml == pytest.approx(min(12.0, room), rel=0.2)
-    assert head.depth[share > 0].min() > -1.01, "no blood in bone"
+    assert head.depth[share > 0].min() > -1.01, "there must be no blood in bone"
     x, y, z = head.place
     beneath = np.average(head.depth, weights=share)
     if kind == "EDH":
         assert beneath < 12
-        assert head.depth[share > 0.5].max() > 8, "a lens is thick in its middle"
+        assert head.depth[share > 0.5].max() > 8, "a lens must be thick in its middle"
         thick = share * (head.depth > 6)
         spread = [np.average((a - np.average(a, weights=w)) ** 2, weights=w) for a in (x, y, z) for w in (share, thick)]
-        assert sum(spread[1::2]) < sum(spread[::2]), "and thin at its rim"
+        assert sum(spread[1::2]) < sum(spread[::2]), "a lens must be thin at its rim"
     elif kind == "SDH":
         assert beneath < 8
         assert share_in(x > 0, share) < 0.05 or share_in(x > 0, share) > 0.95
     elif kind == "IVH":
         assert share_in(head.ventricle, share) > 0.75
-        assert np.average(y, weights=share) < np.average(y, weights=head.ventricle), "blood sinks to the back"
+        assert np.average(y, weights=share) < np.average(y, weights=head.ventricle), "blood must sink to the back"
     elif kind == "SAH":
         assert share_in(head.grey + head.white, share) < 0.5
         assert share_in(head.ventricle, share) < 0.1
     elif kind == "IPH":
         assert share_in(head.grey + head.white, share) > 0.8
         assert beneath > 5
-        assert share_in(halo, share) > 0.9, "oedema surrounds it"
+        assert share_in(halo, share) > 0.9, "oedema must surround the bleed"
         assert halo.sum() > 1.2 * share.sum()
     assert (halo.sum() > 0) == (kind == "IPH")
 
@@ -170,7 +170,7 @@ def test_heads_differ_in_size_and_shape(head):
     assert abs(volumes[0] - volumes[1]) > 10
 
 
-def test_the_threshold_opens_what_lies_between_48_and_95():
+def test_the_threshold_opens_the_mask_from_48_to_95_hu():
     units = np.full((9, 9, 9), 30.0, np.float32)
     units[2:5, 2:5, 2:5] = 60
     units[7, 7, 7] = 60
@@ -181,7 +181,7 @@ def test_the_threshold_opens_what_lies_between_48_and_95():
     assert found.sum() == 7
 
 
-def test_a_cohort_that_is_there_is_used_again(tmp_path, small, monkeypatch):
+def test_an_existing_cohort_is_used_again(tmp_path, small, monkeypatch):
     out = tmp_path / "cohort"
     before = simulate(out, 3, quiet=True)
     written = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
@@ -194,7 +194,7 @@ def test_a_cohort_that_is_there_is_used_again(tmp_path, small, monkeypatch):
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == written
 
 
-def test_an_incomplete_cohort_is_made_again_only_when_asked(tmp_path, small):
+def test_an_incomplete_cohort_is_replaced_only_with_overwrite(tmp_path, small):
     out = tmp_path / "cohort"
     simulate(out, 2, quiet=True)
     (out / "labelsTr/simulated_001.nii.gz").unlink()
@@ -204,7 +204,7 @@ def test_an_incomplete_cohort_is_made_again_only_when_asked(tmp_path, small):
 
 
 @pytest.mark.parametrize("changed", [{"cases": 3}, {"seed": 1}])
-def test_another_cohort_is_replaced_only_when_asked(tmp_path, small, changed):
+def test_another_cohort_is_replaced_only_with_overwrite(tmp_path, small, changed):
     out = tmp_path / "cohort"
     simulate(out, 2, quiet=True)
     settings = {"cases": 2, "quiet": True} | changed
@@ -217,7 +217,7 @@ def test_another_cohort_is_replaced_only_when_asked(tmp_path, small, changed):
     )
 
 
-def test_what_is_no_cohort_is_never_replaced(tmp_path, small):
+def test_other_folders_are_never_replaced(tmp_path, small):
     (tmp_path / "thesis.tex").write_text("years of work")
     for overwrite in (False, True):
         with pytest.raises(ValueError, match=r"`out` must be a new folder, but .* has other content"):
@@ -251,7 +251,7 @@ def test_nothing_is_left_of_an_interrupted_cohort(tmp_path, small, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_numbers_that_make_no_cohort_are_refused(tmp_path):
+def test_invalid_numbers_of_a_cohort_are_refused(tmp_path):
     with pytest.raises(ValueError, match="`cases` must be at least 1, got 0"):
         simulate(tmp_path / "cohort", 0)
     with pytest.raises(ValueError, match="`seed` must be 0 or more, got -1"):
@@ -259,7 +259,7 @@ def test_numbers_that_make_no_cohort_are_refused(tmp_path):
 
 
 def test_calcium_lies_in_pairs_and_in_the_pineal_gland():
-    """Where every draw is low: each of them, and none elsewhere."""
+    """With low random numbers, all of these calcifications occur and no others."""
     low = SimpleNamespace(random=lambda: 0.1, integers=lambda *_: 0, uniform=lambda least, _: least)
     found = scanner._calcifications(low, SimpleNamespace(depth=None, place=None))
     places = [tuple(centre.ravel().tolist()) for centre, _, _ in found]

@@ -1,4 +1,4 @@
-"""The recipe of a training: its budget, its optimizer and the weights that it keeps."""
+"""The training procedure: its budget, its optimizer and the weights that it keeps."""
 
 import csv
 import json
@@ -16,7 +16,7 @@ def rows(run):
 
 
 class Clock:
-    """A second for every reading."""
+    """A clock that advances by a second at every reading."""
 
     def __init__(self):
         self.now = 0.0
@@ -28,7 +28,7 @@ class Clock:
 
 @pytest.fixture
 def recorded(monkeypatch):
-    """Learning rates of the steps, and the number of validations, by a clock of its own."""
+    """Records learning rates, and the steps before each validation, with a simulated clock."""
     rates, validated = [], []
     step, validate = SegmentationTask.training_step, SegmentationTask.on_validation_epoch_start
 
@@ -47,7 +47,7 @@ def recorded(monkeypatch):
 MINUTES = {name: value for name, value in SMALL.items() if name != "epochs"} | {"minutes": 4}
 
 
-def test_minutes_end_a_training_with_its_last_validation_and_run_the_rate_down(recorded, data, tmp_path):
+def test_a_budget_of_minutes_ends_with_a_validation_and_a_low_learning_rate(recorded, data, tmp_path):
     rates, validated = recorded
     run = train(data, out=tmp_path / "run", **MINUTES)
     assert run.finished
@@ -56,7 +56,7 @@ def test_minutes_end_a_training_with_its_last_validation_and_run_the_rate_down(r
     assert rates == sorted(rates, reverse=True)
     assert rates[-1] < 0.05 * rates[0]
     assert 3 <= len(validated) <= 6
-    assert validated[-1] == len(rates), "at the end"
+    assert validated[-1] == len(rates), "the last validation must be at the end"
     assert rows(run)[-1]["dice"]
     assert float(rows(run)[-1]["seconds"]) <= 240
 
@@ -83,14 +83,14 @@ def test_minutes_count_from_the_checkpoint(recorded, data, tmp_path, monkeypatch
     assert rates == sorted(rates, reverse=True)
 
 
-def test_validations_that_take_long_are_rarer():
+def test_slow_validations_are_less_frequent():
     clock = callbacks.Minutes(10)
     clock.load_state_dict({"seconds": 130.0, "validation": 12.0, "last": 0.0})
     assert clock.used == pytest.approx(130 / (600 - 12))
     clock._start = callbacks.time.perf_counter() - 0.0
     trainer = type("Trainer", (), {"strategy": type("S", (), {"broadcast": staticmethod(lambda x: x)})})()
     clock.on_train_batch_end(trainer, None, None, None, 0)
-    assert trainer.check_val_every_n_epoch > 1, "12 seconds are 5 % of 240"
+    assert trainer.check_val_every_n_epoch > 1, "validations of 12 s may take 5 % of 240 s"
     clock._before = 250.0
     clock.on_train_batch_end(trainer, None, None, None, 0)
     assert trainer.check_val_every_n_epoch == 1
@@ -98,7 +98,7 @@ def test_validations_that_take_long_are_rarer():
 
 
 def test_the_average_of_the_weights_is_kept(data, tmp_path, monkeypatch):
-    """Parameters are averaged, buffers copied; by hand it comes to the same."""
+    """Parameters are averaged and buffers copied, as computed by hand."""
     averages = []
     update = SegmentationTask.on_train_batch_end
 
@@ -119,7 +119,7 @@ def test_the_average_of_the_weights_is_kept(data, tmp_path, monkeypatch):
         torch.testing.assert_close(kept[name], value)
     last = torch.load(run.checkpoint, weights_only=True)["state_dict"]
     buffers = [name for name in kept if "running" in name]
-    assert buffers, "coordinate attention has batch norms"
+    assert buffers, "coordinate attention must have batch norms"
     assert all(torch.equal(kept[name], last[f"network.{name}"]) for name in buffers)
     assert not all(torch.equal(kept[name], last[f"network.{name}"]) for name in averages[0])
 
@@ -150,7 +150,7 @@ def test_the_rate_rises_over_the_warm_up(recorded, data, tmp_path):
     assert rates[3:] == sorted(rates[3:], reverse=True)
 
 
-def test_channels_last_changes_the_memory_and_not_what_is_learnt(data, tmp_path, monkeypatch):
+def test_channels_last_changes_the_memory_format_but_not_the_loss(data, tmp_path, monkeypatch):
     seen = []
     step = SegmentationTask.training_step
 
@@ -170,11 +170,11 @@ def test_channels_last_changes_the_memory_and_not_what_is_learnt(data, tmp_path,
     assert seen[-1] is True
 
 
-def test_all_settings_are_in_the_run_and_come_back(data, tmp_path):
+def test_all_settings_are_saved_in_the_run(data, tmp_path):
     file = tmp_path / "settings.yaml"
     given = {name: value for name, value in SMALL.items() if name != "quiet"} | {"epochs": 1, "mirror": [0, 1]}
-    file.write_text(json.dumps(given))  # which YAML reads too
+    file.write_text(json.dumps(given))  # JSON is valid YAML
     run = train(data, out=tmp_path / "run", config=file, minutes=0.001, quiet=True)
     written = json.loads((run.folder / "config.json").read_text())
     assert written["mirror"] == [0, 1]
-    assert (written["epochs"], written["minutes"]) == (None, 0.001), "an argument wins over the file"
+    assert (written["epochs"], written["minutes"]) == (None, 0.001), "an argument must override the file"

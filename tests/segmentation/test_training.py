@@ -1,4 +1,4 @@
-"""From a folder of scans to a run folder: what it holds, that it resumes exactly, and how it refuses."""
+"""From a folder of scans to a run folder: its content, exact resuming, and errors."""
 
 import csv
 import json
@@ -33,7 +33,7 @@ def run(data, tmp_path_factory):
     return train(data, out=tmp_path_factory.mktemp("runs") / "run", **SMALL)
 
 
-def test_a_run_holds_all_that_made_it(run, data):
+def test_a_run_has_its_settings_metrics_and_scores(run, data):
     config = json.loads((run.folder / "config.json").read_text())
     assert config["data"] == str(data)
     assert config["attention"] == ["se", {"reduction": 1}]
@@ -51,15 +51,15 @@ def test_a_run_holds_all_that_made_it(run, data):
     assert nib.load(run.folder / "validation" / f"{case}.nii.gz").get_data_dtype() == np.uint8
 
 
-def test_killed_and_resumed_it_ends_with_the_same_weights(run, data, tmp_path):
-    """SIGKILL after an epoch: what is done anew comes out bit for bit as if nothing had happened."""
+def test_a_killed_and_resumed_training_ends_with_the_same_weights(run, data, tmp_path):
+    """After SIGKILL and --resume, the weights are bitwise those of an uninterrupted training."""
     out = tmp_path / "run"
     settings = {name: value for name, value in SMALL.items() if name != "epochs"} | {"epochs": 3}
     code = (
         "import json, sys; from attn3d.segmentation import train;"
         "train(sys.argv[1], out=sys.argv[2], **json.loads(sys.argv[3]))"
     )
-    # Slower than the original by a wait in every epoch, so that there is time to kill it.
+    # A wait in every epoch, so that there is time to kill the process.
     slow = "import time; from attn3d.segmentation.callbacks import Epochs; start = Epochs.on_train_epoch_start;"
     slow += "Epochs.on_train_epoch_start = lambda *a: (time.sleep(3 * bool(a[0].rows)), start(*a));"
     command = [sys.executable, "-c", slow + code, str(data), str(out), json.dumps(settings)]
@@ -83,7 +83,7 @@ def test_killed_and_resumed_it_ends_with_the_same_weights(run, data, tmp_path):
     assert losses[0] == losses[1]
 
 
-def test_stopped_by_the_user_it_says_how_to_go_on(data, tmp_path, monkeypatch):
+def test_a_training_stopped_by_the_user_prints_how_to_resume(data, tmp_path, monkeypatch):
     step = SegmentationTask.training_step
 
     def interrupted(task, batch, index):
@@ -99,8 +99,8 @@ def test_stopped_by_the_user_it_says_how_to_go_on(data, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("place", ["prepare_data", "on_train_epoch_end", "predict_held_out"])
-def test_stopped_anywhere_it_can_be_resumed(place, data, tmp_path, monkeypatch):
-    """While it prepares, between two epochs and after the last one."""
+def test_a_training_stopped_at_any_stage_can_be_resumed(place, data, tmp_path, monkeypatch):
+    """Stopped during preparation, between two epochs, and after the last epoch."""
 
     def stop(*_, **__):
         raise KeyboardInterrupt
@@ -115,14 +115,14 @@ def test_stopped_anywhere_it_can_be_resumed(place, data, tmp_path, monkeypatch):
 
 
 def copied(run, data, folder, *without):
-    """A copy of a run that is not finished."""
+    """Copies a run without some of its files."""
     shutil.copytree(run.folder, folder)
     for name in without:
         (folder / name).unlink()
     return folder
 
 
-def test_data_that_were_moved_are_said_to_be_elsewhere(run, data, tmp_path):
+def test_moved_data_are_found_with_the_option(run, data, tmp_path):
     moved = tmp_path / "moved"
     shutil.copytree(data, moved)
     again = copied(run, data, tmp_path / "run", "model.safetensors")
@@ -150,7 +150,7 @@ def test_data_that_were_moved_are_said_to_be_elsewhere(run, data, tmp_path):
         (lambda path: change_json(path.with_name("config.json"), width=8), "does not fit the network of config.json"),
     ],
 )
-def test_a_checkpoint_that_cannot_be_gone_on_from(change, message, run, data, tmp_path):
+def test_an_invalid_checkpoint_is_refused(change, message, run, data, tmp_path):
     again = copied(run, data, tmp_path / "run", "model.safetensors")
     change(again / "last.ckpt")
     with pytest.raises(FileError, match=f"last.ckpt: {message}"):
@@ -172,7 +172,7 @@ def change_json(path, **settings):
         {"patch_size": 16},
     ],
 )
-def test_a_config_that_was_edited_to_what_cannot_be(settings, run, data, tmp_path):
+def test_an_invalid_edited_config_is_refused(settings, run, data, tmp_path):
     again = copied(run, data, tmp_path / "run")
     change_json(again / "config.json", **settings)
     with pytest.raises(FileError, match=r"config\.json: has an invalid value"):
@@ -180,26 +180,26 @@ def test_a_config_that_was_edited_to_what_cannot_be(settings, run, data, tmp_pat
 
 
 @pytest.mark.parametrize("content", ["{}", '{"training": []}', '{"training": 3, "validation": []}', "[]", "{"])
-def test_a_split_that_does_not_say(content, run, data, tmp_path):
+def test_an_invalid_split_is_refused(content, run, data, tmp_path):
     again = copied(run, data, tmp_path / "run", "model.safetensors")
     (again / "split.json").write_text(content)
     with pytest.raises(FileError, match=r"split.json: (has no '|its '\w+' must be a list|is not valid JSON)"):
         train(out=again, resume=True, quiet=True)
 
 
-def test_a_learning_rate_that_yaml_takes_for_text(tmp_path):
+def test_a_learning_rate_that_yaml_reads_as_text(tmp_path):
     file = tmp_path / "config.yaml"
     file.write_text("learning_rate: 1e-3")
     assert settings_from(file, {}).learning_rate == 1e-3
 
 
-def test_a_folder_that_another_process_trains_in(data, tmp_path):
+def test_a_folder_in_use_by_another_process_is_refused(data, tmp_path):
     with locked(tmp_path / "run"), pytest.raises(ValueError, match=f"is in use by process {os.getpid()} on"):
         train(data, out=tmp_path / "run", **SMALL)
 
 
-def test_what_was_killed_before_it_was_a_run_starts_anew(data, tmp_path):
-    """Anything else beside its files is somebody's."""
+def test_a_training_killed_before_its_first_files_starts_again(data, tmp_path):
+    """A folder with other files is refused."""
     out = tmp_path / "run"
     out.mkdir()
     (out / "split.json").write_text("{")
@@ -213,14 +213,14 @@ def test_what_was_killed_before_it_was_a_run_starts_anew(data, tmp_path):
     assert not [path.name for path in out.rglob(".*")]
 
 
-def test_anyone_may_read_the_weights_whom_the_umask_lets(run):
+def test_the_umask_sets_the_permissions_of_the_weights(run):
     umask = os.umask(0o022)
     os.umask(umask)
     assert {path.stat().st_mode & 0o777 for path in (run.weights, run.checkpoint)} == {0o666 & ~umask}
 
 
 def test_two_ranks_train_one_network(data, tmp_path):
-    """Over gloo by torchrun: one checkpoint, one set of weights; the one held-out case is for one of them only."""
+    """With torchrun and gloo: one checkpoint and one set of weights; one rank validates the single held-out case."""
     config = tmp_path / "config.json"
     settings = {name: value for name, value in SMALL.items() if name not in ("quiet", "epochs")}
     config.write_text(json.dumps(settings | {"validate_every": 1}))
@@ -236,11 +236,11 @@ def test_two_ranks_train_one_network(data, tmp_path):
     rows = list(csv.DictReader((again.folder / "metrics.csv").open()))
     assert len(rows) == 1
     assert 0 <= float(rows[0]["dice"]) <= 1
-    assert int(rows[0]["step"]) == 2, "three cases of two patches in batches of two, on two ranks"
+    assert int(rows[0]["step"]) == 2, "three cases with two patches each, in batches of two on two ranks"
 
 
 def test_deep_supervision_and_spacing_per_axis(data, tmp_path):
-    """DynUNet's several outputs train, and the finest is what is predicted."""
+    """Training uses several outputs of DynUNet, and prediction the finest."""
     settings = SMALL | {"network": "DynUNet", "epochs": 1, "at": ("skip",), "strides": [(2, 2, 1), (2, 2, 2)]}
     again = train(data, out=tmp_path / "run", **settings, kernels=[(3, 3, 1), (3, 3, 3), (3, 3, 3)])
     assert again.finished
@@ -288,7 +288,7 @@ def test_a_file_of_settings(data, tmp_path):
         train(data, out=tmp_path / "run", config=file)
 
 
-def test_a_folder_in_use_is_left_alone(run, data):
+def test_a_folder_with_a_run_is_not_changed(run, data):
     before = run.weights.read_bytes()
     with pytest.raises(ValueError, match="is not empty"):
         train(data, out=run.folder, **SMALL)
@@ -326,7 +326,7 @@ def test_predictions_of_the_run_are_in_the_folder(run):
         (None, "cannot be read: Is a directory"),
     ],
 )
-def test_a_file_that_holds_no_settings(content, message, data, tmp_path):
+def test_files_that_are_not_settings_are_refused(content, message, data, tmp_path):
     file = tmp_path / "config.yaml"
     file.mkdir() if content is None else file.write_text(content)
     with pytest.raises(FileError, match=f"config.yaml: {message}"):
@@ -341,7 +341,7 @@ def test_a_file_that_holds_no_settings(content, message, data, tmp_path):
         (lambda text: json.dumps({"format": 0}), "does not have format"),
     ],
 )
-def test_a_run_whose_settings_are_not_those_of_this_version(change, message, run, tmp_path):
+def test_settings_of_another_version_are_refused(change, message, run, tmp_path):
     (tmp_path / "config.json").write_text(change((run.folder / "config.json").read_text()))
     with pytest.raises(FileError, match=f"config.json: {message}"):
         Run.open(tmp_path)
@@ -355,7 +355,7 @@ def test_weights_of_another_network_are_refused(run, tmp_path):
         Run.open(tmp_path / "run").network()
 
 
-def test_a_case_that_is_gone_is_named(run, data, tmp_path):
+def test_a_missing_case_is_named(run, data, tmp_path):
     lost = json.loads((run.folder / "split.json").read_text())["validation"][0]
     shutil.copytree(data, tmp_path / "data")
     (tmp_path / "data" / "images" / f"{lost}.nii.gz").unlink()
@@ -365,7 +365,7 @@ def test_a_case_that_is_gone_is_named(run, data, tmp_path):
         run.cases("validation", dataset)
 
 
-def test_what_is_left_out_is_named_without_bars_too(data, tmp_path, caplog):
+def test_files_that_are_left_out_are_named_when_quiet(data, tmp_path, caplog):
     shutil.copytree(data, tmp_path / "data")
     (tmp_path / "data" / "labels" / "case0.nii.gz").unlink()
     with pytest.raises(ValueError, match="`patch_size`"):
@@ -382,7 +382,7 @@ def simulated(folder, **_):
     raise Simulated(folder)
 
 
-def test_without_data_one_process_simulates_them_and_several_do_not(tmp_path, monkeypatch):
+def test_without_data_only_a_single_process_simulates_a_cohort(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "simulate", simulated)
     with pytest.raises(Simulated) as raised:
         train(out=tmp_path / "run", quiet=True)
@@ -393,7 +393,7 @@ def test_without_data_one_process_simulates_them_and_several_do_not(tmp_path, mo
     assert not (tmp_path / "other").exists()
 
 
-def test_data_that_no_network_can_be_trained_on(data, tmp_path, monkeypatch):
+def test_unusable_data_are_refused(data, tmp_path, monkeypatch):
     dataset = find_dataset(data, labelled=True)
     *others, last = dataset.cases
     more = replace(last, images=last.images * 2)
@@ -407,8 +407,8 @@ def test_data_that_no_network_can_be_trained_on(data, tmp_path, monkeypatch):
         assert not (tmp_path / "run" / "config.json").exists()
 
 
-def test_who_exits_within_a_training_has_not_stopped_it(data, tmp_path, monkeypatch):
-    """Lightning answers Ctrl-C with SystemExit; somebody else's goes on, and Ctrl-C is listened to as before."""
+def test_systemexit_within_a_training_is_not_an_interruption(data, tmp_path, monkeypatch):
+    """Lightning raises SystemExit after Ctrl-C. Any other SystemExit passes, and the signal handler is restored."""
 
     def exits(*_, **__):
         signal.signal(signal.SIGINT, signal.SIG_IGN)

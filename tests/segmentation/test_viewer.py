@@ -1,4 +1,4 @@
-"""The page to look at scans in: what it holds, and that it runs in a browser without a network."""
+"""The viewer page: its content, and that it runs in a browser without a network."""
 
 import base64
 import gzip
@@ -26,7 +26,7 @@ PNG = base64.b64decode(
 
 
 def make_view(affine=AFFINES["LAS, 5 mm slices"], **options):
-    """A CT of whole numbers with labels of two kinds, and weights on part of it."""
+    """A CT with integer intensities and two labels, and attention weights on a part of it."""
     data = np.random.default_rng(0).integers(20, 60, SHAPE).astype(np.float32)
     data[0] = -1024
     labels = np.zeros(SHAPE, np.uint8)
@@ -40,13 +40,13 @@ def make_view(affine=AFFINES["LAS, 5 mm slices"], **options):
 
 
 def volumes_of(page):
-    """The volumes that a page holds."""
+    """The volumes that are embedded in a page."""
     packed = re.findall(r'<script type="application/octet-stream">([^<]+)</script>', page)
     return [nib.Nifti1Image.from_bytes(gzip.decompress(base64.b64decode(one))) for one in packed]
 
 
 @pytest.mark.parametrize("geometry", AFFINES)
-def test_what_is_embedded_is_the_scan_and_its_labels_where_they_are(geometry):
+def test_the_embedded_volumes_have_the_values_and_affines_of_the_scan_and_labels(geometry):
     view, data, labels, weights, there = make_view(AFFINES[geometry])
     scan, reference, network, heat = volumes_of(case_page(view, PNG, simulated=False))
     assert [one.get_data_dtype() for one in (scan, reference, network, heat)] == [np.int16, *[np.uint8] * 3]
@@ -59,7 +59,7 @@ def test_what_is_embedded_is_the_scan_and_its_labels_where_they_are(geometry):
     np.testing.assert_allclose(heat.affine, there, atol=1e-5)
 
 
-def test_intensities_that_are_not_whole_keep_nearly_all_of_themselves():
+def test_fractional_intensities_are_nearly_exact():
     data = np.random.default_rng(0).normal(0, 1e5, SHAPE).astype(np.float32)
     view = view_of("case", nib.Nifti1Image(data, np.eye(4)), {}, LABELS)
     (scan,) = volumes_of(case_page(view, PNG, simulated=False))
@@ -69,7 +69,7 @@ def test_intensities_that_are_not_whole_keep_nearly_all_of_themselves():
     assert data.min() <= low < high <= data.max()
 
 
-def test_a_large_scan_is_thinned_with_its_labels_and_the_page_says_so():
+def test_a_large_scan_is_subsampled_and_the_page_tells_so():
     view, data, labels, _, _ = make_view(voxels=700)
     page = case_page(view, PNG, simulated=False)
     scan, _, network, heat = volumes_of(page)
@@ -82,7 +82,7 @@ def test_a_large_scan_is_thinned_with_its_labels_and_the_page_says_so():
     assert "too many for a page" not in case_page(make_view()[0], PNG, simulated=False)
 
 
-def test_the_page_asks_nobody_for_anything_and_escapes_names():
+def test_the_page_requests_nothing_and_escapes_names():
     page = case_page(make_view()[0], PNG, simulated=True)
     assert "default-src 'none'" in page
     assert not re.search(r"https?:|url\(|@import|<link|<iframe", page)
@@ -105,7 +105,7 @@ def test_windows_are_named_and_labels_coloured_as_in_the_pictures():
     assert [layer.shown for layer in view.layers] == [True, False, True, False]
 
 
-def test_the_script_is_the_one_that_its_readme_names():
+def test_the_script_has_the_checksum_in_its_readme():
     script = gzip.decompress(base64.b64decode(viewer.niivue()))
     readme = files("attn3d.segmentation.reporting").joinpath("niivue", "README.md").read_text()
     assert hashlib.sha256(script).hexdigest() in readme
@@ -114,7 +114,7 @@ def test_the_script_is_the_one_that_its_readme_names():
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     if EXECUTABLE is None:
-        pytest.skip("no chromium or google-chrome is installed, which opens the page")
+        pytest.skip("neither chromium nor google-chrome is installed")
     path = tmp_path_factory.mktemp("page") / "case <1> 100%.html"
     path.write_text(case_page(make_view()[0], PNG, simulated=True), encoding="utf-8")
     return path

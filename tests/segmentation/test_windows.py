@@ -1,4 +1,4 @@
-"""What a CT is shown in follows from its intensities."""
+"""The intensity windows of a CT follow from its intensities."""
 
 import logging
 
@@ -19,7 +19,7 @@ SHAPE = (20, 20, 20)
 
 
 def cohort(folder, air, tissue, label):
-    """A folder as of INSTANCE 2022, with so many HU outside, around the label and in it."""
+    """A data set in the layout of INSTANCE 2022, with given HU of air, tissue and label."""
     for index in range(2):
         generator = np.random.default_rng(index)
         data = generator.normal(tissue, 8, SHAPE)
@@ -39,7 +39,7 @@ def configured(dataset, **settings):
 
 
 def contrast(dataset, windows):
-    """Between the label and what is around it, in the channel that shows it best."""
+    """The contrast of the label with its surroundings, in the channel where it is highest."""
     image = np.asarray(nib.load(dataset.cases[0].images[0]).dataobj)
     channels = to_channels(torch.from_numpy(image)[None], windows)
     inside, around = (channels[:, part, part, part].mean((1, 2, 3)) for part in (slice(8, 14), slice(15, None)))
@@ -61,7 +61,7 @@ def test_other_ct_is_shown_in_windows_of_its_own(tissue, label, tmp_path, caplog
     config = configured(dataset)
     assert config.windows != BRAIN_WINDOWS
     assert config.in_channels == 3
-    assert not caplog.records, "every label is visible"
+    assert not caplog.records, "all labels are visible"
     assert contrast(dataset, config.windows) > 0.5
     level, width = config.windows[0]
     assert level == pytest.approx(label, abs=10)
@@ -72,7 +72,7 @@ def test_a_label_that_is_not_visible_in_given_windows_is_named(tmp_path, caplog)
     dataset = cohort(tmp_path, -1000, -850, -700)
     with caplog.at_level(logging.WARNING, "attn3d"):
         config = configured(dataset, windows=BRAIN_WINDOWS)
-    assert config.windows == BRAIN_WINDOWS, "as it was asked for"
+    assert config.windows == BRAIN_WINDOWS, "given windows must be kept"
     assert contrast(dataset, config.windows) == 0
     assert "The label 'ICH' is not visible: its median of -699" in caplog.text
 

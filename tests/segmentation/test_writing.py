@@ -1,4 +1,4 @@
-"""Whole or not there, named where it fails, one owner at a time, and nothing of the dead left behind."""
+"""Writing of files: complete or not at all, errors with the file name, locks, and removal of leftovers."""
 
 import csv
 import errno
@@ -18,7 +18,7 @@ from attn3d.segmentation.writing import finished_folder, read_json, read_table, 
 
 
 def dead_process():
-    """The number of a process that has ended."""
+    """The id of a process that has ended."""
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
     return process.pid
@@ -29,7 +29,7 @@ def names(folder):
 
 
 @pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "No space left on device"), ValueError("wrong")])
-def test_a_file_that_fails_leaves_what_was_there(failure, tmp_path):
+def test_a_failed_write_keeps_the_old_file(failure, tmp_path):
     path = tmp_path / "result.json"
     path.write_text("before")
 
@@ -41,13 +41,13 @@ def test_a_file_that_fails_leaves_what_was_there(failure, tmp_path):
     with pytest.raises(type(failure)) as raised:
         write()
     if isinstance(failure, OSError):
-        assert raised.value.filename == str(path), "what was to be written is named"
+        assert raised.value.filename == str(path), "the error must name the file"
         assert raised.value.errno == errno.ENOSPC
     assert path.read_text() == "before"
     assert names(tmp_path) == ["result.json"]
 
 
-def test_an_unfinished_name_is_never_named_nor_too_long(tmp_path):
+def test_temporary_names_are_short_and_not_in_errors(tmp_path):
     path = tmp_path / ("n" * 251 + ".csv")
     write_table(path, pd.DataFrame({"a": []}))
     assert names(tmp_path) == [path.name]
@@ -61,7 +61,7 @@ def test_an_unfinished_name_is_never_named_nor_too_long(tmp_path):
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o077])
-def test_the_umask_decides_who_may_read(umask, tmp_path):
+def test_the_umask_sets_the_permissions(umask, tmp_path):
     before = os.umask(umask)
     try:
         with finished_file(tmp_path / "file") as unfinished:
@@ -72,7 +72,7 @@ def test_the_umask_decides_who_may_read(umask, tmp_path):
     assert (tmp_path / "file").stat().st_mode & 0o777 == 0o666 & ~umask
 
 
-def test_a_folder_is_replaced_whole(tmp_path):
+def test_a_folder_is_replaced_completely_or_not_at_all(tmp_path):
     with finished_folder(tmp_path / "cohort") as unfinished:
         (unfinished / "one").touch()
 
@@ -90,7 +90,7 @@ def test_a_folder_is_replaced_whole(tmp_path):
     assert names(tmp_path) == ["cohort"]
 
 
-def test_what_the_dead_left_is_swept_and_what_the_living_write_is_not(tmp_path):
+def test_only_files_of_ended_processes_are_swept(tmp_path):
     here, dead = platform.node(), dead_process()
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     try:
@@ -110,7 +110,7 @@ def test_what_the_dead_left_is_swept_and_what_the_living_write_is_not(tmp_path):
         process.communicate(b"\n")
 
 
-def test_a_folder_has_one_owner_who_is_named(tmp_path):
+def test_a_folder_has_one_owner_and_errors_name_it(tmp_path):
     code = "import sys; from attn3d.segmentation.locks import locked\n"
     code += "with locked(sys.argv[1]): print('here', flush=True); input()"
     command = [sys.executable, "-c", code, str(tmp_path / "run")]
@@ -128,10 +128,10 @@ def test_a_folder_has_one_owner_who_is_named(tmp_path):
     assert names(tmp_path / "run") == []
     with locked(tmp_path / "new"):
         pass
-    assert names(tmp_path) == ["run"], "a folder that was made for nothing is gone"
+    assert names(tmp_path) == ["run"], "an empty folder must be removed"
 
 
-def test_text_is_no_formula_and_names_need_not_be_utf8(tmp_path):
+def test_formulas_and_names_that_are_not_utf8_are_escaped(tmp_path):
     odd = os.fsdecode(b"caf\xe9")
     rows = [["=1+1", -1.5], ["-a", None], ["a=b", "+"], [odd, 1]]
     write_table(tmp_path / "table.csv", pd.DataFrame(rows, columns=["@case", "ml"], dtype=object))
@@ -151,7 +151,7 @@ def test_text_is_no_formula_and_names_need_not_be_utf8(tmp_path):
         ("3", "has no 'overall'"),
     ],
 )
-def test_json_that_cannot_be_used_is_named(content, message, tmp_path):
+def test_invalid_json_is_named(content, message, tmp_path):
     (tmp_path / "scores.json").write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(FileError, match=f"scores.json: {message}"):
         read_json(tmp_path / "scores.json", "overall")
@@ -169,7 +169,7 @@ def test_json_that_cannot_be_used_is_named(content, message, tmp_path):
         (MemoryError(), {"scan.nii": "MemoryError: "}),
     ],
 )
-def test_whatever_a_case_raises_is_its_failure(error, noted):
+def test_an_exception_is_noted_for_its_case(error, noted):
     failed = {}
     with failure_noted("scan.nii", failed):
         raise error
@@ -180,12 +180,12 @@ def test_whatever_a_case_raises_is_its_failure(error, noted):
     assert (str(raised.value.path), raised.value.problem) == (path, problem)
 
 
-def test_nobody_is_kept_from_stopping():
+def test_keyboard_interrupt_is_not_caught():
     with pytest.raises(KeyboardInterrupt), failure_noted("scan.nii", {}):
         raise KeyboardInterrupt
 
 
-def test_tables_are_numbers_by_case(tmp_path):
+def test_tables_have_a_row_of_numbers_for_each_case(tmp_path):
     path = tmp_path / "table.csv"
     write_table(path, pd.DataFrame([["001", 1, 0.1], ["NA", 2, None]], columns=["case", "epoch", "dice"]))
     assert path.read_text() == "case,epoch,dice\n001,1,0.1\nNA,2,\n"
@@ -206,8 +206,8 @@ def test_json_is_plain(tmp_path):
     assert json.loads((tmp_path / "a.json").read_text()) == {"a": [1]}
 
 
-def test_a_folder_that_is_reached_through_none_is_not_replaced(tmp_path):
-    """The operating system says of such a path that nothing is there."""
+def test_a_path_through_a_missing_folder_is_refused(tmp_path):
+    """The operating system reports that nothing exists at such a path."""
     kept = tmp_path / "kept" / "mine.txt"
     kept.parent.mkdir()
     kept.write_text("mine")
@@ -219,8 +219,8 @@ def test_a_folder_that_is_reached_through_none_is_not_replaced(tmp_path):
     assert kept.read_text() == "mine"
 
 
-def test_what_an_earlier_process_of_our_number_left_is_swept(tmp_path):
-    """Numbers are given again, in a container above all; what is unfinished of ours is not there yet."""
+def test_files_of_an_earlier_process_with_our_id_are_swept(tmp_path):
+    """Process ids are reused, especially in containers; this process has no unfinished files yet."""
     (tmp_path / f".unfinished-{platform.node()}--{os.getpid()}-a.csv").touch()
     sweep(tmp_path)
     assert names(tmp_path) == []

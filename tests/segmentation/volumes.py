@@ -1,4 +1,4 @@
-"""Small scans in the geometries that real ones come in."""
+"""Small scans in the geometries of real ones."""
 
 import nibabel as nib
 import numpy as np
@@ -28,7 +28,7 @@ AFFINES = {
 
 
 def scan(data: np.ndarray, affine: np.ndarray, code: int = 1) -> nib.Nifti1Image:
-    """A scan whose sform, and qform where one can say it, hold the affine."""
+    """A scan with the affine as its sform, and as its qform if that can represent it."""
     image = nib.Nifti1Image(data, affine)
     image.set_sform(affine, code)
     image.set_qform(affine, code, strip_shears=True)
@@ -37,7 +37,7 @@ def scan(data: np.ndarray, affine: np.ndarray, code: int = 1) -> nib.Nifti1Image
 
 
 def head(affine: np.ndarray, millimetres: float = 64.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Three nested balls, brighter inwards, filling most of a cube: image and labels 1 to 3."""
+    """The image and the labels, 1 to 3, of three nested balls in a cube; inner balls are brighter."""
     shape = np.rint(millimetres / nib.affines.voxel_sizes(affine)).astype(int)
     index = np.moveaxis(np.indices(shape), 0, -1) - (shape - 1) / 2
     radius = np.linalg.norm(index @ affine[:3, :3].T, axis=-1)

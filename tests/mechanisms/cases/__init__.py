@@ -1,4 +1,4 @@
-"""The cases by the names of their mechanisms, which are those of their files."""
+"""The cases by the name of their mechanism, which is also the name of the file."""
 
 import importlib
 import pkgutil

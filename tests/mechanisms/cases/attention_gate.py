@@ -1,6 +1,6 @@
 """Attention gate, arXiv 1804.03999: y = x a, a = sigma(psi relu(W_x x + W_g g)).
 
-The signal of the tests is every second voxel of x, its channels repeated, so that the mechanism is one of x alone.
+In the tests, the signal is every second voxel of x with its channels repeated, so that x is the only input.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from tests.references.plain import batch_norm, linear, pointwise, relu, sigmoid,
 def signal_of(x: Tensor, channels: int) -> Tensor:
     coarse = x[(slice(None), slice(None), *[slice(None, None, 2)] * (x.dim() - 2))]
     if channels == x.shape[1]:
-        return coarse  # a view, as no copy of the signal is to count for what the gate keeps
+        return coarse  # a view: a copy would count as memory that the gate saves
     return torch.cat([coarse] * -(-channels // x.shape[1]), 1)[:, :channels]
 
 
 class AttentionGateAlone(attn3d.AttentionGate):
-    """Called with x alone."""
+    """An attention gate that is called with x only."""
 
     takes_signal = False
 
@@ -58,7 +58,7 @@ def strided(values, weight, stride):
 
 
 def resized(values, shape):
-    """Linear interpolation between the centres of voxels, constant beyond the outermost."""
+    """Linear interpolation between the centres of voxels, constant beyond the outermost centres."""
     given, result = shape_of(values), {}
     for index in itertools.product(*map(range, shape)):
         near = []
@@ -121,7 +121,7 @@ def attention_gate(
 
 
 class PlainAttentionGate(nn.Module):
-    """As it is copied from network to network."""
+    """The attention gate as it is commonly written."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -154,7 +154,7 @@ def keys(n):
 
 
 def without_axis(parameters, axis):
-    """A kernel as wide as its stride meets an axis of one voxel with its first slice."""
+    """On an axis of one voxel, only the first slice of a strided kernel has an effect."""
     parameters[0] = parameters[0].narrow(2 + axis, 0, 1)
     return parameters
 
@@ -174,11 +174,11 @@ def a_signal_that_does_not_fit_is_refused() -> None:
         with pytest.raises(ValueError, match=re.escape(message)):
             gate(x, torch.randn(shape))
     with pytest.raises(ValueError, match="`x` must have 4 channels, got 6"):
-        gate(torch.randn(2, 6, 2, 2, 2), x)  # the two confused
+        gate(torch.randn(2, 6, 2, 2, 2), x)  # arguments in the wrong order
 
 
-def any_sizes_go_together() -> None:
-    """64 and 65 voxels, and axes of one, which stop the released code."""
+def any_two_sizes_are_accepted() -> None:
+    """Also odd sizes and axes of one voxel, where the released code fails."""
     for variant in ("compact", "paper"):
         gate = attn3d.AttentionGate(3, 4, gating_channels=6, variant=variant).eval()
         for size, coarse in (
@@ -190,7 +190,7 @@ def any_sizes_go_together() -> None:
             assert gate(torch.randn(1, 4, *size), torch.randn(1, 6, *coarse)).shape == (1, 4, *size)
 
 
-def the_last_voxel_of_an_odd_axis_is_seen() -> None:
+def the_last_voxel_of_an_odd_axis_has_an_effect() -> None:
     gate = attn3d.AttentionGate(1, 4, variant="paper").eval()
     x, signal = torch.randn(1, 4, 5), torch.randn(1, 4, 3)
     other = x.clone()
@@ -198,19 +198,19 @@ def the_last_voxel_of_an_odd_axis_is_seen() -> None:
     assert not torch.equal(gate.spatial_gate(x, signal)[..., -1], gate.spatial_gate(other, signal)[..., -1])
 
 
-def a_script_is_the_gate() -> None:
+def a_script_equals_the_gate() -> None:
     for variant in ("compact", "paper"):
         gate = attn3d.AttentionGate(3, 8, gating_channels=12, variant=variant).eval()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the age of TorchScript
+            warnings.simplefilter("ignore")  # TorchScript is deprecated
             scripted = torch.jit.script(gate)
         for size, coarse in (((5, 7, 4), (3, 4, 2)), ((4, 4, 4), (4, 4, 4)), ((1, 1, 1), (1, 2, 1))):
             x, signal = torch.randn(2, 8, *size), torch.randn(2, 12, *coarse)
             torch.testing.assert_close(scripted(x, signal), gate(x, signal))
 
 
-def compact_is_monai_s() -> None:
-    # Not at the top: processes that the tests start import the cases, and MONAI takes seconds.
+def the_compact_form_equals_monai() -> None:
+    # Imported here, because processes that the tests start import the cases, and importing MONAI takes seconds.
     from monai.networks.nets.attentionunet import AttentionBlock
 
     theirs, ours = (
@@ -223,7 +223,7 @@ def compact_is_monai_s() -> None:
             nn.init.normal_(parameter)
         conv.weight.data.copy_(convolution.conv.weight.data)
         own.load_state_dict(norm.state_dict())
-        own.running_mean -= convolution.conv.bias.data  # what their bias does to what the norm sees
+        own.running_mean -= convolution.conv.bias.data  # our convolution has no bias
     x, signal = torch.randn(2, 8, 3, 4, 5).double(), torch.randn(2, 6, 3, 4, 5).double()
     torch.testing.assert_close(ours(x, signal), theirs(g=signal, x=x))
 
@@ -254,9 +254,9 @@ CASE = Case(
     faults=[
         one_tensor_is_refused,
         a_signal_that_does_not_fit_is_refused,
-        any_sizes_go_together,
-        the_last_voxel_of_an_odd_axis_is_seen,
-        compact_is_monai_s,
-        a_script_is_the_gate,
+        any_two_sizes_are_accepted,
+        the_last_voxel_of_an_odd_axis_has_an_effect,
+        the_compact_form_equals_monai,
+        a_script_equals_the_gate,
     ],
 )

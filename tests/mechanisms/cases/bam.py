@@ -92,7 +92,7 @@ def _paper(values, parameters, statistics, training, hidden, kernel, dilation):
 
 
 class PlainBAM(nn.Module):
-    """One gate of a channel and a spatial map, both expanded before they are added."""
+    """One gate from the sum of a channel map and a spatial map, both expanded."""
 
     def __init__(self, channels: int, reduction: int = 16, kernel_size: int = 7) -> None:
         super().__init__()

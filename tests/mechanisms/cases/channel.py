@@ -12,7 +12,7 @@ from tests.references.plain import Volume, dot, largest_divisor, pointwise, soft
 
 
 def default_heads(channels: int) -> int:
-    """At most 8, of two channels at least."""
+    """At most 8 heads, with at least two channels each."""
     return largest_divisor(channels, max(1, min(8, channels // 2)))
 
 
@@ -28,7 +28,7 @@ def channel_self_attention(x, parameters, statistics, training, *, variant="comp
 
 
 def over_channels(q: Volume, k: Volume, v: Volume, temperature: Tensor, heads: int) -> Volume:
-    """Every channel as a weighted sum of the channels of its head."""
+    """Each channel becomes a weighted sum of the channels of its head."""
     of_q, of_k, of_v = (torch.stack(list(values.values()), 2).unbind(1) for values in (q, k, v))  # rows (B, N)
     of_q, of_k = ([row / torch.sqrt(dot(row, row))[:, None] for row in rows] for rows in (of_q, of_k))
     width, attended = len(of_v) // heads, []
@@ -68,8 +68,8 @@ def keys(n):
     return {"default": every(4), "one_head": every(1)}
 
 
-def it_is_the_channel_branch_of_danet_without_lengths_and_temperature():
-    """Given channels of unit length, a temperature of 1 and identities around it: y = x + Q at beta 1, less x."""
+def channels_of_unit_length_give_the_channel_branch_of_danet():
+    """With a temperature of 1 and identity projections, it equals Q, which is DANet's y - x at beta 1."""
     x = torch.randn(2, 4, 3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     x = x / x.flatten(2).norm(dim=2)[..., None, None]
     module, branch = attn3d.ChannelSelfAttention(2, 4, num_heads=1).double(), attn3d.ChannelAttention(2, 4).double()
@@ -94,7 +94,7 @@ def a_channel_of_zeros_gives_finite_values_and_gradients():
 
 
 def weights_do_not_grow_with_the_volume():
-    """The same volume twice over has the same weights: products are of channels of unit length."""
+    """Repeating a volume does not change the weights, because channels are divided by their lengths."""
     x = torch.randn(1, 8, 4, 5, generator=torch.Generator().manual_seed(0)).double()
     module = attn3d.ChannelSelfAttention(2, 8, num_heads=2).double()
     twice = torch.cat([x, x], 3)
@@ -102,7 +102,7 @@ def weights_do_not_grow_with_the_volume():
     torch.testing.assert_close(*affinities)
 
 
-def heads_do_not_meet():
+def heads_are_separate():
     module = attn3d.ChannelSelfAttention(1, 6, num_heads=3)
     rows = module.attention_weights(torch.randn(2, 6, 7, generator=torch.Generator().manual_seed(0)))["affinity"]
     assert ((rows > 0) == torch.block_diag(*[torch.ones(2, 2)] * 3).bool()).all()
@@ -121,9 +121,9 @@ CASE = Case(
     kinds=[{"num_heads": 2.0}],
     is_set=True,
     faults=[
-        it_is_the_channel_branch_of_danet_without_lengths_and_temperature,
+        channels_of_unit_length_give_the_channel_branch_of_danet,
         a_channel_of_zeros_gives_finite_values_and_gradients,
         weights_do_not_grow_with_the_volume,
-        heads_do_not_meet,
+        heads_are_separate,
     ],
 )

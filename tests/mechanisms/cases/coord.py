@@ -1,4 +1,4 @@
-"""Coordinate attention, arXiv 2103.02907: x times a gate per axis, from the means over all others."""
+"""Coordinate attention, arXiv 2103.02907: x times a gate for each axis, from the means over all other axes."""
 
 from __future__ import annotations
 
@@ -85,15 +85,15 @@ def count(c, n, variant):
 
 
 def permuted(parameters, order):
-    """A weight and a bias for every axis are the last."""
+    """The last parameters are a weight and a bias for each axis."""
     first = len(parameters) - 2 * len(order)
     gates = [parameters[first + 2 * axis : first + 2 * axis + 2] for axis in order]
     return parameters[:first] + list(itertools.chain(*gates))
 
 
 def without_axis(parameters, axis):
-    """The gate of the axis has no counterpart: it is saturated at one by a large bias."""
-    first = 4 + 2 * axis  # behind the shared layer and the norm
+    """The gate of the axis has no counterpart: a large bias saturates it at one."""
+    first = 4 + 2 * axis  # after the shared layer and the norm
     parameters[first].zero_()
     parameters[first + 1].fill_(50.0)
     return parameters[:first] + parameters[first + 2 :]
@@ -125,6 +125,6 @@ CASE = Case(
         "norm": NORMS,
     },
     permuted=permuted,
-    collapses="in evaluation",  # in training its norm counts the axis that is left out
+    collapses="in evaluation",  # in training, the statistics of the norm include the removed axis
     without_axis=without_axis,
 )

@@ -43,7 +43,7 @@ def channel_prior(x, parameters, statistics, training, *, variant="compact", red
 
 
 class PlainCPCA(nn.Module):
-    """One pointwise layer in three places, a gate per channel, strips of three lengths."""
+    """One pointwise layer used three times, a gate for each channel, strips of three lengths."""
 
     def __init__(self, channels: int, reduction: int = 4) -> None:
         super().__init__()
@@ -111,7 +111,7 @@ def the_channel_gate_reaches_up_to_two():
     assert (gate > 1).any()
 
 
-def the_output_is_made_of_the_weights_that_are_reported():
+def the_output_follows_from_the_reported_weights():
     module, x = CPCA(3, 6).double(), torch.randn(2, 6, 4, 2, 3, dtype=torch.float64)
     weights = module.attention_weights(x)
     inner = nn.functional.gelu(module.pointwise(x)) * weights["channel"]
@@ -130,7 +130,7 @@ CASE = Case(
     published=[(64, 2, {}, 13_328), (64, 3, {}, 22_416)],
     drawn={"reduction": REDUCTIONS},
     smaller_channels=2,
-    in_order=["default"],  # a bias between two strips is cut off at the border of the second alone
+    in_order=["default"],  # the bias of the first strip is cut off at the border of the second
     without_axis=without_axis,
-    faults=[the_channel_gate_reaches_up_to_two, the_output_is_made_of_the_weights_that_are_reported],
+    faults=[the_channel_gate_reaches_up_to_two, the_output_follows_from_the_reported_weights],
 )

@@ -105,7 +105,7 @@ class PlainDual(nn.Module):
         super().__init__()
         inner = max(1, channels // reduction)
         self.alpha = nn.Parameter(torch.zeros(()))
-        # In a container, since a module gives its own parameters before those of its children: beta comes last.
+        # In a container, because a module lists its own parameters before those of its children: beta comes last.
         self.position = nn.ModuleList([nn.Conv3d(channels, width, 1) for width in (inner, inner, channels)])
         self.scales = nn.ParameterList([torch.zeros(())])
 

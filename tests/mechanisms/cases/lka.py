@@ -29,7 +29,7 @@ def large_kernel_attention(
 
 
 class PlainLKA(nn.Module):
-    """Depthwise kernels along every axis, local and dilated, a pointwise one, and a product."""
+    """Local and dilated depthwise kernels along each axis, a pointwise kernel, and a product."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ def without_axis(parameters, axis):
     """The kernels along the axis have no counterpart in the compact form: they become the identity."""
     dims = (len(parameters) - 2) // 4
     if len(parameters) == 6:
-        return parameters  # of the paper's form: two whole kernels and the pointwise one
+        return parameters  # the paper's form: two full kernels and the pointwise one
     kept = []
     for place in range(0, len(parameters) - 2, 2):
         weight, bias = parameters[place : place + 2]
@@ -115,7 +115,7 @@ CASE = Case(
     },
     smaller={"kernel_size": 3, "dilated_kernel_size": 3, "dilation": 1},
     smaller_channels=2,
-    in_order=["default"],  # a bias between two kernels is cut off at the border of the second alone
+    in_order=["default"],  # the bias of the first kernel is cut off at the border of the second
     without_axis=without_axis,
     faults=[a_voxel_sees_eleven_voxels_to_each_side],
 )

@@ -33,7 +33,7 @@ def multi_head_self_attention(x, parameters, statistics, training, *, variant="c
 
 
 class PlainMHSA(nn.Module):
-    """Self-attention of several heads, with a score for every pair."""
+    """Multi-head self-attention with a score for every pair."""
 
     def __init__(self, channels: int, heads: int | None = None) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Paired attention, arXiv 2212.04497: half of channels, half of voxels to pooled voxels, q and k in common."""
+"""Paired attention, arXiv 2212.04497: channel attention and attention to pooled voxels, with shared q and k."""
 
 from __future__ import annotations
 
@@ -90,8 +90,8 @@ def keys(n):
     return {"default": every(4), "one_head": every(1)}
 
 
-def the_values_of_a_voxel_stay_with_it():
-    """In the authors' code they end up in others. Blocks of one voxel, queries that find their own key alone."""
+def values_stay_at_their_voxel():
+    """The authors' code mixes voxels. Here blocks are single voxels, and each query matches only its own key."""
     channels, shape = 8, (2, 2, 2)
     module = attn3d.PairedAttention(3, channels, num_heads=1, pattern=("pooled_keys", {"stride": 1})).double()
     eye = torch.eye(channels, dtype=torch.float64)
@@ -99,7 +99,7 @@ def the_values_of_a_voxel_stay_with_it():
         module.qkv.weight.copy_(torch.cat([1000 * eye, eye, 0 * eye, eye]))
         module.spatial_out.weight.copy_(eye[:4])
         module.spatial_out.bias.zero_()
-    x = eye.view(1, channels, *shape)  # voxel i has channel i alone
+    x = eye.view(1, channels, *shape)  # in voxel i, only channel i is not zero
     found = module(x)[:, 4:]
     for number, voxel in enumerate(itertools.product(range(2), repeat=3)):
         expected = eye[number][:4] if number < 4 else torch.zeros(4, dtype=torch.float64)
@@ -107,7 +107,7 @@ def the_values_of_a_voxel_stay_with_it():
 
 
 def one_module_takes_every_number_of_voxels():
-    """The published matrix of N to 64 tokens is tied to one N."""
+    """The published matrix from N to 64 tokens works for one N only."""
     module = attn3d.PairedAttention(3, 8)
     for shape in ((1, 1, 1), (5, 9, 2), (16, 4, 8)):
         assert module(torch.zeros(1, 8, *shape)).shape == (1, 8, *shape)
@@ -126,5 +126,5 @@ CASE = Case(
     weights={"query": (2, 4, 3, 1, 1, 2), "affinity": (2, 8, 8)},
     values=[{"num_heads": 3}, {"num_heads": 0}],
     kinds=[{"num_heads": 2.0}],
-    faults=[the_values_of_a_voxel_stay_with_it, one_module_takes_every_number_of_voxels],
+    faults=[values_stay_at_their_voxel, one_module_takes_every_number_of_voxels],
 )

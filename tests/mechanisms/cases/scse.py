@@ -26,7 +26,7 @@ def concurrent(x, parameters, statistics, training, *, variant="compact", reduct
 
 
 class PlainSCSE(nn.Module):
-    """Two gated maps and the larger of them."""
+    """The maximum of two gated maps."""
 
     def __init__(self, channels: int, reduction: int = 2) -> None:
         super().__init__()
@@ -51,8 +51,8 @@ def keys(n):
     return {"default": every, "sum": every}
 
 
-def both_modes_are_made_of_the_gates_that_are_reported():
-    """Of products, not of gates: where x is negative the larger product has the smaller gate."""
+def both_modes_follow_from_the_reported_gates():
+    """The maximum is that of products: where x is negative, the larger product has the smaller gate."""
     x = torch.randn(2, 6, 4, 2, 3, dtype=torch.float64)
     for mode, join in (("max", torch.maximum), ("sum", torch.add)):
         module = SCSE(3, 6, mode=mode).double()
@@ -60,8 +60,8 @@ def both_modes_are_made_of_the_gates_that_are_reported():
         torch.testing.assert_close(module(x), join(x * weights["channel"], x * weights["spatial"]))
 
 
-def the_gate_of_a_voxel_is_one_number():
-    """A copy that is widely used has C of them, another no sigmoid."""
+def the_spatial_gate_has_one_channel():
+    """In one widely used implementation it has C channels; another has no sigmoid."""
     spatial = SCSE(3, 6).attention_weights(torch.randn(2, 6, 4, 2, 3))["spatial"]
     assert spatial.shape == (2, 1, 4, 2, 3)
     assert ((spatial > 0) & (spatial < 1)).all()
@@ -81,5 +81,5 @@ CASE = Case(
     values=[{"mode": "add"}],
     drawn={"reduction": REDUCTIONS, "mode": ["max", "sum"]},
     is_set=True,
-    faults=[both_modes_are_made_of_the_gates_that_are_reported, the_gate_of_a_voxel_is_one_number],
+    faults=[both_modes_follow_from_the_reported_gates, the_spatial_gate_has_one_channel],
 )

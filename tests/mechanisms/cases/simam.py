@@ -35,7 +35,7 @@ class PlainSimAM(nn.Module):
 
 
 def a_single_voxel_or_a_constant_volume_is_finite():
-    """The authors' code divides by N - 1: not a number on one voxel."""
+    """The authors' code divides by N - 1, which gives NaN for one voxel."""
     for x in (torch.randn(2, 3, 1, 1, 1), torch.full((2, 3, 4, 1, 2), -3.0)):
         x.requires_grad_()
         y = SimAM(3, 3)(x)

@@ -1,4 +1,4 @@
-"""Selective kernel, arXiv 1903.06586: branches of growing field, a softmax over them per channel."""
+"""Selective kernel, arXiv 1903.06586: branches with growing receptive fields, a softmax over branches per channel."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def selective_kernel(
 
 
 class PlainSK(nn.Module):
-    """Branches that are stacked, weighed and summed."""
+    """Stacks, weights and sums the branches."""
 
     def __init__(self, channels: int, branches: int = 2, reduction: int = 16, groups: int = 32) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class PlainSK(nn.Module):
         self.softmax = nn.Softmax(1)
 
     def merge(self, maps: list[Tensor]) -> Tensor:
-        """What follows the convolutions."""
+        """Merges the outputs of the convolutions."""
         stacked = torch.stack(maps, 1)
         hidden = self.squeeze(self.pool(stacked.sum(1)).flatten(1))
         weights = self.softmax(torch.stack([select(hidden) for select in self.select], 1))

@@ -17,7 +17,7 @@ def triplet_attention(x, parameters, statistics, training, *, variant="compact",
     values = voxels(x)
     total = dict.fromkeys(values, 0.0)
     for pooled in [*range(axes), None]:
-        cells = {}  # place among what is left, the channels in the place of the axis -> what is pooled
+        cells = {}  # index without the axis (the channels take its place) -> values to pool
         for index, value in values.items():
             for channel, entry in enumerate(value.unbind(1)):
                 place = index if pooled is None else (*index[:pooled], channel, *index[pooled + 1 :])
@@ -35,7 +35,7 @@ def triplet_attention(x, parameters, statistics, training, *, variant="compact",
 
 
 class PlainTriplet(nn.Module):
-    """A branch for each axis and one for the channels, by permutations."""
+    """A branch for each axis and one for the channels, with permutations."""
 
     def __init__(self, channels: int, kernel_size: int = 7) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ def keys(n):
 
 
 def permuted(parameters, order):
-    """A branch for every axis, then that of the channels, of three parameters each."""
+    """A branch for each axis, then the branch of the channels, with three parameters each."""
     branches = [parameters[3 * axis : 3 * axis + 3] for axis in (*order, len(order))]
     return list(itertools.chain(*branches))
 
@@ -95,5 +95,5 @@ CASE = Case(
     drawn={"kernel_size": [1, 3, 7], "norm": NORMS},
     smaller={"kernel_size": 3},
     permuted=permuted,
-    collapses="never",  # an axis of size 1 has a gate still, in the mean of all
+    collapses="never",  # the gate of an axis of size 1 is part of the mean
 )
