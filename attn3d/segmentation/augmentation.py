@@ -60,16 +60,18 @@ class Augmentation:
         image, classes = image.flip([axis + 1 for axis in axes]), classes.flip(axes)
         for chance, transform in self._scanner:
             if random.random() < chance:
-                image = _with_statistics_kept(image, _seeded(transform, random))
+                _seed(transform, random)
+                image = _with_statistics_kept(image, transform)
         if random.random() < 0.3:
             # Statistics are not kept here: noise in a patch of air alone would be scaled to nothing.
-            image = _plain(_seeded(self._noise, random)(image))
+            _seed(self._noise, random)
+            image = _plain(self._noise(image))
         return image, classes
 
 
-def _seeded(transform: RandomizableTransform, random: np.random.Generator) -> RandomizableTransform:
-    """Returns the transform, with a seed that is drawn for it."""
-    return transform.set_random_state(int(random.integers(2**32)))
+def _seed(transform: RandomizableTransform, random: np.random.Generator) -> None:
+    """Draws a seed for the transform."""
+    transform.set_random_state(int(random.integers(2**32)))
 
 
 def _with_statistics_kept(image: Tensor, transform: RandomizableTransform) -> Tensor:
