@@ -2,7 +2,7 @@
 
     pip install nnunetv2==2.8.1
     attn3d train --data Task04_Hippocampus --minutes 30 --out run
-    python -m examples.benchmarks.nnunet_task04 Task04_Hippocampus run --minutes 30 --out nnunet
+    python -m examples.benchmarks.task04_nnunet Task04_Hippocampus run --minutes 30 --out nnunet
     attn3d evaluate nnunet/predictions run/validation/references
 
 nnU-Net plans, preprocesses, augments and trains by itself (`3d_fullres`). Its learning rate falls to zero over the
@@ -62,7 +62,7 @@ def main(
 
 
 def write_raw(data: Path, folder: Path) -> None:
-    """Lays the data out as nnU-Net wants it."""
+    """Writes the data in the layout of nnU-Net."""
     for part in ("imagesTr", "labelsTr"):
         (folder / part).mkdir(parents=True, exist_ok=True)
     labels = sorted((data / "labelsTr").glob("[!.]*.nii.gz"))
