@@ -168,7 +168,7 @@ def test_errors_of_export(tmp_path, monkeypatch):
     with pytest.raises(FileError, match="run: already exists, and is not an export; choose another folder"):
         export(run.folder, tmp_path / "run", overwrite=True)
     export(run.folder, tmp_path / "bundle")
-    with pytest.raises(FileError, match="bundle: already exists; choose another folder, or allow"):
+    with pytest.raises(FileError, match="bundle: already exists; choose another folder, or overwrite it"):
         export(run.folder, tmp_path / "bundle")
     export(run.folder, tmp_path / "bundle", overwrite=True)
     monkeypatch.setitem(sys.modules, "onnxscript", None)

@@ -200,7 +200,7 @@ def diverged(monkeypatch):
 def test_an_output_that_is_not_finite_ends_a_validation(diverged):
     batch = {"image": torch.zeros(1, 1, 8, 8, 8), "label": torch.zeros(8, 8, 8), "name": "case7"}
     diverged.on_validation_epoch_start()
-    with pytest.raises(Diverged, match=r"the network's output is not finite in epoch 5; .* look at the .* of case7$"):
+    with pytest.raises(Diverged, match=r"the network's output is not finite in epoch 5; .* check the voxels of case7$"):
         diverged.validation_step(batch, 0)
 
 
