@@ -27,12 +27,12 @@ class Augmentation:
     def __init__(self, spacing: Sequence[float], mirror: Sequence[int], hounsfield: bool):
         self.spacing, self.mirror, self.hounsfield = np.array(spacing), tuple(mirror), hounsfield
         self.warped = 0.3 if hounsfield else 0.2  # a minority of the patches, since interpolation blurs them
-        self._noise = RandGaussianNoise(prob=1.0, std=_NOISE_HU if hounsfield else _NOISE)
-        self._scanner: list[tuple[float, RandomizableTransform]] = []
+        noise = RandGaussianNoise(prob=1.0, std=_NOISE_HU if hounsfield else _NOISE)
+        self._intensities: list[tuple[float, RandomizableTransform]] = [(0.3, noise)]
         if not hounsfield:
             bias = RandBiasField(prob=1.0, degree=2, coeff_range=(-_BIAS, _BIAS))
             contrast = RandAdjustContrast(prob=1.0, gamma=(0.7, 1.5))
-            self._scanner = [(0.3, bias), (0.15, contrast)]
+            self._intensities = [(0.3, bias), (0.15, contrast), (0.3, noise)]
 
     def draw_affine(self, random: np.random.Generator) -> np.ndarray | None:
         """Draws a matrix from voxels of the patch to those of the scan, relative to their centres; mostly None."""
@@ -58,30 +58,22 @@ class Augmentation:
         """
         axes = [axis for axis in self.mirror if random.random() < 0.5]
         image, classes = image.flip([axis + 1 for axis in axes]), classes.flip(axes)
-        for chance, transform in self._scanner:
+        for chance, transform in self._intensities:
             if random.random() < chance:
-                _seed(transform, random)
-                image = _with_statistics_kept(image, transform)
-        if random.random() < 0.3:
-            # Statistics are not kept here: noise in a patch of air alone would be scaled to nothing.
-            _seed(self._noise, random)
-            image = _plain(self._noise(image))
+                transform.set_random_state(int(random.integers(2**32)))
+                image = self._changed(image, transform)
         return image, classes
 
-
-def _seed(transform: RandomizableTransform, random: np.random.Generator) -> None:
-    """Draws a seed for the transform."""
-    transform.set_random_state(int(random.integers(2**32)))
-
-
-def _with_statistics_kept(image: Tensor, transform: RandomizableTransform) -> Tensor:
-    """Transforms intensities and restores their mean and standard deviation."""
-    axes = tuple(range(1, image.dim()))
-    darkest = image.amin(axes, keepdim=True)  # a bias field multiplies intensities above the darkest
-    changed = _plain(transform(image - darkest))
-    deviation, mean = torch.std_mean(image, axes, keepdim=True)
-    of_changed, mean_of_changed = torch.std_mean(changed, axes, keepdim=True)
-    return (changed - mean_of_changed) * (deviation / of_changed.clamp(min=1e-6)) + mean
+    def _changed(self, image: Tensor, transform: RandomizableTransform) -> Tensor:
+        """Changes intensities. If they are not Hounsfield units, mean and standard deviation are restored."""
+        if self.hounsfield:
+            return _plain(transform(image))
+        axes = tuple(range(1, image.dim()))
+        darkest = image.amin(axes, keepdim=True)  # a bias field multiplies intensities above the darkest
+        changed = _plain(transform(image - darkest))
+        deviation, mean = torch.std_mean(image, axes, keepdim=True)
+        of_changed, mean_of_changed = torch.std_mean(changed, axes, keepdim=True)
+        return (changed - mean_of_changed) * (deviation / of_changed.clamp(min=1e-6)) + mean
 
 
 def _plain(image: Tensor | np.ndarray) -> Tensor:
