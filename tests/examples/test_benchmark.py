@@ -143,6 +143,7 @@ def test_peers_are_measured_or_listed_as_missing(measured):
     assert "timm_3d EcaModule" not in {row["beside"] for row in peers}  # eca was not selected
 
 
+@pytest.mark.nightly
 def test_groups_are_compared_with_an_older_checkout(measured):
     _, found, _ = measured("groups")
     rows = [row for row in found["groups"] if row["group"]]
@@ -162,6 +163,7 @@ def test_groups_are_compared_with_an_older_checkout(measured):
         assert 4 <= measures[f"peak, forward, {counted}"]["other"] < 6  # MiB, the peak of the stand-in
 
 
+@pytest.mark.nightly
 def test_groups_are_compared_with_matrix_products_and_swin(measured):
     _, found, _ = measured("groups")
     others = [row for row in found["groups"] if not row["group"]]

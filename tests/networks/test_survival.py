@@ -92,7 +92,7 @@ def test_compile(name: str) -> None:
         torch.testing.assert_close(gradient, parameter.grad, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", some(["every way", "sums"], lambda name: name == "sums"))
+@pytest.mark.parametrize("name", some(["every way", "sums"], lambda name: name != "sums"))
 def test_export_and_onnx(name: str) -> None:
     """With dynamic batch and space: the exported program and its ONNX model run on another shape."""
     net, x, other = NETWORKS[name]().eval(), image(name), image(name, batch=3, size=24)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from importlib.metadata import version
 
 import nibabel as nib
 import numpy as np
@@ -37,7 +38,7 @@ def test_a_run_has_its_settings_metrics_and_scores(run, data):
     config = json.loads((run.folder / "config.json").read_text())
     assert config["data"] == str(data)
     assert config["attention"] == ["se", {"reduction": 1}]
-    assert config["versions"]["torch"] == torch.__version__
+    assert config["versions"]["torch"] == version("torch")
     assert Run.open(run.folder).config == run.config
     rows = list(csv.DictReader((run.folder / "metrics.csv").open()))
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
@@ -219,6 +220,7 @@ def test_the_umask_sets_the_permissions_of_the_weights(run):
     assert {path.stat().st_mode & 0o777 for path in (run.weights, run.checkpoint)} == {0o666 & ~umask}
 
 
+@pytest.mark.nightly
 def test_two_ranks_train_one_network(data, tmp_path):
     """With torchrun and gloo: one checkpoint and one set of weights; one rank validates the single held-out case."""
     config = tmp_path / "config.json"
