@@ -174,14 +174,12 @@ def of_every_mechanism() -> list[tuple[nn.Module, Tensor]]:
     return [(every_way(2, name, variant="paper"), image("every way")) for name in OF_ONE_MAP]
 
 
-def of_the_default() -> list[tuple[nn.Module, Tensor]]:
+def of_every_way() -> list[tuple[nn.Module, Tensor]]:
     return [(NETWORKS[name]().eval(), image(name)) for name in ("every way", "sums")]
 
 
-@pytest.mark.parametrize(
-    "make",
-    [of_the_default, *(pytest.param(make, marks=pytest.mark.nightly) for make in (of_the_zoo, of_every_mechanism))],
-)
+@pytest.mark.nightly
+@pytest.mark.parametrize("make", [of_every_way, of_the_zoo, of_every_mechanism])
 def test_fresh_processes(make: Callable[[], list[tuple[nn.Module, Tensor]]], tmp_path: pathlib.Path) -> None:
     """Two other processes load whole saved networks, add hooks, and train them together with gloo."""
     with torch.no_grad():
