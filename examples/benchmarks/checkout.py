@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,8 +69,13 @@ def checkout(root: Path, device: str) -> Iterator[Callable[[str, Case], float]]:
     with subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True) as process:
 
         def ask(measure: str, case: Case) -> float:
-            print(json.dumps([measure, case]), file=process.stdin, flush=True)
-            answer = process.stdout.readline()
+            answer = ""
+            try:
+                print(json.dumps([measure, case]), file=process.stdin, flush=True)
+                answer = process.stdout.readline()
+            except BrokenPipeError:  # the process ended before the question
+                with suppress(BrokenPipeError):  # what was not sent is flushed once more
+                    process.stdin.close()
             if not answer:
                 message = f"the library in {root} cannot run {case}; its process ended with the error above"
                 raise typer.BadParameter(message, param_hint="--beside")
