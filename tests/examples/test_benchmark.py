@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -277,6 +278,24 @@ def test_a_checkout_that_does_not_run_is_one_error(invoke, tmp_path):
     result = invoke("--what", "groups", *options, "--beside", tmp_path)
     assert result.exit_code == 2
     assert "its process ended with the error above" in " ".join(result.output.replace("│", " ").split())
+
+
+def test_a_checkout_whose_process_has_ended_is_one_error(example, tmp_path, monkeypatch):
+    """Whether it ends before or after the question depends on the machine; here it has ended before."""
+    from examples.benchmarks.checkout import Case, checkout
+
+    class Ended(subprocess.Popen):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            self.wait(timeout=120)
+
+    monkeypatch.setattr(subprocess, "Popen", Ended)
+    package = tmp_path / "attn3d"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise ImportError('needs an older torch')")
+    case = Case("window", {"size": 2}, 2, "float32", training=False, threads=1)
+    with pytest.raises(typer.BadParameter, match="its process ended with"), checkout(tmp_path, "cpu") as ask:
+        ask("seconds", case)
 
 
 def test_a_file_is_not_overwritten(invoke, tmp_path):
