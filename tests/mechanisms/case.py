@@ -76,9 +76,10 @@ class Case:
         plain: the 3-D compact form as it is commonly written, with its parameters in the library's order.
         floor: the passes over a map that bound its time.
         kept: limit of the memory saved for backward beyond input and output, in maps; None for no limit.
-        time: limit of the training time, relative to the plain form; None for no limit.
+        time: limit of the training time, relative to the plain form; None for no limit. For a new mechanism, start from
+            the limits of a similar one.
         weights: names and shapes of `attention_weights` at (2, 8, 4, 3, 5), with three queries if it takes any.
-        output: the output from x and the weights, if it follows from them.
+        output: the output from x and the weights, if it follows from them; `gated` for gates between 0 and 1.
         identity: the forms that are the identity at the start.
         values: options with invalid values.
         kinds: options with invalid types.
