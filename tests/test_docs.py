@@ -8,12 +8,10 @@ import functools
 import importlib
 import importlib.util
 import inspect
-import json
 import re
 from pathlib import Path
 
 import nbformat
-import numpy as np
 import pytest
 import torch
 from mktestdocs import check_md_file
@@ -22,8 +20,7 @@ from nbclient import NotebookClient
 
 import attn3d
 from attn3d.mechanisms.registry import REGISTRY
-from attn3d.segmentation import write_image
-from tests.segmentation.volumes import AFFINES, head
+from tests.segmentation.layouts import task04
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -112,7 +109,7 @@ def test_add_attention_runs():
 
 def test_segment_task04_runs(tmp_path):
     """On simulated scans in the layout of Task04, with a tiny network and one epoch."""
-    decathlon(tmp_path / "Task04")
+    task04(tmp_path / "Task04")
     notebook = nbformat.read(DOCS / "notebooks" / "segment_task04.ipynb", as_version=4)
     (parameters,) = (cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ()))
     budget = {"epochs": 1, "width": 4, "patch_voxels": 4096, "network": "UNet"}
@@ -129,21 +126,6 @@ def test_notebooks_have_no_outputs(path):
 
 def execute(notebook):
     NotebookClient(notebook, timeout=None, startup_timeout=600).execute()
-
-
-def decathlon(folder, cases=5):
-    """Writes nested balls with two labels as a Decathlon data set with the names and modality of Task04."""
-    pairs = []
-    for number in range(1, cases + 1):
-        image, labels = head(AFFINES["RAS"], 40, seed=number)
-        pair = {part: f"./{part}sTr/hippocampus_{number:03d}.nii.gz" for part in ("image", "label")}
-        for path in pair.values():
-            (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        write_image(folder / pair["image"], image, AFFINES["RAS"])
-        write_image(folder / pair["label"], np.maximum(labels, 1) - 1, AFFINES["RAS"])
-        pairs.append(pair)
-    description = {"modality": {"0": "MRI"}, "labels": {"0": "background", "1": "Anterior", "2": "Posterior"}}
-    (folder / "dataset.json").write_text(json.dumps(description | {"training": pairs, "test": []}))
 
 
 def modules_with_examples():

@@ -142,12 +142,8 @@ def predict(
     scans: Annotated[Path, typer.Option("--in", "-i", help="A scan, a folder of scans, or a DICOM series.")],
     out: Out,
     statistics: Annotated[bool, typer.Option("--statistics", help="Also write volumes in ml as CSV.")] = False,
-    preview: Annotated[
-        bool, typer.Option("--preview", help="Also write a picture and an HTML viewer of each scan.")
-    ] = False,
-    probabilities: Annotated[
-        bool, typer.Option("--probabilities", help="Also write the probability of each label.")
-    ] = False,
+    preview: Annotated[bool, typer.Option("--preview", help="Also write a picture and an HTML viewer.")] = False,
+    probabilities: Annotated[bool, typer.Option("--probabilities", help="Also write the probabilities.")] = False,
     uncertainty: Annotated[
         bool,
         typer.Option(
@@ -171,6 +167,9 @@ def predict(
         bool, typer.Option("--best", help="Use the weights of the best validation, not the last ones.")
     ] = False,
     overlap: Annotated[float, typer.Option(help="Overlap of neighbouring windows.")] = 0.5,
+    keep_largest: Annotated[
+        bool, typer.Option("--keep-largest", help="Keep only the largest component of all labels; not for lesions.")
+    ] = False,
     remove_small: Annotated[float, typer.Option(min=0, help="Remove components of less than this volume in ml.")] = 0.0,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
@@ -193,6 +192,7 @@ def predict(
             mirror=_axes(mirror),
             best=best,
             overlap=overlap,
+            keep_largest=keep_largest,
             remove_small=remove_small,
             overwrite=overwrite,
             quiet=quiet,

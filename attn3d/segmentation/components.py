@@ -12,9 +12,14 @@ def components(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def middle_of_largest(mask: np.ndarray) -> np.ndarray:
     """The voxel of the largest component that is nearest to its centre of mass, which may lie outside of it."""
-    pieces, sizes = components(mask)
-    voxels = np.argwhere(pieces == 1 + sizes[1:].argmax())
+    voxels = np.argwhere(largest(mask))
     return voxels[np.linalg.norm(voxels - voxels.mean(axis=0), axis=1).argmin()]
+
+
+def largest(mask: np.ndarray) -> np.ndarray:
+    """The largest component of a mask, or an empty mask if it is empty."""
+    pieces, sizes = components(mask)
+    return pieces == 1 + sizes[1:].argmax() if mask.any() else mask
 
 
 def without_small(mask: np.ndarray, voxels: float) -> np.ndarray:

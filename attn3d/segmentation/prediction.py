@@ -14,7 +14,7 @@ from rich.progress import track
 from torch import nn
 
 from attn3d.plotting import plot_segmentation
-from attn3d.segmentation.components import middle_of_largest, without_small
+from attn3d.segmentation.components import largest, middle_of_largest, without_small
 from attn3d.segmentation.datasets import Case, Dataset, find_scans, read_case_image, read_case_label
 from attn3d.segmentation.dicom_seg import highdicom, write_dicom_seg
 from attn3d.segmentation.errors import FileError, failing_as, failure_noted
@@ -67,6 +67,7 @@ def predict(
     mirror: Sequence[int] = (),
     best: bool = False,
     overlap: float = 0.5,
+    keep_largest: bool = False,
     remove_small: float = 0.0,
     overwrite: bool = False,
     quiet: bool = False,
@@ -95,15 +96,18 @@ def predict(
         uncertainty: also write ``case_entropy.nii.gz``, float32: -sum p ln p of the mean probabilities p of the
             classes, in nats, from 0 to the logarithm of the number of classes. With several networks also
             ``case_spread.nii.gz``: the standard deviation over the networks (population) of the probability of the
-            class that is most probable on average, before ``remove_small``. ``uncertainty.csv`` has the means of both
-            over the labelled voxels, and empty cells without labelled voxels; an existing table is extended.
-            ``preview`` shows the images. For regions: the sum of their entropies, and the largest of their spreads.
+            class that is most probable on average, before ``keep_largest`` and ``remove_small``. ``uncertainty.csv``
+            has the means of both over the labelled voxels, and empty cells without labelled voxels; an existing table
+            is extended. ``preview`` shows the images. For regions: the sum of their entropies, and the largest of their
+            spreads.
         dicom_seg: also write ``case.dcm``, a DICOM SEG in the frame of reference of the series; needs highdicom.
         format: file format of the labels; by default that of the scan, and NIfTI for DICOM.
         mirror: axes, 0 right, 1 anterior, 2 superior, as in the setting of the training. Predictions are averaged over
             windows mirrored along every combination of these axes: 2 for one axis and 8 for three.
         best: whether to use the weights of the best validation instead of the last ones.
         overlap: overlap of neighbouring windows as a fraction of their size, from 0 to below 1.
+        keep_largest: keep only the largest connected component of the labelled voxels, all labels together. For an
+            organ or a brain, whose labels touch, this removes stray pieces; do not use it for lesions.
         remove_small: connected components of a label or region with a smaller volume in ml are removed from it.
         overwrite: whether to replace existing files instead of skipping them.
         quiet: whether to show no progress bar.
@@ -151,7 +155,8 @@ def predict(
                     found.skipped[case.name] = path
                 else:
                     options = {"overlap": overlap, "mirror": mirror, "keep": probabilities, "uncertainty": uncertainty}
-                    label, maps = _segment(case, path, networks, opened[0], preview, dicom_seg, remove_small, **options)
+                    cleaning = {"keep_largest": keep_largest, "remove_small": remove_small}
+                    label, maps = _segment(case, path, networks, opened[0], preview, dicom_seg, **cleaning, **options)
                     found.written[case.name] = path
                 voxels, millilitres = np.asarray(label.dataobj), voxel_millilitres(label.affine)
                 volumes = {name: float(mask.sum() * millilitres) for name, mask in labels.masks(voxels)}
@@ -216,6 +221,7 @@ def _segment(
     run: Run,
     preview: bool,
     dicom_seg: bool,
+    keep_largest: bool,
     remove_small: float,
     **options: Any,
 ) -> tuple[nib.Nifti1Image, dict[str, np.ndarray]]:
@@ -223,6 +229,8 @@ def _segment(
     images = read_case_image(case)
     found = _labels(images, networks, **options)
     segmentation = found.labels
+    if keep_largest:
+        segmentation = segmentation * largest(segmentation > 0)
     if remove_small > 0:
         smallest = remove_small / voxel_millilitres(images[0].affine)
         segmentation = run.config.labels.changed(segmentation, lambda mask: without_small(mask, smallest))

@@ -7,9 +7,12 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from monai.data import get_track_meta, set_track_meta
 
 from attn3d.segmentation import HAEMORRHAGES
+from examples.benchmarks import task04_dynunet
 from tests.segmentation.conftest import data  # noqa: F401
+from tests.segmentation.layouts import task04
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 TESTED_ELSEWHERE = {"brain_tissue", "benchmark", "onnx_runtime", "sharded_volume"}
@@ -95,3 +98,23 @@ def test_whole_volume(example, capsys):
     assert "sum to 1.0000" in printed
     estimated, measured = (float(line.split(": ")[1].split(" MiB")[0]) for line in printed.splitlines()[1:3])
     assert measured == pytest.approx(estimated, rel=0.1, abs=1)
+
+
+def test_task04_dynunet(tmp_path, monkeypatch, capsys):
+    task04(tmp_path / "Task04", cases=3)
+    (tmp_path / "run").mkdir()
+    split = {"training": ["hippocampus_001", "hippocampus_002"], "validation": ["hippocampus_003"]}
+    (tmp_path / "run" / "split.json").write_text(json.dumps(split))
+    before = get_track_meta()
+    try:
+        task04_dynunet.main(tmp_path / "Task04", tmp_path / "run", minutes=0.02, out=tmp_path / "out")
+    finally:
+        set_track_meta(before)
+    printed = capsys.readouterr().out
+    assert int(printed.split(" steps")[0].split()[-1]) > 0
+    assert "seconds a case to predict" in printed
+    found = nib.load(tmp_path / "out" / "hippocampus_003.nii.gz")
+    image = nib.load(tmp_path / "Task04" / "imagesTr" / "hippocampus_003.nii.gz")
+    assert found.shape == image.shape
+    np.testing.assert_array_equal(found.affine, image.affine)
+    assert set(np.unique(found.dataobj)) <= {0, 1, 2}

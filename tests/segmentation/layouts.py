@@ -6,7 +6,7 @@ import numpy as np
 
 from attn3d.segmentation import write_image
 from attn3d.segmentation.dicom import same_locale
-from tests.segmentation.volumes import AFFINES
+from tests.segmentation.volumes import AFFINES, head
 
 SHAPE = (8, 9, 5)
 AFFINE = AFFINES["oblique"]
@@ -49,6 +49,21 @@ def decathlon(folder):
     ]
     description = {"modality": {"0": "CT"}, "labels": {"0": "background", "1": "spleen"}}
     write_json(folder / "dataset.json", description | {"training": pairs, "test": ["./imagesTs/spleen_3.nii.gz"]})
+
+
+def task04(folder, cases=5):
+    """Writes nested balls with two labels as a Decathlon data set with the names and modality of Task04."""
+    pairs = []
+    for number in range(1, cases + 1):
+        image, labels = head(AFFINES["RAS"], 40, seed=number)
+        pair = {part: f"./{part}sTr/hippocampus_{number:03d}.nii.gz" for part in ("image", "label")}
+        for path in pair.values():
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        write_image(folder / pair["image"], image, AFFINES["RAS"])
+        write_image(folder / pair["label"], np.maximum(labels, 1) - 1, AFFINES["RAS"])
+        pairs.append(pair)
+    description = {"modality": {"0": "MRI"}, "labels": {"0": "background", "1": "Anterior", "2": "Posterior"}}
+    (folder / "dataset.json").write_text(json.dumps(description | {"training": pairs, "test": []}))
 
 
 def nnunet(folder, **changes):

@@ -1,8 +1,8 @@
-"""Connected components of a mask: their sizes, the middle of the largest, and removal of small ones."""
+"""Connected components of a mask: their sizes, the largest and its middle, and removal of small ones."""
 
 import numpy as np
 
-from attn3d.segmentation.components import components, middle_of_largest, without_small
+from attn3d.segmentation.components import components, largest, middle_of_largest, without_small
 from attn3d.segmentation.labels import Labels
 
 
@@ -27,6 +27,12 @@ def test_the_middle_of_a_crescent_is_in_it():
     middle = middle_of_largest(mask)
     assert mask[tuple(middle)]
     assert middle.tolist() in ([2, 0, 0], [0, 2, 0])
+
+
+def test_the_largest_piece_is_kept():
+    large, small = ((6, 9), (0, 3), (0, 1)), ((0, 2), (0, 2), (0, 2))
+    assert np.array_equal(largest(blocks(large, small)), blocks(large))
+    assert not largest(blocks()).any()
 
 
 def test_small_pieces_are_removed_from_each_label():

@@ -306,6 +306,21 @@ def test_small_pieces_are_dropped(run, tmp_path):
     assert not np.asarray(nib.load(large.written["one"]).dataobj)[15:].any()
 
 
+def test_only_the_largest_piece_of_all_labels_together_is_kept(run, tmp_path):
+    data, _ = bright(size=(6, 6, 4))
+    data[10:12, 9:15, 4:8] = 280.0  # a part with the second label, smaller than the piece apart
+    data[15:19, 18:22, 4:8] = 280.0
+    scans = save(tmp_path / "scans", one=data)
+    everything, kept = (
+        np.asarray(nib.load(predict(run.folder, scans, tmp_path / name, **options, quiet=True).written["one"]).dataobj)
+        for name, options in (("all", {}), ("kept", {"keep_largest": True}))
+    )
+    assert set(np.unique(everything[:14])) == {0, 2, 5}
+    assert (everything[14:] == 5).sum() > (everything[:14] == 5).sum()
+    assert np.array_equal(kept[:14], everything[:14])
+    assert not kept[14:].any()
+
+
 def test_several_runs_are_averaged_on_the_grid_of_the_scan(run, tmp_path):
     other = make_run(tmp_path / "other", spacing=(3.0, 3.0, 3.0))
     scans = save(tmp_path / "scans", one=bright(size=(8, 8, 6))[0])
