@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -35,15 +37,31 @@ class Cost(NamedTuple):
 
 
 @register_scratch(torch.ops.aten.convolution.default)
-def _convolution(x: Tensor, weight: Tensor, *_: Any) -> int:
-    """The CPU library copies input and output to another layout."""
-    size = x.numel() * x.element_size()
-    return size + size // x.shape[1] * weight.shape[0]
+def _convolution(
+    x: Tensor, weight: Tensor, bias: Any, stride: Any, padding: Any, dilation: Sequence[int], *_: Any
+) -> int:
+    """The CPU library copies the input or the output to another layout, and both of them for depthwise convolutions
+    without dilation."""
+    given = x.numel() * x.element_size()
+    result = given // x.shape[1] * weight.shape[0]
+    return given + result if weight.shape[1] == 1 and max(dilation) == 1 else max(given, result)
 
 
 @register_scratch(torch.ops.aten.convolution_backward.default)
-def _convolution_backward(grad: Tensor, x: Tensor, *_: Any) -> int:
-    return max(grad.numel(), x.numel()) * x.element_size()
+def _convolution_backward(grad: Tensor, x: Tensor, weight: Tensor, *_: Any) -> int:
+    given, result = (tensor.numel() * tensor.element_size() for tensor in (x, grad))
+    return max(given, result) if weight.shape[1] == 1 else given + result
+
+
+class _BiasInPlace(TorchFunctionMode):
+    """Adds the bias of linear layers in place, as PyTorch does for real tensors, but not for fake ones."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is functional.linear and len(args) == 3 and args[2] is not None:
+            x, weight, bias = args
+            if x.dim() > 2 and not x.is_contiguous():  # otherwise it is one `addmm`
+                return (x @ weight.t()).add_(bias)
+        return function(*args, **(kwargs or {}))
 
 
 class _Meter(TorchDispatchMode):
@@ -113,7 +131,8 @@ def estimate_cost(
         if getattr(module, "takes_signal", False):
             coarse = [shape[0], module.gating_channels, *(-(-size // 2) for size in shape[2:])]
             given.append(torch.empty(coarse, dtype=dtype, requires_grad=training))
-        with torch.set_grad_enabled(training), _Meter([*given, *module.parameters(), *module.buffers()]) as meter:
+        meter = _Meter([*given, *module.parameters(), *module.buffers()])
+        with torch.set_grad_enabled(training), _BiasInPlace(), meter:
             y = module(*given)
             if training:
                 # Not `backward`, which would copy gradients into `grad`, since this mode holds references to them.

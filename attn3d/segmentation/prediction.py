@@ -155,8 +155,9 @@ def predict(
                     found.skipped[case.name] = path
                 else:
                     options = {"overlap": overlap, "mirror": mirror, "keep": probabilities, "uncertainty": uncertainty}
-                    cleaning = {"keep_largest": keep_largest, "remove_small": remove_small}
-                    label, maps = _segment(case, path, networks, opened[0], preview, dicom_seg, **cleaning, **options)
+                    label, maps = _segment(
+                        case, path, networks, opened[0], preview, dicom_seg, keep_largest, remove_small, **options
+                    )
                     found.written[case.name] = path
                 voxels, millilitres = np.asarray(label.dataobj), voxel_millilitres(label.affine)
                 volumes = {name: float(mask.sum() * millilitres) for name, mask in labels.masks(voxels)}
