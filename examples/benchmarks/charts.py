@@ -69,9 +69,9 @@ def ratios(found: dict[str, Any]) -> Card:
     rows = {(row["group"], row["measure"]): row for row in found["mechanisms"] if row["group"]}
     names = list(dict.fromkeys(name for name, _ in rows))
     card = Card(
-        1060, 132 + 30 * len(names), "Mechanisms compared with their plain forms", "lower is better; red: limit"
+        1094, 132 + 30 * len(names), "Mechanisms compared with their plain forms", "lower is better; red: limit"
     )
-    for x, (measure, (title, ticks)) in zip(range(96, 1060, 192), PANELS.items(), strict=False):
+    for x, (measure, (title, ticks)) in zip(range(130, 1094, 192), PANELS.items(), strict=False):
         log = min(ticks) > 0
         axes = in_lines(card, x, 126, title, len(names), ticks, log=log)
         axes.axvline(1, color=FAINT, lw=0.9)
@@ -86,7 +86,7 @@ def ratios(found: dict[str, Any]) -> Card:
             y = 64 + 30 * (len(names) - place - 0.5)
             card.text(x + 132, y, number(row["ratio"]), size=9, ha="left")
             if measure == "kept / map":
-                card.text(84, y, name, size=10, ha="right")
+                card.text(118, y, name, size=10, ha="right")
     card.text(24, 24, f"{measured_on(found)}; pale: between the quartiles", size=9, color=FAINT, ha="left")
     return card
 
@@ -100,9 +100,9 @@ def overheads(found: dict[str, Any]) -> Card:
         1060, 132 + 30 * len(names), "A training step with attention at every encoder stage", "1: without attention"
     )
     highest = {part: max(row["ratio"] for row in rows if row["measure"].endswith(part)) for part in ("time", "memory")}
-    for x, (part, most) in zip((110, 615), highest.items(), strict=True):
+    for x, (part, most) in zip((130, 640), highest.items(), strict=True):
         ticks = spaced(most)
-        axes = in_lines(card, x, 405, f"{part}, multiple of that without", len(names), ticks, log=False)
+        axes = in_lines(card, x, 385, f"{part}, multiple of that without", len(names), ticks, log=False)
         for row in rows:
             network, of = row["measure"].split(", ")
             if of == part:
@@ -113,7 +113,7 @@ def overheads(found: dict[str, Any]) -> Card:
                     axes.plot(np.clip(row["spread"], *axes.get_xlim()), [y, y], color=color, lw=3, alpha=0.35)
                 axes.plot(row["ratio"], y, "o", color=color, ms=4.5)
     for place, name in enumerate(names):
-        for x in (98, 603):
+        for x in (118, 628):
             card.text(x, 64 + 30 * (len(names) - place - 0.5), name, size=10, ha="right")
     for place, network in enumerate(networks):
         card.axes.plot(700 + 110 * place, 24, "o", color=(BLUE, ORANGE, TEAL)[place % 3], ms=5)

@@ -9,7 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 import typer
+from matplotlib import pyplot
+from matplotlib.text import Text
 from typer.testing import CliRunner
+
+from attn3d import list_attention
 
 ROOT = Path(__file__).parents[2]
 
@@ -360,3 +364,22 @@ def test_the_page_of_charts_shows_all():
     page = (ROOT / "docs" / "charts.md").read_text()
     for subject, charts in CHARTS.items():
         assert all(f"](figures/{name}" in page for name in (*(f"{chart}.svg" for chart in charts), f"{subject}.json"))
+
+
+@pytest.mark.parametrize("subject", ["mechanisms", "insertion"])
+def test_every_text_is_inside_the_chart(subject):
+    from examples.benchmarks.charts import CHARTS
+
+    found = json.loads((ROOT / "docs" / "figures" / f"{subject}.json").read_text())
+    longest = max(list_attention(), key=len)
+    for row in found[subject]:
+        row["group"] = longest if row["group"] == "danet" else row["group"]
+    found[subject] = [row for row in found[subject] if row["group"] != longest or "danet" in row["what"]]
+    (draw,) = CHARTS[subject].values()
+    figure = draw(found).figure
+    figure.canvas.draw()
+    for text in figure.findobj(Text):
+        if text.get_text():
+            box = text.get_window_extent()
+            assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1, text.get_text()
+    pyplot.close(figure)
