@@ -108,7 +108,8 @@ def estimate_cost(
 ) -> Cost:
     """Estimates the memory and the operations of a pass over a volume, which need not fit this machine.
 
-    A mechanism that takes a gating signal gets a signal of half the size along every axis.
+    The memory in which PyTorch unfolds the input of some small convolutions on a CPU is not counted. A mechanism that
+    takes a gating signal gets a signal of half the size along every axis.
 
     Args:
         mechanism: a module (B, C, *S) -> (B, C, *S), or a spec as in `attn3d.create_attention`.
