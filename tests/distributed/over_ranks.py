@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 import attn3d
 from attn3d.attention.groups import AxisGroups
 from tests.configurations import randomise
+from tests.distributed.gloo import in_group
 
 MIXED = ("rope", {"mixed": True, "spacing": (2.0, 0.5, 1.0)})
 PATIENCE = 240  # seconds after which deadlocked processes are ended
@@ -236,8 +237,13 @@ def messages(group: dist.ProcessGroup) -> list[str]:
 def work(rank: int, ranks: int, folder: str) -> None:
     """The work of one of ``ranks`` processes."""
     torch.set_num_threads(1)
-    timeout = datetime.timedelta(seconds=PATIENCE / 2)
-    dist.init_process_group("gloo", f"file://{folder}/store", timeout, ranks, rank)
+    options = {"init_method": f"file://{folder}/store", "timeout": datetime.timedelta(seconds=PATIENCE / 2)}
+    found = in_group(everything, ranks, **options, world_size=ranks, rank=rank)
+    torch.save(found, f"{folder}/{rank}.pt")
+
+
+def everything(ranks: int) -> tuple[dict[str, dict[str, float]], list[str]]:
+    """The errors of all cases, and the messages."""
     group = dist.group.WORLD
     results = {str(case): compare(case, group) for case in cases(ranks)}
     for rotate in ("ring", "all_gather"):
@@ -245,5 +251,4 @@ def work(rank: int, ranks: int, folder: str) -> None:
         results["single precision", str(case)] = compare(case, group, torch.float32)
     if ranks == 4:
         results["data and volume"] = data_and_volume()
-    torch.save((results, messages(group)), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    return results, messages(group)

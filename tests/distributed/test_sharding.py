@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -14,6 +13,7 @@ from torch.distributed.tensor import DTensor
 
 import attn3d
 from tests.configurations import create, randomise
+from tests.distributed.gloo import in_group
 from tests.mechanisms.cases import CASES
 
 RANKS = 2
@@ -37,8 +37,12 @@ def gradients(net: nn.Module, x: Tensor) -> dict[str, Tensor]:
 
 
 def work(rank: int, folder: str) -> None:
+    errors = in_group(errors_of_all, rank, init_method=f"file://{folder}/store", rank=rank, world_size=RANKS)
+    torch.save(errors, f"{folder}/{rank}.pt")
+
+
+def errors_of_all(rank: int) -> dict[tuple[str, bool], float]:
     """Shards every network and compares its gradients with those of the unsharded network."""
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=RANKS)
     mesh = init_device_mesh("cpu", (RANKS,))
     errors = {}
     for name, identity in SHARDED:
@@ -54,8 +58,7 @@ def work(rank: int, folder: str) -> None:
         errors[name, identity] = max(
             float((RANKS * found[key].full_tensor() - one).abs().max()) / largest for key, one in expected.items()
         )
-    torch.save(errors, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    return errors
 
 
 def test_gradients_are_those_of_the_whole(tmp_path: Path) -> None:

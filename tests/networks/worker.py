@@ -10,6 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from attn3d.insertion import attention_parameters, inserted_attention, remove_attention
 from attn3d.networks.registry import run
+from tests.distributed.gloo import in_group
 from tests.networks.every_way import maps
 
 
@@ -50,8 +51,8 @@ def train(net: Run, x: Tensor, rank: int) -> None:
         assert torch.equal(*everywhere), "parameters differ between ranks"
 
 
-def main(folder: pathlib.Path, rank: int) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2)
+def check_all(folder: pathlib.Path, rank: int) -> None:
+    """Checks every network."""
     for saved, x, expected in torch.load(folder / "networks.pt", weights_only=False):
         net = Run(saved)
         torch.testing.assert_close(net(x), expected)
@@ -60,8 +61,8 @@ def main(folder: pathlib.Path, rank: int) -> None:
         assert inserted_attention(saved)
         assert not inserted_attention(remove_attention(saved.eval()))
         assert not all(torch.equal(*pair) for pair in zip(net(x), expected, strict=True))
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(pathlib.Path(sys.argv[1]), int(sys.argv[2]))
+    FOLDER, RANK = pathlib.Path(sys.argv[1]), int(sys.argv[2])
+    in_group(check_all, FOLDER, RANK, init_method=f"file://{FOLDER / 'meeting'}", rank=RANK, world_size=2)
