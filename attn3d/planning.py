@@ -44,13 +44,17 @@ def _convolution(
     without dilation."""
     given = x.numel() * x.element_size()
     result = given // x.shape[1] * weight.shape[0]
-    return given + result if weight.shape[1] == 1 and max(dilation) == 1 else max(given, result)
+    return given + result if _is_depthwise(x, weight) and max(dilation) == 1 else max(given, result)
 
 
 @register_scratch(torch.ops.aten.convolution_backward.default)
 def _convolution_backward(grad: Tensor, x: Tensor, weight: Tensor, *_: Any) -> int:
     given, result = (tensor.numel() * tensor.element_size() for tensor in (x, grad))
-    return max(given, result) if weight.shape[1] == 1 else given + result
+    return max(given, result) if _is_depthwise(x, weight) else given + result
+
+
+def _is_depthwise(x: Tensor, weight: Tensor) -> bool:
+    return weight.shape[1] == 1 < x.shape[1]
 
 
 class _BiasInPlace(TorchFunctionMode):
