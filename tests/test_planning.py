@@ -88,13 +88,14 @@ def two_threads():
 @pytest.mark.parametrize("training", [False, True], ids=["forward", "training"])
 @pytest.mark.parametrize("name", ["attention_gate", "channel", "cpca", "danet", "lka", "mhsa", "paired", "triplet"])
 def test_memory_of_mechanisms_with_wide_maps_is_estimated(name, training, two_threads):
-    shape, coarse = (1, 32, 20, 20, 20), (1, 32, 10, 10, 10)
-    module = attn3d.create_attention(name, spatial_dims=3, channels=32).train(training)
+    shape, coarse = (1, 64, 20, 20, 8), (1, 64, 10, 10, 4)
+    module = attn3d.create_attention(name, spatial_dims=3, channels=64).train(training)
     given = [shape, coarse] if getattr(module, "takes_signal", False) else [shape]
     inputs = [torch.randn(one, requires_grad=training) for one in given]
     pass_over(module, inputs[0], training, *inputs[1:])
     real = peak(lambda: pass_over(module, inputs[0], training, *inputs[1:]))
-    assert attn3d.estimate_memory(module, shape, training=training) == pytest.approx(real, rel=0.1)
+    least = 0.92 if name == "danet" else 0.99
+    assert least * real <= attn3d.estimate_memory(module, shape, training=training) <= 1.1 * real
 
 
 def test_a_volume_that_fits_no_machine_is_planned():
