@@ -58,7 +58,7 @@ def _is_depthwise(x: Tensor, weight: Tensor) -> bool:
 
 
 class _BiasInPlace(TorchFunctionMode):
-    """Adds the bias of linear layers in place, as PyTorch does for real tensors, but not for fake ones."""
+    """Adds the bias of linear layers in place, as PyTorch does unless a dispatch mode is active."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if function is functional.linear and len(args) == 3 and args[2] is not None:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# PyTorch: a Conv3d of one volume takes 28 times the volume or twice, depending on which axis is the last one.
+# PyTorch: a Conv3d of one volume takes 28 or 2 times the memory of its input, depending on which axis is the last one.
 #
 # torch 2.13.0, CPU, float32, 3 x 3 x 3, no groups. With a batch size of 1, and up to 20,480 elements in channels x depth
 # x height, PyTorch does not use oneDNN but unfolds the input, which takes 27 maps. The width is not counted, so the

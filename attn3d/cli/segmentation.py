@@ -168,7 +168,7 @@ def predict(
     ] = False,
     overlap: Annotated[float, typer.Option(help="Overlap of neighbouring windows.")] = 0.5,
     keep_largest: Annotated[
-        bool, typer.Option("--keep-largest", help="Keep only the largest component of all labels; not for lesions.")
+        bool, typer.Option("--keep-largest", help="Keep the largest component of all labels together; not for lesions.")
     ] = False,
     remove_small: Annotated[float, typer.Option(min=0, help="Remove components of less than this volume in ml.")] = 0.0,
     overwrite: Overwrite = False,

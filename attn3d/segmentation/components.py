@@ -17,7 +17,7 @@ def middle_of_largest(mask: np.ndarray) -> np.ndarray:
 
 
 def largest(mask: np.ndarray) -> np.ndarray:
-    """The largest component of a mask, or an empty mask if it is empty."""
+    """The largest component of a mask; an empty mask stays empty."""
     pieces, sizes = components(mask)
     return pieces == 1 + sizes[1:].argmax() if mask.any() else mask
 

@@ -59,9 +59,11 @@ AUGMENT = [
 
 
 def main(
-    data: Annotated[Path, typer.Argument(help="Task04_Hippocampus.")],
-    run: Annotated[Path, typer.Argument(help="A run of attn3d train, whose split is used.")],
-    minutes: Annotated[float, typer.Option(help="Of training.")] = 30.0,
+    data: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="Task04_Hippocampus.")],
+    run: Annotated[
+        Path, typer.Argument(exists=True, file_okay=False, help="A run of attn3d train, whose split is used.")
+    ],
+    minutes: Annotated[float, typer.Option(min=0, help="Of training.")] = 30.0,
     out: Annotated[Path, typer.Option(help="A folder for the predictions.")] = Path("dynunet"),
 ) -> None:
     """Train, then predict the held-out cases."""

@@ -27,9 +27,11 @@ NAME, CONFIGURATION = "Dataset004_Hippocampus", "3d_fullres"
 
 
 def main(
-    data: Annotated[Path, typer.Argument(help="Task04_Hippocampus.")],
-    run: Annotated[Path, typer.Argument(help="A run of attn3d train, whose split is used.")],
-    minutes: Annotated[float, typer.Option(help="Of training.")] = 30.0,
+    data: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="Task04_Hippocampus.")],
+    run: Annotated[
+        Path, typer.Argument(exists=True, file_okay=False, help="A run of attn3d train, whose split is used.")
+    ],
+    minutes: Annotated[float, typer.Option(min=0, help="Of training.")] = 30.0,
     out: Annotated[Path, typer.Option(help="A folder for everything.")] = Path("nnunet"),
 ) -> None:
     """Plan, preprocess, train and predict."""

@@ -372,9 +372,8 @@ def test_every_text_is_inside_the_chart(subject):
 
     found = json.loads((ROOT / "docs" / "figures" / f"{subject}.json").read_text())
     longest = max(list_attention(), key=len)
-    for row in found[subject]:
-        row["group"] = longest if row["group"] == "danet" else row["group"]
-    found[subject] = [row for row in found[subject] if row["group"] != longest or "danet" in row["what"]]
+    rows = [row for row in found[subject] if row["group"] != longest]
+    found[subject] = [row | {"group": longest if row["group"] == "danet" else row["group"]} for row in rows]
     (draw,) = CHARTS[subject].values()
     figure = draw(found).figure
     figure.canvas.draw()

@@ -1,16 +1,19 @@
 """Every example, at a small size."""
 
 import importlib.util
+import itertools
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
 import pytest
+import typer
 from monai.data import get_track_meta, set_track_meta
 
 from attn3d.segmentation import HAEMORRHAGES
-from examples.benchmarks import task04_dynunet
+from examples.benchmarks import paired_difference, task04_dynunet
 from tests.segmentation.conftest import data  # noqa: F401
 from tests.segmentation.layouts import task04
 
@@ -105,16 +108,31 @@ def test_task04_dynunet(tmp_path, monkeypatch, capsys):
     (tmp_path / "run").mkdir()
     split = {"training": ["hippocampus_001", "hippocampus_002"], "validation": ["hippocampus_003"]}
     (tmp_path / "run" / "split.json").write_text(json.dumps(split))
-    before = get_track_meta()
+    before, seconds = get_track_meta(), itertools.count()
+    clock = SimpleNamespace(monotonic=lambda: next(seconds), perf_counter=lambda: next(seconds))
+    monkeypatch.setattr(task04_dynunet, "time", clock)  # a step takes a second
     try:
-        task04_dynunet.main(tmp_path / "Task04", tmp_path / "run", minutes=0.02, out=tmp_path / "out")
+        task04_dynunet.main(tmp_path / "Task04", tmp_path / "run", minutes=3 / 60, out=tmp_path / "out")
     finally:
         set_track_meta(before)
     printed = capsys.readouterr().out
-    assert int(printed.split(" steps")[0].split()[-1]) > 0
-    assert "seconds a case to predict" in printed
+    assert "2 steps" in printed.splitlines()
+    assert "1.00 seconds a case to predict" in printed
     found = nib.load(tmp_path / "out" / "hippocampus_003.nii.gz")
     image = nib.load(tmp_path / "Task04" / "imagesTr" / "hippocampus_003.nii.gz")
     assert found.shape == image.shape
     np.testing.assert_array_equal(found.affine, image.affine)
     assert set(np.unique(found.dataobj)) <= {0, 1, 2}
+
+
+def test_paired_difference(tmp_path, capsys):
+    def scores(name, label, **dice):
+        cases = {case: {label: {"dice": one}} for case, one in dice.items()}
+        (tmp_path / name).write_text(json.dumps({"labels": {label: 1}, "cases": cases}))
+        return tmp_path / name
+
+    one = scores("one.json", "core", a=0.5, b=0.7, c=0.9)
+    paired_difference.main(one, scores("other.json", "label 1", c=0.9, a=0.6, b=0.9))
+    assert capsys.readouterr().out == "core: +0.100 ± 0.248, 3 cases\n"  # 4.303 * 0.1 / sqrt(3)
+    with pytest.raises(typer.BadParameter, match="no case in common"):
+        paired_difference.main(one, scores("other.json", "core", d=0.9))
