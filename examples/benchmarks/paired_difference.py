@@ -22,15 +22,18 @@ def main(one: Scores, other: Scores) -> None:
     """Print the Dice of other minus that of one for each label. Labels with the same value may have other names."""
     first, second = (json.loads(path.read_text()) for path in (one, other))
     names = {str(value): name for name, value in second["labels"].items()}
-    cases = first["cases"].keys() & second["cases"].keys()
-    if not cases:
-        raise typer.BadParameter(f"{one} and {other} have no case in common")
+    shared = first["cases"].keys() & second["cases"].keys()
     for name, value in first["labels"].items():
         dice = [
-            (first["cases"][case][name]["dice"], second["cases"][case][names[str(value)]]["dice"]) for case in cases
+            (first["cases"][case][name]["dice"], second["cases"][case][names[str(value)]]["dice"]) for case in shared
         ]
-        low, high = confidence_interval([there - here for here, there in dice])
-        print(f"{name}: {(low + high) / 2:+.3f} ± {(high - low) / 2:.3f}, {len(cases)} cases")
+        differences = [there - here for here, there in dice if here is not None and there is not None]
+        if len(differences) < 2:
+            raise typer.BadParameter(
+                f"{one} and {other} must share at least 2 cases with {name}, got {len(differences)}"
+            )
+        low, high = confidence_interval(differences)
+        print(f"{name}: {(low + high) / 2:+.3f} ± {(high - low) / 2:.3f}, {len(differences)} cases")
 
 
 if __name__ == "__main__":

@@ -134,5 +134,5 @@ def test_paired_difference(tmp_path, capsys):
     one = scores("one.json", "core", a=0.5, b=0.7, c=0.9)
     paired_difference.main(one, scores("other.json", "label 1", c=0.9, a=0.6, b=0.9))
     assert capsys.readouterr().out == "core: +0.100 ± 0.248, 3 cases\n"  # 4.303 * 0.1 / sqrt(3)
-    with pytest.raises(typer.BadParameter, match="no case in common"):
-        paired_difference.main(one, scores("other.json", "core", d=0.9))
+    with pytest.raises(typer.BadParameter, match="must share at least 2 cases with core, got 1"):
+        paired_difference.main(one, scores("other.json", "core", a=0.9, b=None))
