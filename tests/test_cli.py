@@ -180,35 +180,38 @@ def test_a_comparison_is_a_table_and_a_line_about_noise(monkeypatch):
     """Each mechanism has a line about noise, which one seed is not enough to estimate; the plain network has none."""
     from attn3d import segmentation
 
-    common = {"mean": 0.8125, "interval": [0.7, 0.9], "parameters": 1234, "seconds": 5.4}
+    common = {"mean": 0.8125, "interval": [0.7125, 0.9125], "parameters": 1_234_567, "seconds": 5.4}
     found = {
-        "none": common | {"mean": 0.75},
-        "cbam": common | {"difference": 0.0625, "difference_interval": [0.01, 0.11], "inside_noise": False},
-        "eca": common | {"difference": -0.01, "difference_interval": [-0.2, 0.1], "inside_noise": True},
+        "none": common | {"mean": 0.75, "interval": [0.625, 0.875]},
+        "cbam": common | {"difference": 0.0625, "difference_interval": [0.0375, 0.0875], "inside_noise": False},
+        "attention_gate": common | {"difference": -0.01, "difference_interval": [-0.2, 0.18], "inside_noise": True},
         "se": common | {"difference": 0.02, "difference_interval": None, "inside_noise": True, "interval": None},
     }
     asked = {}
 
     def fake(data, **settings):
         asked.update(settings, data=data)
-        return {"simulated": True, "mechanisms": found}
+        return {"simulated": True, "level": 0.95, "mechanisms": found}
 
     monkeypatch.setattr(segmentation, "compare", fake)
-    monkeypatch.setenv("COLUMNS", "120")
-    result = run("compare", "--mechanisms", "cbam,eca,se", "--out", "new", "--at", "skip,encoder", "--epochs", 3)
+    monkeypatch.setenv("COLUMNS", "80")
+    result = run(
+        "compare", "--mechanisms", "cbam,attention_gate,se", "--out", "new", "--at", "skip,encoder", "--epochs", 3
+    )
     assert result.exit_code == 0, result.stderr
     assert asked == {
-        "data": None, "out": Path("new"), "mechanisms": ["cbam", "eca", "se"], "at": ["skip", "encoder"],
+        "data": None, "out": Path("new"), "mechanisms": ["cbam", "attention_gate", "se"], "at": ["skip", "encoder"],
         "seeds": 5, "workers": None, "quiet": False, "epochs": 3,
     }  # fmt: skip
     assert "Mean Dice (simulated scans)" in result.stdout
     rows = {words[0]: words[1:] for words in map(str.split, result.stdout.splitlines()) if words}
-    assert rows["none"] == ["0.750", "0.700", "to", "0.900", "1,234", "5"]
-    assert rows["cbam"] == ["0.812", "0.700", "to", "0.900", "+0.062", "0.010", "to", "0.110", "1,234", "5"]
-    assert rows["se"] == ["0.812", "+0.020", "1,234", "5"]
+    assert rows["none"] == ["0.750", "±", "0.125", "1,234,567", "5"]
+    assert rows["cbam"] == ["0.812", "±", "0.100", "+0.062", "±", "0.025", "1,234,567", "5"]
+    assert rows["attention_gate"] == ["0.812", "±", "0.100", "-0.010", "±", "0.190", "1,234,567", "5"]
+    assert rows["se"] == ["0.812", "+0.020", "1,234,567", "5"]
     assert result.stdout.strip().splitlines()[-3:] == [
         "cbam: the difference is beyond the noise",
-        "eca: the difference is inside the noise",
+        "attention_gate: the difference is inside the noise",
         "se: one seed is not enough to estimate the noise",
     ]
 

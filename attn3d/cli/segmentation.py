@@ -11,11 +11,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich import box
-from rich.table import Table
 
 from attn3d.cli.app import one_line_errors
-from attn3d.cli.tables import print_by_case, print_scores, show
+from attn3d.cli.tables import print_by_case, print_comparison, print_scores
 
 Out = Annotated[Path, typer.Option("--out", "-o", help="The folder to write to.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print no progress bars, but a line for each epoch.")]
@@ -291,36 +289,12 @@ def compare(
             quiet=quiet,
             **{name: value for name, value in given.items() if value is not None},
         )
-    table = Table(title=f"Mean Dice{' (simulated scans)' if found['simulated'] else ''}", box=box.SIMPLE_HEAD)
-    table.add_column("Mechanism", no_wrap=True)
-    for heading in ("Dice", "95 % interval", "Difference\nto none", "95 % interval", "Parameters", "Seconds"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for name, one in found["mechanisms"].items():
-        difference = f"{one['difference']:+.3f}" if "difference" in one else ""
-        table.add_row(
-            name,
-            f"{one['mean']:.3f}",
-            _interval(one["interval"]),
-            difference,
-            _interval(one.get("difference_interval")),
-            f"{one['parameters']:,}",
-            f"{one['seconds']:.0f}",
-        )
-    show(table)
-    for name, one in found["mechanisms"].items():
-        if name != "none" and one["difference_interval"] is None:
-            print(f"{name}: one seed is not enough to estimate the noise")
-        elif name != "none":
-            print(f"{name}: the difference is {'inside' if one['inside_noise'] else 'beyond'} the noise")
+    print_comparison(found)
 
 
 def _axes(text: str | None) -> list[Any]:
     """Splits axes at commas. Entries that are not numbers stay text, which the check of the setting refuses."""
     return [int(one) if one.isdecimal() else one for one in text.split(",")] if text else []
-
-
-def _interval(ends: list[float] | None) -> str:
-    return "" if ends is None else f"{ends[0]:.3f} to {ends[1]:.3f}"
 
 
 def _spec(text: str | None) -> Any:

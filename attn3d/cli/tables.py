@@ -1,7 +1,7 @@
 """The tables that the commands print."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -61,6 +61,30 @@ def _print_lesions(scores: Mapping[str, Any]) -> None:
         table.add_row(label, *map(str, counts), *(_number(one[f"{name}_pooled"]) for name in names))
     table.caption = "Panoptic, recognition and segmentation quality; mean Dice of matched lesions"
     show(table)
+
+
+def print_comparison(found: Mapping[str, Any]) -> None:
+    """Prints the Dice and the costs of each mechanism, and whether its difference to none is inside the noise."""
+    table = Table(title=f"Mean Dice{' (simulated scans)' if found['simulated'] else ''}", box=box.SIMPLE_HEAD)
+    table.add_column("Mechanism", no_wrap=True)
+    for heading in ("Dice", "Difference\nto none", "Parameters", "Seconds"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, one in found["mechanisms"].items():
+        difference = _mean(one["difference"], one["difference_interval"], "+") if "difference" in one else ""
+        mean = _mean(one["mean"], one["interval"])
+        table.add_row(name, mean, difference, f"{one['parameters']:,}", f"{one['seconds']:.0f}")
+    table.caption = f"Means over the seeds ± their {found['level']:.0%} interval; median time of a training"
+    show(table)
+    for name, one in found["mechanisms"].items():
+        if name != "none" and one["difference_interval"] is None:
+            print(f"{name}: one seed is not enough to estimate the noise")
+        elif name != "none":
+            print(f"{name}: the difference is {'inside' if one['inside_noise'] else 'beyond'} the noise")
+
+
+def _mean(mean: float, interval: Sequence[float] | None, sign: str = "") -> str:
+    """Formats a mean and half the length of its interval, which is symmetric."""
+    return f"{mean:{sign}.3f}" + ("" if interval is None else f" ± {interval[1] - mean:.3f}")
 
 
 def _number(value: float | None, digits: int = 3) -> str:

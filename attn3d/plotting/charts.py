@@ -53,7 +53,7 @@ def plot_comparison(
     means = {name: sum(result["dice"]) / len(result["dice"]) for name, result in results.items()}
     mechanisms.sort(key=means.__getitem__)
 
-    figure = Figure(figsize=(7.2, 1.5 + 0.42 * len(mechanisms)), layout="constrained")
+    figure = Figure(figsize=(7.2, 1.7 + 0.42 * len(mechanisms)), layout="constrained")
     axes = figure.subplots()
     if plain in results:
         low, high = confidence_interval(results[plain]["dice"])
@@ -75,7 +75,7 @@ def plot_comparison(
     counted = "seed" if seeds == [1] else "seeds"
     words = f"{score}: {' or '.join(map(str, seeds))} {counted}, mean and 95 % confidence interval"
     more = "parameters added" if plain in results else "parameters"
-    axes.set_xlabel(f"{words}; in brackets {more}", color=INK)
+    axes.set_xlabel(f"{words}\nin brackets: {more}", color=INK)
     _style(axes)
     axes.grid(axis="x", color=INK, alpha=0.18)
     if title:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -57,8 +58,8 @@ def compare(
     Returns:
         The content of ``comparison.json``. For each mechanism it has ``dice`` (mean over the labels, for each seed),
         ``mean``, ``interval``, ``difference`` and ``difference_interval`` to the network without attention,
-        ``inside_noise``, ``parameters``, ``seconds`` of training, and ``memory_bytes``, the estimated memory of a
-        training step. ``comparison.csv`` and ``comparison.png`` are written too.
+        ``inside_noise``, ``parameters``, ``seconds``, the median time of a training, and ``memory_bytes``, the
+        estimated memory of a training step. ``comparison.csv`` and ``comparison.png`` are written too.
 
     Raises:
         FileError: when a file cannot be used, or ``out`` has a comparison with other settings.
@@ -117,7 +118,7 @@ def _measure(runs: Sequence[Run]) -> dict[str, Any]:
     return {
         "dice": dice,
         "parameters": sum(parameter.numel() for parameter in net.parameters()),
-        "seconds": float(read_table(runs[0].folder / "metrics.csv")["seconds"].iloc[-1]),
+        "seconds": median(float(read_table(run.folder / "metrics.csv")["seconds"].iloc[-1]) for run in runs),
         "memory_bytes": estimate_memory(net, shape, training=True),
     }
 

@@ -36,6 +36,18 @@ def test_mechanisms_are_sorted_beside_the_plain_network(tmp_path):
     figure.savefig(tmp_path / "comparison.png", dpi=20)
 
 
+def test_no_text_is_cut_off():
+    figure = plot_comparison(
+        results(none=[0.7, 0.8], attention_gate=[0.9, 0.8]), title="ResidualUNet, attention at skip"
+    )
+    figure.draw_without_rendering()
+    (axes,), (title,) = figure.axes, figure.texts
+    for text in (axes.xaxis.label, title, *axes.get_legend().get_texts(), *axes.get_yticklabels()):
+        box = text.get_window_extent()
+        assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1, text
+        assert figure.bbox.y0 <= box.y0 < box.y1 <= figure.bbox.y1, text
+
+
 def test_without_several_seeds_or_a_plain_network():
     (axes,) = plot_comparison(results(se=[0.9], eca=[0.8])).axes
     assert not axes.patches

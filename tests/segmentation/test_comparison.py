@@ -37,6 +37,9 @@ def test_it_trains_all_runs_and_can_be_resumed(data, tmp_path, monkeypatch):
     assert len(plain["dice"]) == len(eca["dice"]) == 2
     assert eca["parameters"] - plain["parameters"] > 0
     assert eca["memory_bytes"] > 0
+    folders = [tmp_path / "all" / f"eca-{seed}" for seed in range(2)]
+    seconds = [float((folder / "metrics.csv").read_text().splitlines()[-1].split(",")[2]) for folder in folders]
+    assert eca["seconds"] == pytest.approx(sum(seconds) / 2)  # the median of two
     difference = sum(one - other for one, other in zip(eca["dice"], plain["dice"], strict=True)) / 2
     assert eca["difference"] == pytest.approx(difference)
     low, high = eca["difference_interval"]
