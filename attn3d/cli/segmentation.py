@@ -165,6 +165,9 @@ def predict(
         bool, typer.Option("--best", help="Use the weights of the best validation, not the last ones.")
     ] = False,
     overlap: Annotated[float, typer.Option(help="Overlap of neighbouring windows.")] = 0.5,
+    bf16: Annotated[
+        bool, typer.Option("--bf16", help="Compute in bfloat16 if this is faster here and agrees with float32.")
+    ] = False,
     keep_largest: Annotated[
         bool, typer.Option("--keep-largest", help="Keep the largest component of all labels together; not for lesions.")
     ] = False,
@@ -176,6 +179,7 @@ def predict(
     import attn3d.segmentation as segmentation
     from attn3d.segmentation.processes import is_first
 
+    _log(quiet or bf16)
     with one_line_errors("predict"):
         found = segmentation.predict(
             runs,
@@ -190,6 +194,7 @@ def predict(
             mirror=_axes(mirror),
             best=best,
             overlap=overlap,
+            bf16=bf16,
             keep_largest=keep_largest,
             remove_small=remove_small,
             overwrite=overwrite,
@@ -317,8 +322,8 @@ def _end(command: str, failed: Mapping[str, str]) -> None:
         raise typer.Exit(1)
 
 
-def _log(quiet: bool) -> None:
-    """Logs a line for each epoch if there is no progress bar."""
-    if quiet:
+def _log(wanted: bool) -> None:
+    """Prints the log with its lines for each epoch, as instead of a progress bar."""
+    if wanted:
         logging.basicConfig(format="%(asctime)s %(message)s", stream=sys.stderr)
         logging.getLogger("attn3d").setLevel(logging.INFO)

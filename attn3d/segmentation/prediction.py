@@ -24,6 +24,7 @@ from attn3d.segmentation.inference import Segmentation, View, highest_entropy, m
 from attn3d.segmentation.itk import ENDINGS
 from attn3d.segmentation.networks import shape_multiple
 from attn3d.segmentation.portable import window_size
+from attn3d.segmentation.precision import BFloat16
 from attn3d.segmentation.preprocessing import intensities_of
 from attn3d.segmentation.processes import joined
 from attn3d.segmentation.runs import Run, open_runs
@@ -67,6 +68,7 @@ def predict(
     mirror: Sequence[int] = (),
     best: bool = False,
     overlap: float = 0.5,
+    bf16: bool = False,
     keep_largest: bool = False,
     remove_small: float = 0.0,
     overwrite: bool = False,
@@ -106,6 +108,8 @@ def predict(
             windows mirrored along every combination of these axes: 2 for one axis and 8 for three.
         best: whether to use the weights of the best validation instead of the last ones.
         overlap: overlap of neighbouring windows as a fraction of their size, from 0 to below 1.
+        bf16: whether to compute the networks in bfloat16 if this is faster here and agrees with float32, see
+            `attn3d.segmentation.precision.BFloat16`.
         keep_largest: keep only the largest connected component of the labelled voxels, all labels together. For an
             organ or a brain, whose labels touch, this removes stray pieces; do not use it for lesions.
         remove_small: connected components of a label or region with a smaller volume in ml are removed from it.
@@ -132,6 +136,8 @@ def predict(
             opened = _opened(runs)
             device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
             networks = [(run.network(best=best).to(device), run.config) for run in opened]
+            if bf16:
+                networks = [(BFloat16(network, config.labels), config) for network, config in networks]
             cases, failed = find_scans(Path(scans), opened[0].config.images)
             folders = {path if path.is_dir() else path.parent for case in cases for path in case.images}
             if out.resolve() in {folder.resolve() for folder in folders}:

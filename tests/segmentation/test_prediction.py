@@ -3,6 +3,7 @@
 import csv
 import gc
 import json
+import logging
 import subprocess
 import sys
 import tracemalloc
@@ -319,6 +320,24 @@ def test_only_the_largest_piece_of_all_labels_together_is_kept(run, tmp_path):
     assert (everything[14:] == 5).sum() > (everything[:14] == 5).sum()
     assert np.array_equal(kept[:14], everything[:14])
     assert not kept[14:].any()
+
+
+def test_each_network_may_compute_in_bfloat16(run, tmp_path, caplog):
+    """The precision is chosen once for each run. This network gives the same values in both."""
+    caplog.set_level(logging.INFO, "attn3d")
+    blocks = {f"scan{size}": bright(size=(size, 6, 4))[0] for size in (4, 6, 8)}  # one window each
+    scans = save(tmp_path / "scans", **blocks)
+    exact, either = (
+        predict([run.folder, run.folder], scans, tmp_path / name, bf16=bf16, quiet=True)
+        for name, bf16 in (("exact", False), ("either", True))
+    )
+    chosen = [message.split(":")[0] for message in caplog.messages]
+    assert len(chosen) == 2
+    assert set(chosen) <= {"bfloat16 is used", "float32 is used"}
+    for name in blocks:
+        labels = [np.asarray(nib.load(found.written[name]).dataobj) for found in (exact, either)]
+        assert labels[0].any()
+        np.testing.assert_array_equal(*labels)
 
 
 def test_several_runs_are_averaged_on_the_grid_of_the_scan(run, tmp_path):
