@@ -218,8 +218,8 @@ def evaluate(
     labels: Annotated[
         Path | None,
         typer.Option(
-            help="The meaning of the label values, with regions and ignored values: a dataset.json of nnU-Net, or the "
-            "folder of a run or a data set (default: a label for each value)."
+            help="The meaning of the label values, with regions and ignored values: a dataset.json, or the folder of "
+            "a run or a data set (default: a label for each value)."
         ),
     ] = None,
     tolerance: Annotated[float, typer.Option(min=0, help="Tolerance of the surface Dice in mm.")] = 2.0,

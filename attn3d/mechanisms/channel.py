@@ -1,11 +1,13 @@
-"""Channel self-attention: El-Nouby et al., arXiv 2106.09681 (XCA), equation 3; Zamir et al., arXiv 2111.09881 (MDTA).
+"""Channel self-attention: El-Nouby et al., arXiv 2106.09681 (XCA); Zamir et al., arXiv 2111.09881 (MDTA), equation 1.
 
 Together with attention over pooled voxels it is the paired attention of UNETR++: Shaker et al., arXiv 2212.04497.
 
-Deviations: MDTA's depthwise convolution of q, k and v is left out, as in XCA. UNETR++ pools keys and values by a learnt
-matrix, which requires a fixed number of voxels; here they are means of blocks. In the authors' code, the spatial half
-permutes axes so that the values of a voxel are written to other voxels, and it normalises queries over the voxels, so
-that its scores shrink as the volume grows; here the spatial half is softmax(q k^T / sqrt(d)) v.
+Deviations: both papers divide the scores by the temperature; their code multiplies by it, as here. Only the code of
+MDTA, and not its equation, normalises q and k. Its depthwise convolution of q, k and v is left out, as in XCA. UNETR++
+pools keys and values by a learnt matrix, which requires a fixed number of voxels; here they are means of blocks. In the
+authors' code, the spatial half permutes axes so that the values of a voxel are written to other voxels, and it
+normalises queries over the voxels, so that its scores shrink as the volume grows; here the spatial half is softmax(q
+k^T / sqrt(d)) v.
 """
 
 from collections.abc import Sequence

@@ -188,8 +188,10 @@ def probability_planes(view: View, axis: int, *, overlap: float = 0.5, mirror: S
                 total = torch.zeros(planes[0], logits.shape[1], *planes[1:], dtype=torch.float16, device=device)
             for window, values in zip(some, logits, strict=True):
                 part = [window[one] for one in rest]
-                total[:, :, *part] += values.mul_(weight).movedim(1 + axis, 0)
+                # In one dtype: a sum of two dtypes would take three times the memory of the window.
+                total[:, :, *part] += values.mul_(weight).half().movedim(1 + axis, 0)
                 weights[:, *part] += weight.movedim(axis, 0)
+            del logits, values
         finished = patch_size[axis] if following is None else following[0][axis].start - start
         for index in range(finished):
             if start + index in range(size[axis])[inside[axis]]:
@@ -221,10 +223,12 @@ def _logits(view: View, patches: Tensor, mirror: Sequence[int]) -> Tensor:
     Logits of labels are relative to the highest of each voxel; those of regions are clamped. An infinite logit becomes
     NaN, for which `probability_planes` raises an error.
     """
-    found = view.network(patches)
+    found = view.network(patches).float()
     for count in range(1, 1 + len(mirror)):
         for axes in combinations([2 + axis for axis in mirror], count):
             found = found + view.network(patches.flip(axes)).flip(axes)
-    found = found / 2 ** len(mirror)
-    origin = 0 * found if view.labels.regions else found.amax(dim=1, keepdim=True)
-    return (found - origin).float().clamp_(-_FURTHEST, _FURTHEST)
+    if view.labels.regions:
+        found = found.masked_fill(found.isinf(), math.nan)
+    else:
+        found = found - found.amax(dim=1, keepdim=True)
+    return found.div_(2 ** len(mirror)).clamp_(-_FURTHEST, _FURTHEST)  # a copy: networks own their output

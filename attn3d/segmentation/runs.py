@@ -10,7 +10,7 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 
 from attn3d.segmentation.datasets import Case, Dataset, find_dataset, read_splits
-from attn3d.segmentation.datasets.layouts import nnunet
+from attn3d.segmentation.datasets.layouts import decathlon, nnunet
 from attn3d.segmentation.errors import FileError
 from attn3d.segmentation.labels import Labels
 from attn3d.segmentation.networks import create_network, not_finite
@@ -179,16 +179,19 @@ class Run:
 
 
 def read_labels(path: Path | str) -> Labels:
-    """Reads the meaning of label values from a ``dataset.json`` of nnU-Net, or the folder of a run or a data set.
+    """Reads the meaning of label values from a ``dataset.json``, or the folder of a run or a data set.
+
+    The file has the form of nnU-Net v2 or, with a list ``training``, of the Decathlon.
 
     Raises:
         FileError: when the path does not exist, or has no names of labels.
     """
     path = Path(path)
     if not path.exists():
-        raise FileError(path, "does not exist; give a dataset.json of nnU-Net, or the folder of a run or a data set")
+        raise FileError(path, "does not exist; give a dataset.json, or the folder of a run or a data set")
     if path.is_file():
-        return nnunet.read_labels(path, read_json(path, "labels"))
+        content = read_json(path, "labels")
+        return (decathlon if "training" in content else nnunet).read_labels(path, content)
     labels = Run.open(path).config.labels if (path / "config.json").exists() else find_dataset(path).labels
     if not labels.names:
         raise FileError(path, "has no names of labels; give a dataset.json")

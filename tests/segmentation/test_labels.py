@@ -111,6 +111,14 @@ def test_a_list_of_one_value_is_a_label_whatever_the_order(tmp_path):
 def test_labels_are_read_from_a_file_or_a_folder(tmp_path):
     layouts.nnunet(tmp_path, labels=BRATS, regions_class_order=[1, 2, 3])
     assert read_labels(tmp_path) == read_labels(tmp_path / "dataset.json") == REGIONS
+    layouts.decathlon(tmp_path / "spleen")
+    assert read_labels(tmp_path / "spleen") == read_labels(tmp_path / "spleen" / "dataset.json")
+    assert read_labels(tmp_path / "spleen" / "dataset.json") == Labels.of({1: "spleen"})
+    for given in (["background", "spleen"], {"background": 0, "spleen": 1}):
+        content = json.dumps({"labels": given, "training": []})
+        (tmp_path / "wrong.json").write_text(content)
+        with pytest.raises(FileError, match=r"wrong\.json: its `labels` must give the name of each value, got"):
+            read_labels(tmp_path / "wrong.json")
     (tmp_path / "other.json").write_text(json.dumps({"cases": []}))
     with pytest.raises(FileError, match=r"other\.json: has no 'labels'"):
         read_labels(tmp_path / "other.json")

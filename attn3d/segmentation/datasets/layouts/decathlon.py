@@ -1,6 +1,8 @@
 """The Medical Segmentation Decathlon: a dataset.json that lists each pair; several modalities are one 4-D file."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from attn3d.segmentation.datasets.dataset import Case, Dataset
 from attn3d.segmentation.datasets.listing import description, modality, nifti_files, stem, unread
@@ -18,18 +20,16 @@ def find(folder: Path) -> Dataset | None:
     path = folder / "dataset.json"
     try:
         modalities = list(content["modality"].values())
-        names = {int(value): str(name) for value, name in content["labels"].items() if int(value) != 0}
         given = [(folder / entry["image"], folder / entry["label"]) for entry in content.get("validation", [])]
         pairs = [(folder / entry["image"], folder / entry["label"]) for entry in content["training"]] + given
         tests = [folder / (entry["image"] if isinstance(entry, dict) else entry) for entry in content.get("test", [])]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise FileError(
             path,
-            f"does not have the form of the Decathlon ({error!r}): `modality` and `labels` by number, "
-            "`training` and `validation` as lists",
+            f"does not have the form of the Decathlon ({error!r}): `modality` by number, `training` and "
+            "`validation` as lists",
         ) from error
-    with failing_as(path):
-        labels = Labels.of(names)
+    labels = read_labels(path, content)
     volumes = len(modalities)
     if not volumes:
         raise FileError(path, "its `modality` is empty; name the modalities in each file by number")
@@ -51,3 +51,18 @@ def find(folder: Path) -> Dataset | None:
         validation=tuple(case.name for case in whole if case.name in held_out),
         problems=(*problems, *unread(folder, *(f"{part}/*" for part in _PARTS))),
     )
+
+
+def read_labels(path: Path, content: Mapping[str, Any]) -> Labels:
+    """The labels of a dataset.json.
+
+    Raises:
+        FileError: when they cannot be used.
+    """
+    given = content.get("labels")
+    try:
+        names = {int(value): str(name) for value, name in given.items() if int(value) != 0}  # type: ignore[union-attr]
+    except (AttributeError, ValueError) as error:
+        raise FileError(path, f"its `labels` must give the name of each value, got {given!r}") from error
+    with failing_as(path):
+        return Labels.of(names)
