@@ -201,7 +201,7 @@ def test_a_comparison_is_a_table_and_a_line_about_noise(monkeypatch):
     assert result.exit_code == 0, result.stderr
     assert asked == {
         "data": None, "out": Path("new"), "mechanisms": ["cbam", "attention_gate", "se"], "at": ["skip", "encoder"],
-        "seeds": 5, "workers": None, "quiet": False, "epochs": 3,
+        "seeds": 5, "config": None, "workers": None, "quiet": False, "epochs": 3,
     }  # fmt: skip
     assert "Mean Dice (simulated scans)" in result.stdout
     rows = {words[0]: words[1:] for words in map(str.split, result.stdout.splitlines()) if words}
@@ -339,7 +339,7 @@ def test_evaluate_reads_regions_and_ignored_values(tmp_path):
     assert "label 3" in run("evaluate", *folders, "--quiet").stdout
     result = run("evaluate", *folders, "--labels", tmp_path / "nowhere")
     assert result.exit_code == 2
-    assert "nowhere: does not exist; give a dataset.json of nnU-Net" in result.stderr
+    assert "nowhere: does not exist; give a dataset.json, or the folder" in result.stderr
 
     description["regions_class_order"] = [2, 1]
     (tmp_path / "dataset.json").write_text(json.dumps(description))

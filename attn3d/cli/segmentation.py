@@ -281,8 +281,7 @@ def compare(
     import attn3d.segmentation as segmentation
 
     _log(quiet)
-    given: dict[str, Any] = {"config": None if config is None else str(config), "network": network}
-    given |= {"epochs": epochs, "minutes": minutes}
+    given = {"network": network, "epochs": epochs, "minutes": minutes}
     with one_line_errors("compare"):
         found = segmentation.compare(
             data,
@@ -290,6 +289,7 @@ def compare(
             mechanisms=mechanisms.split(","),
             at=at.split(","),
             seeds=seeds,
+            config=config,
             workers=workers,
             quiet=quiet,
             **{name: value for name, value in given.items() if value is not None},

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from attn3d.segmentation.errors import FileError
     from attn3d.segmentation.evaluation import evaluate, score
     from attn3d.segmentation.exporting import export
-    from attn3d.segmentation.files import read_image, read_label, read_segmentation, write_image, write_label
     from attn3d.segmentation.folds import CrossValidation, cross_validate
+    from attn3d.segmentation.io.files import read_image, read_label, read_segmentation, write_image, write_label
+    from attn3d.segmentation.io.writing import finished_file
     from attn3d.segmentation.labels import Labels
     from attn3d.segmentation.mni152 import TISSUES, write_mni152
     from attn3d.segmentation.networks import NETWORKS, create_network
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from attn3d.segmentation.summaries import mean_dice
     from attn3d.segmentation.task import Diverged, SegmentationTask
     from attn3d.segmentation.training import Interrupted, train
-    from attn3d.segmentation.writing import finished_file
 
 _NAMES = {
     "comparison": ["compare"],
@@ -36,8 +36,9 @@ _NAMES = {
     "errors": ["FileError"],
     "evaluation": ["evaluate", "score"],
     "exporting": ["export"],
-    "files": ["read_image", "read_label", "read_segmentation", "write_image", "write_label"],
     "folds": ["CrossValidation", "cross_validate"],
+    "io.files": ["read_image", "read_label", "read_segmentation", "write_image", "write_label"],
+    "io.writing": ["finished_file"],
     "labels": ["Labels"],
     "mni152": ["TISSUES", "write_mni152"],
     "networks": ["NETWORKS", "create_network"],
@@ -50,7 +51,6 @@ _NAMES = {
     "summaries": ["mean_dice"],
     "task": ["Diverged", "SegmentationTask"],
     "training": ["Interrupted", "train"],
-    "writing": ["finished_file"],
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}
 

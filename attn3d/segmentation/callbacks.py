@@ -19,9 +19,9 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from attn3d.segmentation.errors import FileError
+from attn3d.segmentation.io.writing import finished_file, write_table
 from attn3d.segmentation.networks import not_finite
 from attn3d.segmentation.runs import Run
-from attn3d.segmentation.writing import finished_file, write_table
 
 logger = logging.getLogger("attn3d")
 _VALIDATIONS = 5  # number of validations in a budget of minutes

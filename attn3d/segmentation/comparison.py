@@ -13,12 +13,13 @@ from attn3d.mechanisms.registry import list_attention
 from attn3d.planning import estimate_memory
 from attn3d.plotting import confidence_interval, plot_comparison
 from attn3d.segmentation.errors import FileError
-from attn3d.segmentation.locks import locked
+from attn3d.segmentation.io.locks import locked
+from attn3d.segmentation.io.writing import finished_file, read_json, read_table, write_json, write_table
 from attn3d.segmentation.runs import Run
 from attn3d.segmentation.series import keep_settings, train_or_resume
+from attn3d.segmentation.settings import settings_from
 from attn3d.segmentation.simulation import simulate
 from attn3d.segmentation.summaries import mean_dice
-from attn3d.segmentation.writing import finished_file, read_json, read_table, write_json, write_table
 
 _LEVEL = 0.95
 
@@ -30,6 +31,7 @@ def compare(
     mechanisms: Sequence[str],
     at: Sequence[str] = ("skip",),
     seeds: int = 5,
+    config: Path | str | None = None,
     workers: int | None = None,
     quiet: bool = False,
     **settings: Any,
@@ -51,6 +53,7 @@ def compare(
         mechanisms: names of mechanisms; the network without attention is always added, as "none".
         at: kinds of site.
         seeds: number of trainings per mechanism, with the seeds 0, 1, ..
+        config: as in `train`.
         workers: as in `train`.
         quiet: whether to show no progress bars.
         **settings: as in `train`, the same for all trainings.
@@ -68,8 +71,9 @@ def compare(
     positive_integer("seeds", seeds)
     for mechanism in mechanisms:
         one_of("mechanisms", mechanism, list_attention())
-    out = Path(out)
-    asked = {"data": None if data is None else str(Path(data).resolve()), "at": list(at), "settings": settings}
+    out, chosen = Path(out), settings_from(None if config is None else Path(config), settings)
+    asked = {"data": None if data is None else str(Path(data).resolve()), "at": list(at)}
+    asked |= {"settings": chosen.model_dump(mode="json")}
     with locked(out):
         keep_settings(out / "settings.json", asked)
         if data is None:
@@ -79,7 +83,7 @@ def compare(
             for mechanism, finished in runs.items():
                 if not quiet:
                     print(f"{mechanism}, seed {seed}")
-                given = {"attention": mechanism, "at": at, "seed": seed, **settings}
+                given = {"config": config, "attention": mechanism, "at": at, "seed": seed, **settings}
                 finished.append(train_or_resume(data, out / f"{mechanism}-{seed}", workers, quiet, **given))
         return _report(out, runs, at, seeds)
 

@@ -9,9 +9,9 @@ import torch
 
 from attn3d.arguments import read_spec
 from attn3d.segmentation.datasets import Dataset
-from attn3d.segmentation.fingerprint import Fingerprint, Geometry, propose_geometry
+from attn3d.segmentation.fingerprint import Fingerprint, Geometry, propose_geometry, propose_kernels
 from attn3d.segmentation.losses import create_loss
-from attn3d.segmentation.networks import narrowest, shape_multiple
+from attn3d.segmentation.networks import narrowest, shape_multiple, uses_kernels, uses_strides
 from attn3d.segmentation.settings import Configuration, Settings, checked
 from attn3d.segmentation.windows import propose_windows, warn_of_invisible
 
@@ -24,12 +24,15 @@ def configure(dataset: Dataset, images: int, fingerprint: Fingerprint, settings:
     """The configuration for a data set: the settings, and values from its fingerprint for those that are None.
 
     Raises:
-        ValueError: when patch size and strides do not fit, or the loss does not take the class weights.
+        ValueError: when patch size and strides do not fit, the network does not use strides or kernels that are set, or
+            the loss does not take the class weights.
     """
     geometry = propose_geometry(fingerprint, settings.patch_voxels, settings.spacing, settings.patch_size)
     strides = settings.strides or geometry.strides
     costly = len(strides) > 1 and (geometry.whole or torch.cuda.is_available())  # DynUNet needs at least two
     network = settings.network or ("DynUNet" if costly else "UNet")
+    kernels = settings.kernels or propose_kernels(strides, geometry.spacing)
+    _check_shape(network, settings, resolutions=1 + len(strides))
     multiple = shape_multiple(network, strides)
     windows = settings.windows
     if windows == "auto":
@@ -43,7 +46,7 @@ def configure(dataset: Dataset, images: int, fingerprint: Fingerprint, settings:
         "spacing": geometry.spacing,
         "patch_size": _fitting(geometry, multiple, given=settings.patch_size is not None),
         "strides": strides,
-        "kernels": settings.kernels or geometry.kernels,
+        "kernels": kernels,
         "windows": windows,
         "attention": completed(settings.attention, geometry.spacing, narrowest(network, settings.width)),
         "start_from": None if settings.start_from is None else str(Path(settings.start_from).resolve()),
@@ -56,6 +59,22 @@ def configure(dataset: Dataset, images: int, fingerprint: Fingerprint, settings:
         "versions": {name: version(name) for name in ("torch", "monai", "lightning", "nibabel", "numpy")},
     }
     return checked(Configuration, settings.model_dump(mode="json") | derived)
+
+
+def _check_shape(network: str, settings: Settings, resolutions: int) -> None:
+    """Checks that the network uses the strides and kernels that are set, with a kernel for each resolution.
+
+    Raises:
+        ValueError: when it does not.
+    """
+    if settings.strides and not uses_strides(network):
+        raise ValueError(f"`strides` are not used by {network}, which halves all axes; omit them or use a UNet")
+    if settings.kernels and not uses_kernels(network):
+        raise ValueError(f"`kernels` are not used by {network}, whose kernels have size 3; omit them or use a DynUNet")
+    if settings.kernels and len(settings.kernels) != resolutions:
+        raise ValueError(
+            f"`kernels` must have {resolutions} entries, one more than the strides, got {len(settings.kernels)}"
+        )
 
 
 def completed(attention: Any, spacing: Sequence[float], channels: int) -> Any:

@@ -18,8 +18,8 @@ from attn3d.segmentation.calibration import Calibration, calibration_near, summa
 from attn3d.segmentation.components import components
 from attn3d.segmentation.datasets.predictions import find_pairs, probabilities_of
 from attn3d.segmentation.errors import FileError, failure_noted
-from attn3d.segmentation.files import read_probabilities, read_segmentation, values_in
 from attn3d.segmentation.grid import voxel_millilitres
+from attn3d.segmentation.io.files import read_probabilities, read_segmentation, values_in
 from attn3d.segmentation.labels import ANY, Labels
 from attn3d.segmentation.lesions import match_lesions
 from attn3d.segmentation.summaries import relative_difference, summarise, write_scores

@@ -12,10 +12,10 @@ from torch import nn
 import attn3d
 from attn3d.segmentation import grid, portable
 from attn3d.segmentation.errors import FileError
+from attn3d.segmentation.io.writing import finished_folder, write_json, write_text
 from attn3d.segmentation.networks import network_arguments, shape_multiple
 from attn3d.segmentation.runs import Run
 from attn3d.segmentation.settings import Configuration
-from attn3d.segmentation.writing import finished_folder, write_json, write_text
 
 _FORMATS = ("bundle", "onnx")
 _MOST = 4096  # largest batch, and largest number of the network's steps along an axis

@@ -53,14 +53,12 @@ class Geometry:
         spacing: mm per voxel along right, anterior and superior.
         patch_size: voxels per axis, a multiple of the product of the strides.
         strides: the stride of each downsampling, per axis.
-        kernels: the kernel size at each resolution, per axis; one more than there are strides.
         whole: whether a patch contains the median scan.
     """
 
     spacing: tuple[float, ...]
     patch_size: tuple[int, ...]
     strides: tuple[tuple[int, ...], ...]
-    kernels: tuple[tuple[int, ...], ...]
     whole: bool = False
 
 
@@ -122,8 +120,7 @@ def propose_geometry(
     smallest spacing plus a tenth of the difference to the median, so that thick slices do not become thicker. If the
     median scan has at most ``patch_voxels`` voxels, a patch contains the whole scan. Otherwise the sides of a patch are
     equal in mm, but not larger than the scan. At each resolution, an axis is halved if its spacing is less than twice
-    the finest one and it has 8 voxels or more. Kernels have size 3 along axes whose spacing is less than twice the
-    finest one, and 1 along the others.
+    the finest one and it has 8 voxels or more.
 
     Args:
         fingerprint: properties of the training cases.
@@ -139,7 +136,7 @@ def propose_geometry(
     grid = np.array(fingerprint.shape) * fingerprint.spacing / np.array(spacing)
     whole = patch_size is None and bool(np.prod(grid) <= patch_voxels)
     wanted = _patch(grid, np.array(spacing), patch_voxels) if patch_size is None else np.array(patch_size, float)
-    strides, kernels = _steps(wanted, np.array(spacing))
+    strides = _strides(wanted, np.array(spacing))
     multiple = np.prod(strides, axis=0, dtype=int) if strides else np.ones(3, int)
     if patch_size is None:
         wanted = np.maximum(1, (np.ceil if whole else np.round)(wanted / multiple)) * multiple
@@ -147,7 +144,6 @@ def propose_geometry(
         spacing=tuple(float(round(one, 4)) for one in spacing),
         patch_size=tuple(int(size) for size in wanted),
         strides=strides,
-        kernels=kernels,
         whole=whole,
     )
 
@@ -165,20 +161,31 @@ def _patch(grid: np.ndarray, spacing: np.ndarray, voxels: int) -> np.ndarray:
         fixed |= over
 
 
-def _steps(size: np.ndarray, spacing: np.ndarray) -> tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]:
-    """The strides between the resolutions, and the kernels of all resolutions."""
-    size, spacing = size.copy(), spacing.copy()
+def _strides(size: np.ndarray, spacing: np.ndarray) -> tuple[tuple[int, ...], ...]:
+    """The strides between the resolutions."""
     strides: list[tuple[int, ...]] = []
-    kernels: list[tuple[int, ...]] = []
     while True:
-        near = spacing < _NEAR_ISOTROPIC * spacing.min()
-        kernels.append(tuple((3 if one else 1) for one in near))
-        halved = near & (size >= 2 * _SMALLEST_MAP)
+        halved = _is_fine(spacing) & (size >= 2 * _SMALLEST_MAP)
         if not halved.any():
-            return tuple(strides), tuple(kernels)
+            return tuple(strides)
         step = np.where(halved, 2, 1)
         strides.append(tuple(step.tolist()))
         size, spacing = size / step, spacing * step
+
+
+def propose_kernels(strides: Sequence[Sequence[int]], spacing: Sequence[float]) -> tuple[tuple[int, ...], ...]:
+    """The kernel sizes of all resolutions: 3 along axes whose spacing is less than twice the finest one, 1 otherwise.
+
+    Args:
+        strides: the strides between the resolutions.
+        spacing: spacing of the first one in mm.
+    """
+    steps = np.cumprod(np.concatenate([np.ones((1, 3)), np.reshape(strides, (-1, 3))]), axis=0)
+    return tuple(tuple(np.where(_is_fine(one), 3, 1).tolist()) for one in steps * np.array(spacing))
+
+
+def _is_fine(spacing: np.ndarray) -> np.ndarray:
+    return spacing < _NEAR_ISOTROPIC * spacing.min()
 
 
 def _sample(image: nib.Nifti1Image, chosen: Any) -> np.ndarray:

@@ -6,13 +6,13 @@ from typing import Any, NamedTuple
 from sklearn.model_selection import KFold
 
 from attn3d.segmentation.datasets import find_dataset, read_splits
-from attn3d.segmentation.locks import locked
+from attn3d.segmentation.io.locks import locked
+from attn3d.segmentation.io.writing import read_json, write_json
 from attn3d.segmentation.runs import SPLITS, Run
 from attn3d.segmentation.series import keep_settings, train_or_resume
 from attn3d.segmentation.settings import settings_from
 from attn3d.segmentation.simulation import simulate
 from attn3d.segmentation.summaries import summarise, write_scores
-from attn3d.segmentation.writing import read_json, write_json
 
 
 class CrossValidation(NamedTuple):
@@ -64,7 +64,7 @@ def cross_validate(
     out, chosen = Path(out), settings_from(None if config is None else Path(config), settings)
     given = folds if isinstance(folds, int) else str(Path(folds).resolve())
     asked: dict[str, Any] = {"data": None if data is None else str(Path(data).resolve()), "folds": given}
-    asked |= {"config": None if config is None else str(config), "settings": settings}
+    asked |= {"settings": chosen.model_dump(mode="json")}
     splits = None if data is None else _splits(data, folds, chosen.split_seed)
     with locked(out):
         begun = keep_settings(out / "settings.json", asked)

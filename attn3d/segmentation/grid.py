@@ -117,7 +117,8 @@ def resampled_planes(
     turned = source[rest[0]] > source[rest[1]]
     held: deque[Tensor] = deque(maxlen=2)
     arrived = 0
-    for index in torch.argsort(lower[new_axis] + weights[new_axis], stable=True).tolist():
+    order = range(new_shape[new_axis])
+    for index in order if to_volume[axis, new_axis] > 0 else reversed(order):
         while arrived < min(int(lower[new_axis][index]) + 2, shape[axis]):
             plane = next(planes)
             held.append(plane.transpose(1, 2) if turned else plane)

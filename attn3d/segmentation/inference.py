@@ -108,7 +108,7 @@ def segment(
     measures = measures_of(len(views)) if uncertainty else ()
     uncertain = {name: np.empty(shape, np.float32) for name in measures}
     for found in zip(*streams, strict=True):
-        index, planes = found[0][0], [plane for _, plane in found]
+        (index,), planes = {index for index, _ in found}, [plane for _, plane in found]
         mean = sum(planes) / len(planes)
         chosen[index] = first.labels.choose(mean)
         if keep:

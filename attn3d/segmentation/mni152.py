@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from nilearn import datasets
 
-from attn3d.segmentation.files import write_image
+from attn3d.segmentation.io.files import write_image
 
 TISSUES = {1: "CSF", 2: "grey matter", 3: "white matter"}
 

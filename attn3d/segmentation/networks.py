@@ -45,7 +45,7 @@ def create_network(
         in_channels: channels of the scan.
         out_channels: number of classes, including the background.
         strides: the stride of each downsampling, per axis.
-        kernels: the kernel size at each resolution, per axis; 3 by default.
+        kernels: the kernel size at each resolution of a DynUNet, per axis; 3 by default.
         width: channels at the highest resolution; they double with each downsampling.
         deep_supervision: whether a DynUNet in training mode also returns logits of coarser resolutions.
         attention: a spec for `attn3d.insert_attention`, or None.
@@ -83,7 +83,7 @@ def network_arguments(
     channels: dict[str, Any] = {"spatial_dims": 3, "in_channels": in_channels, "out_channels": out_channels}
     widths = [min(width * 2**level, _MOST_CHANNELS) for level in range(len(strides) + 1)]
     residual = name.startswith("Residual")
-    if name.endswith("DynUNet"):
+    if uses_kernels(name):
         return "DynUNet", {
             **channels,
             "kernel_size": kernels or ((3, 3, 3),) * (1 + len(strides)),
@@ -114,6 +114,16 @@ def narrowest(name: str, width: int) -> int:
     if name not in _HALVINGS_OF_ALL_AXES:
         return width
     return max(8 if name == "SegResNet" else 1, width // 2)
+
+
+def uses_strides(name: str) -> bool:
+    """Whether the strides of a network can be chosen."""
+    return name not in _HALVINGS_OF_ALL_AXES
+
+
+def uses_kernels(name: str) -> bool:
+    """Whether the kernel sizes of a network can be chosen."""
+    return name.endswith("DynUNet")
 
 
 def shape_multiple(name: str, strides: Sequence[Sequence[int]]) -> tuple[int, ...]:

@@ -16,12 +16,14 @@ from torch import nn
 from attn3d.plotting import plot_segmentation
 from attn3d.segmentation.components import largest, middle_of_largest, without_small
 from attn3d.segmentation.datasets import Case, Dataset, find_scans, read_case_image, read_case_label
-from attn3d.segmentation.dicom_seg import highdicom, write_dicom_seg
 from attn3d.segmentation.errors import FileError, failing_as, failure_noted
-from attn3d.segmentation.files import check_same_grid, read_segmentation, read_volume, write_image, write_label
 from attn3d.segmentation.grid import voxel_millilitres
 from attn3d.segmentation.inference import Segmentation, View, highest_entropy, measures_of, segment
-from attn3d.segmentation.itk import ENDINGS
+from attn3d.segmentation.io.dicom_seg import check_series, highdicom, write_dicom_seg
+from attn3d.segmentation.io.files import check_same_grid, read_segmentation, read_volume, write_label, write_map
+from attn3d.segmentation.io.itk import ENDINGS
+from attn3d.segmentation.io.tables import add_row, rows_in
+from attn3d.segmentation.io.writing import finished_file, sweep, write_text
 from attn3d.segmentation.networks import shape_multiple
 from attn3d.segmentation.portable import window_size
 from attn3d.segmentation.precision import BFloat16
@@ -29,8 +31,6 @@ from attn3d.segmentation.preprocessing import intensities_of
 from attn3d.segmentation.processes import joined
 from attn3d.segmentation.runs import Run, open_runs
 from attn3d.segmentation.settings import Configuration, Settings, checked
-from attn3d.segmentation.tables import add_row, rows_in
-from attn3d.segmentation.writing import finished_file, sweep, write_text
 
 _FORMATS = ("nii.gz", *(ending[1:] for ending in ENDINGS))
 
@@ -233,6 +233,8 @@ def _segment(
     **options: Any,
 ) -> tuple[nib.Nifti1Image, dict[str, np.ndarray]]:
     """Writes the requested files of a case, its labels last, and returns the labels and their uncertainty."""
+    if dicom_seg:
+        check_series(case.images[0])
     images = read_case_image(case)
     found = _labels(images, networks, **options)
     segmentation = found.labels
@@ -243,9 +245,9 @@ def _segment(
         segmentation = run.config.labels.changed(segmentation, lambda mask: without_small(mask, smallest))
     volumes = {} if found.probabilities is None else {"probabilities": found.probabilities}
     for what, values in (volumes | found.uncertainty).items():
-        write_image(_beside(path, case, what), values, images[0].affine, "scanner")
+        write_map(_beside(path, case, what), values, images[0])
     if preview:
-        _preview(path, images[0], segmentation, found, run)
+        _preview(path.parent, case.name, images[0], segmentation, found, run)
     if dicom_seg:
         write_dicom_seg(path.with_name(f"{case.name}.dcm"), segmentation, case.images[0], run.config.labels)
     write_label(path, segmentation, like=images[0])
@@ -282,11 +284,13 @@ def _labels(
     return segment(views, images[0], **options)
 
 
-def _preview(path: Path, image: nib.Nifti1Image, segmentation: np.ndarray, found: Segmentation, run: Run) -> None:
+def _preview(
+    folder: Path, name: str, image: nib.Nifti1Image, segmentation: np.ndarray, found: Segmentation, run: Run
+) -> None:
     """Writes a picture of three planes through the largest predicted component, and a page with a viewer."""
     from attn3d.segmentation.reporting.viewer import Heat, case_page, view_of
 
-    config, name = run.config, path.name.removesuffix(".nii.gz")
+    config = run.config
     center = None
     if segmentation.any():
         center = nib.affines.apply_affine(image.affine, middle_of_largest(segmentation > 0))
@@ -299,7 +303,7 @@ def _preview(path: Path, image: nib.Nifti1Image, segmentation: np.ndarray, found
         window=None if config.windows is None else config.windows[0],
         title="trained on simulated scans" if config.simulated else "",
     )
-    with finished_file(path.with_name(f"{name}.png")) as unfinished:
+    with finished_file(folder / f"{name}.png") as unfinished:
         figure.savefig(unfinished, dpi=100, format="png")
     heat = {}
     if found.probabilities is not None:
@@ -312,5 +316,5 @@ def _preview(path: Path, image: nib.Nifti1Image, segmentation: np.ndarray, found
     view = view_of(
         name, image, {"network": segmentation}, config.labels.legend, heat=heat, windows=config.windows, center=center
     )
-    picture = path.with_name(f"{name}.png").read_bytes()
-    write_text(path.with_name(f"{name}.html"), case_page(view, picture, simulated=config.simulated))
+    picture = (folder / f"{name}.png").read_bytes()
+    write_text(folder / f"{name}.html", case_page(view, picture, simulated=config.simulated))

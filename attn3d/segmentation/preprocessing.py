@@ -17,9 +17,9 @@ from safetensors.numpy import save
 from attn3d.segmentation.datasets import Case, Dataset, read_case_image, read_case_label
 from attn3d.segmentation.errors import FileError
 from attn3d.segmentation.grid import label_to_grid, to_grid
+from attn3d.segmentation.io.writing import finished_file, read_json, write_json
 from attn3d.segmentation.portable import normalise
 from attn3d.segmentation.settings import Configuration
-from attn3d.segmentation.writing import finished_file, read_json, write_json
 
 logger = logging.getLogger("attn3d")
 

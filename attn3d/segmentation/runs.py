@@ -12,10 +12,10 @@ from torch import nn
 from attn3d.segmentation.datasets import Case, Dataset, find_dataset, read_splits
 from attn3d.segmentation.datasets.layouts import decathlon, nnunet
 from attn3d.segmentation.errors import FileError
+from attn3d.segmentation.io.writing import finished_file, read_json, write_json
 from attn3d.segmentation.labels import Labels
 from attn3d.segmentation.networks import create_network, not_finite
 from attn3d.segmentation.settings import Configuration
-from attn3d.segmentation.writing import finished_file, read_json, write_json
 
 PARTS = ("fingerprint.json", "split.json", "config.json")  # the files of a new run; the last one makes the folder a run
 SPLITS = "splits.json"  # in the folder of a cross-validation

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from attn3d.segmentation.errors import FileError
-from attn3d.segmentation.locks import LOCK
+from attn3d.segmentation.io.locks import LOCK
+from attn3d.segmentation.io.writing import read_json, write_json
 from attn3d.segmentation.runs import Run
-from attn3d.segmentation.training import train
-from attn3d.segmentation.writing import read_json, write_json
+from attn3d.segmentation.training import Interrupted, train
 
 
 def keep_settings(path: Path, settings: Mapping[str, Any]) -> bool:
@@ -43,7 +43,16 @@ def keep_settings(path: Path, settings: Mapping[str, Any]) -> bool:
 
 
 def train_or_resume(data: Path | str, folder: Path, workers: int | None, quiet: bool, **settings: Any) -> Run:
-    """Trains a run of a series. A stopped run is continued, and a finished run is not trained again."""
+    """Trains a run of a series on one device. A stopped run is continued, and a finished run is not trained again.
+
+    Several devices would start this process again, and each of the processes would go through the whole series.
+
+    Raises:
+        Interrupted: when the training is stopped by Ctrl-C.
+    """
     if (folder / "config.json").exists():
-        return train(data, out=folder, resume=True, workers=workers, quiet=quiet)
-    return train(data, out=folder, workers=workers, quiet=quiet, **settings)
+        settings = {"resume": True}
+    try:
+        return train(data, out=folder, devices=1, workers=workers, quiet=quiet, **settings)
+    except Interrupted as stopped:
+        raise Interrupted("stopped; run the same command again to continue") from stopped

@@ -22,9 +22,9 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from attn3d.arguments import nearest, one_of
 from attn3d.segmentation.errors import FileError
+from attn3d.segmentation.io.writing import read_json
 from attn3d.segmentation.labels import Labels
 from attn3d.segmentation.networks import NETWORKS
-from attn3d.segmentation.writing import read_json
 
 FORMAT = 3  # version of run folders
 EPOCHS = 30  # the default budget
@@ -109,8 +109,12 @@ class Settings(BaseModel):
         None, description="spacing of the working grid in mm along right, anterior, superior"
     )
     patch_size: _PatchSize | None = Field(None, description="size of a patch in voxels of the working grid")
-    strides: _PerAxis | None = Field(None, description="stride of each downsampling, per axis")
-    kernels: _PerAxis | None = Field(None, description="kernel size at each resolution, per axis")
+    strides: _PerAxis | None = Field(
+        None, description="stride of each downsampling, per axis; not for `BasicUNet` and `SegResNet`"
+    )
+    kernels: _PerAxis | None = Field(
+        None, description="kernel size at each resolution, per axis; only for `DynUNet` and `ResidualDynUNet`"
+    )
     windows: Annotated[Literal["auto"] | _Windows | None, MustBe(_Windows.__metadata__[-1].words)] = Field(
         "auto", description="level and width in HU of each channel of a CT; null for mean 0 and standard deviation 1"
     )

@@ -7,9 +7,9 @@ from typing import Any
 import pandas as pd
 
 from attn3d.plotting import plot_calibration
+from attn3d.segmentation.io.writing import finished_file, sweep, write_json, write_table
 from attn3d.segmentation.labels import ANY, Labels
 from attn3d.segmentation.lesions import COUNTS, QUALITIES, ROW, pooled
-from attn3d.segmentation.writing import finished_file, sweep, write_json, write_table
 
 _AGREEMENT = ("dice", "hd95_mm", "surface_dice")
 _TOTALS = ("volume_ml", "reference_ml", "lesions", "lesions_found", "false_lesions")

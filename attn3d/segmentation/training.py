@@ -22,7 +22,8 @@ from attn3d.segmentation.datasets import Case, Dataset, find_dataset, read_fold,
 from attn3d.segmentation.errors import FileError
 from attn3d.segmentation.evaluation import evaluate
 from attn3d.segmentation.fingerprint import take_fingerprint
-from attn3d.segmentation.locks import LOCK, locked
+from attn3d.segmentation.io.locks import LOCK, locked
+from attn3d.segmentation.networks import uses_kernels, uses_strides
 from attn3d.segmentation.patches import PatchData
 from attn3d.segmentation.prediction import predict_held_out
 from attn3d.segmentation.pretrained import start_from
@@ -144,10 +145,12 @@ def _new_run(
     first = _is_first_process()
     if first and {path.name for path in out.iterdir()} - {LOCK, "cohort", *PARTS[:-1]}:
         raise ValueError(f"`out` {out} is not empty; give a new folder, or resume the training in it (--resume)")
-    if data is None:
-        if not first:
-            raise ValueError("`data` is required with several processes; write a cohort with `attn3d simulate` first")
+    if data is None and first:
         dataset = simulate(out / "cohort", quiet=quiet)
+    elif data is None:
+        if not (out / "cohort" / "dataset.json").exists():
+            raise ValueError("`data` is required with several processes; write a cohort with `attn3d simulate` first")
+        dataset = find_dataset(out / "cohort", labelled=True)  # the first process has simulated it
     else:
         dataset = find_dataset(data, labelled=True)
     if not dataset.labels.names:
@@ -155,7 +158,7 @@ def _new_run(
     if first and not quiet:
         print(dataset)
     elif first:
-        for problem in dataset.problems:
+        for problem in dataset.left_out:
             logger.warning("left out: %s", problem)
     if folds[0] is None:
         training, validation = split_cases(dataset.cases, settings.held_out, settings.split_seed, dataset.validation)
@@ -193,9 +196,11 @@ def _summary(configuration: Configuration) -> str:
     attention = "no attention"
     if configuration.attention is not None:
         attention = f"{configuration.attention} at {', '.join(configuration.at)}"
+    strides = f", strides {configuration.strides}" if uses_strides(configuration.network) else ""
+    kernels = f", kernels {configuration.kernels}" if uses_kernels(configuration.network) else ""
     return (
         f"{configuration.network}, {attention}; {configuration.budget}\n"
-        f"  spacing {spacing} mm, patches {patch}, strides {configuration.strides}, kernels {configuration.kernels}\n"
+        f"  spacing {spacing} mm, patches {patch}{strides}{kernels}\n"
         f"  intensities {shown}"
     )
 

@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 
 from attn3d.segmentation import FileError, read_image
-from attn3d.segmentation.dicom import is_dicom
+from attn3d.segmentation.io.dicom import is_dicom
 from tests.faults.sweeps import Row
 
 

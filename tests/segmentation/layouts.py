@@ -5,7 +5,7 @@ import json
 import numpy as np
 
 from attn3d.segmentation import write_image
-from attn3d.segmentation.dicom import same_locale
+from attn3d.segmentation.io.dicom import same_locale
 from tests.segmentation.volumes import AFFINES, head
 
 SHAPE = (8, 9, 5)

@@ -54,6 +54,26 @@ def test_it_trains_all_runs_and_can_be_resumed(data, tmp_path, monkeypatch):
         compare(data, **(arguments | {"at": ["skip"]}), **SETTINGS)
 
 
+def test_a_changed_file_of_settings_is_refused(data, tmp_path, monkeypatch):
+    config = tmp_path / "settings.json"
+    config.write_text(json.dumps({"epochs": 3}))
+    asked = []
+
+    def stopped(*_, out, config, **given):
+        (out / "config.json").parent.mkdir(parents=True)
+        (out / "config.json").write_text("{}")
+        asked.append(config)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(series, "train", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        compare(data, out=tmp_path / "all", mechanisms=["eca"], config=config, quiet=True)
+    assert asked == [config]
+    config.write_text(json.dumps({"epochs": 4}))
+    with pytest.raises(FileError, match="has other settings"):
+        compare(data, out=tmp_path / "all", mechanisms=["eca"], config=config, quiet=True)
+
+
 def test_an_unknown_mechanism_is_refused_before_anything_is_written(data, tmp_path):
     with pytest.raises(ValueError, match="did you mean 'cbam'"):
         compare(data, out=tmp_path / "all", mechanisms=["cbm"], quiet=True)

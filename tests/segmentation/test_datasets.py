@@ -118,8 +118,8 @@ def test_a_file_without_its_counterpart_is_named(tmp_path, write, lost, says, le
     (tmp_path / lost).unlink()
     dataset = find_dataset(tmp_path)
     assert names(dataset.cases) == left
-    assert any(says in problem for problem in dataset.problems)
-    for problem in dataset.problems:
+    assert any(says in problem for problem in dataset.left_out)
+    for problem in dataset.left_out:
         assert problem in str(dataset)
 
 
@@ -131,7 +131,7 @@ def test_files_that_a_description_does_not_list_are_named(tmp_path):
     layouts.write(tmp_path / "second/imagesTr/BRATS_1_0002.nii.gz", layouts.units(9))
     dataset = find_dataset(tmp_path / "second")
     assert names(dataset.cases) == ["BRATS_2"], "a case must have exactly its channels"
-    assert any("0000, 0001, 0002, but needs 0000, 0001" in problem for problem in dataset.problems)
+    assert any("0000, 0001, 0002, but needs 0000, 0001" in problem for problem in dataset.left_out)
 
 
 def test_labels_above_the_range_of_uint8_are_refused(tmp_path):
@@ -203,7 +203,7 @@ def test_unsupported_descriptions_of_nnunet_are_refused_with_the_reason(tmp_path
         ("{", "is not valid JSON"),
         ("[]", "must be a JSON object, got list"),
         ('{"training": []}', "does not have the form of the Decathlon"),
-        ('{"modality": {"0": "CT"}, "labels": {"a": 1}, "training": []}', "does not have the form of the Decathlon"),
+        ('{"modality": {"0": "CT"}, "labels": {"a": 1}, "training": []}', "`labels` must give the name of each value"),
         ('{"modality": {}, "labels": {"0": "no"}, "training": []}', "`modality` is empty"),
         ('{"modality": {"0": "CT"}, "labels": {"0": "no"}, "training": []}', "no image with a label"),
     ],

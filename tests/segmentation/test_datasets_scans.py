@@ -4,6 +4,7 @@ import logging
 
 import pytest
 
+from attn3d.segmentation import FileError
 from attn3d.segmentation.datasets import find_scans
 from tests.segmentation import layouts
 
@@ -68,6 +69,41 @@ def test_files_that_are_left_out_are_named(tmp_path, caplog):
     assert [case.name for case in cases] == ["101", "095", "096"]
     assert not failed
     assert "097.nii.gz: has no image" in caplog.text
+
+
+def test_labels_beside_their_scans_are_left_out(tmp_path, caplog):
+    files = ("a.nii.gz", "a_label.nii.gz", "b_0000.nii.gz", "b_seg.nii", "c_mask.nii.gz", "d_0000_mask.nii")
+    cases, failed = found(tmp_path / "scans", 1, *files, "d_0000.nii")
+    assert sorted(cases) == ["a", "b", "c_mask", "d"]  # c_mask is the only file of its case
+    assert not failed
+    for name in ("a_label.nii.gz", "b_seg.nii", "d_0000_mask.nii"):
+        assert f"{name}: is the label of another file" in caplog.text
+
+
+def test_an_incomplete_case_of_a_data_set_is_a_failure(tmp_path):
+    layouts.nnunet(tmp_path)
+    layouts.write(tmp_path / "imagesTs/BRATS_4_0001.nii.gz", layouts.units(41))
+    cases, failed = find_scans(tmp_path, 2)
+    assert [case.name for case in cases] == ["BRATS_3", "BRATS_1", "BRATS_2"]
+    file = str(tmp_path / "imagesTs/BRATS_4_0001.nii.gz")
+    assert failed == {file: "its case has the channels 0001, but needs 0000, 0001"}
+
+
+def test_a_missing_file_of_a_decathlon_is_a_failure(tmp_path):
+    layouts.decathlon(tmp_path)
+    (tmp_path / "imagesTs/spleen_3.nii.gz").unlink()
+    cases, failed = find_scans(tmp_path, 1)
+    assert [case.name for case in cases] == ["spleen_1", "spleen_2"]
+    assert failed == {str(tmp_path / "imagesTs/spleen_3.nii.gz"): "is in dataset.json, but does not exist"}
+
+
+def test_a_name_with_and_without_a_label_is_refused(tmp_path):
+    """Both cases would be written to one file."""
+    layouts.nnunet(tmp_path)
+    for channel in (0, 1):
+        layouts.write(tmp_path / f"imagesTs/BRATS_1_{channel:04d}.nii.gz", layouts.units(9))
+    with pytest.raises(FileError, match="has two cases with the name 'BRATS_1', with and without a label"):
+        find_scans(tmp_path, 2)
 
 
 @pytest.mark.parametrize("ending", [".nii", ".nii.gz", ".NII.GZ"])

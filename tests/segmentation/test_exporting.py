@@ -20,7 +20,7 @@ from attn3d.segmentation.datasets import Dataset
 from attn3d.segmentation.fingerprint import Fingerprint
 from attn3d.segmentation.inference import View, segment
 from attn3d.segmentation.labels import Labels
-from attn3d.segmentation.networks import shape_multiple
+from attn3d.segmentation.networks import shape_multiple, uses_strides
 from attn3d.segmentation.portable import Prepared, ToScan, WindowInferer, to_channels, window_size
 from attn3d.segmentation.preprocessing import intensities_of
 from attn3d.segmentation.settings import settings_from
@@ -38,8 +38,8 @@ def make_run(folder, modality, images=1, network="UNet", labels=LABELS, **settin
     """A run whose network has random weights."""
     fingerprint = Fingerprint(2, (40, 40, 20), (2, 2, 4), ((2, 2),) * 3, ({},) * images, {}, {})
     windows = ((100.0, 400.0), (200.0, 100.0)) if modality == "CT" else None
-    small = {"spacing": (2.0, 2.0, 4.0), "patch_size": (24, 24, 12), "strides": [[2, 2, 1], [2, 2, 2]], "width": 4}
-    small |= {"kernels": [[3, 3, 3]] * 3}
+    small = {"spacing": (2.0, 2.0, 4.0), "patch_size": (24, 24, 12), "width": 4}
+    small |= {"strides": [[2, 2, 1], [2, 2, 2]]} if uses_strides(network) else {}
     settings = {"windows": windows, "network": network, **small, **settings}
     dataset = Dataset(folder, "test", labels=labels, modality=modality)
     run = Run(folder, configure(dataset, images, fingerprint, settings_from(None, settings)))

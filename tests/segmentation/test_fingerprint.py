@@ -6,8 +6,9 @@ import pytest
 import attn3d
 from attn3d.segmentation import Run
 from attn3d.segmentation.configuration import completed, configure
-from attn3d.segmentation.datasets import find_dataset
-from attn3d.segmentation.fingerprint import Fingerprint, propose_geometry, take_fingerprint
+from attn3d.segmentation.datasets import Dataset, find_dataset
+from attn3d.segmentation.fingerprint import Fingerprint, propose_geometry, propose_kernels, take_fingerprint
+from attn3d.segmentation.labels import Labels
 from attn3d.segmentation.settings import settings_from
 
 
@@ -21,8 +22,9 @@ def test_thick_slices_are_not_pooled_until_the_spacing_is_near_isotropic():
     geometry = propose_geometry(fingerprint((230, 230, 34), (0.9, 0.9, 5.0)), patch_voxels=2**20)
     assert geometry.strides[:2] == ((2, 2, 1), (2, 2, 1))
     assert geometry.strides[2] == (2, 2, 2)
-    assert geometry.kernels[:3] == ((3, 3, 1), (3, 3, 1), (3, 3, 3))
-    assert len(geometry.kernels) == len(geometry.strides) + 1
+    kernels = propose_kernels(geometry.strides, geometry.spacing)
+    assert kernels[:3] == ((3, 3, 1), (3, 3, 1), (3, 3, 3))
+    assert len(kernels) == len(geometry.strides) + 1
 
 
 def test_isotropic_scans_are_halved_along_all_axes():
@@ -124,3 +126,28 @@ def test_it_follows_from_the_files(data):
 def test_settings_that_do_not_go_with_the_data(images, settings, message, data):
     with pytest.raises(ValueError, match=message):
         configure(find_dataset(data), images, fingerprint((40, 40, 20), (2, 2, 4)), settings_from(None, settings))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"network": "BasicUNet", "strides": [[2, 2, 1]]},
+            "`strides` are not used by BasicUNet, which halves all",
+        ),
+        ({"network": "UNet", "kernels": [[3, 3, 1], [3, 3, 3]]}, "`kernels` are not used by UNet, whose kernels have"),
+        ({"network": "DynUNet", "strides": [[2, 2, 1], [2, 2, 2]], "kernels": [[3, 3, 3]] * 2}, "must have 3 entries"),
+    ],
+)
+def test_settings_without_effect_are_refused(settings, message, tmp_path):
+    dataset = Dataset(tmp_path, labels=Labels.of({1: "one"}), modality="CT")
+    given = settings | {"windows": [[40, 80]], "patch_size": (16, 16, 16)}
+    with pytest.raises(ValueError, match=message):
+        configure(dataset, 1, fingerprint((64, 64, 20), (1.0, 1.0, 5.0)), settings_from(None, given))
+
+
+def test_kernels_follow_from_strides_that_are_given(tmp_path):
+    dataset = Dataset(tmp_path, labels=Labels.of({1: "one"}), modality="CT")
+    given = {"network": "DynUNet", "strides": [[2, 2, 1], [2, 2, 1]], "windows": [[40, 80]], "patch_size": (16, 16, 8)}
+    config = configure(dataset, 1, fingerprint((64, 64, 20), (1.0, 1.0, 5.0)), settings_from(None, given))
+    assert config.kernels == ((3, 3, 1), (3, 3, 1), (3, 3, 3))

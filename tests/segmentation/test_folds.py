@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from attn3d.segmentation import FileError, cross_validate, predict, series
+from attn3d.segmentation import FileError, Interrupted, cross_validate, predict, series
 from attn3d.segmentation import folds as cross_validation
 from attn3d.segmentation.datasets import find_dataset
 from attn3d.segmentation.prediction import Run
@@ -62,6 +62,31 @@ def test_it_can_be_resumed(data, tmp_path, monkeypatch):
     found = cross_validate(data, out=tmp_path / "all", folds=3, **SETTINGS)
     assert [run.folder.name for run in found.runs] == ["fold_0", "fold_1", "fold_2"]
     assert (tmp_path / "all" / "splits.json").read_text() == splits
+
+
+def test_an_interrupted_fold_is_continued_by_the_same_command(data, tmp_path, monkeypatch):
+    """On one device, since each of several processes would go through all folds."""
+    options = []
+
+    def stopped(*_, **given):
+        options.append(given)
+        raise Interrupted("stopped; continue with --resume --out fold_0")
+
+    monkeypatch.setattr(series, "train", stopped)
+    with pytest.raises(Interrupted, match=r"^stopped; run the same command again to continue$"):
+        cross_validate(data, out=tmp_path / "all", folds=2, **SETTINGS)
+    assert [given["devices"] for given in options] == [1]
+
+
+def test_a_changed_file_of_settings_is_refused(folds, data, tmp_path):
+    """Settings are compared, not the name of their file; those of the command may be in the file instead."""
+    written = {name: value for name, value in SETTINGS.items() if name != "quiet"}
+    (tmp_path / "settings.json").write_text(json.dumps(written))
+    again = cross_validate(data, out=folds.folder, folds=2, config=tmp_path / "settings.json", quiet=True)
+    assert again.scores == folds.scores
+    (tmp_path / "settings.json").write_text(json.dumps(written | {"learning_rate": 1e-4}))
+    with pytest.raises(FileError, match="has other settings"):
+        cross_validate(data, out=folds.folder, folds=2, config=tmp_path / "settings.json", quiet=True)
 
 
 def test_the_folder_is_an_ensemble_of_its_runs(folds, data, tmp_path):

@@ -72,6 +72,19 @@ def test_resampled_planes_equal_monai_on_the_whole_volume(name, axis, spacing):
     assert torch.equal(found.argmax(0)[sure], expected.argmax(0)[sure])
 
 
+@pytest.mark.parametrize("flipped", [False, True])
+@pytest.mark.parametrize("spacing", [0.5, 1.0, 5.0, 9.0])
+def test_planes_come_in_the_order_of_the_volume(flipped, spacing):
+    """Whatever the spacing, since the planes of several networks are averaged as they come."""
+    step = -1.0 if flipped else 1.0
+    planes = iter(torch.rand(7, 1, 4, 4, generator=torch.Generator().manual_seed(0)))
+    volume = np.diag([1.0, 1.0, spacing, 1.0])
+    new = np.diag([1.0, 1.0, step, 1.0])
+    new[2, 3] = 19.0 if flipped else 0.0
+    indices = [index for index, _ in resampled_planes(planes, volume, (4, 4, 7), new, (4, 4, 20), 2)]
+    assert indices == (list(range(20))[::-1] if flipped else list(range(20)))
+
+
 def test_labels_stay_whole_numbers():
     labels = (np.indices(SHAPE).sum(axis=0) // 9 % 4).astype(np.uint8)
     image = scan(labels, AFFINES["oblique"])

@@ -18,9 +18,9 @@ from attn3d.segmentation import FileError, Run, predict, prediction
 from attn3d.segmentation.configuration import configure
 from attn3d.segmentation.datasets import Dataset, find_scans, read_case_image
 from attn3d.segmentation.fingerprint import Fingerprint
+from attn3d.segmentation.io.tables import add_row
 from attn3d.segmentation.labels import Labels
 from attn3d.segmentation.settings import settings_from
-from attn3d.segmentation.tables import add_row
 from tests.segmentation.volumes import AFFINES, scan
 
 LABELS = Labels.of({2: "bright", 5: "brightest"})
@@ -175,7 +175,7 @@ def test_a_case_has_one_row_whatever_its_name(tmp_path):
 def test_two_processes_add_to_one_table(run, tmp_path):
     """Each waits for the other, so that no row is lost."""
     code = (
-        "import sys; from pathlib import Path; from attn3d.segmentation.tables import add_row;"
+        "import sys; from pathlib import Path; from attn3d.segmentation.io.tables import add_row;"
         "[add_row(Path(sys.argv[1]), f'{sys.argv[2]}{index}', {'bright': 1.0}) for index in range(20)]"
     )
     path = tmp_path / "statistics.csv"
@@ -233,6 +233,48 @@ def test_volumes_pictures_and_probabilities(run, tmp_path):
     np.testing.assert_allclose(probabilities.sum(-1), 1, atol=1e-5)
     np.testing.assert_array_equal(np.array([0, 2, 5])[probabilities.argmax(-1)], labels)
     assert (tmp_path / "out" / "one.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_maps_have_the_geometry_of_the_labels(run, tmp_path):
+    """Also where a gantry is tilted, which a qform cannot store, and where qform and sform have different codes."""
+    (tmp_path / "scans").mkdir()
+    tilted = AFFINES["sheared"]
+    image = scan(bright()[0], tilted)
+    image.set_qform(tilted, "unknown")
+    nib.save(image, tmp_path / "scans" / "tilted.nii.gz")
+    bare = scan(bright()[0], tilted)
+    bare.header["qform_code"] = bare.header["sform_code"] = 0
+    nib.save(bare, tmp_path / "scans" / "bare.nii.gz")
+    mixed = scan(bright()[0], AFFINES["oblique"])
+    mixed.set_sform(AFFINES["oblique"], "mni")
+    nib.save(mixed, tmp_path / "scans" / "mixed.nii.gz")
+    found = predict(run.folder, tmp_path / "scans", tmp_path / "out", uncertainty=True, probabilities=True, quiet=True)
+    assert sorted(found.written) == ["bare", "mixed", "tilted"]
+    for name, path in found.written.items():
+        label = nib.load(path)
+        for what in ("entropy", "probabilities"):
+            image = nib.load(tmp_path / "out" / f"{name}_{what}.nii.gz")
+            np.testing.assert_array_equal(image.affine, label.affine)
+            for field in ("qform_code", "sform_code", "quatern_b", "qoffset_x", "srow_x", "xyzt_units"):
+                np.testing.assert_array_equal(image.header[field], label.header[field])
+    assert nib.load(found.written["tilted"]).header["qform_code"] == 0
+
+
+def test_a_preview_has_the_name_of_the_case_in_every_format(run, tmp_path):
+    scans = save(tmp_path / "scans", one=bright()[0])
+    predict(run.folder, scans, tmp_path / "out", format="nrrd", preview=True, quiet=True)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["one.html", "one.nrrd", "one.png"]
+    assert "<title>one" in (tmp_path / "out" / "one.html").read_text()
+
+
+def test_a_scan_without_dicom_is_refused_before_it_is_segmented(run, tmp_path, monkeypatch):
+    scans = save(tmp_path / "scans", one=bright()[0])
+    monkeypatch.setattr(prediction, "highdicom", lambda: None)  # an optional dependency
+    monkeypatch.setattr(prediction, "_labels", lambda *_, **__: pytest.fail("it is segmented"))
+    found = predict(run.folder, scans, tmp_path / "out", dicom_seg=True, quiet=True)
+    assert found.failed == {
+        str(scans / "one.nii.gz"): "is not a DICOM series, which a DICOM SEG refers to; omit --dicom-seg"
+    }
 
 
 def rows(table):

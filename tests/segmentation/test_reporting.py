@@ -56,7 +56,7 @@ def make_run(folder, *, simulated=True, attention="se"):
     cases = {case.name: case for case in dataset.cases}
     fingerprint = take_fingerprint(dataset, [cases["train"]], quiet=True)
     given = {"attention": attention, "width": 4, "patch_size": (16, 16, 8), "strides": ((2, 2, 1),)}
-    given |= {"kernels": ((3, 3, 1), (3, 3, 3)), "spacing": (1.0, 1.0, 5.0)}
+    given |= {"spacing": (1.0, 1.0, 5.0)}
     config = configure(dataset, 1, fingerprint, settings_from(None, given))
     run = Run.create(
         folder / "run <1>", config, asdict(fingerprint), {"training": ["train"], "validation": list(SHIFTS)}

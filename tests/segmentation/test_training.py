@@ -18,11 +18,11 @@ import torch
 from safetensors.torch import load_file
 
 from attn3d import segmentation
-from attn3d.segmentation import FileError, Interrupted, Run, train, training
+from attn3d.segmentation import FileError, Interrupted, Run, simulate, train, training
 from attn3d.segmentation.callbacks import Epochs
 from attn3d.segmentation.datasets import find_dataset
+from attn3d.segmentation.io.locks import locked
 from attn3d.segmentation.labels import Labels
-from attn3d.segmentation.locks import locked
 from attn3d.segmentation.patches import PatchData
 from attn3d.segmentation.settings import settings_from
 from attn3d.segmentation.task import SegmentationTask
@@ -393,6 +393,16 @@ def test_without_data_only_a_single_process_simulates_a_cohort(tmp_path, monkeyp
     with pytest.raises(ValueError, match="`data` is required with several processes; write a cohort with `attn3d sim"):
         train(out=tmp_path / "other", quiet=True)
     assert not (tmp_path / "other").exists()
+
+
+def test_further_processes_use_the_cohort_of_the_first_one(tmp_path, monkeypatch):
+    """As those that Lightning starts for further GPUs."""
+    simulate(tmp_path / "run" / "cohort", cases=3, quiet=True)
+    monkeypatch.setattr(training, "_is_first_process", lambda: False)
+    monkeypatch.setattr(training, "_train", lambda run, dataset, *_: asked.append(dataset.folder))
+    asked = []
+    train(out=tmp_path / "run", quiet=True)
+    assert asked == [tmp_path / "run" / "cohort"]
 
 
 def test_unusable_data_are_refused(data, tmp_path, monkeypatch):

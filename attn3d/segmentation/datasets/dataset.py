@@ -1,5 +1,6 @@
 """The description of a data set: its cases with their files, and problems with files."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -42,6 +43,7 @@ class Dataset:
         simulated: whether the scans are simulated.
         validation: names of the cases that the data set holds out; empty if it does not define this.
         problems: a line for each file that is missing or has no partner. These files are not in any case.
+        failed: the problem of each scan to segment that cannot be used; it is not in ``problems``.
         layout: the name of the layout.
     """
 
@@ -54,7 +56,13 @@ class Dataset:
     simulated: bool = False
     validation: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
+    failed: Mapping[str, str] = field(default_factory=dict)
     layout: str = ""
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """A line for each file that is not used."""
+        return (*self.problems, *(f"{file}: {problem}" for file, problem in self.failed.items()))
 
     def __str__(self) -> str:
         """A summary in a few lines."""
@@ -73,6 +81,6 @@ class Dataset:
             lines.append(f"  {len(self.validation)} of the cases with labels are defined as validation cases")
         if self.threshold is not None:
             lines.append(f"  masks are 1 above {self.threshold:g}")
-        if self.problems:
-            lines += ["  left out:", *(f"    {problem}" for problem in self.problems)]
+        if self.left_out:
+            lines += ["  left out:", *(f"    {problem}" for problem in self.left_out)]
         return "\n".join(lines)

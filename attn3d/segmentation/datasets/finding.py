@@ -43,7 +43,7 @@ def find_dataset(path: Path | str, *, labelled: bool = False) -> Dataset:
     if dataset is None:
         raise FileError(folder, f"has no scans in a known layout: {', '.join(LAYOUTS)}")
     if not dataset.cases and (labelled or not dataset.test_cases):
-        example = f", for example {dataset.problems[0]}" if dataset.problems else ""
+        example = f", for example {dataset.left_out[0]}" if dataset.left_out else ""
         raise FileError(folder, f"has the layout {layout}, but no image with a label{example}")
     for cases in (dataset.cases, dataset.test_cases):
         for name, times in Counter(case.name for case in cases).most_common(1):

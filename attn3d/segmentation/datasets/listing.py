@@ -8,14 +8,16 @@ from typing import Any
 
 from attn3d.segmentation.datasets.dataset import Case
 from attn3d.segmentation.errors import FileError
-from attn3d.segmentation.itk import ENDINGS
-from attn3d.segmentation.writing import read_json
+from attn3d.segmentation.io.itk import ENDINGS
+from attn3d.segmentation.io.writing import read_json
 
 SUFFIXES = (".nii.gz", ".nii", *ENDINGS)
 _OTHER_FORMATS = (
     *(".nhdr", ".mhd", ".hdr", ".img", ".mgz", ".mgh"),
     *(".dcm", ".npy", ".npz", ".gz", ".zip"),
 )
+
+_LABELS = ("_label", "_seg", "_mask")
 
 Files = dict[str, tuple[Path, ...]]
 
@@ -24,6 +26,11 @@ def stem(path: Path | str) -> str:
     """A file's name without .nii.gz, .nii, .nrrd or .mha, in upper or lower case."""
     name = Path(path).name
     return next((name[: -len(suffix)] for suffix in SUFFIXES if name.lower().endswith(suffix)), name)
+
+
+def image_of(name: str) -> str | None:
+    """The name of the image whose label has this name, such as ``case`` for ``case_label``; None for other names."""
+    return next((name.removesuffix(ending) for ending in _LABELS if name.endswith(ending)), None)
 
 
 def nifti_files(folder: Path) -> dict[str, Path]:

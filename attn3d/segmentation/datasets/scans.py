@@ -5,7 +5,7 @@ from pathlib import Path
 
 from attn3d.segmentation.datasets.dataset import Case
 from attn3d.segmentation.datasets.finding import find_dataset
-from attn3d.segmentation.datasets.listing import channels, files_by_name, stem, unread
+from attn3d.segmentation.datasets.listing import channels, files_by_name, image_of, stem, unread
 from attn3d.segmentation.errors import FileError
 
 logger = logging.getLogger("attn3d")
@@ -17,7 +17,8 @@ def find_scans(scans: Path, images: int) -> tuple[list[Case], dict[str, str]]:
     Args:
         scans: a NIfTI file, a folder of NIfTI files, a DICOM series, or the folder of a data set. In a folder of files,
             the files of a case are named ``case_0000`` to ``case_000N``. A file named ``case`` contains all images of
-            the case, one volume for each.
+            the case, one volume for each. Files named as the label of another one, such as ``case_label``, are left
+            out.
         images: number of images per case.
 
     Raises:
@@ -33,11 +34,16 @@ def find_scans(scans: Path, images: int) -> tuple[list[Case], dict[str, str]]:
         for problem in dataset.problems:
             logger.warning("left out: %s", problem)
         cases = [*dataset.test_cases, *dataset.cases]
+        if twice := {case.name for case in dataset.test_cases} & {case.name for case in dataset.cases}:
+            raise FileError(scans, f"has two cases with the name {min(twice)!r}, with and without a label; rename one")
         odd = [case for case in cases if case.channels != images]
         problem = "its case has {} images, the network needs {}"
         return [case for case in cases if case not in odd], {
-            str(case.images[0]): problem.format(case.channels, images) for case in odd
+            **dataset.failed,
+            **{str(case.images[0]): problem.format(case.channels, images) for case in odd},
         }
+    for name in [name for name in files if image_of(name) in files or f"{image_of(name)}_0000" in files]:
+        logger.warning("left out: %s: is the label of another file", files.pop(name))
     for problem in unread(scans, "*"):
         logger.warning("left out: %s", problem)
     plain = {name: path for name, path in files.items() if not _is_of_channels(name, files, images)}

@@ -8,7 +8,7 @@ import numpy as np
 
 from attn3d.segmentation.datasets.dataset import Case
 from attn3d.segmentation.errors import FileError
-from attn3d.segmentation.writing import read_json
+from attn3d.segmentation.io.writing import read_json
 
 Split = tuple[list[Case], list[Case]]
 

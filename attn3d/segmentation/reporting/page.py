@@ -8,13 +8,13 @@ from attn3d.gates import constant_gates
 from attn3d.plotting import plot_training
 from attn3d.segmentation.datasets import read_case_image, read_case_label
 from attn3d.segmentation.errors import FileError
+from attn3d.segmentation.io.writing import read_json, read_table, sweep, write_text
 from attn3d.segmentation.labels import ANY
 from attn3d.segmentation.reporting.pictures import attention_figures, lesion_figures, lesion_patch, spec_words, svg
 from attn3d.segmentation.reporting.templates import render
 from attn3d.segmentation.reporting.viewer import heat_shades, niivue
 from attn3d.segmentation.runs import Run
 from attn3d.segmentation.summaries import mean_dice
-from attn3d.segmentation.writing import read_json, read_table, sweep, write_text
 
 _COMPARED = 8  # number of held-out cases whose gates are compared
 _UNFINISHED = "does not exist; finish the training with `attn3d train --resume`"

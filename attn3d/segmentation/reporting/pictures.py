@@ -24,8 +24,8 @@ from attn3d.plotting.charts import INK
 from attn3d.segmentation.components import middle_of_largest
 from attn3d.segmentation.configuration import Configuration
 from attn3d.segmentation.datasets import read_case_image, read_case_label
-from attn3d.segmentation.files import read_segmentation
 from attn3d.segmentation.grid import label_to_grid
+from attn3d.segmentation.io.files import read_segmentation
 from attn3d.segmentation.labels import ANY
 from attn3d.segmentation.portable import to_channels
 from attn3d.segmentation.preprocessing import intensities_of

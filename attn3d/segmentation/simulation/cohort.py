@@ -9,10 +9,10 @@ from rich.progress import track
 
 from attn3d.segmentation.datasets import Dataset, find_dataset
 from attn3d.segmentation.errors import FileError
-from attn3d.segmentation.files import write_image
+from attn3d.segmentation.io.files import write_image
+from attn3d.segmentation.io.writing import finished_folder, read_json, write_json
 from attn3d.segmentation.simulation.haemorrhages import HAEMORRHAGES
 from attn3d.segmentation.simulation.scanner import sample_scan
-from attn3d.segmentation.writing import finished_folder, read_json, write_json
 
 _VERSION = 1  # version of the simulation; existing cohorts of other versions are not used
 _FOLDERS = ("imagesTr", "labelsTr")

@@ -34,7 +34,8 @@ def find(folder: Path) -> Dataset | None:
     if not volumes:
         raise FileError(path, "its `modality` is empty; name the modalities in each file by number")
     listed = [*(file for files in pairs for file in files), *tests]
-    problems = [f"{file}: is in dataset.json, but does not exist" for file in listed if not file.is_file()]
+    missing = [file for file in listed if not file.is_file()]
+    problems = [f"{file}: is in dataset.json, but does not exist" for file in missing if file not in tests]
     known = {file.resolve() for file in listed}
     for part in _PARTS:
         found = nifti_files(folder / part).values()
@@ -50,6 +51,7 @@ def find(folder: Path) -> Dataset | None:
         modality=modality(modalities),
         validation=tuple(case.name for case in whole if case.name in held_out),
         problems=(*problems, *unread(folder, *(f"{part}/*" for part in _PARTS))),
+        failed={str(file): "is in dataset.json, but does not exist" for file in missing if file in tests},
     )
 
 

@@ -4,13 +4,13 @@ import os
 from pathlib import Path
 
 from attn3d.segmentation.datasets.dataset import Case, Dataset
-from attn3d.segmentation.dicom import find_series, is_dicom
 from attn3d.segmentation.errors import FileError
+from attn3d.segmentation.io.dicom import find_series, is_dicom
 
 
 def find(folder: Path) -> Dataset | None:
     """Finds all series in the folder. A case is named by the folders on the path to its series."""
-    cases, problems = [], []
+    cases, problems, failed = [], [], {}
     for name, below, files in os.walk(folder):
         below.sort()
         path = Path(name)
@@ -19,14 +19,14 @@ def find(folder: Path) -> Dataset | None:
         try:
             series, others = find_series(path)
         except FileError as error:
-            problems.append(str(error))
+            failed[str(error.path)] = error.problem
             continue
         problems += [f"{file}: {problem}" for file, problem in others.items()]
         if len(series) == 1:
             cases.append(Case("_".join(path.relative_to(folder).parts) or path.resolve().name, (path,)))
         elif series:
             titles = "; ".join(one.title for one in series)
-            problems.append(f"{path}: contains {len(series)} DICOM series ({titles}); put each into its own folder")
-    if not cases and not problems:
+            failed[str(path)] = f"contains {len(series)} DICOM series ({titles}); put each into its own folder"
+    if not cases and not problems and not failed:
         return None
-    return Dataset(folder, test_cases=tuple(cases), problems=tuple(problems))
+    return Dataset(folder, test_cases=tuple(cases), problems=tuple(problems), failed=failed)

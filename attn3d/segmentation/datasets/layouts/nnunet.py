@@ -41,10 +41,11 @@ def find(folder: Path) -> Dataset | None:
         modality=modality(names.values()),
         simulated="simulated" in content,
         problems=(
-            *(f"{file}: {problem}" for file, problem in sorted((problems | test_problems).items())),
+            *(f"{file}: {problem}" for file, problem in sorted(problems.items())),
             *unpaired,
             *unread(folder, "imagesTr/*", "imagesTs/*", "labelsTr/*"),
         ),
+        failed={str(file): problem for file, problem in sorted(test_problems.items())},
     )
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 
 from attn3d.segmentation.datasets.dataset import Case, Dataset
-from attn3d.segmentation.datasets.listing import Files, files_at, pair, unread
+from attn3d.segmentation.datasets.listing import Files, files_at, image_of, pair, unread
 from attn3d.segmentation.errors import FileError
-from attn3d.segmentation.files import read_segmentation
+from attn3d.segmentation.io.files import read_segmentation
 from attn3d.segmentation.labels import Labels
 
 _FOLDERS = [
@@ -18,7 +18,6 @@ _FOLDERS = [
     ("scans", "labels"),
     ("data", "label"),
 ]
-_ENDINGS = ("_label", "_seg", "_mask")
 
 
 def find(folder: Path) -> Dataset | None:
@@ -53,8 +52,7 @@ def _side_by_side(files: Files) -> tuple[Files, Files]:
     """Images and labels by the name of the case."""
     images, labels = dict(files), Files()
     for name, (path,) in files.items():
-        if ending := next((ending for ending in _ENDINGS if name.endswith(ending)), None):
-            case = name.removesuffix(ending)
+        if (case := image_of(name)) is not None:
             if case in labels:
                 raise FileError(path, f"is a second label of {case!r}, in addition to {labels[case][0].name}; keep one")
             labels[case] = images.pop(name)

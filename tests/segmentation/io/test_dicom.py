@@ -14,7 +14,7 @@ from pydicom.uid import generate_uid
 
 from attn3d.segmentation import FileError, read_image, write_label
 from attn3d.segmentation.datasets import find_dataset
-from attn3d.segmentation.dicom import is_dicom
+from attn3d.segmentation.io.dicom import is_dicom
 from tests.segmentation import layouts
 from tests.segmentation.volumes import AFFINES, affine_of, rotation
 
@@ -251,11 +251,11 @@ def test_a_tree_of_patients_is_walked(tmp_path):
     dataset = find_dataset(tmp_path)
     assert [case.name for case in dataset.test_cases] == ["P1_study_CT", "P2_study_CT", "P3"]
     assert read_image(dataset.test_cases[1].images[0]).shape == layouts.SHAPE
-    assert len(dataset.problems) == 2
+    assert len(dataset.left_out) == 2
     assert (
-        "P4: contains 2 DICOM series (CT 'SCOUT', 1 file; CT 'without a description', 4 files)" in dataset.problems[0]
+        "P4: contains 2 DICOM series (CT 'SCOUT', 1 file; CT 'without a description', 4 files)" in dataset.left_out[0]
     )
-    assert "P5/IM000.dcm: its header is damaged or incomplete" in dataset.problems[1]
+    assert "P5/IM000.dcm: its header is damaged or incomplete" in dataset.left_out[1]
 
 
 # Folders of real files, with their shape and voxel sizes, or with the expected error.

@@ -13,8 +13,8 @@ import pytest
 
 from attn3d.segmentation import FileError, finished_file
 from attn3d.segmentation.errors import failing_as, failure_noted
-from attn3d.segmentation.locks import LOCK, locked
-from attn3d.segmentation.writing import finished_folder, read_json, read_table, sweep, write_json, write_table
+from attn3d.segmentation.io.locks import LOCK, locked
+from attn3d.segmentation.io.writing import finished_folder, read_json, read_table, sweep, write_json, write_table
 
 
 def dead_process():
@@ -111,7 +111,7 @@ def test_only_files_of_ended_processes_are_swept(tmp_path):
 
 
 def test_a_folder_has_one_owner_and_errors_name_it(tmp_path):
-    code = "import sys; from attn3d.segmentation.locks import locked\n"
+    code = "import sys; from attn3d.segmentation.io.locks import locked\n"
     code += "with locked(sys.argv[1]): print('here', flush=True); input()"
     command = [sys.executable, "-c", code, str(tmp_path / "run")]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)

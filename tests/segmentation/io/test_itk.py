@@ -6,7 +6,7 @@ import pytest
 import SimpleITK as sitk
 
 from attn3d.segmentation import FileError, find_dataset, predict, read_image, read_label, read_segmentation, write_label
-from attn3d.segmentation.itk import ENDINGS
+from attn3d.segmentation.io.itk import ENDINGS
 from tests.segmentation import layouts
 from tests.segmentation.test_prediction import bright, run
 from tests.segmentation.volumes import AFFINES, scan

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from attn3d.segmentation import FileError, read_image
-from attn3d.segmentation.files import read_segmentation
+from attn3d.segmentation.io.files import read_segmentation
 
 pytestmark = pytest.mark.scorecard("files")
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pandas as pd
 
 from attn3d.segmentation.errors import FileError
-from attn3d.segmentation.locks import locked
-from attn3d.segmentation.writing import as_cell, read_table, write_table
+from attn3d.segmentation.io.locks import locked
+from attn3d.segmentation.io.writing import as_cell, read_table, write_table
 
 
 def rows_in(path: Path, columns: Collection[str]) -> pd.DataFrame:

@@ -10,10 +10,10 @@ import pytest
 import SimpleITK as sitk
 
 from attn3d.segmentation import FileError, predict, read_image
-from attn3d.segmentation.dicom_seg import write_dicom_seg
+from attn3d.segmentation.io.dicom_seg import write_dicom_seg
 from attn3d.segmentation.labels import Labels
 from tests.segmentation import layouts
-from tests.segmentation.test_dicom import change
+from tests.segmentation.io.test_dicom import change
 from tests.segmentation.test_prediction import run
 from tests.segmentation.volumes import AFFINES
 

@@ -13,11 +13,11 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from attn3d.segmentation.dicom import is_dicom, read_series
 from attn3d.segmentation.errors import FileError
-from attn3d.segmentation.itk import ENDINGS, is_itk, read_itk, write_itk
-from attn3d.segmentation.nifti import read_nifti
-from attn3d.segmentation.writing import finished_file
+from attn3d.segmentation.io.dicom import is_dicom, read_series
+from attn3d.segmentation.io.itk import ENDINGS, is_itk, read_itk, write_itk
+from attn3d.segmentation.io.nifti import read_nifti
+from attn3d.segmentation.io.writing import finished_file
 
 logger = logging.getLogger("attn3d")
 _OFF_WHOLE = 1e-3  # the largest difference of a label from a whole number
@@ -223,11 +223,29 @@ def write_image(
     image = nib.Nifti1Image(data, affine)
     if intercept:
         image.header.set_slope_inter(1.0, intercept)
-    image.set_qform(affine, code)
-    image.set_sform(affine, code)
+    _set_forms(image, affine, code)
     image.header.set_xyzt_units("mm")
     with finished_file(path) as unfinished:
         nib.save(image, unfinished)
+
+
+def _set_forms(image: nib.Nifti1Image, affine: np.ndarray, code: str) -> None:
+    """Sets the sform and, unless the affine has a shear, which a quaternion cannot store, the qform."""
+    image.set_sform(affine, code)
+    image.set_qform(affine, code)
+    if not np.allclose(image.get_qform(), affine, atol=1e-3):
+        image.set_qform(affine, "unknown")
+
+
+def write_map(path: Path | str, values: np.ndarray, like: nib.Nifti1Image) -> None:
+    """Writes values of voxels as float32 in the geometry of ``like``, as `write_label`.
+
+    Args:
+        path: the file to write, in NIfTI. It exists only when it is complete.
+        values: the values, in the shape of ``like``, with any number of further axes.
+        like: the scan, from `read_image`.
+    """
+    _write(path, nib.Nifti1Image(values.astype(np.float32), like.affine), like)
 
 
 def write_label(path: Path | str, labels: np.ndarray, like: nib.Nifti1Image) -> None:
@@ -252,11 +270,15 @@ def write_label(path: Path | str, labels: np.ndarray, like: nib.Nifti1Image) -> 
         return
     image = type(like)(labels.astype(np.uint8), like.affine)
     image.header.set_intent("label")
+    _write(path, image, like)
+
+
+def _write(path: Path | str, image: nib.Nifti1Image, like: nib.Nifti1Image) -> None:
+    """Writes an image with the affines, their codes and the units of ``like``."""
     for field in _GEOMETRY:
         image.header[field] = like.header[field]
     if not (image.header["qform_code"] or image.header["sform_code"]):
-        image.set_qform(like.affine, "aligned")
-        image.set_sform(like.affine, "aligned")
+        _set_forms(image, like.affine, "aligned")
     if like.header.get_xyzt_units()[0] == "unknown":
         image.header.set_xyzt_units("mm")
     with finished_file(path) as unfinished:

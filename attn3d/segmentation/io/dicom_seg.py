@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from attn3d.segmentation.dicom import is_dicom, slices_of
 from attn3d.segmentation.errors import FileError
+from attn3d.segmentation.io.dicom import is_dicom, slices_of
+from attn3d.segmentation.io.writing import finished_file
 from attn3d.segmentation.labels import Labels
-from attn3d.segmentation.writing import finished_file
 
 _SERIES_NUMBER = 1000  # above the series numbers of scanners
 
@@ -25,6 +25,16 @@ def highdicom() -> Any:
     except ImportError as error:
         raise ValueError("`dicom_seg` needs highdicom; python -m pip install 'attn3d[dicom]'") from error
     return highdicom
+
+
+def check_series(series: Path) -> None:
+    """Checks that a scan is DICOM, since a DICOM SEG refers to its slices.
+
+    Raises:
+        FileError: when it is not.
+    """
+    if not (series.is_dir() or is_dicom(series)):
+        raise FileError(series, "is not a DICOM series, which a DICOM SEG refers to; omit --dicom-seg")
 
 
 def write_dicom_seg(path: Path | str, segmentation: np.ndarray, series: Path, labels: Labels) -> None:
@@ -47,8 +57,7 @@ def write_dicom_seg(path: Path | str, segmentation: np.ndarray, series: Path, la
     hd = highdicom()
     from pydicom.sr.codedict import codes
 
-    if not (series.is_dir() or is_dicom(series)):
-        raise FileError(series, "is not a DICOM series, which a DICOM SEG refers to; omit --dicom-seg")
+    check_series(series)
     slices, headers = slices_of(series)
     algorithm = hd.AlgorithmIdentificationSequence(
         name="attn3d", version=version("attn3d"), family=codes.DCM.ArtificialIntelligence

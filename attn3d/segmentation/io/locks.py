@@ -8,7 +8,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from attn3d.segmentation.writing import sweep
+from attn3d.segmentation.io.writing import sweep
 
 LOCK = ".lock"
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from attn3d.segmentation import FileError, finished_file, read_image, read_label, write_image, write_label
-from attn3d.segmentation.files import check_same_grid, read_segmentation
+from attn3d.segmentation.io.files import check_same_grid, read_segmentation
 from tests.segmentation.volumes import AFFINES, scan
 
 SHAPE = (6, 7, 5)

@@ -6,7 +6,7 @@ import nibabel as nib
 import numpy as np
 
 from attn3d.segmentation.errors import FileError
-from attn3d.segmentation.writing import finished_file
+from attn3d.segmentation.io.writing import finished_file
 
 ENDINGS = (".nrrd", ".mha")
 _TO_NIFTI = np.diag([-1.0, -1.0, 1.0])  # ITK's axes point left and back, NIfTI's right and forwards

@@ -1,0 +1,1 @@
+"""Reads and writes files: scans, labels, DICOM, tables and JSON."""
