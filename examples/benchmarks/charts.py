@@ -29,21 +29,22 @@ def growth(found: dict[str, Any], kind: str, title: str) -> Card:
     """Time and memory of the curves of a kind against N."""
     curves = [one for one in found["scaling"] if one["kind"] == kind]
     points = {one["name"]: np.array(one["points"], dtype=float) for one in curves}
+    points = dict(sorted(points.items(), key=lambda named: -named[1][-1, 1]))  # the slowest first
     every = np.concatenate(list(points.values()))
     counts = sorted(set(every[:, 0]))
     cubes = [round(count ** (1 / 3)) for count in counts]
     sizes = tuple(size for size, count in zip(cubes, counts, strict=True) if size**3 == count)
     sizes = sizes if len(sizes) > 1 else tuple(round(count ** (1 / 3), 1) for count in (counts[0], counts[-1]))
-    card = Card(1060, 455, title, "logarithmic; slope: the exponent of N at the end")
+    card = Card(1060, max(455, 160 + 28 * len(points)), title, "logarithmic; slope: the exponent of N at the end")
     time_axes = over_voxels(card, 80, "Time in training", sizes, within(SECONDS, every[:, 1]))
     memory = over_voxels(card, 430, "Memory in training", sizes, within(BYTES, every[:, 2]))
     for x, words in ((958, "slope of\ntime"), (1010, "\nmemory")):
-        card.text(x, 378, words, size=9, color=FAINT)
+        card.text(x, card.height - 77, words, size=9, color=FAINT)
     for axes in (time_axes, memory):
         axes.set_xlim(0.7 * counts[0], 1.4 * counts[-1])
     for place, (name, line) in enumerate(points.items()):
-        y, color = 344 - 28 * place, COLOURS[place % len(COLOURS)]
-        style = "--" if place % 2 else "-"  # to distinguish overlapping curves
+        y, color = card.height - 111 - 28 * place, COLOURS[place % len(COLOURS)]
+        style = ("-", "--", ":")[place // len(COLOURS) % 3]
         card.axes.plot([752, 778], [y, y], color=color, ls=style, lw=1.8)
         card.text(786, y, name, size=9.5, ha="left")
         for x, axes, column in ((958, time_axes, 1), (1010, memory, 2)):

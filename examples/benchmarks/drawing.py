@@ -77,13 +77,13 @@ def slope(points: np.ndarray) -> float:
 
 
 def over_voxels(card: Card, x: float, title: str, sizes: tuple[int, ...], ticks: dict[float, str]) -> Axes:
-    """Logarithmic axes over N, with ticks at the cubes of the sizes."""
-    width, height = 280, 290
+    """Logarithmic axes over N, with ticks at the cubes of the sizes; as high as the card permits."""
+    width, height = 280, card.height - 165
     axes = _placed(card, x, 76, width, height)
     axes.set(xscale="log", yscale="log", xlim=(0.7 * sizes[0] ** 3, 1.4 * sizes[-1] ** 3))
     axes.set_xticks([size**3 for size in sizes], [f"{size:g}³" for size in sizes])
     axes.set_yticks(list(ticks), list(ticks.values()))
-    card.text(x, 386, title, size=10.5, ha="left")
+    card.text(x, card.height - 69, title, size=10.5, ha="left")
     return _bare(axes)
 
 
