@@ -1,6 +1,5 @@
 """Recomputes parts of a module in backward, so that only their inputs are saved."""
 
-import copy
 import itertools
 from collections.abc import Callable
 
@@ -14,7 +13,7 @@ from attn3d.capture import is_transformed
 def recomputed(function: Callable[..., Tensor], module: nn.Module, *inputs: Tensor) -> Tensor:
     """Computes ``function(module, *inputs)``, and again in backward. Only the inputs are saved.
 
-    Running statistics are updated once: in backward, the module has copies of them.
+    Backward uses a snapshot of the module at the time of forward, so that running statistics are updated once.
 
     Args:
         function: a function of the module and the inputs, such as a method of its class. It must not be random.
@@ -23,18 +22,23 @@ def recomputed(function: Callable[..., Tensor], module: nn.Module, *inputs: Tens
     """
     if is_transformed() or not torch.is_grad_enabled():
         return function(module, *inputs)
-    passes = itertools.count()
+    passes, kept = itertools.count(), _snapshot(module)
 
     def run(*inputs: Tensor) -> Tensor:
-        return function(module if next(passes) == 0 else _with_own_buffers(module), *inputs)
+        return function(module if next(passes) == 0 else kept, *inputs)
 
     return checkpoint(run, *inputs, use_reentrant=False, preserve_rng_state=False)
 
 
-def _with_own_buffers(module: nn.Module) -> nn.Module:
-    """Returns a module with the same parameters and copies of the buffers. ``module``, which other threads may use, is
-    not changed."""
-    own = copy.copy(module)
+def _snapshot(module: nn.Module) -> nn.Module:
+    """Returns the module as it is now: its mode, its parameters, and copies of its buffers.
+
+    By the time of the backward pass, the parameters may be others (`torch.func.functional_call`) and the mode too.
+    `copy.copy` refuses modules with parametrizations.
+    """
+    own = object.__new__(type(module))
+    own.__dict__.update(module.__dict__)
+    own._parameters = dict(module._parameters)
     own._buffers = {name: None if buffer is None else buffer.clone() for name, buffer in module._buffers.items()}
-    own._modules = {name: None if child is None else _with_own_buffers(child) for name, child in own._modules.items()}
+    own._modules = {name: None if child is None else _snapshot(child) for name, child in module._modules.items()}
     return own

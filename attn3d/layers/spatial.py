@@ -88,10 +88,16 @@ class _Tokens(torch.autograd.Function):
     incoming gradient is transposed.
     """
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.shape, ctx.channels_first = x.shape, x.is_contiguous()
+    def forward(x: Tensor) -> Tensor:
         return x.flatten(2).transpose(1, 2)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        (x,) = inputs
+        ctx.shape, ctx.channels_first = x.shape, x.is_contiguous()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:

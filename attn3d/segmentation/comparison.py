@@ -72,7 +72,7 @@ def compare(
     for mechanism in mechanisms:
         one_of("mechanisms", mechanism, list_attention())
     out, chosen = Path(out), settings_from(None if config is None else Path(config), settings)
-    asked = {"data": None if data is None else str(Path(data).resolve()), "at": list(at)}
+    asked: dict[str, Any] = {"data": None if data is None else str(Path(data).resolve()), "at": list(at)}
     asked |= {"settings": chosen.model_dump(mode="json")}
     with locked(out):
         keep_settings(out / "settings.json", asked)

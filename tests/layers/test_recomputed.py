@@ -91,3 +91,31 @@ def test_autocast_is_that_of_the_forward_pass() -> None:
     assert ours.dtype == torch.bfloat16
     found = [torch.autograd.grad(y.float().square().sum(), [x, *module.parameters()]) for y in (plain, ours)]
     torch.testing.assert_close(found[1], found[0])
+
+
+def test_backward_uses_the_parameters_of_its_forward(module: Hidden) -> None:
+    x = image().detach()
+    other = {name: torch.randn_like(parameter).requires_grad_() for name, parameter in module.named_parameters()}
+    y = torch.func.functional_call(module, other, (x,))
+    found = torch.autograd.grad(y.square().sum(), list(other.values()))
+    module.load_state_dict(other, strict=False)
+    expected = torch.autograd.grad(module.plain(x).square().sum(), list(module.parameters()))
+    torch.testing.assert_close(found, expected)
+
+
+def test_backward_uses_the_mode_of_its_forward(module: Hidden) -> None:
+    x = image()
+    y = module(x)
+    (expected,) = torch.autograd.grad(module.plain(x).square().sum(), x)
+    module.eval()
+    (found,) = torch.autograd.grad(y.square().sum(), x)
+    torch.testing.assert_close(found, expected)
+
+
+def test_parametrized_layers(module: Hidden) -> None:
+    nn.utils.parametrizations.weight_norm(module.inner)
+    found, expected = (
+        torch.autograd.grad(function(image()).square().sum(), list(module.parameters()))
+        for function in (module, module.plain)
+    )
+    torch.testing.assert_close(found, expected)

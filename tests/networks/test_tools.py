@@ -99,8 +99,9 @@ def test_dynamic_quantisation() -> None:
     torch.testing.assert_close(quantised(x), host(x), rtol=0.1, atol=0.1)
 
 
-def test_functional_gradients_and_windows_by_vmap() -> None:
-    host, x = net("cbam"), image(3)
+@pytest.mark.parametrize("name", ["cbam", "triplet", "mhsa", "non_local", "channel", "danet", "paired"])
+def test_functional_gradients_and_windows_by_vmap(name: str) -> None:
+    host, x = net(name), image(3)
     parameters = dict(host.named_parameters())
 
     def loss(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
