@@ -6,12 +6,14 @@ least single precision with autocast disabled, because half precision is not acc
 """
 
 import functools
+import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def needs_plain_operators() -> bool:
@@ -32,6 +34,17 @@ def is_captured() -> bool:
 def is_transformed() -> bool:
     """Returns whether a transform of `torch.func` is active, in which autograd supports no hooks on saved tensors."""
     return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def uncompiled(net: nn.Module) -> nn.Module:
+    """Returns the network inside the result of `torch.compile`, or ``net``."""
+    return getattr(net, "_orig_mod", net)
+
+
+def without_compiled_code() -> AbstractContextManager[None]:
+    """Returns a context in which compiled modules run as Python; their compiled code does not call new hooks."""
+    # Nothing is compiled before PyTorch's compiler is imported, which takes a second.
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 class NotScriptable:

@@ -1,11 +1,12 @@
 """Creates mechanisms by name."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 from torch import nn
 
-from attn3d.arguments import check_options, nearest, read_spec
+from attn3d.arguments import check_options, nearest, positive_integer, read_spec
 from attn3d.mechanisms.registry import REGISTRY
 
 AttentionSpec = str | Sequence[Any] | Callable[..., nn.Module]
@@ -28,9 +29,14 @@ def find(spec: AttentionSpec) -> tuple[Callable[..., nn.Module], dict[str, Any]]
     return REGISTRY[name], options
 
 
-def takes_signal(spec: AttentionSpec) -> bool:
-    """Returns whether a mechanism takes a gating signal in addition to its input, from its class attribute."""
-    return getattr(find(spec)[0], "takes_signal", False)
+def declares(spec: AttentionSpec, attribute: str) -> bool:
+    """Returns whether the class or function of a spec, also in a `functools.partial`, has a true ``attribute``.
+
+    ``"takes_signal"``: the mechanism takes a gating signal in addition to its input. ``"averages_space"``: its weights
+    depend only on means over space.
+    """
+    maker: Any = find(spec)[0]
+    return bool(getattr(maker.func if isinstance(maker, functools.partial) else maker, attribute, False))
 
 
 def create_attention(spec: AttentionSpec, *, spatial_dims: int, channels: int, **options: Any) -> nn.Module:
@@ -56,5 +62,5 @@ def create_attention(spec: AttentionSpec, *, spatial_dims: int, channels: int, *
     """
     maker, spec_options = find(spec)
     options = {**spec_options, **options}
-    check_options(maker.__qualname__, maker, options)
-    return maker(spatial_dims, channels, **options)
+    check_options(getattr(maker, "__qualname__", repr(maker)), maker, options)
+    return maker(spatial_dims, positive_integer("channels", channels), **options)

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from attn3d.insertion import inserted_attention
 from attn3d.maps import attention_maps
 
 _OF_SAMPLES = ("channel", "branch")  # compared between volumes; the others are compared between voxels too
@@ -36,6 +37,8 @@ def constant_gates(net: nn.Module, loader: Iterable[Any], *, tolerance: float = 
         >>> attn3d.constant_gates(net, [torch.randn(2, 1, 16, 16, 16)])
         {}
     """
+    if not inserted_attention(net):
+        raise ValueError("`net` must have inserted attention, got none; use attn3d.insert_attention")
     lowest: dict[str, Tensor] = {}
     highest: dict[str, Tensor] = {}
     volumes = 0

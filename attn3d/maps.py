@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from attn3d.arguments import one_of
+from attn3d.capture import uncompiled, without_compiled_code
 from attn3d.insertion.attach import containers
 from attn3d.layers.spatial import resize
 from attn3d.networks.own import OwnAttention, Tokens, own_attention
@@ -31,7 +32,7 @@ def attention_maps(
     DiffusionModelUNet, AutoencoderKL and other networks with their blocks, and nnU-Net's Primus.
 
     Args:
-        net: a network with attention.
+        net: a network with attention, which may be compiled; its compiled code is not used.
         x: (B, C, *S).
         voxels: positions on the grid of ``x`` whose rows of weights are returned, for attention in which every voxel
             has its own weights (non_local, mhsa, danet, windows, transformers); the central voxel by default.
@@ -62,6 +63,7 @@ def attention_maps(
         >>> maps["encoder:model.0"]["channel"].shape
         torch.Size([1, 8])
     """
+    net = uncompiled(net)
     mechanisms = _mechanisms(net)
     own = {f"own:{path}": found for path, found in own_attention(net).items()}
     names = [*mechanisms, *own]
@@ -104,7 +106,7 @@ def attention_maps(
         hooks.enter_context(_before(attention.host, read_positions))
         hooks.enter_context(_before(attention.module, read))
 
-    with ExitStack() as hooks, _evaluating(net), torch.no_grad():
+    with ExitStack() as hooks, _evaluating(net), torch.no_grad(), without_compiled_code():
         for name in names:
             if name in own:
                 watch_own(name, own[name])

@@ -1,5 +1,8 @@
 """The registry and the factory of mechanisms."""
 
+import functools
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -43,7 +46,13 @@ def test_every_name_makes_its_mechanism(name, spatial_dims):
 
 @pytest.mark.parametrize(
     "spec",
-    [("cbam", {"reduction": 4}), ["cbam", {"reduction": 4}], attn3d.CBAM, (attn3d.CBAM, {"reduction": 4})],
+    [
+        ("cbam", {"reduction": 4}),
+        ["cbam", {"reduction": 4}],
+        attn3d.CBAM,
+        (attn3d.CBAM, {"reduction": 4}),
+        functools.partial(attn3d.CBAM, reduction=4),
+    ],
     ids=str,
 )
 def test_every_form_of_a_spec(spec):
@@ -64,10 +73,23 @@ def test_a_pattern_is_created_from_plain_data():
     assert module.pairwise.pattern == attn3d.Window((2, 4, 4), shift=True)
 
 
+def test_numbers_of_numpy_make_modules_that_can_be_scripted():
+    options = {"branches": np.int64(3), "groups": np.int64(4), "min_channels": np.int64(2), "reduction": np.int64(2)}
+    module = attn3d.create_attention("sk", spatial_dims=2, channels=np.int64(8), **options)
+    x = torch.randn(1, 8, 4, 5)
+    torch.testing.assert_close(torch.jit.script(module.eval())(x), module(x))
+
+
 def test_a_user_defined_mechanism(registry):
     attn3d.register_attention("same")(Same)
     assert "same" in attn3d.list_attention()
     assert attn3d.create_attention("same", spatial_dims=3, channels=8, strength=2.0).strength == 2.0
+
+
+def test_a_name_of_a_partial_that_is_registered_twice(registry):
+    attn3d.register_attention("same")(functools.partial(Same, strength=2.0))
+    with pytest.raises(ValueError, match=r"`name` 'same' is already registered by functools\.partial\("):
+        attn3d.register_attention("same")(Same)
 
 
 @pytest.mark.parametrize(
@@ -78,6 +100,11 @@ def test_a_user_defined_mechanism(registry):
             lambda: attn3d.create_attention("cbam", spatial_dims=3, channels=8, kernel=3),
             TypeError,
             "CBAM has no option `kernel`; did you mean 'kernel_size'",
+        ),
+        (
+            lambda: attn3d.create_attention(functools.partial(attn3d.CBAM), spatial_dims=3, channels=8, kernel=3),
+            TypeError,
+            "CBAM.* has no option `kernel`; did you mean 'kernel_size'",
         ),
         (lambda: attn3d.create_attention(3, spatial_dims=3, channels=8), TypeError, "`spec` must be a name"),
         (

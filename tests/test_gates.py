@@ -1,10 +1,11 @@
 """Gates that do not depend on their input: detection, and warnings at insertion."""
 
+import functools
 import warnings
 
 import pytest
 import torch
-from monai.networks.nets import DynUNet, SegResNet, UNet
+from monai.networks.nets import AttentionUnet, DynUNet, SegResNet, UNet
 from torch import nn
 
 import attn3d
@@ -51,13 +52,31 @@ def test_kinds_of_batches() -> None:
             attn3d.constant_gates(net, [wrong])
 
 
+def test_nothing_is_inserted() -> None:
+    for net in (UNet(2, 1, 2, (4, 8), (2,)), AttentionUnet(2, 1, 2, (4, 8), (2,))):
+        with pytest.raises(ValueError, match="`net` must have inserted attention, got none"):
+            attn3d.constant_gates(net, [volumes()])
+
+
+def test_a_constant_gate_of_a_compiled_network() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 2, 1)).eval()
+    attn3d.insert_attention(net, "se", at="path:0", input_shape=(1, 1, 16, 16))
+    nn.init.constant_(net[0].attn3d[0].squeeze.weight, 0.0)
+    compiled = torch.compile(net, backend="eager")
+    with torch.no_grad():
+        compiled(volumes())
+    assert attn3d.constant_gates(compiled, [volumes()]) == {"path:0 channel": 0.0}
+
+
 @pytest.mark.parametrize("name", ["se", "eca", "gc"])
 def test_insertion_warns_and_names_the_site_after_the_activation(name: str) -> None:
     with pytest.warns(UserWarning, match=rf"'{name}' takes a mean .* at 'block:input_block'"):
         attn3d.insert_attention(dynunet(), name, at="residual", stages=0)
     net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.InstanceNorm2d(4), nn.ReLU(inplace=True), nn.Conv2d(4, 2, 1))
-    with pytest.warns(UserWarning, match=r"at path:1 is the bias of the preceding .* after the activation$"):
-        attn3d.insert_attention(net, name, at="path:1")
+    bound = functools.partial(type(attn3d.create_attention(name, spatial_dims=2, channels=4)))
+    for spec in (name, bound):
+        with pytest.warns(UserWarning, match=r"at path:1, with equal weights, is the bias of .* after the activation$"):
+            attn3d.insert_attention(net, spec, at="path:1")
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,8 @@ from attn3d.insertion import (
     load_pretrained,
     remove_attention,
 )
-from attn3d.insertion.attach import containers
+from attn3d.insertion.attach import container_at, containers
+from attn3d.insertion.containers import IdentityAtStart
 from attn3d.networks import first_argument, register_block, register_sites, second_argument, summed
 from tests.configurations import OF_ONE_MAP, taking
 from tests.marks import some
@@ -290,6 +291,35 @@ class TestSelection:
         with pytest.raises(ValueError, match="insert attention first"):
             insert_attention(torch.jit.script(unet()), "se", at="encoder")
 
+    def test_a_site_that_is_left_out_is_named_whatever_is_selected_after_it(self) -> None:
+        with pytest.warns(UserWarning, match="no attention at path:unused, which never runs"):
+            insert_attention(backbone(), "se", at=("path:stem|unused", "path:layer1"))
+
+    @pytest.mark.parametrize(
+        ("net", "at", "stages", "message"),
+        [
+            (unet, "skip", [], r"`stages` of 'skip' must contain at least one of \[0, 1\], got \[\]"),
+            (unet, "encoder:model.1.submodule.0", 0, r"`stages` of .* must contain at least one of \[1\], got 0"),
+            (lambda: nn.Conv2d(1, 4, 3), "path", 0, "`at` 'path' must select a module inside the network, which has"),
+        ],
+    )
+    def test_nothing_is_selected(self, net: object, at: str, stages: object, message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            insert_attention(net(), "se", at=at, stages=stages)
+
+    @pytest.mark.parametrize("own", [nn.ReLU(), 3])
+    def test_a_name_that_the_network_uses_itself(self, own: object) -> None:
+        net, x = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 1)), torch.randn(1, 1, 8, 8)
+        net[0].attn3d = own
+        plain = net(x)
+        assert [site.path for site in attention_sites(net, x.shape)] == ["1"]
+        with pytest.raises(ValueError, match=r"path:0 has its own attribute `attn3d`, .* rename it"):
+            insert_attention(net, "se", at=("path:1", "path:0"), input_shape=x.shape)
+        with pytest.warns(UserWarning, match="no attention at path:0, which has its own attribute `attn3d`"):
+            insert_attention(net, "se", at="path:[01]", input_shape=x.shape)
+        assert torch.equal(remove_attention(net)(x), plain)
+        assert net[0].attn3d is own
+
 
 class TestMaxVoxels:
     def test_large_maps_are_left_out(self) -> None:
@@ -415,6 +445,23 @@ class TestIdentity:
             optimiser.step()
         still = {key for key, value in net.named_parameters() if key in started and torch.equal(value, started[key])}
         assert not {key for key in still if not key.endswith(CANCELLED.get(name, "none"))}
+
+    @pytest.mark.parametrize("name", ["se", "mhsa", "sk", "attention_gate"])
+    def test_outputs_are_equal_under_autocast(self, name: str) -> None:
+        """The gate, in single precision, does not convert the maps, so later layers compute in the same dtype."""
+        torch.manual_seed(0)
+        net, x = UNet(2, 1, 2, (8, 8), (2,), num_res_units=1, norm="batch").eval(), torch.randn(2, 1, 8, 8)
+        replaced = -1 if name == "sk" else 0  # of the arguments: the map that the mechanism replaces
+        dtypes = set()
+        with torch.autocast("cpu", torch.bfloat16):
+            plain = net(x)
+            insert_attention(net, name, at="conv" if name == "sk" else "skip", identity=True)
+            for module in net.modules():
+                if isinstance(module, IdentityAtStart):
+                    module.register_forward_hook(lambda _, maps, y: dtypes.add((maps[replaced].dtype, y.dtype)))
+            found = net(x)
+        assert dtypes == {(torch.bfloat16, torch.bfloat16)}
+        assert torch.equal(found, plain)
 
     def test_it_is_not_the_identity_by_default(self) -> None:
         net, x = unet(), torch.randn(1, 1, 16, 16)
@@ -544,6 +591,49 @@ class TestHooks:
         assert not torch.equal(compiled(x), plain)
         assert torch.equal(compiled(x), net(x))
         assert torch.equal(remove_attention(compiled)(x), plain)
+
+
+class TestFurtherArguments:
+    class Up(nn.Module):
+        def forward(self, x: Tensor, skip: Tensor, shift: float = 0.0) -> Tensor:
+            return x + skip + shift
+
+    class OptionalSkip(nn.Module):
+        def forward(self, x: Tensor, skip: Tensor | None, shift: float = 0.0) -> Tensor:
+            return x + shift if skip is None else x + skip + shift
+
+    class AnyNumber(nn.Module):
+        def forward(self, *maps: Tensor) -> Tensor:
+            return sum(maps)
+
+    class Net(nn.Module):
+        def __init__(self, up: nn.Module) -> None:
+            super().__init__()
+            self.stem, self.up, self.head = nn.Conv2d(1, 4, 3, padding=1), up, nn.Conv2d(4, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.stem(x)
+            return self.head(self.up(y, y, 3.0))
+
+    @pytest.mark.parametrize("place", [first_argument("up"), second_argument("up")], ids=["first", "second"])
+    @pytest.mark.parametrize("up", [Up, OptionalSkip, AnyNumber])
+    def test_a_hook_keeps_further_arguments(self, up: type[nn.Module], place: object) -> None:
+        register_sites(self.Net, {"skip": [place]})
+        net, x = self.Net(up()), torch.randn(2, 1, 8, 8)
+        insert_attention(net, "se", at="skip")
+        [(_, [attention])] = containers(net)
+        y = net.stem(x)
+        torch.testing.assert_close(net(x), net.head(attention(y) + y + 3.0))
+
+    def test_a_hook_of_the_first_argument_keeps_arguments_that_are_left_out_or_named(self) -> None:
+        class Scaled(nn.Module):
+            def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
+                return x * scale
+
+        net, x = nn.Sequential(Scaled()), torch.randn(2, 4)
+        container_at(net, first_argument("0"), 4, "").append(nn.ReLU())
+        assert torch.equal(net[0](x), x.relu())
+        assert torch.equal(net[0](x, scale=2.0), 2 * x.relu())
 
 
 class TestOwnNetworks:
@@ -697,6 +787,45 @@ class TestSums:
         with pytest.raises(RuntimeError):
             net(x)
         assert torch.overrides._get_current_function_mode_stack() == []
+
+    def test_a_keyboard_interrupt_leaves_nothing_behind_after_the_next_call(self) -> None:
+        """Also if the interrupted network was inside another one, which PyTorch leaves without calling its hooks."""
+
+        class Outer(Adds):
+            def __init__(self) -> None:
+                super().__init__()
+                self.down = nn.Sequential(nn.Conv2d(4, 1, 1), Inner(), nn.Conv2d(2, 4, 1))
+
+        class Inner(Adds):
+            pass
+
+        def interrupt(*call: object) -> None:
+            raise KeyboardInterrupt
+
+        for cls in (Outer, Inner):
+            register_sites(cls, {"skip": [summed("stem")]})
+        net, x = Outer(), torch.randn(2, 1, 8, 8)
+        insert_attention(insert_attention(net, "se", at="skip").down[1], "se", at="skip")
+        expected = net(x)
+        handle = net.down[1].head.register_forward_pre_hook(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            net(x)
+        handle.remove()
+        torch.testing.assert_close(net(x), expected)
+        assert torch.overrides._get_current_function_mode_stack() == []
+
+    def test_a_network_that_calls_itself(self) -> None:
+        class Twice(Adds):
+            def forward(self, x: Tensor, depth: int = 1) -> Tensor:
+                skip = self.stem(x)
+                inner = self(x, depth - 1).mean(1, keepdim=True) if depth else 0.0
+                return self.head(self.down(skip) + skip) + inner
+
+        register_sites(Twice, {"skip": [summed("stem")]})
+        net, x = Twice(), torch.randn(2, 1, 8, 8)
+        insert_attention(net, "se", at="skip")
+        once = net(x, 0)
+        torch.testing.assert_close(net(x), once + once.mean(1, keepdim=True))
 
     def test_a_stage_that_is_compiled_separately(self) -> None:
         net, x = SegResNet(2, 8, blocks_down=(1, 1), blocks_up=(1,)).eval(), torch.randn(1, 1, 16, 16)

@@ -1,5 +1,7 @@
 """Attention maps of inserted attention and of networks' own attention."""
 
+import sys
+
 import pytest
 import torch
 from monai.data import MetaTensor
@@ -93,6 +95,35 @@ def test_a_user_defined_mechanism_without_weights_has_no_maps():
 
     net = attn3d.insert_attention(unet(), Same, at="bottleneck")
     assert list(attn3d.attention_maps(net, torch.randn(1, 1, 16, 16, 16)).values()) == [{}]
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_compiled_network_has_the_maps_of_the_network(in_place):
+    net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.AvgPool2d(2)).eval()
+    attn3d.insert_attention(net, "se", at="path:0", input_shape=(1, 1, 8, 8))
+    x = torch.randn(1, 1, 8, 8)
+    expected = attn3d.attention_maps(net, x)
+    if in_place:
+        net.compile(backend="eager")
+    compiled = net if in_place else torch.compile(net, backend="eager")
+    with torch.no_grad():
+        compiled(x)
+    maps = attn3d.attention_maps(compiled, x)
+    assert maps["path:0"].keys() == {"channel", "channel_map"}
+    torch.testing.assert_close(maps, expected)
+
+
+def test_own_attention_of_a_compiled_network_has_the_name_that_it_has_in_the_network():
+    net, _, x = own("gates")
+    maps = attn3d.attention_maps(torch.compile(net, backend="eager"), x)
+    torch.testing.assert_close(maps, attn3d.attention_maps(net, x))
+
+
+def test_the_compiler_is_not_imported_for_maps(monkeypatch):
+    monkeypatch.delitem(sys.modules, "torch._dynamo", raising=False)
+    monkeypatch.setattr(torch.compiler, "set_stance", None)
+    net = attn3d.insert_attention(unet(2), "se", at="encoder")
+    assert attn3d.attention_maps(net, torch.randn(1, 1, 16, 16))
 
 
 def test_refusals():

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from attn3d.factory import AttentionSpec, create_attention, find, takes_signal
+from attn3d.capture import uncompiled
+from attn3d.factory import AttentionSpec, create_attention, declares, find
 from attn3d.insertion.attach import container_at, containers, detach
 from attn3d.insertion.containers import (
     BesideConvolution,
@@ -56,7 +57,7 @@ def attention_sites(net: nn.Module, input_shape: Sequence[int] | None = None) ->
         encoder     1      model.1.submodule.0          16        16 x 16 x 16
         ...
     """
-    return Survey(_inner(net), input_shape).everything()
+    return Survey(uncompiled(net), input_shape).everything()
 
 
 def insert_attention(
@@ -93,15 +94,15 @@ def insert_attention(
 
     Raises:
         TypeError: if an argument has the wrong type, or an option is unknown.
-        ValueError: if there is no such site, or it cannot be used; the message gives the reason and the alternatives.
-            The network is then unchanged.
+        ValueError: if there is no such site, or it cannot be used, or ``spec`` does not declare that its module takes a
+            gating signal; the message gives the reason and the alternatives. The network is then unchanged.
 
     Examples:
         >>> net = UNet(3, 1, 2, (8, 16, 32), (2, 2))
         >>> net = insert_attention(net, "cbam", at=("encoder", "skip"), stages=(-2, -1), reduction=8)
     """
     _check_open(net)
-    inner = _inner(net)
+    inner = uncompiled(net)
     survey = Survey(inner, input_shape)
     sites = survey.select(at, stages)
     left_out = dict(survey.refused)
@@ -116,12 +117,12 @@ def insert_attention(
         raise ValueError(f"`max_voxels` must leave at least one site, got {max_voxels}: " + _sentence(left_out))
 
     _, spec_options = find(spec)
-    if takes_signal(spec):
+    if declares(spec, "takes_signal"):
         _check_signals(survey, sites, spec)
     made = [_make(inner, site, spec, identity, options) for site in sites]
     if left_out:
         warnings.warn("no attention at " + _sentence(left_out), stacklevel=2)
-    if getattr(find(spec)[0], "averages_space", False):
+    if declares(spec, "averages_space"):
         _warn_of_norms(survey, sites, spec)
     call = 1 + max((record.call[0] for record in _records(inner)), default=-1)
     named = spec if isinstance(spec, str) or callable(spec) else spec[0]
@@ -235,25 +236,31 @@ def _check_signals(survey: Survey, sites: Sites, spec: AttentionSpec) -> None:
 
 
 def _warn_of_norms(survey: Survey, sites: Sites, spec: AttentionSpec) -> None:
-    """Warns of mechanisms that take the spatial mean of an instance norm's output, which is always the norm's bias."""
+    """Warns of mechanisms that take a mean over space of an instance norm's output, which is or nears its bias."""
     for site in sites:
         behind = survey.behind_activation(site)
         if behind is not None:
             suggestion = f", at {behind!r}" if behind else ""
             warnings.warn(
-                f"{spec!r} takes a mean over space, which at {site.name} is the bias of the preceding instance norm for"
-                f" every image: insert it after the activation{suggestion}",
+                f"{spec!r} takes a mean over space, which at {site.name}, with equal weights, is the bias of the"
+                f" preceding instance norm for every image: insert it after the activation{suggestion}",
                 stacklevel=3,
             )
 
 
 def _make(net: nn.Module, site: Site, spec: AttentionSpec, identity: bool, options: Mapping[str, Any]) -> nn.Module:
-    if takes_signal(spec):
+    takes_signal = declares(spec, "takes_signal")
+    if takes_signal:
         options = {"gating_channels": site.gating_channels} | dict(options)
     try:
-        attention = create_attention(spec, spatial_dims=len(site.shape), channels=site.channels, **options)
+        attention: Any = create_attention(spec, spatial_dims=len(site.shape), channels=site.channels, **options)
     except (TypeError, ValueError) as error:
         raise type(error)(f"{error} (at {site.name} with {site.channels} channels)") from error
+    if takes_signal != bool(getattr(attention, "takes_signal", False)):
+        raise ValueError(
+            f"`spec` must have the attribute `takes_signal` = {not takes_signal}, like the module that it creates, got"
+            f" {spec!r}"
+        )
     gated = identity and not getattr(attention, "identity_at_start", False)
     if site.place.hook == "kernel":
         if not isinstance(attention, SelectiveKernel):
@@ -261,8 +268,10 @@ def _make(net: nn.Module, site: Site, spec: AttentionSpec, identity: bool, optio
         attention = BesideConvolution(attention)
         attention = BesideConvolutionIdentityAtStart(attention) if gated else attention
     elif gated:
-        start = IdentityAtStartWithSignal if takes_signal(spec) else IdentityAtStart
+        start = IdentityAtStartWithSignal if takes_signal else IdentityAtStart
         attention = start(attention)
+    if takes_signal:
+        attention.takes_signal = True  # TorchScript does not see attributes of the class
     host = net.get_submodule(site.place.path)
     floating = (p for p in (*host.parameters(), *net.parameters()) if p.is_floating_point())
     like = next(floating, torch.empty(0))
@@ -271,11 +280,6 @@ def _make(net: nn.Module, site: Site, spec: AttentionSpec, identity: bool, optio
 
 def _records(net: nn.Module) -> list[Record]:
     return [record for _, container in containers(net) for record in container.records]
-
-
-def _inner(net: nn.Module) -> nn.Module:
-    """Returns the network inside the result of `torch.compile`, or ``net``."""
-    return getattr(net, "_orig_mod", net)
 
 
 def _check_open(net: nn.Module) -> None:

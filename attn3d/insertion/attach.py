@@ -35,7 +35,8 @@ _CHILD = {
     "kernel": f"{INSERTED}_kernel",
 }
 
-# The hooks. Scripting reads the types of the arguments of the module's forward in the hook's `input`.
+# The hooks. Scripting reads the types of the arguments of the module's forward in the hook's `input`. Further arguments
+# are kept by adding a slice, because TorchScript cannot unpack a tuple.
 
 
 def _attend_output(self: Any, input: tuple[Tensor], output: Tensor) -> Tensor:
@@ -51,26 +52,26 @@ def _attend_output_of_optional(self: Any, input: tuple[Tensor, Tensor | None], o
 
 
 def _attend_input(self: Any, input: tuple[Tensor]) -> tuple[Tensor]:
-    return (self.attn3d_input(input[0]),)
+    return (self.attn3d_input(input[0]),) + input[1:]
 
 
 def _attend_first(self: Any, input: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    return self.attn3d_input(input[0]), input[1]
+    return (self.attn3d_input(input[0]),) + input[1:]
 
 
 def _attend_first_of_optional(self: Any, input: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor | None]:
-    return self.attn3d_input(input[0]), input[1]
+    return (self.attn3d_input(input[0]),) + input[1:]
 
 
 def _attend_second(self: Any, input: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    return input[0], self.attn3d_skip(input[1], input[0])
+    return input[:1] + (self.attn3d_skip(input[1], input[0]),) + input[2:]
 
 
 def _attend_optional(self: Any, input: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor | None]:
     skip = input[1]
     if skip is not None:
         skip = self.attn3d_skip(skip, input[0])
-    return input[0], skip
+    return input[:1] + (skip,) + input[2:]
 
 
 def _attend_joined(self: Any, input: tuple[Tensor], output: Tensor) -> Tensor:
@@ -80,11 +81,7 @@ def _attend_joined(self: Any, input: tuple[Tensor], output: Tensor) -> Tensor:
 
 
 def _attend_concatenated(self: Any, input: tuple[Tensor]) -> tuple[Tensor]:
-    return (self.attn3d_skip(input[0]),)
-
-
-def _attend_concatenated_of_more(self: Any, input: tuple[Any, ...]) -> tuple[Any, ...]:
-    return self.attn3d_skip(input[0]), *input[1:]
+    return (self.attn3d_skip(input[0]),) + input[1:]
 
 
 def _attend_items(self: Any, input: tuple[Tensor], output: list[Tensor]) -> list[Tensor]:
@@ -108,16 +105,20 @@ def container_at(network: nn.Module, place: Place, channels: int, reader: str) -
         channels: number of channels of its map.
         reader: for summed skips, path of the module that adds the skip to another map.
     """
-    host: Any = network.get_submodule(place.path)
-    while place.hook in ("first", "concatenated") and is_plain_sequence(host):
-        host = host[0]  # it has the same input, and a new child of the sequence would be run by the sequence
-    name = _CHILD[place.hook]
+    host, name = _host(network, place), _CHILD[place.hook]
     if name not in host._modules:
         _MAKERS[place.hook](host, place, channels)
     if place.hook == "summed":
         _see_sums(network.get_submodule(reader), host._modules[name])
     child = host._modules[name]
     return child.at(cast(int, place.index)) if isinstance(child, InsertedItems) else child
+
+
+def taken_name(network: nn.Module, place: Place) -> str:
+    """Returns the name of the container at ``place`` if the network has another attribute with this name, or ""."""
+    host, name = _host(network, place), _CHILD[place.hook]
+    is_taken = hasattr(host, name) and not isinstance(getattr(host, name), (Inserted, InsertedItems))
+    return name if is_taken else ""
 
 
 def containers(network: nn.Module, aliases: bool = False) -> Iterator[tuple[str, Inserted]]:
@@ -131,14 +132,24 @@ def detach(network: nn.Module) -> None:
     """Removes everything that was inserted."""
     for host in list(network.modules()):
         for name in set(_CHILD.values()) & set(host._modules):
-            child: Any = host._modules.pop(name)
-            for handle in child.handles:
-                handle.remove()
+            child = host._modules[name]
+            if isinstance(child, (Inserted, InsertedItems)):
+                for handle in child.handles:
+                    handle.remove()
+                del host._modules[name]
 
 
 def is_plain_sequence(module: nn.Module) -> bool:
     """Returns whether a new last child of ``module`` would run on its output."""
     return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
+
+
+def _host(network: nn.Module, place: Place) -> Any:
+    """Returns the module that gets the container at ``place``."""
+    host: Any = network.get_submodule(place.path)
+    while place.hook in ("first", "concatenated") and is_plain_sequence(host):
+        host = host[0]  # it has the same input, and a new child of the sequence would be run by the sequence
+    return host
 
 
 def _put(host: nn.Module, place: Place, child: Inserted | InsertedItems, *hooks: RemovableHandle) -> None:
@@ -170,9 +181,8 @@ def _at_joined(host: nn.Module, place: Place, channels: int) -> None:
 
 
 def _at_concatenation(host: nn.Module, place: Place, channels: int) -> None:
-    hook = _by_forward(host, _attend_concatenated, _attend_concatenated_of_more, _attend_concatenated_of_more)
     child = InsertedInConcatenation(channels, first=place.index == 0)
-    _put(host, place, child, host.register_forward_pre_hook(hook))
+    _put(host, place, child, host.register_forward_pre_hook(_attend_concatenated))
 
 
 def _at_item(host: nn.Module, place: Place, channels: int) -> None:

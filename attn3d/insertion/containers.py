@@ -55,7 +55,9 @@ class InsertedAtSkip(Inserted):
     def attend(self, x: Tensor, signal: Tensor) -> Tensor:
         """Attends (B, C, *S), given the decoder's map."""
         for mechanism in self:
-            if hasattr(mechanism, "takes_signal"):  # noqa: SIM108 - TorchScript compiles only one branch
+            if not torch.jit.is_scripting():
+                x = mechanism(x, signal) if getattr(mechanism, "takes_signal", False) else mechanism(x)
+            elif hasattr(mechanism, "takes_signal"):  # set by insertion if it is true: TorchScript compiles one branch
                 x = mechanism(x, signal)
             else:
                 x = mechanism(x)
@@ -174,7 +176,7 @@ class IdentityAtStart(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Interpolates between (B, C, *S) and its attention by the gate."""
-        return x + self.gate * (self.attention(x) - x)
+        return x + (self.gate * (self.attention(x) - x)).to(x.dtype)
 
 
 class IdentityAtStartWithSignal(IdentityAtStart):
@@ -184,7 +186,7 @@ class IdentityAtStartWithSignal(IdentityAtStart):
 
     def forward(self, x: Tensor, signal: Tensor) -> Tensor:  # type: ignore[override]
         """Interpolates between (B, C, *S) and its attention by the gate."""
-        return x + self.gate * (self.attention(x, signal) - x)
+        return x + (self.gate * (self.attention(x, signal) - x)).to(x.dtype)
 
 
 class BesideConvolutionIdentityAtStart(IdentityAtStart):
@@ -192,4 +194,4 @@ class BesideConvolutionIdentityAtStart(IdentityAtStart):
 
     def forward(self, x: Tensor, convolved: Tensor) -> Tensor:  # type: ignore[override]
         """Interpolates between the convolution's output and the selection by the gate."""
-        return convolved + self.gate * (self.attention(x, convolved) - convolved)
+        return convolved + (self.gate * (self.attention(x, convolved) - convolved)).to(convolved.dtype)

@@ -12,7 +12,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from attn3d.arguments import nearest
-from attn3d.insertion.attach import is_plain_sequence
+from attn3d.insertion.attach import is_plain_sequence, taken_name
 from attn3d.insertion.probe import Call, Probe, probe
 from attn3d.layers.norms import is_instance_norm
 from attn3d.networks.places import KINDS, Place, is_inserted
@@ -105,27 +105,28 @@ class Survey:
             ValueError: if the network cannot be probed.
         """
         kinds = list(self._places) if has_sites(self.network) else ["path", *self._places]
-        return Sites(site for kind in kinds for site in self._sites(kind, self._staged(kind, None)))
+        return Sites(site for kind in kinds for site in self._sites(kind, self._staged(kind, None))[0])
 
     def select(self, at: str | Iterable[str], stages: int | Iterable[int] | None = None) -> Sites:
         """Returns the sites that ``at`` and ``stages`` select, each tensor once.
 
-        `refused` then has the sites that cannot be used, with the reasons.
+        `refused` then has the selected sites that cannot be used, with the reasons.
 
         Raises:
             TypeError: if ``at`` or ``stages`` has the wrong type.
             ValueError: if no selected site can be used, or the network cannot be probed; the message gives the reasons.
         """
         chosen: dict[Place, Site] = {}
+        self.refused = {}
         for request in _strings(at):
             kind, _, pattern = request.partition(":")
             places = _at_stages(request, self._staged(kind, pattern or None), stages)
-            self.refused.clear()
-            found = self._sites(kind, places)
+            found, refused = self._sites(kind, places)
             exact = pattern and len(places) == 1
-            if not found or (exact and self.refused):
-                reasons = "; ".join(f"{name} {reason}" for name, reason in self.refused.items())
+            if not found or (exact and refused):
+                reasons = "; ".join(f"{name} {reason}" for name, reason in refused.items())
                 raise ValueError(f"`at` {request!r} cannot be used: {reasons}")
+            self.refused |= refused
             for site in found:
                 chosen.setdefault(site.place, site)
         return Sites(chosen.values())
@@ -175,19 +176,20 @@ class Survey:
             " regular expression>', or register sites with attn3d.networks.register_sites"
         )
 
-    def _sites(self, kind: str, places: Iterable[tuple[int, Place]]) -> list[Site]:
-        found = []
+    def _sites(self, kind: str, places: Iterable[tuple[int, Place]]) -> tuple[list[Site], dict[str, str]]:
+        """Returns the sites at ``places``, and the reasons why the others cannot be used, by name."""
+        found, refused = [], {}
         probed = self._probe  # outside the `try`: a failing probe is an error, not the reason to refuse a site
         for stage, place in places:
             try:
                 maps = self._maps_at(kind, place, probed)
                 met, reader = _signal(probed, place, maps)
             except ValueError as reason:
-                self.refused[f"{kind}:{place.label}"] = str(reason)
+                refused[f"{kind}:{place.label}"] = str(reason)
             else:
                 channels, *shape = maps[0].shape[1:]
                 found.append(Site(kind, stage, place.label, channels, tuple(shape), place, met, reader))
-        return found
+        return found, refused
 
     def _maps_at(self, kind: str, place: Place, probed: Probe) -> list[Tensor]:
         """Returns the maps at a place, one for each call.
@@ -216,6 +218,8 @@ class Survey:
             raise ValueError(f"is called with different channels, {channels}; name a module that is not shared")
         if isinstance(module, _CONTAINERS) and not is_plain_sequence(module) and place.hook == "output":
             raise ValueError("is a container with its own forward; name a module inside it")
+        if name := taken_name(self.network, place):
+            raise ValueError(f"has its own attribute `{name}`, a name that inserted attention needs; rename it")
         return maps
 
 
@@ -268,6 +272,8 @@ def _strings(at: str | Iterable[str]) -> list[str]:
 def _at_stages(
     request: str, places: list[tuple[int, Place]], stages: int | Iterable[int] | None
 ) -> list[tuple[int, Place]]:
+    if not places:  # only for "path"
+        raise ValueError(f"`at` {request!r} must select a module inside the network, which has none")
     if stages is None:
         return places
     count = 1 + max(stage for stage, _ in places)
@@ -278,7 +284,11 @@ def _at_stages(
         if not -count <= stage < count:
             raise ValueError(f"`stages` of {request!r} must be from {-count} to {count - 1}, got {stage}")
     kept = {stage % count for stage in wanted}
-    return [staged for staged in places if staged[0] in kept]
+    chosen = [staged for staged in places if staged[0] in kept]
+    if not chosen:
+        present = sorted({stage for stage, _ in places})
+        raise ValueError(f"`stages` of {request!r} must contain at least one of {present}, got {stages!r}")
+    return chosen
 
 
 def _matching(pattern: str, paths: list[str]) -> list[str]:

@@ -6,21 +6,34 @@ to one call of the network in one thread, and no state is kept in modules. When 
 backward, no mode is active and none is needed, since the sum is outside the stage.
 """
 
+import sys
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode, _pop_mode, handle_torch_function, has_torch_function_unary
+from torch.overrides import (
+    TorchFunctionMode,
+    _get_current_function_mode_stack,
+    _pop_mode,
+    handle_torch_function,
+    has_torch_function_unary,
+)
 
 _IN_PLACE = (Tensor.add_, Tensor.__iadd__)
 SUMS = (torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__, *_IN_PLACE)
 
 
 class SkipSums(TorchFunctionMode):
-    """Attends the skips of one call of a network where they are added to another map."""
+    """Attends the skips of one call of a network where they are added to another map.
 
-    def __init__(self) -> None:
+    Args:
+        call: the frame of the call, or None for the mode that is traced.
+    """
+
+    def __init__(self, call: FrameType | None = None) -> None:
         super().__init__()
+        self.call = call
         self.is_open = False
         self.skips: list[Tensor] = []
         self.mechanisms: list[Any] = []
@@ -34,6 +47,7 @@ class SkipSums(TorchFunctionMode):
 
     def close(self) -> None:
         """Clears the state of the call."""
+        self.call = None
         self.is_open = False
         self.skips.clear()
         self.mechanisms.clear()
@@ -79,7 +93,24 @@ def open_sums(module: nn.Module, arguments: tuple[Any, ...]) -> None:
         _TRACED.is_open = True
         _TRACED.__enter__()
     else:
-        SkipSums().__enter__()
+        _close_interrupted()
+        SkipSums(sys._getframe(1)).__enter__()
+
+
+def _close_interrupted() -> None:
+    """Closes the modes of calls that Ctrl-C ended: PyTorch calls `close_sums` after every `Exception`, but not then."""
+    while modes := _get_current_function_mode_stack():
+        mode = modes[-1]
+        if not isinstance(mode, SkipSums) or mode.call is None or _is_running(mode.call):
+            break
+        _pop_mode().close()
+
+
+def _is_running(call: FrameType) -> bool:
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and frame is not call:
+        frame = frame.f_back
+    return frame is not None
 
 
 def close_sums(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:

@@ -39,7 +39,8 @@ def register_attention(name: str) -> Callable[[_Maker], _Maker]:
     if not (isinstance(name, str) and name.isidentifier()):
         raise ValueError(f"`name` must be an identifier, got {name!r}")
     if name in REGISTRY:
-        raise ValueError(f"`name` {name!r} is already registered by {REGISTRY[name].__qualname__}")
+        owner = REGISTRY[name]
+        raise ValueError(f"`name` {name!r} is already registered by {getattr(owner, '__qualname__', repr(owner))}")
 
     def add(maker: _Maker) -> _Maker:
         REGISTRY[name] = maker

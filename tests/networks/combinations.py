@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import attn3d
-from attn3d.factory import takes_signal
+from attn3d.factory import declares
 from attn3d.networks import KINDS
 from tests.networks.zoo import CONFIGURATIONS, Configuration
 
@@ -63,7 +63,7 @@ def why_not(configuration: Configuration, kind: str, mechanism: str) -> str:
     if kind not in configuration.kinds.split():
         lacks = LACKS.get(configuration.name.split()[0], {})
         return lacks.get(kind) or {"residual": NO_SHORTCUT}[kind]
-    if kind != "skip" and takes_signal(mechanism):
+    if kind != "skip" and declares(mechanism, "takes_signal"):
         return SKIPS_ALONE
     return KERNELS_ALONE if kind == "conv" and mechanism != "sk" else ""
 

@@ -1,6 +1,7 @@
 """Attention gates at the skips of networks; the gating signal is the decoder's map that is joined with the skip."""
 
 import copy
+import functools
 from collections.abc import Callable
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 import attn3d
 from attn3d.insertion.attach import containers
 from tests.adapters import stand_in
-from tests.networks.every_way import maps
+from tests.networks.every_way import EveryWay, maps
 from tests.networks.test_combinations import anatomy, equal, randomise, saved_and_loaded
 from tests.networks.zoo import CONFIGURATIONS, Configuration
 
@@ -152,6 +153,53 @@ def test_a_user_defined_mechanism_with_a_signal() -> None:
 
     net = attn3d.insert_attention(NETWORKS["DynUNet"](), Mean, at="skip")
     assert [container[0].mix.in_features for _, container in containers(net)] == [8, 8]
+    assert net(image("DynUNet")).isfinite().all()
+
+
+def test_a_partial_of_a_mechanism_with_a_signal() -> None:
+    net = attn3d.insert_attention(NETWORKS["DynUNet"](), functools.partial(attn3d.AttentionGate, stride=2), at="skip")
+    assert [(gate.gating_channels, gate.stride) for _, [gate] in containers(net)] == [(8, (2, 2)), (8, (2, 2))]
+    assert net(image("DynUNet")).isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["UNet", "SegResNet"])
+@pytest.mark.parametrize("identity", [False, True])
+def test_a_mechanism_that_declares_no_signal(name: str, identity: bool) -> None:
+    class Negative(nn.Module):
+        takes_signal = False
+
+        def __init__(self, spatial_dims: int, channels: int) -> None:
+            super().__init__()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return -x
+
+    net = attn3d.insert_attention(NETWORKS[name](), Negative, at="skip", identity=identity)
+    assert net(image(name)).isfinite().all()
+
+
+@pytest.mark.parametrize("identity", [False, True])
+def test_gates_in_a_scripted_network(identity: bool) -> None:
+    net, x = EveryWay(2).eval(), torch.randn(2, 1, 8, 8)
+    attn3d.insert_attention(net, "attention_gate", at=("skip:narrow", "skip:merge"), identity=identity)
+    randomise(net)
+    torch.testing.assert_close(torch.jit.script(net)(x), net(x))
+
+
+@pytest.mark.parametrize("gated", [True, False])
+def test_a_function_declares_whether_its_module_takes_a_signal(gated: bool) -> None:
+    def make(spatial_dims: int, channels: int, gating_channels: int | None = None) -> nn.Module:
+        if gated:
+            return attn3d.AttentionGate(spatial_dims, channels, gating_channels=gating_channels)
+        return attn3d.ECA(spatial_dims, channels)
+
+    net = NETWORKS["DynUNet"]()
+    make.takes_signal = not gated
+    with pytest.raises(ValueError, match=f"`spec` must have the attribute `takes_signal` = {gated}, like the module"):
+        attn3d.insert_attention(net, make, at="skip")
+    assert not attn3d.inserted_attention(net)
+    make.takes_signal = gated
+    attn3d.insert_attention(net, make, at="skip")
     assert net(image("DynUNet")).isfinite().all()
 
 
