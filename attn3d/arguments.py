@@ -50,8 +50,19 @@ def one_of(argument: str, value: Any, known: Iterable[Any]) -> Any:
     return value
 
 
+def of_python(value: Any) -> Any:
+    """Returns a number of NumPy or PyTorch as one of Python, and arrays and sequences as tuples of such numbers.
+
+    All else is returned as it is. Other numbers than Python's could not be scripted, and arrays not hashed.
+    """
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return tuple(of_python(entry) for entry in value)
+    return value
+
+
 def positive_integer(argument: str, value: Any) -> int:
-    """Returns ``value``.
+    """Returns ``value`` as an integer of Python.
 
     Raises:
         TypeError: if it is not an integer.
@@ -61,7 +72,7 @@ def positive_integer(argument: str, value: Any) -> int:
 
 
 def natural_number(argument: str, value: Any) -> int:
-    """Returns ``value``.
+    """Returns ``value`` as an integer of Python.
 
     Raises:
         TypeError: if it is not an integer.
@@ -71,6 +82,7 @@ def natural_number(argument: str, value: Any) -> int:
 
 
 def _integer_from(least: int, argument: str, value: Any) -> int:
+    value = of_python(value)
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"`{argument}` must be an integer, got {value!r}")
     if value < least:
@@ -96,11 +108,12 @@ def per_axis(argument: str, value: int | Sequence[int], spatial_dims: int) -> tu
         TypeError: if an entry is not an integer.
         ValueError: if an entry is below 1, or the number of entries is not ``spatial_dims``.
     """
-    if not isinstance(value, int | Sequence) or isinstance(value, str | bool):
-        raise TypeError(f"`{argument}` must be an integer or one for each of {spatial_dims} axes, got {value!r}")
-    values = (value,) * spatial_dims if isinstance(value, int) else tuple(value)
+    given = of_python(value)
+    if not isinstance(given, int | tuple) or isinstance(given, bool):
+        raise TypeError(f"`{argument}` must be an integer or one for each of {spatial_dims} axes, got {given!r}")
+    values = (given,) * spatial_dims if isinstance(given, int) else given
     if len(values) != spatial_dims:
-        raise ValueError(f"`{argument}` must be an integer or one for each of {spatial_dims} axes, got {value}")
+        raise ValueError(f"`{argument}` must be an integer or one for each of {spatial_dims} axes, got {given}")
     return tuple(positive_integer(argument, entry) for entry in values)
 
 
@@ -113,7 +126,7 @@ def odd_per_axis(argument: str, value: int | Sequence[int], spatial_dims: int) -
     """
     values = per_axis(argument, value, spatial_dims)
     if any(entry % 2 == 0 for entry in values):
-        raise ValueError(f"`{argument}` must be odd, got {value}")
+        raise ValueError(f"`{argument}` must be odd, got {of_python(value)}")
     return values
 
 
@@ -124,23 +137,25 @@ def positive_numbers(argument: str, value: float | Sequence[float], count: int) 
         TypeError: if an entry is not a number.
         ValueError: if an entry is not positive and finite, or the number of entries is not ``count``.
     """
-    values = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,) * count
+    given = of_python(value)
+    values = given if isinstance(given, tuple) else (given,) * count
     if not all(isinstance(entry, int | float) and not isinstance(entry, bool) for entry in values):
         allowed = f"a number or {count}" if count > 1 else "a number"
-        raise TypeError(f"`{argument}` must be {allowed}, got {value!r}")
+        raise TypeError(f"`{argument}` must be {allowed}, got {given!r}")
     if len(values) != count or not all(0.0 < entry < math.inf for entry in values):
         allowed = f"positive, one or {count}" if count > 1 else "positive"
-        raise ValueError(f"`{argument}` must be {allowed}, got {value!r}")
+        raise ValueError(f"`{argument}` must be {allowed}, got {given!r}")
     return tuple(float(entry) for entry in values)
 
 
 def probability(argument: str, value: float) -> float:
-    """Returns ``value``.
+    """Returns ``value`` as a number of Python.
 
     Raises:
         TypeError: if it is not a number.
         ValueError: if it is not in [0, 1).
     """
+    value = of_python(value)
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise TypeError(f"`{argument}` must be a number in [0, 1), got {value!r}")
     if not 0.0 <= value < 1.0:
@@ -192,6 +207,7 @@ def read_bytes(argument: str, value: MemoryBudget) -> int | None:
         if not match or match[2].upper() not in _UNITS:
             raise ValueError(f'`{argument}` must be bytes, such as "512MiB" or "2GiB", got {value!r}')
         value = int(float(match[1]) * _UNITS[match[2].upper()])
+    value = of_python(value)
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f'`{argument}` must be a number of bytes, a string such as "2GiB", or None, got {value!r}')
     if value < 1:

@@ -5,9 +5,10 @@ at every step, and the temporary memory of operators is added.
 """
 
 import copy
-import os
+import re
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +23,8 @@ from torch.utils.flop_counter import flop_registry
 from attn3d.arguments import MemoryBudget, one_of, positive_integer, read_bytes
 from attn3d.attention.memory import register_scratch, scratch_bytes
 from attn3d.factory import AttentionSpec, create_attention
+
+MEMINFO = Path("/proc/meminfo")
 
 
 class Cost(NamedTuple):
@@ -222,18 +225,19 @@ def plan(
         shape: S of the volume.
         channels: number of channels C.
         mechanism: "non_local" or "mhsa".
-        memory: available bytes, as a number or a string such as "8GiB"; by default the free memory of this machine.
+        memory: available bytes, as a number or a string such as "8GiB"; by default the free memory of the GPU, or the
+            available memory of the machine if there is no GPU.
         dtype: dtype of the volume.
 
     Yields:
         one `Plan` at a time, because each takes a moment to compute.
 
     Raises:
-        TypeError, ValueError: if an argument has the wrong type or is out of range.
+        TypeError, ValueError: if an argument has the wrong type or is out of range, or the default of ``memory`` is
+            unknown, as on Windows and macOS without a GPU.
     """
     one_of("mechanism", mechanism, ("non_local", "mhsa"))
-    for size in shape:
-        positive_integer("shape", size)
+    shape = [positive_integer("shape", size) for size in shape]
     limit = read_bytes("memory", memory)
     if limit is None:
         limit = free_memory()
@@ -247,7 +251,14 @@ def plan(
 
 
 def free_memory() -> int:
-    """Returns the free memory in bytes of the GPU, or of the machine if there is no GPU."""
+    """Returns the free memory in bytes of the GPU, or the available memory of the machine if there is no GPU.
+
+    Raises:
+        ValueError: if there is no GPU and the available memory is unknown, as on Windows and macOS.
+    """
     if torch.cuda.is_available():
         return torch.cuda.mem_get_info()[0]
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    # The free pages that os.sysconf counts leave out the cache, which Linux gives back to programs.
+    if MEMINFO.exists() and (available := re.search(r"^MemAvailable:\s*(\d+) kB$", MEMINFO.read_text(), re.MULTILINE)):
+        return 1024 * int(available[1])
+    raise ValueError('`memory` must be given on this machine, such as "8GiB": its available memory is unknown')

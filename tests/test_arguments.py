@@ -1,7 +1,10 @@
 """Checks of arguments and their error messages."""
 
+import numpy as np
 import pytest
+import torch
 
+import attn3d
 from attn3d.arguments import (
     boolean,
     check_options,
@@ -10,6 +13,7 @@ from attn3d.arguments import (
     one_of,
     per_axis,
     positive_integer,
+    positive_numbers,
     probability,
     read_bytes,
     read_spec,
@@ -27,6 +31,36 @@ def test_valid_values_are_returned():
     assert [read_bytes("memory_budget", one) for one in (None, 7, "1.5 kib", "2GB")] == [None, 7, 1536, 2 * 10**9]
 
 
+SPACING = np.array([0.5, 0.5, 2.0], np.float32)  # as nibabel's header.get_zooms()
+
+
+@pytest.mark.parametrize("spacing", [tuple(SPACING), SPACING, torch.from_numpy(SPACING)], ids=type)
+def test_a_spacing_from_a_header_is_a_tuple_of_numbers(spacing):
+    found = positive_numbers("spacing", spacing, 3)
+    assert found == (0.5, 0.5, 2.0)
+    assert {type(entry) for entry in found} == {float}
+    attention = attn3d.MultiHeadSelfAttention(3, 8, num_heads=1, position=("rope", {"spacing": spacing}))
+    assert attention.attention.features.position.spacing == found
+
+
+@pytest.mark.parametrize(
+    ("check", "expected"),
+    [
+        (lambda: (positive_integer("channels", np.int64(3)),), (3,)),
+        (lambda: (positive_integer("channels", torch.tensor(3)),), (3,)),
+        (lambda: per_axis("size", np.int64(4), 2), (4, 4)),
+        (lambda: per_axis("size", np.array([4, 8]), 2), (4, 8)),
+        (lambda: odd_per_axis("kernel_size", [np.int32(3), 5], 2), (3, 5)),
+        (lambda: positive_numbers("base", np.float32(0.5), 1), (0.5,)),
+        (lambda: (probability("dropout", np.float32(0.5)),), (0.5,)),
+        (lambda: (read_bytes("memory_budget", np.int64(7)),), (7,)),
+    ],
+)
+def test_numbers_of_numpy_and_pytorch_become_those_of_python(check, expected):
+    assert check() == expected
+    assert {type(entry) for entry in check()} == {type(entry) for entry in expected}
+
+
 @pytest.mark.parametrize(
     ("check", "error", "message"),
     [
@@ -39,6 +73,13 @@ def test_valid_values_are_returned():
         (lambda: odd_per_axis("kernel_size", 4, 3), ValueError, "`kernel_size` must be odd, got 4"),
         (lambda: probability("dropout", 1.0), ValueError, r"`dropout` must be in \[0, 1\), got 1.0"),
         (lambda: probability("dropout", "none"), TypeError, "`dropout` must be a number"),
+        (lambda: positive_integer("channels", np.float64(2)), TypeError, r"`channels` must be an integer, got 2\.0$"),
+        (lambda: positive_integer("channels", np.True_), TypeError, "`channels` must be an integer, got True"),
+        (lambda: per_axis("size", np.ones((3, 1), int), 3), TypeError, r"`size` must be an integer, got \(1,\)"),
+        (lambda: per_axis("size", np.array([1, 2]), 3), ValueError, r"`size` .* each of 3 axes, got \(1, 2\)"),
+        (lambda: positive_numbers("spacing", ("a",) * 3, 3), TypeError, "`spacing` must be a number or 3, got .'a'"),
+        (lambda: positive_numbers("spacing", SPACING[:2], 3), ValueError, r"one or 3, got \(0\.5, 0\.5\)"),
+        (lambda: positive_numbers("spacing", -SPACING, 3), ValueError, r"positive, one or 3, got \(-0\.5, -0\.5, -2"),
         (lambda: boolean("bias", 1), TypeError, "`bias` must be True or False, got 1"),
         (lambda: read_bytes("memory_budget", 1.5), TypeError, "`memory_budget` must be a number of bytes, .* got 1.5"),
         (lambda: read_bytes("memory_budget", True), TypeError, "`memory_budget` must be a number .* got True"),

@@ -20,6 +20,8 @@ from nbclient import NotebookClient
 
 import attn3d
 from attn3d.mechanisms.registry import REGISTRY
+from tests.configurations import OF_TOKENS
+from tests.mechanisms.cases import CASES
 from tests.segmentation.layouts import task04
 
 ROOT = Path(__file__).parents[1]
@@ -92,6 +94,38 @@ def test_page_has_every_option_with_its_default(name):
     assert list(rows) == list(options)
     for option, default in options.items():
         assert rows[option].startswith("`" + repr(default).replace("'", '"') + "`"), option
+
+
+def cells(page, heading):
+    """The cells of the table that starts with ``heading``, by rows."""
+    table = page.read_text().split(heading)[1].split("\n\n")[0]
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in table.splitlines()[1:]]
+
+
+def test_the_maps_of_every_mechanism_are_listed():
+    page = DOCS / "see-what-it-looks-at.md"
+    listed = {
+        (name, mechanism)
+        for names, *_, of in cells(page, "| name | is | of |\n")
+        for name in re.findall(r"`(\w+)`", names)
+        for mechanism in re.findall(r"`(\w+)`", of)
+    }
+    weights = {(weight, name) for name, case in CASES.items() for weight in case.weights}
+    assert listed - {("axes_map", "coord")} == weights - {("axis2", "coord")}
+
+
+def test_mechanisms_that_cannot_be_scripted_are_listed():
+    text = (DOCS / "add-attention.md").read_text()
+    (sentence,) = re.findall(r"`torch\.jit\.script` works too, except with (.*?), and", text)
+    assert set(re.findall(r"`(\w+)`", sentence)) == set(OF_TOKENS)
+
+
+def test_every_mechanism_is_listed_as_supported_or_not_on_shards():
+    rows = cells(DOCS / "context-parallel.md", "## What is supported\n\n| | |\n")
+    refused = {name for names, reason in rows if reason.startswith("not supported") for name in names.split(", ")}
+    supported = {f"`{maker.__name__}`" for name, maker in REGISTRY.items() if name in OF_TOKENS}
+    assert refused == {f"`{name}`" for name in REGISTRY if name not in OF_TOKENS}
+    assert supported <= {name for names, _ in rows for name in names.split(", ")}
 
 
 def test_every_mechanism_has_a_case_a_page_and_a_figure():

@@ -272,7 +272,7 @@ class TestSelection:
     def test_after_an_instance_norm_the_warning_names_the_activation(self) -> None:
         net = nn.Sequential(nn.Sequential(nn.Conv2d(1, 4, 3), nn.InstanceNorm2d(4)), nn.ReLU())
         net = nn.Sequential(nn.Sequential(net, nn.Conv2d(4, 4, 1)), nn.Conv2d(4, 2, 1))
-        with pytest.warns(UserWarning, match=r"at path:0.0.0.1 is the bias of .*after the activation, at 'path:0.0'$"):
+        with pytest.warns(UserWarning, match=r"at path:0.0.0.1, .* the bias of .*after the activation, at 'path:0.0'$"):
             insert_attention(net, "se", at="path:0.0.0.1", input_shape=(1, 1, 8, 8))
 
     def test_sites_that_are_left_out_are_named_in_a_warning(self) -> None:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import attn3d
+from attn3d import planning
 from attn3d.planning import free_memory, plan
 from tests.marks import some
 from tests.mechanisms import cases
@@ -161,6 +162,22 @@ def test_plan_says_what_fits():
 def test_plan_refuses(arguments, message):
     with pytest.raises(ValueError, match=message):
         list(plan(**arguments))
+
+
+def test_free_memory_includes_the_cache_that_linux_gives_back(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(planning, "MEMINFO", tmp_path / "meminfo")
+    (tmp_path / "meminfo").write_text("MemTotal:       9 kB\nMemFree:        2 kB\nMemAvailable:   7 kB\n")
+    assert free_memory() == 7 * 1024
+
+
+def test_plan_asks_for_the_memory_of_a_system_that_does_not_tell_it(monkeypatch, tmp_path):
+    """Windows and macOS have no /proc/meminfo."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(planning, "MEMINFO", tmp_path / "meminfo")
+    with pytest.raises(ValueError, match='`memory` must be given on this machine, such as "8GiB"'):
+        next(plan((8, 8, 8), 8))
+    assert next(plan((8, 8, 8), 8, memory="8GiB")).fits
 
 
 def test_free_memory_is_that_of_the_gpu_where_there_is_one(monkeypatch):

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attn3d.arguments import boolean, check_options, nearest, per_axis, read_spec
+from attn3d.arguments import boolean, check_options, nearest, of_python, per_axis, read_spec
 from attn3d.attention.groups import AxisGroups, Groups, alike, outer, relation
 from attn3d.capture import at_least_single, larger, smaller, without_autocast
 
@@ -42,9 +42,7 @@ class Pattern:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, Sequence) and not isinstance(value, str):
-                object.__setattr__(self, field.name, tuple(value))
+            object.__setattr__(self, field.name, of_python(getattr(self, field.name)))
 
     def sizes(self, spatial_dims: int) -> tuple[int, ...]:
         """Returns the largest number of positions that a voxel sees along every axis, which sizes a position bias.

@@ -236,7 +236,7 @@ def _check_signals(survey: Survey, sites: Sites, spec: AttentionSpec) -> None:
 
 
 def _warn_of_norms(survey: Survey, sites: Sites, spec: AttentionSpec) -> None:
-    """Warns of mechanisms that take a mean over space of an instance norm's output, which is or nears its bias."""
+    """Warns of mechanisms that take a mean over space of an instance norm's output: with equal weights, its bias."""
     for site in sites:
         behind = survey.behind_activation(site)
         if behind is not None:

@@ -42,8 +42,9 @@ class Mechanism(nn.Module):
     Attributes:
         paper: arXiv number of the paper, or its URL if it is not on arXiv.
         summary: what the mechanism weighs, in a few words for tables.
-        averages_space: whether the weights depend only on means over space. After an instance norm these means are
-            the norm's bias, so the weights would be constant.
+        averages_space: whether the weights depend only on means over space. After an instance norm, a plain mean is
+            its bias for every image, so the weights would be constant. A weighted mean, as in `gc`, is nearly this
+            bias as long as its weights are nearly equal.
         identity_at_start: whether the module returns its input before training.
     """
 
@@ -140,6 +141,7 @@ def read_heads(num_heads: int | None, channels: int, least: int = 1) -> int:
     divisors = [heads for heads in range(1, channels + 1) if channels % heads == 0]
     if num_heads is None:
         return max(heads for heads in divisors if heads <= 8 and (channels // heads >= least or heads == 1))
-    if positive_integer("num_heads", num_heads) not in divisors:
-        raise ValueError(f"`num_heads` must divide {channels} channels, got {num_heads}; {divisors} do")
-    return num_heads
+    heads = positive_integer("num_heads", num_heads)
+    if heads not in divisors:
+        raise ValueError(f"`num_heads` must divide {channels} channels, got {heads}; {divisors} do")
+    return heads

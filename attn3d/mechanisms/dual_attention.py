@@ -250,10 +250,11 @@ class DualAttentionHead(nn.Module):
         memory_budget: MemoryBudget = None,
     ) -> None:
         super().__init__()
-        if positive_integer("in_channels", in_channels) < 4:
+        in_channels = positive_integer("in_channels", in_channels)
+        if in_channels < 4:
             raise ValueError(f"`in_channels` must be at least 4, got {in_channels}")
-        positive_integer("out_channels", out_channels)
-        positive_integer("num_classes", num_classes)
+        out_channels = positive_integer("out_channels", out_channels)
+        num_classes = positive_integer("num_classes", num_classes)
         middle = in_channels // 4
 
         def convolve(channels: int, out_channels: int) -> nn.Sequential:

@@ -138,6 +138,12 @@ class NonLocal(Mechanism):
             k, v = to_tokens(k), to_tokens(v)
         return q.unsqueeze(1), k.unsqueeze(1), v.unsqueeze(1), shape
 
+    def read_key_mask(self, key_mask: Tensor, x: Tensor) -> Tensor:
+        """Returns a key mask (B, *S) as (B, N); raises a ValueError with ``sub_sample`` too."""
+        if self.sub_sample:
+            raise ValueError("`key_mask` must be None with `sub_sample`, which pools voxels; use pattern=PooledKeys(2)")
+        return super().read_key_mask(key_mask, x)
+
     def forward(self, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Adds to (B, C, *S) the weighted sums over the voxels where ``key_mask`` (B, *S) is true.
 
@@ -145,18 +151,19 @@ class NonLocal(Mechanism):
         """
         self.check_input(x)
         mask = None if key_mask is None else self.read_key_mask(key_mask, x)
-        if mask is not None and self.sub_sample:
-            raise ValueError("`key_mask` must be None with `sub_sample`, which pools voxels; use pattern=PooledKeys(2)")
         # Not assigned to names, so that queries, keys and values are freed on return unless saved for backward.
         y = self.pairwise(*self.compared(x), mask).squeeze(1)
         y = to_volume(self.out(y), spatial_shape(x))
         return keep_format(x + self.norm(y), x)
 
-    def attention_weights(self, x: Tensor, queries: Tensor | None = None) -> dict[str, Tensor]:
-        """Returns f(x_i, x_j) / n of the chosen voxels i as "query", (B, 1, Q, *S of the keys)."""
+    def attention_weights(
+        self, x: Tensor, queries: Tensor | None = None, key_mask: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Returns f(x_i, x_j) / n of the chosen voxels i as "query", (B, 1, Q, *S of the keys), 0 for masked keys."""
         q, k, _, shape = self.compared(x)
         chosen = central_voxel(x) if queries is None else queries
-        return {"query": self.pairwise.rows(q, k, chosen, shape)}
+        mask = None if key_mask is None else self.read_key_mask(key_mask, x)
+        return {"query": self.pairwise.rows(q, k, chosen, shape, mask)}
 
 
 class DotProduct(NotScriptable, nn.Module):
@@ -171,10 +178,15 @@ class DotProduct(NotScriptable, nn.Module):
         (k, v), _, key_mask = self.pattern.pool((k, v), shape, key_mask)
         return dot_product(q, k, _mean_over(key_mask, v))
 
-    def rows(self, q: Tensor, k: Tensor, chosen: Tensor, shape: list[int]) -> Tensor:
+    def rows(self, q: Tensor, k: Tensor, chosen: Tensor, shape: list[int], key_mask: Tensor | None = None) -> Tensor:
         """Returns f_ij / M of the queries ``chosen``, (Q,), over the volume of the keys: (B, 1, Q, *S)."""
-        (k,), shape, _ = self.pattern.pool((k,), shape)
-        return (q[:, :, chosen] @ k.transpose(2, 3) / k.shape[2]).unflatten(3, shape)
+        (k,), shape, key_mask = self.pattern.pool((k,), shape, key_mask)
+        return _rows(k @ q[:, :, chosen].transpose(2, 3), shape, key_mask)
+
+
+def _rows(pairs: Tensor, shape: list[int], key_mask: Tensor | None) -> Tensor:
+    """Returns f_ij, (B, 1, M, Q), divided by the number of keys in ``key_mask``, (B, M): (B, 1, Q, *S)."""
+    return (_mean_over(key_mask, pairs) / pairs.shape[2]).transpose(2, 3).unflatten(3, shape)
 
 
 def _mean_over(key_mask: Tensor | None, v: Tensor) -> Tensor:
@@ -207,8 +219,8 @@ class Concatenation(NotScriptable, nn.Module):
         query_weight, key_weight = self.weight[:, : self.inner], self.weight[:, self.inner :]
         return linear(q, query_weight).squeeze(3), linear(k, key_weight).squeeze(3)
 
-    def rows(self, q: Tensor, k: Tensor, chosen: Tensor, shape: list[int]) -> Tensor:
+    def rows(self, q: Tensor, k: Tensor, chosen: Tensor, shape: list[int], key_mask: Tensor | None = None) -> Tensor:
         """Returns f_ij / M of the queries ``chosen``, (Q,), over the volume of the keys: (B, 1, Q, *S)."""
-        (k,), shape, _ = self.pattern.pool((k,), shape)
+        (k,), shape, key_mask = self.pattern.pool((k,), shape, key_mask)
         a, b = self._split(q[:, :, chosen], k)
-        return (torch.relu(a.unsqueeze(3) + b.unsqueeze(2)) / k.shape[2]).unflatten(3, shape)
+        return _rows(torch.relu(a.unsqueeze(2) + b.unsqueeze(3)), shape, key_mask)

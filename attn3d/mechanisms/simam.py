@@ -6,6 +6,7 @@ Deviation: for a single voxel the variance is 0 and the gate is sigmoid(1/2); th
 import torch
 from torch import Tensor
 
+from attn3d.arguments import positive_numbers
 from attn3d.capture import at_least_single
 from attn3d.layers.blockwise import elementwise, runs_eagerly
 from attn3d.layers.spatial import axes
@@ -46,11 +47,7 @@ class SimAM(Mechanism):
         self, spatial_dims: int, channels: int, *, regularization: float = 1e-4, variant: str = "compact"
     ) -> None:
         super().__init__(spatial_dims, channels, variant)
-        if not isinstance(regularization, float | int) or isinstance(regularization, bool):
-            raise TypeError(f"`regularization` must be a number, got {regularization!r}")
-        if regularization <= 0:
-            raise ValueError(f"`regularization` must be positive, got {regularization}")
-        self.regularization = float(regularization)
+        (self.regularization,) = positive_numbers("regularization", regularization, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Gates (B, C, *S)."""

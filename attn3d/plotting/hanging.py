@@ -97,13 +97,17 @@ class Hanging:
 
 
 def contrast(volume: np.ndarray, window: tuple[float, float] | None) -> tuple[float, float]:
-    """Returns the intensities shown as black and white, from a window (level, width) or from percentiles."""
+    """Returns the intensities shown as black and white, from a window (level, width) or from percentiles.
+
+    Values that are not finite are ignored. Without contrast they are 0 and 1.
+    """
     if window is not None:
         level, width = window
         return level - width / 2, level + width / 2
-    if not np.ptp(volume):
+    finite = volume[np.isfinite(volume)]
+    if not finite.size or not np.ptp(finite):
         return 0, 1
-    return tuple(np.percentile(volume[volume > volume.min()], (1, 99.9)))
+    return tuple(np.percentile(finite[finite > finite.min()], (1, 99.9)))
 
 
 def show_scan(axes: Axes, picture: np.ndarray, extent: Extent, limits: tuple[float, float]) -> None:

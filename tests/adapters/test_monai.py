@@ -35,6 +35,16 @@ def test_mechanisms_registered_later_are_found(monkeypatch):
     assert isinstance(Attention["mine", 3](channels=8), attn3d.ECA)
 
 
+def test_names_need_not_be_in_lower_case(monkeypatch):
+    monkeypatch.setitem(REGISTRY, "MyGate", attn3d.ECA)
+    for name in ("MyGate", "mygate", Attention.MyGate):
+        assert name in Attention
+        assert isinstance(Attention[name, 3](channels=8), attn3d.ECA)
+    monkeypatch.setitem(REGISTRY, "mygate", attn3d.SqueezeExcitation)
+    assert isinstance(Attention["MyGate", 3](channels=8), attn3d.ECA)
+    assert isinstance(Attention["mygate", 3](channels=8), attn3d.SqueezeExcitation)
+
+
 def test_refusals():
     with pytest.raises(ValueError, match="did you mean 'cbam'"):
         Attention["cbma", 3]

@@ -26,6 +26,7 @@ PATTERNS = [
     Scoped(Neighborhood(3, dilation=2)),
 ]
 BACKENDS = ["auto", "chunked", "math", "captured"]
+MODES = ["embedded_gaussian", "gaussian", "dot_product", "concatenation"]
 
 
 @functools.cache
@@ -140,7 +141,7 @@ def test_padding_changes_nothing(name, options):
     assert_gradients_close(found, inputs, expected, inputs, ["x", *dict(module.named_parameters())])
 
 
-@pytest.mark.parametrize("mode", ["embedded_gaussian", "gaussian", "dot_product", "concatenation"])
+@pytest.mark.parametrize("mode", MODES)
 def test_every_mode_leaves_holes_out(mode):
     """Against the loops on a volume that has only the voxels of the mask."""
     x, kept = volume(1, 4, 9), torch.tensor([0, 2, 3, 5, 8])
@@ -175,6 +176,35 @@ def test_attention_weights_leave_masked_keys_out(pattern):
         assert (rows[:2] > 0)[~masks()[:2, None, None].expand(-1, 2, 1, -1, -1)].sum() == 0
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_attention_weights_of_every_mode_are_those_of_the_voxels_in_the_mask(mode):
+    """Rows and output are those of a volume that has only these voxels. Without any, the rows are 0."""
+    x, kept = volume(1, 4, 9), torch.tensor([0, 2, 3, 5, 8])
+    mask = torch.zeros(2, 9, dtype=torch.bool)
+    mask[0, kept] = True
+    module = randomise(attn3d.NonLocal(1, 4, mode=mode, norm=None).double())
+    rows = module.attention_weights(x.expand(2, -1, -1), kept[[1, 4]], mask)["query"]
+    expected = module.attention_weights(x[..., kept], torch.tensor([1, 4]))["query"]
+    assert_close(rows[:1, ..., kept], expected)
+    assert (rows.squeeze(1).mT[~mask] == 0).all()
+    values = module.value(x.transpose(1, 2))
+    assert_close(x[..., kept[[1, 4]]] + module.out(rows[0] @ values).mT, module(x, mask[:1])[..., kept[[1, 4]]])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_attention_weights_of_every_mode_are_over_the_means_in_the_mask(mode):
+    """A block without a voxel in the mask has the weight 0; the others have the means of their voxels in it."""
+    x, pattern = volume(3, 4, *SHAPE), PooledKeys(2)
+    module = randomise(attn3d.NonLocal(2, 4, mode=mode, norm=None, pattern=pattern).double())
+    rows = module.attention_weights(x, torch.tensor([11]), masks())["query"]
+    assert rows.shape == (3, 1, 1, 2, 3)
+    values = module.value(x.flatten(2).mT)
+    (means,), _, seen = pattern.pool((values.unsqueeze(1),), list(SHAPE), masks().flatten(1))
+    assert (rows.flatten(3)[~seen[:, None, None]] == 0).all()
+    y = module.out(rows.flatten(3) @ means).squeeze(1).mT
+    assert_close(x.flatten(2)[..., 11:12] + y, module(x, masks()).flatten(2)[..., 11:12])
+
+
 @pytest.mark.parametrize("name", ["mhsa", "non_local"])
 def test_an_invalid_key_mask_is_named(name):
     module, x = attn3d.create_attention(name, spatial_dims=2, channels=4), torch.randn(2, 4, 3, 5)
@@ -188,8 +218,10 @@ def test_an_invalid_key_mask_is_named(name):
 
 def test_sub_sample_does_not_take_a_key_mask():
     module = attn3d.NonLocal(2, 4, sub_sample=True)
-    with pytest.raises(ValueError, match=r"`key_mask` must be None with `sub_sample`"):
-        module(torch.randn(1, 4, 3, 5), torch.ones(1, 3, 5, dtype=torch.bool))
+    x, mask = torch.randn(1, 4, 3, 5), torch.ones(1, 3, 5, dtype=torch.bool)
+    for use in (module, module.attention_weights):
+        with pytest.raises(ValueError, match=r"`key_mask` must be None with `sub_sample`"):
+            use(x, key_mask=mask)
 
 
 CAPTURED = [("mhsa", {"pattern": pattern}) for pattern in (Axial(), Global(), PooledKeys(2), Window(3, shift=True))]

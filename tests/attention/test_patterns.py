@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 
@@ -134,6 +135,11 @@ class TestSpecs:
         assert hash(Neighborhood([3, 5], [1, 2])) == hash(Neighborhood((3, 5), (1, 2)))
         assert hash(PooledKeys([4, 8])) == hash(PooledKeys((4, 8)))
         assert hash(Grid([4, 8])) == hash(Grid((4, 8)))
+
+    def test_arrays_are_frozen(self):
+        found = [Window(np.array([4, 8])), PooledKeys(np.int64(4)), Neighborhood(torch.tensor(3), (np.int64(1), 2))]
+        assert repr(found) == repr([Window((4, 8)), PooledKeys(4), Neighborhood(3, (1, 2))])
+        assert {hash(pattern) for pattern in found}
 
     @pytest.mark.parametrize(
         "mechanism", [attn3d.NonLocal, attn3d.MultiHeadSelfAttention, attn3d.DualAttention, attn3d.PositionAttention]

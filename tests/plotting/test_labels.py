@@ -179,6 +179,13 @@ def test_a_scan_without_contrast_is_all_black():
     assert (low, high) == pytest.approx((11, 998), abs=1)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite_do_not_change_the_contrast(value):
+    scan = np.append(np.arange(1000.0), value)
+    assert contrast(scan, None) == contrast(scan[:-1], None)
+    assert contrast(np.full((3, 3, 3), value), None) == (0, 1)
+
+
 @pytest.mark.parametrize("shape", [(35, 51, 35), (12, 12, 12), (120, 150, 3), (300, 20, 20)])
 @pytest.mark.parametrize("draw_it", [plot_lesions, plot_segmentation])
 def test_text_fits_beside_small_and_flat_volumes(draw_it, shape):
