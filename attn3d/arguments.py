@@ -55,6 +55,8 @@ def of_python(value: Any) -> Any:
 
     All else is returned as it is. Other numbers than Python's could not be scripted, and arrays not hashed.
     """
+    if type(value) in (int, float, bool, str):  # first, since a compiler cannot look for attributes of its numbers
+        return value
     value = value.tolist() if hasattr(value, "tolist") else value
     if isinstance(value, Sequence) and not isinstance(value, str):
         return tuple(of_python(entry) for entry in value)

@@ -31,6 +31,12 @@ def is_captured() -> bool:
     return torch.jit.is_tracing() or torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export()
 
 
+def is_eager() -> bool:
+    """Returns whether neither a capture nor a transform of `torch.func` is in progress."""
+    captured = torch.jit.is_tracing() or torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export()
+    return not captured and torch._C._functorch.peek_interpreter_stack() is None
+
+
 def is_transformed() -> bool:
     """Returns whether a transform of `torch.func` is active, in which autograd supports no hooks on saved tensors."""
     return torch._C._functorch.peek_interpreter_stack() is not None

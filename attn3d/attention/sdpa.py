@@ -15,7 +15,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from attn3d.attention.memory import needs_grad, register_scratch, result_bytes
 from attn3d.attention.tiled import attention_flops, refuse_second_derivative
-from attn3d.capture import is_captured, is_transformed
+from attn3d.capture import is_eager
 
 KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION]
 LARGEST_CUDA_GRID = 65_535  # the CUDA kernels' limit for batch and heads
@@ -126,7 +126,7 @@ def parallel_parts(sequences: int) -> int:
 
 def _leaves_cores_idle(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """Returns whether the kernel's backward would leave cores idle on a large problem."""
-    if q.device.type != "cpu" or is_captured() or is_transformed() or not needs_grad(q, k, v):
+    if q.device.type != "cpu" or not is_eager() or not needs_grad(q, k, v):
         return False
     return q.shape[2] * k.shape[2] >= 2**20 and parallel_parts(q.shape[0] * q.shape[1]) > 1
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from attn3d.capture import is_captured
+from attn3d.capture import is_captured, is_eager
 
 _Volume = TypeVar("_Volume", Tensor, nn.Module)
 
@@ -88,16 +88,10 @@ class _Tokens(torch.autograd.Function):
     incoming gradient is transposed.
     """
 
-    generate_vmap_rule = True
-
     @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        return x.flatten(2).transpose(1, 2)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        (x,) = inputs
+    def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.shape, ctx.channels_first = x.shape, x.is_contiguous()
+        return x.flatten(2).transpose(1, 2)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
@@ -105,14 +99,30 @@ class _Tokens(torch.autograd.Function):
         return grad.unflatten(2, ctx.shape[2:])
 
 
+class _TransformedTokens(_Tokens):
+    """`_Tokens` in the form that transforms of `torch.func` require."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:  # type: ignore[override]
+        return x.flatten(2).transpose(1, 2)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.shape, ctx.channels_first = inputs[0].shape, inputs[0].is_contiguous()
+
+
 def to_tokens(x: Tensor) -> Tensor:
     """Returns a view of (B, C, *S) as tokens (B, N, C).
 
     The view is a plain tensor: the metadata of subclasses such as MetaTensor describes volumes, not tokens.
     """
+    if is_eager():
+        return _Tokens.apply(x.as_subclass(Tensor))
     if is_captured():
         return x.flatten(2).transpose(1, 2)
-    return _Tokens.apply(x.as_subclass(Tensor))
+    return _TransformedTokens.apply(x.as_subclass(Tensor))
 
 
 def split_heads(tokens: Tensor, heads: int = 1) -> Tensor:
