@@ -257,7 +257,8 @@ def test_maps_have_the_geometry_of_the_labels(run, tmp_path):
             np.testing.assert_array_equal(image.affine, label.affine)
             for field in ("qform_code", "sform_code", "quatern_b", "qoffset_x", "srow_x", "xyzt_units"):
                 np.testing.assert_array_equal(image.header[field], label.header[field])
-    assert nib.load(found.written["tilted"]).header["qform_code"] == 0
+    for name in ("bare", "tilted"):
+        assert nib.load(found.written[name]).header["qform_code"] == 0
 
 
 def test_a_preview_has_the_name_of_the_case_in_every_format(run, tmp_path):
