@@ -359,3 +359,11 @@ def test_a_label_at_the_qform_of_its_image_is_not_to_be_resampled(tmp_path):
     assert "sform (code 2) (10, 0, 0) mm" in raised.value.problem
     assert "ITK uses it only if its code is 1 or the qform's is 0" in raised.value.problem
     assert "resample it" not in raised.value.problem
+
+
+@pytest.mark.parametrize(("name", "code"), [("oblique", 1), ("sheared", 0)])
+def test_a_new_volume_has_a_qform_if_it_can_store_the_affine(name, code, tmp_path):
+    write_image(tmp_path / "new.nii.gz", np.zeros((3, 4, 5), np.float32), AFFINES[name], "scanner")
+    header = nib.load(tmp_path / "new.nii.gz").header
+    assert (header["qform_code"], header["sform_code"]) == (code, 1)
+    np.testing.assert_allclose(header.get_sform(), AFFINES[name], atol=1e-5)
