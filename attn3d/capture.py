@@ -33,6 +33,7 @@ def is_captured() -> bool:
 
 def is_eager() -> bool:
     """Returns whether neither a capture nor a transform of `torch.func` is in progress."""
+    # Written out and not composed of the functions beside it, since every forward pass asks.
     captured = torch.jit.is_tracing() or torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export()
     return not captured and torch._C._functorch.peek_interpreter_stack() is None
 

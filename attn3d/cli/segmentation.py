@@ -323,7 +323,7 @@ def _end(command: str, failed: Mapping[str, str]) -> None:
 
 
 def _log(wanted: bool) -> None:
-    """Prints the log with its lines for each epoch, as instead of a progress bar."""
+    """Prints the log, such as the line for each epoch that replaces a progress bar."""
     if wanted:
         logging.basicConfig(format="%(asctime)s %(message)s", stream=sys.stderr)
         logging.getLogger("attn3d").setLevel(logging.INFO)

@@ -108,7 +108,7 @@ def segment(
     measures = measures_of(len(views)) if uncertainty else ()
     uncertain = {name: np.empty(shape, np.float32) for name in measures}
     for found in zip(*streams, strict=True):
-        (index,), planes = {index for index, _ in found}, [plane for _, plane in found]
+        index, planes = found[0][0], [plane for _, plane in found]
         mean = sum(planes) / len(planes)
         chosen[index] = first.labels.choose(mean)
         if keep:
@@ -188,7 +188,7 @@ def probability_planes(view: View, axis: int, *, overlap: float = 0.5, mirror: S
                 total = torch.zeros(planes[0], logits.shape[1], *planes[1:], dtype=torch.float16, device=device)
             for window, values in zip(some, logits, strict=True):
                 part = [window[one] for one in rest]
-                # In one dtype: a sum of two dtypes would take three times the memory of the window.
+                # Rounded first, because PyTorch adds two dtypes by two temporary copies in the larger one.
                 total[:, :, *part] += values.mul_(weight).half().movedim(1 + axis, 0)
                 weights[:, *part] += weight.movedim(axis, 0)
             del logits, values
@@ -231,4 +231,5 @@ def _logits(view: View, patches: Tensor, mirror: Sequence[int]) -> Tensor:
         found = found.masked_fill(found.isinf(), math.nan)
     else:
         found = found - found.amax(dim=1, keepdim=True)
-    return found.div_(2 ** len(mirror)).clamp_(-_FURTHEST, _FURTHEST)  # a copy: networks own their output
+    # In place from here: it is a copy of the network's output, which may be its input or a buffer.
+    return found.div_(2 ** len(mirror)).clamp_(-_FURTHEST, _FURTHEST)

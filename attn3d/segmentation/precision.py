@@ -65,9 +65,9 @@ class BFloat16(nn.Module):
             if not apart <= _MOST_APART:  # also NaN
                 self._refuse(f"in bfloat16, a probability differs by {apart:.2g}")
                 return exact
-        ratio = median(self.ratios)
         if len(self.ratios) < _COMPARED:
             return exact
+        ratio = median(self.ratios)
         if ratio < 1:
             self.used = True
             logger.info(

@@ -97,9 +97,7 @@ def overheads(found: dict[str, Any]) -> Card:
     rows = found["insertion"]
     names = list(dict.fromkeys(row["group"] for row in rows))
     networks = list(dict.fromkeys(row["measure"].split(",")[0] for row in rows))
-    card = Card(
-        1060, 132 + 30 * len(names), "A training step with attention at every encoder stage", "1: without attention"
-    )
+    card = Card(1060, 132 + 30 * len(names), "A training step with attention at every stage", "1: without attention")
     highest = {part: max(row["ratio"] for row in rows if row["measure"].endswith(part)) for part in ("time", "memory")}
     for x, (part, most) in zip((130, 640), highest.items(), strict=True):
         ticks = spaced(most)

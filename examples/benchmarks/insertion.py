@@ -1,4 +1,4 @@
-"""A training step of MONAI's networks with a mechanism at every encoder stage, compared with the plain network."""
+"""A training step of MONAI's networks with a mechanism at every stage, compared with the plain network."""
 
 import copy
 from collections.abc import Callable, Iterator

@@ -366,6 +366,24 @@ def test_the_page_of_charts_shows_all():
         assert all(f"](figures/{name}" in page for name in (*(f"{chart}.svg" for chart in charts), f"{subject}.json"))
 
 
+@pytest.mark.parametrize("count", [2, 10, 25])
+def test_curves_can_be_distinguished_and_their_names_are_inside_the_chart(count):
+    from examples.benchmarks.charts import growth
+
+    points = [[size**3, 1e-3 * size, 1000 * size, 1e-3 * size, 1e-3 * size] for size in (8, 16)]
+    curves = [{"kind": "mechanism", "name": f"mechanism {index}", "points": points} for index in range(count)]
+    surroundings = {"machine": "a machine", "threads": 1, "versions": {"torch": "2"}, "dtype": "float32"}
+    figure = growth({"scaling": curves} | surroundings, "mechanism", "Curves").figure
+    figure.canvas.draw()
+    for index in range(count):
+        (name,) = [text for text in figure.findobj(Text) if text.get_text() == f"mechanism {index}"]
+        box = name.get_window_extent()
+        assert figure.bbox.y0 < box.y0 < box.y1 < figure.bbox.y1
+    styles = {(line.get_color(), line.get_linestyle()) for line in figure.axes[1].lines}
+    assert len(styles) == count
+    pyplot.close(figure)
+
+
 @pytest.mark.parametrize("subject", ["mechanisms", "insertion"])
 def test_every_text_is_inside_the_chart(subject):
     from examples.benchmarks.charts import CHARTS
