@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 
 def needs_plain_operators() -> bool:
@@ -41,6 +42,11 @@ def is_eager() -> bool:
 def is_transformed() -> bool:
     """Returns whether a transform of `torch.func` is active, in which autograd supports no hooks on saved tensors."""
     return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def is_forward_mode() -> bool:
+    """Returns whether derivatives are computed in forward mode, as by `torch.func.jvp`."""
+    return forward_ad._current_level >= 0
 
 
 def uncompiled(net: nn.Module) -> nn.Module:
@@ -90,11 +96,12 @@ def takes_python_operators(x: Tensor) -> bool:
     """Returns whether a `torch.autograd.Function` may replace plain operators on ``x``.
 
     It may not in a capture, since compilers fuse plain operators themselves, nor for a subclass such as MetaTensor, for
-    which a function returns a view that cannot be changed in place.
+    which a function returns a view that cannot be changed in place, nor in forward-mode differentiation, for which our
+    functions have no rule.
     """
     # Only the type is checked: an active function mode does not make a tensor a subclass.
     plain = type(x) is Tensor or type(x).__torch_function__ is torch._C._disabled_torch_function_impl
-    return plain and not is_captured()
+    return plain and not is_captured() and not is_forward_mode()
 
 
 def at_least_single(x: Tensor) -> Tensor:

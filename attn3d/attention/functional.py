@@ -10,8 +10,8 @@ from attn3d.arguments import MemoryBudget, one_of, probability, read_bytes
 from attn3d.attention import sdpa
 from attn3d.attention.memory import needs_grad
 from attn3d.attention.operator import attend_tiled
-from attn3d.attention.tiled import dropout_of
-from attn3d.capture import at_least_single, without_autocast
+from attn3d.attention.tiled import dropout_of, refuse_forward_mode
+from attn3d.capture import at_least_single, is_forward_mode, without_autocast
 
 BACKENDS = ("auto", "sdpa", "chunked", "math")
 
@@ -56,6 +56,7 @@ def attend(
 
     Raises:
         TypeError: if ``memory_budget`` is not a number of bytes, or the dtype of an argument does not fit.
+        RuntimeError: if a derivative in forward mode is computed with another backend than "math".
         ValueError: if shapes do not fit, ``backend`` is unknown or does not support the arguments, or the budget is
             too small; the message gives the smallest budget that works.
     """
@@ -69,6 +70,8 @@ def attend(
     training = needs_grad(q, k, v, bias)
     if backend == "math" or q.shape[0] == 0:  # the kernels do not accept an empty batch
         return _plain(q, k, v, scale, key_mask, bias, dropout, seed)
+    if is_forward_mode():  # PyTorch would take the result of a custom operator for a constant
+        refuse_forward_mode()
     reason = sdpa.refusal(q, k, v, key_mask, bias, dropout)
     if backend == "sdpa" and reason:
         raise ValueError(f"`backend` 'sdpa' does not support {reason}; backend='chunked' does")

@@ -6,7 +6,7 @@ needs no merging: given the output and the log-sum-exp of the whole softmax, the
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -127,6 +127,10 @@ def _run_bytes(
 
 class _Grouped(torch.autograd.Function):
     """Attention on rows (B N, H, d), one row for every token of the batch."""
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> NoReturn:
+        tiled.refuse_forward_mode()
 
     @staticmethod
     def forward(

@@ -18,7 +18,7 @@ from attn3d.attention.functional import BACKENDS, attend, attention_rows, draw_s
 from attn3d.attention.grouped import attend_groups
 from attn3d.attention.groups import outer
 from attn3d.attention.patterns import Pattern, create_pattern
-from attn3d.capture import NotScriptable, is_eager, needs_plain_operators, no_autocast
+from attn3d.capture import NotScriptable, is_captured, is_eager, needs_plain_operators, no_autocast
 
 Tokens = tuple[Tensor, Tensor]  # keys and values
 
@@ -109,10 +109,11 @@ class VolumeAttention(NotScriptable, nn.Module):
         q, k, v, key_mask = self._compared(q, k, v, shape, key_mask, registers)
         if not self.pattern.local:
             return self._attend_all(q, k, v, key_mask, scale, dropout)
-        if not is_eager():
+        plain = self.backend == "math" and not is_captured()
+        if not plain and not is_eager():
             by_distance = functools.partial(self._bias, self._table())
             return attend_captured(q, k, v, shape, self.pattern, by_distance, key_mask, scale, dropout)
-        if self.backend == "math" or q.shape[0] == 0:
+        if plain or q.shape[0] == 0:
             bias = self.bias_of(torch.arange(q.shape[2], device=q.device), shape)
             return attend(q, k, v, scale=scale, key_mask=key_mask, bias=bias, dropout=dropout, backend="math")
         fused = self.backend != "chunked" and dropout == 0.0 and key_mask is None

@@ -246,6 +246,11 @@ def refuse_second_derivative(*_: Any) -> NoReturn:
     raise RuntimeError("attention with this backend has no second derivative; backend='math' has one")
 
 
+def refuse_forward_mode() -> NoReturn:
+    """Raises an error that names the backend with a derivative in forward mode."""
+    raise RuntimeError("attention with this backend has no derivative in forward mode; backend='math' has one")
+
+
 def attention_flops(q: list[int], k: list[int], v: list[int], products: int) -> int:
     """Returns the floating point operations of matrix products over all pairs, half with d of q and half with d of v.
 

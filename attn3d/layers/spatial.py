@@ -98,6 +98,10 @@ class _Tokens(torch.autograd.Function):
         grad = grad.transpose(1, 2).contiguous() if ctx.channels_first else grad.contiguous().transpose(1, 2)
         return grad.unflatten(2, ctx.shape[2:])
 
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
+        return tangent.flatten(2).transpose(1, 2)
+
 
 class _TransformedTokens(_Tokens):
     """`_Tokens` in the form that transforms of `torch.func` require."""

@@ -1,4 +1,4 @@
-"""First and second derivatives with respect to the input and every parameter, against float64 finite differences."""
+"""First and second derivatives, and derivatives in forward mode, against float64 finite differences."""
 
 from __future__ import annotations
 
@@ -61,14 +61,42 @@ def test_second_derivative(configuration, spatial_dims):
     assert gradgradcheck(function, inputs, fast_mode=is_large(inputs))
 
 
-@pytest.mark.parametrize("backend", ["sdpa", "chunked"])
-@pytest.mark.parametrize(
+@pytest.mark.parametrize("spatial_dims", some([1, 2, 3], lambda dims: dims != 2))
+@configurations
+def test_derivative_in_forward_mode(configuration, spatial_dims):
+    options = {"backend": "math"} if attends_with_softmax(configuration) else {}
+    function, inputs = as_function(configuration, spatial_dims, **options)
+    check = {"check_forward_ad": True, "check_backward_ad": False}
+    assert gradcheck(function, inputs, fast_mode=is_large(inputs), **check)
+
+
+fused_backends = pytest.mark.parametrize("backend", ["sdpa", "chunked"])
+with_softmax = pytest.mark.parametrize(
     "configuration",
     [configuration for configuration in CONFIGURATIONS if attends_with_softmax(configuration)],
     ids=lambda cell: cell.id,
 )
+
+
+@fused_backends
+@with_softmax
 def test_only_the_math_backend_has_a_second_derivative(configuration, backend):
     function, inputs = as_function(configuration, 3, backend=backend)
     (gradient,) = torch.autograd.grad(function(*inputs).square().sum(), inputs[:1], create_graph=True)
     with pytest.raises(RuntimeError, match=r"derivative|autograd formula"):
         torch.autograd.grad(gradient.square().sum(), inputs[:1])
+
+
+@fused_backends
+@with_softmax
+def test_other_backends_are_never_constants_in_forward_mode(configuration, backend):
+    """PyTorch takes the result of a custom operator for a constant in `torch.func.jvp`, without an error."""
+    function, inputs = as_function(configuration, 3, backend=backend)
+    tangents = tuple(torch.ones_like(tensor) for tensor in inputs)
+    try:
+        _, found = torch.func.jvp(function, inputs, tangents)
+    except RuntimeError as error:
+        assert "forward" in str(error)  # noqa: PT017  both outcomes are right
+    else:
+        plain, _ = as_function(configuration, 3, backend="math")
+        torch.testing.assert_close(found, torch.func.jvp(plain, inputs, tangents)[1])
