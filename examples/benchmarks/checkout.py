@@ -22,7 +22,7 @@ from examples.benchmarks.measuring import Bench, inference, training
 
 ROOT = Path(__file__).parents[2]
 HEADS, WIDTH = 4, 32
-PAUSE = 0.01  # seconds until the threads of the other process are idle
+PAUSE = 0.01  # seconds until the threads of a process are idle
 
 
 class Case(NamedTuple):
@@ -95,8 +95,10 @@ def answer(root: str, device: str) -> None:
         measure, case = json.loads(line)
         if case != known:
             known, step = case, Case(*case).step(VolumeAttention, device)
-        time.sleep(PAUSE)
-        print(json.dumps(getattr(bench, measure)(step)), flush=True)
+        time.sleep(PAUSE)  # the threads of the process that asks
+        found = getattr(bench, measure)(step)
+        time.sleep(PAUSE)  # the threads of this process
+        print(json.dumps(found), flush=True)
 
 
 if __name__ == "__main__":
