@@ -78,6 +78,8 @@ def smaller(x: Any, y: Any) -> Any:
         return y.clamp(max=x)
     if isinstance(x, np.ndarray) or isinstance(y, np.ndarray):
         return np.minimum(x, y)
+    if isinstance(x, int) and isinstance(y, int):  # PyTorch 2.10 cannot compile `sym_min` of two numbers
+        return min(x, y)
     return torch.sym_min(x, y)
 
 
@@ -89,6 +91,8 @@ def larger(x: Any, y: Any) -> Any:
         return y.clamp(min=x)
     if isinstance(x, np.ndarray) or isinstance(y, np.ndarray):
         return np.maximum(x, y)
+    if isinstance(x, int) and isinstance(y, int):
+        return max(x, y)
     return torch.sym_max(x, y)
 
 
