@@ -8,7 +8,6 @@ from monai.transforms import RandAdjustContrast, RandBiasField, RandGaussianNois
 from torch import Tensor
 from torch.nn import functional
 
-_DEGREES, _SCALE = 10.0, 0.1  # largest rotation about each axis, largest change of scale along each axis
 _BIAS = 0.05  # largest coefficient of the bias field, which is smooth over a patch
 _NOISE_HU = 3.0
 _NOISE = 0.3  # standard deviations of the image
@@ -22,11 +21,23 @@ class Augmentation:
         mirror: axes along which half of the patches are mirrored.
         hounsfield: whether intensities are Hounsfield units. If so, only noise is added, since scanners agree
             otherwise.
+        warped: fraction of the patches that are rotated and scaled.
+        rotation: largest rotation about each axis, in degrees.
+        scaling: largest change of scale along each axis, as a fraction.
     """
 
-    def __init__(self, spacing: Sequence[float], mirror: Sequence[int], hounsfield: bool):
+    def __init__(
+        self,
+        spacing: Sequence[float],
+        mirror: Sequence[int],
+        hounsfield: bool,
+        *,
+        warped: float,
+        rotation: float,
+        scaling: float,
+    ):
         self.spacing, self.mirror, self.hounsfield = np.array(spacing), tuple(mirror), hounsfield
-        self.warped = 0.3 if hounsfield else 0.2  # a minority of the patches, since interpolation blurs them
+        self.warped, self.rotation, self.scaling = warped, rotation, scaling
         noise = RandGaussianNoise(prob=1.0, std=_NOISE_HU if hounsfield else _NOISE)
         self._intensities: list[tuple[float, RandomizableTransform]] = [(0.3, noise)]
         if not hounsfield:
@@ -35,17 +46,17 @@ class Augmentation:
             self._intensities = [(0.3, bias), (0.15, contrast), (0.3, noise)]
 
     def draw_affine(self, random: np.random.Generator) -> np.ndarray | None:
-        """Draws a matrix from voxels of the patch to those of the scan, relative to their centres; mostly None."""
+        """Draws a matrix from voxels of the patch to those of the scan, relative to their centres, or None."""
         if random.random() >= self.warped:
             return None
         matrix = np.eye(3)
-        for axis, angle in enumerate(np.deg2rad(random.uniform(-_DEGREES, _DEGREES, 3))):
+        for axis, angle in enumerate(np.deg2rad(random.uniform(-self.rotation, self.rotation, 3))):
             one, other = [index for index in range(3) if index != axis]
             turn = np.eye(3)
             turn[one, one] = turn[other, other] = np.cos(angle)
             turn[one, other], turn[other, one] = -np.sin(angle), np.sin(angle)
             matrix = matrix @ turn
-        matrix = matrix @ np.diag(random.uniform(1 - _SCALE, 1 + _SCALE, 3))
+        matrix = matrix @ np.diag(random.uniform(1 - self.scaling, 1 + self.scaling, 3))
         return matrix * self.spacing / self.spacing[:, None]
 
     def __call__(self, image: Tensor, classes: Tensor, random: np.random.Generator) -> tuple[Tensor, Tensor]:

@@ -48,6 +48,7 @@ def configure(dataset: Dataset, images: int, fingerprint: Fingerprint, settings:
         "strides": strides,
         "kernels": kernels,
         "windows": windows,
+        **_warp(windows is not None, settings),
         "attention": completed(settings.attention, geometry.spacing, narrowest(network, settings.width)),
         "start_from": None if settings.start_from is None else str(Path(settings.start_from).resolve()),
         "data": str(dataset.folder.resolve()),
@@ -59,6 +60,15 @@ def configure(dataset: Dataset, images: int, fingerprint: Fingerprint, settings:
         "versions": {name: version(name) for name in ("torch", "monai", "lightning", "nibabel", "numpy")},
     }
     return checked(Configuration, settings.model_dump(mode="json") | derived)
+
+
+def _warp(hounsfield: bool, settings: Settings) -> dict[str, float]:
+    """How patches are warped: more for other scans than CT, of which there are often few."""
+    proposed = {"warped": 0.3, "rotation": 10.0, "scaling": 0.1}
+    if not hounsfield:
+        proposed = {"warped": 0.5, "rotation": 20.0, "scaling": 0.2}
+    given = {name: getattr(settings, name) for name in proposed}
+    return proposed | {name: value for name, value in given.items() if value is not None}
 
 
 def _check_shape(network: str, settings: Settings, resolutions: int) -> None:

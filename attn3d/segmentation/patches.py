@@ -37,7 +37,14 @@ class Patches(Dataset):
         self.cases, self.configuration = cases, configuration
         self.size = np.array(configuration.patch_size)
         windows = configuration.windows
-        self._augmentation = Augmentation(configuration.spacing, configuration.mirror, hounsfield=windows is not None)
+        self._augmentation = Augmentation(
+            configuration.spacing,
+            configuration.mirror,
+            hounsfield=windows is not None,
+            warped=configuration.warped,
+            rotation=configuration.rotation,
+            scaling=configuration.scaling,
+        )
 
     def __len__(self) -> int:
         return len(self.cases) * self.configuration.patches_per_case

@@ -72,6 +72,7 @@ _Decay = Annotated[_Real, Field(ge=0, lt=1), BeforeValidator(_number), MustBe("a
 _Rate = Annotated[
     _Real, Field(ge=1e-12, lt=1e9), BeforeValidator(_number), MustBe("a number of at least 1e-12 and below 1e+09")
 ]
+_Angle = Annotated[_Real, Field(ge=0, le=180), BeforeValidator(_number), MustBe("a number from 0 to 180")]
 _LOSSES = "dice_ce, dice_focal, generalized_dice or tversky"
 _Flag = Annotated[bool, Field(strict=True), MustBe("true or false")]
 _PerAxis = Annotated[
@@ -123,6 +124,11 @@ class Settings(BaseModel):
         AfterValidator(_each_once),
         MustBe("a list of axes from 0 to 2, each at most once"),
     ] = Field((0,), description="axes along which patches are mirrored: 0 right, 1 anterior, 2 superior")
+    warped: _Part | None = Field(None, description="fraction of the patches that are rotated and scaled")
+    rotation: _Angle | None = Field(None, description="largest rotation of a patch about each axis, in degrees")
+    scaling: _Decay | None = Field(
+        None, description="largest change of a patch's scale along each axis, as a fraction of 1"
+    )
     epochs: _Count | None = Field(None, description=f"passes over the cases; {EPOCHS} if `minutes` is not set")
     minutes: Annotated[_Size, BeforeValidator(_number), MustBe("a positive number")] | None = Field(
         None, description="training time in minutes, including validation, instead of `epochs`"
@@ -187,6 +193,9 @@ class Configuration(Settings):
     strides: _PerAxis
     kernels: _PerAxis
     windows: _Windows | None
+    warped: _Part
+    rotation: _Angle
+    scaling: _Decay
     data: str = Field(description="the folder of the data set")
     layout: str = Field(description="layout of the data set")
     simulated: bool = Field(description="whether the scans are simulated")

@@ -151,3 +151,19 @@ def test_kernels_follow_from_strides_that_are_given(tmp_path):
     given = {"network": "DynUNet", "strides": [[2, 2, 1], [2, 2, 1]], "windows": [[40, 80]], "patch_size": (16, 16, 8)}
     config = configure(dataset, 1, fingerprint((64, 64, 20), (1.0, 1.0, 5.0)), settings_from(None, given))
     assert config.kernels == ((3, 3, 1), (3, 3, 1), (3, 3, 3))
+
+
+@pytest.mark.parametrize(
+    ("windows", "given", "expected"),
+    [
+        ([[40.0, 80.0]], {}, (0.3, 10.0, 0.1)),
+        (None, {}, (0.5, 20.0, 0.2)),
+        (None, {"warped": 0.0, "rotation": 5.0}, (0.0, 5.0, 0.2)),
+    ],
+    ids=["CT", "other", "given"],
+)
+def test_patches_of_other_scans_than_ct_are_warped_more(windows, given, expected, tmp_path):
+    dataset = Dataset(tmp_path, labels=Labels.of({1: "one"}))
+    settings = settings_from(None, given | {"windows": windows})
+    config = configure(dataset, 1, fingerprint((32, 32, 32), (1.0, 1.0, 1.0)), settings)
+    assert (config.warped, config.rotation, config.scaling) == expected

@@ -12,6 +12,7 @@ from attn3d.segmentation.augmentation import Augmentation, margin, warp
 from attn3d.segmentation.patches import EpochSampler, Patches, draw_corner, read_box
 from attn3d.segmentation.preprocessing import PreparedCase
 
+UNWARPED = {"warped": 0.0, "rotation": 0.0, "scaling": 0.0}
 PATCHES = 900
 BOUND = 3 * np.sqrt(2 / 9 / PATCHES)  # three standard deviations of a share of two thirds
 
@@ -109,6 +110,7 @@ def test_a_box_is_padded_as_by_numpy(corner, tmp_path):
 
 def configuration(**settings):
     given = {"seed": 3, "patch_size": (8, 8, 8), "spacing": (1.0, 1.0, 1.0), "windows": None, "mirror": (0,)}
+    given |= {"warped": 0.3, "rotation": 10.0, "scaling": 0.1}
     return SimpleNamespace(**given | {"patches_per_case": 3, "around_labels": 2 / 3} | settings)
 
 
@@ -146,8 +148,7 @@ def test_ranks_share_an_epoch_and_epochs_differ():
 def test_an_affine_turns_image_and_label_in_millimetres():
     """A ball in voxels of 1 x 1 x 2 mm remains a ball, with the size given by the matrix."""
     spacing = np.array((1.0, 1.0, 2.0))
-    augmentation = Augmentation(spacing, mirror=(), hounsfield=False)
-    augmentation.warped = 1.0
+    augmentation = Augmentation(spacing, (), hounsfield=False, warped=1.0, rotation=10.0, scaling=0.1)
     shape = np.array((96, 96, 48))
     place = (np.moveaxis(np.indices(shape), 0, -1) - (shape - 1) / 2) * spacing
     classes = torch.from_numpy((np.linalg.norm(place, axis=-1) < 16).astype(np.uint8))
@@ -169,6 +170,23 @@ def test_an_affine_turns_image_and_label_in_millimetres():
         assert (np.abs(widths - 32 / np.cbrt(np.linalg.det(matrix))) < 8).all()
 
 
+@pytest.mark.parametrize(("warped", "rotation", "scaling"), [(0.3, 10.0, 0.1), (0.5, 20.0, 0.2), (0.5, 0.0, 0.2)])
+def test_rotations_and_scales_fill_their_ranges(warped, rotation, scaling):
+    options = {"warped": warped, "rotation": rotation, "scaling": scaling}
+    augmentation = Augmentation((1.0, 1.0, 1.0), (), hounsfield=False, **options)
+    random = np.random.default_rng(0)
+    drawn = [augmentation.draw_affine(random) for _ in range(2000)]
+    found = [matrix for matrix in drawn if matrix is not None]
+    assert len(found) / len(drawn) == pytest.approx(warped, abs=0.04)
+    scales = np.array([np.linalg.norm(matrix, axis=0) for matrix in found])
+    assert scales.min() == pytest.approx(1 - scaling, abs=0.01)
+    assert scales.max() == pytest.approx(1 + scaling, abs=0.01)
+    turns = np.array([matrix / scale for matrix, scale in zip(found, scales, strict=True)])
+    np.testing.assert_allclose(turns @ turns.swapaxes(1, 2), np.broadcast_to(np.eye(3), turns.shape), atol=1e-9)
+    angles = np.rad2deg(np.arctan2(-turns[:, 1, 2], turns[:, 2, 2]))  # about the first axis
+    assert np.abs(angles).max() == pytest.approx(rotation, abs=0.5)
+
+
 def test_the_identity_and_a_shifted_axis_are_exact():
     image = torch.arange(7.0 * 6 * 5).view(1, 7, 6, 5)
     same, label = warp(image, image[0].to(torch.uint8), np.eye(3), (7, 6, 5))
@@ -181,7 +199,7 @@ def test_the_identity_and_a_shifted_axis_are_exact():
 
 @pytest.mark.parametrize("axes", [(), (0,), (1, 2)], ids=str)
 def test_patches_are_mirrored_along_the_given_axes(axes):
-    augmentation = Augmentation((1.0, 1.0, 1.0), axes, hounsfield=True)
+    augmentation = Augmentation((1.0, 1.0, 1.0), axes, hounsfield=True, **UNWARPED)
     augmentation._intensities = []
     image = torch.arange(27.0).view(1, 3, 3, 3)
     random, seen = np.random.default_rng(0), set()
@@ -202,7 +220,7 @@ def test_augmented_intensities_stay_in_range():
     random = np.random.default_rng(0)
     image = torch.from_numpy(random.normal(size=(2, 12, 12, 12)).astype(np.float32))
     for hounsfield, widest in ((False, 1.01), (True, 5.0)):
-        augmentation = Augmentation((1.0, 1.0, 1.0), (), hounsfield)
+        augmentation = Augmentation((1.0, 1.0, 1.0), (), hounsfield, **UNWARPED)
         changed = [augmentation(image, image[0], random)[0] for _ in range(20)]
         assert 3 < sum(torch.equal(one, image) for one in changed) < 17
         assert all(one.isfinite().all() and one.std() < widest and one.dtype == torch.float32 for one in changed)
@@ -211,7 +229,7 @@ def test_augmented_intensities_stay_in_range():
 @pytest.mark.parametrize("hounsfield", [False, True])
 def test_every_change_of_intensities_gives_a_plain_tensor(hounsfield):
     """A MetaTensor could not be collated with plain tensors."""
-    augmentation = Augmentation((1.0, 1.0, 1.0), (), hounsfield)
+    augmentation = Augmentation((1.0, 1.0, 1.0), (), hounsfield, **UNWARPED)
     for _, transform in augmentation._intensities:
         transform.set_random_state(0)
         assert type(augmentation._changed(torch.randn(1, 6, 6, 6), transform)) is torch.Tensor, transform
@@ -219,7 +237,7 @@ def test_every_change_of_intensities_gives_a_plain_tensor(hounsfield):
 
 def test_a_bias_field_keeps_the_contrast_of_tissues():
     """It varies as little over a patch as that of a coil; a stronger one would make grey matter look like white."""
-    (_, bias), *_ = Augmentation((1.0, 1.0, 1.0), (), hounsfield=False)._intensities
+    (_, bias), *_ = Augmentation((1.0, 1.0, 1.0), (), hounsfield=False, **UNWARPED)._intensities
     ratios = []
     for seed in range(40):
         bias.set_random_state(seed)
