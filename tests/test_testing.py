@@ -85,6 +85,26 @@ class GateReturned(Gate):
         return self.gate(x)
 
 
+class ReturnsAList(Gate):
+    def forward(self, x):
+        return [super().forward(x)]
+
+
+class NotCopied(Gate):
+    def __deepcopy__(self, memo):
+        raise TypeError("no copies")
+
+
+class KeepsItsFirstSize(Gate):
+    """Divides by the number of voxels of the first volume that it saw."""
+
+    count = None
+
+    def pool(self, x):
+        self.count = self.count or x.shape[2] * x.shape[3] * x.shape[4]
+        return x.sum((2, 3, 4)) / self.count
+
+
 class KeepsItsGate(Gate):
     """A tensor with a graph, stored on the module, cannot be deep-copied."""
 
@@ -334,6 +354,9 @@ class FaultyInThreeWays(ChecksNothing, Contiguous, UnusedParameter):
 FAULTS = {
     EvenKernel: {"shape"},
     GateReturned: {"shape"},
+    ReturnsAList: {"shape"},
+    NotCopied: {"shape"},
+    KeepsItsFirstSize: {"sizes", "compile_dynamic", "export"},
     KeepsItsGate: {"deepcopies"},
     PooledBatchNorm: {"batches", "single_voxel_training"},
     PoolsByTwo: {"sizes", "single_voxel_training", "deterministic_operators"},
@@ -348,7 +371,7 @@ FAULTS = {
     RoundsItsGate: {"precision"},
     HalfSoftmax: {"large_values", "autocast"},
     AutocastSoftmax: {"autocast"},
-    DividesByItsSpread: {"plain_content", "single_voxel_training", "strided_inputs"},
+    DividesByItsSpread: {"plain_content", "sizes", "single_voxel_training", "strided_inputs"},
     BatchStatistics: {"independent_samples"},
     DropsInEvaluation: {"evaluation_repeats"},
     DropsByAModuleInEvaluation: {"evaluation_repeats"},
@@ -394,6 +417,46 @@ def test_a_faulty_module_fails_its_conditions_and_no_others(fault):
     skip = [name for name in SLOW if not expected & set(SLOW)]
     found = failures(module, skip=skip, zero_gradient=zero_gradient(module))
     assert set(found) == expected, found
+
+
+class DropsPaths(Gate):
+    """Stochastic depth, as in timm and MONAI. It keeps the contract."""
+
+    drop_prob = 0.2
+
+    def gate(self, x):
+        kept = torch.rand(x.shape[0], 1, 1, 1, 1, dtype=x.dtype, device=x.device) >= self.drop_prob * self.training
+        return super().gate(x) * kept
+
+
+def test_stochastic_depth_keeps_the_contract():
+    check_attention(DropsPaths(), 3, C, skip=SLOW)
+
+
+class DropsAlways(Gate):
+    def forward(self, x):
+        return functional.dropout(super().forward(x), 0.5)
+
+
+@pytest.mark.parametrize(
+    ("fault", "condition", "message"),
+    [
+        (DropsAlways, "evaluation_repeats", "expected a second run to repeat the first, bit by bit"),
+        (ReturnsAList, "shape", "expected shape (2, 8, 4, 5, 3), found list"),
+        (NotCopied, "shape", "expected a module that can be deep-copied, found TypeError: no copies"),
+        (KeepsItsFirstSize, "sizes", "the output for shape (2, 8, 1, 6, 7) not to depend on earlier shapes"),
+        (Detached, "finite_differences", "the gradient of the input to agree with finite differences"),
+    ],
+)
+def test_the_first_failure_says_what_is_wrong(fault, condition, message):
+    first, error = next(iter(failures(fault(), skip=SLOW).items()))
+    assert first == condition
+    assert message in str(error)
+
+
+def test_a_graph_for_one_shape_is_named():
+    [failure] = failures(KeepsItsFirstSize(), checks="compile_dynamic").values()
+    assert "one graph for both shapes, found a graph that is valid for the first shape only" in str(failure)
 
 
 class CountsInEagerModeOnly(Gate):
@@ -475,8 +538,9 @@ def test_the_module_and_the_random_state_are_left_as_they_were():
 
 
 def test_conditions_are_chosen_and_left_out_by_name():
-    report = check_attention(Gate(), 3, C, checks=("sizes", "shape", "trace"), skip=("trace",))
+    report = check_attention(Gate(), 3, C, checks=("sizes", "shape", "trace"), skip="trace")
     assert report.checked == ("shape", "sizes")
+    assert check_attention(SelfAttention(), 3, C, checks="nonzero_gradients", zero_gradient="key.bias").checked
     assert set(report.checked) | set(report.skipped) == set(CONDITIONS)
 
 

@@ -12,8 +12,9 @@ from attn3d.testing.subject import Subject, Violation, first_line
 CONDITIONS: dict[str, Callable[[Subject], None]] = {
     condition.__name__: condition
     for condition in (
-        persistence.deepcopies,
         shapes.shape,
+        persistence.deepcopies,
+        numerics.evaluation_repeats,  # early, since random outputs fail most of the others
         shapes.sizes,
         shapes.batches,
         shapes.single_voxel_training,
@@ -29,7 +30,6 @@ CONDITIONS: dict[str, Callable[[Subject], None]] = {
         numerics.autocast,
         numerics.plain_content,
         numerics.independent_samples,
-        numerics.evaluation_repeats,
         gradients.parameter_gradients,
         gradients.nonzero_gradients,
         gradients.finite_differences,
@@ -47,7 +47,7 @@ CONDITIONS: dict[str, Callable[[Subject], None]] = {
 }
 """Every condition by name, in the order in which they are checked."""
 
-_PREREQUISITES = ("deepcopies", "shape")
+_PREREQUISITES = ("shape", "deepcopies")
 
 
 class ContractError(AssertionError):
@@ -81,10 +81,10 @@ def check_attention(
     spatial_dims: int,
     channels: int,
     *,
-    checks: Iterable[str] | None = None,
-    skip: Iterable[str] = (),
-    zero_gradient: Iterable[str] = (),
-    backends: Iterable[str] = ("aot_eager",),
+    checks: str | Iterable[str] | None = None,
+    skip: str | Iterable[str] = (),
+    zero_gradient: str | Iterable[str] = (),
+    backends: str | Iterable[str] = "aot_eager",
 ) -> Report:
     """Checks that ``module`` fulfils the contract of a mechanism.
 
@@ -92,6 +92,9 @@ def check_attention(
     ``module`` itself, its training mode, its gradients and the state of the random generators are not changed. All
     failures are collected; the check stops early only if the module cannot be copied or changes the shape of its input.
     `CONDITIONS` lists the conditions, which are described in their docstrings.
+
+    Dropout is set to 0, or to 0.5 where it must have no effect: that of `torch.nn.Dropout`, and numbers that a module
+    holds as ``dropout`` or ``drop_prob``. Other random numbers in training may fail conditions.
 
     The slow conditions, about a second each, are "compile_static", "compile_dynamic" and "export". The first two
     discard everything that the process has compiled.
@@ -104,8 +107,8 @@ def check_attention(
         module: a module that maps (B, C, *S) to (B, C, *S), for any S.
         spatial_dims: number of axes in S.
         channels: number of channels C.
-        checks: names of the conditions to check; all by default.
-        skip: names of conditions to skip.
+        checks: one or several names of conditions to check; all by default.
+        skip: one or several names of conditions to skip.
         zero_gradient: names of parameters, as in `named_parameters`, or patterns such as "*.key.bias", whose gradient
             is zero by construction: a key's bias under a softmax, or a convolution's bias before an instance norm. A
             bias before a batch norm need not be listed.
@@ -124,10 +127,10 @@ def check_attention(
         >>> check_attention(module, 3, 8, checks=("shape", "memory_format")).checked
         ('shape', 'memory_format')
     """
-    chosen = [one_of("checks", name, CONDITIONS) for name in (CONDITIONS if checks is None else checks)]
-    skip = [one_of("skip", name, CONDITIONS) for name in skip]
+    chosen = [one_of("checks", name, CONDITIONS) for name in (CONDITIONS if checks is None else _several(checks))]
+    skip = [one_of("skip", name, CONDITIONS) for name in _several(skip)]
     names = [name for name in CONDITIONS if name in chosen and name not in skip]
-    subject = Subject(module, spatial_dims, channels, tuple(zero_gradient), tuple(backends))
+    subject = Subject(module, spatial_dims, channels, _several(zero_gradient), _several(backends))
     failures: dict[str, Exception] = {}
     for name in names:
         with subject.random_state_kept():
@@ -141,3 +144,7 @@ def check_attention(
         error = ContractError(type(module).__name__, failures, len(names))
         raise error from next(iter(failures.values()))
     return Report(tuple(names), tuple(name for name in CONDITIONS if name not in names))
+
+
+def _several(names: str | Iterable[str]) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else tuple(names)

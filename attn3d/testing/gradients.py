@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 import torch
+from torch.autograd.gradcheck import GradcheckError
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
@@ -70,7 +71,14 @@ def finite_differences(subject: Subject) -> None:
     def function(x: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
         return functional_call(module, dict(zip(names, parameters, strict=True)), (x,))
 
-    torch.autograd.gradcheck(function, (x, *(module.get_parameter(name) for name in names)), fast_mode=True)
+    try:
+        torch.autograd.gradcheck(function, (x, *(module.get_parameter(name) for name in names)), fast_mode=True)
+    except GradcheckError as error:
+        mismatch = re.search(r"with respect to input (\d+)", str(error))
+        if mismatch is None:
+            raise
+        wrong = ["the input", *names][int(mismatch[1])]
+        raise Violation(f"the gradient of {wrong} to agree with finite differences", "another gradient") from error
 
 
 def frozen(subject: Subject) -> None:

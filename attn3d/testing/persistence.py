@@ -47,9 +47,12 @@ def meta_device(subject: Subject) -> None:
 
 
 def _expect_same_output(subject: Subject, twin: nn.Module, module: nn.Module, what: str) -> None:
-    """Checks that ``twin`` and ``module`` give bitwise equal outputs in evaluation."""
+    """Checks that ``twin`` and ``module`` give bitwise equal outputs in evaluation, with the same random numbers."""
     x = subject.input(dtype=torch.float32)
-    expect_equal(twin.eval()(x.clone()), module.eval()(x.clone()), f"{what} to give the same output")
+    with subject.random_state_kept():
+        y = twin.eval()(x.clone())
+    with subject.random_state_kept():
+        expect_equal(y, module.eval()(x.clone()), f"{what} to give the same output")
 
 
 def _run_once(subject: Subject) -> nn.Module:

@@ -2,7 +2,17 @@
 
 import torch
 
-from attn3d.testing.subject import SIZE, Subject, Violation, expect, expect_finite, first_line, gradients_of, run
+from attn3d.testing.subject import (
+    SIZE,
+    Subject,
+    Violation,
+    expect,
+    expect_close,
+    expect_finite,
+    first_line,
+    gradients_of,
+    run,
+)
 
 
 def shape(subject: Subject) -> None:
@@ -11,13 +21,19 @@ def shape(subject: Subject) -> None:
 
 
 def sizes(subject: Subject) -> None:
-    """The shape is kept for sizes of 1 and for even, odd and prime sizes, equal to the channels or not."""
+    """The shape is kept for sizes of 1 and for even, odd and prime sizes, equal to the channels or not.
+
+    The output does not depend on the sizes that ran before.
+    """
     module = subject.copy()
     channels = subject.channels
     for size in [(1, 1, 1), (1, 6, 7), (6, 1, 7), (7, 6, 1), (2, 2, 2), (11, 2, 3), (channels, 3, 2)]:
         x = subject.input(size, requires_grad=True)
         y = run(module, x)
         gradients_of(module, x, y)
+        expect_close(
+            y, run(subject.copy(), x), f"the output for shape {tuple(x.shape)} not to depend on earlier shapes"
+        )
 
 
 def batches(subject: Subject) -> None:

@@ -99,7 +99,11 @@ class Subject:
         seed: int = 0,
     ) -> nn.Module:
         """Returns a copy with random parameters and running statistics that depend only on the seed."""
-        module = copy.deepcopy(self.module).to(dtype).train(training)
+        try:
+            module = copy.deepcopy(self.module)
+        except Exception as error:
+            raise Violation("a module that can be deep-copied", first_line(error)) from error
+        module = module.to(dtype).train(training)
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for parameter in module.parameters():
@@ -114,8 +118,9 @@ class Subject:
                     child.running_var.copy_(torch.rand(child.running_var.shape, generator=generator) + 0.5)
                 if isinstance(child, nn.modules.dropout._DropoutNd):
                     child.p = dropout
-                elif isinstance(getattr(child, "dropout", None), float):
-                    child.dropout = dropout
+                for name in ("dropout", "drop_prob"):
+                    if isinstance(getattr(child, name, None), float):
+                        setattr(child, name, dropout)
         return module
 
     def input(
