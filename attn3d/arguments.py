@@ -93,11 +93,12 @@ def _integer_from(least: int, argument: str, value: Any) -> int:
 
 
 def boolean(argument: str, value: Any) -> bool:
-    """Returns ``value``.
+    """Returns ``value`` as a boolean of Python.
 
     Raises:
         TypeError: if it is not a boolean.
     """
+    value = of_python(value)
     if not isinstance(value, bool):
         raise TypeError(f"`{argument}` must be True or False, got {value!r}")
     return value
@@ -148,6 +149,22 @@ def positive_numbers(argument: str, value: float | Sequence[float], count: int) 
         allowed = f"positive, one or {count}" if count > 1 else "positive"
         raise ValueError(f"`{argument}` must be {allowed}, got {given!r}")
     return tuple(float(entry) for entry in values)
+
+
+def voxels_on(grid: Sequence[int], voxels: Any) -> list[tuple[int, ...]]:
+    """Returns positions on a grid, as integers of Python; for None, the central one.
+
+    Raises:
+        ValueError: if ``voxels`` is not a list of at least one position on the grid.
+    """
+    center = tuple(size // 2 for size in grid)
+    given = (center,) if voxels is None else of_python(voxels)
+    if not isinstance(given, tuple) or not given or not all(isinstance(voxel, tuple) for voxel in given):
+        raise ValueError(f"`voxels` must be a list of positions, such as [{center}], got {voxels!r}")
+    for voxel in given:
+        if len(voxel) != len(grid) or not all(place in range(size) for place, size in zip(voxel, grid, strict=True)):
+            raise ValueError(f"`voxels` must lie on the grid {tuple(grid)}, got {voxel}")
+    return [tuple(map(int, voxel)) for voxel in given]
 
 
 def probability(argument: str, value: float) -> float:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attn3d.arguments import one_of
+from attn3d.arguments import one_of, voxels_on
 from attn3d.capture import uncompiled, without_compiled_code
 from attn3d.insertion.attach import containers
 from attn3d.layers.spatial import resize
@@ -75,10 +75,7 @@ def attention_maps(
     if site is not None:
         names = [one_of("site", name, names) for name in ([site] if isinstance(site, str) else site)]
     grid = list(x.shape[2:])
-    places = [[size // 2 for size in grid]] if voxels is None else [list(voxel) for voxel in voxels]
-    for voxel in places:
-        if len(voxel) != len(grid) or not all(0 <= place < size for place, size in zip(voxel, grid, strict=True)):
-            raise ValueError(f"`voxels` must lie on the grid {grid}, got {voxel}")
+    places = voxels_on(grid, voxels)
 
     maps: Maps = {name: {} for name in names}
 
@@ -178,7 +175,7 @@ def _on_grid(weights: dict[str, Tensor], x: Tensor, grid: list[int]) -> dict[str
     return found
 
 
-def _flat_indices(voxels: list[list[int]], grid: list[int], shape: list[int], device: torch.device) -> Tensor:
+def _flat_indices(voxels: list[tuple[int, ...]], grid: list[int], shape: list[int], device: torch.device) -> Tensor:
     """Converts voxels of the image to flat indices into a map of another shape."""
     indices = []
     for voxel in voxels:

@@ -17,6 +17,7 @@ from attn3d.arguments import (
     probability,
     read_bytes,
     read_spec,
+    voxels_on,
 )
 
 
@@ -54,6 +55,9 @@ def test_a_spacing_from_a_header_is_a_tuple_of_numbers(spacing):
         (lambda: positive_numbers("base", np.float32(0.5), 1), (0.5,)),
         (lambda: (probability("dropout", np.float32(0.5)),), (0.5,)),
         (lambda: (read_bytes("memory_budget", np.int64(7)),), (7,)),
+        (lambda: (boolean("bias", np.True_),), (True,)),
+        (lambda: voxels_on((9, 4), np.array([[8, 3]]))[0], (8, 3)),
+        (lambda: voxels_on((9, 4), [torch.tensor([8.0, 3.0])])[0], (8, 3)),
     ],
 )
 def test_numbers_of_numpy_and_pytorch_become_those_of_python(check, expected):
@@ -80,6 +84,12 @@ def test_numbers_of_numpy_and_pytorch_become_those_of_python(check, expected):
         (lambda: positive_numbers("spacing", ("a",) * 3, 3), TypeError, "`spacing` must be a number or 3, got .'a'"),
         (lambda: positive_numbers("spacing", SPACING[:2], 3), ValueError, r"one or 3, got \(0\.5, 0\.5\)"),
         (lambda: positive_numbers("spacing", -SPACING, 3), ValueError, r"positive, one or 3, got \(-0\.5, -0\.5, -2"),
+        (lambda: voxels_on((9, 4), []), ValueError, r"`voxels` must be a list of .* as \[\(4, 2\)\], got \[\]"),
+        (lambda: voxels_on((9, 4), 3), ValueError, "`voxels` must be a list of positions, .* got 3"),
+        (lambda: voxels_on((9, 4), (3, 3)), ValueError, r"`voxels` must be a list of positions, .* got \(3, 3\)"),
+        (lambda: voxels_on((9, 4), [(3, 2.5)]), ValueError, r"`voxels` must lie on the grid \(9, 4\), got \(3, 2.5\)"),
+        (lambda: voxels_on((9, 4), [(3, -1)]), ValueError, r"`voxels` must lie on the grid \(9, 4\), got \(3, -1\)"),
+        (lambda: voxels_on((9, 4), [(3,)]), ValueError, r"`voxels` must lie on the grid \(9, 4\), got \(3,\)"),
         (lambda: boolean("bias", 1), TypeError, "`bias` must be True or False, got 1"),
         (lambda: read_bytes("memory_budget", 1.5), TypeError, "`memory_budget` must be a number of bytes, .* got 1.5"),
         (lambda: read_bytes("memory_budget", True), TypeError, "`memory_budget` must be a number .* got True"),

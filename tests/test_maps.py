@@ -130,7 +130,7 @@ def test_refusals():
     with pytest.raises(ValueError, match="`net` must have attention, got none"):
         attn3d.attention_maps(unet(), torch.randn(1, 1, 16, 16, 16))
     net = attn3d.insert_attention(unet(), "mhsa", at="bottleneck")
-    with pytest.raises(ValueError, match=r"`voxels` must lie on the grid \[16, 16, 16\], got \[16, 0, 0\]"):
+    with pytest.raises(ValueError, match=r"`voxels` must lie on the grid \(16, 16, 16\), got \(16, 0, 0\)"):
         attn3d.attention_maps(net, torch.randn(1, 1, 16, 16, 16), voxels=[(16, 0, 0)])
 
 
