@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_WIDTH, _CHART_HEIGHT = 2.5, 1.5  # inches of a cell
+_WIDTH, _LEAST_HEIGHT = 2.5, 1.5  # inches of a cell; text beside a flat picture needs the height
 _HEAD, _SCALE, _GAP, _AXIS = 0.85, 0.75, 0.14, 0.55  # left and right of it, and below a picture or a chart
 HEAT = {  # descriptions of the weights that are volumes
     "channel_map": "weighed features\nmean |weight × map|",
@@ -84,7 +84,7 @@ def plot_attention_maps(
     grids = {heat.shape for one in sites.values() for heat in one.heat.values()}
     scene: Any = Scene(image, affine, grids.pop(), window) if grids else None  # charts need none
     rows = _rows(sites, planes if scene is not None and scene.rank == 3 else ["axial"])
-    heights = [_WIDTH * scene.ratio(plane) if plane else _CHART_HEIGHT for _, plane in rows]
+    heights = [max(_LEAST_HEIGHT, _WIDTH * scene.ratio(plane)) if plane else _LEAST_HEIGHT for _, plane in rows]
     figure, grid = _grid(heights, [plane is None for _, plane in rows], list(sites), title)
     turned = scene.voxels(voxels, count=max(len(one.queries) for one in sites.values())) if scene else []
     for line, (key, plane) in zip(grid, rows, strict=True):

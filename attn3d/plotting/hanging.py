@@ -40,11 +40,17 @@ class Hanging:
     Args:
         shape: shape of the volume, in any orientation.
         affine: from voxel indices to millimetres; oblique volumes are shown along the closest axes.
+
+    Raises:
+        ValueError: if ``affine`` is not an invertible 4 x 4 matrix.
     """
 
     def __init__(self, shape: Sequence[int], affine: np.ndarray) -> None:
         import nibabel as nib
 
+        affine = np.asarray(affine, dtype=float)
+        if affine.shape != (4, 4) or not np.isfinite(affine).all() or np.linalg.det(affine) == 0:
+            raise ValueError(f"`affine` must be an invertible 4 x 4 matrix, got {affine.tolist()}")
         self.orientation = nib.io_orientation(affine)
         self.affine = affine @ nib.orientations.inv_ornt_aff(self.orientation, shape)
         self.spacing = nib.affines.voxel_sizes(self.affine)
@@ -104,7 +110,7 @@ def contrast(volume: np.ndarray, window: tuple[float, float] | None) -> tuple[fl
     if window is not None:
         level, width = window
         return level - width / 2, level + width / 2
-    finite = volume[np.isfinite(volume)]
+    finite = volume[np.isfinite(volume)].astype(float)  # of booleans there is no difference
     if not finite.size or not np.ptp(finite):
         return 0, 1
     return tuple(np.percentile(finite[finite > finite.min()], (1, 99.9)))

@@ -139,7 +139,7 @@ def plot_lesions(
         if components:
             source, found = name, components
             break
-    millilitres = abs(np.linalg.det(affine[:3, :3])) / 1000
+    millilitres = abs(np.linalg.det(hanging.affine[:3, :3])) / 1000
 
     extent = hanging.extent(plane)
     figure, grid = _grid([extent] * len(found), 1 + len(columns), (0.7, 0.9))

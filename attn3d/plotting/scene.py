@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from attn3d.arguments import voxels_on
 from attn3d.plotting.hanging import BACKGROUND, FAINT, PLANES, Hanging, contrast, mark_sides, show_outline, show_scan
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class Scene:
         self.rank, self.grid = len(grid), grid + (1,) * (3 - len(grid))
         self.marked = affine is not None or hasattr(image, "affine")
         if self.marked:
-            affine = np.asarray(image.affine if affine is None else affine, dtype=float)
+            affine = np.asarray(image.affine if affine is None else affine)
             affine = affine.reshape(-1, *affine.shape[-2:])[0]  # of a batch
         image = np.asarray(image.detach().float().cpu() if isinstance(image, torch.Tensor) else image)
         anatomy = image.reshape(-1, *image.shape[max(0, image.ndim - self.rank) :])[0]
@@ -48,15 +49,12 @@ class Scene:
 
     def voxels(self, voxels: Sequence[Sequence[int]] | None, count: int) -> list[np.ndarray]:
         """Returns the given voxels, or the central one, in the reoriented volume."""
-        grid = self.grid[: self.rank]
-        voxels = [[size // 2 for size in grid]] if voxels is None else list(voxels)
-        if not voxels or 0 < count != len(voxels):
-            raise ValueError(f"`voxels` must be the {count or 1} passed to attention_maps, got {voxels}")
-        marked = np.zeros((len(voxels), *self.grid), bool)
-        for index, voxel in enumerate(voxels):
-            if len(voxel) != self.rank or not all(0 <= at < size for at, size in zip(voxel, grid, strict=True)):
-                raise ValueError(f"`voxels` must lie on the grid {grid}, got {tuple(voxel)}")
-            marked[index][tuple(voxel)] = True
+        places = voxels_on(self.grid[: self.rank], voxels)
+        if 0 < count != len(places):
+            raise ValueError(f"`voxels` must be the {count} passed to attention_maps, got {places}")
+        marked = np.zeros((len(places), *self.grid), bool)
+        for index, voxel in enumerate(places):
+            marked[index][voxel] = True
         return [np.argwhere(self.hanging.turn(mask))[0] for mask in marked]
 
     def ratio(self, plane: str) -> float:
@@ -125,10 +123,16 @@ def heat_colors() -> LinearSegmentedColormap:
 
 
 def show_scale(axes: Axes, picture: AxesImage) -> None:
-    """Draws a color bar beside the axes."""
+    """Draws a color bar beside a picture, as high as its cell, which is higher than a flat picture."""
     from matplotlib.ticker import MaxNLocator
+    from matplotlib.transforms import blended_transform_factory
 
-    beside = axes.inset_axes((1.03, 0.04, 0.045, 0.84), facecolor=BACKGROUND)
+    cell = axes.get_position(original=True)
+    beside = axes.inset_axes(
+        (1.03, cell.y0 + 0.04 * cell.height, 0.045, 0.84 * cell.height),
+        transform=blended_transform_factory(axes.transAxes, axes.figure.transFigure),
+        facecolor=BACKGROUND,
+    )
     bar: Any = axes.figure.colorbar(picture, cax=beside, extend="both")
     bar.locator = MaxNLocator(4)
     bar.formatter.set_powerlimits((-2, 4))

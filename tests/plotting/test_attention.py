@@ -1,3 +1,5 @@
+import itertools
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -140,6 +142,33 @@ def test_invalid_arguments_are_refused():
         plot_attention_maps(ramp(), maps_of(query=torch.stack([ramp(), ramp()])[None]))
     with pytest.raises(ValueError, match=r"`voxels` must lie on the grid \(12, 10, 8\), got \(12, 0, 0\)"):
         plot_attention_maps(ramp(), maps_of(spatial=ramp()), voxels=[(12, 0, 0)])
+    with pytest.raises(
+        ValueError, match=r"`voxels` must be a list of positions, such as \[\(6, 5, 4\)\], got \(1, 2, 3"
+    ):
+        plot_attention_maps(ramp(), maps_of(spatial=ramp()), voxels=(1, 2, 3))
+    for affine in (np.eye(3), np.zeros((4, 4)), np.full((4, 4), np.nan)):
+        with pytest.raises(ValueError, match="`affine` must be an invertible 4 x 4 matrix, got"):
+            plot_attention_maps(ramp(), maps_of(spatial=ramp()), affine)
+
+
+@pytest.mark.parametrize("shape", [(64,), (60, 2), (40, 40, 1)])
+def test_text_fits_beside_flat_pictures(shape):
+    """Neither the names of the rows nor the numbers of the colour scales overlap."""
+    maps = maps_of(spatial=torch.rand(shape), channel_map=torch.rand(shape))
+    figure = plot_attention_maps(torch.rand(shape), maps, planes=("coronal", "sagittal"))
+    figure.canvas.draw()
+    words = [row[0].yaxis.label for row in cells(figure)]
+    for row in cells(figure):
+        [scale] = row[1].child_axes
+        words += [label for label in scale.get_yticklabels() if label.get_text()]
+    boxes = [word.get_window_extent() for word in words]
+    assert len(words) > 6
+    assert not any(box.overlaps(other) for box, other in itertools.combinations(boxes, 2))
+
+
+def test_an_image_may_be_a_mask():
+    figure = plot_attention_maps(np.asarray(ramp() > 9), maps_of(spatial=ramp()))
+    assert figure.axes[0].images[0].get_array().max() == 1
 
 
 def test_text_and_legend_do_not_overlap_tick_labels():
