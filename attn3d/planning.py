@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from attn3d.arguments import MemoryBudget, one_of, positive_integer, read_bytes
+from attn3d.arguments import MemoryBudget, natural_number, of_python, one_of, positive_integer, read_bytes
 from attn3d.attention.memory import register_scratch, scratch_bytes
 from attn3d.factory import AttentionSpec, create_attention
 
@@ -122,20 +122,22 @@ def estimate_cost(
         mechanism: a module (B, C, *S) -> (B, C, *S), or a spec as in `attn3d.create_attention`.
         shape: shape of the input, (B, C, *S).
         dtype: dtype of the input and the parameters.
-        training: whether to count forward and backward, with gradients of the input and the parameters; only forward
-            otherwise.
+        training: whether to count forward and backward, with gradients of the input and the trained parameters; only
+            forward otherwise.
         options: options of the mechanism, if it is a spec.
 
     Returns:
         a `Cost`: peak memory in addition to the module and its input, and operations.
 
     Raises:
-        TypeError, ValueError: if the mechanism or its options are unknown, or do not support this shape.
+        TypeError, ValueError: if ``shape`` is not (B, C, *S), the mechanism or its options are unknown or do not
+            support this shape, or there are options with a module.
     """
+    shape = _read_shape(shape)
     mode = FakeTensorMode()
     module: Any = _on_fake_tensors(mode, mechanism, shape, dtype, options).train(training)
     with mode:
-        given = [torch.empty(list(shape), dtype=dtype, requires_grad=training)]
+        given = [torch.empty(shape, dtype=dtype, requires_grad=training)]
         if getattr(module, "takes_signal", False):
             coarse = [shape[0], module.gating_channels, *(-(-size // 2) for size in shape[2:])]
             given.append(torch.empty(coarse, dtype=dtype, requires_grad=training))
@@ -149,6 +151,13 @@ def estimate_cost(
         return Cost(meter.peak, meter.flops)
 
 
+def _read_shape(shape: Sequence[int]) -> list[int]:
+    given = of_python(shape)
+    if not isinstance(given, tuple) or len(given) not in (3, 4, 5):
+        raise ValueError(f"`shape` must be (B, C, *S) with one to three sizes in S, got {given!r}")
+    return [natural_number("shape", size) for size in given]
+
+
 def _on_fake_tensors(
     mode: FakeTensorMode,
     mechanism: nn.Module | AttentionSpec,
@@ -159,12 +168,15 @@ def _on_fake_tensors(
     """Returns a copy of the mechanism with fake parameters."""
     if not isinstance(mechanism, nn.Module):
         mechanism = create_attention(mechanism, spatial_dims=len(shape) - 2, channels=shape[1], **options)
+    elif options:
+        raise TypeError(f"`options` are those of a spec; a module has its own already, got {', '.join(options)}")
     fakes: dict[int, Tensor] = {}
     with mode:
         for tensor in mechanism.buffers():
             fakes[id(tensor)] = torch.empty(tensor.shape, dtype=dtype if tensor.is_floating_point() else tensor.dtype)
         for parameter in mechanism.parameters():
-            fakes[id(parameter)] = nn.Parameter(torch.empty(parameter.shape, dtype=dtype))
+            fake = torch.empty(parameter.shape, dtype=dtype)
+            fakes[id(parameter)] = nn.Parameter(fake, parameter.requires_grad)
     return copy.deepcopy(mechanism, fakes)  # outside the mode, which cannot copy tensors that are plain attributes
 
 

@@ -185,3 +185,26 @@ def test_free_memory_is_that_of_the_gpu_where_there_is_one(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (123, 456))
     assert free_memory() == 123
+
+
+def test_frozen_parameters_have_no_gradient_to_compute():
+    shape, module = (1, 8, 6, 6, 6), attn3d.LargeKernelAttention(3, 8)
+    trained = attn3d.estimate_cost(module, shape).flops
+    forward = attn3d.estimate_cost(module, shape, training=False).flops
+    frozen = attn3d.estimate_cost(module.requires_grad_(False), shape).flops
+    assert forward < frozen < trained
+
+
+@pytest.mark.parametrize(
+    ("mechanism", "shape", "options", "error", "message"),
+    [
+        ("se", (1, 8), {}, ValueError, r"`shape` must be \(B, C, \*S\) with one to three sizes in S, got \(1, 8\)"),
+        ("se", 8, {}, ValueError, r"`shape` must be \(B, C, \*S\) .* got 8"),
+        ("se", (1, 8, 4.0), {}, TypeError, r"`shape` must be an integer, got 4\.0"),
+        ("se", (1, 8, -4), {}, ValueError, "`shape` must be at least 0, got -4"),
+        (attn3d.SqueezeExcitation(3, 8), (1, 8, 4, 4, 4), {"reduction": 2}, TypeError, "a module has its own already"),
+    ],
+)
+def test_estimates_refuse(mechanism, shape, options, error, message):
+    with pytest.raises(error, match=message):
+        attn3d.estimate_memory(mechanism, shape, **options)
