@@ -15,6 +15,7 @@ from attn3d.mechanisms.channel import ChannelSelfAttention
 from attn3d.mechanisms.dual_attention import ChannelAttention, DualAttention, PositionAttention
 from attn3d.mechanisms.non_local import Concatenation, DotProduct, NonLocal
 from attn3d.mechanisms.self_attention import MultiHeadSelfAttention
+from attn3d.networks.own import own_attention
 
 ROTATIONS = ("all_gather", "ring")
 
@@ -30,6 +31,7 @@ _OF_HOSTS = (
     pooling._AvgPoolNd,
     pooling._AdaptiveMaxPoolNd,
     pooling._AdaptiveAvgPoolNd,
+    nn.MultiheadAttention,
 )
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -49,8 +51,8 @@ def parallelize_attention(
     that of the sum of all ranks' losses. Gradients of parameters are the share of each rank; `attn3d.sum_gradients`
     sums them.
 
-    Other layers of a network are not changed. A warning names PyTorch's convolutions, poolings and norms that would
-    need rows of other ranks or would use the statistics of one shard.
+    Other layers of a network are not changed. A warning names PyTorch's convolutions, poolings and norms, and attention
+    of other libraries, that would need rows of other ranks or would use the statistics of one shard.
 
     Args:
         net: a network, which is changed in place. Parameters, buffers, hooks and state dict keys are unchanged.
@@ -116,12 +118,13 @@ def _check(net: nn.Module, rotate: str) -> None:
     refused, beyond = {}, []
     mechanisms = [part for part in net.modules() if isinstance(part, Mechanism)]
     within = {layer for mechanism in mechanisms for layer in mechanism.modules()}
+    own = own_attention(net)
     for name, part in net.named_modules():
         reason = _refusal(part, rotate)
         if reason:
             refused[f"{name or 'itself'} ({type(part).__name__})"] = reason
-        elif isinstance(part, _OF_HOSTS) and part not in within and not _is_right(part):
-            beyond.append(f"{name} ({type(part).__name__})")
+        elif (isinstance(part, _OF_HOSTS) or name in own) and part not in within and not _is_right(part):
+            beyond.append(f"{name or 'itself'} ({type(part).__name__})")
     if refused:
         named = "; ".join(f"{name}, {reason}" for name, reason in refused.items())
         raise ValueError(f"`net` has modules that would be wrong on shards: {named}")
