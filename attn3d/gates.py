@@ -44,6 +44,8 @@ def constant_gates(net: nn.Module, loader: Iterable[Any], *, tolerance: float = 
     volumes = 0
     for batch in loader:
         x = _image(batch)
+        if len(x) == 0:  # the last batch of some loaders
+            continue
         volumes += len(x)
         for site, weights in attention_maps(net, x).items():
             for kind, weight in weights.items():

@@ -45,6 +45,7 @@ def test_kinds_of_batches() -> None:
     assert {name.split()[1] for name in expected} == {"axis0", "axis1"}
     for batch in ({"image": x}, (x, x), [x]):
         assert attn3d.constant_gates(net, [batch], tolerance=1.0) == expected
+    assert attn3d.constant_gates(net, [x, x[:0]], tolerance=1.0) == expected
     with pytest.raises(ValueError, match=r"`loader` must yield at least two volumes, got 1"):
         attn3d.constant_gates(net, [x[:1]])
     for wrong in ({"label": x}, 3):

@@ -43,7 +43,7 @@ def _registered(name: str) -> str:
     """Returns the registered name that equals ``name``, or equals it apart from case; ``name`` if there is none."""
     if name in REGISTRY:
         return name
-    return {registered.lower(): registered for registered in REGISTRY}.get(name.lower(), name)
+    return {registered.lower(): registered for registered in REGISTRY}.get(str(name).lower(), name)
 
 
 Attention = _AttentionFactory(name="Attention", description="attention modules (B, C, *S) -> (B, C, *S)")

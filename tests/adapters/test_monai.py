@@ -50,5 +50,7 @@ def test_refusals():
         Attention["cbma", 3]
     with pytest.raises(ValueError, match="must have one number of dimensions"):
         Attention["cbam"]
+    with pytest.raises(TypeError, match=r"must be a name or .* got 3"):
+        Attention[3, "cbam"]
     with pytest.raises(TypeError, match="no option `reductoin`"):
         Attention["se", 3](channels=8, reductoin=2)
