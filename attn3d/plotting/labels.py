@@ -63,7 +63,7 @@ def plot_segmentation(
         The figure; ``figure.savefig(path)`` writes it.
 
     Raises:
-        ValueError: if an array is not of the image's shape.
+        ValueError: if the image does not have three axes, or an array is not of its shape.
     """
     from matplotlib.lines import Line2D
 
@@ -73,7 +73,7 @@ def plot_segmentation(
     volume = hanging.turn(image)
     columns = {name: hanging.turn(labels) for name, labels in segmentations.items()}
     regions = {name: hanging.turn(mask) for name, mask in outlines.items()}
-    hanging.crop(next(iter(columns.values())) != 0, margin)
+    hanging.crop(next(iter(columns.values()), np.zeros(1)) != 0, margin)
     voxel = (hanging.low + hanging.high) // 2 if center is None else hanging.voxel(center)
     place = hanging.place(voxel)
 
@@ -125,7 +125,7 @@ def plot_lesions(
         The figure; ``figure.savefig(path)`` writes it.
 
     Raises:
-        ValueError: if an array is not of the image's shape.
+        ValueError: if the image does not have three axes, or an array is not of its shape.
     """
     _check(image, segmentations)
     hanging, plane = Hanging(image.shape, affine), PLANES["axial"]
@@ -158,6 +158,8 @@ def plot_lesions(
 
 
 def _check(image: np.ndarray, arrays: Mapping[str, np.ndarray]) -> None:
+    if image.ndim != 3:
+        raise ValueError(f"`image` must be (X, Y, Z), got shape {tuple(image.shape)}")
     for name, array in arrays.items():
         if array.shape != image.shape:
             raise ValueError(f"{name!r} must have the image's shape {image.shape}, got {array.shape}")

@@ -100,9 +100,10 @@ def test_a_region_is_outlined_in_every_picture():
     assert all(axes.collections for axes in pictures(figure).ravel()[:4])
 
 
-def test_a_scan_without_labels_is_shown_whole(tmp_path):
+@pytest.mark.parametrize("columns", [1, 0])
+def test_a_scan_without_labels_is_shown_whole(columns, tmp_path):
     image, labels = volume(AFFINES["RAS"])
-    figure = plot_segmentation(image, {"network": 0 * labels}, NAMES, AFFINES["RAS"])
+    figure = plot_segmentation(image, {"network": 0 * labels} if columns else {}, NAMES, AFFINES["RAS"])
     assert pictures(figure)[0, 0].images[0].get_extent() == [0, 60, 0, 48]
     assert draw(figure, tmp_path / "picture.png").any()
 
@@ -125,6 +126,8 @@ def test_another_shape_is_refused(plot):
     image, labels = volume(AFFINES["RAS"])
     with pytest.raises(ValueError, match="'network' must have the image's shape"):
         plot(image, {"network": labels[1:]}, NAMES, AFFINES["RAS"])
+    with pytest.raises(ValueError, match=r"`image` must be \(X, Y, Z\), got shape \("):
+        plot(image[0], {}, NAMES, AFFINES["RAS"])
 
 
 def test_a_window_is_black_at_its_lower_and_white_at_its_upper_end():
