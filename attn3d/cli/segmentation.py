@@ -5,6 +5,7 @@ Each calls the function of the same name in `attn3d.segmentation`, which is impo
 
 import json
 import logging
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -130,7 +131,7 @@ def train(
         if run.finished:  # with several processes, only the first one computes the scores
             scores = json.loads(run.scores.read_text(encoding="utf-8"))
             print_scores(scores, f"Held-out cases{' (simulated)' if run.config.simulated else ''}")
-            print(f"Results are in {run.folder}/; attn3d report {run.folder} writes a report.")
+            print(f"Results are in {run.folder}/; attn3d report {shlex.quote(str(run.folder))} writes a report.")
 
 
 def predict(
