@@ -219,7 +219,7 @@ def test_a_folder_without_scans_or_without_pairs_is_refused(tmp_path):
     with pytest.raises(FileError, match="is not a folder"):
         find_dataset(tmp_path / "missing")
     (tmp_path / "notes.txt").write_text("no scans here")
-    with pytest.raises(FileError, match="has no scans in a known layout: BHSD, Decathlon"):
+    with pytest.raises(FileError, match="has no NIfTI, NRRD, MHA or DICOM scans in a known layout: BHSD, Decathlon"):
         find_dataset(tmp_path)
     layouts.write(tmp_path / "a.nii.gz", layouts.units(1))
     assert names(find_dataset(tmp_path).test_cases) == ["a"]

@@ -41,7 +41,7 @@ def find_dataset(path: Path | str, *, labelled: bool = False) -> Dataset:
     known = ((layout, dataset) for layout, find in LAYOUTS.items() if (dataset := find(folder)) is not None)
     layout, dataset = next(known, ("", None))
     if dataset is None:
-        raise FileError(folder, f"has no scans in a known layout: {', '.join(LAYOUTS)}")
+        raise FileError(folder, f"has no NIfTI, NRRD, MHA or DICOM scans in a known layout: {', '.join(LAYOUTS)}")
     if not dataset.cases and (labelled or not dataset.test_cases):
         example = f", for example {dataset.left_out[0]}" if dataset.left_out else ""
         raise FileError(folder, f"has the layout {layout}, but no image with a label{example}")
