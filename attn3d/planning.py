@@ -23,6 +23,7 @@ from torch.utils.flop_counter import flop_registry
 from attn3d.arguments import MemoryBudget, natural_number, of_python, one_of, positive_integer, read_bytes
 from attn3d.attention.memory import register_scratch, scratch_bytes
 from attn3d.factory import AttentionSpec, create_attention
+from attn3d.insertion.probe import held_results
 
 MEMINFO = Path("/proc/meminfo")
 
@@ -177,6 +178,8 @@ def _on_fake_tensors(
         for parameter in mechanism.parameters():
             fake = torch.empty(parameter.shape, dtype=dtype)
             fakes[id(parameter)] = nn.Parameter(fake, parameter.requires_grad)
+        for tensor in held_results(mechanism):
+            fakes[id(tensor)] = torch.empty(tensor.shape, dtype=dtype)
     return copy.deepcopy(mechanism, fakes)  # outside the mode, which cannot copy tensors that are plain attributes
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from attn3d.insertion.attach import detach
 from attn3d.insertion.sums import SUMS
@@ -164,7 +165,7 @@ def _run_somewhere(network: nn.Module, shape: tuple[int, ...]) -> Probe:
 
 def _run(network: nn.Module, shape: tuple[int, ...], device: torch.device) -> Probe:
     tensors = [*network.parameters(), *network.buffers()]
-    twins: dict[int, Any] = {id(tensor): _copied(tensor, device) for tensor in tensors}
+    twins: dict[int, Any] = {id(tensor): _copied(tensor, device) for tensor in [*tensors, *held_results(network)]}
     twin = copy.deepcopy(network, twins).eval()
     detach(twin)  # attention keeps shapes
     floating = [tensor.dtype for tensor in tensors if tensor.is_floating_point()]
@@ -174,6 +175,12 @@ def _run(network: nn.Module, shape: tuple[int, ...], device: torch.device) -> Pr
         with _Meetings(result, running):
             result.output = run(twin, result.image)
     return result
+
+
+def held_results(network: nn.Module) -> list[Tensor]:
+    """Returns results of a forward pass that modules hold, as a DynUNet its heads. `deepcopy` cannot copy them."""
+    held = [value for module in network.modules() for value in tree_leaves(vars(module))]
+    return [value for value in held if isinstance(value, Tensor) and not value.is_leaf]
 
 
 def _copied(tensor: Tensor, device: torch.device) -> Tensor:

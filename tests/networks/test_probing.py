@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from monai.networks.nets import ControlNet, DiffusionModelUNet, FlexibleUNet
+from monai.networks.nets import ControlNet, DiffusionModelUNet, DynUNet, FlexibleUNet
 from monai.networks.nets.flexible_unet import FLEXUNET_BACKBONE, BaseEncoder
 from torch import Tensor, nn
 
@@ -79,6 +79,18 @@ def test_the_probe_does_not_run_a_plain_function_of_the_user() -> None:
     assert not LEFT
     net(torch.randn(1, 1, 8, 8))
     assert len(LEFT) == 1
+
+
+def test_a_network_that_holds_results_of_a_forward_pass() -> None:
+    net = DynUNet(2, 1, 2, [3] * 4, [1, 2, 2, 2], [2] * 3, filters=[4] * 4, deep_supervision=True, deep_supr_num=1)
+    net(torch.randn(1, 1, 16, 16)).sum().backward()
+    held = net.heads[0]
+    assert not held.is_leaf
+    attn3d.insert_attention(net, "se", at="skip")
+    assert net.heads[0] is held
+    assert attn3d.attention_maps(net, torch.randn(1, 1, 16, 16))
+    net(torch.randn(1, 1, 16, 16)).sum().backward()
+    assert attn3d.estimate_memory(net, (1, 1, 16, 16)) > 0
 
 
 def test_the_error_for_several_inputs_names_register_sites() -> None:
