@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 import signal
 import warnings
 from collections.abc import Iterator, Mapping
@@ -101,7 +102,9 @@ def train(
         try:
             _train(run, dataset, training, validation, devices, workers, quiet)
         except KeyboardInterrupt as stopped:
-            raise Interrupted(str(stopped) or f"stopped; continue with --resume --out {run.folder}") from stopped
+            raise Interrupted(
+                str(stopped) or f"stopped; continue with --resume --out {shlex.quote(str(run.folder))}"
+            ) from stopped
     return run
 
 
@@ -246,7 +249,9 @@ def _fit(run: Run, task: SegmentationTask, patches: PatchData, devices: int | st
             if not trainer.interrupted:
                 raise
     if trainer.interrupted:
-        raise Interrupted(f"stopped in epoch {trainer.current_epoch + 1}; continue with --resume --out {run.folder}")
+        raise Interrupted(
+            f"stopped in epoch {trainer.current_epoch + 1}; continue with --resume --out {shlex.quote(str(run.folder))}"
+        )
     if trainer.is_global_zero:
         run.write_network(task.trained)
     trainer.strategy.barrier()

@@ -93,10 +93,11 @@ def test_a_training_stopped_by_the_user_prints_how_to_resume(data, tmp_path, mon
         return step(task, batch, index)
 
     monkeypatch.setattr(SegmentationTask, "training_step", interrupted)
-    with pytest.raises(Interrupted, match="--resume"):
-        train(data, out=tmp_path / "run", **SMALL)
-    assert (tmp_path / "run" / "last.ckpt").exists()
-    assert not (tmp_path / "run" / "model.safetensors").exists()
+    out = tmp_path / "my run"
+    with pytest.raises(Interrupted, match=f"--resume --out '{out}'"):
+        train(data, out=out, **SMALL)
+    assert (out / "last.ckpt").exists()
+    assert not (out / "model.safetensors").exists()
 
 
 @pytest.mark.parametrize("place", ["prepare_data", "on_train_epoch_end", "predict_held_out"])
