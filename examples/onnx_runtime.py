@@ -12,6 +12,8 @@ import onnxruntime
 import torch
 from monai.transforms import LoadImage
 
+if len(sys.argv) < 4:
+    sys.exit(__doc__)
 exported, out, *images = sys.argv[1:]
 sys.path.insert(0, exported)
 from scripts.portable import Prepared, ToScan, WindowInferer  # noqa: E402

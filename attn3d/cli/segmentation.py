@@ -17,7 +17,7 @@ from attn3d.cli.app import one_line_errors
 from attn3d.cli.tables import print_by_case, print_comparison, print_scores
 
 Out = Annotated[Path, typer.Option("--out", "-o", help="The folder to write to.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Print no progress bars, but a line for each epoch.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print no progress bars; training prints a line for each epoch.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")]
 At = Annotated[str, typer.Option(help="Kinds of site, separated by commas: encoder, decoder, bottleneck, skip, ..")]
 Workers = Annotated[

@@ -1,5 +1,6 @@
 """The properties of a data set, and the grid, patch size, strides and kernels of a network that follow from them."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,9 +10,10 @@ import numpy as np
 from rich.progress import track
 
 from attn3d.segmentation.datasets import Case, Dataset, read_case_image, read_case_label
-from attn3d.segmentation.errors import failing_as
+from attn3d.segmentation.errors import FileError, failing_as
 from attn3d.segmentation.grid import voxel_millilitres
 
+logger = logging.getLogger("attn3d")
 _COARSE = 3.0  # an axis with this multiple of the finest spacing has thick slices
 _NEAR_ISOTROPIC = 2.0  # from nnU-Net: an axis is pooled and convolved if it is less than this factor coarser
 _SMALLEST_MAP = 4  # smallest size of an axis after pooling, in voxels
@@ -71,7 +73,8 @@ def take_fingerprint(dataset: Dataset, cases: Sequence[Case], *, quiet: bool = F
         quiet: whether to show no progress bar.
 
     Raises:
-        FileError: when a file cannot be used, or a case has another number of channels than the first one.
+        FileError: when a file cannot be used, a case has another number of channels than the first one, or no voxel
+            of any case is labelled.
     """
     shapes, spacings, samples, scans = [], [], [], []
     inside: dict[str, list[np.ndarray]] = {name: [] for name in dataset.labels.names}
@@ -92,6 +95,10 @@ def take_fingerprint(dataset: Dataset, cases: Sequence[Case], *, quiet: bool = F
             if count := int(mask.sum()):
                 volumes[name].append(count * millilitres)
                 inside[name].append(_sample(images[0], mask))
+    if not any(volumes.values()):
+        raise FileError(dataset.folder, f"no voxel of its {len(cases)} training cases is labelled; check the labels")
+    if missing := [repr(name) for name, found in volumes.items() if not found]:
+        logger.warning("No training case has the label %s, so it cannot be learnt.", " or ".join(missing))
     return Fingerprint(
         cases=len(cases),
         shape=tuple(np.median(shapes, axis=0).tolist()),

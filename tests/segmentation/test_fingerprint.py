@@ -1,12 +1,14 @@
 """Settings that follow from the data: spacing, patches, strides and kernels."""
 
+import nibabel as nib
 import numpy as np
 import pytest
 
 import attn3d
 from attn3d.segmentation import Run
 from attn3d.segmentation.configuration import completed, configure
-from attn3d.segmentation.datasets import Dataset, find_dataset
+from attn3d.segmentation.datasets import Dataset, find_dataset, read_case_label
+from attn3d.segmentation.errors import FileError
 from attn3d.segmentation.fingerprint import Fingerprint, propose_geometry, propose_kernels, take_fingerprint
 from attn3d.segmentation.labels import Labels
 from attn3d.segmentation.settings import settings_from
@@ -110,6 +112,30 @@ def test_it_follows_from_the_files(data):
     assert taken.intensities[0]["median"] == pytest.approx(200, abs=15), "of the labelled voxels"
     inner = list(taken.volume_ml.values())[-1]
     assert inner == pytest.approx(4 / 3 * np.pi * (64 * 0.24) ** 3 / 1000, rel=0.1)
+
+
+def with_labels(dataset, change, monkeypatch):
+    """The fingerprint of a data set with other labels."""
+
+    def read(case, dataset, image):
+        label = read_case_label(case, dataset, image)
+        return nib.Nifti1Image(change(np.asarray(label.dataobj)), label.affine)
+
+    monkeypatch.setattr("attn3d.segmentation.fingerprint.read_case_label", read)
+    return take_fingerprint(dataset, dataset.cases[:2], quiet=True)
+
+
+def test_cases_without_a_labelled_voxel_are_refused(data, monkeypatch):
+    with pytest.raises(FileError, match="no voxel of its 2 training cases is labelled; check the labels"):
+        with_labels(find_dataset(data), np.zeros_like, monkeypatch)
+
+
+def test_a_label_that_no_case_has_is_named(data, monkeypatch, caplog):
+    dataset = find_dataset(data)
+    first, *others = dataset.labels.names
+    with_labels(dataset, lambda labels: (labels == min(labels[labels > 0])).astype(np.uint8), monkeypatch)
+    assert all(repr(name) in caplog.text for name in others)
+    assert repr(first) not in caplog.text
 
 
 @pytest.mark.parametrize(
