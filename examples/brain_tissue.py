@@ -89,7 +89,9 @@ def main(
             strides=((2, 2, 2),) * 3,
             batch_size=BATCH_SIZE,
             around_labels=0.0,  # tissue is everywhere, and patches of air are needed too
-            **{"warped": 0.2, "rotation": 10.0, "scaling": 0.1},  # little: the other part is of the same head
+            warped=0.2,  # little, since the held-out part is of the same head
+            rotation=10.0,
+            scaling=0.1,
             learning_rate=6e-3,
             validate_every=1,
             seed=seed,
