@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
 
+import attn3d
 from tests.configurations import CONFIGURATIONS, OVER_VOXELS, build
 from tests.marks import some
 from tests.mechanisms.cases import CASES
@@ -100,3 +101,14 @@ def test_other_backends_are_never_constants_in_forward_mode(configuration, backe
     else:
         plain, _ = as_function(configuration, 3, backend="math")
         torch.testing.assert_close(found, torch.func.jvp(plain, inputs, tangents)[1])
+
+
+@pytest.mark.parametrize("pattern", ["axial", ("window", {"size": 2, "shift": True}), ("neighborhood", {"size": 3})])
+def test_jvp_with_every_kind_of_pattern(pattern):
+    """The derivative in forward mode agrees with the gradient: u (J t) = (J^T u) t."""
+    torch.manual_seed(0)
+    module = attn3d.MultiHeadSelfAttention(2, 4, num_heads=2, pattern=pattern, backend="math").double()
+    x, t, u = torch.randn(3, 1, 4, 3, 5, dtype=torch.float64)
+    _, by_jvp = torch.func.jvp(module, (x,), (t,))
+    _, vjp = torch.func.vjp(module, x)
+    torch.testing.assert_close((u * by_jvp).sum(), (vjp(u)[0] * t).sum())
