@@ -64,8 +64,9 @@ def plot_attention_maps(
         The figure; ``figure.savefig(path)`` writes it.
 
     Raises:
-        ValueError: if a site or a plane is unknown, there are no maps to show, the image is on another grid, or
-            ``voxels`` are not those of the maps.
+        TypeError: if ``maps`` does not have a dictionary for each site.
+        ValueError: if a site or a plane is unknown, there are no planes, samples or maps to show, the image is on
+            another grid, or ``voxels`` are not those of the maps.
 
     Examples:
         >>> net = attn3d.insert_attention(UNet(3, 1, 2, (8, 16, 32), (2, 2)), "cbam", at="encoder")
@@ -73,6 +74,11 @@ def plot_attention_maps(
         >>> figure = attn3d.plot_attention_maps(x, attn3d.attention_maps(net, x), site="encoder:model.0")
     """
     planes = [one_of("planes", plane, PLANES) for plane in ([planes] if isinstance(planes, str) else planes)]
+    if not planes:
+        raise ValueError(f"`planes` must name at least one of {', '.join(PLANES)}, got {planes!r}")
+    for name, weights in maps.items():
+        if not isinstance(weights, Mapping):
+            raise TypeError(f"`maps` must have a dictionary for each site, got {type(weights).__name__} for {name!r}")
     if site is None:
         wanted: Sequence[str] = [name for name in maps if maps[name]]
     else:
@@ -135,6 +141,8 @@ def heat_volumes(maps: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
 
 
 def _arrays(maps: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    if empty := [name for name, value in maps.items() if len(value) == 0]:
+        raise ValueError(f"`maps` must have at least one sample, got none in {empty[0]!r}")
     return {name: np.asarray(value[0].detach().float().cpu()) for name, value in maps.items()}
 
 

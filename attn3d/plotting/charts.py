@@ -17,9 +17,15 @@ INK = "#57606a"  # readable on white and on black
 
 
 def confidence_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
-    """Returns the confidence interval of the mean by Student's t, mean ± t s / √n; (-inf, inf) for a single value."""
+    """Returns the confidence interval of the mean by Student's t, mean ± t s / √n; (-inf, inf) for a single value.
+
+    Raises:
+        ValueError: if there is no value.
+    """
     from scipy import stats
 
+    if len(values) == 0:
+        raise ValueError(f"`values` must have at least one number, got {values!r}")
     mean, count = sum(values) / len(values), len(values)
     if count < 2:
         return -math.inf, math.inf
@@ -43,13 +49,17 @@ def plot_comparison(
         The figure; ``figure.savefig(path)`` writes it.
 
     Raises:
-        ValueError: if there is nothing to compare.
+        ValueError: if there is nothing to compare, or a mechanism has no ``"dice"``.
     """
     from matplotlib.figure import Figure
 
     mechanisms = [name for name in results if name != plain]
     if not mechanisms:
         raise ValueError(f"`results` must have at least one mechanism besides {plain!r}, got {list(results)}")
+    for name, result in results.items():
+        dice = result.get("dice")
+        if dice is None or len(dice) == 0 or None in dice:
+            raise ValueError(f"`results` must have a number as 'dice' for each seed of {name!r}, got {dice!r}")
     means = {name: sum(result["dice"]) / len(result["dice"]) for name, result in results.items()}
     mechanisms.sort(key=means.__getitem__)
 
@@ -126,9 +136,14 @@ def plot_calibration(reliability: Sequence[Mapping[str, float | None]]) -> Figur
 
     Returns:
         The figure; ``figure.savefig(path)`` writes it.
+
+    Raises:
+        ValueError: if there is no bin.
     """
     from matplotlib.figure import Figure
 
+    if len(reliability) == 0:
+        raise ValueError(f"`reliability` must have at least one bin, got {reliability!r}")
     figure = Figure(figsize=(4.2, 4.8), layout="constrained")
     diagram, counts = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
     middles = [(index + 0.5) / len(reliability) for index in range(len(reliability))]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from attn3d.arguments import positive_integer
 from attn3d.plotting.hanging import (
     BACKGROUND,
     COLORS,
@@ -63,7 +64,7 @@ def plot_segmentation(
         The figure; ``figure.savefig(path)`` writes it.
 
     Raises:
-        ValueError: if the image does not have three axes, or an array is not of its shape.
+        ValueError: if the image does not have three axes or has no voxel, or an array is not of its shape.
     """
     from matplotlib.lines import Line2D
 
@@ -125,8 +126,11 @@ def plot_lesions(
         The figure; ``figure.savefig(path)`` writes it.
 
     Raises:
-        ValueError: if the image does not have three axes, or an array is not of its shape.
+        TypeError: if ``lesions`` is not an integer.
+        ValueError: if the image does not have three axes or has no voxel, an array is not of its shape, or ``lesions``
+            is below 1.
     """
+    positive_integer("lesions", lesions)
     _check(image, segmentations)
     hanging, plane = Hanging(image.shape, affine), PLANES["axial"]
     volume = hanging.turn(image)
@@ -158,8 +162,8 @@ def plot_lesions(
 
 
 def _check(image: np.ndarray, arrays: Mapping[str, np.ndarray]) -> None:
-    if image.ndim != 3:
-        raise ValueError(f"`image` must be (X, Y, Z), got shape {tuple(image.shape)}")
+    if image.ndim != 3 or not image.size:
+        raise ValueError(f"`image` must be (X, Y, Z) with at least one voxel, got shape {tuple(image.shape)}")
     for name, array in arrays.items():
         if array.shape != image.shape:
             raise ValueError(f"{name!r} must have the image's shape {image.shape}, got {array.shape}")

@@ -136,6 +136,12 @@ def test_invalid_arguments_are_refused():
         plot_attention_maps(ramp(), maps_of(spatial=ramp()), planes="axail")
     with pytest.raises(ValueError, match="`maps` has nothing to show at encoder:"):
         plot_attention_maps(ramp(), {"encoder:": {}}, site="encoder:")
+    with pytest.raises(ValueError, match="`planes` must name at least one of axial, coronal, sagittal, got"):
+        plot_attention_maps(ramp(), maps_of(spatial=ramp()), planes=[])
+    with pytest.raises(ValueError, match="`maps` must have at least one sample, got none in 'channel'"):
+        plot_attention_maps(ramp(), {"encoder:": {"channel": torch.empty(0, 4)}})
+    with pytest.raises(TypeError, match="`maps` must have a dictionary for each site, got Tensor for 'spatial'"):
+        plot_attention_maps(ramp(), maps_of(spatial=ramp())["encoder:model.0"])
     with pytest.raises(ValueError, match=r"`image` must lie on the grid of the maps, \(12, 10, 8\)"):
         plot_attention_maps(ramp()[1:], maps_of(spatial=ramp()))
     with pytest.raises(ValueError, match="`voxels` must be the 2 passed to attention_maps"):

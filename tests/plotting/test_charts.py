@@ -91,3 +91,16 @@ def test_a_reliability_diagram_leaves_empty_bins_out(tmp_path):
     assert [bar.get_height() for bar in counts.patches] == [0, 30, 70]
     figure.savefig(tmp_path / "calibration.png", dpi=20)
     assert len(plot_calibration([empty]).axes[0].lines) == 1, "only the line of perfect calibration"
+
+
+@pytest.mark.parametrize("dice", [[], [None], None])
+def test_a_mechanism_without_dice_is_refused(dice):
+    with pytest.raises(ValueError, match="`results` must have a number as 'dice' for each seed of 'se', got"):
+        plot_comparison(results(none=[0.8], se=dice))
+
+
+def test_nothing_to_show_is_refused():
+    with pytest.raises(ValueError, match=r"`reliability` must have at least one bin, got \[\]"):
+        plot_calibration([])
+    with pytest.raises(ValueError, match=r"`values` must have at least one number, got \[\]"):
+        confidence_interval([])

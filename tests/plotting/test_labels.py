@@ -126,8 +126,15 @@ def test_another_shape_is_refused(plot):
     image, labels = volume(AFFINES["RAS"])
     with pytest.raises(ValueError, match="'network' must have the image's shape"):
         plot(image, {"network": labels[1:]}, NAMES, AFFINES["RAS"])
-    with pytest.raises(ValueError, match=r"`image` must be \(X, Y, Z\), got shape \("):
-        plot(image[0], {}, NAMES, AFFINES["RAS"])
+    for unfit in (image[0], image[:0]):
+        with pytest.raises(ValueError, match=r"`image` must be \(X, Y, Z\) with at least one voxel, got shape \("):
+            plot(unfit, {}, NAMES, AFFINES["RAS"])
+
+
+def test_at_least_one_lesion_is_shown():
+    image, labels = volume(AFFINES["RAS"])
+    with pytest.raises(ValueError, match="`lesions` must be at least 1, got 0"):
+        plot_lesions(image, {"network": labels}, NAMES, AFFINES["RAS"], lesions=0)
 
 
 def test_a_window_is_black_at_its_lower_and_white_at_its_upper_end():
