@@ -252,7 +252,10 @@ def plan(
             unknown, as on Windows and macOS without a GPU.
     """
     one_of("mechanism", mechanism, ("non_local", "mhsa"))
-    shape = [positive_integer("shape", size) for size in shape]
+    given = of_python(shape)
+    if not isinstance(given, tuple) or len(given) not in (1, 2, 3):
+        raise ValueError(f"`shape` must be one to three sizes, such as (96, 96, 96), got {given!r}")
+    shape = [positive_integer("shape", size) for size in given]
     limit = read_bytes("memory", memory)
     if limit is None:
         limit = free_memory()

@@ -39,6 +39,14 @@ def test_plan_prints_a_table():
         assert word in result.stdout
 
 
+@pytest.mark.parametrize("arguments", [("plan", "--shape", 8, 16), ("list", "--shape", 8, 16)])
+def test_a_missing_size_is_named(arguments):
+    result = run(*arguments, "--channels", 4)
+    assert result.exit_code == 2
+    text = " ".join(result.stderr.replace("│", " ").split())
+    assert "'--shape': must be three sizes such as 96 96 96, got '--channels' as one of them" in text
+
+
 def test_python_m_prints_errors_in_one_line():
     command = [sys.executable, "-m", "attn3d", "plan", "--shape", "8", "8", "8", "--channels", "8", "--memory", "lots"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -154,6 +154,8 @@ def test_plan_says_what_fits():
     ("arguments", "message"),
     [
         ({"shape": (16, 0, 16), "channels": 8}, "`shape` must be at least 1, got 0"),
+        ({"shape": 8, "channels": 16}, r"`shape` must be one to three sizes, such as \(96, 96, 96\), got 8"),
+        ({"shape": (), "channels": 8}, r"`shape` must be one to three sizes, such as \(96, 96, 96\), got \(\)"),
         ({"shape": (8, 8, 8), "channels": 0}, "`channels` must be at least 1, got 0"),
         ({"shape": (8, 8, 8), "channels": 8, "mechanism": "se"}, "`mechanism` got 'se'"),
         ({"shape": (8, 8, 8), "channels": 8, "memory": "8 bananas"}, "`memory` must be bytes"),

@@ -17,9 +17,20 @@ from rich.table import Table
 from attn3d.cli.app import one_line_errors
 
 
+def _size(text: str) -> int:
+    """Reads one of three sizes. If only two are given, the third is the name of the next option."""
+    if not str(text).isdecimal() or int(text) == 0:
+        raise typer.BadParameter(f"must be three sizes such as 96 96 96, got {text!r} as one of them")
+    return int(text)
+
+
 def list_mechanisms(
     channels: Annotated[int, typer.Option(min=1, help="Channels of the map.")] = 64,
-    shape: Annotated[tuple[int, int, int], typer.Option(help="Shape of the map in voxels.")] = (32, 32, 32),
+    shape: Annotated[tuple[int, int, int], typer.Option(parser=_size, help="Shape of the map in voxels.")] = (
+        32,
+        32,
+        32,
+    ),
 ) -> None:
     """List all mechanisms and their costs at a shape."""
     from attn3d.factory import create_attention
@@ -88,7 +99,7 @@ def _shape(text: str) -> tuple[int, ...] | None:
 
 
 def plan(
-    shape: Annotated[tuple[int, int, int], typer.Option(help="Shape of the volume in voxels.")],
+    shape: Annotated[tuple[int, int, int], typer.Option(parser=_size, help="Shape of the volume in voxels.")],
     channels: Annotated[int, typer.Option(help="Channels of the volume.")],
     mechanism: Annotated[str, typer.Option(help="non_local or mhsa.")] = "non_local",
     memory: Annotated[str | None, typer.Option(help='Available memory, such as "8GiB" (default: free memory).')] = None,
