@@ -12,8 +12,8 @@ from attn3d.mechanisms.registry import REGISTRY
 AttentionSpec = str | Sequence[Any] | Callable[..., nn.Module]
 
 
-def find(spec: AttentionSpec) -> tuple[Callable[..., nn.Module], dict[str, Any]]:
-    """Returns the class or function of a spec, and its options.
+def find(spec: AttentionSpec, argument: str = "spec") -> tuple[Callable[..., nn.Module], dict[str, Any]]:
+    """Returns the class or function of a spec, and its options. Errors call the spec by the name of the argument.
 
     Raises:
         TypeError: if ``spec`` is not a spec.
@@ -23,9 +23,9 @@ def find(spec: AttentionSpec) -> tuple[Callable[..., nn.Module], dict[str, Any]]
         return spec, {}
     if isinstance(spec, Sequence) and len(spec) == 2 and callable(spec[0]):
         return spec[0], dict(cast(Mapping[str, Any], spec[1]))
-    name, options = read_spec("spec", spec)
+    name, options = read_spec(argument, spec)
     if name not in REGISTRY:
-        raise ValueError(f"`spec` must be a registered attention, got {name!r}; {nearest(name, REGISTRY)}")
+        raise ValueError(f"`{argument}` must be a registered attention, got {name!r}; {nearest(name, REGISTRY)}")
     return REGISTRY[name], options
 
 

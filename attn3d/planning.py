@@ -22,7 +22,7 @@ from torch.utils.flop_counter import flop_registry
 
 from attn3d.arguments import MemoryBudget, natural_number, of_python, one_of, positive_integer, read_bytes
 from attn3d.attention.memory import register_scratch, scratch_bytes
-from attn3d.factory import AttentionSpec, create_attention
+from attn3d.factory import AttentionSpec, create_attention, find
 from attn3d.insertion.probe import held_results
 
 MEMINFO = Path("/proc/meminfo")
@@ -168,6 +168,7 @@ def _on_fake_tensors(
 ) -> nn.Module:
     """Returns a copy of the mechanism with fake parameters."""
     if not isinstance(mechanism, nn.Module):
+        find(mechanism, "mechanism")
         mechanism = create_attention(mechanism, spatial_dims=len(shape) - 2, channels=shape[1], **options)
     elif options:
         raise TypeError(f"`options` are those of a spec; a module has its own already, got {', '.join(options)}")

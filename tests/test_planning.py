@@ -203,6 +203,7 @@ def test_frozen_parameters_have_no_gradient_to_compute():
         ("se", (1, 8), {}, ValueError, r"`shape` must be \(B, C, \*S\) with one to three sizes in S, got \(1, 8\)"),
         ("se", 8, {}, ValueError, r"`shape` must be \(B, C, \*S\) .* got 8"),
         ("se", (1, 8, 4.0), {}, TypeError, r"`shape` must be an integer, got 4\.0"),
+        ("SE", (1, 8, 4), {}, ValueError, "`mechanism` must be a registered .* got 'SE'; did you mean 'se'"),
         ("se", (1, 8, -4), {}, ValueError, "`shape` must be at least 0, got -4"),
         (attn3d.SqueezeExcitation(3, 8), (1, 8, 4, 4, 4), {"reduction": 2}, TypeError, "a module has its own already"),
     ],

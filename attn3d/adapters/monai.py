@@ -23,7 +23,7 @@ class _AttentionFactory(LayerFactory):
 
     def get_constructor(self, factory_name: str, *args: Any) -> Callable[..., nn.Module]:
         spec = _registered(factory_name)
-        find(spec)
+        find(spec, "name")
         if len(args) != 1:
             raise ValueError(f"Attention[name, spatial_dims] must have one number of dimensions, got {args}")
 

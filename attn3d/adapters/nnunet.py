@@ -17,6 +17,7 @@ import torch
 import typer
 from torch import nn
 
+from attn3d.factory import find
 from attn3d.insertion import attention_parameters, insert_attention, inserted_attention
 
 NETWORK = "attn3d.adapters.nnunet.UNetWithAttention"
@@ -151,6 +152,7 @@ def write_configuration(
     name = name or f"{configuration}_{attention}"
     try:
         content = read_plans(plans)
+        find(attention, "attention")
         item = {"spec": [attention, _json(options, "options")], "at": at, "identity": identity}
         if stages:
             item["stages"] = stages

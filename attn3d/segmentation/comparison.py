@@ -10,6 +10,7 @@ import pandas as pd
 
 from attn3d.arguments import one_of, positive_integer
 from attn3d.mechanisms.registry import list_attention
+from attn3d.networks import KINDS
 from attn3d.planning import estimate_memory
 from attn3d.plotting import confidence_interval, plot_comparison
 from attn3d.segmentation.errors import FileError
@@ -71,6 +72,8 @@ def compare(
     positive_integer("seeds", seeds)
     for mechanism in mechanisms:
         one_of("mechanisms", mechanism, list_attention())
+    for site in at:  # the network without attention, which is trained first, does not use them
+        one_of("at", site.partition(":")[0], (*KINDS, "path"))
     out, chosen = Path(out), settings_from(None if config is None else Path(config), settings)
     asked: dict[str, Any] = {"data": None if data is None else str(Path(data).resolve()), "at": list(at)}
     asked |= {"settings": chosen.model_dump(mode="json")}

@@ -8,6 +8,7 @@ from monai.networks import nets
 from torch import Tensor, nn
 
 from attn3d.arguments import one_of
+from attn3d.factory import find
 from attn3d.insertion import insert_attention
 
 _MOST_CHANNELS = 320  # nnU-Net's, in 3-D
@@ -56,7 +57,10 @@ def create_network(
     """
     kind, arguments = network_arguments(name, in_channels, out_channels, strides, kernels, width, deep_supervision)
     net = getattr(nets, kind)(**arguments)
-    return net if attention is None else insert_attention(net, attention, at=tuple(at))
+    if attention is None:
+        return net
+    find(attention, "attention")
+    return insert_attention(net, attention, at=tuple(at))
 
 
 def network_arguments(

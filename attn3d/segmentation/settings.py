@@ -21,6 +21,7 @@ from pydantic import model_validator as check_model
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from attn3d.arguments import nearest, one_of
+from attn3d.factory import find
 from attn3d.segmentation.errors import FileError
 from attn3d.segmentation.io.writing import read_json
 from attn3d.segmentation.labels import Labels
@@ -169,7 +170,8 @@ class Settings(BaseModel):
     @check_model(mode="before")
     @classmethod
     def _settle(cls, values: Any) -> Any:
-        """Checks that there is one budget and that the network is known; without attention there are no sites."""
+        """Checks that there is one budget and that the network and the mechanism are known; without attention there are
+        no sites."""
         values = dict(values)
         if values.get("epochs") is not None and values.get("minutes") is not None:
             raise ValueError(
@@ -179,6 +181,8 @@ class Settings(BaseModel):
             values["epochs"] = EPOCHS
         if values.get("attention", "") in (None, "none"):
             values |= {"attention": None, "at": ()}
+        elif "attention" in values:
+            find(values["attention"], "attention")
         if values.get("network") is not None:
             one_of("network", values["network"], NETWORKS)
         return values

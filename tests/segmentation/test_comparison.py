@@ -74,9 +74,11 @@ def test_a_changed_file_of_settings_is_refused(data, tmp_path, monkeypatch):
         compare(data, out=tmp_path / "all", mechanisms=["eca"], config=config, quiet=True)
 
 
-def test_an_unknown_mechanism_is_refused_before_anything_is_written(data, tmp_path):
+def test_unknown_mechanisms_and_sites_are_refused_before_anything_is_written(data, tmp_path):
     with pytest.raises(ValueError, match="did you mean 'cbam'"):
         compare(data, out=tmp_path / "all", mechanisms=["cbm"], quiet=True)
+    with pytest.raises(ValueError, match="`at` got 'Skip'; did you mean 'skip'"):
+        compare(data, out=tmp_path / "all", mechanisms=["cbam"], at=["Skip"], quiet=True)
     assert not (tmp_path / "all").exists()
 
 

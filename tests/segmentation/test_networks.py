@@ -39,3 +39,8 @@ def test_the_multiple_of_networks_with_fixed_strides(network, multiple):
 def test_deep_supervision_is_a_setting(supervised, outputs):
     network = create_network("ResidualDynUNet", 1, 2, width=4, strides=((2, 2, 2),) * 3, deep_supervision=supervised)
     assert network(torch.zeros(1, 1, 32, 32, 32)).shape == outputs
+
+
+def test_an_unknown_mechanism_is_called_attention():
+    with pytest.raises(ValueError, match="`attention` must be a registered attention, got 'CBAM'; did you mean 'cbam'"):
+        create_network("UNet", 1, 2, attention="CBAM", at=("skip",))

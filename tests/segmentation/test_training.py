@@ -254,7 +254,7 @@ def test_deep_supervision_and_spacing_per_axis(data, tmp_path):
     ("settings", "message"),
     [
         ({"network": "Unet"}, "did you mean 'UNet'"),
-        ({"attention": "cbm"}, "did you mean 'cbam'"),
+        ({"attention": "CBAM"}, "`attention` must be a registered attention, got 'CBAM'; did you mean 'cbam'"),
         ({"at": ("encoders",)}, "encoder"),
         ({"epochs": 0}, "`epochs` must be a whole number of at least 1, got 0"),
         ({"patch_size": (16, 16, 9)}, r"`patch_size` must be multiples of .* try \(16, 16, 10\)"),
