@@ -255,7 +255,7 @@ def _score_files(
 ) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]], Calibration | None]:
     """The scores of a case by label, a row for each of its lesions, and its calibration."""
     true = read_segmentation(reference, values=labels.readable)
-    found = read_segmentation(prediction, true, values=(0, *labels.present))
+    found = read_segmentation(prediction, true, (0, *labels.present), of=f"the reference {reference}")
     one, other = np.asarray(found.dataobj), np.asarray(true.dataobj)
     calibration = None
     if probabilities:

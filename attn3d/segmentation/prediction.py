@@ -211,7 +211,7 @@ def _read_map(path: Path, label: nib.Nifti1Image) -> np.ndarray:
     if not path.exists():
         raise FileError(path, "does not exist, but the labels do; segment the scan again (--overwrite)")
     image = read_volume(path)
-    check_same_grid(path, image, label)
+    check_same_grid(path, image, label, "its labels")
     return np.asarray(image.dataobj)
 
 

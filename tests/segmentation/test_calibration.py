@@ -182,7 +182,7 @@ def test_probabilities_that_cannot_be_used_are_named(folders):
         (not_finite, AFFINE, "sum to 1"),
         (off, AFFINE, "sum to 1"),
         (values * 0.9, AFFINE, "sum to 1"),
-        (values, moved, "off its image's grid"),
+        (values, moved, "off the grid of its labels"),
         (values[..., 0], AFFINE, "must be a 4-D file of several volumes"),
         (values[:-1], AFFINE, "it has shape"),
     ):

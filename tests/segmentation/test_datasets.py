@@ -252,9 +252,10 @@ def test_a_channel_off_the_grid_and_an_unknown_value_are_refused(tmp_path):
     with pytest.raises(FileError, match="value 3; map its values to 0, 1, 2"):
         read_case_label(case, dataset, image)
     layouts.write(case.images[1], layouts.units(1)[1:])
-    with pytest.raises(FileError, match="resample it to the image's grid") as error:
+    with pytest.raises(FileError, match="resample it to that grid") as error:
         read_case_image(case)
     assert str(error.value).startswith(str(case.images[1]))
+    assert f"but {case.images[0]} has" in error.value.problem
     with pytest.raises(FileError, match="has no label"):
         read_case_label(dataset.test_cases[0], dataset, image)
 

@@ -306,7 +306,8 @@ def test_bad_files_are_listed_and_the_others_scored(folders, capsys):
         "half.nii.gz", "missed.nii.gz", "rightly empty.nii.gz", "stray.nii", "forgotten.nii.gz",
     }  # fmt: skip
     assert "not a NIfTI file" in problems["half.nii.gz"]
-    assert "shape (19, 16, 10)" in problems["missed.nii.gz"]
+    owner = f"the reference {references / 'missed.nii.gz'} has (20, 16, 10)"
+    assert f"it has shape (19, 16, 10), but {owner}" in problems["missed.nii.gz"]
     assert "the value 7; map its values to 0, 1, 2" in problems["rightly empty.nii.gz"]
     assert problems["stray.nii"] == f"has no file of the same name in {references}"
     assert problems["forgotten.nii.gz"] == f"has no file of the same name in {predictions}"
@@ -316,7 +317,7 @@ def test_bad_files_are_listed_and_the_others_scored(folders, capsys):
 
 def test_a_prediction_off_the_grid_is_refused(folders):
     nib.save(scan(BOX, AFFINE + 5 * np.eye(4, k=3)), folders[0] / "half.nii.gz")
-    with pytest.raises(FileError, match=r"predictions/half\.nii\.gz: .* up to 5 mm off"):
+    with pytest.raises(FileError, match=r"predictions/half\.nii\.gz: .* 5 mm off the grid of the ref.*/half"):
         evaluate(folders[0] / "half.nii.gz", folders[1] / "half.nii.gz", quiet=True)
 
 

@@ -18,7 +18,7 @@ def read_case_image(case: Case) -> list[nib.Nifti1Image]:
         return read_images(case.images[0], case.volumes)
     first, *others = (read_image(path) for path in case.images)
     for path, image in zip(case.images[1:], others, strict=True):
-        check_same_grid(path, image, first)
+        check_same_grid(path, image, first, str(case.images[0]))
     return [first, *others]
 
 

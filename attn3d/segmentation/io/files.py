@@ -112,6 +112,7 @@ def read_segmentation(
     values: Collection[int] | None = None,
     *,
     threshold: float | None = None,
+    of: str = "its image",
 ) -> nib.Nifti1Image:
     """Reads a reference or a prediction as uint8. It may be empty.
 
@@ -120,6 +121,7 @@ def read_segmentation(
         image: a volume with the required grid; by default any grid is allowed.
         values: the allowed values; by default 0 to 255.
         threshold: for masks of other numbers: values above it become 1, all others 0.
+        of: what errors call ``image``.
 
     Raises:
         FileError: as `read_image`; and when the segmentation is on another grid or has another value.
@@ -129,7 +131,7 @@ def read_segmentation(
     data = np.asanyarray(label.dataobj).reshape(label.shape[:3])
     if image is None:
         image = type(label)(data, label.affine, label.header)
-    check_same_grid(path, label, image)
+    check_same_grid(path, label, image, of)
     if threshold is not None:
         if not np.isfinite(data).all():
             raise FileError(path, "the mask contains NaN or infinite values; replace them by 0")
@@ -157,7 +159,7 @@ def read_probabilities(path: Path | str, image: nib.Nifti1Image) -> nib.Nifti1Im
     if not Path(path).exists():
         raise FileError(path, "does not exist; `attn3d predict --probabilities` writes it beside the labels")
     found = _read(path, volumes=None)
-    check_same_grid(path, found, image)
+    check_same_grid(path, found, image, "its labels")
     return found
 
 
@@ -166,19 +168,25 @@ def values_in(data: np.ndarray) -> np.ndarray:
     return np.unique(data.ravel(order="K"))
 
 
-def check_same_grid(path: Path | str, image: nib.Nifti1Image, other: nib.Nifti1Image) -> None:
+def check_same_grid(path: Path | str, image: nib.Nifti1Image, other: nib.Nifti1Image, of: str = "its image") -> None:
     """Checks that an image is on the grid of another image, within a tenth of a voxel.
+
+    Args:
+        path: the file of ``image``.
+        image: the image to check.
+        other: the image with the required grid.
+        of: what errors call ``other``.
 
     Raises:
         FileError: when it is not; the error names ``path``.
     """
     shape = image.shape[:3]
     if shape != other.shape:
-        raise FileError(path, f"it has shape {shape}, but its image has {other.shape}; resample it to the image's grid")
+        raise FileError(path, f"it has shape {shape}, but {of} has {other.shape}; resample it to that grid")
     distance = _largest_displacement(image.affine, other.affine, shape)
     if distance > 0.1 * nib.affines.voxel_sizes(other.affine).min():
-        advice = _two_positions(image, "it") or _two_positions(other, "its image") or "resample it to the image's grid"
-        raise FileError(path, f"it is up to {distance:.3g} mm off its image's grid; {advice}")
+        advice = _two_positions(image, "it") or _two_positions(other, of) or "resample it to that grid"
+        raise FileError(path, f"it is up to {distance:.3g} mm off the grid of {of}; {advice}")
 
 
 def _rounded(path: Path | str, data: np.ndarray) -> np.ndarray:
