@@ -1,5 +1,6 @@
 """Calibration of probabilities: compared with MONAI, TorchMetrics and scikit-learn, and its files."""
 
+import itertools
 import json
 
 import nibabel as nib
@@ -160,9 +161,10 @@ def test_regions_have_no_calibration(folders):
         evaluate(*folders, labels=Labels(("all", "core"), ((1, 2), (1,)), (2, 1)), probabilities=True, quiet=True)
 
 
-def test_images_of_uncertainty_are_not_predictions(folders):
-    for what in ("entropy", "spread"):
-        nib.save(scan(np.zeros(SHAPE, np.float32), AFFINE), folders[0] / f"a_{what}.nii.gz")
+@pytest.mark.parametrize("sides", [[0], [1], [0, 1]], ids=["predictions", "references", "both"])
+def test_images_of_uncertainty_are_not_segmentations(sides, folders):
+    for what, side in itertools.product(("entropy", "spread"), sides):
+        nib.save(scan(np.zeros(SHAPE, np.float32), AFFINE), folders[side] / f"a_{what}.nii.gz")
     nib.save(scan(np.zeros(SHAPE, np.uint8), AFFINE), folders[0] / "c_entropy.nii.gz")
     assert [path.rpartition("/")[2] for path in evaluate(*folders, quiet=True)["failed"]] == ["c_entropy.nii.gz"]
 

@@ -12,8 +12,9 @@ def find_pairs(prediction: Path, reference: Path) -> tuple[dict[str, tuple[Path,
     """The prediction and reference of each case, and the problem of each file that cannot be used.
 
     Args:
-        prediction: a file, or a folder in which `attn3d.segmentation.predict` wrote.
-        reference: a file, or a folder of files with the same names.
+        prediction: a file, or a folder of files.
+        reference: a file, or a folder of files with the same names. The other images that
+            `attn3d.segmentation.predict` writes for a case are left out in both folders.
 
     Raises:
         FileError: when one does not exist, when one is a file and the other a folder, or when no names agree.
@@ -26,9 +27,7 @@ def find_pairs(prediction: Path, reference: Path) -> tuple[dict[str, tuple[Path,
         raise FileError(file, "is a file, but the other path is a folder; give two files or two folders")
     if not prediction.is_dir():
         return {stem(reference): (prediction, reference)}, {}
-    (predictions, twice), (references, others) = files_by_name(prediction), files_by_name(reference)
-    beside = {f"{name}_{what}" for name in predictions for what in _BESIDE} - references.keys()
-    predictions = {name: path for name, path in predictions.items() if name not in beside}
+    (predictions, twice), (references, others) = _label_maps(prediction), _label_maps(reference)
     failed = {str(path): problem for path, problem in (twice | others).items()}
     ambiguous = {stem(path) for path in failed}
     pairs = {name: (predictions[name], path) for name, path in references.items() if name in predictions}
@@ -38,6 +37,13 @@ def find_pairs(prediction: Path, reference: Path) -> tuple[dict[str, tuple[Path,
         alone = [path for name, path in files.items() if name not in pairs.keys() | ambiguous]
         failed |= {str(path): f"has no file of the same name in {other}" for path in alone}
     return pairs, failed
+
+
+def _label_maps(folder: Path) -> tuple[dict[str, Path], dict[Path, str]]:
+    """As `files_by_name`, without the other images of a case."""
+    files, twice = files_by_name(folder)
+    beside = {f"{name}_{what}" for name in files for what in _BESIDE}
+    return {name: path for name, path in files.items() if name not in beside}, twice
 
 
 def probabilities_of(prediction: Path) -> Path:
