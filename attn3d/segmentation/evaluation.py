@@ -5,8 +5,7 @@ prediction nor the reference gets the best score. Scores of a cohort are means o
 the label, since many empty cases raise the mean over all cases; and scores of all cases pooled as one volume.
 """
 
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Collection, Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from attn3d.segmentation.summaries import relative_difference, summarise, write_
 
 # These options give the fastest search if surfaces are far apart, by a factor of 30 for nested balls.
 _TREE = {"leafsize": 32, "balanced_tree": False, "compact_nodes": False}
+_FEW = 32  # values that a map may have whatever its regions look like
 _ROUNDING = 1e-6  # mm; a surface at exactly the tolerance is within it
 
 
@@ -120,7 +120,7 @@ def evaluate(
             cohort) and ``scores.json``, and if requested ``lesions.csv`` and ``calibration.png``, a reliability
             diagram; by default no file is written.
         labels: the allowed values other than 0 and their names, or `Labels` from `read_labels`; by default all values
-            that occur.
+            that occur in the files, where a scan is not accepted.
         tolerance: the largest distance in mm that the surface Dice accepts.
         lesions: whether to also match lesions one to one, with an IoU above 0.5, and to add the scores of
             `attn3d.segmentation.lesions.match_lesions`. For the cohort, they are computed over all lesions and have
@@ -145,7 +145,8 @@ def evaluate(
     if scores_file is not None and scores_file.exists() and not overwrite:
         raise FileError(scores_file, "already exists; choose another folder, or overwrite it (--overwrite)")
     pairs, failed = find_pairs(Path(prediction), Path(reference))
-    labels = _labels(pairs.values()) if labels is None else Labels.of(labels)
+    labels = _labels(pairs.values(), failed) if labels is None else Labels.of(labels)
+    pairs = {name: pair for name, pair in pairs.items() if not failed.keys() & {str(path) for path in pair}}
     if labels.regions and probabilities:
         raise ValueError("`probabilities` are for labels, got regions, whose probabilities do not sum to 1")
     if not labels.names and failed:
@@ -241,13 +242,33 @@ def _lesions(mask: np.ndarray, touching: np.ndarray) -> tuple[int, int]:
     return int(pieces.max(initial=0)), len(np.unique(pieces[mask & touching]))
 
 
-def _labels(pairs: Collection[tuple[Path, Path]]) -> Labels:
-    """The values that occur in the files that can be read, each with a name."""
+def _labels(pairs: Collection[tuple[Path, Path]], failed: MutableMapping[str, str]) -> Labels:
+    """The values that occur in the files, each with a name. ``failed`` gets the problems of files without labels."""
     values: set[int] = set()
     for path in (path for pair in pairs for path in pair):
-        with suppress(Exception):  # reported when the file is scored
-            values.update(values_in(np.asarray(read_segmentation(path).dataobj)).tolist())
+        with failure_noted(path, failed):
+            label = np.asarray(read_segmentation(path).dataobj)
+            found = values_in(label).tolist()
+            if len(found) > _FEW and _differs_everywhere(label):
+                raise FileError(
+                    path,
+                    f"is a scan, most of its neighbouring voxels differ, with {len(found)} values in all; give a label "
+                    "map, or the meaning of its `labels`",
+                )
+            values.update(found)
     return Labels.of({value: f"label {value}" for value in values - {0}})
+
+
+def _differs_everywhere(label: np.ndarray) -> bool:
+    """Whether most neighbours among the voxels that are not 0 differ. The regions of a label map are larger."""
+    same, different = 0, 0
+    for axis in range(label.ndim):
+        along = np.moveaxis(label, axis, 0)
+        one, other = along[1:], along[:-1]
+        both = (one > 0) & (other > 0)
+        same += int((both & (one == other)).sum())
+        different += int((both & (one != other)).sum())
+    return different > same
 
 
 def _score_files(

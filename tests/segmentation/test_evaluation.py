@@ -291,6 +291,32 @@ def test_two_files_and_labels_by_their_values(folders):
     assert list(scores["overall"]) == ["label 1"]
 
 
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_scan_is_no_label_map(side, folders):
+    """An 8-bit scan has whole numbers from 0 to 255 too. The other cases are scored."""
+    noise = np.random.default_rng(0).integers(0, 256, SHAPE).astype(np.uint8)
+    path = folders[side] / "half.nii.gz"
+    nib.save(scan(noise, AFFINE), path)
+    scores = evaluate(*folders, quiet=True)
+    assert list(scores["overall"]) == ["label 1"]
+    assert list(scores["failed"]) == [str(path)]
+    with pytest.raises(FileError, match=r"half\.nii\.gz: is a scan, .* with 256 values in all; give a label map"):
+        evaluate(*(folder / "half.nii.gz" for folder in folders), quiet=True)
+    nib.save(scan((1000.5 * noise).astype(np.float32), AFFINE), path)
+    with pytest.raises(
+        FileError, match=r"half\.nii\.gz: the label contains the value 1000\.5; map its values to whole"
+    ):
+        evaluate(*(folder / "half.nii.gz" for folder in folders), quiet=True)
+
+
+def test_a_parcellation_of_many_small_regions_is_scored(tmp_path):
+    regions = np.arange(1, 251, dtype=np.uint8).reshape(10, 5, 5).repeat(2, axis=0).repeat(3, axis=1).repeat(2, axis=2)
+    nib.save(scan(regions, AFFINE), tmp_path / "regions.nii.gz")
+    scores = evaluate(tmp_path / "regions.nii.gz", tmp_path / "regions.nii.gz", quiet=True)
+    assert len(scores["labels"]) == 250
+    assert scores["overall"]["label 250"]["dice"] == 1
+
+
 def test_bad_files_are_listed_and_the_others_scored(folders, capsys):
     predictions, references = folders
     (predictions / "half.nii.gz").write_bytes(b"no NIfTI")
