@@ -34,6 +34,7 @@ class Fingerprint:
         volume_ml: median volume of each label over these cases.
         scans: as ``intensities``, over all voxels.
         labelled: as ``intensities`` of the first channel, for each label.
+        darkest: the smallest and the largest `darkest_of` of all scans.
     """
 
     cases: int
@@ -45,6 +46,7 @@ class Fingerprint:
     volume_ml: dict[str, float]
     scans: tuple[dict[str, float], ...] = ()
     labelled: dict[str, dict[str, float]] = field(default_factory=dict)
+    darkest: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ def take_fingerprint(dataset: Dataset, cases: Sequence[Case], *, quiet: bool = F
         FileError: when a file cannot be used, a case has another number of channels than the first one, or no voxel
             of any case is labelled.
     """
-    shapes, spacings, samples, scans = [], [], [], []
+    shapes, spacings, samples, scans, darkest = [], [], [], [], []
     inside: dict[str, list[np.ndarray]] = {name: [] for name in dataset.labels.names}
     volumes: dict[str, list[float]] = {name: [] for name in dataset.labels.names}
     for case in track(cases, "reading the training cases", disable=quiet):
@@ -90,6 +92,7 @@ def take_fingerprint(dataset: Dataset, cases: Sequence[Case], *, quiet: bool = F
         chosen = labels > 0 if labels.any() else np.ones(labels.shape, bool)
         samples.append([_sample(image, chosen) for image in images])
         scans.append([_sample(image, ...) for image in images])
+        darkest.append(darkest_of(images[0]))
         millilitres = voxel_millilitres(affine)
         for name, mask in dataset.labels.masks(labels):
             if count := int(mask.sum()):
@@ -112,7 +115,13 @@ def take_fingerprint(dataset: Dataset, cases: Sequence[Case], *, quiet: bool = F
         volume_ml={name: round(float(np.median(found)), 3) for name, found in volumes.items() if found},
         scans=tuple(_summary(channel) for channel in zip(*scans, strict=True)),
         labelled={name: _summary(found) for name, found in inside.items() if found},
+        darkest=(min(darkest), max(darkest)),
     )
+
+
+def darkest_of(image: nib.Nifti1Image) -> float:
+    """The percentile 0.5 of a scan, which is air in most CT."""
+    return round(float(np.percentile(_sample(image, ...), 0.5)), 4)
 
 
 def propose_geometry(

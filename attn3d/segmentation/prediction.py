@@ -17,6 +17,7 @@ from attn3d.plotting import plot_segmentation
 from attn3d.segmentation.components import largest, middle_of_largest, without_small
 from attn3d.segmentation.datasets import Case, Dataset, find_scans, read_case_image, read_case_label
 from attn3d.segmentation.errors import FileError, failing_as, failure_noted
+from attn3d.segmentation.fingerprint import darkest_of
 from attn3d.segmentation.grid import voxel_millilitres
 from attn3d.segmentation.inference import Segmentation, View, highest_entropy, measures_of, segment
 from attn3d.segmentation.io.dicom_seg import check_series, highdicom, write_dicom_seg
@@ -31,6 +32,7 @@ from attn3d.segmentation.preprocessing import intensities_of
 from attn3d.segmentation.processes import joined
 from attn3d.segmentation.runs import Run, open_runs
 from attn3d.segmentation.settings import Configuration, Settings, checked
+from attn3d.segmentation.windows import warn_of_other_modality
 
 _FORMATS = ("nii.gz", *(ending[1:] for ending in ENDINGS))
 
@@ -236,6 +238,7 @@ def _segment(
     if dicom_seg:
         check_series(case.images[0])
     images = read_case_image(case)
+    warn_of_other_modality(case.images[0], darkest_of(images[0]), run.config.windows, run.darkest)
     found = _labels(images, networks, **options)
     segmentation = found.labels
     if keep_largest:

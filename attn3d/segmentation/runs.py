@@ -76,6 +76,12 @@ class Run:
         """Whether the training and the scoring are finished."""
         return self.weights.exists() and self.scores.exists()
 
+    @property
+    def darkest(self) -> list[float]:
+        """The ``darkest`` of the training scans; empty if the folder has no such fingerprint."""
+        path = self.folder / PARTS[0]
+        return read_json(path).get("darkest", []) if path.exists() else []
+
     def new_network(self) -> nn.Module:
         """A new network with the settings of the run."""
         config = self.config

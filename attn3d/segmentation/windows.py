@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from attn3d.segmentation.fingerprint import Fingerprint
 
@@ -9,6 +10,7 @@ _SOFT_TISSUE = (40.0, 380.0)  # level and width in HU
 BRAIN_WINDOWS = ((40.0, 80.0), (80.0, 200.0), _SOFT_TISSUE)  # brain, subdural, soft tissue
 _HEAD = (-20.0, 180.0)  # HU of labels in a head, from fluid to clotted blood: the subdural window
 _AIR = -200.0  # HU; air and the padding of scanners are below
+_CT_AIR = -800.0  # HU; the air of every CT is below, and few voxels of other scans
 _NARROWEST = 80.0  # HU
 
 Windows = tuple[tuple[float, float], ...]
@@ -57,6 +59,28 @@ def warn_of_invisible(windows: Sequence[Sequence[float]] | None, fingerprint: Fi
                 label["median"],
                 shown,
             )
+
+
+def warn_of_other_modality(
+    path: Path, darkest: float, windows: Sequence[Sequence[float]] | None, trained: Sequence[float]
+) -> None:
+    """Warns of a scan without air for a CT run, and of a CT for another run, if no training scan was like it.
+
+    Args:
+        path: the file of the scan.
+        darkest: its `darkest_of`.
+        windows: the windows of the run, None if it is not in Hounsfield units.
+        trained: the smallest and the largest `darkest_of` of the training scans; empty if they are unknown.
+    """
+    if not trained:
+        return
+    found = None
+    if windows is not None and trained[1] <= _AIR < darkest:
+        found = "has no air, its values are from %g, but all training scans have air; the run is for CT"
+    if windows is None and darkest < _CT_AIR and trained[0] > _AIR:
+        found = "has the air of a CT, its values are from %g, but no training scan has it; the run is not for CT"
+    if found:
+        logger.warning(f"%s: {found}", path, darkest)
 
 
 def _window(intensities: Mapping[str, float]) -> tuple[float, float]:

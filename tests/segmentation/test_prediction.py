@@ -108,6 +108,20 @@ def test_a_batch_goes_on_after_failed_cases(run, tmp_path):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["first.nii.gz", "last.nii.gz"]
 
 
+def test_a_scan_without_air_is_named_by_a_run_on_ct(run, tmp_path, caplog):
+    """Runs without this entry in their fingerprint do not warn."""
+    scans = save(tmp_path / "scans", mri=bright()[0], ct=bright()[0] - 1000)
+    predict(run.folder, scans, tmp_path / "first", quiet=True)
+    assert not caplog.records
+    (run.folder / "fingerprint.json").write_text(json.dumps({"darkest": [-1000, -990]}))
+    predict(run.folder, scans, tmp_path / "second", quiet=True)
+    (record,) = caplog.records
+    assert record.getMessage().startswith(f"{scans / 'mri.nii.gz'}: has no air")
+    (run.folder / "fingerprint.json").unlink()
+    predict(run.folder, scans, tmp_path / "third", quiet=True)
+    assert len(caplog.records) == 1
+
+
 def test_existing_labels_are_skipped_but_counted(run, tmp_path):
     """A batch that was killed or extended is completed; its table of statistics has all cases."""
 

@@ -12,7 +12,7 @@ from attn3d.segmentation.datasets import find_dataset
 from attn3d.segmentation.fingerprint import take_fingerprint
 from attn3d.segmentation.portable import to_channels
 from attn3d.segmentation.settings import settings_from
-from attn3d.segmentation.windows import BRAIN_WINDOWS
+from attn3d.segmentation.windows import BRAIN_WINDOWS, warn_of_other_modality
 from tests.segmentation.volumes import AFFINES, scan
 
 SHAPE = (20, 20, 20)
@@ -85,3 +85,33 @@ def test_mri_in_the_folders_of_a_ct_data_set_is_not_windowed(tissue, label, tmp_
     assert config.windows is None
     assert "its intensities are not Hounsfield units" in caplog.text
     assert contrast(dataset, config.windows) > 0.5
+
+
+def test_the_fingerprint_has_the_darkest_values_of_all_scans(tmp_path):
+    dataset = cohort(tmp_path, -1000, 35, 65)
+    image = nib.load(dataset.cases[1].images[0])
+    nib.save(scan(np.maximum(np.asarray(image.dataobj), -30), image.affine), dataset.cases[1].images[0])
+    assert take_fingerprint(dataset, dataset.cases, quiet=True).darkest == (-1000, -30)
+
+
+CT, NOT_CT, SOME_WITHOUT_SKULL = (-1024, -990), (-3, 20), (-1000, 0)
+
+
+@pytest.mark.parametrize(
+    ("darkest", "windows", "trained", "message"),
+    [
+        (-5, BRAIN_WINDOWS, CT, "has no air, its values are from -5, but all training scans have air"),
+        (-1000, None, NOT_CT, "has the air of a CT, its values are from -1000, but no training scan has it"),
+        (-950, BRAIN_WINDOWS, CT, ""),
+        (0, BRAIN_WINDOWS, SOME_WITHOUT_SKULL, ""),
+        (-300, None, NOT_CT, ""),
+        (-1000, None, CT, ""),
+        (0, BRAIN_WINDOWS, (), ""),
+    ],
+)
+def test_a_scan_of_another_modality_is_named(darkest, windows, trained, message, caplog):
+    with caplog.at_level(logging.WARNING, "attn3d"):
+        warn_of_other_modality("scan.nii.gz", darkest, windows, trained)
+    assert [record.getMessage().partition(";")[0] for record in caplog.records] == (
+        [f"scan.nii.gz: {message}"] if message else []
+    )
