@@ -75,7 +75,7 @@ def test_a_pattern_is_created_from_plain_data():
 
 def test_numbers_of_numpy_make_modules_that_can_be_scripted():
     options = {"branches": np.int64(3), "groups": np.int64(4), "min_channels": np.int64(2), "reduction": np.int64(2)}
-    module = attn3d.create_attention("sk", spatial_dims=2, channels=np.int64(8), **options)
+    module = attn3d.create_attention("sk", spatial_dims=np.int64(2), channels=np.int64(8), **options)
     x = torch.randn(1, 8, 4, 5)
     torch.testing.assert_close(torch.jit.script(module.eval())(x), module(x))
 

@@ -10,17 +10,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from attn3d.arguments import of_python
 from attn3d.capture import is_captured, is_eager
 
 _Volume = TypeVar("_Volume", Tensor, nn.Module)
 
 
 def check_spatial_dims(spatial_dims: int) -> int:
-    """Returns ``spatial_dims``.
+    """Returns ``spatial_dims`` as an integer of Python.
 
     Raises:
         ValueError: if it is not 1, 2 or 3.
     """
+    spatial_dims = of_python(spatial_dims)
     if spatial_dims not in (1, 2, 3):
         raise ValueError(f"`spatial_dims` must be 1, 2 or 3, got {spatial_dims!r}")
     return spatial_dims
