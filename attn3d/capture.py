@@ -44,6 +44,12 @@ def is_transformed() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
+def is_func_gradient() -> bool:
+    """Returns whether `torch.func.grad`, `vjp` or `jacrev` is active, in which custom operators have no gradient."""
+    stack = torch._C._functorch.get_interpreter_stack() or ()
+    return any(one.key() == torch._C._functorch.TransformType.Grad for one in stack)
+
+
 def is_forward_mode() -> bool:
     """Returns whether derivatives are computed in forward mode, as by `torch.func.jvp`."""
     return forward_ad._current_level >= 0

@@ -11,7 +11,7 @@ from attn3d.attention import sdpa
 from attn3d.attention.memory import needs_grad
 from attn3d.attention.operator import attend_tiled
 from attn3d.attention.tiled import dropout_of, refuse_forward_mode
-from attn3d.capture import at_least_single, is_forward_mode, without_autocast
+from attn3d.capture import at_least_single, is_captured, is_forward_mode, is_func_gradient, without_autocast
 
 BACKENDS = ("auto", "sdpa", "chunked", "math")
 
@@ -56,7 +56,8 @@ def attend(
 
     Raises:
         TypeError: if ``memory_budget`` is not a number of bytes, or the dtype of an argument does not fit.
-        RuntimeError: if a derivative in forward mode is computed with another backend than "math".
+        RuntimeError: if a derivative in forward mode is computed with another backend than "math", or a gradient of
+            `torch.func` with tiles.
         ValueError: if shapes do not fit, ``backend`` is unknown or does not support the arguments, or the budget is
             too small; the message gives the smallest budget that works.
     """
@@ -86,6 +87,8 @@ def attend(
             fused = needed <= budget
     if fused:
         return sdpa.attend_fused(q, k, v, scale, key_mask, bias)
+    if training and not is_captured() and is_func_gradient():
+        raise RuntimeError("`backend` 'chunked' has no gradient in torch.func; backend='math' and 'sdpa' have one")
     return attend_tiled(q, k, v, bias, key_mask, seed, scale, dropout, training, budget)[0]
 
 

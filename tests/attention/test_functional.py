@@ -311,3 +311,19 @@ class TestChoice:
         program = torch.export.export(Layer(), leaves, strict=False)
         assert taken == [chosen]
         torch.testing.assert_close(program.module()(*leaves), attend(*leaves, backend="math"))
+
+
+@pytest.mark.parametrize("transform", [torch.func.grad, torch.func.jacrev])
+def test_a_gradient_of_torch_func_through_tiles_is_refused(transform):
+    """PyTorch supports no custom operator there. `vmap` and then `backward` work."""
+    q = torch.randn(3, 1, 2, 5, 4, requires_grad=True)
+
+    def total(q, backend="chunked"):
+        return attend(q, q, q, backend=backend).square().sum()
+
+    with pytest.raises(RuntimeError, match=r"`backend` 'chunked' has no gradient in torch\.func; backend='math' and"):
+        transform(total)(q[0])
+    expected = torch.stack([torch.func.grad(total)(one, "math") for one in q])
+    torch.testing.assert_close(torch.func.vmap(torch.func.grad(lambda q: total(q, "sdpa")))(q), expected)
+    (found,) = torch.autograd.grad(torch.func.vmap(total)(q).sum(), q)
+    torch.testing.assert_close(found, expected)
