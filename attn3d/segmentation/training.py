@@ -89,6 +89,8 @@ def train(
     if workers is not None and workers < 0:
         raise ValueError(f"`workers` must be 0 or more, got {workers}")
     if resume:
+        if not (out / PARTS[-1]).exists():
+            raise FileError(out, "has no training to resume; start it again without --resume")
         run = Run.open(out, data)
     # Of several processes, only the first one locks the folder.
     with locked(out, _PARTS) if _is_first_process() else nullcontext():

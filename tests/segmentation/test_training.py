@@ -303,8 +303,21 @@ def test_a_run_of_another_version_is_refused(run, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(settings | {"format": 0}))
     with pytest.raises(FileError, match="format 3"):
         Run.open(tmp_path)
-    with pytest.raises(FileError, match=r"config\.json: does not exist"):
-        train(out=tmp_path / "nothing", resume=True)
+
+
+def test_a_training_stopped_before_its_first_files_cannot_be_resumed(data, tmp_path, monkeypatch):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    out = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "take_fingerprint", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            train(data, out=out, **SMALL)
+    for folder in (out, tmp_path / "nothing"):
+        with pytest.raises(FileError, match=f"{folder}: has no training to resume; start it again without --resume"):
+            train(out=folder, resume=True)
+    assert train(data, out=out, **(SMALL | {"epochs": 1})).finished
 
 
 def test_a_finished_run_is_not_trained_again(run):
