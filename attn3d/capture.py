@@ -56,7 +56,13 @@ def is_forward_mode() -> bool:
 
 
 def uncompiled(net: nn.Module) -> nn.Module:
-    """Returns the network inside the result of `torch.compile`, or ``net``."""
+    """Returns the network inside the result of `torch.compile`, or ``net``.
+
+    Raises:
+        TypeError: if it is not a module, such as the class of a network.
+    """
+    if not isinstance(net, nn.Module):
+        raise TypeError(f"`net` must be a torch.nn.Module, got {net!r:.80}")
     return getattr(net, "_orig_mod", net)
 
 

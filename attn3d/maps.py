@@ -55,6 +55,7 @@ def attention_maps(
         - "affinity": weights between channels, (B, C', C').
 
     Raises:
+        TypeError: if ``net`` is not a module.
         ValueError: if the network has no supported attention, a site is unknown, or a voxel is outside the grid.
 
     Examples:

@@ -834,9 +834,17 @@ class TestSums:
         torch.testing.assert_close(net(x), expected)
 
 
-def test_an_argument_that_is_not_a_network_is_refused():
-    with pytest.raises(TypeError, match=r"`net` must be a torch\.nn\.Module, got int"):
-        attn3d.insert_attention(3, "se", at="encoder")
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda net: attn3d.insert_attention(net, "se", at="encoder"),
+        attn3d.attention_sites,
+        lambda net: attn3d.attention_maps(net, torch.zeros(1, 1, 8, 8, 8)),
+    ],
+)
+def test_an_argument_that_is_not_a_network_is_refused(call):
+    with pytest.raises(TypeError, match=r"`net` must be a torch\.nn\.Module, got <class 'monai\..*UNet'>"):
+        call(UNet)
 
 
 def test_a_shape_is_required_if_all_guesses_fail():

@@ -48,6 +48,7 @@ def attention_sites(net: nn.Module, input_shape: Sequence[int] | None = None) ->
         of a network whose class is registered, or every module of another network that returns a map.
 
     Raises:
+        TypeError: if ``net`` is not a module.
         ValueError: if the network does not run on ``input_shape``, or on any guess.
 
     Examples:
@@ -289,8 +290,6 @@ def _check_open(net: nn.Module) -> None:
         )
     if isinstance(net, torch.jit.ScriptModule):
         raise ValueError("`net` must not be scripted or traced: insert attention first")
-    if not isinstance(net, nn.Module):
-        raise TypeError(f"`net` must be a torch.nn.Module, got {type(net).__name__}")
 
 
 def _forget_compiled() -> None:
