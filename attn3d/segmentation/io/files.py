@@ -196,7 +196,8 @@ def _rounded(path: Path | str, data: np.ndarray) -> np.ndarray:
     near = (off > 0) & (off <= _OFF_WHOLE)
     if not near.any():
         return data
-    logger.warning("%s: labels that differ from whole numbers by up to %.1g are rounded", path, off[near].max())
+    if off.max() <= _OFF_WHOLE:  # otherwise the file is refused
+        logger.warning("%s: labels that differ from whole numbers by up to %.1g are rounded", path, off.max())
     return np.where(near, whole, data)
 
 

@@ -330,10 +330,12 @@ def test_labels_close_to_whole_numbers_are_rounded_with_a_warning(tmp_path, capl
     label = read_segmentation(tmp_path / "label.nii", values=[0, 1, 2])
     assert np.array_equal(np.asarray(label.dataobj), np.rint(data))
     assert "label.nii: labels that differ from whole numbers by up to 0.0004 are rounded" in caplog.text
+    caplog.clear()
     data[3] = 2.002
     nib.save(nib.Nifti1Image(data, np.eye(4)), tmp_path / "label.nii")
     with pytest.raises(FileError, match=r"the label contains the value 2\.002; map its values to 0, 1, 2"):
         read_segmentation(tmp_path / "label.nii", values=[0, 1, 2])
+    assert not caplog.records
 
 
 def test_a_pipe_is_refused_without_waiting(tmp_path):
