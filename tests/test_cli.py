@@ -22,6 +22,7 @@ from tests.segmentation.conftest import SMALL
 from tests.segmentation.volumes import AFFINES, head, scan
 
 RUNNER = CliRunner()
+FOUR_AXES = {"spatial_dims": 4, "in_channels": 1, "out_channels": 2, "channels": [4, 8], "strides": [2]}
 
 
 def run(*arguments):
@@ -78,14 +79,22 @@ def test_sites_of_a_network_by_name_and_by_module():
     [
         (["sites", "UNett"], "`network` must be a name"),
         (["sites", "UNet", "--options", "{"], "`options` must be JSON"),
-        (["sites", "SwinUNETR"], "needs --options"),
+        (["sites", "unet"], "`network` must be a name of monai.networks.nets or module:callable, got 'unet'"),
+        (["sites", "..:UNet"], "`network` must be a name"),
+        (["sites", "UNet", "--options", "3"], "`options` must be JSON"),
+        (["sites", "SwinUNETR"], "`network` SwinUNETR needs other --options: TypeError: "),
+        (["sites", "UNet", "--options", json.dumps(FOUR_AXES)], "`network` UNet needs other --options: IndexError: "),
+        (["sites", "os:getcwd"], "`net` must be a torch.nn.Module, got '/"),
         (["sites", "UNet", "--shape", "64"], "`shape` must be batch"),
         (["train", "--attention", '["cbam"'], "`attention` must be a name or JSON"),
         (["train", "--devices", "none"], "`devices` must be auto"),
         (["train", "--resume", "--epochs", "3"], "give no others"),
         (["train", "--data", "nowhere", "--out", "new"], "nowhere: is not a folder"),
         (["train", "--data", "nowhere", "--out", "new", "--folds", "3"], "nowhere: is not a folder"),
-        (["train", "--data", "nowhere", "--out", "new", "--folds", "my.json"], "my.json: does not exist"),
+        (
+            ["train", "--data", "nowhere", "--out", "new", "--folds", "my.json"],
+            "my.json: does not exist; give the number of folds, from 2, or a file with a split for each",
+        ),
         (
             ["train", "--folds", "3", "--fold", "1"],
             "`fold` needs `folds` to be a file with splits, got `fold` 1 and `folds` 3",
@@ -96,6 +105,7 @@ def test_sites_of_a_network_by_name_and_by_module():
         (["evaluate", "nowhere", "nothing"], "does not exist"),
         (["report", "nowhere"], "does not exist"),
         (["compare", "--mechanisms", "cbm", "--out", "new"], "did you mean 'cbam'"),
+        (["compare", "--mechanisms", "se, cbam", "--at", "skip, Encoder", "--out", "new"], "`at` got 'Encoder'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -107,6 +117,20 @@ def test_errors_of_the_user_are_printed_in_one_line(arguments, message, tmp_path
     assert line.startswith(f"attn3d {arguments[0]}: ")
     assert message in line
     assert not list(tmp_path.iterdir()), "no files must be left"
+
+
+def test_a_file_in_place_of_a_folder_is_named(tmp_path):
+    file = tmp_path / "file"
+    file.touch()
+    for command in (["train", "--data", tmp_path], ["compare", "--mechanisms", "se"]):
+        for out in (file, file / "new"):
+            result = run(*command, "--out", out)
+            assert result.exit_code == 2
+            assert lines(result) == [f"attn3d {command[0]}: {out}: is a file, or in a file; give a folder"]
+    result = run("report", file)
+    assert lines(result) == [
+        f"attn3d report: {file / 'config.json'}: does not exist; give the folder of a run of `attn3d train`"
+    ]
 
 
 def test_a_full_disk_is_an_error_of_one_line(tmp_path, monkeypatch):

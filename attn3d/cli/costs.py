@@ -69,8 +69,8 @@ def sites(
 def _network(name: str, options: str) -> Any:
     """Builds a network by name. Without options, the networks of the segmentation application have its defaults."""
     try:
-        arguments = json.loads(options)
-    except ValueError as error:
+        arguments = {**json.loads(options)}
+    except (ValueError, TypeError) as error:
         raise ValueError(f"`options` must be JSON such as '{{\"spatial_dims\": 3}}', got {options!r}") from error
     module, _, target = name.rpartition(":")
     if not module:
@@ -81,12 +81,14 @@ def _network(name: str, options: str) -> Any:
         module = "monai.networks.nets"
     try:
         build = getattr(import_module(module), target)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"`network` must be a name of monai.networks.nets or module:callable, got {name!r}") from error
+    except (ImportError, AttributeError, TypeError):  # a TypeError for a name that begins with a dot
+        build = None
+    if not callable(build):
+        raise ValueError(f"`network` must be a name of monai.networks.nets or module:callable, got {name!r}")
     try:
         return build(**arguments)
-    except TypeError as error:
-        raise ValueError(f"`network` {name} needs --options: {error}") from error
+    except Exception as error:  # networks raise many kinds
+        raise ValueError(f"`network` {name} needs other --options: {type(error).__name__}: {error}") from error
 
 
 def _shape(text: str) -> tuple[int, ...] | None:

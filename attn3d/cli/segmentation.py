@@ -96,7 +96,7 @@ def train(
             "seed": seed,
             "start_from": None if start_from is None else str(start_from),
         }
-        settings |= {"at": None if at is None else at.split(",")}
+        settings |= {"at": None if at is None else _names(at)}
         settings = {name: value for name, value in settings.items() if value is not None}
         if resume and (settings or config is not None or folds is not None):
             raise ValueError(
@@ -287,8 +287,8 @@ def compare(
         found = segmentation.compare(
             data,
             out=out,
-            mechanisms=mechanisms.split(","),
-            at=at.split(","),
+            mechanisms=_names(mechanisms),
+            at=_names(at),
             seeds=seeds,
             config=config,
             workers=workers,
@@ -300,7 +300,12 @@ def compare(
 
 def _axes(text: str | None) -> list[Any]:
     """Splits axes at commas. Entries that are not numbers stay text, which the check of the setting refuses."""
-    return [int(one) if one.isdecimal() else one for one in text.split(",")] if text else []
+    return [int(one) if one.isdecimal() else one for one in _names(text)] if text else []
+
+
+def _names(text: str) -> list[str]:
+    """Splits names at commas, after which there may be spaces."""
+    return [one.strip() for one in text.split(",")]
 
 
 def _spec(text: str | None) -> Any:

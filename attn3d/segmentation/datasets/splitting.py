@@ -50,7 +50,9 @@ def read_splits(path: Path | str) -> list[Any]:
     Raises:
         FileError: when the file cannot be read, or is not a list.
     """
-    splits = read_json(path)
+    splits = read_json(
+        path, missing="does not exist; give the number of folds, from 2, or a file with a split for each"
+    )
     if not isinstance(splits, list) or not splits:
         raise FileError(path, "must be a list with a split for each fold, such as nnU-Net's splits_final.json")
     return splits

@@ -156,7 +156,7 @@ def _readable(path: Path | str, missing: str, kind: str) -> Iterator[None]:
     """Turns errors of reading a file into a `FileError` of one line."""
     try:
         yield
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise FileError(path, missing) from error
     except OSError as error:
         raise FileError(path, f"cannot be read: {error.strerror or error}") from error
