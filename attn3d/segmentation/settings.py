@@ -181,7 +181,7 @@ class Settings(BaseModel):
             values["epochs"] = EPOCHS
         if values.get("attention", "") in (None, "none"):
             values |= {"attention": None, "at": ()}
-        elif "attention" in values:
+        elif "attention" in values and cls is Settings:  # the labels of a run can be read without its mechanism
             find(values["attention"], "attention")
         if values.get("network") is not None:
             one_of("network", values["network"], NETWORKS)
@@ -283,7 +283,7 @@ def settings_from(file: Path | None, given: Mapping[str, Any]) -> Settings:
         raise FileError(file, f"must be a mapping of settings, got {type(read).__name__}")
     try:
         checked(Settings, read)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise FileError(file, str(error)) from error
     budgets = {"epochs", "minutes"}
     kept = {name: value for name, value in read.items() if name not in budgets or not budgets & set(given)}

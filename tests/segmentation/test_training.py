@@ -286,6 +286,9 @@ def test_a_file_of_settings(data, tmp_path):
     file.write_text("epoch: 3")
     with pytest.raises(FileError, match="unknown setting 'epoch'; did you mean 'epochs'"):
         train(data, out=tmp_path / "run", config=file)
+    file.write_text("attention: 3")
+    with pytest.raises(FileError, match=r"config\.yaml: `attention` must be a name or .*, got 3"):
+        train(data, out=tmp_path / "run", config=file)
     file.write_text("epochs: [")
     with pytest.raises(FileError, match="neither YAML nor JSON"):
         train(data, out=tmp_path / "run", config=file)
@@ -303,6 +306,15 @@ def test_a_run_of_another_version_is_refused(run, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(settings | {"format": 0}))
     with pytest.raises(FileError, match="format 3"):
         Run.open(tmp_path)
+
+
+def test_the_labels_of_a_run_are_read_without_its_mechanism(run, tmp_path):
+    """A mechanism of one's own need not be registered where predictions are scored."""
+    shutil.copy(run.folder / "config.json", tmp_path)
+    change_json(tmp_path / "config.json", attention="mine")
+    assert segmentation.read_labels(tmp_path) == run.config.labels
+    with pytest.raises(ValueError, match="`attention` must be a registered attention, got 'mine'"):
+        Run.open(tmp_path).new_network()
 
 
 def test_a_training_stopped_before_its_first_files_cannot_be_resumed(data, tmp_path, monkeypatch):
