@@ -1,6 +1,7 @@
 """The folder of a training: its files, and the network, data set and cases that they describe."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +80,9 @@ class Run:
     @property
     def darkest(self) -> list[float]:
         """The ``darkest`` of the training scans; empty if the folder has no such fingerprint."""
-        path = self.folder / PARTS[0]
-        return read_json(path).get("darkest", []) if path.exists() else []
+        with suppress(FileError):
+            return read_json(self.folder / PARTS[0], "darkest")["darkest"]
+        return []
 
     def new_network(self) -> nn.Module:
         """A new network with the settings of the run."""

@@ -117,8 +117,10 @@ def test_a_scan_without_air_is_named_by_a_run_on_ct(run, tmp_path, caplog):
     predict(run.folder, scans, tmp_path / "second", quiet=True)
     (record,) = caplog.records
     assert record.getMessage().startswith(f"{scans / 'mri.nii.gz'}: has no air")
-    (run.folder / "fingerprint.json").unlink()
+    (run.folder / "fingerprint.json").write_text("[]")
     predict(run.folder, scans, tmp_path / "third", quiet=True)
+    (run.folder / "fingerprint.json").unlink()
+    assert len(predict(run.folder, scans, tmp_path / "fourth", quiet=True).written) == 2
     assert len(caplog.records) == 1
 
 
