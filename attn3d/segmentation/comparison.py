@@ -67,13 +67,17 @@ def compare(
 
     Raises:
         FileError: when a file cannot be used, or ``out`` has a comparison with other settings.
+        TypeError: when ``mechanisms`` or ``at`` is not a list.
         ValueError: when a mechanism or setting is wrong, or ``out`` is in use.
     """
     positive_integer("seeds", seeds)
+    for name, names in (("mechanisms", mechanisms), ("at", at)):
+        if isinstance(names, str):
+            raise TypeError(f"`{name}` must be a list of names, such as [{names!r}], got {names!r}")
     for mechanism in mechanisms:
         one_of("mechanisms", mechanism, list_attention())
     for site in at:  # the network without attention, which is trained first, does not use them
-        one_of("at", site.partition(":")[0], (*KINDS, "path"))
+        one_of("at", str(site).partition(":")[0], (*KINDS, "path"))
     out, chosen = Path(out), settings_from(None if config is None else Path(config), settings)
     asked: dict[str, Any] = {"data": None if data is None else str(Path(data).resolve()), "at": list(at)}
     asked |= {"settings": chosen.model_dump(mode="json")}

@@ -60,7 +60,7 @@ def create_network(
     if attention is None:
         return net
     find(attention, "attention")
-    return insert_attention(net, attention, at=tuple(at))
+    return insert_attention(net, attention, at=at)
 
 
 def network_arguments(

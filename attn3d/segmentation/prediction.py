@@ -183,6 +183,8 @@ def predict(
 def _opened(runs: Path | str | Sequence[Path | str]) -> list[Run]:
     """Opens the runs in folders, and checks that they have the same labels and number of images."""
     folders = [runs] if isinstance(runs, str | Path) else runs
+    if not folders:
+        raise ValueError(f"`runs` must name at least one folder of a run, got {runs!r}")
     first, *others = opened = [run for folder in folders for run in open_runs(folder)]
     for run in others:
         if run.config.labels != first.config.labels or run.config.images != first.config.images:

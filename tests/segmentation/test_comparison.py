@@ -79,6 +79,10 @@ def test_unknown_mechanisms_and_sites_are_refused_before_anything_is_written(dat
         compare(data, out=tmp_path / "all", mechanisms=["cbm"], quiet=True)
     with pytest.raises(ValueError, match="`at` got 'Skip'; did you mean 'skip'"):
         compare(data, out=tmp_path / "all", mechanisms=["cbam"], at=["Skip"], quiet=True)
+    with pytest.raises(ValueError, match="`at` got '3'"):
+        compare(data, out=tmp_path / "all", mechanisms=["cbam"], at=[3], quiet=True)
+    with pytest.raises(TypeError, match=r"`mechanisms` must be a list of names, such as \['cbam'\], got 'cbam'"):
+        compare(data, out=tmp_path / "all", mechanisms="cbam", quiet=True)
     assert not (tmp_path / "all").exists()
 
 

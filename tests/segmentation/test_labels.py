@@ -142,3 +142,9 @@ def test_the_ignored_value_is_not_a_label():
 
 def test_a_region_must_be_above_a_half():
     assert choose_labels(torch.tensor([[0.5, 0.5000001]]), [3], regions=True).tolist() == [0, 3]
+
+
+@pytest.mark.parametrize("labels", [{"lesion": 1}, ["lesion"], {1.5: "lesion"}])
+def test_labels_must_be_names_by_value(labels):
+    with pytest.raises(TypeError, match=r"`labels` must be names by value, such as \{1: 'lesion'\}, got "):
+        Labels.of(labels)

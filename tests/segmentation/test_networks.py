@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import attn3d
 from attn3d.segmentation import NETWORKS, create_network
 from attn3d.segmentation.networks import narrowest, shape_multiple
 
@@ -44,3 +45,8 @@ def test_deep_supervision_is_a_setting(supervised, outputs):
 def test_an_unknown_mechanism_is_called_attention():
     with pytest.raises(ValueError, match="`attention` must be a registered attention, got 'CBAM'; did you mean 'cbam'"):
         create_network("UNet", 1, 2, attention="CBAM", at=("skip",))
+
+
+def test_a_single_kind_of_site_may_be_a_name():
+    network = create_network("UNet", 1, 2, width=4, attention="simam", at="skip")
+    assert [call["spec"][0] for call in attn3d.inserted_attention(network)] == ["simam"]

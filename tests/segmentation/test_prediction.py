@@ -108,6 +108,11 @@ def test_a_batch_goes_on_after_failed_cases(run, tmp_path):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["first.nii.gz", "last.nii.gz"]
 
 
+def test_at_least_one_run_is_needed(tmp_path):
+    with pytest.raises(ValueError, match=r"`runs` must name at least one folder of a run, got \[\]"):
+        predict([], save(tmp_path / "scans", one=bright()[0]), tmp_path / "out")
+
+
 def test_a_scan_without_air_is_named_by_a_run_on_ct(run, tmp_path, caplog):
     """Runs without this entry in their fingerprint do not warn."""
     scans = save(tmp_path / "scans", mri=bright()[0], ct=bright()[0] - 1000)
