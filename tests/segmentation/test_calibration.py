@@ -166,7 +166,9 @@ def test_images_of_uncertainty_are_not_segmentations(sides, folders):
     for what, side in itertools.product(("entropy", "spread"), sides):
         nib.save(scan(np.zeros(SHAPE, np.float32), AFFINE), folders[side] / f"a_{what}.nii.gz")
     nib.save(scan(np.zeros(SHAPE, np.uint8), AFFINE), folders[0] / "c_entropy.nii.gz")
-    assert [path.rpartition("/")[2] for path in evaluate(*folders, quiet=True)["failed"]] == ["c_entropy.nii.gz"]
+    scores = evaluate(*folders, quiet=True)
+    assert [path.rpartition("/")[2] for path in scores["failed"]] == ["c_entropy.nii.gz"]
+    assert not {"a_entropy", "a_spread"} & scores["cases"].keys()
 
 
 def test_probabilities_that_cannot_be_used_are_named(folders):
