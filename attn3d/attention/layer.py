@@ -18,7 +18,8 @@ from attn3d.attention.functional import BACKENDS, attend, attention_rows, draw_s
 from attn3d.attention.grouped import attend_groups
 from attn3d.attention.groups import outer
 from attn3d.attention.patterns import Pattern, create_pattern
-from attn3d.capture import NotScriptable, is_captured, is_eager, needs_plain_operators, no_autocast
+from attn3d.attention.tiled import refuse_forward_mode
+from attn3d.capture import NotScriptable, is_captured, is_eager, is_forward_mode, needs_plain_operators, no_autocast
 
 Tokens = tuple[Tensor, Tensor]  # keys and values
 
@@ -111,6 +112,8 @@ class VolumeAttention(NotScriptable, nn.Module):
             return self._attend_all(q, k, v, key_mask, scale, dropout)
         plain = self.backend == "math" and not is_captured()
         if not plain and not is_eager():
+            if is_forward_mode():
+                refuse_forward_mode()
             by_distance = functools.partial(self._bias, self._table())
             return attend_captured(q, k, v, shape, self.pattern, by_distance, key_mask, scale, dropout)
         if plain or q.shape[0] == 0:

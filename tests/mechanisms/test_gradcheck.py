@@ -90,17 +90,12 @@ def test_only_the_math_backend_has_a_second_derivative(configuration, backend):
 
 @fused_backends
 @with_softmax
-def test_other_backends_are_never_constants_in_forward_mode(configuration, backend):
+def test_other_backends_refuse_forward_mode(configuration, backend):
     """PyTorch takes the result of a custom operator for a constant in `torch.func.jvp`, without an error."""
     function, inputs = as_function(configuration, 3, backend=backend)
     tangents = tuple(torch.ones_like(tensor) for tensor in inputs)
-    try:
-        _, found = torch.func.jvp(function, inputs, tangents)
-    except RuntimeError as error:
-        assert "forward" in str(error)  # noqa: PT017  both outcomes are right
-    else:
-        plain, _ = as_function(configuration, 3, backend="math")
-        torch.testing.assert_close(found, torch.func.jvp(plain, inputs, tangents)[1])
+    with pytest.raises(RuntimeError, match="backend='math' has one"):
+        torch.func.jvp(function, inputs, tangents)
 
 
 @pytest.mark.parametrize("pattern", ["axial", ("window", {"size": 2, "shift": True}), ("neighborhood", {"size": 3})])
