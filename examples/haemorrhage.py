@@ -27,7 +27,7 @@ def main(
     at: Annotated[str, typer.Option(help="Kinds of site, separated by commas.")] = "skip",
     cases: Annotated[int, typer.Option(min=2, help="Number of training cases.")] = 60,
     test_cases: Annotated[int, typer.Option(min=1, help="Number of test cases.")] = 20,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the cases.")] = 30,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the cases.")] = 36,
     out: Annotated[Path, typer.Option(help="Folder for everything.")] = Path("haemorrhage"),
 ) -> None:
     """Simulate, train, predict, evaluate and report."""
@@ -41,7 +41,10 @@ def main(
         attention=attention,
         at=at.split(","),
         epochs=epochs,
-        patch_size=(64, 64, 28),
+        spacing=(1.27, 1.27, 5.0),  # finer than the scans: the first convolution of the UNet halves the resolution
+        patch_size=(80, 80, 20),
+        around_labels=0.95,
+        learning_rate=6e-3,
         held_out=0.1,
         validate_every=max(1, epochs // 4),
     )
