@@ -98,8 +98,24 @@ def test_other_backends_refuse_forward_mode(configuration, backend):
         torch.func.jvp(function, inputs, tangents)
 
 
-@pytest.mark.parametrize("pattern", ["axial", ("window", {"size": 2, "shift": True}), ("neighborhood", {"size": 3})])
-def test_jvp_with_every_kind_of_pattern(pattern):
+local_patterns = pytest.mark.parametrize(
+    "pattern", ["axial", ("window", {"size": 2, "shift": True}), ("neighborhood", {"size": 3})]
+)
+
+
+@pytest.mark.parametrize("backend", ["auto", "sdpa", "chunked"])
+@local_patterns
+def test_local_patterns_refuse_forward_mode_with_other_backends(pattern, backend):
+    module = attn3d.MultiHeadSelfAttention(2, 4, num_heads=2, pattern=pattern, backend=backend)
+    x = torch.randn(1, 4, 3, 5)
+    with pytest.raises(RuntimeError, match="backend='math' has one"):
+        torch.func.jvp(module, (x,), (x,))
+    with torch.autograd.forward_ad.dual_level(), pytest.raises(RuntimeError, match="backend='math' has one"):
+        module(torch.autograd.forward_ad.make_dual(x, x))
+
+
+@local_patterns
+def test_jvp_with_local_patterns(pattern):
     """The derivative in forward mode agrees with the gradient: u (J t) = (J^T u) t."""
     torch.manual_seed(0)
     module = attn3d.MultiHeadSelfAttention(2, 4, num_heads=2, pattern=pattern, backend="math").double()
