@@ -221,7 +221,10 @@ def saved_and_loaded(net: nn.Module) -> nn.Module:
 
 
 def randomise(net: nn.Module) -> None:
-    """Makes the parameters of attention random, so that no gate is closed and no branch is zero."""
+    """Makes the parameters of attention random, so that no gate is closed and no branch is zero.
+
+    They are small, because maps that are multiplied at many sites, as by cpca, overflow otherwise.
+    """
     with torch.no_grad():
         for parameter in attention_parameters(net):
-            parameter.normal_(std=0.2)
+            parameter.normal_(std=0.1)
