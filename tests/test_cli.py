@@ -126,7 +126,7 @@ def test_a_file_in_place_of_a_folder_is_named(tmp_path):
         for out in (file, file / "new"):
             result = run(*command, "--out", out)
             assert result.exit_code == 2
-            assert lines(result) == [f"attn3d {command[0]}: {out}: is a file, or in a file; give a folder"]
+            assert lines(result) == [f"attn3d {command[0]}: {out}: it or its parent is a file; give a folder"]
     result = run("report", file)
     assert lines(result) == [
         f"attn3d report: {file / 'config.json'}: does not exist; give the folder of a run of `attn3d train`"

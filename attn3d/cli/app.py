@@ -30,7 +30,7 @@ def one_line_errors(command: str) -> Iterator[None]:
     except (ValueError, TypeError, ProcessLost) as error:
         problem, code = " ".join(str(error).split()), 2
     except (FileExistsError, NotADirectoryError) as error:
-        problem, code = f"{error.filename}: is a file, or in a file; give a folder", 2
+        problem, code = f"{error.filename}: it or its parent is a file; give a folder", 2
     except OSError as error:  # unreadable scans are a ValueError
         problem, code = f"{error.filename or 'writing'}: {error.strerror or error}", 2
     except KeyboardInterrupt as stopped:

@@ -69,9 +69,11 @@ def sites(
 def _network(name: str, options: str) -> Any:
     """Builds a network by name. Without options, the networks of the segmentation application have its defaults."""
     try:
-        arguments = {**json.loads(options)}
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"`options` must be JSON such as '{{\"spatial_dims\": 3}}', got {options!r}") from error
+        arguments = json.loads(options)
+    except ValueError:
+        arguments = None
+    if not isinstance(arguments, dict):
+        raise ValueError(f"`options` must be JSON such as '{{\"spatial_dims\": 3}}', got {options!r}")
     module, _, target = name.rpartition(":")
     if not module:
         from attn3d.segmentation import NETWORKS, create_network

@@ -25,7 +25,7 @@ from attn3d.segmentation.summaries import relative_difference, summarise, write_
 
 # These options give the fastest search if surfaces are far apart, by a factor of 30 for nested balls.
 _TREE = {"leafsize": 32, "balanced_tree": False, "compact_nodes": False}
-_FEW = 32  # values that a map may have whatever its regions look like
+_FEW = 32  # a file with at most this number of values is not taken for a scan
 _ROUNDING = 1e-6  # mm; a surface at exactly the tolerance is within it
 
 
@@ -252,8 +252,8 @@ def _labels(pairs: Collection[tuple[Path, Path]], failed: MutableMapping[str, st
             if len(found) > _FEW and _differs_everywhere(label):
                 raise FileError(
                     path,
-                    f"is a scan, most of its neighbouring voxels differ, with {len(found)} values in all; give a label "
-                    "map, or the meaning of its `labels`",
+                    f"looks like a scan: it has {len(found)} values, and most neighbouring voxels differ; give a label "
+                    "map, or name its values with `labels`",
                 )
             values.update(found)
     return Labels.of({value: f"label {value}" for value in values - {0}})

@@ -74,13 +74,16 @@ def warn_of_other_modality(
     """
     if not trained:
         return
-    found = None
     if windows is not None and trained[1] <= _AIR < darkest:
-        found = "has no air, its values are from %g, but all training scans have air; the run is for CT"
+        logger.warning(
+            "%s: has no air, its values are from %g, but all training scans have air; the run is for CT", path, darkest
+        )
     if windows is None and darkest < _CT_AIR and trained[0] > _AIR:
-        found = "has the air of a CT, its values are from %g, but no training scan has it; the run is not for CT"
-    if found:
-        logger.warning(f"%s: {found}", path, darkest)
+        logger.warning(
+            "%s: has the air of a CT, its values are from %g, but no training scan has it; the run is not for CT",
+            path,
+            darkest,
+        )
 
 
 def _window(intensities: Mapping[str, float]) -> tuple[float, float]:

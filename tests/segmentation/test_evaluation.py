@@ -300,7 +300,7 @@ def test_a_scan_is_no_label_map(side, folders):
     scores = evaluate(*folders, quiet=True)
     assert list(scores["overall"]) == ["label 1"]
     assert list(scores["failed"]) == [str(path)]
-    with pytest.raises(FileError, match=r"half\.nii\.gz: is a scan, .* with 256 values in all; give a label map"):
+    with pytest.raises(FileError, match=r"half\.nii\.gz: looks like a scan: it has 256 values, .*; give a label map"):
         evaluate(*(folder / "half.nii.gz" for folder in folders), quiet=True)
     nib.save(scan((1000.5 * noise).astype(np.float32), AFFINE), path)
     with pytest.raises(
