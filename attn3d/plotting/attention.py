@@ -24,7 +24,7 @@ HEAT = {  # descriptions of the weights that are volumes
     "channel_map": "weighed features\nmean |weight × map|",
     "spatial": "weights of voxels",
     "gate": "weights of voxels\nmean of the channels",
-    "axes_map": "weights of voxels\nproduct of the axes'",
+    "axes_map": "weights of voxels\nproduct of axis weights",
     "query": "what the cross sees\nmean of the heads",
 }
 _DIRECTIONS = ("left to right", "posterior to anterior", "inferior to superior")

@@ -1,5 +1,6 @@
 """The command ``export``: writes a trained network for use without this application."""
 
+import logging
 import shutil
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +12,7 @@ from torch import nn
 
 import attn3d
 from attn3d.segmentation import grid, portable
+from attn3d.segmentation.advice import without_advice
 from attn3d.segmentation.errors import FileError
 from attn3d.segmentation.io.writing import finished_folder, write_json, write_text
 from attn3d.segmentation.networks import network_arguments, shape_multiple
@@ -78,17 +80,18 @@ def _write_onnx(net: nn.Module, config: Configuration, out: Path) -> None:
     # At least two steps along each axis and a batch of two, since a size of 1 in the example would become fixed.
     size = [max(side, 2 * steps) for side, steps in zip(config.patch_size, multiple, strict=True)]
     example = torch.zeros(2, config.in_channels, *size)
-    torch.onnx.export(
-        net,
-        (example,),
-        str(out / "model.onnx"),
-        dynamo=True,
-        dynamic_shapes=({0: torch.export.Dim("batch", max=_MOST), **sides},),
-        input_names=["image"],
-        output_names=["logits"],
-        external_data=False,
-        verbose=False,
-    )
+    with without_advice("torch.onnx", "LeafSpec", level=logging.ERROR):  # it names absent libraries that are not used
+        torch.onnx.export(
+            net,
+            (example,),
+            str(out / "model.onnx"),
+            dynamo=True,
+            dynamic_shapes=({0: torch.export.Dim("batch", max=_MOST), **sides},),
+            input_names=["image"],
+            output_names=["logits"],
+            external_data=False,
+            verbose=False,
+        )
     write_json(out / "metadata.json", _facts(config))
 
 

@@ -4,9 +4,8 @@ import logging
 import os
 import shlex
 import signal
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,6 +16,7 @@ from lightning import Trainer, seed_everything
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from attn3d.segmentation.advice import without_advice
 from attn3d.segmentation.callbacks import Best, BudgetBar, Checkpoint, Epochs, Minutes, WholeCheckpoints
 from attn3d.segmentation.configuration import configure
 from attn3d.segmentation.datasets import Case, Dataset, find_dataset, read_fold, split_cases
@@ -225,7 +225,9 @@ def _fit(run: Run, task: SegmentationTask, patches: PatchData, devices: int | st
         callbacks.insert(0, Minutes(config.minutes))
     if not quiet:
         callbacks.append(BudgetBar())
-    with _without_advice():
+    # Lightning advises more workers, but passing a patch between processes is slower than reading it.
+    advice = ("does not have many workers", "smaller than the logging interval", "LeafSpec")
+    with without_advice("lightning.pytorch", *advice):
         trainer = Trainer(
             max_epochs=-1 if config.epochs is None else config.epochs,
             devices=devices,
@@ -257,18 +259,3 @@ def _fit(run: Run, task: SegmentationTask, patches: PatchData, devices: int | st
     if trainer.is_global_zero:
         run.write_network(task.trained)
     trainer.strategy.barrier()
-
-
-@contextmanager
-def _without_advice() -> Iterator[None]:
-    """Hides Lightning's advice to use more workers: passing a patch between processes is slower than reading it."""
-    log = logging.getLogger("lightning.pytorch")
-    level = log.level
-    log.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            for advice in ("does not have many workers", "smaller than the logging interval", "LeafSpec"):
-                warnings.filterwarnings("ignore", message=f".*{advice}.*")
-            yield
-    finally:
-        log.setLevel(level)

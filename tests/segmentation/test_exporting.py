@@ -1,6 +1,7 @@
 """Exported networks give the labels of `predict` in MONAI's bundles and ONNX Runtime."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -113,17 +114,19 @@ def test_a_bundle_finds_the_regions_of_predict(tmp_path):
     assert meta["network_data_format"]["outputs"]["pred"]["channel_def"] == {"0": "all of it", "1": "inner"}
 
 
-@pytest.mark.filterwarnings("ignore")  # PyTorch's exporter warns about itself
 @pytest.mark.parametrize(
     "labels", [LABELS, pytest.param(REGIONS, marks=pytest.mark.nightly)], ids=["labels", "regions"]
 )
-def test_onnx_runtime_finds_the_labels_of_predict(labels, tmp_path):
-    """With the script in examples/, for a scan of two normalised images."""
+def test_onnx_runtime_finds_the_labels_of_predict(labels, tmp_path, recwarn, caplog):
+    """With the script in examples/, for a scan of two normalised images. The export has no messages of PyTorch."""
     run = make_run(tmp_path / "run", "MRI", images=2, labels=labels)
     (tmp_path / "scans").mkdir()
     paths = [scan_file(tmp_path / "scans" / f"case_000{one}.nii.gz", "oblique", 50.0 * one) for one in range(2)]
     expected = predict(run.folder, tmp_path / "scans", tmp_path / "out", probabilities=True, quiet=True).written["case"]
+    recwarn.clear()
     exported = export(run.folder, tmp_path / "exported", format="onnx")
+    assert not list(recwarn)
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
     called([sys.executable, ROOT / "examples" / "onnx_runtime.py", exported, tmp_path / "found.nii.gz", *paths])
     probabilities = expected.with_name("case_probabilities.nii.gz")
     assert_same_labels(tmp_path / "found.nii.gz", expected, probabilities, regions=labels.regions)
@@ -149,7 +152,6 @@ def test_a_bundle_builds_every_network(network, tmp_path):
 
 
 @pytest.mark.nightly
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("network", NETWORKS)
 def test_every_network_is_exported_for_any_size(network, tmp_path):
     patch = (32, 32, 16) if network == "BasicUNet" else (24, 24, 16)
