@@ -69,8 +69,7 @@ class GlobalContext(Mechanism):
 
     def spatial_weights(self, x: Tensor) -> Tensor:
         """Returns alpha, (B, N)."""
-        scores = torch.matmul(self.score.weight, x.flatten(2)).squeeze(1) + self.score.bias
-        return at_least_single(scores).softmax(-1)
+        return at_least_single(self.score(x.flatten(2).transpose(1, 2)).squeeze(2)).softmax(-1)
 
     def context(self, x: Tensor, weights: Tensor) -> Tensor:
         """Returns W2 relu(norm(W1 c)), (B, C, 1, ..)."""

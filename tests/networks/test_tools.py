@@ -92,8 +92,9 @@ def test_low_rank_adapters_have_an_effect_and_are_trained(name: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_dynamic_quantisation() -> None:
-    host, x = net("se", reduction=1), image()
+@pytest.mark.parametrize("name", ["se", "gc"])
+def test_dynamic_quantisation(name: str) -> None:
+    host, x = net(name, reduction=1), image()
     quantised = torch.ao.quantization.quantize_dynamic(host, {nn.Linear}, dtype=torch.qint8)
     assert any("quantized" in type(module).__module__ for module in quantised.modules())
     torch.testing.assert_close(quantised(x), host(x), rtol=0.1, atol=0.1)
