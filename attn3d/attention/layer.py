@@ -116,14 +116,14 @@ class VolumeAttention(NotScriptable, nn.Module):
                 refuse_forward_mode()
             by_distance = functools.partial(self._bias, self._table())
             return attend_captured(q, k, v, shape, self.pattern, by_distance, key_mask, scale, dropout)
-        if plain or q.shape[0] == 0:
+        if plain:
             bias = self.bias_of(torch.arange(q.shape[2], device=q.device), shape)
             return attend(q, k, v, scale=scale, key_mask=key_mask, bias=bias, dropout=dropout, backend="math")
         fused = self.backend != "chunked" and dropout == 0.0 and key_mask is None
         table = self._table() if self.position_bias is not None else None
         if self.backend == "sdpa" or q.device.type != "cpu":
             fused = self._kernel_serves(q, k, v, table, key_mask, dropout)
-            if fused and q.device.type != "cpu":
+            if fused and q.device.type != "cpu" and q.shape[0] > 0:  # the kernels do not accept an empty batch
                 by_distance = functools.partial(self._bias, table)
                 return attend_captured(q, k, v, shape, self.pattern, by_distance, key_mask, scale, dropout)
         groups = self.pattern.groups(shape)

@@ -154,6 +154,12 @@ class TestBatches:
         gradients = torch.autograd.grad(found.sum(), leaves)
         assert [gradient.shape for gradient in gradients] == [leaf.shape for leaf in leaves]
 
+    def test_an_empty_batch_builds_no_pairs(self, monkeypatch):
+        monkeypatch.setattr(layers.VolumeAttention, "bias_of", None)
+        layer, leaves = layer_of(PATTERNS[3], 2, "auto"), [leaf[:0] for leaf in tokens((5, 7))]
+        layer(*leaves, [5, 7]).sum().backward()
+        assert all(parameter.grad is not None for parameter in layer.parameters())
+
     @pytest.mark.parametrize("scoped", PATTERNS, ids=str)
     @pytest.mark.parametrize("backend", BACKENDS)
     def test_views(self, backend, scoped):
