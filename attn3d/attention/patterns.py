@@ -166,17 +166,17 @@ class PooledKeys(Pattern):
 
     @without_autocast
     def _means(self, tokens: Tensor, shape: list[int]) -> Tensor:
-        """Returns the means of blocks, (B, H, N, d) to (B, H, M, d)."""
-        tokens = tokens.unflatten(2, shape)
+        """Returns the means of blocks, (B, H, N, d) to (B, H, M, d), summed in at least single precision."""
+        means = at_least_single(tokens).unflatten(2, shape)
         for axis, (extent, size) in enumerate(zip(shape, self.sizes(len(shape)), strict=True)):
             count = (extent + size - 1) // size
             block = torch.div(torch.arange(extent, device=tokens.device), size, rounding_mode="floor")
             # A matrix product needs neither padding nor a special case for the last block.
-            members = (block == torch.arange(count, device=tokens.device).unsqueeze(1)).to(tokens.dtype)
-            behind = tokens.shape[3 + axis :]
-            tokens = (members @ tokens.flatten(3 + axis)) / members.sum(1, keepdim=True)
-            tokens = tokens.unflatten(-1, behind)
-        return tokens.flatten(2, 1 + len(shape))
+            members = (block == torch.arange(count, device=tokens.device).unsqueeze(1)).to(means.dtype)
+            behind = means.shape[3 + axis :]
+            means = (members @ means.flatten(3 + axis)) / members.sum(1, keepdim=True)
+            means = means.unflatten(-1, behind)
+        return means.flatten(2, 1 + len(shape)).to(tokens.dtype)
 
     def positions(self, shape: list[int], device: torch.device) -> tuple[list[Tensor], list[Tensor]]:
         """Returns the positions. A key is at the centre of the part of its block that is inside the volume."""

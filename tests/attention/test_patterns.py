@@ -97,6 +97,11 @@ class TestRules:
         values = torch.arange(7.0, dtype=torch.float64).view(1, 1, 7, 1)
         assert pool(values, (7,), (3,)).flatten().tolist() == [1.0, 4.0, 6.0]
 
+    def test_means_of_pooled_keys_do_not_overflow_in_half_precision(self):
+        (means,), *_ = PooledKeys(2).pool((torch.full((1, 1, 8, 1), 4e4, dtype=torch.half),), [2, 2, 2])
+        assert means.dtype == torch.half
+        assert means.item() == 4e4
+
 
 SPECS = {
     "global": Global(),
