@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 from torch import nn
 
@@ -21,8 +21,8 @@ def find(spec: AttentionSpec, argument: str = "spec") -> tuple[Callable[..., nn.
     """
     if callable(spec):
         return spec, {}
-    if isinstance(spec, Sequence) and len(spec) == 2 and callable(spec[0]):
-        return spec[0], dict(cast(Mapping[str, Any], spec[1]))
+    if isinstance(spec, Sequence) and len(spec) == 2 and callable(spec[0]) and isinstance(spec[1], Mapping):
+        return spec[0], dict(spec[1])
     name, options = read_spec(argument, spec)
     if name not in REGISTRY:
         raise ValueError(f"`{argument}` must be a registered attention, got {name!r}; {nearest(name, REGISTRY)}")

@@ -108,6 +108,11 @@ def test_a_name_of_a_partial_that_is_registered_twice(registry):
         ),
         (lambda: attn3d.create_attention(3, spatial_dims=3, channels=8), TypeError, "`spec` must be a name"),
         (
+            lambda: attn3d.create_attention((attn3d.CBAM, 8), spatial_dims=3, channels=8),
+            TypeError,
+            "`spec` must be a name",
+        ),
+        (
             lambda: attn3d.register_attention("se")(Same),
             ValueError,
             "`name` 'se' is already registered by SqueezeExcitation",

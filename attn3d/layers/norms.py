@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from attn3d.arguments import Spec, check_options, nearest, read_spec
+from attn3d.arguments import Spec, check_options, nearest, positive_integer, read_spec
 
 NormSpec = Spec | None
 
@@ -53,7 +53,7 @@ class GroupNorm(nn.GroupNorm):
     """Group normalisation (arXiv 1803.08494), also of a single value per group."""
 
     def __init__(self, channels: int, *, num_groups: int, eps: float = 1e-5, affine: bool = True) -> None:
-        if channels % num_groups:
+        if channels % positive_integer("num_groups", num_groups):
             fitting = [groups for groups in range(1, channels + 1) if channels % groups == 0]
             raise ValueError(f"`num_groups` must divide {channels} channels, got {num_groups}; {fitting} do")
         super().__init__(num_groups, channels, eps=eps, affine=affine)

@@ -23,7 +23,7 @@ def check_spatial_dims(spatial_dims: int) -> int:
         ValueError: if it is not 1, 2 or 3.
     """
     spatial_dims = of_python(spatial_dims)
-    if spatial_dims not in (1, 2, 3):
+    if type(spatial_dims) is not int or spatial_dims not in (1, 2, 3):
         raise ValueError(f"`spatial_dims` must be 1, 2 or 3, got {spatial_dims!r}")
     return spatial_dims
 

@@ -85,6 +85,8 @@ def test_specs_are_read_as_monai_reads_them():
     [
         ("bach", ValueError, "`norm` got 'bach'; did you mean 'batch'"),
         (("group", {"num_groups": 4}), ValueError, "`num_groups` must divide 6 channels, got 4"),
+        (("group", {"num_groups": 0}), ValueError, "`num_groups` must be at least 1, got 0"),
+        (("group", {"num_groups": 3.0}), TypeError, "`num_groups` must be an integer, got 3.0"),
         (("batch", {"epsilon": 1}), TypeError, "the batch norm has no option `epsilon`; did you mean 'eps'"),
         (("group", {"num_groups": 4}), ValueError, r"must divide 6 channels, got 4; \[1, 2, 3, 6\] do"),
         (5, TypeError, "`norm` must be a name"),

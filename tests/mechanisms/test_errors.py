@@ -68,7 +68,7 @@ def test_dimensions_and_channels(name, count_cases):
     def make(spatial_dims, channels):
         return create(name, spatial_dims=spatial_dims, channels=channels)
 
-    for spatial_dims in (0, 4, "3"):
+    for spatial_dims in (0, 4, "3", 3.0, True):
         expect((TypeError, ValueError), "spatial_dims", spatial_dims, make, spatial_dims, 8)
         count_cases()
     for channels in (0, -1):
