@@ -772,6 +772,13 @@ class TestSums:
             outputs.append(insert_attention(cls(), spec, at="skip")(x))
         assert torch.equal(*outputs)
 
+    def test_two_skips_that_are_added_to_each_other(self) -> None:
+        register_sites(Adds, {"skip": [summed("stem"), summed("down")]})
+        net, x = insert_attention(Adds(), "se", at="skip"), torch.randn(2, 1, 8, 8)
+        (_, of_stem), (_, of_down) = containers(net)
+        skip = net.stem(x)
+        torch.testing.assert_close(net(x), net.head(of_stem[0](skip) + of_down[0](net.down(skip))))
+
     @pytest.mark.parametrize("first", ["skip", "encoder"])
     def test_the_skip_is_the_output_of_its_stage_with_attention(self, first: str) -> None:
         register_sites(Adds, {"encoder": ["stem"], "skip": [summed("stem")]})

@@ -58,15 +58,17 @@ class SkipSums(TorchFunctionMode):
             self.add(*args)
             return args[0]
         if func in SUMS and len(args) > 1:
-            left, right = args[0], args[1]
+            left, right, *more = args
+            attended = [left, right]
             for index, skip in enumerate(self.skips):
                 if right is skip:
                     signal = left
                     if func in _IN_PLACE and self.is_gated(index):
                         signal = left.clone()  # saved for backward, while the sum overwrites ``left``
-                    args = (left, self.attend(index, signal), *args[2:])
+                    attended[1] = self.attend(index, signal)
                 elif left is skip:
-                    args = (self.attend(index, right), right, *args[2:])
+                    attended[0] = self.attend(index, right)
+            args = (*attended, *more)
         return func(*args, **(kwargs or {}))
 
     def is_gated(self, index: int) -> bool:
