@@ -53,7 +53,7 @@ def create_attention(spec: AttentionSpec, *, spatial_dims: int, channels: int, *
         a module (B, C, *S) -> (B, C, *S).
 
     Raises:
-        TypeError: if ``spec`` is not a spec, or an option is unknown.
+        TypeError: if ``spec`` is not a spec or does not create a module, or an option is unknown.
         ValueError: if the name is unknown, or a value is out of range.
 
     Examples:
@@ -63,4 +63,7 @@ def create_attention(spec: AttentionSpec, *, spatial_dims: int, channels: int, *
     maker, spec_options = find(spec)
     options = {**spec_options, **options}
     check_options(getattr(maker, "__qualname__", repr(maker)), maker, options)
-    return maker(spatial_dims, positive_integer("channels", channels), **options)
+    attention = maker(spatial_dims, positive_integer("channels", channels), **options)
+    if not isinstance(attention, nn.Module):
+        raise TypeError(f"`spec` must create a torch.nn.Module, got {attention!r:.80}")
+    return attention

@@ -113,6 +113,11 @@ def test_a_name_of_a_partial_that_is_registered_twice(registry):
             "`spec` must be a name",
         ),
         (
+            lambda: attn3d.create_attention(lambda *_: None, spatial_dims=3, channels=8),
+            TypeError,
+            "`spec` must create a torch.nn.Module, got None",
+        ),
+        (
             lambda: attn3d.register_attention("se")(Same),
             ValueError,
             "`name` 'se' is already registered by SqueezeExcitation",

@@ -846,6 +846,9 @@ class TestSums:
     [
         lambda net: attn3d.insert_attention(net, "se", at="encoder"),
         attn3d.attention_sites,
+        attn3d.remove_attention,
+        attn3d.inserted_attention,
+        attn3d.attention_parameters,
         lambda net: attn3d.attention_maps(net, torch.zeros(1, 1, 8, 8, 8)),
     ],
 )

@@ -145,7 +145,7 @@ def remove_attention(net: Network) -> Network:
     Returns:
         ``net``.
     """
-    detach(net)
+    detach(uncompiled(net))
     _forget_compiled()
     return net
 
@@ -163,7 +163,7 @@ def inserted_attention(net: nn.Module) -> list[dict[str, Any]]:
         dictionaries with "spec", "at", "identity" and "input_shape".
     """
     calls: dict[int, dict[str, Any]] = {}
-    for record in sorted(_records(net), key=lambda record: record.call):
+    for record in sorted(_records(uncompiled(net)), key=lambda record: record.call):
         item = {
             "spec": [record.spec, dict(record.options)],
             "at": [],
@@ -188,7 +188,8 @@ def attention_parameters(net: nn.Module) -> list[nn.Parameter]:
         >>> for parameter in attention_parameters(net):
         ...     parameter.requires_grad = True
     """
-    return list(dict.fromkeys(parameter for _, inserted in containers(net) for parameter in inserted.parameters()))
+    inserted = [container for _, container in containers(uncompiled(net))]
+    return list(dict.fromkeys(parameter for container in inserted for parameter in container.parameters()))
 
 
 def load_pretrained(net: nn.Module, state_dict: Mapping[str, Tensor]) -> list[str]:
