@@ -46,7 +46,8 @@ class MapConvolution(nn.Conv3d):
         # and split at the right length, have these shifts.
         band = functional.pad(self.weight[0], (0, 0, 0, 0, 0, planes)).expand(planes, -1, -1, -1, -1).transpose(0, 1)
         band = band.flatten(1, 2)[:, :-planes].unflatten(1, (planes, -1)).transpose(0, 1).flatten(1, 2)
-        y = functional.conv2d(seen, band, None, 1, self.padding[1:], self.dilation[1:])
+        bias = None if self.bias is None else self.bias.expand(planes)  # of a fused norm
+        y = functional.conv2d(seen, band, bias, 1, self.padding[1:], self.dilation[1:])
         return y.view(batch, 1, runs * planes, height, width)[:, :, :depth]
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from attn3d.layers.conv import along_axis, convolution, depthwise, map_convolution
 
@@ -28,6 +29,12 @@ class TestMapConvolution:
     def test_other_numbers_of_output_channels(self):
         """Wrappers such as LoRA build the class with other channels."""
         self.check(2, (1, 5, 4, 3), kernel_size=3, out_channels=4)
+
+    def test_with_the_bias_of_a_fused_norm(self):
+        conv, norm = same_size(map_convolution(3), 2, kernel_size=3), torch.nn.BatchNorm3d(1).double().eval()
+        torch.nn.init.normal_(norm.bias)
+        x = torch.randn(2, 2, 5, 3, 4, dtype=torch.float64)
+        torch.testing.assert_close(fuse_conv_bn_eval(conv.eval(), norm)(x), norm(conv(x)))
 
     def test_without_samples(self):
         self.check(2, (0, 5, 3, 2), kernel_size=3)
