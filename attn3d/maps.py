@@ -1,5 +1,6 @@
 """Attention maps of inserted mechanisms and of a network's own attention."""
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -169,9 +170,7 @@ def _on_grid(weights: dict[str, Tensor], x: Tensor, grid: list[int]) -> dict[str
             found[name] = weight
     gates = [weight for name, weight in weights.items() if name.startswith("axis")]
     if gates:
-        product = gates[0]
-        for gate in gates[1:]:
-            product = product * gate
+        product = functools.reduce(torch.mul, gates)
         found["axes_map"] = resize(product.mean(1, keepdim=True), grid).squeeze(1)
     return found
 

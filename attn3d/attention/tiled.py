@@ -58,12 +58,8 @@ def dropout_of(q: Tensor, k: Tensor, probability: float, seed: Tensor | None) ->
     if seed is None:
         return None
     keys = torch.arange(k.shape[2], device=k.device).view(1, 1, -1)
-    return Dropout(probability, seed, row_numbers(q), keys)
-
-
-def row_numbers(q: Tensor) -> Tensor:
-    """Returns a unique index for every row of the scores, (B, H, N)."""
-    return torch.arange(q[..., 0].numel(), device=q.device).view(q.shape[:3])
+    rows = torch.arange(q[..., 0].numel(), device=q.device).view(q.shape[:3])
+    return Dropout(probability, seed, rows, keys)
 
 
 def _hash(x: Tensor) -> Tensor:
