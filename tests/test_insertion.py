@@ -404,6 +404,8 @@ class TestMechanisms:
         insert_attention(net, "cbam", at="encoder", variant="paper")
         assert {parameter.dtype for parameter in attention_parameters(net)} == {torch.float64}
         assert all(module.training for module in net.modules())
+        net = insert_attention(unet().eval(), "cbam", at="encoder", variant="paper")
+        assert not any(module.training for module in net.modules())
         net = insert_attention(unet().to("meta"), "se", at="encoder")
         assert {parameter.device.type for parameter in attention_parameters(net)} == {"meta"}
 

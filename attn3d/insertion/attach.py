@@ -153,7 +153,7 @@ def _host(network: nn.Module, place: Place) -> Any:
 
 
 def _put(host: nn.Module, place: Place, child: Inserted | InsertedItems, *hooks: RemovableHandle) -> None:
-    host.add_module(_CHILD[place.hook], child)
+    host.add_module(_CHILD[place.hook], child.train(host.training))
     child.handles.extend(hooks)
 
 

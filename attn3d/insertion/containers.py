@@ -121,7 +121,7 @@ class InsertedItems(nn.Module):
     def at(self, index: int) -> Inserted:
         """Returns the container of one entry."""
         while len(self.maps) <= index:
-            self.maps.append(self.kind())
+            self.maps.append(self.kind().train(self.training))
         return cast(Inserted, self.maps[index])
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
