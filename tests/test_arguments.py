@@ -30,6 +30,7 @@ def test_valid_values_are_returned():
     assert probability("dropout", 0) == 0.0
     assert boolean("bias", False) is False
     assert [read_bytes("memory_budget", one) for one in (None, 7, "1.5 kib", "2GB")] == [None, 7, 1536, 2 * 10**9]
+    assert [read_bytes("memory_budget", one) for one in ("3KB", "3MB", "3MiB")] == [3000, 3 * 10**6, 3 * 2**20]
 
 
 SPACING = np.array([0.5, 0.5, 2.0], np.float32)  # as nibabel's header.get_zooms()

@@ -53,6 +53,12 @@ def test_kinds_of_batches() -> None:
             attn3d.constant_gates(net, [wrong])
 
 
+def test_voxels_of_volumes_of_different_sizes_are_compared() -> None:
+    net = attn3d.insert_attention(UNet(2, 1, 2, (4, 8), (2,)), "cbam", at="encoder", variant="paper")
+    x = volumes()
+    assert attn3d.constant_gates(net, [x, x[..., :8]]) == {"encoder:model.0 spatial": 0.0}  # its norm starts at 0
+
+
 def test_nothing_is_inserted() -> None:
     for net in (UNet(2, 1, 2, (4, 8), (2,)), AttentionUnet(2, 1, 2, (4, 8), (2,))):
         with pytest.raises(ValueError, match="`net` must have inserted attention, got none"):

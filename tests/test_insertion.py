@@ -1,6 +1,7 @@
 """Inserting attention by name, listing it, loading checkpoints, and removing it."""
 
 import copy
+import functools
 import io
 import json
 import sys
@@ -139,6 +140,19 @@ class TestSites:
     def test_a_shape_that_the_network_does_not_accept(self, shape: tuple[int, ...], message: str) -> None:
         with pytest.raises(ValueError, match=f"`input_shape` .*{message}"):
             attention_sites(unet(), shape)
+
+    def test_a_guess_needs_no_order_of_the_convolutions_and_leaves_the_generator(self) -> None:
+        class Drawing(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.head, self.stem = nn.Conv2d(4, 2, 1), nn.Conv2d(1, 4, 1)
+
+            def forward(self, x: Tensor) -> Tensor:
+                return self.head(self.stem(x) * torch.rand(1).item())  # `item` moves the probe from meta to the CPU
+
+        net, state = Drawing(), torch.get_rng_state()
+        assert [site.path for site in attention_sites(net)] == ["stem"]
+        assert torch.equal(torch.get_rng_state(), state)
 
     def test_no_shape_can_be_guessed(self) -> None:
         with pytest.raises(ValueError, match=r"`input_shape` \(B, C, \*S\) must be given"):
@@ -399,6 +413,13 @@ class TestMechanisms:
             conv.weight.copy_(kernel.branches[0][0].weight)
         torch.testing.assert_close(conv(x), kernel(x))
 
+    def test_the_kernel_of_a_convolution_is_reached_by_a_gate_from_zero(self) -> None:
+        conv, x = nn.Conv2d(4, 4, 3, padding=1), torch.randn(2, 4, 9, 7)
+        plain = conv(x)
+        [(_, [inserted])] = containers(insert_attention(nn.Sequential(conv, nn.ReLU()), "sk", at="conv", identity=True))
+        nn.init.constant_(inserted.gate, 0.25)
+        torch.testing.assert_close(conv(x), 0.75 * plain + 0.25 * inserted.attention(x, plain))
+
     def test_device_dtype_and_mode_are_those_of_the_network(self) -> None:
         net = unet().double().train()
         insert_attention(net, "cbam", at="encoder", variant="paper")
@@ -488,6 +509,13 @@ class TestCheckpoints:
         assert load_pretrained(net, other.state_dict()) == []
         x = torch.randn(1, 1, 16, 16)
         assert torch.equal(net(x), other(x))
+
+    def test_one_of_a_network_with_a_shared_module(self) -> None:
+        net, other = backbone(), backbone()
+        for each in (net, other):
+            each.add_module("alias", each.layer1)
+        insert_attention(net, "se", at="path:layer1")
+        assert load_pretrained(net, other.state_dict()) == [key for key in net.state_dict() if ".attn3d." in key]
 
     def test_one_with_a_part_of_the_attention(self) -> None:
         saved = insert_attention(unet(), "se", at="encoder").state_dict()
@@ -773,6 +801,31 @@ class TestSums:
             torch.manual_seed(0)
             outputs.append(insert_attention(cls(), spec, at="skip")(x))
         assert torch.equal(*outputs)
+
+    def test_a_sum_in_place_leaves_the_signal_for_backward(self) -> None:
+        class AddsInPlace(Adds):
+            def forward(self, x: Tensor) -> Tensor:
+                skip = self.stem(x)
+                up = self.down(skip)
+                up += skip
+                return self.head(up)
+
+        register_sites(AddsInPlace, {"skip": [summed("stem")]})
+        net = insert_attention(AddsInPlace(), functools.partial(attn3d.AttentionGate, reduction=1), at="skip")
+        net(torch.randn(2, 1, 8, 8)).sum().backward()
+        assert all(parameter.grad is not None for parameter in attention_parameters(net))
+
+    def test_a_skip_that_is_added_twice_is_attended_once(self) -> None:
+        class AddsTwice(Adds):
+            def forward(self, x: Tensor) -> Tensor:
+                skip = self.stem(x)
+                return self.head(self.down(skip + self.down(skip)) + skip)
+
+        register_sites(AddsTwice, {"skip": [summed("stem")]})
+        net, calls = insert_attention(AddsTwice(), "se", at="skip"), []
+        net.stem.attn3d_skip[0].register_forward_hook(lambda *call: calls.append(call))
+        net(torch.randn(2, 1, 8, 8))
+        assert len(calls) == 1
 
     def test_two_skips_that_are_added_to_each_other(self) -> None:
         register_sites(Adds, {"skip": [summed("stem"), summed("down")]})

@@ -11,7 +11,7 @@ import torch
 
 import attn3d
 from attn3d import Axial, Global, Grid, Neighborhood, PooledKeys, Window
-from attn3d.attention import RotaryPosition
+from attn3d.attention import Features, RotaryPosition
 from tests.attention.layers import BACKENDS, Scoped
 from tests.configurations import randomise
 from tests.marks import plain_id, some
@@ -245,6 +245,16 @@ def test_exports_and_compiled_graphs_hold_for_other_sizes(form, pattern):
         torch.testing.assert_close(captured(x), net(x), rtol=1e-4, atol=1e-5)
     (found,) = session.run(None, {"x": x.numpy()})
     torch.testing.assert_close(torch.from_numpy(found), net(x), rtol=1e-4, atol=1e-5)
+
+
+def test_the_default_base_is_that_of_the_paper():
+    assert [RotaryPosition(2, 1, 8, mixed=mixed).base for mixed in (False, True)] == [100.0, 10.0]
+
+
+def test_lengths_do_not_overflow_in_half_precision():
+    keys = Features(1, 1, 4, scores="cosine").keys(torch.full((1, 1, 2, 4), 4e4, dtype=torch.half))
+    assert keys.dtype == torch.half
+    assert (keys == 0.5).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

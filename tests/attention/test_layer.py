@@ -181,14 +181,17 @@ def test_a_position_bias_needs_a_pattern_of_fixed_size(position_bias, pattern):
         attn3d.MultiHeadSelfAttention(3, 4, pattern=pattern, position_bias=position_bias)
 
 
-@pytest.mark.parametrize(("budget", "chosen"), [(None, "attend_captured"), ("1GiB", "attend_groups")])
-def test_a_budget_means_tiles_on_other_devices(budget, chosen, monkeypatch):
+@pytest.mark.parametrize(
+    ("backend", "budget", "chosen"),
+    [("auto", None, "attend_captured"), ("auto", "1GiB", "attend_groups"), ("sdpa", "1GiB", "attend_captured")],
+)
+def test_a_budget_means_tiles_on_other_devices(backend, budget, chosen, monkeypatch):
     """On other devices than the CPU, PyTorch's kernel needs all groups in memory at once."""
     taken = []
     for name in ("attend_captured", "attend_groups"):
         run = getattr(layers, name)
         monkeypatch.setattr(layers, name, lambda *args, name=name, run=run: taken.append(name) or run(*args))
     leaves = [leaf.detach().to("meta") for leaf in tokens((5, 7))]
-    layer = attn3d.attention.VolumeAttention(2, HEADS, pattern=Window(3), memory_budget=budget)
+    layer = attn3d.attention.VolumeAttention(2, HEADS, pattern=Window(3), backend=backend, memory_budget=budget)
     assert layer(*leaves, [5, 7]).shape == (*leaves[0].shape[:3], 4)
     assert taken == [chosen]

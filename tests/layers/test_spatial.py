@@ -13,6 +13,7 @@ from attn3d.layers.spatial import (
     halve,
     keep_format,
     resize,
+    resize_by_products,
     split_heads,
     to_tokens,
     to_volume,
@@ -50,6 +51,20 @@ def test_gates_broadcast(shape):
     assert broadcast_gate(torch.rand(2, 6), x).shape == (2, 6, *(1 for _ in shape))
     assert axes(x) == list(range(2, x.dim()))
     assert x.flatten(2)[0, 0, central_voxel(x)] == x[(0, 0, *(size // 2 for size in shape))]
+
+
+def test_resizing_by_products_is_linear_interpolation():
+    """In half precision too, which has no integers above 2048 that are odd."""
+    for dtype, shape, target in (
+        (torch.float64, (3, 5, 4), [7, 2, 4]),
+        (torch.float64, (6, 1), [4, 3]),
+        (torch.float16, (3000,), [2900]),
+    ):
+        x = torch.randn(2, 3, *shape, dtype=dtype)
+        found = resize_by_products(x, target)
+        assert found.dtype == dtype
+        exact = resize(x.double(), target)
+        torch.testing.assert_close(found.double(), exact, rtol=0, atol=4 * torch.finfo(dtype).eps)
 
 
 def test_resizing_keeps_a_constant():

@@ -172,3 +172,11 @@ FAULTS = [(name, check) for name, case in CASES.items() for check in case.faults
 def test_properties_of_a_mechanism(check):
     """The functions in `faults` of each case."""
     check()
+
+
+def test_an_attention_gate_pads_each_axis_to_its_own_stride():
+    module, shapes = attn3d.AttentionGate(2, 4, stride=(1, 2), norm=None), []
+    module.of_map.register_forward_hook(lambda _, given, y: shapes.append(tuple(y.shape[2:])))
+    x = torch.randn(1, 4, 5, 7)
+    module(x, x)
+    assert shapes == [(5, 4)]
