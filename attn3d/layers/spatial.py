@@ -156,7 +156,7 @@ def broadcast_gate(gate: Tensor, x: Tensor) -> Tensor:
 
 
 def keep_format(y: Tensor, x: Tensor) -> Tensor:
-    """Returns ``y`` in the dtype and the memory format of ``x``, which has the same shape."""
+    """Returns ``y`` in the dtype and the memory format of ``x``, which has as many axes."""
     y = y.to(x.dtype)
     if x.is_contiguous():
         return y.contiguous()
