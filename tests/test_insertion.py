@@ -517,6 +517,18 @@ class TestCheckpoints:
         insert_attention(net, "se", at="path:layer1")
         assert load_pretrained(net, other.state_dict()) == [key for key in net.state_dict() if ".attn3d." in key]
 
+    def test_one_with_an_extra_state(self) -> None:
+        class Versioned(Adds):
+            def get_extra_state(self) -> dict[str, int]:
+                return {"version": 1}
+
+            def set_extra_state(self, state: dict[str, int]) -> None:
+                self.version = state["version"]
+
+        net, state = Versioned(), Versioned().state_dict()
+        load_pretrained(insert_attention(net, "se", at="path:stem"), state)
+        assert net.version == 1
+
     def test_one_with_a_part_of_the_attention(self) -> None:
         saved = insert_attention(unet(), "se", at="encoder").state_dict()
         net = insert_attention(insert_attention(unet(), "se", at="encoder"), "eca", at="encoder")

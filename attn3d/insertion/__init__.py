@@ -217,7 +217,11 @@ def load_pretrained(net: nn.Module, state_dict: Mapping[str, Tensor]) -> list[st
     faults = {
         "missing": [key for key in missing if key not in new],
         "unknown": [key for key in state_dict if key not in own],
-        "of another shape": [key for key in state_dict if key in own and state_dict[key].shape != own[key].shape],
+        "of another shape": [
+            key  # an extra state of a module may have no shape
+            for key in state_dict
+            if key in own and getattr(state_dict[key], "shape", None) != getattr(own[key], "shape", None)
+        ],
     }
     if any(faults.values()):
         named = "; ".join(f"{fault}: {', '.join(keys)}" for fault, keys in faults.items() if keys)
