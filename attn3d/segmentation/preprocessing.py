@@ -43,7 +43,7 @@ class PreparedCase:
 
     The file has ``image`` (C, *S), float32, in Hounsfield units if there are windows and normalised otherwise;
     ``label`` (*S), uint8; for each label of the case ``foreground <name>``, the flat indices of its voxels; and if
-    there are ignored voxels ``annotated``, the indices of all others.
+    some voxels are ignored ``annotated``, the indices of all others.
 
     Args:
         case: the case.
@@ -103,6 +103,7 @@ def _tensors(case: Case, dataset: Dataset, configuration: Configuration) -> dict
     for name, mask in labels.masks(label):
         if mask.any():
             tensors[f"foreground {name}"] = np.flatnonzero(mask).astype(np.int32)
-    if (ignored := label == labels.ignore).any():
+    ignored = label == labels.ignore
+    if ignored.any() and not ignored.all():
         tensors["annotated"] = np.flatnonzero(~ignored).astype(np.int32)
     return {name: np.ascontiguousarray(values) for name, values in tensors.items()}

@@ -1,6 +1,7 @@
 """Regions and ignored voxels, from a dataset.json to the scores."""
 
 import json
+import shutil
 
 import nibabel as nib
 import numpy as np
@@ -138,6 +139,15 @@ def test_prepared_cases_list_the_voxels_of_regions_and_the_annotated_voxels(run)
         assert len(stored["foreground tumour core"]) == np.isin(label, (2, 3)).sum() > 0
         assert len(stored["annotated"]) == (label != 4).sum() < label.size
         assert (label[stored["annotated"]] != 4).all()
+
+
+def test_a_case_without_annotation_does_not_stop_a_training(brats, tmp_path):
+    shutil.copytree(brats, tmp_path / "data")
+    label = nib.load(brats / "labelsTr" / "BRATS_0.nii.gz")
+    nib.save(scan(np.full(label.shape, 4, np.uint8), label.affine), tmp_path / "data" / "labelsTr" / "BRATS_0.nii.gz")
+    folds = tmp_path / "folds.json"
+    folds.write_text(json.dumps([{"train": ["BRATS_0", "BRATS_1"], "val": ["BRATS_2"]}]))
+    assert train(tmp_path / "data", out=tmp_path / "run", folds=folds, **SMALL).finished
 
 
 def test_ignored_voxels_do_not_count():
