@@ -272,8 +272,8 @@ def write_label(path: Path | str, labels: np.ndarray, like: nib.Nifti1Image) -> 
     """
     if labels.shape != like.shape:
         raise ValueError(f"`labels` must have the scan's shape {like.shape}, got {labels.shape}")
-    if not np.array_equal(labels, labels.astype(np.uint8)):
-        raise ValueError(f"`labels` must be whole numbers from 0 to 255, got up to {labels.max()}")
+    if len(odd := labels[labels != labels.astype(np.uint8)]):
+        raise ValueError(f"`labels` must be whole numbers from 0 to 255, got {odd[0]:g}")
     if Path(path).name.endswith(ENDINGS):
         write_itk(path, labels.astype(np.uint8), like.affine)
         return

@@ -295,8 +295,13 @@ def test_stored_numbers_can_have_an_intercept(tmp_path):
 
 @pytest.mark.parametrize(
     ("labels", "says"),
-    [(np.zeros((2, 2, 2), int), "shape"), (DATA + 0.5, "whole numbers"), (DATA + 200, "whole numbers")],
-    ids=["shape", "fractions", "above 255"],
+    [
+        (np.zeros((2, 2, 2), int), "shape"),
+        (DATA % 5 + 0.5, r"`labels` must be whole numbers from 0 to 255, got \d\.5"),
+        (DATA % 5 + 255, "`labels` must be whole numbers from 0 to 255, got 25[6-9]"),
+        (DATA % 5 - 1, "`labels` must be whole numbers from 0 to 255, got -1"),
+    ],
+    ids=["shape", "fractions", "above 255", "negative"],
 )
 def test_labels_outside_uint8_are_refused(tmp_path, image, labels, says):
     with pytest.raises(ValueError, match=says):
