@@ -144,7 +144,7 @@ def read_json(path: Path | str, *keys: str, missing: str = "does not exist") -> 
         FileError: when it cannot be read, is not JSON, or is not an object with these keys.
     """
     with _readable(path, missing, "valid JSON"):
-        content = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_each_once)
+        content = json.loads(Path(path).read_text(encoding="utf-8-sig"), object_pairs_hook=_each_once)
     for key in keys:
         if not isinstance(content, dict) or key not in content:
             raise FileError(path, f"has no {key!r}; it was not written by this command")

@@ -141,6 +141,11 @@ def test_formulas_and_names_that_are_not_utf8_are_escaped(tmp_path):
     assert read_json(tmp_path / "names.json") == {odd: 1}
 
 
+def test_json_may_have_a_byte_order_mark(tmp_path):
+    (tmp_path / "dataset.json").write_text("{}", encoding="utf-8-sig")  # as editors on Windows write it
+    assert read_json(tmp_path / "dataset.json") == {}
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
