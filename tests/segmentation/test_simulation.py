@@ -100,7 +100,9 @@ def test_a_threshold_finds_thick_blood_and_little_else(folder):
 
 
 def test_a_case_depends_only_on_the_seed_and_its_number(tmp_path, folder):
-    fewer, other = (simulate(tmp_path / str(seed), 1, seed=seed, quiet=True).cases[0] for seed in (0, 1))
+    fewer, other = (
+        simulate(tmp_path / str(seed), np.int64(1), seed=np.int64(seed), quiet=True).cases[0] for seed in (0, 1)
+    )
     first = find_dataset(folder).cases[0]
     for path, again in zip(first.images + first.label, fewer.images + fewer.label, strict=True):
         np.testing.assert_array_equal(nib.load(path).dataobj, nib.load(again).dataobj)
@@ -254,8 +256,10 @@ def test_nothing_is_left_of_an_interrupted_cohort(tmp_path, small, monkeypatch):
 def test_invalid_numbers_of_a_cohort_are_refused(tmp_path):
     with pytest.raises(ValueError, match="`cases` must be at least 1, got 0"):
         simulate(tmp_path / "cohort", 0)
-    with pytest.raises(ValueError, match="`seed` must be 0 or more, got -1"):
+    with pytest.raises(ValueError, match="`seed` must be at least 0, got -1"):
         simulate(tmp_path / "cohort", 1, seed=-1)
+    with pytest.raises(TypeError, match=r"`cases` must be an integer, got 1\.5"):
+        simulate(tmp_path / "cohort", 1.5)
 
 
 def test_calcium_lies_in_pairs_and_in_the_pineal_gland():

@@ -7,6 +7,7 @@ import nibabel as nib
 import numpy as np
 from rich.progress import track
 
+from attn3d.arguments import natural_number, positive_integer
 from attn3d.segmentation.datasets import Dataset, find_dataset
 from attn3d.segmentation.errors import FileError
 from attn3d.segmentation.io.files import write_image
@@ -42,13 +43,10 @@ def simulate(
         The data set, from `find_dataset`.
 
     Raises:
+        TypeError: when ``cases`` or ``seed`` is not an integer.
         ValueError: when ``cases`` is not positive, ``seed`` is negative, or ``out`` has other content.
     """
-    if cases < 1:
-        raise ValueError(f"`cases` must be at least 1, got {cases}")
-    if seed < 0:
-        raise ValueError(f"`seed` must be 0 or more, got {seed}")
-    out = Path(out)
+    cases, seed, out = positive_integer("cases", cases), natural_number("seed", seed), Path(out)
     settings = {"version": _VERSION, "seed": seed, "cases": cases}
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         there = _settings(out)
