@@ -62,7 +62,7 @@ class Labels:
             return labels
         if not isinstance(labels, Mapping) or not all(isinstance(value, int | np.integer) for value in labels):
             raise TypeError(f"`labels` must be names by value, such as {{1: 'lesion'}}, got {labels!r}")
-        values = sorted(labels)
+        values = sorted(map(int, labels))
         return cls(tuple(labels[value] for value in values), tuple((value,) for value in values), ignore=ignore)
 
     @property

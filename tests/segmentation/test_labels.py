@@ -144,6 +144,10 @@ def test_a_region_must_be_above_a_half():
     assert choose_labels(torch.tensor([[0.5, 0.5000001]]), [3], regions=True).tolist() == [0, 3]
 
 
+def test_values_of_numpy_become_numbers_for_json():
+    assert json.dumps(Labels.of({np.uint8(2): "b", np.int64(1): "a"}).as_dict()) == '{"a": 1, "b": 2}'
+
+
 @pytest.mark.parametrize("labels", [{"lesion": 1}, ["lesion"], {1.5: "lesion"}])
 def test_labels_must_be_names_by_value(labels):
     with pytest.raises(TypeError, match=r"`labels` must be names by value, such as \{1: 'lesion'\}, got "):
