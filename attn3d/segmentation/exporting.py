@@ -20,6 +20,7 @@ from attn3d.segmentation.runs import Run
 from attn3d.segmentation.settings import Configuration
 
 _FORMATS = ("bundle", "onnx")
+_WRITTEN = ("scripts", "configs", "data", "models", "model.onnx", "metadata.json")
 _MOST = 4096  # largest batch, and largest number of the network's steps along an axis
 _SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
 
@@ -46,7 +47,7 @@ def export(
         ``out``.
 
     Raises:
-        FileError: when the run cannot be used, or ``out`` exists and must not be overwritten.
+        FileError: when the run cannot be used, or ``out`` exists and must not be overwritten, or has other files.
         ValueError: when ``format`` is unknown, or needs a library that is not installed.
     """
     if format not in _FORMATS:
@@ -56,6 +57,11 @@ def export(
         raise FileError(out, "already exists, and is not an export; choose another folder")
     if out.exists() and not overwrite:
         raise FileError(out, "already exists; choose another folder, or overwrite it (--overwrite)")
+    others = [
+        path for path in (*out.glob("*"), *out.glob("data/*")) if path.relative_to(out).as_posix() not in _WRITTEN
+    ]
+    if others:
+        raise FileError(others[0], "would be deleted with the existing export; move it, or choose another folder")
     net, config = opened.network(), opened.config
     write = _write_onnx if format == "onnx" else _write_bundle
     with finished_folder(out) as unfinished:

@@ -173,6 +173,11 @@ def test_errors_of_export(tmp_path, monkeypatch):
     with pytest.raises(FileError, match="bundle: already exists; choose another folder, or overwrite it"):
         export(run.folder, tmp_path / "bundle")
     export(run.folder, tmp_path / "bundle", overwrite=True)
+    for mine in ("data/scan.nii.gz", "eval"):
+        (tmp_path / "bundle" / mine).touch()
+        with pytest.raises(FileError, match=f"bundle/{mine}: would be deleted with the existing export; move it"):
+            export(run.folder, tmp_path / "bundle", overwrite=True)
+        (tmp_path / "bundle" / mine).unlink()
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(ValueError, match=r"`format` onnx needs onnxscript; python -m pip install 'attn3d\[onnx\]'"):
         export(run.folder, tmp_path / "new", format="onnx")
