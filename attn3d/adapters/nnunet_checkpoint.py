@@ -12,7 +12,7 @@ import torch
 import typer
 from torch import Tensor
 
-from attn3d.adapters.nnunet import Plans, read_plans, replaced, resolved, with_classes
+from attn3d.adapters.nnunet import NETWORK, Plans, read_plans, replaced, resolved, with_classes
 from attn3d.insertion import load_pretrained
 
 # Exceptions from unpickling a file that is truncated, of another kind, or needs classes that are not installed.
@@ -35,8 +35,8 @@ def convert(plans: Plans, configuration: str, weights: dict[str, Tensor]) -> tup
     Raises:
         ValueError: if the configuration has no attention, or the weights are those of another network.
     """
-    block = resolved(plans["configurations"], configuration)["architecture"]
-    if "attention" not in block["arch_kwargs"]:
+    block = resolved(plans["configurations"], configuration).get("architecture", {})
+    if block.get("network_class_name") != NETWORK:
         raise ValueError(f"`configuration` {configuration!r} has no attention; add one with attn3d.adapters.nnunet")
     heads = [key for key in weights if key.endswith("seg_layers.0.weight")]
     if not heads:

@@ -269,6 +269,7 @@ def test_a_checkpoint_without_attention_is_converted(tmp_path: Path) -> None:
     content = plans(2)
     plain = build(content["configurations"]["full"]["architecture"], False)
     add_configuration(content, "full", "new", {"spec": "attention_gate", "at": ["skip"], "identity": True})
+    content["configurations"]["bare"] = {"patch_size": [8, 8]}  # of a version before 2.4
     (tmp_path / "plans.json").write_text(json.dumps(content))
     torch.save({"network_weights": plain.state_dict(), "current_epoch": 7}, tmp_path / "old.pth")
     arguments = [str(tmp_path / name) for name in ("plans.json", "old.pth", "new.pth")]
@@ -292,6 +293,7 @@ def test_a_checkpoint_without_attention_is_converted(tmp_path: Path) -> None:
         ("old.pth", {"weights": {}}, "new", "`checkpoint` {file} is not a checkpoint of nnU-Net v2; it has no 'netw"),
         ("old.pth", {"network_weights": {}}, "new", "must contain a U-Net of nnU-Net; it has no 'decoder.seg_"),
         ("old.pth", {"network_weights": plain.state_dict()}, "full", "`configuration` 'full' has no attention"),
+        ("old.pth", {"network_weights": plain.state_dict()}, "bare", "`configuration` 'bare' has no attention"),
         ("old.pth", {"network_weights": plain.state_dict()}, "none", "'none' is not in the plans"),
         ("plans.json", None, "new", "`plans` {file} cannot be read: No such file or directory"),
         ("plans.json", b"\xff", "new", "`plans` {file} cannot be read: 'utf-8' codec"),
