@@ -13,6 +13,7 @@ from monai.data import MetaTensor
 from rich.progress import track
 from torch import nn
 
+from attn3d.arguments import probability
 from attn3d.plotting import plot_segmentation
 from attn3d.segmentation.components import largest, middle_of_largest, without_small
 from attn3d.segmentation.datasets import Case, Dataset, find_scans, read_case_image, read_case_label
@@ -126,8 +127,7 @@ def predict(
     out = Path(out)
     with joined() as processes:
         with processes.agreed():
-            if not 0 <= overlap < 1:
-                raise ValueError(f"`overlap` must be at least 0 and below 1, got {overlap}")
+            overlap = probability("overlap", overlap)
             mirror = checked(Settings, {"mirror": mirror}).mirror
             if not remove_small >= 0:
                 raise ValueError(f"`remove_small` must be at least 0 ml, got {remove_small}")
@@ -183,11 +183,12 @@ def predict(
 def _opened(runs: Path | str | Sequence[Path | str]) -> list[Run]:
     """Opens the runs in folders, and checks that they have the same labels and number of images."""
     folders = [runs] if isinstance(runs, str | Path) else runs
-    if not folders:
+    opened = [run for folder in folders for run in open_runs(folder)]
+    if not opened:
         raise ValueError(f"`runs` must name at least one folder of a run, got {runs!r}")
-    first, *others = opened = [run for folder in folders for run in open_runs(folder)]
-    for run in others:
-        if run.config.labels != first.config.labels or run.config.images != first.config.images:
+    first = opened[0].config
+    for run in opened:
+        if run.config.labels != first.labels or run.config.images != first.images:
             raise ValueError(f"`runs` must have the same labels and images, {run.folder} differs from the first")
     return opened
 

@@ -111,6 +111,8 @@ def test_a_batch_goes_on_after_failed_cases(run, tmp_path):
 def test_at_least_one_run_is_needed(tmp_path):
     with pytest.raises(ValueError, match=r"`runs` must name at least one folder of a run, got \[\]"):
         predict([], save(tmp_path / "scans", one=bright()[0]), tmp_path / "out")
+    with pytest.raises(ValueError, match="`runs` must name at least one folder of a run, got <generator"):
+        predict((run for run in []), tmp_path / "scans", tmp_path / "out")
 
 
 def test_a_scan_without_air_is_named_by_a_run_on_ct(run, tmp_path, caplog):
@@ -446,9 +448,9 @@ def test_without_weights(tmp_path):
         predict(run.folder, tmp_path, tmp_path / "out", quiet=True)
 
 
-@pytest.mark.parametrize("overlap", [-0.1, 1.0, float("nan")])
+@pytest.mark.parametrize("overlap", [-0.1, 1.0, float("nan"), "half"])
 def test_windows_cannot_overlap_completely(overlap, run, tmp_path):
-    with pytest.raises(ValueError, match="`overlap` must be at least 0 and below 1, got"):
+    with pytest.raises((TypeError, ValueError), match=r"`overlap` must be .*in \[0, 1\), got"):
         predict(run.folder, tmp_path, tmp_path / "out", overlap=overlap, quiet=True)
 
 
