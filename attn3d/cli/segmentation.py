@@ -98,11 +98,7 @@ def train(
         }
         settings |= {"at": None if at is None else _names(at)}
         settings = {name: value for name, value in settings.items() if value is not None}
-        if resume and (settings or config is not None or folds is not None):
-            raise ValueError(
-                "`resume` uses the settings in --out; give no others, except --data if the data were moved"
-            )
-        if folds is not None and fold is None:
+        if folds is not None and fold is None and not resume:
             if devices != "auto":
                 raise ValueError(
                     f"`folds` are trained one after the other by one process; omit `devices`, got {devices}"

@@ -16,6 +16,7 @@ from lightning import Trainer, seed_everything
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from attn3d.arguments import natural_number
 from attn3d.segmentation.advice import without_advice
 from attn3d.segmentation.callbacks import Best, BudgetBar, Checkpoint, Epochs, Minutes, WholeCheckpoints
 from attn3d.segmentation.configuration import configure
@@ -86,9 +87,13 @@ def train(
         Interrupted: when the training is stopped by Ctrl-C.
     """
     out = Path(out)
-    if workers is not None and workers < 0:
-        raise ValueError(f"`workers` must be 0 or more, got {workers}")
+    if workers is not None:
+        natural_number("workers", workers)
     if resume:
+        if settings or config is not None or folds is not None:
+            raise ValueError(
+                "`resume` uses the settings in `out`; give no others, except `data` if the data were moved"
+            )
         if not (out / PARTS[-1]).exists():
             raise FileError(out, "has no training to resume; start it again without --resume")
         run = Run.open(out, data)

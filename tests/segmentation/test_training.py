@@ -272,7 +272,7 @@ def test_deep_supervision_and_spacing_per_axis(data, tmp_path):
         ({"mirror": [0, 0]}, r"`mirror` must be a list of axes from 0 to 2, each at most once, got \[0, 0\]"),
         ({"optimizer": "adam"}, "`optimizer` must be adamw or sgd, got 'adam'"),
         ({"epoch": 3}, "unknown setting 'epoch'; did you mean 'epochs'"),
-        ({"workers": -1}, "`workers` must be 0 or more, got -1"),
+        ({"workers": -1}, "`workers` must be at least 0, got -1"),
     ],
 )
 def test_wrong_settings_are_refused_before_anything_is_written(settings, message, data, tmp_path):
@@ -335,6 +335,9 @@ def test_a_training_stopped_before_its_first_files_cannot_be_resumed(data, tmp_p
 def test_a_finished_run_is_not_trained_again(run):
     before = run.weights.stat().st_mtime_ns
     assert train(out=run.folder, resume=True, quiet=True).finished
+    for given in ({"epochs": 50}, {"config": "settings.yaml"}, {"folds": "folds.json"}):
+        with pytest.raises(ValueError, match="`resume` uses the settings in `out`; give no others, except `data`"):
+            train(out=run.folder, resume=True, **given)
     assert run.weights.stat().st_mtime_ns == before
 
 
