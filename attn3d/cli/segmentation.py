@@ -94,7 +94,7 @@ def train(
             "epochs": epochs,
             "minutes": minutes,
             "seed": seed,
-            "start_from": None if start_from is None else str(start_from),
+            "start_from": start_from,
         }
         settings |= {"at": None if at is None else _names(at)}
         settings = {name: value for name, value in settings.items() if value is not None}

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -50,7 +49,7 @@ def configure(dataset: Dataset, images: int, fingerprint: Fingerprint, settings:
         "windows": windows,
         **_warp(windows is not None, settings),
         "attention": completed(settings.attention, geometry.spacing, narrowest(network, settings.width)),
-        "start_from": None if settings.start_from is None else str(Path(settings.start_from).resolve()),
+        "start_from": None if settings.start_from is None else settings.start_from.resolve(),
         "data": str(dataset.folder.resolve()),
         "layout": dataset.layout,
         "simulated": dataset.simulated,

@@ -20,7 +20,7 @@ from pydantic import (
 from pydantic import model_validator as check_model
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from attn3d.arguments import nearest, one_of
+from attn3d.arguments import nearest, of_python, one_of
 from attn3d.factory import find
 from attn3d.segmentation.errors import FileError
 from attn3d.segmentation.io.writing import read_json
@@ -146,7 +146,7 @@ class Settings(BaseModel):
     class_weights: Annotated[tuple[_NotNegative, ...], MustBe("a list of numbers of at least 0")] | None = Field(
         None, description="weights of the background and of each label, for the loss `dice_ce`"
     )
-    start_from: Annotated[str, MustBe("a path")] | None = Field(
+    start_from: Annotated[Path, MustBe("a path")] | None = Field(
         None, description="a run folder, or a checkpoint of PyTorch or safetensors, with the initial weights"
     )
     optimizer: Annotated[Literal["adamw", "sgd"], MustBe("adamw or sgd")] = Field(
@@ -172,7 +172,7 @@ class Settings(BaseModel):
     def _settle(cls, values: Any) -> Any:
         """Checks that there is one budget and that the network and the mechanism are known; without attention there are
         no sites."""
-        values = dict(values)
+        values = {name: of_python(value) for name, value in dict(values).items()}
         if values.get("epochs") is not None and values.get("minutes") is not None:
             raise ValueError(
                 f"`epochs` and `minutes` cannot both be set, got {values['epochs']!r} and {values['minutes']!r}"
@@ -257,7 +257,7 @@ def checked(kind: type[Settings], values: Mapping[str, Any]) -> Any:
     except ValidationError as error:
         first = error.errors()[0]
     name = str(first["loc"][0]) if first["loc"] else ""
-    if first["type"] == "extra_forbidden":
+    if first["type"] in ("extra_forbidden", "invalid_key"):
         raise ValueError(f"has an unknown setting {name!r}; {nearest(name, kind.model_fields)}")
     if not name:
         raise ValueError(str(first["ctx"]["error"]))

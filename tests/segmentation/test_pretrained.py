@@ -71,9 +71,9 @@ def test_invalid_checkpoints_are_refused(content, message, tmp_path):
 def test_a_run_starts_from_another(data, tmp_path):
     """With a negligible learning rate, it ends with the weights of the other run."""
     first = train(data, out=tmp_path / "first", **SMALL | {"epochs": 1})
-    still = {"epochs": 1, "learning_rate": 1e-12, "start_from": str(first.folder), "seed": 5}
+    still = {"epochs": 1, "learning_rate": 1e-12, "start_from": first.folder, "seed": 5}
     second = train(data, out=tmp_path / "second", **SMALL | still)
-    assert second.config.start_from == str(first.folder)
+    assert second.config.start_from == first.folder
     expected, found = first.network().state_dict(), second.network().state_dict()
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, atol=1e-6, rtol=1e-6)

@@ -281,10 +281,22 @@ def test_wrong_settings_are_refused_before_anything_is_written(settings, message
     assert not (tmp_path / "run").exists()
 
 
+def test_settings_can_be_numbers_and_arrays_of_numpy():
+    given = {"epochs": np.int64(2), "patch_size": np.array([16, 16, 8]), "strides": np.ones((1, 3), int)}
+    assert segmentation.Settings(**given).model_dump(include={*given}) == {
+        "epochs": 2,
+        "patch_size": (16, 16, 8),
+        "strides": ((1, 1, 1),),
+    }
+
+
 def test_a_file_of_settings(data, tmp_path):
     file = tmp_path / "config.yaml"
     file.write_text("epoch: 3")
     with pytest.raises(FileError, match="unknown setting 'epoch'; did you mean 'epochs'"):
+        train(data, out=tmp_path / "run", config=file)
+    file.write_text("1: 3")
+    with pytest.raises(FileError, match="unknown setting '1'"):
         train(data, out=tmp_path / "run", config=file)
     file.write_text("attention: 3")
     with pytest.raises(FileError, match=r"config\.yaml: `attention` must be a name or .*, got 3"):
