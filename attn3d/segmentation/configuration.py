@@ -23,16 +23,22 @@ def configure(dataset: Dataset, images: int, fingerprint: Fingerprint, settings:
     """The configuration for a data set: the settings, and values from its fingerprint for those that are None.
 
     Raises:
-        ValueError: when patch size and strides do not fit, the network does not use strides or kernels that are set, or
-            the loss does not take the class weights.
+        ValueError: when patch size, strides and network do not fit, the network does not use strides or kernels that
+            are set, or the loss does not take the class weights.
     """
     geometry = propose_geometry(fingerprint, settings.patch_voxels, settings.spacing, settings.patch_size)
     strides = settings.strides or geometry.strides
     costly = len(strides) > 1 and (geometry.whole or torch.cuda.is_available())  # DynUNet needs at least two
     network = settings.network or ("DynUNet" if costly else "UNet")
     kernels = settings.kernels or propose_kernels(strides, geometry.spacing)
-    _check_shape(network, settings, resolutions=1 + len(strides))
+    _check_shape(network, settings, strides)
     multiple = shape_multiple(network, strides)
+    patch_size = _fitting(geometry, multiple, given=settings.patch_size is not None)
+    if patch_size == multiple:
+        raise ValueError(
+            f"`patch_size` {patch_size} becomes a single voxel in a {network}, which cannot be normalised; "
+            "set a larger one, or another network"
+        )
     windows = settings.windows
     if windows == "auto":
         windows = propose_windows(dataset.modality, fingerprint) if images == 1 else None
@@ -43,7 +49,7 @@ def configure(dataset: Dataset, images: int, fingerprint: Fingerprint, settings:
     derived = {
         "network": network,
         "spacing": geometry.spacing,
-        "patch_size": _fitting(geometry, multiple, given=settings.patch_size is not None),
+        "patch_size": patch_size,
         "strides": strides,
         "kernels": kernels,
         "windows": windows,
@@ -70,19 +76,24 @@ def _warp(hounsfield: bool, settings: Settings) -> dict[str, float]:
     return proposed | {name: value for name, value in given.items() if value is not None}
 
 
-def _check_shape(network: str, settings: Settings, resolutions: int) -> None:
-    """Checks that the network uses the strides and kernels that are set, with a kernel for each resolution.
+def _check_shape(network: str, settings: Settings, strides: Sequence[Sequence[int]]) -> None:
+    """Checks that the network has enough strides, and uses the strides and kernels that are set.
 
     Raises:
         ValueError: when it does not.
     """
     if settings.strides and not uses_strides(network):
         raise ValueError(f"`strides` are not used by {network}, which halves all axes; omit them or use a UNet")
+    least = 2 if uses_kernels(network) else 1
+    if uses_strides(network) and len(strides) < least:
+        raise ValueError(
+            f"`strides` of a {network} must have {least} or more entries, got {strides}; set them, or larger patches"
+        )
     if settings.kernels and not uses_kernels(network):
         raise ValueError(f"`kernels` are not used by {network}, whose kernels have size 3; omit them or use a DynUNet")
-    if settings.kernels and len(settings.kernels) != resolutions:
+    if settings.kernels and len(settings.kernels) != 1 + len(strides):
         raise ValueError(
-            f"`kernels` must have {resolutions} entries, one more than the strides, got {len(settings.kernels)}"
+            f"`kernels` must have {1 + len(strides)} entries, one more than the strides, got {len(settings.kernels)}"
         )
 
 

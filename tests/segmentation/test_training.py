@@ -273,6 +273,9 @@ def test_deep_supervision_and_spacing_per_axis(data, tmp_path):
         ({"optimizer": "adam"}, "`optimizer` must be adamw or sgd, got 'adam'"),
         ({"epoch": 3}, "unknown setting 'epoch'; did you mean 'epochs'"),
         ({"workers": -1}, "`workers` must be at least 0, got -1"),
+        ({"network": "BasicUNet"}, r"`patch_size` \(16, 16, 16\) becomes a single voxel in a BasicUNet"),
+        ({"patch_size": (4, 4, 4)}, r"`strides` of a UNet must have 1 or more entries, got \(\)"),
+        ({"network": "DynUNet", "patch_size": (8, 8, 8)}, r"`strides` of a DynUNet must have 2 or more entries, got"),
     ],
 )
 def test_wrong_settings_are_refused_before_anything_is_written(settings, message, data, tmp_path):
