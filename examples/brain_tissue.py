@@ -98,7 +98,7 @@ def main(
         )
         scans = {"clean": image_path, "degraded": out / "degraded.nii.gz"}
         for scan, path in scans.items():
-            segmentation.predict(run.folder, path, out / "found" / scan, keep_largest=True)
+            segmentation.predict(run.folder, path, out / "found" / scan, format="nii.gz", keep_largest=True)
 
     reference = np.asarray(label.dataobj)
     scores, found = {}, {}

@@ -7,6 +7,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 import typer
 from typer.testing import CliRunner
@@ -85,6 +86,15 @@ def test_a_pair_of_files(app, tmp_path):
     )
     assert result.exit_code == 0, result.output
     check_results(out, image)
+
+
+def test_a_scan_in_another_format_than_nifti(app, tmp_path):
+    image, label = write_pair(tmp_path)
+    sitk.WriteImage(sitk.ReadImage(image), tmp_path / "scan.nrrd")
+    data = "--data", tmp_path / "scan.nrrd", label
+    result = invoke(app, "--iterations", 1, "--resolution", 4, "--attention", "none", *data, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    np.testing.assert_allclose(nib.load(tmp_path / "out" / "segmentation.nii.gz").affine, nib.load(image).affine)
 
 
 def damage(name, folder):
