@@ -350,6 +350,18 @@ def test_help_has_no_brackets():
     assert "(default: a simulated cohort)" in " ".join(run("train", "--help").stdout.replace("│", " ").split())
 
 
+def test_evaluate_prints_means_over_the_cases_with_the_label(tmp_path):
+    for part in ("found", "true"):
+        (tmp_path / part).mkdir()
+        for case, labelled in (("one", True), ("none", part == "found")):
+            values = np.zeros((8, 8, 8), np.uint8)
+            values[2:5] = labelled
+            nib.save(nib.Nifti1Image(values, np.eye(4)), tmp_path / part / f"{case}.nii.gz")
+    printed = run("evaluate", tmp_path / "found", tmp_path / "true", "--quiet").stdout
+    (row,) = (line.split() for line in printed.splitlines() if "label 1" in line)
+    assert row == [*("label", "1", "1", "of", "2"), *("1.000", "0.0", "1.000"), *("1", "of", "1", "1")]
+
+
 def test_evaluate_reads_regions_and_ignored_values(tmp_path):
     """From a dataset.json of nnU-Net. Without one, every value is a label."""
     for part in ("found", "true"):

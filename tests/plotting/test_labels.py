@@ -5,7 +5,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
 from attn3d.plotting import COLORS, plot_lesions, plot_segmentation
-from attn3d.plotting.hanging import contrast
+from attn3d.plotting.hanging import Hanging, contrast
 from tests.segmentation.volumes import AFFINES, affine_of
 
 NAMES = {1: "CSF", 2: "grey matter"}
@@ -230,3 +230,11 @@ def test_names_are_not_formulas():
     figure.draw_without_rendering()
     drawn = [text._preprocess_math(text.get_text()) for text in [figure._suptitle, *figure.legends[0].get_texts()]]
     assert drawn == [(r"caf\udce9 $x$", False), (r"$\frac{", False), ("[red] a$b$", False)]
+
+
+def test_the_margin_around_labels_is_in_millimetres():
+    hanging = Hanging((40, 20, 9), np.diag([1.0, 2.0, 5.0, 1.0]))
+    mask = np.zeros((40, 20, 9), bool)
+    mask[20, 10, 4] = True
+    hanging.crop(mask, margin=10.0)
+    assert (hanging.low.tolist(), hanging.high.tolist()) == ([10, 5, 2], [31, 16, 7])

@@ -119,6 +119,7 @@ def test_a_file_without_its_counterpart_is_named(tmp_path, write, lost, says, le
     dataset = find_dataset(tmp_path)
     assert names(dataset.cases) == left
     assert any(says in problem for problem in dataset.left_out)
+    assert len({*dataset.left_out}) == len(dataset.left_out), "each once"
     for problem in dataset.left_out:
         assert problem in str(dataset)
 

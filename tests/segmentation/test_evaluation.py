@@ -161,8 +161,10 @@ def test_the_distance_of_concentric_balls_on_a_tilted_grid(degrees):
     assert lesion_on(affine, distance < 30, distance < 20, tolerance=11.5)["surface_dice"] > 0.99
 
 
-def test_the_worst_distance_is_the_longer_diagonal():
-    affine = tilted(25)
+@pytest.mark.parametrize("shear", [(1, 1), (1, -1), (-1, 1), (-1, -1)])
+def test_the_worst_distance_is_the_longest_diagonal(shear):
+    affine = AFFINE.copy()
+    affine[:2, 2] = shear
     corners = np.array([(x, y, z) for x in (0, 20) for y in (0, 16) for z in (0, 10)]) @ affine[:3, :3].T
     longest = max(np.linalg.norm(one - other) for one in corners for other in corners)
     assert lesion_on(affine, NOTHING, BOX)["hd95_mm"] == pytest.approx(longest)
@@ -315,6 +317,11 @@ def test_a_parcellation_of_many_small_regions_is_scored(tmp_path):
     scores = evaluate(tmp_path / "regions.nii.gz", tmp_path / "regions.nii.gz", quiet=True)
     assert len(scores["labels"]) == 250
     assert scores["overall"]["label 250"]["dice"] == 1
+    lesions = np.zeros((20, 20, 20), np.uint8)  # numbered, of one voxel each
+    lesions[::4, ::4, ::4] = np.arange(1, 126).reshape(5, 5, 5)
+    nib.save(scan(lesions, AFFINE), tmp_path / "lesions.nii.gz")
+    scores = evaluate(tmp_path / "lesions.nii.gz", tmp_path / "lesions.nii.gz", quiet=True)
+    assert len(scores["labels"]) == 125
 
 
 def test_bad_files_are_listed_and_the_others_scored(folders, capsys):

@@ -90,6 +90,8 @@ def test_a_bundle_finds_the_labels_of_predict(tmp_path):
     meta = json.loads((bundle / "configs" / "metadata.json").read_text())
     outputs = meta["network_data_format"]["outputs"]["pred"]
     assert outputs["channel_def"] == {"0": "background", "1": "inner", "2": "outer"}
+    image = meta["network_data_format"]["inputs"]["image"]
+    assert (image["format"], image["modality"]) == ("hounsfield", "CT")
 
 
 def test_a_bundle_finds_the_regions_of_predict(tmp_path):

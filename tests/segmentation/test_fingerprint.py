@@ -51,6 +51,8 @@ def test_slices_of_different_thickness_get_a_finer_spacing():
     """If slices are three times as thick as pixels: a tenth of the way from the smallest to the median spacing."""
     mixed = fingerprint((512, 512, 30), (0.5, 0.5, 5.0), smallest=(0.4, 0.4, 3.0))
     assert propose_geometry(mixed, 2**17).spacing == (0.5, 0.5, 3.2)
+    thin = fingerprint((512, 512, 30), (1.0, 1.0, 5.0), smallest=(1.0, 1.0, 0.4))
+    assert propose_geometry(thin, 2**17).spacing == (1.0, 1.0, 1.0), "not finer than the pixels"
 
 
 def test_given_settings_are_kept():

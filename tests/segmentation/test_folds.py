@@ -1,6 +1,7 @@
 """Cross-validation: every case is held out once, it resumes, and its folder is an ensemble to predict with."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -36,13 +37,16 @@ def test_every_case_is_scored_by_the_run_that_held_it_out(folds):
     assert json.loads((folds.folder / "scores.json").read_text()) == folds.scores
 
 
-def test_finished_folds_are_not_trained_again(folds, data):
+def test_finished_folds_are_not_trained_again(folds, data, tmp_path):
     before = [run.weights.stat().st_mtime_ns for run in folds.runs]
     again = cross_validate(data, out=folds.folder, folds=2, **SETTINGS)
     assert [run.weights.stat().st_mtime_ns for run in again.runs] == before
     assert again.scores == folds.scores
     with pytest.raises(FileError, match="has other settings"):
         cross_validate(data, out=folds.folder, folds=3, **SETTINGS)
+    other = shutil.copytree(data, tmp_path / "other")
+    with pytest.raises(FileError, match="has other settings"):
+        cross_validate(other, out=folds.folder, folds=2, **SETTINGS)
 
 
 def test_it_can_be_resumed(data, tmp_path, monkeypatch):

@@ -247,6 +247,15 @@ def test_a_bias_field_keeps_the_contrast_of_tissues():
     assert max(ratios) < 2
 
 
+def test_a_bias_field_multiplies_each_image_above_its_darkest_voxel():
+    augmentation = Augmentation((1.0, 1.0, 1.0), (), hounsfield=False, **UNWARPED)
+    (_, bias), *_ = augmentation._intensities
+    bias.set_random_state(0)
+    image = torch.rand(1, 12, 12, 12, generator=torch.manual_seed(0))
+    changed = augmentation._changed(torch.cat([image, image + 100]), bias)
+    torch.testing.assert_close(changed[1] - 100, changed[0], atol=1e-3, rtol=0)
+
+
 def test_a_prepared_file_is_read_in_part(tmp_path):
     labels = np.zeros((9, 9, 9), np.uint8)
     write(tmp_path, labels)

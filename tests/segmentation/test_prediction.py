@@ -4,6 +4,8 @@ import csv
 import gc
 import json
 import logging
+import os
+import platform
 import subprocess
 import sys
 import tracemalloc
@@ -155,7 +157,9 @@ def test_existing_labels_are_skipped_but_counted(run, tmp_path):
     again = predict(run.folder, scans / "two.nii.gz", out, statistics=True, quiet=True)
     assert [*again.skipped] == ["two"]
     assert list(table()) == ["one", "three", "two"]
+    (out / f".unfinished-{platform.node()}--{os.getpid()}-old.nii.gz").touch()  # of an earlier process with this ID
     assert predict(run.folder, scans, out, overwrite=True, quiet=True).written.keys() == {"one", "two", "three"}
+    assert not list(out.glob(".unfinished-*"))
 
 
 def test_scans_are_not_replaced_by_labels(run, tmp_path):
@@ -321,6 +325,7 @@ def test_uncertainty_is_written_as_images_and_a_row_in_a_table(geometry, run, tm
     mean = (each[0] + each[1]) / 2
     plain = {"entropy": -np.where(mean > 0, mean * np.log(np.where(mean > 0, mean, 1)), 0).sum(-1)}
     chosen = mean.argmax(-1)[..., None]
+    highest = {"entropy": np.log(3), "spread": 0.5}
     plain["spread"] = np.abs(np.take_along_axis(each[0] - each[1], chosen, -1))[..., 0] / 2
     assert plain["spread"].max() > 0.05, "the runs must differ"
     for name, expected in plain.items():
@@ -329,7 +334,9 @@ def test_uncertainty_is_written_as_images_and_a_row_in_a_table(geometry, run, tm
         np.testing.assert_allclose(image.affine, original.affine, atol=1e-5)
         np.testing.assert_allclose(image.get_fdata(), expected, atol=1e-5)
         assert found.uncertainty["one"][name] == pytest.approx(expected[labels > 0].mean(), abs=1e-5)
-        assert f"> {name}</label>" in (out / "one.html").read_text()
+        page = (out / "one.html").read_text()
+        assert f"> {name}</label>" in page
+        assert f"data-limits='[0.0, {highest[name]}]'" in page
     assert all(np.isnan(one) for one in found.uncertainty["dark"].values()), "without labels, means are NaN"
     expected = {
         case: {name: pytest.approx(one, abs=1e-6, nan_ok=True) for name, one in measures.items()}

@@ -146,6 +146,13 @@ def test_viewers_of_three_cases_have_reference_and_attention(run, page):
     assert (inside < (16, 16, 8)).all(), "the patch must surround the lesion"
 
 
+def test_all_viewers_of_a_page_share_the_limit_of_its_size(run, monkeypatch):
+    scores = json.loads((run.folder / "validation" / "scores.json").read_text())
+    sizes = [nib.load(run.folder / "validation" / f"{name}.nii.gz").get_fdata().size for name in scores["cases"]]
+    monkeypatch.setattr(pictures, "VOXELS", sum(sizes) // 2)
+    assert all(picture.view.thinned for picture in lesion_figures(run, scores))
+
+
 def test_scores_are_those_of_the_run(run, page):
     overall = json.loads((run.folder / "validation" / "scores.json").read_text())["overall"]
     for label in overall.values():
@@ -210,7 +217,8 @@ def test_gates_that_do_not_depend_on_their_input_are_named(run, page, monkeypatc
     monkeypatch.setattr(Run, "network", lambda run: net)
     (name,) = same_gates(run)
     assert name.endswith(" channel")
-    monkeypatch.setattr(Run, "cases", lambda run, part, dataset: [])
+    only = run.cases("validation")[:1]
+    monkeypatch.setattr(Run, "cases", lambda run, part, dataset: only)
     assert same_gates(run) is None
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -178,3 +179,14 @@ def test_all_settings_are_saved_in_the_run(data, tmp_path):
     written = json.loads((run.folder / "config.json").read_text())
     assert written["mirror"] == [0, 1]
     assert (written["epochs"], written["minutes"]) == (None, 0.001), "an argument must override the file"
+
+
+def test_the_seconds_of_a_table_include_those_before_a_resumption(tmp_path):
+    epochs = callbacks.Epochs(tmp_path)
+    epochs.load_state_dict({"rows": [{"seconds": 100.0}]})
+    optimizer = SimpleNamespace(param_groups=[{"lr": 0.1}])
+    trainer = SimpleNamespace(current_epoch=1, global_step=2, optimizers=[optimizer], is_global_zero=False)
+    epochs.on_train_epoch_start(trainer, None)
+    epochs.on_train_batch_end(trainer, None, {"loss": torch.tensor(1.0)}, None, 0)
+    epochs.on_train_epoch_end(trainer, None)
+    assert 100 <= epochs.rows[-1]["seconds"] < 110

@@ -1,6 +1,7 @@
 """The intensity windows of a CT follow from its intensities."""
 
 import logging
+import re
 
 import nibabel as nib
 import numpy as np
@@ -68,13 +69,17 @@ def test_other_ct_is_shown_in_windows_of_its_own(tissue, label, tmp_path, caplog
     assert width >= 80
 
 
-def test_a_label_that_is_not_visible_in_given_windows_is_named(tmp_path, caplog):
-    dataset = cohort(tmp_path, -1000, -850, -700)
+@pytest.mark.parametrize(
+    ("tissue", "label", "windows"), [(-850, -700, BRAIN_WINDOWS), (150, 110, ((40.0, 80.0),))], ids=["lung", "clot"]
+)
+def test_a_label_that_is_not_visible_in_given_windows_is_named(tissue, label, windows, tmp_path, caplog):
+    dataset = cohort(tmp_path, -1000, tissue, label)
     with caplog.at_level(logging.WARNING, "attn3d"):
-        config = configured(dataset, windows=BRAIN_WINDOWS)
-    assert config.windows == BRAIN_WINDOWS, "given windows must be kept"
-    assert contrast(dataset, config.windows) == 0
-    assert "The label 'ICH' is not visible: its median of -699" in caplog.text
+        config = configured(dataset, windows=windows)
+    assert config.windows == windows, "given windows must be kept"
+    assert contrast(dataset, config.windows) == pytest.approx(0, abs=0.01)
+    median = re.search(r"The label 'ICH' is not visible: its median of (\S+) is outside", caplog.text)[1]
+    assert float(median) == pytest.approx(label, abs=2)
 
 
 @pytest.mark.parametrize(("tissue", "label"), [(300, 500), (900, 60)])
@@ -106,6 +111,7 @@ CT, NOT_CT, SOME_WITHOUT_SKULL = (-1024, -990), (-3, 20), (-1000, 0)
         (0, BRAIN_WINDOWS, SOME_WITHOUT_SKULL, ""),
         (-300, None, NOT_CT, ""),
         (-1000, None, CT, ""),
+        (-1000, None, SOME_WITHOUT_SKULL, ""),
         (0, BRAIN_WINDOWS, (), ""),
     ],
 )

@@ -121,10 +121,12 @@ def test_segments_of_regions_overlap(tmp_path):
     for file in (tmp_path / "series").iterdir():
         change(file, FrameOfReferenceUID="1.2.3.9", PatientID="1", PatientName="A^B", StudyID="1", AccessionNumber="")
     segmentation = labels_of(read_image(tmp_path / "series"))
-    regions = Labels(("whole", "core"), ((2, 5), (5,)), (2, 5))
+    long = "whole haemorrhage with the parts that have broken into the ventricles"
+    regions = Labels((long, "core"), ((2, 5), (5,)), (2, 5))
     write_dicom_seg(tmp_path / "seg.dcm", segmentation, tmp_path / "series", regions)
     seg = highdicom.seg.segread(tmp_path / "seg.dcm")
-    assert [one.SegmentLabel for one in seg.SegmentSequence] == ["whole", "core"]
+    assert [one.SegmentLabel for one in seg.SegmentSequence] == [long[:64], "core"], "as long as DICOM allows"
+    assert seg.ContentDescription == long[:64]
     for number, (_, mask) in enumerate(regions.masks(segmentation), 1):
         volume = seg.get_volume(segment_numbers=[number])
         found = in_millimetres(volume.array[..., 0] > 0, np.diag([-1, -1, 1, 1]) @ volume.affine)
