@@ -92,6 +92,21 @@ def _integer_from(least: int, argument: str, value: Any) -> int:
     return value
 
 
+def nonnegative_number(argument: str, value: Any) -> float:
+    """Returns ``value`` as a number of Python.
+
+    Raises:
+        TypeError: if it is not a number.
+        ValueError: if it is negative or not finite.
+    """
+    value = of_python(value)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise TypeError(f"`{argument}` must be a number of at least 0, got {value!r}")
+    if not 0.0 <= value < math.inf:
+        raise ValueError(f"`{argument}` must be at least 0 and finite, got {value}")
+    return float(value)
+
+
 def boolean(argument: str, value: Any) -> bool:
     """Returns ``value`` as a boolean of Python.
 
@@ -195,6 +210,12 @@ def read_spec(argument: str, spec: Spec) -> tuple[str, dict[str, Any]]:
         if isinstance(options, Mapping) and all(isinstance(key, str) for key in options):
             return spec[0], dict(options)
     raise TypeError(f'`{argument}` must be a name or ("name", {{options}}), got {spec!r}')
+
+
+def spec_words(spec: Spec) -> str:
+    """Returns a spec as text, such as ``cbam (reduction=8)``."""
+    name, options = read_spec("spec", spec)
+    return f"{name} ({', '.join(f'{key}={value}' for key, value in options.items())})" if options else name
 
 
 def check_options(what: str, function: Callable[..., Any], options: Mapping[str, Any]) -> None:

@@ -25,9 +25,9 @@ from attn3d.segmentation import HAEMORRHAGES
 def main(
     attention: Annotated[str, typer.Option(help="A mechanism, or none.")] = "coord",
     at: Annotated[str, typer.Option(help="Kinds of site, separated by commas.")] = "skip",
-    cases: Annotated[int, typer.Option(min=2, help="Number of training cases.")] = 60,
+    cases: Annotated[int, typer.Option(min=2, help="Number of training cases.")] = 120,
     test_cases: Annotated[int, typer.Option(min=1, help="Number of test cases.")] = 20,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the cases.")] = 36,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the cases.")] = 24,
     out: Annotated[Path, typer.Option(help="Folder for everything.")] = Path("haemorrhage"),
 ) -> None:
     """Simulate, train, predict, evaluate and report."""
@@ -41,11 +41,11 @@ def main(
         attention=attention,
         at=at.split(","),
         epochs=epochs,
-        spacing=(1.27, 1.27, 5.0),  # finer than the scans: the first convolution of the UNet halves the resolution
-        patch_size=(80, 80, 20),
+        spacing=(1.5, 1.5, 5.0),  # finer than the scans: the first convolution of the UNet halves the resolution
+        patch_size=(64, 64, 20),
         around_labels=0.95,
         learning_rate=6e-3,
-        held_out=0.1,
+        held_out=0.05,
         validate_every=max(1, epochs // 4),
     )
     segmentation.predict(

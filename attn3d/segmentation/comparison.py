@@ -74,12 +74,13 @@ def compare(
     for name, names in (("mechanisms", mechanisms), ("at", at)):
         if isinstance(names, str):
             raise TypeError(f"`{name}` must be a list of names, such as [{names!r}], got {names!r}")
+    mechanisms, at = list(mechanisms), list(at)
     for mechanism in mechanisms:
         one_of("mechanisms", mechanism, list_attention())
     for site in at:  # the network without attention, which is trained first, does not use them
         one_of("at", str(site).partition(":")[0], (*KINDS, "path"))
     out, chosen = Path(out), settings_from(None if config is None else Path(config), settings)
-    asked: dict[str, Any] = {"data": None if data is None else str(Path(data).resolve()), "at": list(at)}
+    asked: dict[str, Any] = {"data": None if data is None else str(Path(data).resolve()), "at": at}
     asked |= {"settings": chosen.model_dump(mode="json")}
     with locked(out):
         keep_settings(out / "settings.json", asked)

@@ -34,7 +34,7 @@ def configure(dataset: Dataset, images: int, fingerprint: Fingerprint, settings:
     _check_shape(network, settings, strides)
     multiple = shape_multiple(network, strides)
     patch_size = _fitting(geometry, multiple, given=settings.patch_size is not None)
-    if patch_size == multiple:
+    if patch_size == multiple and network != "SegResNet":  # its group norm takes single voxels
         raise ValueError(
             f"`patch_size` {patch_size} becomes a single voxel in a {network}, which cannot be normalised; "
             "set a larger one, or another network"

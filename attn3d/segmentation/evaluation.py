@@ -13,6 +13,7 @@ import numpy as np
 from rich.progress import track
 from scipy import ndimage, spatial
 
+from attn3d.arguments import nonnegative_number
 from attn3d.segmentation.calibration import Calibration, calibration_near, summarise_calibration
 from attn3d.segmentation.components import components
 from attn3d.segmentation.datasets.predictions import find_pairs, probabilities_of
@@ -136,11 +137,11 @@ def evaluate(
 
     Raises:
         FileError: when nothing can be scored, or scores exist and ``overwrite`` is not set.
+        TypeError: when ``tolerance`` is not a number.
         ValueError: when ``tolerance`` is negative, two labels have the same name, or ``probabilities`` are requested
             for regions.
     """
-    if not tolerance >= 0:
-        raise ValueError(f"`tolerance` must be at least 0 mm, got {tolerance}")
+    tolerance = nonnegative_number("tolerance", tolerance)
     scores_file = None if out is None else Path(out) / "scores.json"
     if scores_file is not None and scores_file.exists() and not overwrite:
         raise FileError(scores_file, "already exists; choose another folder, or overwrite it (--overwrite)")

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from sklearn.model_selection import KFold
 
+from attn3d.arguments import of_python
 from attn3d.segmentation.datasets import find_dataset, read_splits
 from attn3d.segmentation.io.locks import locked
 from attn3d.segmentation.io.writing import read_json, write_json
@@ -58,9 +59,13 @@ def cross_validate(
 
     Raises:
         FileError: when a file cannot be used, or ``out`` has a cross-validation with other settings.
+        TypeError: when ``folds`` is neither a number nor a path.
         ValueError: when ``folds`` is below 2 or above the number of cases, a setting is wrong, or ``out`` is in use.
         Interrupted: when it is stopped by Ctrl-C.
     """
+    folds = of_python(folds)
+    if not isinstance(folds, int | str | Path):
+        raise TypeError(f"`folds` must be the number of folds or a JSON file of splits, got {folds!r}")
     out, chosen = Path(out), settings_from(None if config is None else Path(config), settings)
     given = folds if isinstance(folds, int) else str(Path(folds).resolve())
     asked: dict[str, Any] = {"data": None if data is None else str(Path(data).resolve()), "folds": given}

@@ -13,7 +13,7 @@ from monai.data import MetaTensor
 from rich.progress import track
 from torch import nn
 
-from attn3d.arguments import probability
+from attn3d.arguments import nonnegative_number, probability
 from attn3d.plotting import plot_segmentation
 from attn3d.segmentation.components import largest, middle_of_largest, without_small
 from attn3d.segmentation.datasets import Case, Dataset, find_scans, read_case_image, read_case_label
@@ -122,6 +122,7 @@ def predict(
     Raises:
         FileError: when a run cannot be used, there is no scan, or a table in ``out`` has other columns.
         ProcessLost: when another process ended before the batch was finished, or did not answer for two hours.
+        TypeError: when ``overlap`` or ``remove_small`` is not a number.
         ValueError: when the runs have different labels, an option is invalid, or ``out`` contains the scans.
     """
     out = Path(out)
@@ -129,8 +130,7 @@ def predict(
         with processes.agreed():
             overlap = probability("overlap", overlap)
             mirror = checked(Settings, {"mirror": mirror}).mirror
-            if not remove_small >= 0:
-                raise ValueError(f"`remove_small` must be at least 0 ml, got {remove_small}")
+            remove_small = nonnegative_number("remove_small", remove_small)
             if dicom_seg:
                 highdicom()
             if format not in (None, *_FORMATS):

@@ -16,7 +16,7 @@ from lightning import Trainer, seed_everything
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from attn3d.arguments import natural_number
+from attn3d.arguments import natural_number, spec_words
 from attn3d.segmentation.advice import without_advice
 from attn3d.segmentation.callbacks import Best, BudgetBar, Checkpoint, Epochs, Minutes, WholeCheckpoints
 from attn3d.segmentation.configuration import configure
@@ -205,7 +205,7 @@ def _summary(configuration: Configuration) -> str:
         shown = ", ".join(f"{level:g}/{width:g}" for level, width in configuration.windows) + " HU"
     attention = "no attention"
     if configuration.attention is not None:
-        attention = f"{configuration.attention} at {', '.join(configuration.at)}"
+        attention = f"{spec_words(configuration.attention)} at {', '.join(configuration.at)}"
     strides = f", strides {configuration.strides}" if uses_strides(configuration.network) else ""
     kernels = f", kernels {configuration.kernels}" if uses_kernels(configuration.network) else ""
     return (

@@ -111,6 +111,11 @@ def test_given_splits_are_used(data, tmp_path):
     assert list(found.scores["cases"]) == ["case0", "case2", "case3"]
 
 
+def test_folds_are_a_number_or_a_file(data, tmp_path):
+    with pytest.raises(TypeError, match=r"`folds` must be the number of folds or a JSON file of splits, got 2\.5"):
+        cross_validate(data, out=tmp_path / "all", folds=2.5, **SETTINGS)
+
+
 @pytest.mark.parametrize("folds", [1, 5])
 def test_an_impossible_number_of_folds(folds, data, tmp_path):
     with pytest.raises(ValueError, match=f"`folds` must be from 2 to the number of cases, 4, got {folds}"):

@@ -4,13 +4,14 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
+from attn3d.arguments import spec_words
 from attn3d.gates import constant_gates
 from attn3d.plotting import plot_training
 from attn3d.segmentation.datasets import read_case_image, read_case_label
 from attn3d.segmentation.errors import FileError
 from attn3d.segmentation.io.writing import read_json, read_table, sweep, write_text
 from attn3d.segmentation.labels import ANY
-from attn3d.segmentation.reporting.pictures import attention_figures, lesion_figures, lesion_patch, spec_words, svg
+from attn3d.segmentation.reporting.pictures import attention_figures, lesion_figures, lesion_patch, svg
 from attn3d.segmentation.reporting.templates import render
 from attn3d.segmentation.reporting.viewer import heat_shades, niivue
 from attn3d.segmentation.runs import Run

@@ -16,7 +16,7 @@ from nibabel import Nifti1Image
 from nibabel.affines import apply_affine
 from torch import Tensor
 
-from attn3d.arguments import Spec, read_spec
+from attn3d.arguments import spec_words
 from attn3d.maps import attention_maps
 from attn3d.plotting import plot_attention_maps, plot_lesions
 from attn3d.plotting.attention import HEAT, heat_volumes
@@ -188,12 +188,6 @@ def _says(label: str, line: Mapping[str, Any]) -> str:
 def _title(run: Run, name: str) -> str:
     """The name of a case, with a note if it is simulated, since pictures can be copied out of the page."""
     return f"{name}, simulated" if run.config.simulated else name
-
-
-def spec_words(spec: Spec) -> str:
-    """A mechanism and its options as text."""
-    name, options = read_spec("attention", spec)
-    return f"{name} ({', '.join(f'{key}={value}' for key, value in options.items())})" if options else name
 
 
 def _ranked(scores: Mapping[str, Any]) -> list[str]:
