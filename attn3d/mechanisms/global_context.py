@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from attn3d.arguments import one_of
 from attn3d.capture import at_least_single
+from attn3d.layers.conv import PointwiseConvolution
 from attn3d.layers.gating import gate
 from attn3d.layers.norms import NormSpec, create_norm
 from attn3d.layers.spatial import broadcast_gate, spatial_shape
@@ -60,7 +61,7 @@ class GlobalContext(Mechanism):
         hidden = hidden_width(channels, reduction)
         self.fusion = one_of("fusion", fusion, ("add", "mul"))
         self.identity_at_start = fusion == "add"
-        self.score = nn.Linear(channels, 1)
+        self.score = PointwiseConvolution(channels, 1, 1)
         self.squeeze = nn.Linear(channels, hidden)
         self.norm = create_norm(norm, hidden)
         self.excite = nn.Linear(hidden, channels)
@@ -69,7 +70,7 @@ class GlobalContext(Mechanism):
 
     def spatial_weights(self, x: Tensor) -> Tensor:
         """Returns alpha, (B, N)."""
-        return at_least_single(self.score(x.flatten(2).transpose(1, 2)).squeeze(2)).softmax(-1)
+        return at_least_single(self.score(x.flatten(2)).squeeze(1)).softmax(-1)
 
     def context(self, x: Tensor, weights: Tensor) -> Tensor:
         """Returns W2 relu(norm(W1 c)), (B, C, 1, ..)."""

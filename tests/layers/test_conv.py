@@ -2,15 +2,22 @@
 
 import pytest
 import torch
+from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from attn3d.layers.conv import along_axis, convolution, depthwise, map_convolution
+from attn3d.layers.conv import PointwiseConvolution, along_axis, convolution, depthwise, map_convolution
 
 
 def same_size(kind, channels, *, kernel_size, dilation=1, out_channels=1):
     sizes, steps = ((value,) * 3 if isinstance(value, int) else value for value in (kernel_size, dilation))
     padding = tuple(size // 2 * step for size, step in zip(sizes, steps, strict=True))
     return kind(channels, out_channels, sizes, padding=padding, dilation=steps, bias=False).double()
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_pointwise_convolution_equals_that_of_pytorch(bias):
+    conv, x = PointwiseConvolution(3, 2, 1, bias=bias).double(), torch.randn(2, 3, 7, dtype=torch.float64)
+    torch.testing.assert_close(conv(x), functional.conv1d(x, conv.weight, conv.bias))
 
 
 class TestMapConvolution:

@@ -55,7 +55,7 @@ def count(c, n, variant):
 
 def keys(n):
     every = (
-        "score.weight 1x8, score.bias 1, squeeze.weight 4x8, squeeze.bias 4, norm.weight 4, norm.bias 4, "
+        "score.weight 1x8x1, score.bias 1, squeeze.weight 4x8, squeeze.bias 4, norm.weight 4, norm.bias 4, "
         "excite.weight 8x4, excite.bias 8"
     )
     return {"default": every, "multiply": every}
