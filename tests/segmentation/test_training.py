@@ -284,6 +284,10 @@ def test_wrong_settings_are_refused_before_anything_is_written(settings, message
     assert not (tmp_path / "run").exists()
 
 
+def test_a_patch_may_become_a_single_voxel_in_a_network_with_group_norm(data, tmp_path):
+    assert train(data, out=tmp_path / "run", **SMALL | {"network": "SegResNet", "patch_size": (8, 8, 8)}).finished
+
+
 def test_settings_can_be_numbers_and_arrays_of_numpy():
     given = {"epochs": np.int64(2), "patch_size": np.array([16, 16, 8]), "strides": np.ones((1, 3), int)}
     assert segmentation.Settings(**given).model_dump(include={*given}) == {
