@@ -99,11 +99,25 @@ def nonnegative_number(argument: str, value: Any) -> float:
         TypeError: if it is not a number.
         ValueError: if it is negative or not finite.
     """
+    return _number_below(math.inf, argument, value, "a finite number of at least 0")
+
+
+def probability(argument: str, value: Any) -> float:
+    """Returns ``value`` as a number of Python.
+
+    Raises:
+        TypeError: if it is not a number.
+        ValueError: if it is not in [0, 1).
+    """
+    return _number_below(1.0, argument, value, "a number in [0, 1)")
+
+
+def _number_below(limit: float, argument: str, value: Any, allowed: str) -> float:
     value = of_python(value)
     if not isinstance(value, int | float) or isinstance(value, bool):
-        raise TypeError(f"`{argument}` must be a number of at least 0, got {value!r}")
-    if not 0.0 <= value < math.inf:
-        raise ValueError(f"`{argument}` must be at least 0 and finite, got {value}")
+        raise TypeError(f"`{argument}` must be {allowed}, got {value!r}")
+    if not 0.0 <= value < limit:
+        raise ValueError(f"`{argument}` must be {allowed}, got {value}")
     return float(value)
 
 
@@ -180,21 +194,6 @@ def voxels_on(grid: Sequence[int], voxels: Any) -> list[tuple[int, ...]]:
         if len(voxel) != len(grid) or not all(place in range(size) for place, size in zip(voxel, grid, strict=True)):
             raise ValueError(f"`voxels` must lie on the grid {tuple(grid)}, got {voxel}")
     return [tuple(map(int, voxel)) for voxel in given]
-
-
-def probability(argument: str, value: float) -> float:
-    """Returns ``value`` as a number of Python.
-
-    Raises:
-        TypeError: if it is not a number.
-        ValueError: if it is not in [0, 1).
-    """
-    value = of_python(value)
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        raise TypeError(f"`{argument}` must be a number in [0, 1), got {value!r}")
-    if not 0.0 <= value < 1.0:
-        raise ValueError(f"`{argument}` must be in [0, 1), got {value}")
-    return float(value)
 
 
 def read_spec(argument: str, spec: Spec) -> tuple[str, dict[str, Any]]:

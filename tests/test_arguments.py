@@ -76,7 +76,7 @@ def test_numbers_of_numpy_and_pytorch_become_those_of_python(check, expected):
         (lambda: per_axis("size", (1, 2), 3), ValueError, r"`size` .* each of 3 axes, got \(1, 2\)"),
         (lambda: per_axis("size", "3", 3), TypeError, "`size` must be an integer or one for each of 3 axes, got '3'"),
         (lambda: odd_per_axis("kernel_size", 4, 3), ValueError, "`kernel_size` must be odd, got 4"),
-        (lambda: probability("dropout", 1.0), ValueError, r"`dropout` must be in \[0, 1\), got 1.0"),
+        (lambda: probability("dropout", 1.0), ValueError, r"`dropout` must be a number in \[0, 1\), got 1.0"),
         (lambda: probability("dropout", "none"), TypeError, "`dropout` must be a number"),
         (lambda: positive_integer("channels", np.float64(2)), TypeError, r"`channels` must be an integer, got 2\.0$"),
         (lambda: positive_integer("channels", np.True_), TypeError, "`channels` must be an integer, got True"),

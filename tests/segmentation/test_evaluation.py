@@ -378,9 +378,9 @@ def test_errors_for_invalid_arguments_suggest_a_fix(folders, tmp_path):
         evaluate(predictions, tmp_path)
     with pytest.raises(FileError, match=r"rightly empty\.nii\.gz: nothing is labelled"):
         evaluate(predictions / "rightly empty.nii.gz", references / "rightly empty.nii.gz")
-    with pytest.raises(ValueError, match="`tolerance` must be at least 0 and finite, got -1"):
+    with pytest.raises(ValueError, match="`tolerance` must be a finite number of at least 0, got -1"):
         evaluate(predictions, references, tolerance=-1)
-    with pytest.raises(TypeError, match="`tolerance` must be a number of at least 0, got '2 mm'"):
+    with pytest.raises(TypeError, match="`tolerance` must be a finite number of at least 0, got '2 mm'"):
         evaluate(predictions, references, tolerance="2 mm")
 
 

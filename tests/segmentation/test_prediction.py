@@ -469,7 +469,7 @@ def test_invalid_axes_to_mirror_are_refused(mirror, run, tmp_path):
 
 @pytest.mark.parametrize("millilitres", [-1.0, float("nan")])
 def test_an_invalid_size_of_pieces_is_refused(millilitres, run, tmp_path):
-    with pytest.raises(ValueError, match="`remove_small` must be at least 0 and finite, got"):
+    with pytest.raises(ValueError, match="`remove_small` must be a finite number of at least 0, got"):
         predict(run.folder, tmp_path, tmp_path / "out", remove_small=millilitres, quiet=True)
 
 
