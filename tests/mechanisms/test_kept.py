@@ -41,9 +41,10 @@ def test_a_saved_map_is_counted():
     assert kept_bytes(nn.Identity(), x) == 0
 
 
+@pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.kept and name != "sk"])
-def test_a_gate_saves_little_memory(name):
-    x = torch.randn(1, CHANNELS, *SHAPE, requires_grad=True)
+def test_a_gate_saves_little_memory(name, batch):
+    x = torch.randn(batch, CHANNELS, *SHAPE, requires_grad=True)
     module = randomise(create(name, spatial_dims=3, channels=CHANNELS))
     assert kept_bytes(module, x) <= CASES[name].kept * x.nbytes
 
