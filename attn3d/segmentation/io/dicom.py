@@ -189,7 +189,7 @@ def _slice(file: Path, frame: int, place: Any, orientation: Any, measures: Any, 
         directions=directions / np.linalg.norm(directions, axis=0),
         spacing=(between_columns, between_rows),
         thickness=abs(float(thickness)) if thickness else None,
-        rescale=(float(values("RescaleSlope", 1)), float(values("RescaleIntercept", 0))),
+        rescale=(float(values("RescaleSlope") or 1), float(values("RescaleIntercept") or 0)),  # either can be empty
     )
     if not (np.isfinite(made.corner).all() and np.isfinite(made.directions).all()):
         raise ValueError("position or orientation is not finite")

@@ -16,8 +16,7 @@ import numpy as np
 from attn3d.segmentation.errors import FileError
 from attn3d.segmentation.io.dicom import is_dicom, read_series
 from attn3d.segmentation.io.itk import ENDINGS, is_itk, read_itk, write_itk
-from attn3d.segmentation.io.nifti import read_nifti
-from attn3d.segmentation.io.writing import finished_file
+from attn3d.segmentation.io.nifti import read_nifti, write_nifti
 
 logger = logging.getLogger("attn3d")
 _OFF_WHOLE = 1e-3  # the largest difference of a label from a whole number
@@ -228,14 +227,16 @@ def write_image(
         affine: maps voxel indices to millimetres.
         code: the NIfTI code of the affine's space: "scanner", "aligned", "talairach" or "mni".
         intercept: the value that readers add to ``data``, for files that store HU + 1024.
+
+    Raises:
+        ValueError: when ``path`` does not end in .nii or .nii.gz.
     """
     image = nib.Nifti1Image(data, affine)
     if intercept:
         image.header.set_slope_inter(1.0, intercept)
     _set_forms(image, affine, code)
     image.header.set_xyzt_units("mm")
-    with finished_file(path) as unfinished:
-        nib.save(image, unfinished)
+    write_nifti(path, image)
 
 
 def _set_forms(image: nib.Nifti1Image, affine: np.ndarray, code: str) -> None:
@@ -250,7 +251,7 @@ def write_map(path: Path | str, values: np.ndarray, like: nib.Nifti1Image) -> No
     """Writes values of voxels as float32 in the geometry of ``like``, as `write_label`.
 
     Args:
-        path: the file to write, in NIfTI. It exists only when it is complete.
+        path: the .nii or .nii.gz to write. It exists only when it is complete.
         values: the values, in the shape of ``like``, with any number of further axes.
         like: the scan, from `read_image`.
     """
@@ -268,7 +269,7 @@ def write_label(path: Path | str, labels: np.ndarray, like: nib.Nifti1Image) -> 
         like: the scan that was segmented, from `read_image`.
 
     Raises:
-        ValueError: when ``labels`` has another shape or values outside of uint8.
+        ValueError: when ``labels`` has another shape or values outside of uint8, or ``path`` has another ending.
     """
     if labels.shape != like.shape:
         raise ValueError(f"`labels` must have the scan's shape {like.shape}, got {labels.shape}")
@@ -290,8 +291,7 @@ def _write(path: Path | str, image: nib.Nifti1Image, like: nib.Nifti1Image) -> N
         _set_forms(image, like.affine, "aligned")
     if like.header.get_xyzt_units()[0] == "unknown":
         image.header.set_xyzt_units("mm")
-    with finished_file(path) as unfinished:
-        nib.save(image, unfinished)
+    write_nifti(path, image)
 
 
 def _read(path: Path | str, volumes: int | None = 1) -> nib.Nifti1Image:

@@ -1,4 +1,4 @@
-"""Reads NIfTI files without trusting their headers."""
+"""Reads NIfTI files without trusting their headers, and writes them."""
 
 import gzip
 import math
@@ -7,8 +7,10 @@ from pathlib import Path
 import nibabel as nib
 
 from attn3d.segmentation.errors import FileError
+from attn3d.segmentation.io.writing import finished_file
 
 _HEADER_ERRORS = (nib.spatialimages.HeaderDataError, ValueError, OverflowError)
+_ENDINGS = (".nii", ".nii.gz")
 _CHUNK = 1 << 20  # bytes; memory is allocated as the file is read, not as its header claims
 
 
@@ -45,6 +47,18 @@ def read_nifti(path: Path | str) -> nib.Nifti1Image:
         return kind.from_bytes(bytes(content))
     except _HEADER_ERRORS as error:  # of fields that nibabel only checks with the data
         raise FileError(path, f"its header is invalid ({error}); repair it or download the file again") from error
+
+
+def write_nifti(path: Path | str, image: nib.Nifti1Image) -> None:
+    """Writes a NIfTI file, which exists only when it is complete.
+
+    Raises:
+        ValueError: when ``path`` does not end in .nii or .nii.gz.
+    """
+    if not Path(path).name.endswith(_ENDINGS):
+        raise ValueError(f"`path` must end in {' or '.join(_ENDINGS)}, got {str(path)!r}")
+    with finished_file(path) as unfinished:
+        nib.save(image, unfinished)
 
 
 def _check_offset(path: Path | str, kind: type[nib.Nifti1Header], content: bytes) -> None:

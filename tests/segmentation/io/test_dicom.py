@@ -72,6 +72,13 @@ def test_every_slice_has_its_own_slope(tmp_path):
     assert_same_places(read_image(tmp_path), expected, affine)
 
 
+def test_empty_rescale_values_mean_no_rescaling(tmp_path):
+    data, affine = layouts.dicom_series(tmp_path)
+    for path in tmp_path.iterdir():
+        change(path, RescaleSlope=None, RescaleIntercept=None)
+    assert_same_places(read_image(tmp_path), data.astype(np.float64) + 1024, affine)
+
+
 def one_slice(folder, **values):
     layouts.dicom_series(folder)
     for path in sorted(folder.iterdir())[1:]:

@@ -309,6 +309,13 @@ def test_labels_outside_uint8_are_refused(tmp_path, image, labels, says):
     assert not (tmp_path / "label.nii.gz").exists()
 
 
+@pytest.mark.parametrize("name", ["scan.mha", "scan.NII", "scan"])
+def test_new_volumes_must_be_nifti(tmp_path, name):
+    with pytest.raises(ValueError, match=rf"`path` must end in \.nii or \.nii\.gz, got '.*{name}'"):
+        write_image(tmp_path / name, DATA, AFFINES["RAS"])
+    assert not [*tmp_path.iterdir()]
+
+
 def test_no_file_is_left_incomplete(tmp_path):
     path = tmp_path / "result.json"
     path.write_text("before")
