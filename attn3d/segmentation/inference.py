@@ -22,6 +22,7 @@ from attn3d.segmentation.grid import along, resampled_planes
 from attn3d.segmentation.labels import Labels
 from attn3d.segmentation.portable import to_channels
 
+_PLANES = 8  # planes of a window that are added at once
 _FURTHEST = 1e4  # the largest distance of a logit from 0, or from the highest one; the limit of float16 is 65504
 
 
@@ -173,7 +174,7 @@ def probability_planes(view: View, axis: int, *, overlap: float = 0.5, mirror: S
     size = volume.shape[1:]
     steps = [max(1, int(patch * (1 - overlap))) for patch in patch_size]
     windows = sorted(dense_patch_slices(size, patch_size, steps), key=lambda window: window[axis].start)
-    weight = compute_importance_map(patch_size, mode="gaussian", device=device)
+    weight = compute_importance_map(patch_size, mode="gaussian", device=device).movedim(axis, 0)
     rest = [one for one in range(3) if one != axis]
     rows = [list(row) for _, row in groupby(windows, key=lambda window: window[axis].start)]
     planes = (patch_size[axis], *(size[one] for one in rest))
@@ -188,9 +189,8 @@ def probability_planes(view: View, axis: int, *, overlap: float = 0.5, mirror: S
                 total = torch.zeros(planes[0], logits.shape[1], *planes[1:], dtype=torch.float16, device=device)
             for window, values in zip(some, logits, strict=True):
                 part = [window[one] for one in rest]
-                # Rounded first, because PyTorch adds two dtypes by two temporary copies in the larger one.
-                total[:, :, *part] += values.mul_(weight).half().movedim(1 + axis, 0)
-                weights[:, *part] += weight.movedim(axis, 0)
+                _add(total[:, :, *part], values.movedim(1 + axis, 0), weight, view.labels.regions)
+                weights[:, *part] += weight
             del logits, values
         finished = patch_size[axis] if following is None else following[0][axis].start - start
         for index in range(finished):
@@ -218,18 +218,26 @@ def _padded(volume: Tensor, patch_size: Sequence[int]) -> tuple[Tensor, list[sli
 
 
 def _logits(view: View, patches: Tensor, mirror: Sequence[int]) -> Tensor:
-    """The mean logits over all combinations of mirrored axes, in the range of float16.
-
-    Logits of labels are relative to the highest of each voxel; those of regions are clamped. An infinite logit becomes
-    NaN, for which `probability_planes` raises an error.
-    """
+    """The mean logits over all combinations of mirrored axes."""
     found = view.network(patches).float()
     for count in range(1, 1 + len(mirror)):
         for axes in combinations([2 + axis for axis in mirror], count):
             found = found + view.network(patches.flip(axes)).flip(axes)
-    if view.labels.regions:
-        found = found.masked_fill(found.isinf(), math.nan)
-    else:
-        found = found - found.amax(dim=1, keepdim=True)
-    # In place from here: it is a copy of the network's output, which may be its input or a buffer.
-    return found.div_(2 ** len(mirror)).clamp_(-_FURTHEST, _FURTHEST)
+    return found / 2 ** len(mirror) if mirror else found
+
+
+def _add(total: Tensor, logits: Tensor, weight: Tensor, regions: bool) -> None:
+    """Adds weighted logits (planes, channels, *rest) to their sums, few planes at a time, so that copies are small."""
+    for sums, new, factor in zip(*(one.split(_PLANES) for one in (total, logits, weight.unsqueeze(1))), strict=True):
+        # Rounded first, because PyTorch adds two dtypes by two temporary copies in the larger one.
+        sums += _in_range(new, regions).mul_(factor).half()
+
+
+def _in_range(logits: Tensor, regions: bool) -> Tensor:
+    """A copy of logits (B, channels, *S) in the range of float16.
+
+    Logits of labels are relative to the highest of each voxel; those of regions are clamped. An infinite logit becomes
+    NaN, for which `probability_planes` raises an error.
+    """
+    found = logits.masked_fill(logits.isinf(), math.nan) if regions else logits - logits.amax(dim=1, keepdim=True)
+    return found.clamp_(-_FURTHEST, _FURTHEST)

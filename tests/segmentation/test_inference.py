@@ -1,5 +1,6 @@
 """Probabilities and labels on the grid of the scan, from a trained network and a scan of any geometry."""
 
+import math
 from itertools import product
 
 import numpy as np
@@ -14,6 +15,7 @@ from attn3d.segmentation.grid import label_to_grid, to_grid
 from attn3d.segmentation.inference import View, probability_planes, segment
 from attn3d.segmentation.labels import Labels
 from attn3d.segmentation.portable import normalise, window_size
+from tests.memory import peak
 from tests.segmentation.volumes import AFFINES, head, scan
 
 LABELS = Labels.of({1: "outer", 2: "middle", 3: "inner"})
@@ -202,3 +204,20 @@ def test_logits_that_are_not_finite_are_found(value, labels):
 
     with pytest.raises(ValueError, match="not finite"):
         list(probability_planes(View(Broken(), MetaTensor(torch.zeros(1, *PATCH)), PATCH, labels), 2))
+
+
+def test_many_classes_need_the_sums_and_one_output_of_the_network():
+    """A copy of the whole output, in the range of float16 or rounded to it, would exceed the bound."""
+
+    class ManyClasses(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.factors = nn.Parameter(torch.randn(32, 1, 1, 1))
+
+        def forward(self, x):
+            return x * self.factors
+
+    patch, labels = (64, 16, 16), Labels.of({value: f"label {value}" for value in range(1, 32)})
+    one = View(ManyClasses(), MetaTensor(torch.randn(1, 96, 16, 16)), patch, labels)
+    values = 32 * math.prod(patch)
+    assert peak(lambda: [None for _ in probability_planes(one, 0)]) < 1.25 * values * (2 + 4)
