@@ -7,7 +7,7 @@ from typing import Any
 from monai.networks import nets
 from torch import Tensor, nn
 
-from attn3d.arguments import one_of
+from attn3d.arguments import of_python, one_of
 from attn3d.factory import find
 from attn3d.insertion import insert_attention
 
@@ -55,6 +55,7 @@ def create_network(
     Raises:
         ValueError: when ``name`` is unknown; the message has the nearest name. Also as `attn3d.insert_attention`.
     """
+    strides, kernels = of_python(strides), of_python(kernels)
     kind, arguments = network_arguments(name, in_channels, out_channels, strides, kernels, width, deep_supervision)
     net = getattr(nets, kind)(**arguments)
     if attention is None:

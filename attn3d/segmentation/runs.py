@@ -187,9 +187,9 @@ class Run:
 
 
 def read_labels(path: Path | str) -> Labels:
-    """Reads the meaning of label values from a ``dataset.json``, or the folder of a run or a data set.
+    """Reads the meaning of label values from a run or a data set: its folder, ``config.json`` or ``dataset.json``.
 
-    The file has the form of nnU-Net v2 or, with a list ``training``, of the Decathlon.
+    A ``dataset.json`` has the form of nnU-Net v2 or, with a list ``training``, of the Decathlon.
 
     Raises:
         FileError: when the path does not exist, or has no names of labels.
@@ -197,10 +197,13 @@ def read_labels(path: Path | str) -> Labels:
     path = Path(path)
     if not path.exists():
         raise FileError(path, "does not exist; give a dataset.json, or the folder of a run or a data set")
+    path = path / "config.json" if (path / "config.json").exists() else path
     if path.is_file():
         content = read_json(path, "labels")
+        if "format" in content:
+            return Configuration.read(path).labels
         return (decathlon if "training" in content else nnunet).read_labels(path, content)
-    labels = Run.open(path).config.labels if (path / "config.json").exists() else find_dataset(path).labels
+    labels = find_dataset(path).labels
     if not labels.names:
         raise FileError(path, "has no names of labels; give a dataset.json")
     return labels

@@ -35,6 +35,15 @@ def test_an_impossible_split_is_refused(cases, held_out, says):
         split_cases(cases, held_out)
 
 
+def test_a_fraction_and_a_fold_must_be_numbers(tmp_path):
+    with pytest.raises(TypeError, match=r"`held_out` must be a number in .*, got '0\.2'"):
+        split_cases(CASES, "0.2")
+    path = tmp_path / "splits.json"
+    path.write_text('[{"train": ["00"], "val": ["01"]}]')
+    with pytest.raises(TypeError, match="`fold` must be an integer, got '0'"):
+        read_fold(path, "0", CASES)
+
+
 def test_given_folds_are_used(tmp_path):
     path = tmp_path / "splits_final.json"
     path.write_text(json.dumps([{"train": ["00", "01"], "val": ["02"]}, {"train": ["02"], "val": ["01", "00"]}]))

@@ -1,5 +1,6 @@
 """Networks by name."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -40,6 +41,11 @@ def test_the_multiple_of_networks_with_fixed_strides(network, multiple):
 def test_deep_supervision_is_a_setting(supervised, outputs):
     network = create_network("ResidualDynUNet", 1, 2, width=4, strides=((2, 2, 2),) * 3, deep_supervision=supervised)
     assert network(torch.zeros(1, 1, 32, 32, 32)).shape == outputs
+
+
+def test_strides_and_kernels_may_be_arrays():
+    network = create_network("DynUNet", 1, 2, width=4, strides=np.full((2, 3), 2), kernels=np.full((3, 3), 3))
+    assert network.eval()(torch.zeros(1, 1, 8, 8, 8)).shape == (1, 2, 8, 8, 8)
 
 
 def test_an_unknown_mechanism_is_called_attention():

@@ -332,6 +332,7 @@ def test_the_labels_of_a_run_are_read_without_its_mechanism(run, tmp_path):
     shutil.copy(run.folder / "config.json", tmp_path)
     change_json(tmp_path / "config.json", attention="mine")
     assert segmentation.read_labels(tmp_path) == run.config.labels
+    assert segmentation.read_labels(tmp_path / "config.json") == run.config.labels
     with pytest.raises(ValueError, match="`attention` must be a registered attention, got 'mine'"):
         Run.open(tmp_path).new_network()
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from attn3d.arguments import natural_number, probability
 from attn3d.segmentation.datasets.dataset import Case
 from attn3d.segmentation.errors import FileError
 from attn3d.segmentation.io.writing import read_json
@@ -26,10 +27,11 @@ def split_cases(cases: Sequence[Case], held_out: float = 0.2, seed: int = 0, val
         The training cases and the validation cases.
 
     Raises:
+        TypeError: when the fraction is not a number.
         ValueError: when there are fewer than two cases or the fraction is not between 0 and 1.
     """
-    if not 0 < held_out < 1:
-        raise ValueError(f"`held_out` must be between 0 and 1, got {held_out}")
+    if probability("held_out", held_out) == 0:
+        raise ValueError("`held_out` must be above 0, got 0")
     if len(cases) < 2:
         raise ValueError(f"`cases` must be at least 2, one for training and one for validation, got {len(cases)}")
     if validation:
@@ -68,9 +70,10 @@ def read_fold(path: Path | str, fold: int, cases: Sequence[Case]) -> Split:
 
     Raises:
         FileError: when the file has another form or no such fold, or names an unknown case or a case in both parts.
+        TypeError, ValueError: when ``fold`` is not an integer, or negative.
     """
     folds = read_splits(path)
-    if not 0 <= fold < len(folds):
+    if natural_number("fold", fold) >= len(folds):
         raise FileError(path, f"has the folds 0 to {len(folds) - 1}, got {fold}")
     known = {case.name: case for case in cases}
     parts = []
