@@ -23,7 +23,7 @@ class PointwiseConvolution(nn.Conv1d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolves (B, C, N)."""
-        weight = self.weight.squeeze(2).expand(len(x), -1, -1)  # with a 2-D matrix, matmul copies the whole batch
+        weight = self.weight.squeeze(2).expand(x.shape[0], -1, -1)  # with a 2-D matrix, matmul copies the whole batch
         y, bias = torch.matmul(weight, x), self.bias
         return y if bias is None else y + bias.unsqueeze(1)
 
