@@ -784,7 +784,7 @@ class TestSums:
         net, x = Adds(), torch.randn(2, 1, 8, 8)
         insert_attention(net, "se", at="skip")
         [(path, mechanisms)] = containers(net)
-        assert path == "stem.attn3d_skip"
+        assert path == "stem.attn3d_sum"
         skip = net.stem(x)
         torch.testing.assert_close(net(x), net.head(net.down(skip) + mechanisms[0](skip)))
 
@@ -835,7 +835,7 @@ class TestSums:
 
         register_sites(AddsTwice, {"skip": [summed("stem")]})
         net, calls = insert_attention(AddsTwice(), "se", at="skip"), []
-        net.stem.attn3d_skip[0].register_forward_hook(lambda *call: calls.append(call))
+        net.stem.attn3d_sum[0].register_forward_hook(lambda *call: calls.append(call))
         net(torch.randn(2, 1, 8, 8))
         assert len(calls) == 1
 
@@ -846,6 +846,28 @@ class TestSums:
         skip = net.stem(x)
         torch.testing.assert_close(net(x), net.head(of_stem[0](skip) + of_down[0](net.down(skip))))
 
+    def test_a_module_that_is_called_with_a_skip_and_returns_another(self) -> None:
+        class Both(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.stem, self.join, self.head = nn.Conv2d(1, 4, 1), Joins.Join(), nn.Conv2d(4, 2, 1)
+
+            def forward(self, x: Tensor) -> Tensor:
+                first = self.stem(x)
+                second = self.join(first, first)
+                return self.head(torch.relu(second) + second)
+
+        register_sites(Both, {"decoder": [SKIP], "skip": [summed("join")]})
+        net, x = (
+            insert_attention(insert_attention(Both(), "se", at="decoder"), "se", at="skip"),
+            torch.randn(2, 1, 8, 8),
+        )
+        assert inserted_at(net) == ["join.attn3d_skip", "join.attn3d_sum"]
+        (_, [on_first]), (_, [on_second]) = containers(net)
+        first = net.stem(x)
+        second = first + on_first(first)
+        torch.testing.assert_close(net(x), net.head(torch.relu(second) + on_second(second)))
+
     @pytest.mark.parametrize("first", ["skip", "encoder"])
     def test_the_skip_is_the_output_of_its_stage_with_attention(self, first: str) -> None:
         register_sites(Adds, {"encoder": ["stem"], "skip": [summed("stem")]})
@@ -853,7 +875,7 @@ class TestSums:
         for at in (first, "encoder" if first == "skip" else "skip"):
             insert_attention(net, "se", at=at)
         stage = net.stem(x)  # outside the network's forward, where attention at skips does not act
-        [skip] = dict(containers(net))["stem.attn3d_skip"]
+        [skip] = dict(containers(net))["stem.attn3d_sum"]
         torch.testing.assert_close(net(x), net.head(net.down(stage) + skip(stage)))
 
     def test_an_error_leaves_nothing_behind(self) -> None:

@@ -31,7 +31,7 @@ _CHILD = {
     "joined": f"{INSERTED}_skip",
     "concatenated": f"{INSERTED}_skip",
     "item": f"{INSERTED}_skip",
-    "summed": f"{INSERTED}_skip",
+    "summed": f"{INSERTED}_sum",  # another name: a module may be called with one skip and return the next
     "kernel": f"{INSERTED}_kernel",
 }
 
@@ -89,7 +89,11 @@ def _attend_items(self: Any, input: tuple[Tensor], output: list[Tensor]) -> list
 
 
 def _leave_skip(self: Any, input: tuple[Any, ...], output: Tensor) -> Tensor:
-    return self.attn3d_skip(output)
+    return self.attn3d_sum(output)
+
+
+def _leave_items(self: Any, input: tuple[Any, ...], output: list[Tensor]) -> list[Tensor]:
+    return self.attn3d_sum(output)
 
 
 def _attend_kernel(self: Any, input: tuple[Tensor], output: Tensor) -> Tensor:
@@ -195,7 +199,7 @@ def _at_kernel(host: nn.Module, place: Place, channels: int) -> None:
 
 def _at_sum(host: nn.Module, place: Place, channels: int) -> None:
     if place.index is not None:
-        _put(host, place, InsertedItems(InsertedInSum), host.register_forward_hook(_attend_items))
+        _put(host, place, InsertedItems(InsertedInSum), host.register_forward_hook(_leave_items))
     elif is_plain_sequence(host):
         _put(host, place, InsertedInSum())
     else:
