@@ -99,10 +99,7 @@ def margin(matrix: np.ndarray, size: Sequence[int] | np.ndarray) -> np.ndarray:
 
 
 def warp(image: Tensor, classes: Tensor, matrix: np.ndarray, size: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Warps an image and its classes to a patch, with linear interpolation.
-
-    A voxel gets the class with the largest interpolated share. The nearest voxel's class would move borders by up to
-    half a voxel.
+    """Warps an image (linear interpolation) and its classes (nearest neighbour) to a patch.
 
     Args:
         image: (C, *larger), the patch with a margin.
@@ -110,12 +107,13 @@ def warp(image: Tensor, classes: Tensor, matrix: np.ndarray, size: Sequence[int]
         matrix: from `Augmentation.draw_affine`.
         size: size of the patch.
     """
-    relative = (matrix * np.array(size)) / np.array(classes.shape)[:, None]  # in the coordinates of grid_sample
+    larger = np.array(classes.shape)
+    relative = (matrix * np.array(size)) / larger[:, None]  # in the coordinates of grid_sample
     theta = np.zeros((1, 3, 4), np.float32)
     theta[0, :, :3] = relative[::-1, ::-1]  # grid_sample has the last axis first
     grid = functional.affine_grid(torch.from_numpy(theta), [1, 1, *size], align_corners=False)
-    values = classes.unique()
-    shares = (classes == values[:, None, None, None]).to(image.dtype)
-    both = torch.cat([image, shares]).unsqueeze(0)
-    both = functional.grid_sample(both, grid, padding_mode="border", align_corners=False).squeeze(0)
-    return both[: len(image)], values[both[len(image) :].argmax(dim=0)]
+    found = [
+        functional.grid_sample(values[None], grid, mode=mode, padding_mode="border", align_corners=False)[0]
+        for values, mode in ((image, "bilinear"), (classes[None].float(), "nearest"))
+    ]
+    return found[0], found[1][0].to(classes.dtype)

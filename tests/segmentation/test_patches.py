@@ -197,16 +197,6 @@ def test_the_identity_and_a_shifted_axis_are_exact():
     assert (margin(np.eye(3) * 1.25, (8, 4, 9)) == (1, 1, 2)).all()
 
 
-def test_a_warped_voxel_gets_the_class_with_the_largest_share():
-    random = np.random.default_rng(0)
-    classes = torch.from_numpy(random.choice(np.array([0, 2, 255], np.uint8), (12, 12, 12)))
-    shares = torch.stack([(classes == value).float() for value in (0, 2, 255)])
-    matrix = np.eye(3) + random.uniform(-0.2, 0.2, (3, 3))
-    image, label = warp(shares, classes, matrix, (9, 9, 9))
-    assert torch.equal(label, torch.tensor([0, 2, 255], dtype=torch.uint8)[image.argmax(dim=0)])
-    assert len(label.unique()) == 3
-
-
 @pytest.mark.parametrize("axes", [(), (0,), (1, 2)], ids=str)
 def test_patches_are_mirrored_along_the_given_axes(axes):
     augmentation = Augmentation((1.0, 1.0, 1.0), axes, hounsfield=True, **UNWARPED)
