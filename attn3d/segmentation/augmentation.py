@@ -101,6 +101,8 @@ def margin(matrix: np.ndarray, size: Sequence[int] | np.ndarray) -> np.ndarray:
 def warp(image: Tensor, classes: Tensor, matrix: np.ndarray, size: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Warps an image (linear interpolation) and its classes (nearest neighbour) to a patch.
 
+    If a voxel got the class with the largest interpolated share, lesions that are lines of voxels would become smaller.
+
     Args:
         image: (C, *larger), the patch with a margin.
         classes: (*larger).

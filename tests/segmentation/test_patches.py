@@ -197,6 +197,16 @@ def test_the_identity_and_a_shifted_axis_are_exact():
     assert (margin(np.eye(3) * 1.25, (8, 4, 9)) == (1, 1, 2)).all()
 
 
+def test_lesions_that_are_lines_of_voxels_keep_their_volume():
+    classes = torch.zeros(32, 32, 24, dtype=torch.uint8)
+    classes[::3, ::3] = 2
+    angle = np.deg2rad(20)
+    matrix = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
+    share, label = warp((classes[None] == 2).float(), classes, matrix, (24, 24, 24))
+    assert (label == 2).sum().item() == pytest.approx(share.sum().item(), rel=0.05)
+    assert (share > 0.5).sum() < 0.8 * share.sum()  # the voxels of which they have the largest share
+
+
 @pytest.mark.parametrize("axes", [(), (0,), (1, 2)], ids=str)
 def test_patches_are_mirrored_along_the_given_axes(axes):
     augmentation = Augmentation((1.0, 1.0, 1.0), axes, hounsfield=True, **UNWARPED)

@@ -182,6 +182,7 @@ def _slice(file: Path, frame: int, place: Any, orientation: Any, measures: Any, 
     directions = np.array(orientation("ImageOrientationPatient"), float).reshape(2, 3).T
     between_rows, between_columns = map(float, measures("PixelSpacing"))
     thickness = measures("SpacingBetweenSlices") or measures("SliceThickness")
+    slope, intercept = values("RescaleSlope"), values("RescaleIntercept")  # None if they are empty, too
     made = _Slice(
         path=file,
         frame=frame,
@@ -189,7 +190,7 @@ def _slice(file: Path, frame: int, place: Any, orientation: Any, measures: Any, 
         directions=directions / np.linalg.norm(directions, axis=0),
         spacing=(between_columns, between_rows),
         thickness=abs(float(thickness)) if thickness else None,
-        rescale=(float(values("RescaleSlope") or 1), float(values("RescaleIntercept") or 0)),  # either can be empty
+        rescale=(1.0 if slope is None else float(slope), 0.0 if intercept is None else float(intercept)),
     )
     if not (np.isfinite(made.corner).all() and np.isfinite(made.directions).all()):
         raise ValueError("position or orientation is not finite")
