@@ -72,10 +72,11 @@ def test_every_slice_has_its_own_slope(tmp_path):
     assert_same_places(read_image(tmp_path), expected, affine)
 
 
-def test_empty_rescale_values_mean_no_rescaling(tmp_path):
+@pytest.mark.parametrize("empty", [None, ""], ids=["missing", "empty"])
+def test_without_rescale_values_nothing_is_rescaled(tmp_path, empty):
     data, affine = layouts.dicom_series(tmp_path)
     for path in tmp_path.iterdir():
-        change(path, RescaleSlope=None, RescaleIntercept=None)
+        change(path, RescaleSlope=empty, RescaleIntercept=empty)
     assert_same_places(read_image(tmp_path), data.astype(np.float64) + 1024, affine)
 
 
