@@ -2,10 +2,10 @@
 # MONAI: Gibbs noise of strength 0, documented as the identity, changes a volume whose axes have similar lengths.
 #
 # monai 1.6.1, torch 2.13.0. GibbsNoise(alpha) keeps the frequencies inside of a sphere. Its documentation says that
-# alpha = 0 is the identity. The radius of the sphere is that of the corners of a square, half its diagonal, so slices and
-# flat volumes are unchanged. The corners of a cube are further away: 4 % of its frequencies are removed, and a volume of
-# white noise changes by up to a fifth of its range. So RandGibbsNoise, whose strengths begin at 0, blurs every
-# isotropic patch that it is applied to, and weak ringing cannot be learnt apart from none. No thread about it was found.
+# alpha = 0 is the identity. The radius of the sphere is that of the corners of a square, half its diagonal, so slices
+# and flat volumes are unchanged. The corners of a cube are further away: 4 % of its frequencies are removed, and a
+# volume of white noise changes by up to a fifth of its range. RandGibbsNoise, whose strengths begin at 0, therefore
+# changes every cubic patch that it is applied to, also by its weakest strength. No thread about it was found.
 #
 # Seen (largest change of uniform noise from 0 to 1; fraction of the energy of a centred impulse that is kept):
 #   slice of 24 x 24            0.00  1.000

@@ -3,9 +3,9 @@
 #
 # monai 1.6.1, torch 2.13.0. The steps of GridDistortion say how much each cell is stretched, so with steps of 1 one
 # expects the identity. The positions in a cell are spaced from its first border to its last one, both included, so the
-# slice at each border is there twice, and a cell of 4 slices is stretched by 4/3 between two such repeats. A lesion at a
-# border becomes one voxel wider and one inside a cell is enlarged, by up to a voxel in place, with every RandGridDistortion,
-# however small its limits are. Image and label are distorted alike. No thread about it was found.
+# slice at each border is there twice, and a cell of 4 slices is stretched by 4/3 between two such repeats. Lesions
+# become larger, and positions are off by up to a voxel, with every RandGridDistortion, however small its limits are.
+# Image and label are distorted alike. No thread about it was found.
 #
 # Seen (the position of each of 24 slices, with steps of 1):
 #   2 cells   0 1.09 2.18 .. 10.91 12 12 13.09 .. 23

@@ -784,7 +784,7 @@ class TestSums:
         net, x = Adds(), torch.randn(2, 1, 8, 8)
         insert_attention(net, "se", at="skip")
         [(path, mechanisms)] = containers(net)
-        assert path == "stem.attn3d_sum"
+        assert path == "stem.attn3d_summed"
         skip = net.stem(x)
         torch.testing.assert_close(net(x), net.head(net.down(skip) + mechanisms[0](skip)))
 
@@ -835,7 +835,7 @@ class TestSums:
 
         register_sites(AddsTwice, {"skip": [summed("stem")]})
         net, calls = insert_attention(AddsTwice(), "se", at="skip"), []
-        net.stem.attn3d_sum[0].register_forward_hook(lambda *call: calls.append(call))
+        net.stem.attn3d_summed[0].register_forward_hook(lambda *call: calls.append(call))
         net(torch.randn(2, 1, 8, 8))
         assert len(calls) == 1
 
@@ -862,7 +862,7 @@ class TestSums:
             insert_attention(insert_attention(Both(), "se", at="decoder"), "se", at="skip"),
             torch.randn(2, 1, 8, 8),
         )
-        assert inserted_at(net) == ["join.attn3d_skip", "join.attn3d_sum"]
+        assert inserted_at(net) == ["join.attn3d_skip", "join.attn3d_summed"]
         (_, [on_first]), (_, [on_second]) = containers(net)
         first = net.stem(x)
         second = first + on_first(first)
@@ -875,7 +875,7 @@ class TestSums:
         for at in (first, "encoder" if first == "skip" else "skip"):
             insert_attention(net, "se", at=at)
         stage = net.stem(x)  # outside the network's forward, where attention at skips does not act
-        [skip] = dict(containers(net))["stem.attn3d_sum"]
+        [skip] = dict(containers(net))["stem.attn3d_summed"]
         torch.testing.assert_close(net(x), net.head(net.down(stage) + skip(stage)))
 
     def test_an_error_leaves_nothing_behind(self) -> None:

@@ -24,14 +24,15 @@ from attn3d.insertion.containers import (
 from attn3d.insertion.sums import close_sums, open_sums
 from attn3d.networks.places import INSERTED, Place
 
+# A name for each hook, since a module may have several: it can be called with one skip and return the next.
 _CHILD = {
     "output": INSERTED,
     "first": f"{INSERTED}_input",
     "second": f"{INSERTED}_skip",
-    "joined": f"{INSERTED}_skip",
-    "concatenated": f"{INSERTED}_skip",
-    "item": f"{INSERTED}_skip",
-    "summed": f"{INSERTED}_sum",  # another name: a module may be called with one skip and return the next
+    "joined": f"{INSERTED}_joined",
+    "concatenated": f"{INSERTED}_concatenated",
+    "item": f"{INSERTED}_items",
+    "summed": f"{INSERTED}_summed",
     "kernel": f"{INSERTED}_kernel",
 }
 
@@ -77,23 +78,23 @@ def _attend_optional(self: Any, input: tuple[Tensor, Tensor | None]) -> tuple[Te
 def _attend_joined(self: Any, input: tuple[Tensor], output: Tensor) -> Tensor:
     x = input[0]
     beside = output[:, x.shape[1] :]
-    return torch.cat([self.attn3d_skip(x, beside), beside], 1)
+    return torch.cat([self.attn3d_joined(x, beside), beside], 1)
 
 
 def _attend_concatenated(self: Any, input: tuple[Tensor]) -> tuple[Tensor]:
-    return (self.attn3d_skip(input[0]),) + input[1:]
+    return (self.attn3d_concatenated(input[0]),) + input[1:]
 
 
 def _attend_items(self: Any, input: tuple[Tensor], output: list[Tensor]) -> list[Tensor]:
-    return self.attn3d_skip(output)
+    return self.attn3d_items(output)
 
 
 def _leave_skip(self: Any, input: tuple[Any, ...], output: Tensor) -> Tensor:
-    return self.attn3d_sum(output)
+    return self.attn3d_summed(output)
 
 
 def _leave_items(self: Any, input: tuple[Any, ...], output: list[Tensor]) -> list[Tensor]:
-    return self.attn3d_sum(output)
+    return self.attn3d_summed(output)
 
 
 def _attend_kernel(self: Any, input: tuple[Tensor], output: Tensor) -> Tensor:

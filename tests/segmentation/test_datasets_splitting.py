@@ -36,7 +36,7 @@ def test_an_impossible_split_is_refused(cases, held_out, says):
 
 
 def test_a_fraction_and_a_fold_must_be_numbers(tmp_path):
-    with pytest.raises(TypeError, match=r"`held_out` must be a number in .*, got '0\.2'"):
+    with pytest.raises(TypeError, match=r"`held_out` must be a finite number.*, got '0\.2'"):
         split_cases(CASES, "0.2")
     path = tmp_path / "splits.json"
     path.write_text('[{"train": ["00"], "val": ["01"]}]')

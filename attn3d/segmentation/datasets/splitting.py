@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from attn3d.arguments import natural_number, probability
+from attn3d.arguments import natural_number, nonnegative_number
 from attn3d.segmentation.datasets.dataset import Case
 from attn3d.segmentation.errors import FileError
 from attn3d.segmentation.io.writing import read_json
@@ -30,8 +30,8 @@ def split_cases(cases: Sequence[Case], held_out: float = 0.2, seed: int = 0, val
         TypeError: when the fraction is not a number.
         ValueError: when there are fewer than two cases or the fraction is not between 0 and 1.
     """
-    if probability("held_out", held_out) == 0:
-        raise ValueError("`held_out` must be above 0, got 0")
+    if not 0 < nonnegative_number("held_out", held_out) < 1:
+        raise ValueError(f"`held_out` must be between 0 and 1, got {held_out}")
     if len(cases) < 2:
         raise ValueError(f"`cases` must be at least 2, one for training and one for validation, got {len(cases)}")
     if validation:

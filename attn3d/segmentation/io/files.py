@@ -269,7 +269,8 @@ def write_label(path: Path | str, labels: np.ndarray, like: nib.Nifti1Image) -> 
         like: the scan that was segmented, from `read_image`.
 
     Raises:
-        ValueError: when ``labels`` has another shape or values outside of uint8, or ``path`` has another ending.
+        ValueError: when ``labels`` has another shape or values outside of uint8, or ``path`` does not end in .nii,
+            .nii.gz, .nrrd or .mha.
     """
     if labels.shape != like.shape:
         raise ValueError(f"`labels` must have the scan's shape {like.shape}, got {labels.shape}")
