@@ -510,6 +510,16 @@ class TestCheckpoints:
         x = torch.randn(1, 1, 16, 16)
         assert torch.equal(net(x), other(x))
 
+    @pytest.mark.parametrize("compiled", ["network", "checkpoint", "both"])
+    def test_one_of_or_for_a_compiled_network(self, compiled: str) -> None:
+        net, other = insert_attention(unet(), "se", at="encoder"), unet()
+        nn.init.ones_(other.model[0].conv[0].conv.weight)
+        keys = [key for key in net.state_dict() if "attn3d" in key]
+        given = net if compiled == "checkpoint" else torch.compile(net)
+        saved = other if compiled == "network" else torch.compile(other)
+        assert load_pretrained(given, saved.state_dict()) == keys
+        assert torch.equal(net.model[0].conv[0].conv.weight, other.model[0].conv[0].conv.weight)
+
     def test_one_of_a_network_with_a_shared_module(self) -> None:
         net, other = backbone(), backbone()
         for each in (net, other):

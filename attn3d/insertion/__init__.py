@@ -196,8 +196,9 @@ def load_pretrained(net: nn.Module, state_dict: Mapping[str, Tensor]) -> list[st
     """Loads a checkpoint that was saved before or after attention was inserted.
 
     Args:
-        net: a network with inserted attention.
-        state_dict: state of the same network without attention, with the same attention or with part of it.
+        net: a network with inserted attention, which may be compiled.
+        state_dict: state of the same network without attention, with the same attention or with part of it, compiled
+            or not.
 
     Returns:
         the keys of mechanisms that are not in the checkpoint; their parameters are unchanged.
@@ -206,7 +207,9 @@ def load_pretrained(net: nn.Module, state_dict: Mapping[str, Tensor]) -> list[st
         ValueError: if other keys are missing, unknown or have another shape; the message lists them. Nothing is loaded
             then.
     """
+    net = uncompiled(net)
     own = net.state_dict()
+    state_dict = {key.removeprefix("_orig_mod."): value for key, value in state_dict.items()}  # of a compiled network
     missing = [key for key in own if key not in state_dict]
     new = []
     for path, container in containers(net, aliases=True):
