@@ -136,7 +136,7 @@ def calibration_near(
     Args:
         found: labels of the prediction, (X, Y, Z).
         true: labels of the reference.
-        probabilities: probabilities of the prediction, (X, Y, Z, classes); only those near labelled voxels are read.
+        probabilities: probabilities of the prediction, (X, Y, Z, classes); only those near labelled voxels are used.
         affine: voxel indices to millimetres; distances are measured along its axes.
         path: the file of the probabilities.
         ignore: the value of reference voxels that are not counted.

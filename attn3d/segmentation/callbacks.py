@@ -217,8 +217,8 @@ class Epochs(Callback):
             **self._dice,
         }
         self.rows.append(row)
-        logger.info("  ".join(f"{name} {value:.5g}" for name, value in row.items()))
         if trainer.is_global_zero:
+            logger.info("  ".join(f"{name} {value:.5g}" for name, value in row.items()))
             columns = list(row)[:5] + ["dice", *(f"dice {name}" for name in task.names)]
             write_table(self.path, pd.DataFrame(self.rows, columns=columns))
 

@@ -57,7 +57,7 @@ def compare(
         config: as in `train`.
         workers: as in `train`.
         quiet: whether to show no progress bars.
-        **settings: as in `train`, the same for all trainings.
+        **settings: as in `train`, the same for all trainings, without ``seed`` and ``attention``.
 
     Returns:
         The content of ``comparison.json``. For each mechanism it has ``dice`` (mean over the labels, for each seed),
@@ -71,6 +71,9 @@ def compare(
         ValueError: when a mechanism or setting is wrong, or ``out`` is in use.
     """
     positive_integer("seeds", seeds)
+    for name, instead in (("seed", "seeds"), ("attention", "mechanisms")):
+        if name in settings:
+            raise ValueError(f"`{name}` is set by the comparison, got {settings[name]!r}; use `{instead}`")
     for name, names in (("mechanisms", mechanisms), ("at", at)):
         if isinstance(names, str):
             raise TypeError(f"`{name}` must be a list of names, such as [{names!r}], got {names!r}")
@@ -91,7 +94,7 @@ def compare(
             for mechanism, finished in runs.items():
                 if not quiet:
                     print(f"{mechanism}, seed {seed}")
-                given = {"config": config, "attention": mechanism, "at": at, "seed": seed, **settings}
+                given = {"config": config, **settings, "attention": mechanism, "at": at, "seed": seed}
                 finished.append(train_or_resume(data, out / f"{mechanism}-{seed}", workers, quiet, **given))
         return _report(out, runs, at, seeds)
 

@@ -56,14 +56,14 @@ class Labels:
         self._check_order()
 
     @classmethod
-    def of(cls, labels: "Labels | Mapping[int, str]", ignore: int | None = None) -> "Labels":
+    def of(cls, labels: "Labels | Mapping[int, str]") -> "Labels":
         """Labels that exclude each other, from their values and names; `Labels` are returned unchanged."""
         if isinstance(labels, Labels):
             return labels
         if not isinstance(labels, Mapping) or not all(isinstance(value, int | np.integer) for value in labels):
             raise TypeError(f"`labels` must be names by value, such as {{1: 'lesion'}}, got {labels!r}")
         values = sorted(map(int, labels))
-        return cls(tuple(labels[value] for value in values), tuple((value,) for value in values), ignore=ignore)
+        return cls(tuple(labels[value] for value in values), tuple((value,) for value in values))
 
     @property
     def regions(self) -> bool:

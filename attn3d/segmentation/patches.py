@@ -161,6 +161,7 @@ class PatchData(LightningDataModule):
         self.folder, self.cases = folder, {case: PreparedCase(case, folder) for case in (*training, *validation)}
         self.training, self.validation = ([self.cases[case] for case in part] for part in (training, validation))
         self.workers = (4 if torch.cuda.is_available() else 0) if workers is None else workers
+        self._epoch = 0  # of the first patches; after a resumption, workers load them before Lightning sets the epoch
 
     def prepare_data(self) -> None:
         """Resamples all cases to the working grid. Lightning calls it in one process per machine."""
@@ -173,14 +174,24 @@ class PatchData(LightningDataModule):
         """Returns the loader of patches for this rank. Lightning sets the epoch of the sampler."""
         patches = Patches(self.training, self.configuration)
         world_size, rank = self.trainer.world_size, self.trainer.global_rank
+        sampler = EpochSampler(patches, world_size, rank, seed=self.configuration.seed)
+        sampler.set_epoch(self._epoch)
         return DataLoader(
             patches,
             batch_size=self.configuration.batch_size,
-            sampler=EpochSampler(patches, world_size, rank, seed=self.configuration.seed),
+            sampler=sampler,
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
             generator=torch.Generator(),  # for the seeds of the workers, which are not used
         )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the epoch after that of a checkpoint, which is saved at the end of an epoch."""
+        return {"epoch": self.trainer.current_epoch + 1}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores the epoch."""
+        self._epoch = state["epoch"]
 
     def val_dataloader(self) -> DataLoader:
         """Returns the loader of validation cases for this rank, one whole volume per batch.

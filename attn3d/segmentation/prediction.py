@@ -35,6 +35,7 @@ from attn3d.segmentation.runs import Run, open_runs
 from attn3d.segmentation.settings import Configuration, Settings, checked
 from attn3d.segmentation.windows import warn_of_other_modality
 
+_ALONE = "does not exist, but the labels do; segment the scan again (--overwrite)"
 _FORMATS = ("nii.gz", *(ending[1:] for ending in ENDINGS))
 
 
@@ -159,6 +160,7 @@ def predict(
             with failure_noted(case.images[0], failed):
                 if path.exists() and not overwrite:
                     label = read_segmentation(path)
+                    _check_there(path, case, probabilities, preview, dicom_seg)
                     maps = {name: _read_map(_beside(path, case, name), label) for name in measures}
                     found.skipped[case.name] = path
                 else:
@@ -189,7 +191,10 @@ def _opened(runs: Path | str | Sequence[Path | str]) -> list[Run]:
     first = opened[0].config
     for run in opened:
         if run.config.labels != first.labels or run.config.images != first.images:
-            raise ValueError(f"`runs` must have the same labels and images, {run.folder} differs from the first")
+            raise ValueError(
+                f"`runs` must have the same labels and images: {run.folder} has {run.config.labels} and"
+                f" {run.config.images} images, {opened[0].folder} has {first.labels} and {first.images}"
+            )
     return opened
 
 
@@ -207,6 +212,14 @@ def _beside(path: Path, case: Case, what: str) -> Path:
     return path.with_name(f"{case.name}_{what}.nii.gz")
 
 
+def _check_there(path: Path, case: Case, probabilities: bool, preview: bool, dicom_seg: bool) -> None:
+    """Raises a `FileError` if a requested file beside existing labels does not exist."""
+    endings = {"_probabilities.nii.gz": probabilities, ".png": preview, ".html": preview, ".dcm": dicom_seg}
+    for ending, requested in endings.items():
+        if requested and not (beside := path.with_name(f"{case.name}{ending}")).exists():
+            raise FileError(beside, _ALONE)
+
+
 def _read_map(path: Path, label: nib.Nifti1Image) -> np.ndarray:
     """Reads a measure of uncertainty beside existing labels.
 
@@ -214,7 +227,7 @@ def _read_map(path: Path, label: nib.Nifti1Image) -> np.ndarray:
         FileError: when the file does not exist, or is on another grid than the labels.
     """
     if not path.exists():
-        raise FileError(path, "does not exist, but the labels do; segment the scan again (--overwrite)")
+        raise FileError(path, _ALONE)
     image = read_volume(path)
     check_same_grid(path, image, label, "its labels")
     return np.asarray(image.dataobj)

@@ -57,13 +57,15 @@ class PreparedCase:
     def write(self, dataset: Dataset, configuration: Configuration) -> None:
         """Writes the file and its manifest.
 
-        An existing file is kept if its size, its digest and its settings are those in the manifest. Otherwise it is
-        written again.
+        An existing file is kept if its size, its digest, its settings and the files of the case are those in the
+        manifest. Otherwise it is written again.
 
         Raises:
             FileError: when a file of the case cannot be used, or the prepared file is incomplete.
         """
         made_with = {
+            "files": _sizes_and_times([*self._case.images, *self._case.label]),
+            "threshold": dataset.threshold,
             "labels": configuration.as_dict()["labels"],
             "spacing": [*configuration.spacing],
             "normalised": configuration.windows is None,
@@ -91,6 +93,12 @@ class PreparedCase:
     def open(self) -> Any:
         """Opens the file, mapped into memory."""
         return safe_open(self.path, "np")
+
+
+def _sizes_and_times(paths: Sequence[Path]) -> list[list[int]]:
+    """Size and time of the last change of each file; of all files in a folder, for a DICOM series."""
+    files = [file for path in paths for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
+    return [[file.stat().st_size, file.stat().st_mtime_ns] for file in files]
 
 
 def _tensors(case: Case, dataset: Dataset, configuration: Configuration) -> dict[str, np.ndarray]:

@@ -64,7 +64,10 @@ def _read(file: Path, own: Collection[str]) -> dict[str, Tensor]:
         weights = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
     if not weights:
         raise FileError(file, "contains no weights by name")
-    for prefix in _PREFIXES:
-        if all(name.startswith(prefix) and name not in own for name in weights):
-            weights = {name.removeprefix(prefix): value for name, value in weights.items()}
-    return weights
+    return {_without_wrappers(name, own): value for name, value in weights.items()}
+
+
+def _without_wrappers(name: str, own: Collection[str]) -> str:
+    while name not in own and (prefix := next((one for one in _PREFIXES if name.startswith(one)), None)):
+        name = name.removeprefix(prefix)
+    return name

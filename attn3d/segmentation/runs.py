@@ -167,7 +167,10 @@ class Run:
             )
         dataset = find_dataset(self.config.data, labelled=True)
         if dataset.labels != self.config.labels:
-            raise FileError(self.config.data, f"has other labels than the data of {self.folder}; give its data set")
+            raise FileError(
+                self.config.data,
+                f"has {dataset.labels}, but {self.folder} was trained on {self.config.labels}; give its data set",
+            )
         return dataset
 
     def cases(self, part: str, dataset: Dataset | None = None) -> list[Case]:

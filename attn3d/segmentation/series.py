@@ -35,8 +35,8 @@ def keep_settings(path: Path, settings: Mapping[str, Any]) -> bool:
         moved = there["data"] is not None and asked["data"] is not None and not Path(there["data"]).exists()
         if there != asked | ({"data": there["data"]} if moved else {}):
             raise FileError(path, "has other settings; give another --out")
-    elif not path.exists() and any(other.name != LOCK for other in path.parent.iterdir()):
-        raise ValueError(f"`out` {path.parent} has other content; give a new folder")
+    elif not path.exists() and (others := sorted({other.name for other in path.parent.iterdir()} - {LOCK})):
+        raise ValueError(f"`out` {path.parent} already has {others[0]!r}; move it, or give a new folder")
     else:
         write_json(path, asked)
     return begun

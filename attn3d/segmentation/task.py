@@ -36,7 +36,7 @@ class SegmentationTask(LightningModule):
 
     Args:
         network: (B, C, *S) to logits (B, channels, *S), or in training to several, the finest first (as a list, or
-            stacked as by DynUNet). The weight of each coarser one is half that of the one before.
+            stacked as by DynUNet). The weight of each coarser one is half that of the one before, at least 1/16.
         config: the configuration of the run.
     """
 

@@ -153,8 +153,9 @@ def _new_run(
     """
     settings = settings_from(None if config is None else Path(config), given)
     first = _is_first_process()
-    if first and {path.name for path in out.iterdir()} - {LOCK, "cohort", *PARTS[:-1]}:
-        raise ValueError(f"`out` {out} is not empty; give a new folder, or resume the training in it (--resume)")
+    if first and (others := sorted({path.name for path in out.iterdir()} - {LOCK, "cohort", *PARTS[:-1]})):
+        advice = "resume the training in it (--resume)" if PARTS[-1] in others else "move it"
+        raise ValueError(f"`out` {out} already has {others[0]!r}; {advice}, or give a new folder")
     if data is None and first:
         dataset = simulate(out / "cohort", quiet=quiet)
     elif data is None:
@@ -228,7 +229,7 @@ def _fit(run: Run, task: SegmentationTask, patches: PatchData, devices: int | st
     callbacks = [Epochs(run.folder), Best(run), Checkpoint(run.checkpoint)]
     if config.minutes is not None:
         callbacks.insert(0, Minutes(config.minutes))
-    if not quiet:
+    if not quiet and _is_first_process():
         callbacks.append(BudgetBar())
     # Lightning advises more workers, but passing a patch between processes is slower than reading it.
     advice = ("does not have many workers", "smaller than the logging interval", "LeafSpec")

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
@@ -148,7 +149,7 @@ def test_ignored_voxels_do_not_count(folders):
     labelled = ((found > 0) | (true > 0)) & (true != 7)
     distance = ndimage.distance_transform_edt(~labelled, sampling=nib.affines.voxel_sizes(AFFINE))
     counted = (distance <= MARGIN) & (true != 7)
-    labels = Labels.of(LABELS, ignore=7)
+    labels = replace(Labels.of(LABELS), ignore=7)
     scores = evaluate(*folders, labels=labels, probabilities=True, lesions=True, quiet=True)
     expected = Calibration.of(probabilities[counted], (found == true)[counted]).scores()
     assert scores["calibration"]["cases"]["a"] == expected

@@ -83,12 +83,15 @@ def test_unknown_mechanisms_and_sites_are_refused_before_anything_is_written(dat
         compare(data, out=tmp_path / "all", mechanisms=["cbam"], at=[3], quiet=True)
     with pytest.raises(TypeError, match=r"`mechanisms` must be a list of names, such as \['cbam'\], got 'cbam'"):
         compare(data, out=tmp_path / "all", mechanisms="cbam", quiet=True)
+    for name, value in (("seed", 1), ("attention", "se")):
+        with pytest.raises(ValueError, match=f"`{name}` is set by the comparison, got {value!r}; use `[sm]e"):
+            compare(data, out=tmp_path / "all", mechanisms=["cbam"], quiet=True, **{name: value})
     assert not (tmp_path / "all").exists()
 
 
 def test_a_folder_in_use_is_left_alone(data, tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(ValueError, match=r"`out` .* has other content"):
+    with pytest.raises(ValueError, match=r"`out` .* already has '.*'; move it"):
         compare(data, out=tmp_path, mechanisms=["eca"], quiet=True)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 

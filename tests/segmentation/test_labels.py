@@ -1,6 +1,7 @@
 """Labels, regions and ignored voxels: targets of training and written labels, which are those of nnU-Net."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ BRATS = {"background": 0, "whole tumour": [1, 2, 3], "tumour core": [2, 3], "enh
 REGIONS = Labels(("whole tumour", "tumour core", "enhancing"), ((1, 2, 3), (2, 3), (3,)), (1, 2, 3), ignore=4)
 # As in KiTS: the value of the second region marks its voxels outside the third, which are not a region.
 KIDNEY = Labels(("kidney", "mass", "tumour"), ((1, 2, 3), (2, 3), (2,)), (1, 3, 2))
-PLAIN = Labels.of({7: "b", 2: "a"}, ignore=9)
+PLAIN = replace(Labels.of({7: "b", 2: "a"}), ignore=9)
 
 
 def described(labels):
@@ -92,7 +93,7 @@ def test_a_perfect_prediction_is_written_as_the_label(labels):
 def test_labels_are_sorted_by_value_and_regions_keep_their_order(tmp_path):
     layouts.nnunet(tmp_path, labels={"background": 0, "b": 2, "a": 1, "ignore": 3})
     labels = find_dataset(tmp_path).labels
-    assert labels == Labels.of({1: "a", 2: "b"}, ignore=3)
+    assert labels == replace(Labels.of({1: "a", 2: "b"}), ignore=3)
     assert (labels.channels, labels.written) == (("background", "a", "b"), (0, 1, 2))
     layouts.nnunet(tmp_path, labels=BRATS, regions_class_order=[1, 2, 3])
     dataset = find_dataset(tmp_path)

@@ -162,6 +162,20 @@ def test_existing_labels_are_skipped_but_counted(run, tmp_path):
     assert not list(out.glob(".unfinished-*"))
 
 
+@pytest.mark.parametrize(
+    ("requested", "missing"), [("probabilities", "one_probabilities.nii.gz"), ("preview", "one.png")]
+)
+def test_requested_files_beside_existing_labels_must_exist(requested, missing, run, tmp_path):
+    scans, out = save(tmp_path / "scans", one=bright(size=(8, 8, 6))[0]), tmp_path / "out"
+    predict(run.folder, scans, out, quiet=True)
+    found = predict(run.folder, scans, out, quiet=True, **{requested: True})
+    assert not found.skipped
+    problem = "does not exist, but the labels do; segment the scan again (--overwrite)"
+    assert found.failed == {str(out / missing): problem}
+    assert predict(run.folder, scans, out, quiet=True, overwrite=True, **{requested: True}).written
+    assert predict(run.folder, scans, out, quiet=True, **{requested: True}).skipped
+
+
 def test_scans_are_not_replaced_by_labels(run, tmp_path):
     scans = save(tmp_path / "scans", one=bright()[0])
     before = (scans / "one.nii.gz").read_bytes()

@@ -2,9 +2,12 @@
 
 import json
 import logging
+import os
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -70,6 +73,23 @@ def test_other_settings_prepare_a_case_again(dataset, configuration, tmp_path):
     before = load_file(case.path)
     case.write(dataset, configuration.model_copy(update={"spacing": (8.0, 8.0, 8.0)}))
     assert load_file(case.path)["label"].size < before["label"].size
+
+
+def test_a_changed_file_of_a_case_prepares_it_again(dataset, configuration, tmp_path):
+    case = PreparedCase(dataset.cases[0], tmp_path)
+    case.write(dataset, configuration)
+    label = dataset.cases[0].label[0]
+    content, times = label.read_bytes(), label.stat().st_mtime_ns
+    image = nib.load(label)
+    try:
+        nib.save(nib.Nifti1Image(np.full(image.shape, 1, np.uint8), image.affine), label)
+        case.write(dataset, configuration)
+        assert (load_file(case.path)["label"] == 1).all()
+    finally:
+        label.write_bytes(content)
+        os.utime(label, ns=(times, times))
+    case.write(replace(dataset, threshold=1.0), configuration)
+    assert json.loads(case.manifest.read_text())["made_with"]["threshold"] == 1.0
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff"])

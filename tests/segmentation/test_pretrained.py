@@ -19,6 +19,10 @@ def network(classes=2, **options):
 WRAPPED = {
     "plain": lambda state: state,
     "lightning": lambda state: {"state_dict": {f"network.{name}": value for name, value in state.items()}, "epoch": 3},
+    "compiled in lightning": lambda state: {
+        "state_dict": {f"model._orig_mod.{name}": value for name, value in state.items()}
+        | {"loss.weight": torch.ones(2), "average.module.x": torch.ones(1)}
+    },
     "nnunet": lambda state: {"network_weights": {f"module.{name}": value for name, value in state.items()}},
 }
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
@@ -173,7 +174,7 @@ def test_any_label_is_scored_if_no_region_contains_all(tmp_path):
     found, true = (read(tmp_path / folder / "one.nii.gz") for folder in ("found", "true"))
     folders, counting = (tmp_path / "found", tmp_path / "true"), true != 4
     for labels in (
-        Labels.of({1: "a", 2: "b", 3: "c"}, ignore=4),
+        replace(Labels.of({1: "a", 2: "b", 3: "c"}), ignore=4),
         Labels(("left", "right"), ((1, 3), (2, 3)), (1, 2), ignore=4),
     ):
         case = evaluate(*folders, labels=labels, quiet=True)["cases"]["one"]

@@ -38,7 +38,7 @@ def lesion(name):
     return labels
 
 
-def make_run(folder, *, simulated=True, attention="se"):
+def make_run(folder, *, simulated=True, attention="se", **settings):
     """Writes the files of a finished run with an untrained network, one training case and four held-out cases."""
     data, affine = folder / "data", AFFINES["LAS, 5 mm slices"]
     random = np.random.default_rng(0)
@@ -56,7 +56,7 @@ def make_run(folder, *, simulated=True, attention="se"):
     cases = {case.name: case for case in dataset.cases}
     fingerprint = take_fingerprint(dataset, [cases["train"]], quiet=True)
     given = {"attention": attention, "width": 4, "patch_size": (16, 16, 8), "strides": ((2, 2, 1),)}
-    given |= {"spacing": (1.0, 1.0, 5.0)}
+    given |= {"spacing": (1.0, 1.0, 5.0)} | settings
     config = configure(dataset, 1, fingerprint, settings_from(None, given))
     run = Run.create(
         folder / "run <1>", config, asdict(fingerprint), {"training": ["train"], "validation": list(SHIFTS)}
@@ -135,7 +135,7 @@ def test_viewers_of_three_cases_have_reference_and_attention(run, page):
         assert f"<summary>View {name}</summary>" in page
     assert page.count(" open>") == 0, "viewers must be closed at first, so that the page opens quickly"
     scores = json.loads((run.folder / "validation" / "scores.json").read_text())
-    median = lesion_figures(run, scores)[1].view
+    median = lesion_figures(run, run.dataset(), scores)[1].view
     kinds = [(layer.kind, layer.name, layer.shown) for layer in median.layers]
     assert kinds[:3] == [("scan", "scan", True), ("labels", "reference", False), ("labels", "network", True)]
     heat = [nib.Nifti1Image.from_bytes(gzip.decompress(base64.b64decode(one.volume))) for one in median.layers[3:]]
@@ -150,7 +150,7 @@ def test_all_viewers_of_a_page_share_the_limit_of_its_size(run, monkeypatch):
     scores = json.loads((run.folder / "validation" / "scores.json").read_text())
     sizes = [nib.load(run.folder / "validation" / f"{name}.nii.gz").get_fdata().size for name in scores["cases"]]
     monkeypatch.setattr(pictures, "VOXELS", sum(sizes) // 2)
-    assert all(picture.view.thinned for picture in lesion_figures(run, scores))
+    assert all(picture.view.thinned for picture in lesion_figures(run, run.dataset(), scores))
 
 
 def test_scores_are_those_of_the_run(run, page):
@@ -185,27 +185,38 @@ def test_a_run_on_real_scans_without_attention(tmp_path):
     assert len(Page(page).captions) == 1 + 3
 
 
+@pytest.mark.parametrize(
+    ("windows", "says"), [(((-500.0, 1500.0),), "level -500, width 1500 HU"), (None, "in true proportions;")]
+)
+def test_scans_are_shown_in_the_first_window_of_the_run(windows, says, tmp_path, monkeypatch):
+    shown, draw = [], pictures.plot_lesions
+    monkeypatch.setattr(pictures, "plot_lesions", lambda *a, **b: shown.append(b["window"]) or draw(*a, **b))
+    page = report(make_run(tmp_path, windows=windows)).read_text()
+    assert set(shown) == {None if windows is None else windows[0]}
+    assert says in " ".join(page.split())
+
+
 def test_the_best_the_median_and_the_worst_case_are_shown(run):
     scores = json.loads((run.folder / "validation" / "scores.json").read_text())
-    pictures = lesion_figures(run, scores)
-    assert [one.caption for one in pictures] == [
+    drawn_cases = lesion_figures(run, run.dataset(), scores)
+    assert [one.caption for one in drawn_cases] == [
         "Best case, good: IPH Dice 1.00.",
         "Median case, fair: SDH & <b> Dice 0.75.",
         "Worst case, poor: IPH Dice 0.00.",
     ]
-    for one in pictures:
+    for one in drawn_cases:
         drawn = imread(io.BytesIO(base64.b64decode(one.data.split(",")[1])))
         assert drawn.shape[:2] == (pytest.approx(2 * one.height, abs=2), pytest.approx(2 * one.width, abs=2))
     scores["cases"] = {"good": scores["cases"]["good"]}
-    assert [one.caption.split()[0] for one in lesion_figures(run, scores)] == ["Only"]
+    assert [one.caption.split()[0] for one in lesion_figures(run, run.dataset(), scores)] == ["Only"]
 
 
 def test_attention_is_shown_around_the_lesion_of_the_median_case(run):
     scores = json.loads((run.folder / "validation" / "scores.json").read_text())
-    (picture,) = attention_figures(run, scores)
+    (picture,) = attention_figures(run, run.dataset(), scores)
     assert picture.caption == "se (reduction=1) around the largest lesion of fair."
     scores["cases"] = {"empty": scores["cases"]["empty"]}
-    (picture,) = attention_figures(run, scores)
+    (picture,) = attention_figures(run, run.dataset(), scores)
     assert picture.caption == "se (reduction=1) in the middle of empty, which has no lesion."
 
 
@@ -215,11 +226,11 @@ def test_gates_that_do_not_depend_on_their_input_are_named(run, page, monkeypatc
     first = next(module for module in net.modules() if isinstance(module, attn3d.SqueezeExcitation))
     nn.init.zeros_(first.excite.weight)
     monkeypatch.setattr(Run, "network", lambda run: net)
-    (name,) = same_gates(run)
+    (name,) = same_gates(run, run.dataset())
     assert name.endswith(" channel")
     only = run.cases("validation")[:1]
     monkeypatch.setattr(Run, "cases", lambda run, part, dataset: only)
-    assert same_gates(run) is None
+    assert same_gates(run, run.dataset()) is None
 
 
 @pytest.mark.parametrize("corner", [(2, 2, 2), (17, 9, 5), (26, 18, 8)])
@@ -241,7 +252,7 @@ def test_a_report_is_not_overwritten_without_the_option(run, page, monkeypatch):
     with pytest.raises(FileError, match=r"report\.html: already exists"):
         report(run)
     for figures in ("lesion_figures", "attention_figures"):
-        monkeypatch.setattr(f"attn3d.segmentation.reporting.page.{figures}", lambda run, scores: [])
+        monkeypatch.setattr(f"attn3d.segmentation.reporting.page.{figures}", lambda *_: [])
     bare = report(run, overwrite=True).read_text()
     assert "The held-out cases have no labelled voxels." in bare
     assert "se (reduction=1) has no weights to show." in bare

@@ -52,7 +52,8 @@ def test_a_run_has_its_settings_metrics_and_scores(run, data):
     assert nib.load(run.folder / "validation" / f"{case}.nii.gz").get_data_dtype() == np.uint8
 
 
-def test_a_killed_and_resumed_training_ends_with_the_same_weights(run, data, tmp_path):
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_killed_and_resumed_training_ends_with_the_same_weights(workers, run, data, tmp_path):
     """After SIGKILL and --resume, the weights are bitwise those of an uninterrupted training."""
     out = tmp_path / "run"
     settings = {name: value for name, value in SMALL.items() if name != "epochs"} | {"epochs": 3}
@@ -76,7 +77,7 @@ def test_a_killed_and_resumed_training_ends_with_the_same_weights(run, data, tmp
         process.wait()
     assert process.returncode == -signal.SIGKILL, process.stderr.read().decode()[-2000:]
     assert not (out / "model.safetensors").exists()
-    again = train(out=out, resume=True, quiet=True)
+    again = train(out=out, resume=True, workers=workers, quiet=True)
     expected, found = load_file(run.weights), load_file(again.weights)
     assert expected.keys() == found.keys()
     assert all(torch.equal(expected[name], found[name]) for name in expected)
@@ -139,7 +140,9 @@ def test_moved_data_are_found_with_the_option(run, data, tmp_path):
     for path in (moved / "labels").iterdir():
         image = nib.load(path)
         nib.save(nib.Nifti1Image((np.asarray(image.dataobj) > 0).astype(np.uint8), image.affine), path)
-    with pytest.raises(FileError, match="has other labels than"):
+    with pytest.raises(
+        FileError, match=r"has labels 1 label 1, but .* was trained on labels 1 label 1, 2 label 2, 3 label 3; give"
+    ):
         Run.open(again, moved).dataset()
 
 
@@ -206,7 +209,7 @@ def test_a_training_killed_before_its_first_files_starts_again(data, tmp_path):
     out.mkdir()
     (out / "split.json").write_text("{")
     (out / "notes.txt").touch()
-    with pytest.raises(ValueError, match="is not empty; give a new folder"):
+    with pytest.raises(ValueError, match=r"already has 'notes.txt'; move it, or give a new folder"):
         train(data, out=out, **SMALL)
     (out / "notes.txt").unlink()
     (out / ".lock").write_text("process 1 on elsewhere")
@@ -234,6 +237,7 @@ def test_two_ranks_train_one_network(data, tmp_path):
         [*command, "--epochs", "1", "--quiet"], capture_output=True, text=True, check=False, env=environment
     )
     assert result.returncode == 0, result.stderr[-3000:]
+    assert result.stderr.count("learning_rate") == 1, "the first rank logs the epoch"
     again = Run.open(tmp_path / "run")
     assert again.finished
     rows = list(csv.DictReader((again.folder / "metrics.csv").open()))
@@ -315,7 +319,7 @@ def test_a_file_of_settings(data, tmp_path):
 
 def test_a_folder_with_a_run_is_not_changed(run, data):
     before = run.weights.read_bytes()
-    with pytest.raises(ValueError, match="is not empty"):
+    with pytest.raises(ValueError, match=r"already has '.*'; resume the training in it \(--resume\), or give"):
         train(data, out=run.folder, **SMALL)
     assert run.weights.read_bytes() == before
 

@@ -25,7 +25,9 @@ LAYOUTS: dict[str, Callable[[Path], Dataset | None]] = {
 
 
 def find_dataset(path: Path | str, *, labelled: bool = False) -> Dataset:
-    """Recognizes the layout of a folder and lists its cases. Scans are not read.
+    """Recognizes the layout of a folder and lists its cases.
+
+    Scans are not read. The labels of image/label pairs are, since their values name them.
 
     Args:
         path: the folder as it was published: the one that contains ``dataset.json``, ``label_192``, ``train``, ..

@@ -158,6 +158,8 @@ def _slices(file: Path, header: Any) -> list[_Slice]:
         raise FileError(file, f"is a mosaic: one image with all slices of a volume; {_CONVERT}")
     try:
         if "PerFrameFunctionalGroupsSequence" not in header:
+            if (frames := int(header.get("NumberOfFrames") or 1)) > 1:
+                raise FileError(file, f"has {frames} frames without the position of each; {_CONVERT}")
             return [_slice(file, 0, header.get, header.get, header.get, header.get)]
         shared = header.get("SharedFunctionalGroupsSequence") or [{}]
         return [

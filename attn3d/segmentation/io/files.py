@@ -146,7 +146,7 @@ def read_segmentation(
 
 
 def read_probabilities(path: Path | str, image: nib.Nifti1Image) -> nib.Nifti1Image:
-    """Opens the probabilities of the classes of a scan, (X, Y, Z, classes), which are read on access.
+    """Reads the probabilities of the classes of a scan, (X, Y, Z, classes), which are scaled on access.
 
     Args:
         path: a 4-D NIfTI file, as `predict` writes it.
@@ -156,7 +156,7 @@ def read_probabilities(path: Path | str, image: nib.Nifti1Image) -> nib.Nifti1Im
         FileError: when the file is missing, truncated, not a 4-D NIfTI file, or on another grid.
     """
     if not Path(path).exists():
-        raise FileError(path, "does not exist; `attn3d predict --probabilities` writes it beside the labels")
+        raise FileError(path, "does not exist; `attn3d predict --probabilities --overwrite` writes it")
     found = _read(path, volumes=None)
     check_same_grid(path, found, image, "its labels")
     return found

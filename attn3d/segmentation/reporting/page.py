@@ -4,10 +4,12 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
+from torch import Tensor
+
 from attn3d.arguments import spec_words
 from attn3d.gates import constant_gates
 from attn3d.plotting import plot_training
-from attn3d.segmentation.datasets import read_case_image, read_case_label
+from attn3d.segmentation.datasets import Case, Dataset, read_case_image, read_case_label
 from attn3d.segmentation.errors import FileError
 from attn3d.segmentation.io.writing import read_json, read_table, sweep, write_text
 from attn3d.segmentation.labels import ANY
@@ -49,7 +51,7 @@ def report(run: Run | Path | str, data: Path | str | None = None, *, overwrite: 
     if not scores["overall"] or not scores["cases"]:
         raise FileError(run.scores, "has no scores of any case; finish the training with `attn3d train --resume`")
     metrics = read_table(run.folder / "metrics.csv", _UNFINISHED)
-    settings = run.config.as_dict()
+    settings, dataset = run.config.as_dict(), run.dataset()
     page = render(
         "report.html",
         name=run.folder.resolve().name,
@@ -67,9 +69,9 @@ def report(run: Run | Path | str, data: Path | str | None = None, *, overwrite: 
         any=ANY,
         macro=mean_dice(scores),
         curves=svg(plot_training([row.dropna().to_dict() for _, row in metrics.iterrows()])),
-        lesions=lesion_figures(run, scores),
-        attention=attention_figures(run, scores),
-        constant=None if run.config.attention is None else same_gates(run),
+        lesions=lesion_figures(run, dataset, scores),
+        attention=attention_figures(run, dataset, scores),
+        constant=None if run.config.attention is None else same_gates(run, dataset),
         niivue=niivue(),
         heat=heat_shades(),
     )
@@ -78,11 +80,14 @@ def report(run: Run | Path | str, data: Path | str | None = None, *, overwrite: 
     return path
 
 
-def same_gates(run: Run) -> list[str] | None:
+def same_gates(run: Run, dataset: Dataset) -> list[str] | None:
     """The gates that are equal for the lesions of all held-out cases; None if there is only one case."""
-    dataset = run.dataset()
-    cases = [(case, read_case_image(case)) for case in run.cases("validation", dataset)[:_COMPARED]]
+    cases = run.cases("validation", dataset)[:_COMPARED]
     if len(cases) < 2:
         return None
-    labelled = ((images, read_case_label(case, dataset, images[0])) for case, images in cases)
-    return list(constant_gates(run.network(), (lesion_patch(*one, run.config)[0][None] for one in labelled)))
+
+    def patch(case: Case) -> Tensor:
+        images = read_case_image(case)
+        return lesion_patch(images, read_case_label(case, dataset, images[0]), run.config)[0][None]
+
+    return list(constant_gates(run.network(), map(patch, cases)))

@@ -23,7 +23,7 @@ from attn3d.plotting.attention import HEAT, heat_volumes
 from attn3d.plotting.charts import INK
 from attn3d.segmentation.components import middle_of_largest
 from attn3d.segmentation.configuration import Configuration
-from attn3d.segmentation.datasets import read_case_image, read_case_label
+from attn3d.segmentation.datasets import Dataset, read_case_image, read_case_label
 from attn3d.segmentation.grid import label_to_grid
 from attn3d.segmentation.io.files import read_segmentation
 from attn3d.segmentation.labels import ANY
@@ -32,7 +32,6 @@ from attn3d.segmentation.preprocessing import intensities_of
 from attn3d.segmentation.reporting.viewer import VOXELS, Heat, View, view_of
 from attn3d.segmentation.runs import Run
 
-_BRAIN = (40.0, 80.0)  # level and width in HU
 _SITES = 3  # side by side; more would be too small
 
 
@@ -65,9 +64,8 @@ def svg(figure: Figure) -> Markup:
     return Markup(drawing.replace(INK, "currentColor").replace("#f0e442", "var(--yellow)"))
 
 
-def lesion_figures(run: Run, scores: Mapping[str, Any]) -> list[Picture]:
+def lesion_figures(run: Run, dataset: Dataset, scores: Mapping[str, Any]) -> list[Picture]:
     """The best, the median and the worst held-out case of those with a lesion in the reference or the prediction."""
-    dataset = run.dataset()
     cases = {case.name: case for case in run.cases("validation", dataset)}
     ranked = _ranked(scores)
     last = len(ranked) - 1
@@ -86,7 +84,7 @@ def lesion_figures(run: Run, scores: Mapping[str, Any]) -> list[Picture]:
             segmentations,
             labels.legend,
             image.affine,
-            window=_BRAIN if run.config.modality == "CT" else None,
+            window=None if run.config.windows is None else run.config.windows[0],
             title=_title(run, name),
         )
         says = [_says(label, line) for label, line in scores["cases"][name].items() if label != ANY]
@@ -126,12 +124,11 @@ def _attention(
     return patch, voxel, attention_maps(run.network(), patch[None], voxels=[voxel])
 
 
-def attention_figures(run: Run, scores: Mapping[str, Any]) -> list[Picture]:
+def attention_figures(run: Run, dataset: Dataset, scores: Mapping[str, Any]) -> list[Picture]:
     """The attention maps in a patch around the largest lesion of the median case."""
     config = run.config
     if config.attention is None:
         return []
-    dataset = run.dataset()
     cases = {case.name: case for case in run.cases("validation", dataset)}
     ranked = [name for name in _ranked(scores) if _main(scores["cases"][name])["reference_ml"]]
     name = ranked[len(ranked) // 2] if ranked else next(iter(scores["cases"]))

@@ -64,7 +64,7 @@ def smooth_noise(random: np.random.Generator, shape: tuple[int, ...], knots: int
 
 
 def rotation(degrees: np.ndarray) -> np.ndarray:
-    """The rotation matrix of rotations about x, then y, then z."""
+    """The rotation matrix of rotations about z, then y, then x."""
     return nib.eulerangles.euler2mat(*np.radians(degrees)[::-1])
 
 

@@ -139,6 +139,13 @@ def test_a_mosaic_is_refused(tmp_path):
         read_image(tmp_path)
 
 
+def test_frames_without_positions_are_refused(tmp_path):
+    layouts.dicom_series(tmp_path)
+    change(tmp_path / "IM001.dcm", NumberOfFrames=3)
+    with pytest.raises(FileError, match=r"IM001.dcm: has 3 frames without the position of each; convert it with dcm2n"):
+        read_image(tmp_path)
+
+
 def test_a_lost_slice_is_refused_with_its_neighbours(tmp_path):
     layouts.dicom_series(tmp_path, skip=2)
     with pytest.raises(FileError, match=r"IM003.dcm to IM001.dcm is 6 mm, and between other slices 3 mm: a slice"):

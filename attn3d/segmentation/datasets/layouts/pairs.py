@@ -7,7 +7,7 @@ import numpy as np
 from attn3d.segmentation.datasets.dataset import Case, Dataset
 from attn3d.segmentation.datasets.listing import Files, files_at, image_of, pair, unread
 from attn3d.segmentation.errors import FileError
-from attn3d.segmentation.io.files import read_segmentation
+from attn3d.segmentation.io.files import read_segmentation, values_in
 from attn3d.segmentation.labels import Labels
 
 _FOLDERS = [
@@ -39,7 +39,9 @@ def find(folder: Path) -> Dataset | None:
     if not labels:
         return Dataset(folder, test_cases=tuple(Case(name, one) for name, one in images.items()), problems=problems)
     cases, unpaired = pair(images, labels)
-    values = {value for case in cases for value in np.unique(read_segmentation(case.label[0]).dataobj).tolist()}
+    values: set[int] = set()
+    for case in cases:
+        values.update(values_in(np.asarray(read_segmentation(case.label[0]).dataobj)).tolist())
     return Dataset(
         folder=folder,
         cases=cases,
