@@ -14,9 +14,6 @@ from typing import Any
 Spec = str | Sequence[Any]
 MemoryBudget = int | str | None
 
-# Arguments that the caller passes by position, and that are not options of a spec.
-FIXED = ("self", "spatial_dims", "channels", "normalized_shape", "heads", "head_dim")
-
 _UNITS = {
     "B": 1,
     "KIB": 2**10,
@@ -217,19 +214,28 @@ def spec_words(spec: Spec) -> str:
     return f"{name} ({', '.join(f'{key}={value}' for key, value in options.items())})" if options else name
 
 
-def check_options(what: str, function: Callable[..., Any], options: Mapping[str, Any]) -> None:
-    """Checks that ``function`` has all options.
+def check_options(what: str, function: Callable[..., Any], options: Mapping[str, Any], positional: int = 0) -> None:
+    """Checks that ``function`` has all options, and that no option without a default is missing.
+
+    Args:
+        what: description of the function for the errors.
+        function: a class or a function.
+        options: the options that a user gave.
+        positional: number of its first arguments, which are not options.
 
     Raises:
-        TypeError: if an option is unknown; the message gives the closest match.
+        TypeError: if an option is unknown, where the message gives the closest match, or missing.
     """
     parameters = inspect.signature(function).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return
-    known = [name for name in parameters if name not in FIXED]
+    known = dict(list(parameters.items())[positional:])
     for name in options:
         if name not in known:
             raise TypeError(f"{what} has no option `{name}`; {nearest(name, known)}")
+    for name, parameter in known.items():
+        if parameter.default is parameter.empty and name not in options:
+            raise TypeError(f"{what} needs the option `{name}`")
 
 
 def read_bytes(argument: str, value: MemoryBudget) -> int | None:

@@ -135,8 +135,8 @@ def without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def run(*args: Any, **options: Any) -> Any:
-        given = next(arg for arg in (*args, *options.values()) if isinstance(arg, Tensor))
-        with no_autocast(given):
+        given = next((arg for arg in (*args, *options.values()) if isinstance(arg, Tensor)), None)
+        with nullcontext() if given is None else no_autocast(given):
             return function(*args, **options)
 
     return run

@@ -62,7 +62,7 @@ def create_attention(spec: AttentionSpec, *, spatial_dims: int, channels: int, *
     """
     maker, spec_options = find(spec)
     options = {**spec_options, **options}
-    check_options(getattr(maker, "__qualname__", repr(maker)), maker, options)
+    check_options(getattr(maker, "__qualname__", repr(maker)), maker, options, positional=2)
     attention = maker(spatial_dims, positive_integer("channels", channels), **options)
     if not isinstance(attention, nn.Module):
         raise TypeError(f"`spec` must create a torch.nn.Module, got {attention!r:.80}")

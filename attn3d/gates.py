@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from attn3d.insertion import inserted_attention
 from attn3d.maps import attention_maps
 
-_OF_SAMPLES = ("channel", "branch")  # compared between volumes; the others are compared between voxels too
+_OF_SAMPLES = ("channel", "added", "branch")  # compared between volumes; the others are compared between voxels too
 _OF_VOXELS = ("spatial", "gate", "axis0", "axis1", "axis2")
 
 

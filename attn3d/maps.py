@@ -30,7 +30,9 @@ def attention_maps(
     The network runs once, in evaluation mode and without gradients, and is not changed. Maps are resized to the grid of
     ``x`` by linear interpolation. Of pairwise weights, only the rows of the requested voxels are computed. Supported as
     a network's own attention: MONAI's AttentionUnet (gates), SwinUNETR (windows), UNETR, ViT, ViTAutoEnc,
-    DiffusionModelUNet, AutoencoderKL and other networks with their blocks, and nnU-Net's Primus.
+    DiffusionModelUNet, AutoencoderKL and other networks with their blocks, and nnU-Net's Primus. A registered network
+    that takes more than an image runs with placeholders, such as time 0 and a context of one token. To pass other
+    values, wrap it in a module that takes the image only.
 
     Args:
         net: a network with attention, which may be compiled; its compiled code is not used.
@@ -45,7 +47,8 @@ def attention_maps(
         empty for a mechanism that has no ``attention_weights`` or did not run; otherwise it has some of these:
 
         - "channel": gates or weights of the channels, (B, C');
-        - "channel_map": mean over the channels of |gate * map|, (B, *S);
+        - "channel_map": mean over the channels of |gate * map|, (B, *S), where map is what the gate multiplies;
+        - "added": values that are added to the channels, (B, C');
         - "spatial": gates or weights of the voxels, (B, *S);
         - "gate": mean over the channels of a gate for every channel and voxel, (B, *S);
         - "axis0", "axis1", ..: mean gate over the channels at every position along an axis, (B, S_a);
@@ -153,11 +156,12 @@ def _mechanisms(net: nn.Module) -> dict[str, nn.Module]:
 def _on_grid(weights: dict[str, Tensor], x: Tensor, grid: list[int]) -> dict[str, Tensor]:
     """Returns the weights of a mechanism for ``x``, with maps resized to the grid of the image."""
     found: dict[str, Tensor] = {}
+    if "channel" in weights:
+        weights = {"channel_map": (weights["channel"] * x).abs()} | weights
     for name, weight in weights.items():
-        if name == "channel":
-            found["channel"] = weight.flatten(1)
-            found["channel_map"] = resize((weight * x).abs().mean(1, keepdim=True), grid).squeeze(1)
-        elif name in ("spatial", "gate"):
+        if name in ("channel", "added"):
+            found[name] = weight.flatten(1)
+        elif name in ("spatial", "gate", "channel_map"):
             found[name] = resize(weight.mean(1, keepdim=True), grid).squeeze(1)
         elif name == "branch":
             found["branch"] = weight.flatten(2)

@@ -114,10 +114,11 @@ def estimate_cost(
     training: bool = True,
     **options: Any,
 ) -> Cost:
-    """Estimates the memory and the operations of a pass over a volume, which need not fit this machine.
+    """Estimates the memory and the operations of a pass over a volume on a CPU, which need not fit this machine.
 
-    The memory in which PyTorch unfolds the input of some small convolutions on a CPU is not counted. A mechanism that
-    takes a gating signal gets a signal of half the size along every axis.
+    On a GPU, patterns with groups need more memory: all groups are computed at once. The memory in which PyTorch
+    unfolds the input of some small convolutions on a CPU is not counted. A mechanism that takes a gating signal gets a
+    signal of half the size along every axis.
 
     Args:
         mechanism: a module (B, C, *S) -> (B, C, *S), or a spec as in `attn3d.create_attention`.
@@ -181,7 +182,11 @@ def _on_fake_tensors(
             fakes[id(parameter)] = nn.Parameter(fake, parameter.requires_grad)
         for tensor in held_results(mechanism):
             fakes[id(tensor)] = torch.empty(tensor.shape, dtype=dtype)
-    return copy.deepcopy(mechanism, fakes)  # outside the mode, which cannot copy tensors that are plain attributes
+    twin = copy.deepcopy(mechanism, fakes)  # outside the mode, which cannot copy tensors that are plain attributes
+    for module in twin.modules():
+        if isinstance(module, nn.modules.batchnorm._NormBase):
+            module.momentum = 0.0  # None would be computed from the value of a tensor
+    return twin
 
 
 def estimate_memory(
@@ -233,7 +238,7 @@ def plan(
     memory: MemoryBudget = None,
     dtype: torch.dtype = torch.float32,
 ) -> Iterator[Plan]:
-    """Estimates the cost of attention over a volume with every pattern and backend.
+    """Estimates the cost of attention over a volume with every pattern and backend on a CPU, see `estimate_cost`.
 
     The volume need not fit this machine.
 

@@ -5,6 +5,7 @@ fake tensors, which have shapes but no memory, so that the numbers are the same 
 """
 
 import functools
+import inspect
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -124,8 +125,11 @@ def size(count: float) -> str:
 
 
 def cost(name: str) -> list[list[str]]:
-    """The costs of a mechanism in both forms, in 2-D and 3-D."""
-    rows = [["map", "form", "parameters", "multiply-adds", "other elements", "kept for backward"]]
+    """The costs of a mechanism in each of its forms, in 2-D and 3-D."""
+    figures = ["parameters", "multiply-adds", "other elements", "kept for backward"]
+    if "variant" not in inspect.signature(REGISTRY[name]).parameters:
+        return [["map", *figures], *([label, *_cells(measure(name, shape))] for label, shape in MAPS.items())]
+    rows = [["map", "form", *figures]]
     for label, shape in MAPS.items():
         forms = {form: measure(name, shape, variant=form) for form in FORMS}
         if forms["compact"] == forms["paper"]:
@@ -166,7 +170,7 @@ def summary(_: str) -> list[list[str]]:
     """All mechanisms, their papers and their costs in the compact form in 3-D."""
     rows = [["name", "class", "what it weighs", "paper", "parameters", "multiply-adds", "kept for backward"]]
     for name in attn3d.list_attention():
-        found = measure(name, MAPS["3-D, 32 × 32 × 32"], variant="compact")
+        found = measure(name, MAPS["3-D, 32 × 32 × 32"])
         parameters, multiply_adds, _, kept = _cells(found)
         kind = REGISTRY[name]
         link = f"[`{name}`](mechanisms/{name}.md)"

@@ -49,6 +49,19 @@ OF_TOKENS = [*OVER_VOXELS, "channel"]  # mechanisms with a layer of `attn3d.atte
 OF_ONE_MAP = [name for name, case in CASES.items() if case.alone is None]  # mechanisms without a gating signal
 
 
+def of_form(name: str, variant: str) -> dict[str, str]:
+    """The option that selects a form of a mechanism; empty if it has one form only."""
+    return {"variant": variant} if name in taking("variant") else {}
+
+
+FORMS = [
+    (name, variant)
+    for name in CASES
+    for variant in ("compact", "paper")
+    if variant == "compact" or name in taking("variant")
+]
+
+
 def create(name: str, **options: Any) -> nn.Module:
     """Creates a mechanism by name. One with a gating signal makes it from x, so that it takes one map."""
     return attn3d.create_attention(CASES[name].alone or name, **options)

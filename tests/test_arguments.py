@@ -122,9 +122,11 @@ def test_unknown_options_are_refused():
     def make(spatial_dims, channels, *, reduction=16):
         """Takes a reduction."""
 
-    check_options("it", make, {"reduction": 8})
+    check_options("it", make, {"reduction": 8}, positional=2)
     with pytest.raises(TypeError, match="it has no option `reductoin`; did you mean 'reduction'"):
-        check_options("it", make, {"reductoin": 8})
+        check_options("it", make, {"reductoin": 8}, positional=2)
+    with pytest.raises(TypeError, match="it needs the option `channels`"):
+        check_options("it", make, {}, positional=1)
     check_options("anything", lambda **options: None, {"whatever": 1})
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -72,6 +73,19 @@ def test_sites_of_a_network_by_name_and_by_module():
     result = run("sites", "monai.networks.nets:BasicUNet", "--options", json.dumps(options), "--shape", "1,1,32,32")
     assert "upcat_4" in result.stdout
     assert "32 x 32" in result.stdout
+
+
+def test_sites_of_a_network_in_the_current_folder(tmp_path, monkeypatch):
+    (tmp_path / "of_the_user.py").write_text(
+        "import torch\n\nbuild = lambda: torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3))"
+    )
+    (tmp_path / "incomplete.py").write_text("import nowhere_to_be_found")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in ("", os.getcwd())])
+    result = run("sites", "of_the_user:build")
+    assert result.exit_code == 0, result.stderr
+    assert "path" in result.stdout
+    assert "No module named 'nowhere_to_be_found'" in run("sites", "incomplete:build").stderr
 
 
 @pytest.mark.parametrize(

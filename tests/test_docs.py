@@ -88,7 +88,9 @@ def test_reliability_is_up_to_date():
 @pytest.mark.parametrize("name", attn3d.list_attention())
 def test_page_has_every_option_with_its_default(name):
     text = (DOCS / "mechanisms" / f"{name}.md").read_text()
-    rows = dict(re.findall(r"^\| `(\w+)` \| (.*)$", text.split("## Both forms")[1].split("## Cost")[0], re.MULTILINE))
+    forms = "variant" in inspect.signature(REGISTRY[name]).parameters
+    options = text.split("## Both forms" if forms else "## Options")[1].split("## Cost")[0]
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*)$", options, re.MULTILINE))
     parameters = inspect.signature(REGISTRY[name]).parameters
     options = {option: found.default for option, found in parameters.items() if found.default is not found.empty}
     assert list(rows) == list(options)
@@ -111,7 +113,8 @@ def test_the_maps_of_every_mechanism_are_listed():
         for mechanism in re.findall(r"`(\w+)`", of)
     }
     weights = {(weight, name) for name, case in CASES.items() for weight in case.weights}
-    assert listed - {("axes_map", "coord")} == weights - {("axis2", "coord")}
+    made = {("axes_map", "coord")}  # by `attention_maps`, from the weights
+    assert listed - made == weights - {("axis2", "coord"), ("channel_map", "cpca")}
 
 
 def test_mechanisms_that_cannot_be_scripted_are_listed():

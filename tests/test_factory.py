@@ -9,7 +9,7 @@ from torch import nn
 
 import attn3d
 from attn3d.mechanisms.registry import REGISTRY
-from tests.configurations import create
+from tests.configurations import create, taking
 from tests.mechanisms.cases import CASES
 
 
@@ -41,7 +41,8 @@ def test_every_name_makes_its_mechanism(name, spatial_dims):
     module = create(name, spatial_dims=spatial_dims, channels=8)
     x = torch.randn((2, 8) + (4, 3, 5)[:spatial_dims])
     assert module(x).shape == x.shape
-    assert (module.spatial_dims, module.channels, module.variant) == (spatial_dims, 8, "compact")
+    assert (module.spatial_dims, module.channels) == (spatial_dims, 8)
+    assert module.variant == ("compact" if name in taking("variant") else None)
 
 
 @pytest.mark.parametrize(
@@ -84,6 +85,18 @@ def test_a_user_defined_mechanism(registry):
     attn3d.register_attention("same")(Same)
     assert "same" in attn3d.list_attention()
     assert attn3d.create_attention("same", spatial_dims=3, channels=8, strength=2.0).strength == 2.0
+
+
+def test_options_may_have_the_names_of_arguments_of_others(registry):
+    @attn3d.register_attention("mine")
+    class Mine(torch.nn.Identity):
+        def __init__(self, spatial_dims, channels, *, heads=4, head_dim=None):
+            super().__init__()
+            self.heads = heads
+
+    assert attn3d.create_attention("mine", spatial_dims=3, channels=64, heads=8).heads == 8
+    with pytest.raises(TypeError, match="Mine has no option `channels`"):
+        attn3d.create_attention(("mine", {"channels": 3}), spatial_dims=3, channels=64)
 
 
 def test_a_name_of_a_partial_that_is_registered_twice(registry):

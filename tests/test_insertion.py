@@ -6,6 +6,7 @@ import io
 import json
 import sys
 
+import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
@@ -24,8 +25,10 @@ from attn3d.insertion import (
 from attn3d.insertion.attach import container_at, containers
 from attn3d.insertion.containers import IdentityAtStart
 from attn3d.networks import first_argument, register_block, register_sites, second_argument, summed
-from tests.configurations import OF_ONE_MAP, taking
+from tests.configurations import FORMS, OF_ONE_MAP, of_form, taking
 from tests.marks import some
+
+_OF_OTHER_TYPES = [(3, None), ([], None), ("encoder", "0"), ("encoder", 1.0), ("encoder", [0, True])]
 
 
 def unet() -> UNet:
@@ -294,10 +297,27 @@ class TestSelection:
             net = insert_attention(backbone(), "se", at="path:stem|unused")
         assert inserted_at(net) == ["stem.attn3d"]
 
-    @pytest.mark.parametrize(("at", "stages"), [(3, None), ([], None), ("encoder", "0"), ("encoder", 1.0)])
+    @pytest.mark.parametrize(("at", "stages"), _OF_OTHER_TYPES)
     def test_types(self, at: object, stages: object) -> None:
-        with pytest.raises(TypeError):
+        named = "`at` must be .*, got" if stages is None else "`stages` must be integers, got"
+        with pytest.raises(TypeError, match=named):
             insert_attention(unet(), "se", at=at, stages=stages)
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"input_shape": 64}, r"`input_shape` must be the sizes \(B, C, \*S\) of an image, got 64"),
+            ({"input_shape": (1, 1, 16, 16), "max_voxels": "512"}, "`max_voxels` must be an integer, got '512'"),
+        ],
+    )
+    def test_types_of_sizes(self, options: dict, message: str) -> None:
+        with pytest.raises(TypeError, match=message):
+            insert_attention(unet(), "se", at="encoder", **options)
+
+    @pytest.mark.parametrize("stages", [iter([0, 1]), np.array([0, 1]), (np.int64(0), torch.tensor(1))])
+    def test_stages_of_several_kinds_and_types(self, stages: object) -> None:
+        net = insert_attention(unet(), "se", at=("encoder", "skip"), stages=stages)
+        assert inserted_at(net) == inserted_at(insert_attention(unet(), "se", at=("encoder", "skip"), stages=(0, 1)))
 
     def test_wrapped_networks(self) -> None:
         with pytest.raises(ValueError, match="DataParallel, which misses new parameters"):
@@ -313,7 +333,7 @@ class TestSelection:
         ("net", "at", "stages", "message"),
         [
             (unet, "skip", [], r"`stages` of 'skip' must contain at least one of \[0, 1\], got \[\]"),
-            (unet, "encoder:model.1.submodule.0", 0, r"`stages` of .* must contain at least one of \[1\], got 0"),
+            (unet, "encoder:model.1.submodule.0", 0, r"`stages` of .* must contain at least one of \[1\], got \[0\]"),
             (lambda: nn.Conv2d(1, 4, 3), "path", 0, "`at` 'path' must select a module inside the network, which has"),
         ],
     )
@@ -442,21 +462,23 @@ class TestMechanisms:
 
 @pytest.mark.scorecard("insertion")
 class TestIdentity:
-    @pytest.mark.parametrize("variant", some(["compact", "paper"], lambda variant: variant == "paper"))
-    @pytest.mark.parametrize("name", OF_ONE_MAP)
-    def test_outputs_are_equal_until_training_moves_every_parameter(self, name: str, variant: str) -> None:
+    @pytest.mark.parametrize(
+        "form", some([form for form in FORMS if form[0] in OF_ONE_MAP], lambda form: form[1] == "paper"), ids="-".join
+    )
+    def test_outputs_are_equal_until_training_moves_every_parameter(self, form: tuple[str, str]) -> None:
         torch.manual_seed(0)
+        (name, _), option = form, of_form(*form)
         net, x = UNet(2, 1, 2, (8, 8), (2,), num_res_units=1, norm="batch").eval(), torch.randn(2, 1, 8, 8)
         plain = net(x)
         at = ("skip", "conv") if name == "sk" else ("skip", "residual")
         # A narrow hidden layer may be zero everywhere after ReLU.
         width = {"reduction": 1} if name in taking("reduction") else {}
-        insert_attention(net, name, at=at, identity=True, variant=variant, **width)
+        insert_attention(net, name, at=at, identity=True, **option, **width)
         assert torch.equal(net(x), plain)
         assert torch.equal(net.train()(x), insertionless(net).train()(x))
 
         [(_, inserted), *_] = containers(net)
-        own = attn3d.create_attention(name, spatial_dims=2, channels=8, variant=variant).identity_at_start
+        own = attn3d.create_attention(name, spatial_dims=2, channels=8, **option).identity_at_start
         gates = [key for key, _ in inserted.named_parameters() if key == "0.gate"]
         assert len(gates) == (0 if own else 1), "a second zero gate would never train"
 
@@ -855,6 +877,27 @@ class TestSums:
         (_, of_stem), (_, of_down) = containers(net)
         skip = net.stem(x)
         torch.testing.assert_close(net(x), net.head(of_stem[0](skip) + of_down[0](net.down(skip))))
+
+    @pytest.mark.parametrize("order", [1, -1])
+    def test_the_output_of_a_network_with_skips_as_a_skip_of_another(self, order: int) -> None:
+        class Outer(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.inner, self.beside, self.head = Adds(), nn.Conv2d(2, 2, 1), nn.Conv2d(2, 2, 1)
+
+            def forward(self, x: Tensor) -> Tensor:
+                skip = self.inner(x)
+                return self.head(self.beside(skip) + skip)
+
+        register_sites(Adds, {"skip": [summed("stem")]})
+        register_sites(Outer, {"skip": [summed("inner")]})
+        net, x = Outer(), torch.randn(2, 1, 8, 8)
+        for part in (net, net.inner)[::order]:
+            insert_attention(part, "se", at="skip")
+        of_inner, of_stem = net.inner.attn3d_summed[0], net.inner.stem.attn3d_summed[0]
+        stem = net.inner.stem(x)
+        skip = net.inner.head(net.inner.down(stem) + of_stem(stem))
+        torch.testing.assert_close(net(x), net.head(net.beside(skip) + of_inner(skip)))
 
     def test_a_module_that_is_called_with_a_skip_and_returns_another(self) -> None:
         class Both(nn.Module):

@@ -99,6 +99,14 @@ def test_memory_of_mechanisms_with_wide_maps_is_estimated(name, training, two_th
     assert least * real <= attn3d.estimate_memory(module, shape, training=training) <= 1.1 * real
 
 
+def test_batch_norms_with_the_mean_of_all_batches_cost_the_same():
+    costs = [
+        attn3d.estimate_cost("non_local", (2, 8, 4, 4, 4), norm=("batch", {"momentum": momentum}))
+        for momentum in (0.1, None)
+    ]
+    assert costs[0] == costs[1]
+
+
 def test_a_volume_that_fits_no_machine_is_planned():
     shape = (1, 64, 96, 96, 96)
     voxels = 96**3

@@ -103,7 +103,8 @@ def values(drawn: list[Any] | PerAxis, dims: int) -> st.SearchStrategy:
 def cases(draw: Callable[..., Any], name: str, dims: int) -> Case:
     channels = draw(st.sampled_from([1, 2, 3, 4, 8, 12]))
     of_case = {option: values(drawn, dims) for option, drawn in CASES[name].drawn.items()}
-    options = draw(st.fixed_dictionaries({"variant": st.sampled_from(["compact", "paper"])} | of_case))
+    variants = {"variant": st.sampled_from(["compact", "paper"])} if name in taking("variant") else {}
+    options = draw(st.fixed_dictionaries(variants | of_case))
     if name in OVER_VOXELS:
         kinds: tuple[str, ...] = ()
         if options.get("sub_sample"):

@@ -581,6 +581,8 @@ def test_a_module_without_parameters_can_be_checked():
             {"zero_gradient": ("key.bias",)},
             "`zero_gradient` must match a parameter, got 'key.bias'; there are squeeze.weight",
         ),
+        ({"backends": "inducter"}, "`backends` got 'inducter'; did you mean 'inductor'?"),
+        ({"backends": ()}, "`backends` must have at least one backend of torch.compile, got none"),
     ],
 )
 def test_an_unknown_name_is_refused(options, message):

@@ -91,10 +91,11 @@ def add_configuration(
         ValueError: if the parent is missing, the name is in use, or the network cannot be built.
     """
     known = plans["configurations"]
-    if name in known and (not overwrite or name == configuration):
-        advice = "use another name" if name == configuration else "use another name, or overwrite it"
-        raise ValueError(f"`name` {name!r} is already a configuration of the plans; {advice}")
     parent = resolved(known, configuration)
+    is_ancestor = name in _ancestors(known, configuration)
+    if name in known and (not overwrite or is_ancestor):
+        advice = "use another name" if is_ancestor else "use another name, or overwrite it"
+        raise ValueError(f"`name` {name!r} is already a configuration of the plans; {advice}")
     if "architecture" not in parent:
         raise ValueError(
             f"`configuration` {configuration!r} has no 'architecture': plan again with nnU-Net 2.4 or later"
@@ -102,8 +103,9 @@ def add_configuration(
     block = copy.deepcopy(parent["architecture"])
     arguments = block["arch_kwargs"]
     if block["network_class_name"] != NETWORK:
-        arguments |= {"network": block["network_class_name"], "attention": [], "patch_size": parent["patch_size"]}
+        arguments |= {"network": block["network_class_name"], "attention": []}
         block["network_class_name"] = NETWORK
+    arguments["patch_size"] = parent["patch_size"]
     arguments["attention"].append(dict(attention))
     net = _on_meta(block)
     known[name] = {"inherits_from": configuration, "architecture": block}
@@ -117,6 +119,13 @@ def resolved(known: Mapping[str, Mapping[str, Any]], name: str) -> dict[str, Any
     parent = known[name].get("inherits_from")
     inherited = {} if parent is None else resolved(known, parent)
     return inherited | dict(known[name])
+
+
+def _ancestors(known: Mapping[str, Mapping[str, Any]], name: str | None) -> Iterator[str]:
+    """Yields a configuration and those it inherits from."""
+    while name is not None:
+        yield name
+        name = known[name].get("inherits_from")
 
 
 def _on_meta(block: Mapping[str, Any]) -> nn.Module:

@@ -98,6 +98,9 @@ def draw_seed(q: Tensor) -> Tensor:
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, bias: Tensor | None) -> None:
+    for name, given in (("q", q), ("k", k), ("v", v)):
+        if not isinstance(given, Tensor):
+            raise TypeError(f"`{name}` must be a torch.Tensor, got {type(given).__name__}")
     if q.dim() != 4 or k.dim() != 4 or v.dim() != 4:
         raise ValueError(f"`q`, `k` and `v` must be (B, H, N, d), got {q.dim()}, {k.dim()} and {v.dim()} dimensions")
     if q.shape[-1] != k.shape[-1]:
@@ -114,7 +117,7 @@ def _check(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, bias: Tenso
         )
     if key_mask is not None:
         if key_mask.dtype != torch.bool:
-            raise ValueError(f"`key_mask` must be boolean, got {key_mask.dtype}")
+            raise TypeError(f"`key_mask` must be boolean, got {key_mask.dtype}")
         if key_mask.shape != (k.shape[0], k.shape[2]):
             raise ValueError(f"`key_mask` must be (B, M) = {(k.shape[0], k.shape[2])}, got {tuple(key_mask.shape)}")
     if bias is not None:

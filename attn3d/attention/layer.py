@@ -121,12 +121,12 @@ class VolumeAttention(NotScriptable, nn.Module):
             return attend(q, k, v, scale=scale, key_mask=key_mask, bias=bias, dropout=dropout, backend="math")
         fused = self.backend != "chunked" and dropout == 0.0 and key_mask is None
         table = self._table() if self.position_bias is not None else None
+        groups = self.pattern.groups(shape)
         if self.backend == "sdpa" or q.device.type != "cpu":
-            fused = self._kernel_serves(q, k, v, table, key_mask, dropout)
+            fused = self._kernel_serves(q, k, v, table, key_mask, dropout, merged=groups[-1].again)
             if fused and q.device.type != "cpu" and q.shape[0] > 0:  # the kernels do not accept an empty batch
                 by_distance = functools.partial(self._bias, table)
                 return attend_captured(q, k, v, shape, self.pattern, by_distance, key_mask, scale, dropout)
-        groups = self.pattern.groups(shape)
         biases: list[Tensor | None] = [None] * len(groups)
         if table is not None:
             for index, batch in enumerate(groups):
@@ -182,9 +182,16 @@ class VolumeAttention(NotScriptable, nn.Module):
         )
 
     def _kernel_serves(
-        self, q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, key_mask: Tensor | None, dropout: float
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        table: Tensor | None,
+        key_mask: Tensor | None,
+        dropout: float,
+        merged: bool,
     ) -> bool:
-        """Returns whether to compute the groups by PyTorch's kernel.
+        """Returns whether to compute the groups by PyTorch's kernel. Several covers are ``merged``.
 
         Raises:
             ValueError: if ``backend`` is "sdpa" and the kernel does not support the arguments.
@@ -192,10 +199,12 @@ class VolumeAttention(NotScriptable, nn.Module):
         reason = sdpa.refusal(q[:, :, :1], k[:, :, :1], v, None, table, dropout)
         if not reason and key_mask is not None and q.device.type == "cpu":
             reason = "a key mask within groups on this device"
-        if not reason and self.backend == "auto" and self.memory_budget is not None:
-            reason = "a budget on this device"
         if reason and self.backend == "sdpa":
             raise ValueError(f"`backend` 'sdpa' does not support {reason}; backend='chunked' does")
+        if self.backend == "auto" and q.device.type != "cpu":
+            # There, all groups are computed at once, with a bias for each group, or with the scores of all pairs if the
+            # results of several covers are merged.
+            return not reason and self.memory_budget is None and table is None and not merged
         return self.backend != "chunked" and not reason
 
     def _table(self) -> Tensor | None:

@@ -3,7 +3,7 @@
 import functools
 import itertools
 from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 import numpy as np
@@ -37,8 +37,12 @@ class Pattern:
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        if cls.name:
-            PATTERNS[cls.name] = cls
+        if "name" not in cls.__dict__:
+            return
+        owner = PATTERNS.setdefault(cls.name, cls)
+        if (owner.__module__, owner.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise ValueError(f"`name` {cls.name!r} is already the name of {owner.__qualname__}")
+        PATTERNS[cls.name] = cls
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -332,7 +336,4 @@ def create_pattern(spec: Pattern | str | Sequence[Any]) -> Pattern:
     if name not in PATTERNS:
         raise ValueError(f"`pattern` got {name!r}; {nearest(name, PATTERNS)}")
     check_options(f"the pattern {name!r}", PATTERNS[name], options)
-    for field in fields(PATTERNS[name]):
-        if field.default is MISSING and field.name not in options:
-            raise TypeError(f"the pattern {name!r} needs the option `{field.name}`")
     return PATTERNS[name](**options)

@@ -117,5 +117,5 @@ def create_position(spec: PositionSpec, spatial_dims: int, heads: int, head_dim:
         return None
     name, options = read_spec("position", spec)
     one_of("position", name, ["rope"])
-    check_options("the position 'rope'", RotaryPosition, options)
+    check_options("the position 'rope'", RotaryPosition, options, positional=3)
     return RotaryPosition(spatial_dims, heads, head_dim, **options)

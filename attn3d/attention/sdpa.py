@@ -36,6 +36,8 @@ def refusal(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, bias: Tens
     if bias is not None and torch.promote_types(bias.dtype, q.dtype) != q.dtype:
         return "a bias of higher precision than the queries"
     if q.is_cuda:
+        if q.dtype == torch.float64:
+            return "double precision on this device"
         if max(q.shape[:2]) > LARGEST_CUDA_GRID:
             return f"a batch or heads of more than {LARGEST_CUDA_GRID}"
         if max(q.shape[-1], v.shape[-1]) > 256:

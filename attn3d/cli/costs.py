@@ -5,6 +5,8 @@ Imports are inside the commands, so that the help is fast.
 
 import itertools
 import json
+import os
+import sys
 from importlib import import_module
 from typing import Annotated, Any
 
@@ -81,12 +83,14 @@ def _network(name: str, options: str) -> Any:
         if target in NETWORKS and not arguments:
             return create_network(target, in_channels=1, out_channels=2)
         module = "monai.networks.nets"
+    sys.path.append(os.getcwd())  # Python does not add it for an installed command
+    reason = ""
     try:
         build = getattr(import_module(module), target)
-    except (ImportError, AttributeError, TypeError):  # a TypeError for a name that begins with a dot
-        build = None
+    except (ImportError, AttributeError, TypeError) as error:  # a TypeError for a name that begins with a dot
+        build, reason = None, f": {error}"
     if not callable(build):
-        raise ValueError(f"`network` must be a name of monai.networks.nets or module:callable, got {name!r}")
+        raise ValueError(f"`network` must be a name of monai.networks.nets or module:callable, got {name!r}{reason}")
     try:
         return build(**arguments)
     except Exception as error:  # networks raise many kinds

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+from attn3d.arguments import positive_integer
 from attn3d.capture import uncompiled
 from attn3d.factory import AttentionSpec, create_attention, declares, find
 from attn3d.insertion.attach import container_at, containers, detach
@@ -110,10 +111,11 @@ def insert_attention(
     if max_voxels is not None:
         if input_shape is None:
             raise ValueError("`input_shape` (B, C, *S) must be given with `max_voxels`")
+        most = positive_integer("max_voxels", max_voxels)
         for site in sites:
-            if site.voxels > max_voxels:
+            if site.voxels > most:
                 left_out[site.name] = f"has {site.voxels} voxels, more than `max_voxels`"
-        sites = Sites(site for site in sites if site.voxels <= max_voxels)
+        sites = Sites(site for site in sites if site.voxels <= most)
     if not sites:
         raise ValueError(f"`max_voxels` must leave at least one site, got {max_voxels}: " + _sentence(left_out))
 
@@ -209,7 +211,8 @@ def load_pretrained(net: nn.Module, state_dict: Mapping[str, Tensor]) -> list[st
     """
     net = uncompiled(net)
     own = net.state_dict()
-    state_dict = {key.removeprefix("_orig_mod."): value for key, value in state_dict.items()}  # of a compiled network
+    names = {_without_compile(key): key for key in own}
+    state_dict = {names.get(_without_compile(key), key): value for key, value in state_dict.items()}
     missing = [key for key in own if key not in state_dict]
     new = []
     for path, container in containers(net, aliases=True):
@@ -231,6 +234,11 @@ def load_pretrained(net: nn.Module, state_dict: Mapping[str, Tensor]) -> list[st
         raise ValueError(f"`state_dict` is of another network than `net`. Keys {named}")
     net.load_state_dict(state_dict, strict=False)
     return new
+
+
+def _without_compile(key: str) -> str:
+    """Returns a key without the names that `torch.compile` adds for the network and for modules in it."""
+    return key.replace("_orig_mod.", "")
 
 
 def _check_signals(survey: Survey, sites: Sites, spec: AttentionSpec) -> None:

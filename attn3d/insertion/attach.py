@@ -24,18 +24,6 @@ from attn3d.insertion.containers import (
 from attn3d.insertion.sums import close_sums, open_sums
 from attn3d.networks.places import INSERTED, Place
 
-# A name for each hook, since a module may have several: it can be called with one skip and return the next.
-_CHILD = {
-    "output": INSERTED,
-    "first": f"{INSERTED}_input",
-    "second": f"{INSERTED}_skip",
-    "joined": f"{INSERTED}_joined",
-    "concatenated": f"{INSERTED}_concatenated",
-    "item": f"{INSERTED}_items",
-    "summed": f"{INSERTED}_summed",
-    "kernel": f"{INSERTED}_kernel",
-}
-
 # The hooks. Scripting reads the types of the arguments of the module's forward in the hook's `input`. Further arguments
 # are kept by adding a slice, because TorchScript cannot unpack a tuple.
 
@@ -110,7 +98,7 @@ def container_at(network: nn.Module, place: Place, channels: int, reader: str) -
         channels: number of channels of its map.
         reader: for summed skips, path of the module that adds the skip to another map.
     """
-    host, name = _host(network, place), _CHILD[place.hook]
+    host, name = _host(network, place), INSERTED[place.hook]
     if name not in host._modules:
         _MAKERS[place.hook](host, place, channels)
     if place.hook == "summed":
@@ -121,7 +109,7 @@ def container_at(network: nn.Module, place: Place, channels: int, reader: str) -
 
 def taken_name(network: nn.Module, place: Place) -> str:
     """Returns the name of the container at ``place`` if the network has another attribute with this name, or ""."""
-    host, name = _host(network, place), _CHILD[place.hook]
+    host, name = _host(network, place), INSERTED[place.hook]
     is_taken = hasattr(host, name) and not isinstance(getattr(host, name), (Inserted, InsertedItems))
     return name if is_taken else ""
 
@@ -136,7 +124,7 @@ def containers(network: nn.Module, aliases: bool = False) -> Iterator[tuple[str,
 def detach(network: nn.Module) -> None:
     """Removes everything that was inserted."""
     for host in list(network.modules()):
-        for name in set(_CHILD.values()) & set(host._modules):
+        for name in set(INSERTED.values()) & set(host._modules):
             child = host._modules[name]
             if isinstance(child, (Inserted, InsertedItems)):
                 for handle in child.handles:
@@ -158,7 +146,7 @@ def _host(network: nn.Module, place: Place) -> Any:
 
 
 def _put(host: nn.Module, place: Place, child: Inserted | InsertedItems, *hooks: RemovableHandle) -> None:
-    host.add_module(_CHILD[place.hook], child.train(host.training))
+    host.add_module(INSERTED[place.hook], child.train(host.training))
     child.handles.extend(hooks)
 
 
@@ -211,14 +199,15 @@ def _see_sums(reader: nn.Module, child: Inserted | InsertedItems) -> None:
     """Registers the hooks of the module that adds skips, once for all skips."""
     if open_sums not in reader._forward_pre_hooks.values():
         child.handles.append(reader.register_forward_pre_hook(open_sums, prepend=True))
-        child.handles.append(reader.register_forward_hook(close_sums, always_call=True))
+        # First, since a hook may leave the output as a skip of the module around it.
+        child.handles.append(reader.register_forward_hook(close_sums, prepend=True, always_call=True))
 
 
 def _leave_skip_last(host: nn.Module) -> None:
     """Moves the skip's hook to the end: the skip is the output of a stage including what was inserted there."""
-    child = host._modules.get(_CHILD["summed"])
+    child = host._modules.get(INSERTED["summed"])
     if isinstance(child, InsertedInSum):
-        host._modules[_CHILD["summed"]] = host._modules.pop(_CHILD["summed"])
+        host._modules[INSERTED["summed"]] = host._modules.pop(INSERTED["summed"])
     hooks: Any = host._forward_hooks
     for number, hook in list(hooks.items()):
         if hook is _leave_skip:

@@ -6,6 +6,7 @@ the CPU instead.
 """
 
 import copy
+import functools
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from attn3d.capture import without_compiled_code
 from attn3d.insertion.attach import detach
 from attn3d.insertion.sums import SUMS
 from attn3d.layers.conv import is_convolution
@@ -89,7 +91,7 @@ class Probe:
 
     def is_prediction(self, tensor: Tensor) -> bool:
         """Returns whether ``tensor`` is an output of a network that returns maps of the size of the image."""
-        outputs = self.output if isinstance(self.output, (list, tuple)) else [self.output]
+        outputs = tree_leaves(self.output)
         dense = any(isinstance(output, Tensor) and output.shape[2:] == self.image.shape[2:] for output in outputs)
         return dense and any(tensor is output for output in outputs)
 
@@ -132,6 +134,8 @@ def _convolutions(network: nn.Module) -> list[Any]:
 
 
 def _check_axes(network: nn.Module, shape: Sequence[int]) -> None:
+    if not isinstance(shape, Sequence):
+        raise TypeError(f"`input_shape` must be the sizes (B, C, *S) of an image, got {shape!r}")
     axes = {len(conv.kernel_size) for conv in _convolutions(network)}
     if len(shape) < 3 or (axes and len(shape) - 2 not in axes):
         expected = " or ".join(str(count + 2) for count in sorted(axes)) or "at least 3"
@@ -166,10 +170,11 @@ def _run_somewhere(network: nn.Module, shape: tuple[int, ...]) -> Probe:
 def _run(network: nn.Module, shape: tuple[int, ...], device: torch.device) -> Probe:
     tensors = [*network.parameters(), *network.buffers()]
     twins: dict[int, Any] = {id(tensor): _copied(tensor, device) for tensor in [*tensors, *held_results(network)]}
+    twins |= {id(hook): hook for hook in _foreign_hooks(network)}  # not copied, since they may hold anything
     twin = copy.deepcopy(network, twins).eval()
     detach(twin)  # attention keeps shapes
     floating = [tensor.dtype for tensor in tensors if tensor.is_floating_point()]
-    with torch.no_grad(), torch.random.fork_rng([]), device:
+    with torch.no_grad(), torch.random.fork_rng([]), without_compiled_code(), device:
         result = Probe(torch.zeros(shape, dtype=floating[0] if floating else None))
         running = _watch(twin, result, twins)
         with _Meetings(result, running):
@@ -189,6 +194,17 @@ def _copied(tensor: Tensor, device: torch.device) -> Tensor:
     return nn.Parameter(twin, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else twin
 
 
+def _foreign_hooks(network: nn.Module) -> list[Any]:
+    """Returns all hooks that are not methods of modules."""
+    hooks = [
+        hook
+        for module in network.modules()
+        for of_module in (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
+        for hook in of_module.values()
+    ]
+    return [hook for hook in hooks if not isinstance(getattr(hook, "__self__", None), nn.Module)]
+
+
 def _own_hook(hook: Callable[..., Any], twins: Mapping[int, Any]) -> Callable[..., Any] | None:
     """Returns the copy's version of a hook that belongs to the network, or None for a user's hook, which must not run.
 
@@ -206,8 +222,19 @@ def _own_hook(hook: Callable[..., Any], twins: Mapping[int, Any]) -> Callable[..
     return types.FunctionType(hook.__code__, hook.__globals__, hook.__name__, hook.__defaults__, closure)
 
 
+def _keep_own(hooks: Any, twins: Mapping[int, Any], objects: bool) -> None:
+    """Removes the user's hooks. With ``objects``, hooks that are neither functions nor methods are kept too."""
+    for number, hook in list(hooks.items()):
+        is_function = isinstance(hook, (types.FunctionType, types.MethodType, functools.partial))
+        own = hook if objects and not is_function else _own_hook(hook, twins)
+        if own is None:
+            del hooks[number]
+        else:
+            hooks[number] = own
+
+
 def _watch(twin: nn.Module, result: Probe, twins: Mapping[int, Any]) -> list[str]:
-    """Registers hooks that record every call, and removes forward hooks that do not belong to the network.
+    """Registers hooks that record every call, and removes hooks that do not belong to the network.
 
     Returns:
         a list that holds the paths of the modules that are running, the innermost last.
@@ -235,9 +262,8 @@ def _watch(twin: nn.Module, result: Probe, twins: Mapping[int, Any]) -> list[str
         result.calls.setdefault(path, []).append(call)
 
     for path, module in twin.named_modules():
-        own = {number: _own_hook(hook, twins) for number, hook in module._forward_hooks.items()}
-        module._forward_hooks.clear()
-        module._forward_hooks.update((number, hook) for number, hook in own.items() if hook is not None)
+        _keep_own(module._forward_hooks, twins, objects=False)
+        _keep_own(module._forward_pre_hooks, twins, objects=True)  # such as weight norm and pruning
         module.register_forward_pre_hook(lambda *call, path=path: enter(path, *call), prepend=True)
         module.register_forward_hook(lambda *call, path=path: leave(path, *call))
     return running

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from attn3d.arguments import nearest
+from attn3d.arguments import nearest, of_python
 from attn3d.insertion.attach import is_plain_sequence, taken_name
 from attn3d.insertion.probe import Call, Probe, probe
 from attn3d.layers.norms import is_instance_norm
@@ -118,9 +118,10 @@ class Survey:
         """
         chosen: dict[Place, Site] = {}
         self.refused = {}
+        wanted = _integers(stages)
         for request in _strings(at):
             kind, _, pattern = request.partition(":")
-            places = _at_stages(request, self._staged(kind, pattern or None), stages)
+            places = _at_stages(request, self._staged(kind, pattern or None), wanted)
             found, refused = self._sites(kind, places)
             exact = pattern and len(places) == 1
             if not found or (exact and refused):
@@ -203,6 +204,10 @@ class Survey:
             raise ValueError("never runs in a forward pass")
         maps = [_reached(call, place, probed) for call in calls]
         for call, map_ in zip(calls, maps, strict=True):
+            if map_ is None and place.hook == "concatenated":
+                raise ValueError("is called with a map that `torch.cat` did not return")
+            if map_ is None and place.index is not None:
+                raise ValueError(f"returns no list with an entry {place.index}")
             if map_ is None:
                 raise ValueError("is called without this argument, or with a keyword argument")
             if not isinstance(map_, Tensor):
@@ -233,7 +238,10 @@ def _reached(call: Call, place: Place, probed: Probe) -> Any:
     if place.hook == "concatenated":
         parts = probed.parts(first)
         return parts[cast(int, place.index)] if len(parts) > 1 else None
-    return call.output if place.index is None else call.output[place.index]
+    if place.index is None:
+        return call.output
+    listed = isinstance(call.output, (list, tuple)) and place.index < len(call.output)
+    return call.output[place.index] if listed else None
 
 
 def _signal(probed: Probe, place: Place, maps: list[Tensor]) -> tuple[int | None, str]:
@@ -263,27 +271,31 @@ def _signal(probed: Probe, place: Place, maps: list[Tensor]) -> tuple[int | None
 
 
 def _strings(at: str | Iterable[str]) -> list[str]:
-    requests = [at] if isinstance(at, str) else list(at)
+    requests = [at] if isinstance(at, str) or not isinstance(at, Iterable) else list(at)
     if not requests or not all(isinstance(request, str) for request in requests):
         raise TypeError(f"`at` must be the name of a kind or site, or a list of such names, got {at!r}")
     return requests
 
 
-def _at_stages(
-    request: str, places: list[tuple[int, Place]], stages: int | Iterable[int] | None
-) -> list[tuple[int, Place]]:
+def _integers(stages: int | Iterable[int] | None) -> list[int] | None:
+    if stages is None:
+        return None
+    wanted = of_python(list(stages) if isinstance(stages, Iterable) else [stages])
+    if not all(isinstance(stage, int) and not isinstance(stage, bool) for stage in wanted):
+        raise TypeError(f"`stages` must be integers, got {stages!r}")
+    return list(wanted)
+
+
+def _at_stages(request: str, places: list[tuple[int, Place]], stages: list[int] | None) -> list[tuple[int, Place]]:
     if not places:  # only for "path"
         raise ValueError(f"`at` {request!r} must select a module inside the network, which has none")
     if stages is None:
         return places
     count = 1 + max(stage for stage, _ in places)
-    wanted = [stages] if isinstance(stages, int) else list(stages)
-    for stage in wanted:
-        if not isinstance(stage, int) or isinstance(stage, bool):
-            raise TypeError(f"`stages` must be integers, got {stages!r}")
+    for stage in stages:
         if not -count <= stage < count:
             raise ValueError(f"`stages` of {request!r} must be from {-count} to {count - 1}, got {stage}")
-    kept = {stage % count for stage in wanted}
+    kept = {stage % count for stage in stages}
     chosen = [staged for staged in places if staged[0] in kept]
     if not chosen:
         present = sorted({stage for stage, _ in places})

@@ -62,7 +62,7 @@ class MapConvolution(nn.Conv3d):
 
 
 def map_convolution(spatial_dims: int) -> type[nn.Module]:
-    """Returns the convolution class from a few channels to one, without bias, for ``spatial_dims`` axes."""
+    """Returns the convolution class from a few channels to one for ``spatial_dims`` axes."""
     return MapConvolution if spatial_dims == 3 else convolution(spatial_dims)
 
 

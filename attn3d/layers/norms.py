@@ -109,7 +109,7 @@ def create_norm(spec: NormSpec, channels: int) -> nn.Module:
     if name.lower() not in _NORMS:
         raise ValueError(f"`norm` got {name!r}; {nearest(name, _NORMS)} or None")
     norm = _NORMS[name.lower()]
-    check_options(f"the {name.lower()} norm", norm, options)
+    check_options(f"`norm` {name.lower()!r}", norm, options, positional=1)
     return norm(channels, **options)
 
 

@@ -46,7 +46,7 @@ class BAM(Mechanism):
 
     Shape:
         (B, C, *S) -> (B, C, *S). Parameters 2 C h + k^n + 2; in the paper's form
-        3 C h + C + 7 h + 2 (k^n h^2 + 3 h) + h + 1.
+        3 C h + C + 6 h + 2 (k^n h^2 + 3 h) + h + 1.
 
     Examples:
         >>> BAM(3, 64)(torch.randn(1, 64, 8, 16, 16)).shape

@@ -33,7 +33,7 @@ class Mechanism(nn.Module):
     Args:
         spatial_dims: number of spatial axes, 1, 2 or 3.
         channels: number of channels C.
-        variant: "compact", the lean form, or "paper", the published form.
+        variant: "compact", the lean form, or "paper", the published form; None if both are identical.
 
     Raises:
         TypeError: if ``channels`` is not an integer.
@@ -52,11 +52,11 @@ class Mechanism(nn.Module):
     summary = ""
     averages_space = False
 
-    def __init__(self, spatial_dims: int, channels: int, variant: str) -> None:
+    def __init__(self, spatial_dims: int, channels: int, variant: str | None = None) -> None:
         super().__init__()
         self.spatial_dims = check_spatial_dims(spatial_dims)
         self.channels = positive_integer("channels", channels)
-        self.variant = one_of("variant", variant, ("compact", "paper"))
+        self.variant = None if variant is None else one_of("variant", variant, ("compact", "paper"))
         self.identity_at_start = False
 
     def by_variant(self, value: Any, *, compact: Any, paper: Any) -> Any:
@@ -115,15 +115,16 @@ class Mechanism(nn.Module):
                 has its own weights; the central voxel by default.
 
         Returns:
-            a dictionary with some of "channel" (B, C, 1, ..), "spatial" (B, 1, *S), "gate" (B, C, *S),
-            "axis0", .. (B, C, .., S_a, ..), "branch" (B, M, C, 1, ..), "query" (B, heads, Q, *S of the keys) and
-            "affinity" (B, C, C).
+            a dictionary with some of "channel" and "added" (B, C, 1, ..), "channel_map" (B, C, *S) if "channel" does
+            not multiply x, "spatial" (B, 1, *S), "gate" (B, C, *S), "axis0", .. (B, C, .., S_a, ..), "branch"
+            (B, M, C, 1, ..), "query" (B, heads, Q, *S of the keys) and "affinity" (B, C, C).
         """
         raise NotImplementedError
 
     def extra_repr(self) -> str:
         """Returns the common constructor arguments."""
-        return f"spatial_dims={self.spatial_dims}, channels={self.channels}, variant={self.variant!r}"
+        common = f"spatial_dims={self.spatial_dims}, channels={self.channels}"
+        return common if self.variant is None else f"{common}, variant={self.variant!r}"
 
 
 def read_heads(num_heads: int | None, channels: int, least: int = 1) -> int:

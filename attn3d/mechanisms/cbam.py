@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from attn3d.arguments import boolean, odd_per_axis
+from attn3d.arguments import boolean, odd_per_axis, of_python
 from attn3d.layers.conv import map_convolution
 from attn3d.layers.gating import gate
 from attn3d.layers.norms import NormSpec, create_norm
@@ -69,9 +69,9 @@ class CBAM(Mechanism):
         hidden = hidden_width(channels, reduction)
         bias = boolean("bias", self.by_variant(bias, compact=False, paper=True))
         kernel = odd_per_axis("kernel_size", kernel_size, spatial_dims)
-        order = tuple(self.by_variant(order, compact=("mean", "max"), paper=("max", "mean")))
-        if sorted(order) != ["max", "mean"]:
-            raise ValueError(f'`order` must be ("mean", "max") or ("max", "mean"), got {order}')
+        order = of_python(self.by_variant(order, compact=("mean", "max"), paper=("max", "mean")))
+        if order not in (("mean", "max"), ("max", "mean")):
+            raise ValueError(f'`order` must be ("mean", "max") or ("max", "mean"), got {order!r}')
         self.mean_first = order[0] == "mean"
         self.squeeze = nn.Linear(channels, hidden, bias=bias)
         self.excite = nn.Linear(hidden, channels, bias=bias)

@@ -45,7 +45,6 @@ class ChannelSelfAttention(Mechanism):
         channels: number of channels C.
         num_heads: number of heads H, a divisor of C; by default the largest up to 8 with at least two channels per
             head.
-        variant: "compact" or "paper"; both are identical.
 
     Raises:
         TypeError, ValueError: if an argument has the wrong type or is out of range.
@@ -61,10 +60,8 @@ class ChannelSelfAttention(Mechanism):
     paper = "2106.09681"
     summary = "channels, separately for each channel and head"
 
-    def __init__(
-        self, spatial_dims: int, channels: int, *, num_heads: int | None = None, variant: str = "compact"
-    ) -> None:
-        super().__init__(spatial_dims, channels, variant)
+    def __init__(self, spatial_dims: int, channels: int, *, num_heads: int | None = None) -> None:
+        super().__init__(spatial_dims, channels)
         self.num_heads = read_heads(num_heads, channels, least=2)
         self.qkv = nn.Linear(channels, 3 * channels)
         self.attention = ChannelwiseAttention(self.num_heads, normalize=True)
@@ -117,7 +114,6 @@ class PairedAttention(ChannelSelfAttention):
             blocks of 4 voxels along every axis.
         backend: how s is computed, see `attn3d.attend`.
         memory_budget: bytes that s may use, see `attn3d.attend`.
-        variant: "compact" or "paper"; both are identical.
 
     Raises:
         TypeError, ValueError: if an argument has the wrong type or is out of range.
@@ -142,9 +138,8 @@ class PairedAttention(ChannelSelfAttention):
         pattern: Pattern | str | Sequence[Any] = ("pooled_keys", {"stride": 4}),
         backend: str = "auto",
         memory_budget: MemoryBudget = None,
-        variant: str = "compact",
     ) -> None:
-        super().__init__(spatial_dims, channels, num_heads=num_heads, variant=variant)
+        super().__init__(spatial_dims, channels, num_heads=num_heads)
         self.qkv = nn.Linear(channels, 4 * channels, bias=False)
         self.spatial = VolumeAttention(
             spatial_dims, self.num_heads, pattern=pattern, backend=backend, memory_budget=memory_budget

@@ -33,7 +33,6 @@ class CPCA(Mechanism):
         spatial_dims: 1, 2 or 3.
         channels: number of channels C.
         reduction: ratio of C to the hidden width h, which is at least min(C, 4).
-        variant: "compact" or "paper"; both are identical.
 
     Raises:
         TypeError, ValueError: if an argument has the wrong type or is out of range.
@@ -49,8 +48,8 @@ class CPCA(Mechanism):
     paper = "2306.05196"
     summary = "channels, then channels and voxels by strip convolutions"
 
-    def __init__(self, spatial_dims: int, channels: int, *, reduction: int = 4, variant: str = "compact") -> None:
-        super().__init__(spatial_dims, channels, variant)
+    def __init__(self, spatial_dims: int, channels: int, *, reduction: int = 4) -> None:
+        super().__init__(spatial_dims, channels)
         hidden = hidden_width(channels, reduction)
         self.pointwise = convolution(spatial_dims)(channels, channels, 1)
         self.squeeze = nn.Linear(channels, hidden)
@@ -84,7 +83,11 @@ class CPCA(Mechanism):
         return keep_format(self.pointwise(gate(inner, self.spatial_weights(inner))), x)
 
     def attention_weights(self, x: Tensor, queries: Tensor | None = None) -> dict[str, Tensor]:
-        """Returns the channel gate as "channel", in (0, 2), and W t as "gate", which may be negative."""
+        """Returns the channel gate as "channel", in (0, 2), and W t as "gate", which may be negative.
+
+        "channel_map" is |x2|, since the channel gate multiplies x1 and not x.
+        """
         inner = functional.gelu(self.pointwise(x))
         channel = self.channel_gate(inner)
-        return {"channel": channel, "gate": self.spatial_weights(inner * channel)}
+        gated = inner * channel
+        return {"channel": channel, "channel_map": gated.abs(), "gate": self.spatial_weights(gated)}

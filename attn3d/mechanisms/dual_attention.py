@@ -36,7 +36,6 @@ class PositionAttention(Mechanism):
         pattern: which voxels see which: a pattern such as ``attn3d.Window(8)``, its name or ``(name, {options})``.
         backend: how attention is computed, see `attn3d.attend`.
         memory_budget: bytes that attention may use, see `attn3d.attend`.
-        variant: "compact" or "paper"; both are identical.
 
     Raises:
         TypeError, ValueError: if an argument has the wrong type or is out of range.
@@ -54,9 +53,8 @@ class PositionAttention(Mechanism):
         pattern: Pattern | str | Sequence[Any] = "global",
         backend: str = "auto",
         memory_budget: MemoryBudget = None,
-        variant: str = "compact",
     ) -> None:
-        super().__init__(spatial_dims, channels, variant)
+        super().__init__(spatial_dims, channels)
         inner = max(1, channels // positive_integer("reduction", reduction))
         self.identity_at_start = True
         self.alpha = nn.Parameter(torch.zeros(1))
@@ -98,7 +96,6 @@ class ChannelAttention(Mechanism):
         channels: number of channels C.
         channel_energy: "paper" (A A^T) or "official".
         scale: factor of E, which grows with N: "none", "1/N" or "1/sqrt(N)".
-        variant: "compact" or "paper"; both are identical.
 
     Raises:
         TypeError, ValueError: if an argument has the wrong type or is out of range.
@@ -114,9 +111,8 @@ class ChannelAttention(Mechanism):
         *,
         channel_energy: str = "paper",
         scale: str = "none",
-        variant: str = "compact",
     ) -> None:
-        super().__init__(spatial_dims, channels, variant)
+        super().__init__(spatial_dims, channels)
         self.identity_at_start = True
         self.beta = nn.Parameter(torch.zeros(1))
         self.attention = ChannelwiseAttention(1, energy=channel_energy, scale=scale)
@@ -156,7 +152,6 @@ class DualAttention(Mechanism):
         pattern: which voxels see which in the position branch: a pattern, its name or ``(name, {options})``.
         backend: how the position branch is computed, see `attn3d.attend`.
         memory_budget: bytes that the position branch may use, see `attn3d.attend`.
-        variant: "compact" or "paper"; both are identical.
 
     Raises:
         TypeError, ValueError: if an argument has the wrong type or is out of range.
@@ -183,9 +178,8 @@ class DualAttention(Mechanism):
         pattern: Pattern | str | Sequence[Any] = "global",
         backend: str = "auto",
         memory_budget: MemoryBudget = None,
-        variant: str = "compact",
     ) -> None:
-        super().__init__(spatial_dims, channels, variant)
+        super().__init__(spatial_dims, channels)
         self.identity_at_start = True
         self.position = PositionAttention(
             spatial_dims,

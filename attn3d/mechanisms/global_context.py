@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from attn3d.arguments import one_of
-from attn3d.capture import at_least_single
+from attn3d.capture import at_least_single, no_autocast
 from attn3d.layers.conv import PointwiseConvolution
 from attn3d.layers.gating import gate
 from attn3d.layers.norms import NormSpec, create_norm
@@ -30,7 +30,6 @@ class GlobalContext(Mechanism):
             its bias.
         fusion: "add", as in the paper, or "mul".
         norm: spec of the norm over the hidden width.
-        variant: "compact" or "paper"; both are identical.
 
     Raises:
         TypeError, ValueError: if an argument has the wrong type or is out of range.
@@ -55,9 +54,8 @@ class GlobalContext(Mechanism):
         reduction: int = 16,
         fusion: str = "add",
         norm: NormSpec = "layer",
-        variant: str = "compact",
     ) -> None:
-        super().__init__(spatial_dims, channels, variant)
+        super().__init__(spatial_dims, channels)
         hidden = hidden_width(channels, reduction)
         self.fusion = one_of("fusion", fusion, ("add", "mul"))
         self.identity_at_start = fusion == "add"
@@ -74,7 +72,11 @@ class GlobalContext(Mechanism):
 
     def context(self, x: Tensor, weights: Tensor) -> Tensor:
         """Returns W2 relu(norm(W1 c)), (B, C, 1, ..)."""
-        pooled = torch.matmul(x.flatten(2), weights.to(x.dtype).unsqueeze(-1)).squeeze(-1)
+        if torch.jit.is_scripting():
+            pooled = _weighted_mean(x.flatten(2), weights)
+        else:
+            with no_autocast(x):
+                pooled = _weighted_mean(x.flatten(2), weights)
         return broadcast_gate(self.excite(torch.relu(self.norm(self.squeeze(pooled)))), x)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -86,8 +88,16 @@ class GlobalContext(Mechanism):
         return gate(x, torch.sigmoid(context))
 
     def attention_weights(self, x: Tensor, queries: Tensor | None = None) -> dict[str, Tensor]:
-        """Returns alpha as "spatial", and the added context, or its sigmoid for "mul", as "channel"."""
+        """Returns alpha as "spatial", and the context as "added", or its sigmoid for "mul" as "channel"."""
         weights = self.spatial_weights(x)
         context = self.context(x, weights)
-        channel = context if self.fusion == "add" else torch.sigmoid(context)
-        return {"spatial": weights.unflatten(1, spatial_shape(x)).unsqueeze(1), "channel": channel}
+        of_channels = {"added": context} if self.fusion == "add" else {"channel": torch.sigmoid(context)}
+        return {"spatial": weights.unflatten(1, spatial_shape(x)).unsqueeze(1), **of_channels}
+
+
+def _weighted_mean(tokens: Tensor, weights: Tensor) -> Tensor:
+    """Returns sum_j alpha_j x_j of (B, C, N) and (B, N), which is in at least single precision, in the dtype of x."""
+    if tokens.dtype == weights.dtype:
+        return torch.matmul(tokens, weights.unsqueeze(-1)).squeeze(-1)
+    # A product of matrices would need the weights in half precision, where 1 / N of a large volume is rounded to 0.
+    return (tokens * weights.unsqueeze(1)).sum(2).to(tokens.dtype)

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from attn3d.arguments import MemoryBudget, boolean, one_of, positive_integer
+from attn3d.arguments import MemoryBudget, boolean, one_of, positive_integer, read_bytes
 from attn3d.attention import (
+    BACKENDS,
     Global,
     Pattern,
     PositionSpec,
@@ -108,6 +109,8 @@ class NonLocal(Mechanism):
             if pattern.local:
                 raise ValueError(f"`mode` {mode!r} supports the patterns Global and PooledKeys, got {pattern}")
             pattern.sizes(spatial_dims)
+            one_of("backend", backend, BACKENDS)  # neither is used, but an error in it is not ignored
+            read_bytes("memory_budget", memory_budget)
             self.pairwise: Any = DotProduct(pattern) if mode == "dot_product" else Concatenation(pattern, inner)
         else:
             self.pairwise = VolumeAttention(

@@ -30,7 +30,6 @@ class SCSE(Mechanism):
         channels: number of channels C.
         reduction: ratio of C to the hidden width h, which is at least min(C, 4).
         mode: how both are combined, "max" or "sum".
-        variant: "compact" or "paper"; both are identical.
 
     Raises:
         TypeError, ValueError: if an argument has the wrong type or is out of range.
@@ -46,10 +45,8 @@ class SCSE(Mechanism):
     paper = "1803.02579"
     summary = "channels and voxels, in parallel"
 
-    def __init__(
-        self, spatial_dims: int, channels: int, *, reduction: int = 2, mode: str = "max", variant: str = "compact"
-    ) -> None:
-        super().__init__(spatial_dims, channels, variant)
+    def __init__(self, spatial_dims: int, channels: int, *, reduction: int = 2, mode: str = "max") -> None:
+        super().__init__(spatial_dims, channels)
         self.mode = one_of("mode", mode, ("max", "sum"))
         hidden = hidden_width(channels, reduction)
         self.squeeze = nn.Linear(channels, hidden)

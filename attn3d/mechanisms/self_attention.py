@@ -53,7 +53,6 @@ class MultiHeadSelfAttention(Mechanism):
         dropout: probability of dropping a weight in training.
         backend: how attention is computed, see `attn3d.attend`.
         memory_budget: bytes that attention may use, see `attn3d.attend`.
-        variant: "compact" or "paper"; both are identical.
 
     Raises:
         TypeError, ValueError: if an argument has the wrong type or is out of range.
@@ -85,9 +84,8 @@ class MultiHeadSelfAttention(Mechanism):
         dropout: float = 0.0,
         backend: str = "auto",
         memory_budget: MemoryBudget = None,
-        variant: str = "compact",
     ) -> None:
-        super().__init__(spatial_dims, channels, variant)
+        super().__init__(spatial_dims, channels)
         self.num_heads = num_heads = read_heads(num_heads, channels)
         self.qkv = nn.Linear(channels, 3 * channels)
         pattern = create_pattern(pattern)

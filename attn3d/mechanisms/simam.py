@@ -27,7 +27,6 @@ class SimAM(Mechanism):
         spatial_dims: 1, 2 or 3.
         channels: number of channels C.
         regularization: lambda, positive; added to the variance.
-        variant: "compact" or "paper"; both are identical.
 
     Raises:
         TypeError, ValueError: if an argument has the wrong type or is out of range.
@@ -43,10 +42,8 @@ class SimAM(Mechanism):
     paper = "https://proceedings.mlr.press/v139/yang21o.html"
     summary = "channels and voxels, by their distance from the mean"
 
-    def __init__(
-        self, spatial_dims: int, channels: int, *, regularization: float = 1e-4, variant: str = "compact"
-    ) -> None:
-        super().__init__(spatial_dims, channels, variant)
+    def __init__(self, spatial_dims: int, channels: int, *, regularization: float = 1e-4) -> None:
+        super().__init__(spatial_dims, channels)
         (self.regularization,) = positive_numbers("regularization", regularization, 1)
 
     def forward(self, x: Tensor) -> Tensor:

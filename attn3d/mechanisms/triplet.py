@@ -33,7 +33,6 @@ class TripletAttention(Mechanism):
         channels: number of channels C.
         kernel_size: k, odd, along all axes and the channels.
         norm: spec of the norms.
-        variant: "compact" or "paper"; both are identical.
 
     Raises:
         TypeError, ValueError: if an argument has the wrong type or is out of range.
@@ -56,9 +55,8 @@ class TripletAttention(Mechanism):
         *,
         kernel_size: int = 7,
         norm: NormSpec = "batch",
-        variant: str = "compact",
     ) -> None:
-        super().__init__(spatial_dims, channels, variant)
+        super().__init__(spatial_dims, channels)
         (size,) = odd_per_axis("kernel_size", kernel_size, 1)
         # The first n branches pool one axis each, the last branch pools the channels.
         self.branches = nn.ModuleList()

@@ -3,7 +3,20 @@
 from dataclasses import dataclass
 
 KINDS = ("encoder", "decoder", "bottleneck", "skip", "block", "residual", "conv")
-INSERTED = "attn3d"  # prefix of the names of all inserted modules
+
+# Names of inserted modules by the hook that calls them. A module may have several: it can be called with one skip and
+# return the next.
+INSERTED = {
+    "output": "attn3d",
+    "first": "attn3d_input",
+    "second": "attn3d_skip",
+    "joined": "attn3d_joined",
+    "concatenated": "attn3d_concatenated",
+    "item": "attn3d_items",
+    "summed": "attn3d_summed",
+    "kernel": "attn3d_kernel",
+}
+_NAMES = frozenset(INSERTED.values())
 
 
 @dataclass(frozen=True)
@@ -32,7 +45,7 @@ class Place:
 
 def is_inserted(path: str) -> bool:
     """Returns whether the module at ``path`` is an inserted module or inside one."""
-    return any(name.startswith(INSERTED) for name in path.split("."))
+    return not _NAMES.isdisjoint(path.split("."))
 
 
 def first_argument(path: str) -> Place:

@@ -4,7 +4,7 @@ A network is looked up by the method resolution order of its class, so that subc
 """
 
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar, overload
 
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from attn3d.networks.places import KINDS, Place
 Stage = str | Place | Sequence[str | Place]
 Sites = Mapping[str, Sequence[Stage]]
 
-_LIBRARIES = {  # modules with sites, imported for the first network of the library
+_LIBRARIES = {  # modules that register sites and blocks, imported for the first network with a module of the library
     "monai": "attn3d.networks.monai",
     "dynamic_network_architectures": "attn3d.networks.nnunet",
 }
@@ -78,7 +78,11 @@ def has_sites(network: nn.Module) -> bool:
 
 
 def staged_places(network: nn.Module) -> dict[str, Staged]:
-    """Returns the places of ``network`` with their stages, by kind; only convs if no sites are registered."""
+    """Returns the places of ``network`` with their stages, by kind.
+
+    If no sites are registered, these are blocks, residual branches and convs.
+    """
+    _import_libraries(cls for module in network.modules() for cls in type(module).__mro__)  # which register blocks
     find = _look_up(network, _SITES)
     sites = {} if find is None else find(network)
     _check_kinds(type(network), sites)
@@ -95,10 +99,13 @@ def run(network: nn.Module, x: Tensor) -> Any:
 
 
 def _look_up(network: nn.Module, table: dict[type, Any]) -> Any:
-    classes = type(network).__mro__
+    _import_libraries(type(network).__mro__)
+    return next((table[cls] for cls in type(network).__mro__ if cls in table), None)
+
+
+def _import_libraries(classes: Iterable[type]) -> None:
     for library in {cls.__module__.partition(".")[0] for cls in classes} & set(_LIBRARIES):
         importlib.import_module(_LIBRARIES[library])
-    return next((table[cls] for cls in classes if cls in table), None)
 
 
 def _places(stage: Stage) -> list[Place]:

@@ -88,7 +88,8 @@ def plot_attention_maps(
         raise ValueError(f"`maps` has nothing to show at {', '.join(wanted) or 'any site'}")
 
     grids = {heat.shape for one in sites.values() for heat in one.heat.values()}
-    scene: Any = Scene(image, affine, grids.pop(), window) if grids else None  # charts need none
+    grids |= {tuple(map(len, one.charts["axes"])) for one in sites.values() if "axes" in one.charts}
+    scene: Any = Scene(image, affine, grids.pop(), window) if grids else None  # other charts need none
     rows = _rows(sites, planes if scene is not None and scene.rank == 3 else ["axial"])
     heights = [max(_LEAST_HEIGHT, _WIDTH * scene.ratio(plane)) if plane else _LEAST_HEIGHT for _, plane in rows]
     figure, grid = _grid(heights, [plane is None for _, plane in rows], list(sites), title)
@@ -148,7 +149,8 @@ def _arrays(maps: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
 
 def _first_sample(maps: Mapping[str, torch.Tensor]) -> _Site:
     weights = _arrays(maps)
-    charts: dict[str, Any] = {name: weights[name] for name in ("channel", "branch", "affinity") if name in weights}
+    plain = ("channel", "added", "branch", "affinity")
+    charts: dict[str, Any] = {name: weights[name] for name in plain if name in weights}
     if "context" in weights:
         charts["context"] = weights["context"].mean(axis=0)
     if "axis0" in weights:
@@ -248,6 +250,7 @@ def _draw_affinity(axes: Axes, weights: np.ndarray, _: Scene | None) -> None:
 
 _CHARTS: dict[str, tuple[str, Any]] = {  # descriptions and drawing functions
     "channel": ("weights of channels", _draw_channels),
+    "added": ("values added\nto channels", _draw_channels),
     "branch": ("weights of branches\nby channel", _draw_branches),
     "axes": ("weights along the axes\nmean of the channels", _draw_axes),
     "context": ("weights of the context\nmean of the heads", _draw_context),

@@ -27,7 +27,8 @@ def dtypes(subject: Subject) -> None:
         y = module(x)
         expect(y.dtype == dtype, f"an output in {dtype}", y.dtype)
         for gradient in gradients_of(module, x, y):
-            expect(gradient is None or gradient.dtype == dtype, f"gradients in {dtype}", gradient)
+            if gradient is not None:
+                expect(gradient.dtype == dtype, f"gradients in {dtype}", gradient.dtype)
 
 
 def precision(subject: Subject) -> None:
@@ -64,8 +65,8 @@ def autocast(subject: Subject) -> None:
             expect_finite(y, f"the output under autocast to {dtype} for inputs about {scale:g}")
             if scale == 1.0:
                 for gradient in gradients_of(module, x, y):
-                    expect(gradient is None or gradient.dtype == x.dtype, f"gradients in {x.dtype}", gradient)
                     if gradient is not None:
+                        expect(gradient.dtype == x.dtype, f"gradients in {x.dtype}", gradient.dtype)
                         expect_finite(gradient, f"the gradients under autocast to {dtype}")
 
 

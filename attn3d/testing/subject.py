@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attn3d.arguments import positive_integer
+from attn3d.arguments import one_of, positive_integer
 from attn3d.layers.spatial import check_spatial_dims
 
 SIZE = (4, 5, 3)
@@ -40,10 +40,6 @@ class WithSignal(nn.Module):
         """Calls the mechanism with ``x`` and the signal."""
         return self.module(x, signal_of(x, self.module.gating_channels))
 
-    def attention_weights(self, x: Tensor, queries: Tensor | None = None) -> dict[str, Tensor]:
-        """Returns the weights of the mechanism."""
-        return self.module.attention_weights(x, signal_of(x, self.module.gating_channels), queries)
-
 
 def signal_of(x: Tensor, channels: int) -> Tensor:
     """Returns every second voxel of (B, C, *S) along every axis, with the given number of channels."""
@@ -66,6 +62,10 @@ class Subject:
             raise TypeError(f"`module` must be a torch.nn.Module, got {self.module!r}")
         check_spatial_dims(self.spatial_dims)
         positive_integer("channels", self.channels)
+        for backend in self.backends:
+            one_of("backends", backend, torch.compiler.list_backends(None))
+        if not self.backends:
+            raise ValueError("`backends` must have at least one backend of torch.compile, got none")
         names = [name for name, _ in self.module.named_parameters()]
         for pattern in self.zero_gradient:
             if not fnmatch.filter(names, pattern):

@@ -194,6 +194,24 @@ class TestCommand:
         assert content["full_cbam"]["architecture"]["arch_kwargs"]["attention"][0]["at"] == ["encoder"]
         assert self.run(path, *arguments, "--name", "full", "--overwrite").exit_code == 2
 
+    def test_a_configuration_that_others_inherit_from_is_not_replaced_by_one_of_them(self, tmp_path: Any) -> None:
+        path = self.file(tmp_path)
+        self.run(path, "--attention", "cbam", "--at", "skip")
+        before = path.read_text()
+        arguments = ["--attention", "se", "--at", "skip", "--configuration", "full_cbam", "--name", "full"]
+        result = CliRunner().invoke(app, [str(path), *arguments, "--overwrite"])
+        assert result.exit_code == 2
+        assert "`name` 'full' is already a configuration of the plans; use another name" in result.stderr
+        assert path.read_text() == before
+
+    def test_a_second_attention_has_the_patch_size_of_the_configuration(self, tmp_path: Any) -> None:
+        content = plans()
+        add_configuration(content, "full", "first", {"spec": "se", "at": ["skip"]})
+        content["configurations"]["first"]["patch_size"] = [4, 8, 8]
+        add_configuration(content, "first", "second", {"spec": "eca", "at": ["skip"], "max_voxels": 256})
+        arguments = content["configurations"]["second"]["architecture"]["arch_kwargs"]
+        assert arguments["patch_size"] == [4, 8, 8]
+
     @pytest.mark.parametrize(
         ("arguments", "says"),
         [

@@ -201,14 +201,23 @@ class TestRefusals:
             attend(**arguments)
 
 
+def test_arguments_that_are_not_tensors():
+    q = torch.zeros(1, 1, 2, 3)
+    for given, name in (([q.numpy(), q, q], "q"), ([q, q.numpy(), q], "k"), ([q, q, None], "v")):
+        with pytest.raises(TypeError, match=f"`{name}` must be a torch.Tensor, got"):
+            attend(*given)
+
+
 class TestOnCuda:
     """The limits of CUDA's kernels, checked with fake tensors."""
 
     @staticmethod
-    def refusal(*, batch=1, heads=1, queries=4, keys=4, width=8, value_width=8, masked=False, biased=False):
+    def refusal(
+        *, batch=1, heads=1, queries=4, keys=4, width=8, value_width=8, masked=False, biased=False, dtype=torch.float32
+    ):
         with FakeTensorMode():
             sizes = ((queries, width), (keys, width), (keys, value_width))
-            q, k, v = (torch.empty(batch, heads, *size, device="cuda") for size in sizes)
+            q, k, v = (torch.empty(batch, heads, *size, dtype=dtype, device="cuda") for size in sizes)
             key_mask = torch.empty(batch, keys, dtype=torch.bool, device="cuda") if masked else None
             bias = torch.empty(1, 1, 1, 1, device="cuda") if biased else None
             return sdpa.refusal(q, k, v, key_mask, bias, 0.0)
@@ -231,6 +240,7 @@ class TestOnCuda:
                 "a bias or a mask over more than 2^31 pairs",
             ),
             ({"queries": 2**20, "keys": 2**20}, {"width": 512}, "head dimensions above 256"),
+            ({"dtype": torch.float16}, {"dtype": torch.float64}, "double precision on this device"),
         ],
     )
     def test_the_limit_and_one_more(self, most, more, reason):

@@ -246,6 +246,21 @@ class TestUserDefinedPattern:
         found = module.attention_weights(self.X, chosen)["query"]
         assert_close(found.flatten(3), expected[:, :, chosen], 1e-12)
 
+    def test_a_name_belongs_to_one_class(self):
+        with pytest.raises(ValueError, match="`name` 'window' is already the name of Window"):
+
+            class Other(Pattern):
+                name = "window"
+
+        @dataclass(frozen=True)
+        class Shifted(attn3d.Window):
+            """Has no name of its own."""
+
+            shift: bool = True
+
+        assert type(create_pattern(("window", {"size": 4}))) is attn3d.Window
+        assert VolumeAttention(2, 1, pattern=Shifted(4)).pattern.shift
+
     def test_errors_suggest_its_name(self):
         with pytest.raises(ValueError, match=r"`pattern` got 'stripes'; did you mean 'stripe'\?"):
             create_pattern("stripes")

@@ -8,7 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import attn3d
 from attn3d import attend
-from attn3d.attention import sdpa
+from attn3d.attention import VolumeAttention, layer, sdpa
 from attn3d.attention.sdpa import attend_on_cores, fused_bytes, kernel_bytes, parallel_parts
 from tests.mechanisms.parity import assert_close, assert_gradients_close, volume
 from tests.references import attention as loops
@@ -156,6 +156,29 @@ def test_other_threads_keep_their_choice_of_kernels(monkeypatch):
     q = torch.zeros(1, 2, 3, 4)
     attend(q, q, q, backend="sdpa")
     assert seen == [True]
+
+
+@pytest.mark.parametrize(
+    ("options", "tiled"),
+    [
+        ({"pattern": attn3d.Window(2)}, False),
+        ({"pattern": attn3d.Window(2), "position_bias": "axis"}, True),
+        ({"pattern": attn3d.Window(2), "position_bias": "axis", "backend": "sdpa"}, False),
+        ({"pattern": "axial"}, True),
+        ({"pattern": attn3d.Window(2), "memory_budget": "1GiB"}, True),
+    ],
+    ids=str,
+)
+def test_what_needs_much_memory_for_all_groups_at_once_is_tiled_on_a_gpu(options, tiled, monkeypatch):
+    """A bias of every group, and the scores of all pairs."""
+    called = []
+    monkeypatch.setattr(layer, "attend_captured", lambda *_: called.append("all groups"))
+    monkeypatch.setattr(layer, "attend_groups", lambda *given: called.append("tiles"))
+    monkeypatch.setattr(VolumeAttention, "_bias", lambda *_: None)
+    q = torch.empty(1, 2, 16, 4, device="meta")  # treated like a GPU
+    with torch.no_grad():
+        VolumeAttention(2, 2, **options).to("meta").eval()(q, q, q, [4, 4])
+    assert called == ["tiles" if tiled else "all groups"]
 
 
 def test_widths_on_a_gpu_are_multiples_of_eight():

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import attn3d
+from tests.configurations import FORMS, of_form
 from tests.mechanisms.cases import CASES
 
 WIDTHS = [1, 2, 3, 8, 16, 33, 64, 96, 256, 512]
@@ -25,11 +26,10 @@ def count(name, channels, *, spatial_dims=2, **options) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-@pytest.mark.parametrize("variant", ["compact", "paper"])
 @pytest.mark.parametrize("spatial_dims", [1, 2, 3])
-@pytest.mark.parametrize("name", CASES)
-def test_closed_form(name, spatial_dims, variant):
-    counted = {c: count(name, c, spatial_dims=spatial_dims, variant=variant) for c in WIDTHS}
+@pytest.mark.parametrize(("name", "variant"), FORMS)
+def test_closed_form(name, variant, spatial_dims):
+    counted = {c: count(name, c, spatial_dims=spatial_dims, **of_form(name, variant)) for c in WIDTHS}
     assert counted == {c: CASES[name].count(c, spatial_dims, variant) for c in WIDTHS}
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import attn3d
-from tests.configurations import OVER_VOXELS, create, taking
+from tests.configurations import FORMS, OVER_VOXELS, create, of_form, taking
 from tests.mechanisms.cases import CASES
 
 pytestmark = pytest.mark.scorecard("errors")
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.scorecard("errors")
 VALUES = [
     *((name, {"reduction": value}) for name in taking("reduction") for value in (0, -4)),
     *((name, {"norm": "bach"}) for name in taking("norm")),
-    *((name, {"variant": "papper"}) for name in CASES),
+    *((name, {"variant": "papper"}) for name in taking("variant")),
     *((name, {"backend": "fsued"}) for name in OVER_VOXELS),
     *((name, options) for name, case in CASES.items() for options in case.values),
 ]
@@ -63,6 +63,17 @@ def test_a_value_of_the_wrong_kind(name, options):
     )
 
 
+@pytest.mark.parametrize("mode", ["embedded_gaussian", "dot_product", "concatenation"])
+@pytest.mark.parametrize(("argument", "value"), [("backend", "sdap"), ("memory_budget", "lots")])
+def test_non_local_blocks_without_softmax_check_the_options_of_attention(mode, argument, value):
+    expect(ValueError, argument, value, attn3d.NonLocal, 3, 8, mode=mode, **{argument: value})
+
+
+@pytest.mark.parametrize("order", [None, 3, ("mean",), "mean"])
+def test_the_order_of_the_maps_of_cbam(order):
+    expect(ValueError, "order", order, attn3d.CBAM, 3, 8, order=order)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_dimensions_and_channels(name, count_cases):
     def make(spatial_dims, channels):
@@ -78,10 +89,16 @@ def test_dimensions_and_channels(name, count_cases):
     count_cases()
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", taking("reduction"))
 def test_an_unknown_option_is_refused_with_the_nearest(name):
-    with pytest.raises(TypeError, match=r"`varient`.*variant"):
-        create(name, spatial_dims=3, channels=8, varient="paper")
+    with pytest.raises(TypeError, match=r"`reductoin`.*reduction"):
+        create(name, spatial_dims=3, channels=8, reductoin=2)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_an_unknown_option_is_refused(name):
+    with pytest.raises(TypeError, match="has no option `variety`"):
+        create(name, spatial_dims=3, channels=8, variety="paper")
 
 
 def test_an_unknown_name_is_refused_with_the_nearest():
@@ -117,8 +134,7 @@ def test_the_dual_attention_head(argument, value):
 
 
 @pytest.mark.scorecard  # no error
-@pytest.mark.parametrize("name", CASES)
-def test_all_mechanisms_take_both_variants(name):
-    for variant in ("compact", "paper"):
-        module = create(name, spatial_dims=3, channels=8, variant=variant)
-        assert module.variant == variant
+@pytest.mark.parametrize(("name", "variant"), FORMS)
+def test_a_mechanism_says_its_form(name, variant):
+    module = create(name, spatial_dims=3, channels=8, **of_form(name, variant))
+    assert (f"variant='{variant}'" in repr(module)) == (name in taking("variant"))

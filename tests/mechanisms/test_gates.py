@@ -58,14 +58,17 @@ def test_the_hidden_width_of_a_squeeze(channels, reduction, hidden):
     assert hidden_width(channels, reduction) == hidden
 
 
-@pytest.mark.parametrize("name", [name for name in taking("reduction") if "channel" in CASES[name].weights])
+@pytest.mark.parametrize(
+    "name", [name for name in taking("reduction") if {"channel", "added"} & set(CASES[name].weights)]
+)
 def test_a_gate_of_few_channels_depends_on_the_image(name):
     """A single hidden unit would be zero after ReLU half of the time, and the norm of `gc` would cancel it."""
     x = volume(8, 16, 4, 2, 3)
     spreads = []
     for seed in range(20):
         module = randomise(attn3d.create_attention(name, spatial_dims=3, channels=16).double(), seed).eval()
-        spreads.append(module.attention_weights(x)["channel"].std(0).max())
+        weights = module.attention_weights(x)
+        spreads.append(weights.get("channel", weights.get("added")).std(0).max())
     assert sum(spread > 1e-3 for spread in spreads) >= 17  # random biases sometimes make all four units zero
 
 

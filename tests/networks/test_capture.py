@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from attn3d.insertion import insert_attention
-from tests.configurations import OF_ONE_MAP, OF_TOKENS
+from tests.configurations import FORMS, OF_ONE_MAP, OF_TOKENS, of_form
 from tests.networks.combinations import UNSCRIPTED
 from tests.networks.every_way import AT, EveryWay, maps
 from tests.networks.test_combinations import randomise
@@ -161,12 +161,11 @@ def test_a_network(configuration: Configuration, capture: Callable[[nn.Module, T
     capture(Called(configuration, attended(configuration)), configuration.image(2))
 
 
-@pytest.mark.parametrize("name", OF_ONE_MAP)
-@pytest.mark.parametrize("variant", ["compact", "paper"])
+@pytest.mark.parametrize(("name", "variant"), [form for form in FORMS if form[0] in OF_ONE_MAP])
 @pytest.mark.parametrize("capture", [*IN_USE, scripted, traced, compiled, exported_in_space, in_onnx])
 def test_a_mechanism(name: str, variant: str, capture: Callable[[nn.Module, Tensor], None]) -> None:
     torch.manual_seed(0)
-    net = insert_attention(EveryWay(2).eval(), name, at=AT, variant=variant)
+    net = insert_attention(EveryWay(2).eval(), name, at=AT, **of_form(name, variant))
     randomise(net)
     if capture is scripted and name in OF_TOKENS:
         with pytest.raises(TypeError, match=r"does not support TorchScript.* use `torch\.jit\.trace`"):

@@ -24,7 +24,7 @@ from attn3d.insertion import (
 from attn3d.insertion.attach import containers
 from attn3d.insertion.probe import probe
 from attn3d.networks import KINDS
-from tests.configurations import OF_ONE_MAP, OVER_VOXELS
+from tests.configurations import OF_ONE_MAP, OVER_VOXELS, of_form
 from tests.marks import some
 from tests.networks.combinations import LACKS, combinations, main
 from tests.networks.every_way import maps
@@ -95,7 +95,7 @@ def test_every_kind(
         if kinds == ["skip"]:
             layer, before_skips = first_map(configuration, net, x, deepest(net, sites))
         most = {"max_voxels": 512} if name in OVER_VOXELS else {}
-        assert insert_attention(net, name, at=kinds, input_shape=x.shape, variant=variant, **most) is net
+        assert insert_attention(net, name, at=kinds, input_shape=x.shape, **of_form(name, variant), **most) is net
         randomise(net)
         attended = run(configuration, net, x)
         assert changed(last, attended), f"{name} at {kinds} has no effect"
@@ -151,7 +151,8 @@ def test_every_mechanism(
         if each.configuration is not configuration:
             continue
         most = {"max_voxels": 512} if each.mechanism in OVER_VOXELS else {}
-        insert_attention(net, each.mechanism, at=each.kind, input_shape=x.shape, variant=next(forms), **most)
+        form = of_form(each.mechanism, next(forms))
+        insert_attention(net, each.mechanism, at=each.kind, input_shape=x.shape, **form, **most)
         randomise(net)
         runs = Counter()
         mechanisms = [mechanism for _, inserted in containers(net) for mechanism in inserted]

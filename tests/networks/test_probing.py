@@ -1,14 +1,20 @@
 """Networks that are hard to probe."""
 
+import copy
+import functools
+import threading
+
 import pytest
 import torch
+from monai.networks.blocks import ResidualUnit
 from monai.networks.nets import ControlNet, DiffusionModelUNet, DynUNet, FlexibleUNet
 from monai.networks.nets.flexible_unet import FLEXUNET_BACKBONE, BaseEncoder
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 import attn3d
 from attn3d.insertion.attach import containers
-from attn3d.networks import register_sites
+from attn3d.networks import register_sites, registry
 
 
 class DependsOnValues(nn.Module):
@@ -79,6 +85,83 @@ def test_the_probe_does_not_run_a_plain_function_of_the_user() -> None:
     assert not LEFT
     net(torch.randn(1, 1, 8, 8))
     assert len(LEFT) == 1
+
+
+class Recorder:
+    """A hook that cannot be copied."""
+
+    def __init__(self) -> None:
+        self.lock, self.seen = threading.Lock(), []
+
+    def record(self, module: nn.Module, *call: object) -> None:
+        self.seen.append(call)
+
+
+def test_the_probe_neither_copies_nor_runs_what_the_user_has_registered() -> None:
+    net, recorder = DependsOnValues(), Recorder()
+    net.stem.register_forward_hook(recorder.record)
+    net.stem.register_forward_pre_hook(functools.partial(recorder.record))
+    net.dark.register_forward_pre_hook(lambda module, given: recorder.seen.append(given))
+    net.dark.register_full_backward_hook(recorder.record)
+    assert attn3d.attention_sites(net, (1, 1, 8, 8))[0].path == "stem"
+    assert not recorder.seen
+
+
+def test_the_probe_keeps_hooks_of_reparametrised_weights() -> None:
+    net = nn.Sequential(nn.utils.weight_norm(nn.Conv2d(1, 4, 3)), nn.Conv2d(4, 2, 1))
+    prune.random_unstructured(net[1], "weight", amount=0.5)
+    assert [site.path for site in attn3d.attention_sites(net, (1, 1, 8, 8))] == ["0", "1"]
+
+
+def test_compiled_modules_in_a_network() -> None:
+    net = nn.Sequential(nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU()), nn.Conv2d(4, 2, 1))
+    plain, expected = copy.deepcopy(net), attn3d.attention_sites(net, (1, 1, 8, 8))
+    net[0] = torch.compile(net[0], backend="eager")
+    assert len(attn3d.attention_sites(net, (1, 1, 8, 8))) > len(expected)  # the compiled module and that inside
+    attn3d.insert_attention(net, "se", at="path:0")
+    nn.init.ones_(plain[0][0].weight)
+    new = attn3d.load_pretrained(net, plain.state_dict())
+    assert new == [key for key in net.state_dict() if "attn3d" in key]
+    assert torch.equal(net[0]._orig_mod[0].weight, plain[0][0].weight)
+    attn3d.load_pretrained(plain, torch.compile(copy.deepcopy(plain)).state_dict())
+
+
+def test_a_prediction_in_a_dictionary_is_not_attended() -> None:
+    class InADictionary(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.head = nn.Conv2d(1, 4, 1), nn.Conv2d(4, 2, 1)
+
+        def forward(self, x: Tensor) -> dict[str, list[Tensor]]:
+            return {"out": [self.head(self.stem(x))]}
+
+    assert [site.path for site in attn3d.attention_sites(InADictionary(), (1, 1, 8, 8))] == ["stem"]
+    with pytest.raises(ValueError, match="path:head returns the prediction"):
+        attn3d.insert_attention(InADictionary(), "se", at="path:head")
+
+
+def test_attributes_whose_names_begin_like_those_of_inserted_modules() -> None:
+    class Wraps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attn3d_net = nn.Sequential(nn.Conv2d(1, 4, 1), nn.ReLU())
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.attn3d_net(x).mean((2, 3))
+
+    net = attn3d.insert_attention(Wraps(), "se", at="path:attn3d_net.0")
+    assert [path for path, _ in containers(net)] == ["attn3d_net.0.attn3d"]
+    assert "path:attn3d_net.0" in attn3d.attention_maps(net, torch.randn(1, 1, 8, 8))
+
+
+def test_blocks_of_a_library_in_another_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    imported, load = [], registry.importlib.import_module
+    monkeypatch.setattr(registry.importlib, "import_module", lambda name: imported.append(name) or load(name))
+    attn3d.attention_sites(nn.Sequential(nn.Conv2d(1, 4, 1)), (1, 1, 8, 8))
+    assert not imported
+    sites = attn3d.attention_sites(nn.Sequential(ResidualUnit(2, 1, 4), nn.Conv2d(4, 2, 1)), (1, 1, 8, 8))
+    assert "attn3d.networks.monai" in imported
+    assert {"block", "residual"} <= {site.kind for site in sites}
 
 
 def test_a_network_that_holds_results_of_a_forward_pass() -> None:

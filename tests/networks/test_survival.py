@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from attn3d.insertion import attention_parameters, insert_attention
 from attn3d.networks.registry import run
-from tests.configurations import OF_ONE_MAP
+from tests.configurations import FORMS, OF_ONE_MAP, of_form
 from tests.marks import some
 from tests.networks.every_way import AT, EveryWay, maps
 from tests.networks.zoo import CONFIGURATIONS
@@ -148,11 +148,10 @@ def test_autocast_and_metatensor_and_sliding_windows() -> None:
     assert sliding_window_inference(x, (8, 8), 2, net).shape == net(x).shape
 
 
-@pytest.mark.parametrize("variant", ["compact", "paper"])
-@pytest.mark.parametrize("name", OF_ONE_MAP)
+@pytest.mark.parametrize(("name", "variant"), [form for form in FORMS if form[0] in OF_ONE_MAP])
 def test_every_mechanism_at_every_way(name: str, variant: str) -> None:
     """In 3-D, the output is finite and every parameter has a gradient."""
-    net, x = every_way(3, name, variant=variant).train(), torch.randn(2, 1, 4, 6, 8)
+    net, x = every_way(3, name, **of_form(name, variant)).train(), torch.randn(2, 1, 4, 6, 8)
     net(x).square().mean().backward()
     assert net(x).isfinite().all()
     assert all(parameter.grad is not None for parameter in attention_parameters(net))
@@ -171,7 +170,7 @@ def of_the_zoo() -> list[tuple[nn.Module, Tensor]]:
 
 
 def of_every_mechanism() -> list[tuple[nn.Module, Tensor]]:
-    return [(every_way(2, name, variant="paper"), image("every way")) for name in OF_ONE_MAP]
+    return [(every_way(2, name, **of_form(name, "paper")), image("every way")) for name in OF_ONE_MAP]
 
 
 def of_every_way() -> list[tuple[nn.Module, Tensor]]:

@@ -98,7 +98,7 @@ def test_maps_of_every_mechanism_can_be_drawn(name, spatial_dims, tmp_path):
     maps = attn3d.attention_maps(net, x)
     figure = plot_attention_maps(x, maps)
     assert figure.axes[1].get_title() == "encoder:model.0"
-    charts = {"channel", "branch", "axis0", "affinity"} & maps["encoder:model.0"].keys()
+    charts = {"channel", "added", "branch", "axis0", "affinity"} & maps["encoder:model.0"].keys()
     volumes = {"channel_map", "spatial", "gate", "axes_map", "query"} & maps["encoder:model.0"].keys()
     assert len(cells(figure)) == len(charts) + len(volumes)
     figure.savefig(tmp_path / "picture.png", dpi=20)
@@ -111,6 +111,14 @@ def test_each_site_has_a_column_with_empty_axes_for_missing_weights():
     assert [len(axes.images) for axes in first] == [1, 2, 0]
     assert [len(axes.patches) for axes in second] == [0, 0, 1]
     assert len(cells(plot_attention_maps(ramp(), maps, site="encoder:model.0"))) == 1
+
+
+def test_weights_along_the_axes_alone(tmp_path):
+    axes = {f"axis{axis}": torch.rand(1, size) for axis, size in enumerate(GRID)}
+    ((_, chart),) = cells(plot_attention_maps(ramp(), {"encoder:model.0": axes}))
+    assert [len(line.get_ydata()) for line in chart.lines] == list(GRID)
+    with pytest.raises(ValueError, match=r"`image` must lie on the grid of the maps, \(12, 10, 8\)"):
+        plot_attention_maps(ramp()[1:], {"encoder:model.0": axes})
 
 
 def test_an_image_may_be_a_metatensor_with_several_channels():

@@ -16,7 +16,7 @@ def default_heads(channels: int) -> int:
     return largest_divisor(channels, max(1, min(8, channels // 2)))
 
 
-def channel_self_attention(x, parameters, statistics, training, *, variant="compact", num_heads=None):
+def channel_self_attention(x, parameters, statistics, training, *, num_heads=None):
     weight, bias, temperature, out_weight, out_bias = parameters
     channels = x.shape[1]
     projected = pointwise(voxels(x), weight.reshape(3 * channels, channels), bias)

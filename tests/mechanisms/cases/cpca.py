@@ -12,7 +12,7 @@ from tests.mechanisms.case import REDUCTIONS, Case, Floor
 from tests.references.plain import convolution, linear, maximum, mean, pointwise, relu, sigmoid, volume, voxels
 
 
-def channel_prior(x, parameters, statistics, training, *, variant="compact", reduction=4):
+def channel_prior(x, parameters, statistics, training, *, reduction=4):
     channels, axes = x.shape[1], x.dim() - 2
     hidden = max(channels // reduction, min(channels, 4))
     weight, bias, weight1, bias1, weight2, bias2, *kernels = parameters
@@ -115,6 +115,7 @@ def the_output_follows_from_the_reported_weights():
     module, x = CPCA(3, 6).double(), torch.randn(2, 6, 4, 2, 3, dtype=torch.float64)
     weights = module.attention_weights(x)
     inner = nn.functional.gelu(module.pointwise(x)) * weights["channel"]
+    torch.testing.assert_close(weights["channel_map"], inner.abs())
     torch.testing.assert_close(module(x), module.pointwise(inner * weights["gate"]))
 
 
@@ -126,7 +127,7 @@ CASE = Case(
     plain=PlainCPCA,
     floor=Floor(4, 6, "means and maxima: x; strips: x; gates: x, y", "weights: dy, x; channels: dy, x; input: dy, dx"),
     time=1.1,
-    weights={"channel": (2, 8, 1, 1, 1), "gate": (2, 8, 4, 3, 5)},
+    weights={"channel": (2, 8, 1, 1, 1), "channel_map": (2, 8, 4, 3, 5), "gate": (2, 8, 4, 3, 5)},
     published=[(64, 2, {}, 13_328), (64, 3, {}, 22_416)],
     drawn={"reduction": REDUCTIONS},
     smaller_channels=2,

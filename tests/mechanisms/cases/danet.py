@@ -17,7 +17,6 @@ def dual_attention(
     statistics,
     training,
     *,
-    variant="compact",
     reduction=8,
     channel_energy="paper",
     scale="none",

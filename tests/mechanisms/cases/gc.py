@@ -9,7 +9,7 @@ from tests.mechanisms.case import NORMS, REDUCTIONS, Case, Floor
 from tests.references.plain import layer_norm, linear, relu, sigmoid, softmax, volume, voxels
 
 
-def global_context(x, parameters, statistics, training, *, variant="compact", reduction=16, fusion="add"):
+def global_context(x, parameters, statistics, training, *, reduction=16, fusion="add"):
     channels = x.shape[1]
     hidden = max(channels // reduction, min(channels, 4))
     key_weight, key_bias, weight1, bias1, norm_weight, norm_bias, weight2, bias2 = parameters
@@ -70,7 +70,7 @@ CASE = Case(
     floor=Floor(3, 4, "softmax and its mean in one: x; sum: x, y", "context: dy; input: dy, x, dx"),
     kept=0.05,
     time=1.1,
-    weights={"channel": (2, 8, 1, 1, 1), "spatial": (2, 1, 4, 3, 5)},
+    weights={"added": (2, 8, 1, 1, 1), "spatial": (2, 1, 4, 3, 5)},
     identity=["default"],
     values=[{"fusion": "multiply"}],
     drawn={"reduction": REDUCTIONS, "fusion": ["add", "mul"], "norm": NORMS},

@@ -11,7 +11,7 @@ from tests.mechanisms.case import Case, Floor
 from tests.references.plain import dot, largest_divisor, pointwise, softmax, volume, voxels
 
 
-def multi_head_self_attention(x, parameters, statistics, training, *, variant="compact", num_heads=None):
+def multi_head_self_attention(x, parameters, statistics, training, *, num_heads=None):
     channels = x.shape[1]
     if num_heads is None:
         num_heads = largest_divisor(channels, 8)

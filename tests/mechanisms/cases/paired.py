@@ -15,7 +15,7 @@ from tests.mechanisms.cases.channel import default_heads, over_channels
 from tests.references.plain import dot, mean, pointwise, softmax, volume, voxels
 
 
-def paired_attention(x, parameters, statistics, training, *, variant="compact", num_heads=None, pattern=None):
+def paired_attention(x, parameters, statistics, training, *, num_heads=None, pattern=None):
     weight, temperature, out_weight, out_bias, *of_spatial = parameters
     channels, stride = x.shape[1], 4 if pattern is None else pattern[1]["stride"]
     heads = num_heads or default_heads(channels)

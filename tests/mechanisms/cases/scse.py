@@ -10,7 +10,7 @@ from tests.mechanisms.case import REDUCTIONS, Case, Floor
 from tests.references.plain import linear, maximum, mean, pointwise, relu, sigmoid, volume, voxels
 
 
-def concurrent(x, parameters, statistics, training, *, variant="compact", reduction=2, mode="max"):
+def concurrent(x, parameters, statistics, training, *, reduction=2, mode="max"):
     channels = x.shape[1]
     hidden = max(channels // reduction, min(channels, 4))
     weight1, bias1, weight2, bias2, weight, bias = parameters

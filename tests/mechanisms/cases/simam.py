@@ -10,7 +10,7 @@ from tests.mechanisms.case import Case, Floor, gated
 from tests.references.plain import mean, sigmoid, volume, voxels
 
 
-def simam(x, parameters, statistics, training, *, variant="compact", regularization=1e-4):
+def simam(x, parameters, statistics, training, *, regularization=1e-4):
     values = voxels(x)
     average = mean(values.values())
     squares = {index: (value - average) ** 2 for index, value in values.items()}

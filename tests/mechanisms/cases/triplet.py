@@ -11,7 +11,7 @@ from tests.mechanisms.case import NORMS, Case, Floor, gated, norm_keys
 from tests.references.plain import batch_norm, convolution, maximum, mean, sigmoid, volume, voxels
 
 
-def triplet_attention(x, parameters, statistics, training, *, variant="compact", kernel_size=7):
+def triplet_attention(x, parameters, statistics, training, *, kernel_size=7):
     axes = x.dim() - 2
     remaining, statistics = iter(parameters), iter(statistics)
     values = voxels(x)
