@@ -18,14 +18,43 @@ def convolution(spatial_dims: int) -> type[nn.Module]:
     return _CONVOLUTIONS[check_spatial_dims(spatial_dims)]
 
 
-class PointwiseConvolution(nn.Conv1d):
-    """A convolution of tokens with a kernel of size 1, as a matrix product, which is faster on a CPU."""
+class _Pointwise(nn.modules.conv._ConvNd):
+    """A convolution with a kernel of size 1. On a CPU it is a matrix product, whose gradient is faster."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convolves (B, C, N)."""
-        weight = self.weight.squeeze(2).expand(x.shape[0], -1, -1)  # with a 2-D matrix, matmul copies the whole batch
-        y, bias = torch.matmul(weight, x), self.bias
-        return y if bias is None else y + bias.unsqueeze(1)
+        """Convolves (B, C, *S)."""
+        if runs_eagerly(x) and x.device.type == "cpu" and self.weight[0, 0].numel() == 1:
+            return self._as_product(x)
+        return self._conv_forward(x, self.weight, self.bias)
+
+    @torch.jit.unused
+    def _as_product(self, x: Tensor) -> Tensor:
+        weight, bias = self.weight.flatten(1), self.bias
+        if not x.is_contiguous():  # such as channels-last, whose format output and gradient keep
+            return functional.linear(x.movedim(1, -1), weight, bias).movedim(-1, 1)
+        # With a 2-D matrix, matmul would copy the whole batch.
+        y = torch.matmul(weight.expand(x.shape[0], -1, -1), x.flatten(2)).unflatten(2, x.shape[2:])
+        return y if bias is None else y + bias.view(-1, *[1] * (x.dim() - 2))
+
+
+class PointwiseConvolution1d(_Pointwise, nn.Conv1d):
+    """A pointwise convolution of (B, C, N)."""
+
+
+class PointwiseConvolution2d(_Pointwise, nn.Conv2d):
+    """A pointwise convolution of (B, C, H, W)."""
+
+
+class PointwiseConvolution3d(_Pointwise, nn.Conv3d):
+    """A pointwise convolution of (B, C, D, H, W)."""
+
+
+_POINTWISE = {1: PointwiseConvolution1d, 2: PointwiseConvolution2d, 3: PointwiseConvolution3d}
+
+
+def pointwise_convolution(spatial_dims: int) -> type[nn.Module]:
+    """Returns the class of convolutions with a kernel and a stride of 1 for ``spatial_dims`` axes."""
+    return _POINTWISE[check_spatial_dims(spatial_dims)]
 
 
 class MapConvolution(nn.Conv3d):

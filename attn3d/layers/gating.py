@@ -92,7 +92,7 @@ def _joint_gate_blockwise(x: Tensor, a: Tensor, b: Tensor, product: bool, offset
 
 @torch.jit.unused
 def _larger_blockwise(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    return elementwise(_larger, x, a, b)
+    return elementwise(_larger_in_a_block, x, a, b)
 
 
 def _product(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -102,6 +102,13 @@ def _product(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
 def _joint(x: Tensor, a: Tensor, b: Tensor, product: bool, offset: float) -> Tensor:
     weight = torch.sigmoid(a * b if product else a + b)
     return (x * (weight + offset if offset != 0.0 else weight)).to(x.dtype)
+
+
+def _larger_in_a_block(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """Equals `_larger`. Its gradient needs no masks of `torch.maximum`, which take a third of the time."""
+    dtype = torch.promote_types(a.dtype, b.dtype)
+    share = 0.5 + 0.5 * (x * (a - b)).detach().sign()  # of a: 1 where x * a is larger, 1/2 where both are equal
+    return (x * torch.lerp(b.to(dtype), a.to(dtype), share.to(dtype))).to(x.dtype)
 
 
 def _larger(x: Tensor, a: Tensor, b: Tensor) -> Tensor:

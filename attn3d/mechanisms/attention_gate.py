@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from attn3d.arguments import per_axis, positive_integer
 from attn3d.layers.blockwise import runs_eagerly
-from attn3d.layers.conv import convolution
+from attn3d.layers.conv import convolution, pointwise_convolution
 from attn3d.layers.gating import gate
 from attn3d.layers.norms import NormSpec, create_norm
 from attn3d.layers.recomputed import recomputed
@@ -78,10 +78,11 @@ class AttentionGate(Mechanism):
         self.steps = list(self.stride)  # TorchScript cannot index a tuple
         self.padding = [size for step in reversed(self.stride) for size in (0, step - 1)]
         norm = self.by_variant(norm, compact="batch", paper=None)
-        conv, bias = convolution(spatial_dims), norm is None
-        self.of_map = conv(channels, hidden, self.stride, stride=self.stride, bias=False)
-        self.of_signal = conv(self.gating_channels, hidden, 1, bias=bias)
-        self.score = conv(hidden, 1, 1, bias=bias)
+        strided = pointwise_convolution if max(self.stride) == 1 else convolution
+        pointwise, bias = pointwise_convolution(spatial_dims), norm is None
+        self.of_map = strided(spatial_dims)(channels, hidden, self.stride, stride=self.stride, bias=False)
+        self.of_signal = pointwise(self.gating_channels, hidden, 1, bias=bias)
+        self.score = pointwise(hidden, 1, 1, bias=bias)
         self.map_norm = create_norm(norm, hidden)
         self.signal_norm = create_norm(norm, hidden)
         self.score_norm = create_norm(norm, 1)

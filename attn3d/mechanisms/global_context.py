@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from attn3d.arguments import one_of
 from attn3d.capture import at_least_single, no_autocast
-from attn3d.layers.conv import PointwiseConvolution
+from attn3d.layers.conv import pointwise_convolution
 from attn3d.layers.gating import gate
 from attn3d.layers.norms import NormSpec, create_norm
 from attn3d.layers.spatial import broadcast_gate, spatial_shape
@@ -59,7 +59,7 @@ class GlobalContext(Mechanism):
         hidden = hidden_width(channels, reduction)
         self.fusion = one_of("fusion", fusion, ("add", "mul"))
         self.identity_at_start = fusion == "add"
-        self.score = PointwiseConvolution(channels, 1, 1)
+        self.score = pointwise_convolution(1)(channels, 1, 1)
         self.squeeze = nn.Linear(channels, hidden)
         self.norm = create_norm(norm, hidden)
         self.excite = nn.Linear(hidden, channels)

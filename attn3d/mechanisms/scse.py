@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from attn3d.arguments import one_of
-from attn3d.layers.conv import convolution
+from attn3d.layers.conv import pointwise_convolution
 from attn3d.layers.gating import larger_product, weighted_sum
 from attn3d.layers.pooling import mean
 from attn3d.layers.spatial import axes, broadcast_gate
@@ -51,7 +51,7 @@ class SCSE(Mechanism):
         hidden = hidden_width(channels, reduction)
         self.squeeze = nn.Linear(channels, hidden)
         self.excite = nn.Linear(hidden, channels)
-        self.score = convolution(spatial_dims)(channels, 1, 1)
+        self.score = pointwise_convolution(spatial_dims)(channels, 1, 1)
 
     def channel_gate(self, x: Tensor) -> Tensor:
         """Returns c, (B, C, 1, ..)."""

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from attn3d.layers.conv import PointwiseConvolution, along_axis, convolution, depthwise, map_convolution
+from attn3d.layers.conv import along_axis, convolution, depthwise, map_convolution, pointwise_convolution
 
 
 def same_size(kind, channels, *, kernel_size, dilation=1, out_channels=1):
@@ -14,10 +14,31 @@ def same_size(kind, channels, *, kernel_size, dilation=1, out_channels=1):
     return kind(channels, out_channels, sizes, padding=padding, dilation=steps, bias=False).double()
 
 
-@pytest.mark.parametrize("bias", [True, False])
-def test_a_pointwise_convolution_equals_that_of_pytorch(bias):
-    conv, x = PointwiseConvolution(3, 2, 1, bias=bias).double(), torch.randn(2, 3, 7, dtype=torch.float64)
-    torch.testing.assert_close(conv(x), functional.conv1d(x, conv.weight, conv.bias))
+class TestPointwiseConvolution:
+    @pytest.mark.parametrize("layout", ["contiguous", "channels last", "strided"])
+    @pytest.mark.parametrize("bias", [True, False])
+    @pytest.mark.parametrize(("spatial_dims", "batch"), [(1, 2), (2, 2), (3, 2), (3, 1), (3, 0)])
+    def test_equals_the_convolution_and_keeps_the_layout(self, spatial_dims, batch, bias, layout):
+        conv = pointwise_convolution(spatial_dims)(3, 2, 1, bias=bias).double()
+        x = torch.randn(batch, 3, *(4, 5, 6)[:spatial_dims], dtype=torch.float64)
+        if layout == "channels last":
+            x = x.movedim(1, -1).contiguous().movedim(-1, 1)
+        elif layout == "strided":
+            x = torch.stack([x, x], -1)[..., 0]
+        x.requires_grad_()
+        found, expected = conv(x), convolution(spatial_dims)._conv_forward(conv, x, conv.weight, conv.bias)
+        torch.testing.assert_close(found, expected)
+        upstream = torch.randn_like(expected)
+        mine, theirs = (torch.autograd.grad(y, [x, *conv.parameters()], upstream) for y in (found, expected))
+        torch.testing.assert_close(mine, theirs)
+        if layout == "channels last" and batch:
+            for y in (found, mine[0]):
+                assert y.movedim(1, -1).is_contiguous()
+
+    def test_other_kernels(self):
+        """Wrappers such as LoRA build the class with others."""
+        conv, x = pointwise_convolution(2)(3, 2, 3, padding=1), torch.randn(1, 3, 4, 5)
+        torch.testing.assert_close(conv(x), functional.conv2d(x, conv.weight, conv.bias, padding=1))
 
 
 class TestMapConvolution:

@@ -1,6 +1,7 @@
 """Reads NIfTI files without trusting their headers, and writes them."""
 
 import gzip
+import io
 import math
 from pathlib import Path
 
@@ -24,27 +25,29 @@ def read_nifti(path: Path | str) -> nib.Nifti1Image:
         compressed = file.read(2) == b"\x1f\x8b"
         file.seek(0)
         stream = gzip.GzipFile(fileobj=file) if compressed else file
-        content = bytearray(stream.read(_CHUNK))
-        kind = nib.Nifti2Image if content[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c") else nib.Nifti1Image
-        _check_offset(path, kind.header_class, bytes(content))
+        content = io.BytesIO()
+        content.write(start := stream.read(_CHUNK))
+        kind = nib.Nifti2Image if start[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c") else nib.Nifti1Image
+        _check_offset(path, kind.header_class, start)
         try:
-            header = kind.header_class(bytes(content[: kind.header_class.template_dtype.itemsize]))
+            header = kind.header_class(start[: kind.header_class.template_dtype.itemsize])
             claimed = header.get_data_offset() + math.prod(header.get_data_shape()) * (header.get_data_dtype().itemsize)
             numeric = header.get_data_dtype().kind in "iuf"
         except (*_HEADER_ERRORS, nib.wrapstruct.WrapStructError) as error:
             raise FileError(path, "is not a NIfTI file; give a .nii or .nii.gz") from error
         if not header.is_single or min(header.get_data_shape(), default=0) < 1 or not numeric:
             raise FileError(path, "is not a NIfTI file with one volume of numbers; convert it to .nii.gz")
-        while len(content) < claimed and (chunk := stream.read(_CHUNK)):
-            content += chunk
-    if len(content) < claimed:
+        while content.tell() < claimed and (chunk := stream.read(_CHUNK)):
+            content.write(chunk)
+    if content.tell() < claimed:
         raise FileError(
             path,
             f"its header claims {claimed} bytes for shape {header.get_data_shape()} "
-            f"but the file has {len(content)}; it is damaged or incomplete, download it again",
+            f"but the file has {content.tell()}; it is damaged or incomplete, download it again",
         )
+    content.seek(0)
     try:
-        return kind.from_bytes(bytes(content))
+        return kind.from_stream(content)
     except _HEADER_ERRORS as error:  # of fields that nibabel only checks with the data
         raise FileError(path, f"its header is invalid ({error}); repair it or download the file again") from error
 
