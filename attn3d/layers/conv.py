@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from attn3d.capture import needs_plain_operators
 from attn3d.layers.blockwise import runs_eagerly
 from attn3d.layers.spatial import check_spatial_dims
 
@@ -23,9 +24,16 @@ class _Pointwise(nn.modules.conv._ConvNd):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolves (B, C, *S)."""
-        if runs_eagerly(x) and x.device.type == "cpu" and self.weight[0, 0].numel() == 1:
+        if not torch.jit.is_scripting() and self._is_faster_as_product(x):
             return self._as_product(x)
         return self._conv_forward(x, self.weight, self.bias)
+
+    @torch.jit.unused
+    def _is_faster_as_product(self, x: Tensor) -> bool:
+        if x.device.type != "cpu" or self.weight[0, 0].numel() > 1:
+            return False
+        # A compiler fuses the product to a single channel with other operators, but not those to several.
+        return runs_eagerly(x) or (self.out_channels == 1 and not needs_plain_operators())
 
     @torch.jit.unused
     def _as_product(self, x: Tensor) -> Tensor:

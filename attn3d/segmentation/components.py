@@ -1,5 +1,7 @@
 """Connected components of a mask; voxels are connected by faces, edges and corners (26 neighbours)."""
 
+import functools
+
 import numpy as np
 from scipy import ndimage
 
@@ -12,8 +14,13 @@ def components(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def middle_of_largest(mask: np.ndarray) -> np.ndarray:
     """The voxel of the largest component that is nearest to its centre of mass, which may lie outside of it."""
-    voxels = np.argwhere(largest(mask))
-    return voxels[np.linalg.norm(voxels - voxels.mean(axis=0), axis=1).argmin()]
+    piece = largest(mask)
+    (box,) = ndimage.find_objects(piece, max_label=1)
+    inside = piece[box]
+    sides = zip(inside.shape, ndimage.center_of_mass(inside), strict=True)
+    distances = functools.reduce(np.add.outer, [(np.arange(size) - middle) ** 2 for size, middle in sides])
+    nearest = np.where(inside, distances, np.inf).argmin()
+    return np.array(np.unravel_index(nearest, inside.shape)) + [side.start for side in box]
 
 
 def largest(mask: np.ndarray) -> np.ndarray:

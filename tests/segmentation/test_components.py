@@ -29,6 +29,17 @@ def test_the_middle_of_a_crescent_is_in_it():
     assert middle.tolist() in ([2, 0, 0], [0, 2, 0])
 
 
+def test_the_middle_is_the_nearest_voxel_to_the_centre_of_mass():
+    random = np.random.default_rng(0)
+    for _ in range(20):
+        mask = blocks()
+        mask[3:11, 2:9, 1:4] = random.random((8, 7, 3)) < 0.5
+        voxels = np.argwhere(largest(mask))
+        distances = np.linalg.norm(voxels - voxels.mean(axis=0), axis=1)
+        (index,) = np.flatnonzero((voxels == middle_of_largest(mask)).all(axis=1))
+        assert distances[index] <= distances.min() + 1e-9
+
+
 def test_the_largest_piece_is_kept():
     large, small = ((6, 9), (0, 3), (0, 1)), ((0, 2), (0, 2), (0, 2))
     assert np.array_equal(largest(blocks(large, small)), blocks(large))
