@@ -39,9 +39,9 @@ def compare(
 ) -> dict[str, Any]:
     """Trains the same network without attention and with each mechanism, with several seeds, and compares the Dice.
 
-    All trainings have the same data, split, number of steps and settings. A seed sets the weights and patches and is
-    used for every mechanism, so that differences are paired by seed. Each training is a run folder in ``out``. Finished
-    runs are not trained again, and stopped runs are continued.
+    All trainings have the same data, split, settings and budget of epochs or minutes. A seed sets the weights and
+    patches and is used for every mechanism, so that differences are paired by seed. Each training is a run folder in
+    ``out``. Finished runs are not trained again, and stopped runs are continued.
 
     The difference to the network without attention is the mean over the seeds, with its 95 % confidence interval
     (Student's t, of the paired differences). If the interval contains 0, the difference is inside the noise. With

@@ -11,7 +11,6 @@ import nibabel as nib
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from scipy import ndimage
 from torch import Tensor
 
 _MOST_VOXELS = 2**30  # largest number of voxels on the working grid: 4 GiB in float32
@@ -66,7 +65,9 @@ def label_to_grid(label: nib.Nifti1Image, spacing: Sequence[float]) -> MetaTenso
     background = torch.einsum("i,j,k->ijk", *(overlap.sum(dim=1) for overlap in overlaps))
     found, largest = torch.zeros(shape, dtype=torch.uint8), torch.zeros(shape)
     for value in labels[labels > 0].unique().tolist():
-        (box,) = ndimage.find_objects((labels == value).numpy(), max_label=1)
+        mask = labels == value
+        there = [mask.any(dim=(1, 2)), mask.any(dim=(0, 2)), mask.any(dim=(0, 1))]
+        box = tuple(slice(int(places[0]), int(places[-1]) + 1) for places in (side.nonzero() for side in there))
         parts = [overlap[:, one] for overlap, one in zip(overlaps, box, strict=True)]
         covered = torch.einsum("abc,ia,jb,kc->ijk", (labels[box] == value).float(), *parts)
         background -= covered

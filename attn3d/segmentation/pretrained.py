@@ -1,6 +1,5 @@
 """Starts a training from the weights of another run or of a checkpoint."""
 
-import logging
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ from torch import Tensor, nn
 from attn3d.segmentation.errors import FileError
 from attn3d.segmentation.runs import Run
 
-logger = logging.getLogger("attn3d")
 _STATES = (
     "state_dict",
     "model_state_dict",
@@ -23,16 +21,17 @@ _STATES = (
 _PREFIXES = ("module.", "_orig_mod.", "network.", "model.")  # of wrappers, such as DDP, compiled modules and Lightning
 
 
-def start_from(net: nn.Module, path: Path | str) -> None:
+def start_from(net: nn.Module, path: Path | str) -> str:
     """Copies the weights of a run or a checkpoint that have the same name and shape in the network.
 
     All other weights of the network are unchanged, such as those of attention or of classes that the checkpoint lacks.
-    The number of copied weights is logged.
-
     Args:
         net: the network to train.
         path: a run folder, a file of PyTorch (a state dictionary, or a checkpoint that contains one, such as those of
             Lightning, MONAI and nnU-Net), or a safetensors file.
+
+    Returns:
+        How many weights were copied, as a sentence.
 
     Raises:
         FileError: when the file does not exist, cannot be read, or none of its weights fits.
@@ -46,7 +45,7 @@ def start_from(net: nn.Module, path: Path | str) -> None:
         there = f"its first is {next(iter(given))!r}, that of the network {next(iter(own))!r}"
         raise FileError(file, f"none of its weights has the name and shape of a weight of the network: {there}")
     net.load_state_dict(fitting, strict=False)
-    logger.info("%d of %d weights start from %s", len(fitting), len(own), file)
+    return f"{len(fitting)} of {len(own)} weights start from {file}"
 
 
 def _read(file: Path, own: Collection[str]) -> dict[str, Tensor]:

@@ -161,7 +161,7 @@ class Settings(BaseModel):
     )
     channels_last: _Flag = Field(False, description="whether to use the channels-last memory format")
     validate_every: _Count = Field(
-        5, description="epochs between validations; a budget of `minutes` has five validations"
+        5, description="epochs between validations; a budget of `minutes` has at most five validations"
     )
     held_out: _Share = Field(0.2, description="fraction of the cases for validation")
     split_seed: _Seed = Field(0, description="seed of the split")

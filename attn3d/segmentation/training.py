@@ -183,13 +183,14 @@ def _new_run(
     configuration = configure(dataset, images, fingerprint, settings)
     run = Run(out, configuration)
     net = run.new_network()  # errors of the network or its weights are raised before anything is written
-    if configuration.start_from is not None:
-        start_from(net, configuration.start_from)
+    started = None if configuration.start_from is None else start_from(net, configuration.start_from)
     if first:
         split = {"training": [case.name for case in training], "validation": [case.name for case in validation]}
         Run.create(out, configuration, asdict(fingerprint), split)
         if not quiet:
             print(_summary(configuration))
+        if started is not None:
+            logger.info(started) if quiet else print(f"  {started}")
     return run, dataset, training, validation
 
 

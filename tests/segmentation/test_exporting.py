@@ -1,5 +1,6 @@
 """Exported networks give the labels of `predict` in MONAI's bundles and ONNX Runtime."""
 
+import ast
 import json
 import logging
 import os
@@ -15,7 +16,7 @@ import torch
 from monai.bundle import ConfigParser
 from monai.transforms import LoadImage, LoadImaged
 
-from attn3d.segmentation import NETWORKS, FileError, Run, export, portable, predict
+from attn3d.segmentation import NETWORKS, FileError, Run, export, grid, portable, predict
 from attn3d.segmentation.configuration import configure
 from attn3d.segmentation.datasets import Dataset
 from attn3d.segmentation.fingerprint import Fingerprint
@@ -184,6 +185,23 @@ def test_errors_of_export(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"`format` onnx needs onnxscript; python -m pip install 'attn3d\[onnx\]'"):
         export(run.folder, tmp_path / "new", format="onnx")
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("module", [grid, portable])
+def test_the_scripts_need_few_libraries(module):
+    """The documentation lists them."""
+    imported = {
+        name.partition(".")[0]
+        for node in ast.walk(ast.parse(Path(module.__file__).read_text()))
+        for name in (
+            [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else [node.module]
+            if isinstance(node, ast.ImportFrom) and not node.level
+            else []
+        )
+    }
+    assert imported - sys.stdlib_module_names == {"nibabel", "numpy", "torch", "monai"}
 
 
 def test_a_network_without_attention_needs_no_attn3d(tmp_path):
