@@ -3,6 +3,7 @@
 python -m attn3d.adapters.nnunet_checkpoint nnUNetPlans.json checkpoint_final.pth with_attention.pth
 """
 
+import io
 import pickle
 import sys
 from pathlib import Path
@@ -77,8 +78,10 @@ def convert_checkpoint(
             raise ValueError(f"`out` {out} cannot be written: there is no folder {out.parent}")
         content = read_checkpoint(checkpoint)
         weights, new = convert(read_plans(plans), configuration, content["network_weights"])
+        written = io.BytesIO()  # on a full disk, torch.save raises an error that does not name the file
+        torch.save({**content, "network_weights": weights}, written)
         with replaced(out) as unfinished:
-            torch.save({**content, "network_weights": weights}, unfinished)
+            unfinished.write_bytes(written.getbuffer())
     except (OSError, TypeError, ValueError) as error:
         print(f"nnunet: {' '.join(str(error).split())}", file=sys.stderr)
         raise typer.Exit(2) from error

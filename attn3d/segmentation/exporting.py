@@ -1,5 +1,6 @@
 """The command ``export``: writes a trained network for use without this application."""
 
+import io
 import logging
 import shutil
 from pathlib import Path
@@ -31,7 +32,7 @@ def export(
     """Writes a trained network to a folder for use in other programs.
 
     - ``"bundle"``: a MONAI Bundle. In its folder, ``python -m monai.bundle run --config_file configs/inference.json``
-      segments the scans in ``data/``. It needs attn3d without extras.
+      segments the scans in ``data/``. It needs ``attn3d[bundle]`` and nibabel.
     - ``"onnx"``: ``model.onnx`` with dynamic batch and size, and ``metadata.json`` with the parameters of the
       preprocessing and postprocessing. It does not need attn3d.
 
@@ -120,7 +121,9 @@ def _facts(config: Configuration) -> dict[str, Any]:
 def _write_bundle(net: nn.Module, config: Configuration, out: Path) -> None:
     for folder in ("configs", "data", "models"):
         (out / folder).mkdir()
-    torch.save(net.state_dict(), out / "models" / "model.pt")
+    content = io.BytesIO()  # on a full disk, torch.save raises an error that does not name the file
+    torch.save(net.state_dict(), content)
+    (out / "models" / "model.pt").write_bytes(content.getbuffer())
     write_json(out / "configs" / "inference.json", _inference(config))
     write_json(out / "configs" / "metadata.json", _metadata(config))
 

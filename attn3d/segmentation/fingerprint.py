@@ -15,7 +15,7 @@ from attn3d.segmentation.grid import voxel_millilitres
 
 logger = logging.getLogger("attn3d")
 _COARSE = 3.0  # an axis with this multiple of the finest spacing has thick slices
-_NEAR_ISOTROPIC = 2.0  # from nnU-Net: an axis is pooled and convolved if it is less than this factor coarser
+_NEAR_ISOTROPIC = 2.0  # from nnU-Net: axes are pooled and convolved below this multiple of the finest spacing
 _SMALLEST_MAP = 4  # smallest size of an axis after pooling, in voxels
 
 
@@ -71,12 +71,11 @@ def take_fingerprint(dataset: Dataset, cases: Sequence[Case], *, quiet: bool = F
 
     Args:
         dataset: the data set of the cases.
-        cases: the training cases, without those that are held out.
+        cases: the training cases, without those that are held out. All have the same number of images.
         quiet: whether to show no progress bar.
 
     Raises:
-        FileError: when a file cannot be used, a case has another number of channels than the first one, or no voxel
-            of any case is labelled.
+        FileError: when a file cannot be used, or no voxel of any case is labelled.
     """
     shapes, spacings, samples, scans, darkest = [], [], [], [], []
     inside: dict[str, list[np.ndarray]] = {name: [] for name in dataset.labels.names}
@@ -178,30 +177,27 @@ def _patch(grid: np.ndarray, spacing: np.ndarray, voxels: int) -> np.ndarray:
 
 
 def _strides(size: np.ndarray, spacing: np.ndarray) -> tuple[tuple[int, ...], ...]:
-    """The strides between the resolutions."""
+    """The strides between the resolutions. The finest spacing is that of the axes that can still be halved."""
     strides: list[tuple[int, ...]] = []
-    while True:
-        halved = _is_fine(spacing) & (size >= 2 * _SMALLEST_MAP)
-        if not halved.any():
-            return tuple(strides)
-        step = np.where(halved, 2, 1)
+    while (large := size >= 2 * _SMALLEST_MAP).any():
+        step = np.where(large & (spacing < _NEAR_ISOTROPIC * spacing[large].min()), 2, 1)
         strides.append(tuple(step.tolist()))
         size, spacing = size / step, spacing * step
+    return tuple(strides)
 
 
 def propose_kernels(strides: Sequence[Sequence[int]], spacing: Sequence[float]) -> tuple[tuple[int, ...], ...]:
-    """The kernel sizes of all resolutions: 3 along axes whose spacing is less than twice the finest one, 1 otherwise.
+    """The kernel sizes of all resolutions: 3 along an axis from the first resolution where its spacing is less than
+    twice the finest one, and 1 before.
 
     Args:
         strides: the strides between the resolutions.
         spacing: spacing of the first one in mm.
     """
     steps = np.cumprod(np.concatenate([np.ones((1, 3)), np.reshape(strides, (-1, 3))]), axis=0)
-    return tuple(tuple(np.where(_is_fine(one), 3, 1).tolist()) for one in steps * np.array(spacing))
-
-
-def _is_fine(spacing: np.ndarray) -> np.ndarray:
-    return spacing < _NEAR_ISOTROPIC * spacing.min()
+    spacings = steps * np.array(spacing)
+    fine = np.logical_or.accumulate(spacings < _NEAR_ISOTROPIC * spacings.min(axis=1, keepdims=True))
+    return tuple(tuple(one) for one in np.where(fine, 3, 1).tolist())
 
 
 def _sample(image: nib.Nifti1Image, chosen: Any) -> np.ndarray:

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 from sklearn.model_selection import KFold
 
 from attn3d.arguments import of_python
-from attn3d.segmentation.datasets import find_dataset, read_splits
+from attn3d.segmentation.datasets import find_dataset, read_fold, read_splits
+from attn3d.segmentation.errors import FileError
 from attn3d.segmentation.io.locks import locked
 from attn3d.segmentation.io.writing import read_json, write_json
 from attn3d.segmentation.runs import SPLITS, Run
@@ -78,6 +79,8 @@ def cross_validate(
             splits = _splits(data, folds, chosen.split_seed)
         if not begun:
             write_json(out / SPLITS, splits)
+        elif not isinstance(folds, int) and read_splits(out / SPLITS) != splits:
+            raise FileError(out / SPLITS, f"has other splits than {folds}; give another --out")
         runs = []
         for fold in range(len(read_splits(out / SPLITS))):
             if not quiet:
@@ -93,11 +96,22 @@ def cross_validate(
 
 
 def _splits(data: Path | str, folds: int | Path | str, seed: int) -> list[Any]:
-    """The names of the training and validation cases of each fold."""
+    """The names of the training and validation cases of each fold. A given file is checked."""
     if not isinstance(folds, int):
-        return read_splits(folds)
+        return _checked(folds, data)
     names = sorted(case.name for case in find_dataset(data, labelled=True).cases)
     if not 2 <= folds <= len(names):
         raise ValueError(f"`folds` must be from 2 to the number of cases, {len(names)}, got {folds}")
     parts = KFold(folds, shuffle=True, random_state=seed).split(names)
     return [{"train": [names[one] for one in train], "val": [names[one] for one in held]} for train, held in parts]
+
+
+def _checked(path: Path | str, data: Path | str) -> list[Any]:
+    """Reads the splits of a file. Each case has one score, so at most one fold may hold it out."""
+    splits, held_out = read_splits(path), dict[str, int]()
+    cases = find_dataset(data, labelled=True).cases
+    for fold in range(len(splits)):
+        for case in read_fold(path, fold, cases)[1]:
+            if (other := held_out.setdefault(case.name, fold)) != fold:
+                raise FileError(path, f"holds out {case.name!r} in fold {other} and in fold {fold}; hold it out once")
+    return splits

@@ -236,8 +236,8 @@ def _add(total: Tensor, logits: Tensor, weight: Tensor, regions: bool) -> None:
 def _in_range(logits: Tensor, regions: bool) -> Tensor:
     """A copy of logits (B, channels, *S) in the range of float16.
 
-    Logits of labels are relative to the highest of each voxel; those of regions are clamped. An infinite logit becomes
-    NaN, for which `probability_planes` raises an error.
+    Logits of labels are relative to the highest of each voxel; those of regions are clamped. Infinite logits become
+    NaN, for which `probability_planes` raises an error, except -inf of some of the labels, whose probability is 0.
     """
     found = logits.masked_fill(logits.isinf(), math.nan) if regions else logits - logits.amax(dim=1, keepdim=True)
     return found.clamp_(-_FURTHEST, _FURTHEST)

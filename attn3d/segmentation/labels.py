@@ -45,7 +45,7 @@ class Labels:
         if len(self.names) != len(self.values):
             raise ValueError(f"`values` must be given for each of {self.names}, got {self.values}")
         if unfit := [value for value in self.present if not 0 < value < 256]:
-            raise ValueError(f"has the label {unfit[0]}; map its labels to 1 .. 255")
+            raise ValueError(f"`labels` must have values from 1 to 255, got {unfit[0]}; map them")
         for name, values in self._parts():
             if len(set(values)) != len(values) or not values:
                 raise ValueError(f"`labels` give {name!r} the values {list(values)}; name at least one, each once")

@@ -340,14 +340,14 @@ def test_a_converted_checkpoint_is_written_whole_or_not_at_all(tmp_path: Path, m
     torch.save({"network_weights": weights}, tmp_path / "old.pth")
     arguments = [str(tmp_path / name) for name in ("plans.json", "old.pth")]
 
-    def full(content: object, path: Path) -> None:
-        path.write_bytes(b"half")
+    def full(path: Path, content: object) -> None:
+        path.touch()
         raise OSError(28, "No space left on device", str(path))
 
     result = CliRunner().invoke(convert, [*arguments, str(tmp_path / "none" / "new.pth"), "--configuration", "new"])
     assert result.exit_code == 2
     assert f"`out` {tmp_path / 'none' / 'new.pth'} cannot be written: there is no folder" in result.stderr
-    monkeypatch.setattr(torch, "save", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     result = CliRunner().invoke(convert, [*arguments, str(tmp_path / "new.pth"), "--configuration", "new"])
     assert result.exit_code == 2
     assert "No space left on device" in result.stderr

@@ -137,7 +137,7 @@ def test_files_that_a_description_does_not_list_are_named(tmp_path):
 
 def test_labels_above_the_range_of_uint8_are_refused(tmp_path):
     layouts.nnunet(tmp_path, labels={"background": 0, "a": 300})
-    with pytest.raises(FileError, match=r"has the label 300; map its labels to 1 .. 255"):
+    with pytest.raises(FileError, match=r"`labels` must have values from 1 to 255, got 300; map them"):
         find_dataset(tmp_path)
 
 
@@ -165,7 +165,7 @@ UPSIDE_DOWN = {"background": 0, "active": 3, "core": [2, 3], "whole": [1, 2, 3]}
         ({"labels": {"background": 0, "a": True}}, "must give 'a' a whole number"),
         ({"labels": {"background": 0, "a": [1, 1], "b": 2}}, r"give 'a' the values \[1, 1\]; name"),
         ({"labels": {"background": 0, "a": [], "b": 2}}, r"give 'a' the values \[\]; name at least one"),
-        ({"labels": {"background": 0, "a": [0, 1]}}, "has the label 0; map"),
+        ({"labels": {"background": 0, "a": [0, 1]}}, "values from 1 to 255, got 0; map"),
         ({"labels": {"background": 0, "any label": [1, 2], "b": 2}}, "for all labels as one"),
         ({"labels": {"background": 0, "a": 1, "ignore": 1}}, "`ignore` must be the highest value, above 1 .* got 1"),
         ({"labels": {"background": 0, "a": 3, "ignore": 2}}, "`ignore` must be the highest value, above 3 .* got 2"),

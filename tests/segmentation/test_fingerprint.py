@@ -29,6 +29,13 @@ def test_thick_slices_are_not_pooled_until_the_spacing_is_near_isotropic():
     assert len(kernels) == len(geometry.strides) + 1
 
 
+def test_an_axis_that_can_no_longer_be_halved_does_not_keep_the_others_fine():
+    """As in nnU-Net: the finest spacing is that of the axes that are still halved, and a kernel stays at 3."""
+    geometry = propose_geometry(fingerprint((64, 64, 30), (1.0, 1.0, 1.0)), patch_voxels=2**17)
+    assert geometry.strides == ((2, 2, 2), (2, 2, 2), (2, 2, 1), (2, 2, 1))
+    assert propose_kernels(geometry.strides, geometry.spacing) == ((3, 3, 3),) * 5
+
+
 def test_isotropic_scans_are_halved_along_all_axes():
     geometry = propose_geometry(fingerprint((180, 220, 180), (1.0, 1.0, 1.0)), patch_voxels=2**18)
     assert set(geometry.strides) == {(2, 2, 2)}

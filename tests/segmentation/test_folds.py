@@ -129,6 +129,28 @@ def test_settings_can_be_changed_after_an_error(data, tmp_path):
     assert cross_validate(data, out=tmp_path / "all", folds=2, **SETTINGS).runs[0].finished
 
 
+def test_splits_are_checked_before_the_first_fold_is_trained(data, tmp_path):
+    file, out = tmp_path / "mine.json", tmp_path / "all"
+    good = {"train": NAMES[:2], "val": NAMES[2:]}
+    for bad, message in (
+        ({"train": NAMES[1:], "val": ["case9"]}, "fold 1 has the unknown case 'case9'"),
+        ({"train": NAMES[:2], "val": NAMES[2:3]}, "holds out 'case2' in fold 0 and in fold 1; hold it out once"),
+    ):
+        file.write_text(json.dumps([good, bad]))
+        with pytest.raises(FileError, match=message):
+            cross_validate(data, out=out, folds=file, **SETTINGS)
+        assert not out.exists()
+
+
+def test_changed_splits_are_refused(data, tmp_path):
+    file, out = tmp_path / "mine.json", tmp_path / "all"
+    file.write_text(json.dumps([{"train": NAMES[:2], "val": NAMES[2:]}]))
+    cross_validate(data, out=out, folds=file, **SETTINGS)
+    file.write_text(json.dumps([{"train": NAMES[:3], "val": NAMES[3:]}]))
+    with pytest.raises(FileError, match=r"splits.json: has other splits than .*mine.json; give another --out"):
+        cross_validate(data, out=out, folds=file, **SETTINGS)
+
+
 def test_invalid_splits(data, tmp_path):
     (tmp_path / "mine.json").write_text('{"train": []}')
     with pytest.raises(FileError, match=r"mine.json: must be a list with a split for each fold"):

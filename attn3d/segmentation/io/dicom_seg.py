@@ -96,6 +96,7 @@ def write_dicom_seg(path: Path | str, segmentation: np.ndarray, series: Path, la
             software_versions=version("attn3d"),
             device_serial_number="0",
             content_description=", ".join(labels.names)[:64],
+            specific_character_set="ISO_IR 192",  # UTF-8; that of the series may lack characters of the names
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:  # for missing header fields
         reason = " ".join(str(error).split())

@@ -1,7 +1,8 @@
 """Writes files that are either complete or absent, even after a kill, a power cut or on a full disk.
 
 All commands write through `finished_file` or `finished_folder`: first to a temporary name in the same folder, which is
-renamed when the data are on the disk. `sweep` removes temporary files of processes that have ended.
+renamed when the data are complete. Those of a file are then on the disk. `sweep` removes temporary files of processes
+that have ended.
 """
 
 import json
@@ -19,8 +20,9 @@ import pandas as pd
 from attn3d.segmentation.errors import FileError
 
 _MARK = ".unfinished-"
+_BEFORE = "before-"  # marks the folder that is replaced
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # the first characters of formulas in spreadsheets
-_LONGEST = 120  # characters of the final name in a temporary name; file systems allow 255 in all
+_LONGEST = 120  # bytes of the final name in a temporary name; file systems allow 255 in all
 
 
 @contextmanager
@@ -59,7 +61,7 @@ def finished_folder(path: Path | str) -> Iterator[Path]:
     if path.exists() and not given.exists():
         raise FileError(given, f"goes through a folder that does not exist; give {path}")
     sweep(path.parent)
-    unfinished, before = _unfinished(path), _unfinished(path, "before-")
+    unfinished, before = _unfinished(path), _unfinished(path, _BEFORE)
     try:
         unfinished.mkdir(parents=True)
         yield unfinished
@@ -69,6 +71,8 @@ def finished_folder(path: Path | str) -> Iterator[Path]:
     except OSError as error:
         raise _naming(error, unfinished, path) from error
     finally:
+        if before.exists() and not path.exists():  # stopped between the two renames
+            before.replace(path)
         for folder in (unfinished, before):
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -87,7 +91,12 @@ def sweep(folder: Path | str, *, alone: bool = False) -> None:
             continue
         machine, _, rest = path.name.removeprefix(_MARK).partition("--")
         process = rest.split("-")[0]
-        if alone or (machine == platform.node() and process.isdecimal() and not _alive(int(process))):
+        if not alone and (machine != platform.node() or not process.isdecimal() or _alive(int(process))):
+            continue
+        _, is_before, name = rest.partition(_BEFORE)
+        if is_before and not (folder / name).exists():  # its process was killed between the two renames
+            path.replace(folder / name)
+        else:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
@@ -175,7 +184,8 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _unfinished(path: Path, what: str = "") -> Path:
     """A temporary name in the folder of the result, with the same ending, since writers infer the format from it."""
-    return path.with_name(f"{_MARK}{platform.node()}--{os.getpid()}-{what}{path.name[-_LONGEST:]}")
+    end = os.fsdecode(os.fsencode(path.name)[-_LONGEST:])
+    return path.with_name(f"{_MARK}{platform.node()}--{os.getpid()}-{what}{end}")
 
 
 def _naming(error: OSError, unfinished: Path, path: Path) -> OSError:

@@ -86,6 +86,24 @@ def test_a_real_series(shared_data, tmp_path):
     assert_reads_back(tmp_path / "seg.dcm", shared_data / "ct_head_philips")
 
 
+def test_names_in_any_script(tmp_path):
+    """Also if the series declares no character set."""
+    layouts.dicom_series(tmp_path / "series")
+    for path in (tmp_path / "series").iterdir():
+        change(
+            path,
+            SpecificCharacterSet=None,
+            FrameOfReferenceUID="1.2.3.9",
+            PatientID="1",
+            StudyID="1",
+            AccessionNumber="",
+        )
+    labels = Labels.of({2: "肿瘤", 5: "Ödem"})
+    write_dicom_seg(tmp_path / "seg.dcm", labels_of(read_image(tmp_path / "series")), tmp_path / "series", labels)
+    seg = pydicom.dcmread(tmp_path / "seg.dcm")
+    assert [one.SegmentLabel for one in seg.SegmentSequence] == ["肿瘤", "Ödem"]
+
+
 def test_predict_writes_one_beside_its_labels(run, tmp_path):
     layouts.dicom_series(tmp_path / "series")
     for file in (tmp_path / "series").iterdir():

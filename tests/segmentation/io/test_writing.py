@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -88,6 +89,36 @@ def test_a_folder_is_replaced_completely_or_not_at_all(tmp_path):
         (unfinished / "three").touch()
     assert names(tmp_path / "cohort") == ["three"]
     assert names(tmp_path) == ["cohort"]
+
+
+def test_a_folder_survives_a_stop_between_the_two_renames(tmp_path, monkeypatch):
+    with finished_folder(tmp_path / "cohort") as unfinished:
+        (unfinished / "one").touch()
+    replace = Path.replace
+
+    def stopped(path, target):
+        if path.name.startswith(".unfinished-") and "-before-" not in path.name:
+            raise KeyboardInterrupt
+        return replace(path, target)
+
+    def write():
+        with finished_folder(tmp_path / "cohort"):
+            monkeypatch.setattr(Path, "replace", stopped)
+
+    with pytest.raises(KeyboardInterrupt):
+        write()
+    assert names(tmp_path / "cohort") == ["one"]
+    assert names(tmp_path) == ["cohort"]
+    # After a kill, the next start finds this.
+    (tmp_path / "cohort").rename(tmp_path / f".unfinished-{platform.node()}--{dead_process()}-before-cohort")
+    sweep(tmp_path)
+    assert names(tmp_path / "cohort") == ["one"]
+
+
+def test_long_names_of_several_bytes_per_character(tmp_path):
+    path = tmp_path / ("名" * 75 + ".nii.gz")
+    write_table(path, pd.DataFrame({"a": []}))
+    assert names(tmp_path) == [path.name]
 
 
 def test_only_files_of_ended_processes_are_swept(tmp_path):
