@@ -6,7 +6,6 @@ the CPU instead.
 """
 
 import copy
-import functools
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -222,17 +221,6 @@ def _own_hook(hook: Callable[..., Any], twins: Mapping[int, Any]) -> Callable[..
     return types.FunctionType(hook.__code__, hook.__globals__, hook.__name__, hook.__defaults__, closure)
 
 
-def _keep_own(hooks: Any, twins: Mapping[int, Any], objects: bool) -> None:
-    """Removes the user's hooks. With ``objects``, hooks that are neither functions nor methods are kept too."""
-    for number, hook in list(hooks.items()):
-        is_function = isinstance(hook, (types.FunctionType, types.MethodType, functools.partial))
-        own = hook if objects and not is_function else _own_hook(hook, twins)
-        if own is None:
-            del hooks[number]
-        else:
-            hooks[number] = own
-
-
 def _watch(twin: nn.Module, result: Probe, twins: Mapping[int, Any]) -> list[str]:
     """Registers hooks that record every call, and removes hooks that do not belong to the network.
 
@@ -262,8 +250,10 @@ def _watch(twin: nn.Module, result: Probe, twins: Mapping[int, Any]) -> list[str
         result.calls.setdefault(path, []).append(call)
 
     for path, module in twin.named_modules():
-        _keep_own(module._forward_hooks, twins, objects=False)
-        _keep_own(module._forward_pre_hooks, twins, objects=True)  # such as weight norm and pruning
+        for hooks in (module._forward_hooks, module._forward_pre_hooks):
+            own = {number: _own_hook(hook, twins) for number, hook in hooks.items()}
+            hooks.clear()
+            hooks.update((number, hook) for number, hook in own.items() if hook is not None)
         module.register_forward_pre_hook(lambda *call, path=path: enter(path, *call), prepend=True)
         module.register_forward_hook(lambda *call, path=path: leave(path, *call))
     return running

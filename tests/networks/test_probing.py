@@ -107,7 +107,8 @@ def test_the_probe_neither_copies_nor_runs_what_the_user_has_registered() -> Non
     assert not recorder.seen
 
 
-def test_the_probe_keeps_hooks_of_reparametrised_weights() -> None:
+def test_reparametrised_weights() -> None:
+    """Their hooks are objects, which are not run."""
     net = nn.Sequential(nn.utils.weight_norm(nn.Conv2d(1, 4, 3)), nn.Conv2d(4, 2, 1))
     prune.random_unstructured(net[1], "weight", amount=0.5)
     assert [site.path for site in attn3d.attention_sites(net, (1, 1, 8, 8))] == ["0", "1"]
