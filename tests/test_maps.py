@@ -97,6 +97,25 @@ def test_a_user_defined_mechanism_without_weights_has_no_maps():
     assert list(attn3d.attention_maps(net, torch.randn(1, 1, 16, 16, 16)).values()) == [{}]
 
 
+def test_the_channel_map_is_that_of_the_map_that_the_gate_multiplies():
+    """In `cpca` this is an inner map. The context of `gc` multiplies nothing."""
+
+    def inner(cpca, x):
+        x = torch.nn.functional.gelu(cpca.pointwise(x))
+        return x * cpca.channel_gate(x)
+
+    x = torch.randn(1, 1, 8, 8)
+    for name, gated in {"se": lambda se, x: se(x), "cpca": inner, "gc": None}.items():
+        net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3, padding=1), torch.nn.AvgPool2d(2)).eval()
+        given = net[0](x)
+        attn3d.insert_attention(net, name, at="path:0", input_shape=x.shape)
+        maps = attn3d.attention_maps(net, x)["path:0"]
+        if gated is None:
+            assert maps.keys() == {"spatial", "added"}
+        else:
+            torch.testing.assert_close(maps["channel_map"], gated(net[0].attn3d[0], given).abs().mean(1))
+
+
 @pytest.mark.parametrize("in_place", [False, True])
 def test_a_compiled_network_has_the_maps_of_the_network(in_place):
     net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.AvgPool2d(2)).eval()

@@ -34,8 +34,8 @@ def test_the_reported_weights_are_added_or_multiplied():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("cast", [True, False], ids=["half", "autocast"])
 def test_small_weights_of_a_large_volume_are_not_rounded(dtype, cast):
-    """In float16, 1 / 262,144 would be 6 % off, and 0 for volumes above 2^25 voxels."""
-    gc, x = attn3d.GlobalContext(3, 2, norm=None), 1 + volume(1, 2, 64, 64, 64).float() / 10
+    """In float16, 1 / 1,474,560 would be 3 % off, and 0 for volumes above 2^25 voxels."""
+    gc, x = attn3d.GlobalContext(3, 2, norm=None), 1 + volume(1, 2, 96, 96, 160).float() / 10
     with torch.no_grad():
         torch.nn.init.zeros_(gc.score.weight)  # equal weights
         expected = x.mean((2, 3, 4))
