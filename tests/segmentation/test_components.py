@@ -33,7 +33,8 @@ def test_the_middle_is_the_nearest_voxel_to_the_centre_of_mass():
     random = np.random.default_rng(0)
     for _ in range(20):
         mask = blocks()
-        mask[3:11, 2:9, 1:4] = random.random((8, 7, 3)) < 0.5
+        mask[2:12, 1:11, 1:4] = random.random((10, 10, 3)) < 0.5
+        mask[4:9, 3:8, :] = False  # around the centre
         voxels = np.argwhere(largest(mask))
         distances = np.linalg.norm(voxels - voxels.mean(axis=0), axis=1)
         (index,) = np.flatnonzero((voxels == middle_of_largest(mask)).all(axis=1))
