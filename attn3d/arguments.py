@@ -229,7 +229,10 @@ def check_options(what: str, function: Callable[..., Any], options: Mapping[str,
     parameters = inspect.signature(function).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return
-    known = dict(list(parameters.items())[positional:])
+    first = [name for name, each in parameters.items() if each.kind is not each.KEYWORD_ONLY][:positional]
+    known = {
+        name: each for name, each in parameters.items() if name not in first and each.kind is not each.VAR_POSITIONAL
+    }
     for name in options:
         if name not in known:
             raise TypeError(f"{what} has no option `{name}`; {nearest(name, known)}")

@@ -125,6 +125,7 @@ def test_unknown_options_are_refused():
     check_options("it", make, {"reduction": 8}, positional=2)
     with pytest.raises(TypeError, match="it has no option `reductoin`; did you mean 'reduction'"):
         check_options("it", make, {"reductoin": 8}, positional=2)
+    check_options("it", lambda *sizes, reduction=16: None, {"reduction": 8}, positional=2)
     with pytest.raises(TypeError, match="it needs the option `channels`"):
         check_options("it", make, {}, positional=1)
     check_options("anything", lambda **options: None, {"whatever": 1})

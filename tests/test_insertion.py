@@ -5,6 +5,7 @@ import functools
 import io
 import json
 import sys
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -314,9 +315,11 @@ class TestSelection:
         with pytest.raises(TypeError, match=message):
             insert_attention(unet(), "se", at="encoder", **options)
 
-    @pytest.mark.parametrize("stages", [iter([0, 1]), np.array([0, 1]), (np.int64(0), torch.tensor(1))])
-    def test_stages_of_several_kinds_and_types(self, stages: object) -> None:
-        net = insert_attention(unet(), "se", at=("encoder", "skip"), stages=stages)
+    @pytest.mark.parametrize(
+        "stages", [lambda: iter([0, 1]), lambda: np.array([0, 1]), lambda: (np.int64(0), torch.tensor(1))]
+    )
+    def test_stages_of_several_kinds_and_types(self, stages: Callable[[], object]) -> None:
+        net = insert_attention(unet(), "se", at=("encoder", "skip"), stages=stages())
         assert inserted_at(net) == inserted_at(insert_attention(unet(), "se", at=("encoder", "skip"), stages=(0, 1)))
 
     def test_wrapped_networks(self) -> None:

@@ -83,7 +83,8 @@ def _network(name: str, options: str) -> Any:
         if target in NETWORKS and not arguments:
             return create_network(target, in_channels=1, out_channels=2)
         module = "monai.networks.nets"
-    sys.path.append(os.getcwd())  # Python does not add it for an installed command
+    else:
+        sys.path.append(os.getcwd())  # Python does not add it for an installed command
     reason = ""
     try:
         build = getattr(import_module(module), target)

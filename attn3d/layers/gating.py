@@ -105,7 +105,7 @@ def _joint(x: Tensor, a: Tensor, b: Tensor, product: bool, offset: float) -> Ten
 
 
 def _larger_in_a_block(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """Equals `_larger`. Its gradient needs no masks of `torch.maximum`, which take a third of the time."""
+    """Equals `_larger`. Its gradient is faster, since it fills no masks as that of `torch.maximum` does."""
     dtype = torch.promote_types(a.dtype, b.dtype)
     share = 0.5 + 0.5 * (x * (a - b)).detach().sign()  # of a: 1 where x * a is larger, 1/2 where both are equal
     return (x * torch.lerp(b.to(dtype), a.to(dtype), share.to(dtype))).to(x.dtype)

@@ -69,7 +69,7 @@ def label_to_grid(label: nib.Nifti1Image, spacing: Sequence[float]) -> MetaTenso
         there = [mask.any(dim=(1, 2)), mask.any(dim=(0, 2)), mask.any(dim=(0, 1))]
         box = tuple(slice(int(places[0]), int(places[-1]) + 1) for places in (side.nonzero() for side in there))
         parts = [overlap[:, one] for overlap, one in zip(overlaps, box, strict=True)]
-        covered = torch.einsum("abc,ia,jb,kc->ijk", (labels[box] == value).float(), *parts)
+        covered = torch.einsum("abc,ia,jb,kc->ijk", mask[box].float(), *parts)
         background -= covered
         more = covered > largest + _TIE
         found[more], largest[more] = int(value), covered[more]

@@ -189,8 +189,10 @@ def _new_run(
         Run.create(out, configuration, asdict(fingerprint), split)
         if not quiet:
             print(_summary(configuration))
-        if started is not None:
-            logger.info(started) if quiet else print(f"  {started}")
+            if started is not None:
+                print(f"  {started}")
+        elif started is not None:
+            logger.info(started)
     return run, dataset, training, validation
 
 

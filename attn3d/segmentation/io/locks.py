@@ -35,10 +35,9 @@ def locked(folder: Path | str, parts: Collection[str] = (), *, wait: bool = Fals
     try:
         lock.acquire(timeout=-1 if wait else 0)
     except Timeout as error:
-        owner = ""
-        with suppress(OSError):  # the other process may just have ended
-            owner = file.read_text(encoding="utf-8").strip()
-        owner = owner or "another process"
+        owner = "another process"
+        with suppress(OSError):  # it may just have ended
+            owner = file.read_text(encoding="utf-8").strip() or owner
         raise ValueError(f"`out` {folder} is in use by {owner}; wait for it, or give another folder") from error
     try:
         with suppress(OSError):  # on a full disk the process is not named; the next file raises the error

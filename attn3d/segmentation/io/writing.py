@@ -20,7 +20,7 @@ import pandas as pd
 from attn3d.segmentation.errors import FileError
 
 _MARK = ".unfinished-"
-_BEFORE = "before-"  # marks the folder that is replaced
+_REPLACED = ".replaced-"  # marks an old folder until the new one has its name
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # the first characters of formulas in spreadsheets
 _LONGEST = 120  # bytes of the final name in a temporary name; file systems allow 255 in all
 
@@ -33,7 +33,7 @@ def finished_file(path: Path | str) -> Iterator[Path]:
         OSError: an error of the writer; its file name is ``path`` instead of the temporary name or of none.
     """
     path = Path(path)
-    unfinished = _unfinished(path)
+    unfinished = _temporary(path, _MARK)
     try:
         yield unfinished
         with unfinished.open("rb") as file:
@@ -61,7 +61,7 @@ def finished_folder(path: Path | str) -> Iterator[Path]:
     if path.exists() and not given.exists():
         raise FileError(given, f"goes through a folder that does not exist; give {path}")
     sweep(path.parent)
-    unfinished, before = _unfinished(path), _unfinished(path, _BEFORE)
+    unfinished, before = _temporary(path, _MARK), _temporary(path, _REPLACED)
     try:
         unfinished.mkdir(parents=True)
         yield unfinished
@@ -87,14 +87,14 @@ def sweep(folder: Path | str, *, alone: bool = False) -> None:
     """
     folder = Path(folder)
     for path in folder.iterdir() if folder.is_dir() else ():
-        if not path.name.startswith(_MARK):
+        is_replaced = path.name.startswith(_REPLACED)
+        if not is_replaced and not path.name.startswith(_MARK):
             continue
-        machine, _, rest = path.name.removeprefix(_MARK).partition("--")
-        process = rest.split("-")[0]
+        machine, _, rest = path.name.removeprefix(_MARK).removeprefix(_REPLACED).partition("--")
+        process, _, name = rest.partition("-")
         if not alone and (machine != platform.node() or not process.isdecimal() or _alive(int(process))):
             continue
-        _, is_before, name = rest.partition(_BEFORE)
-        if is_before and not (folder / name).exists():  # its process was killed between the two renames
+        if is_replaced and not (folder / name).exists():  # its process was killed between the two renames
             path.replace(folder / name)
         else:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
@@ -182,10 +182,10 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _unfinished(path: Path, what: str = "") -> Path:
+def _temporary(path: Path, mark: str) -> Path:
     """A temporary name in the folder of the result, with the same ending, since writers infer the format from it."""
     end = os.fsdecode(os.fsencode(path.name)[-_LONGEST:])
-    return path.with_name(f"{_MARK}{platform.node()}--{os.getpid()}-{what}{end}")
+    return path.with_name(f"{mark}{platform.node()}--{os.getpid()}-{end}")
 
 
 def _naming(error: OSError, unfinished: Path, path: Path) -> OSError:

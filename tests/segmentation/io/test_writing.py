@@ -97,7 +97,7 @@ def test_a_folder_survives_a_stop_between_the_two_renames(tmp_path, monkeypatch)
     replace = Path.replace
 
     def stopped(path, target):
-        if path.name.startswith(".unfinished-") and "-before-" not in path.name:
+        if path.name.startswith(".unfinished-"):
             raise KeyboardInterrupt
         return replace(path, target)
 
@@ -110,9 +110,13 @@ def test_a_folder_survives_a_stop_between_the_two_renames(tmp_path, monkeypatch)
     assert names(tmp_path / "cohort") == ["one"]
     assert names(tmp_path) == ["cohort"]
     # After a kill, the next start finds this.
-    (tmp_path / "cohort").rename(tmp_path / f".unfinished-{platform.node()}--{dead_process()}-before-cohort")
+    (tmp_path / "cohort").rename(tmp_path / f".replaced-{platform.node()}--{dead_process()}-cohort")
     sweep(tmp_path)
     assert names(tmp_path / "cohort") == ["one"]
+    # If the new folder has its name, the old one is removed.
+    (tmp_path / f".replaced-{platform.node()}--{dead_process()}-cohort").mkdir()
+    sweep(tmp_path)
+    assert names(tmp_path) == ["cohort"]
 
 
 def test_long_names_of_several_bytes_per_character(tmp_path):
