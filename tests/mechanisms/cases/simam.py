@@ -51,6 +51,15 @@ def a_voxel_far_from_the_mean_has_the_largest_gate():
     assert gate.argmax() == x.argmax()
 
 
+def several_blocks_equal_the_plain_form():
+    for memory_format in (torch.contiguous_format, torch.channels_last_3d):
+        x = (3.0 + torch.randn(2, 5, 8, 64, 80)).contiguous(memory_format=memory_format).requires_grad_()
+        y, plain, weight = SimAM(3, 5)(x), PlainSimAM(5)(x), torch.randn(x.shape)
+        torch.testing.assert_close(y, plain)
+        torch.testing.assert_close(*(torch.autograd.grad(result, x, weight)[0] for result in (y, plain)))
+        assert y.is_contiguous(memory_format=memory_format)
+
+
 CASE = Case(
     forms={"default": {}, "regularized": {"regularization": 0.5}},
     reference=simam,
@@ -67,5 +76,9 @@ CASE = Case(
     kinds=[{"regularization": "small"}],
     drawn={"regularization": [1e-4, 0.01, 1]},
     is_set=True,
-    faults=[a_single_voxel_or_a_constant_volume_is_finite, a_voxel_far_from_the_mean_has_the_largest_gate],
+    faults=[
+        a_single_voxel_or_a_constant_volume_is_finite,
+        a_voxel_far_from_the_mean_has_the_largest_gate,
+        several_blocks_equal_the_plain_form,
+    ],
 )
