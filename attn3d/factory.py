@@ -6,8 +6,9 @@ from typing import Any
 
 from torch import nn
 
-from attn3d.arguments import check_options, nearest, positive_integer, read_spec
-from attn3d.mechanisms.registry import REGISTRY
+from attn3d.arguments import check_options, nearest, of_python, positive_integer, read_spec
+from attn3d.attention import Pattern
+from attn3d.mechanisms.registry import REGISTRY, list_attention
 
 AttentionSpec = str | Sequence[Any] | Callable[..., nn.Module]
 
@@ -19,13 +20,20 @@ def find(spec: AttentionSpec, argument: str = "spec") -> tuple[Callable[..., nn.
         TypeError: if ``spec`` is not a spec.
         ValueError: if the name is unknown; the message gives the closest match.
     """
+    if isinstance(spec, nn.Module):
+        raise TypeError(
+            f"`{argument}` must be a name, a class or a function, since every site gets its own module, got a"
+            f" {type(spec).__name__}"
+        )
     if callable(spec):
         return spec, {}
     if isinstance(spec, Sequence) and len(spec) == 2 and callable(spec[0]) and isinstance(spec[1], Mapping):
         return spec[0], dict(spec[1])
     name, options = read_spec(argument, spec)
     if name not in REGISTRY:
-        raise ValueError(f"`{argument}` must be a registered attention, got {name!r}; {nearest(name, REGISTRY)}")
+        raise ValueError(
+            f"`{argument}` must be a registered mechanism, got {name!r}; {nearest(name, list_attention())}"
+        )
     return REGISTRY[name], options
 
 
@@ -37,6 +45,27 @@ def declares(spec: AttentionSpec, attribute: str) -> bool:
     """
     maker: Any = find(spec)[0]
     return bool(getattr(maker.func if isinstance(maker, functools.partial) else maker, attribute, False))
+
+
+def plain_spec(spec: AttentionSpec, options: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Returns a spec and its options as plain data, which can be written as JSON.
+
+    Registered classes become names, patterns ``[name, {options}]``, and numbers of NumPy and PyTorch those of Python. A
+    class or function that is not registered is returned as it is.
+    """
+    maker, given = find(spec)
+    named = next((name for name, registered in REGISTRY.items() if registered is maker), maker)
+    return named, _plain({**given, **options})
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Pattern):
+        return [value.name, vars(value)]
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    return of_python(value)
 
 
 def create_attention(spec: AttentionSpec, *, spatial_dims: int, channels: int, **options: Any) -> nn.Module:

@@ -290,7 +290,7 @@ class TestSelection:
     def test_after_an_instance_norm_the_warning_names_the_activation(self) -> None:
         net = nn.Sequential(nn.Sequential(nn.Conv2d(1, 4, 3), nn.InstanceNorm2d(4)), nn.ReLU())
         net = nn.Sequential(nn.Sequential(net, nn.Conv2d(4, 4, 1)), nn.Conv2d(4, 2, 1))
-        with pytest.warns(UserWarning, match=r"at path:0.0.0.1, .* the bias of .*after the activation, at 'path:0.0'$"):
+        with pytest.warns(UserWarning, match=r"at path:0.0.0.1 is the bias of .*after the activation, at 'path:0.0'$"):
             insert_attention(net, "se", at="path:0.0.0.1", input_shape=(1, 1, 8, 8))
 
     def test_sites_that_are_left_out_are_named_in_a_warning(self) -> None:
@@ -394,6 +394,15 @@ class TestMechanisms:
         insert_attention(net, Scale, at="encoder", start=2.0)
         assert not torch.equal(net(x), plain)
         assert inserted_attention(net)[0]["spec"] == [Scale, {"start": 2.0}]
+
+    def test_a_module_is_no_spec(self) -> None:
+        with pytest.raises(TypeError, match=r"`spec` must be a name, a class or a function, .* got a CBAM"):
+            insert_attention(unet(), attn3d.CBAM(2, 4), at="encoder")
+
+    @pytest.mark.parametrize("name", ["channels", "spatial_dims"])
+    def test_what_follows_from_the_site_is_no_option(self, name: str) -> None:
+        with pytest.raises(TypeError, match=f"`{name}` follows from the site, got 2; leave it out"):
+            insert_attention(unet(), "se", at="encoder", **{name: 2})
 
     def test_two_at_one_site_in_order(self) -> None:
         net = insert_attention(unet(), "se", at="encoder", stages=0)
@@ -564,6 +573,30 @@ class TestCheckpoints:
         load_pretrained(insert_attention(net, "se", at="path:stem"), state)
         assert net.version == 1
 
+    @pytest.mark.parametrize("of", ["network", "checkpoint"])
+    def test_one_of_or_for_a_network_in_data_parallel(self, of: str) -> None:
+        net, other = insert_attention(unet(), "se", at="encoder"), unet()
+        nn.init.ones_(other.model[0].conv[0].conv.weight)
+        new = load_pretrained(
+            *(nn.DataParallel(net), other.state_dict())
+            if of == "network"
+            else (net, nn.DataParallel(other).state_dict())
+        )
+        assert [key.removeprefix("module.") for key in new] == [key for key in net.state_dict() if "attn3d" in key]
+        assert torch.equal(net.model[0].conv[0].conv.weight, other.model[0].conv[0].conv.weight)
+
+    def test_one_that_is_no_state_dictionary(self) -> None:
+        net = insert_attention(unet(), "se", at="encoder")
+        with pytest.raises(TypeError, match=r"`state_dict` must be a state dictionary, .* got 'net\.pt'"):
+            load_pretrained(net, "net.pt")
+        with pytest.raises(TypeError, match=r"`state_dict` must map names to tensors, .* give its entry 'network'$"):
+            load_pretrained(net, {"network": unet().state_dict(), "epoch": 3})
+
+    def test_many_keys_that_do_not_fit_are_counted(self) -> None:
+        net = insert_attention(unet(), "se", at="encoder")
+        with pytest.raises(ValueError, match=r"unknown: other\.0, .*, other\.9 and 2 more$"):
+            load_pretrained(net, unet().state_dict() | {f"other.{index}": torch.ones(1) for index in range(12)})
+
     def test_one_with_a_part_of_the_attention(self) -> None:
         saved = insert_attention(unet(), "se", at="encoder").state_dict()
         net = insert_attention(insert_attention(unet(), "se", at="encoder"), "eca", at="encoder")
@@ -616,6 +649,23 @@ class TestCheckpoints:
         assert torch.equal(again(x), net(x))
         assert inserted_attention(again) == inserted_attention(net)
         assert inserted_attention(remove_attention(again)) == []
+
+    def test_classes_patterns_and_numbers_of_numpy_become_plain_data(self) -> None:
+        net = insert_attention(unet(), attn3d.CBAM, at="encoder", reduction=np.int64(2))
+        insert_attention(net, ("mhsa", {"pattern": attn3d.Window((2, 4), shift=True)}), at="bottleneck")
+        insert_attention(net, "mhsa", at="skip", pattern=("window", {"size": np.int64(4)}))
+        specs = [item["spec"] for item in json.loads(json.dumps(inserted_attention(net)))]
+        assert specs == [
+            ["cbam", {"reduction": 2}],
+            ["mhsa", {"pattern": ["window", {"size": [2, 4], "shift": True}]}],
+            ["mhsa", {"pattern": ["window", {"size": 4}]}],
+        ]
+        again = unet()
+        for item in inserted_attention(net):
+            insert_attention(again, **item)
+        again.load_state_dict(net.state_dict())
+        x = torch.randn(1, 1, 16, 16)
+        assert torch.equal(again(x), net(x))
 
     def test_parameters_are_separate(self) -> None:
         net = unet()

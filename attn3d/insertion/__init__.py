@@ -11,7 +11,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from attn3d.arguments import positive_integer
 from attn3d.capture import uncompiled
-from attn3d.factory import AttentionSpec, create_attention, declares, find
+from attn3d.factory import AttentionSpec, create_attention, declares, plain_spec
 from attn3d.insertion.attach import container_at, containers, detach
 from attn3d.insertion.containers import (
     BesideConvolution,
@@ -75,6 +75,8 @@ def insert_attention(
 ) -> Network:
     """Inserts a mechanism at each of the sites given by ``at``, in place.
 
+    Insert attention before you create an optimizer, which would miss the new parameters.
+
     The class of the network, its state dict keys and its hooks are kept; the mechanisms are added as new child modules.
     At a site that already has a mechanism, the new one is applied after it.
 
@@ -104,6 +106,8 @@ def insert_attention(
         >>> net = insert_attention(net, "cbam", at=("encoder", "skip"), stages=(-2, -1), reduction=8)
     """
     _check_open(net)
+    for name in options.keys() & {"spatial_dims", "channels"}:
+        raise TypeError(f"`{name}` follows from the site, got {options[name]!r}; leave it out")
     inner = uncompiled(net)
     survey = Survey(inner, input_shape)
     sites = survey.select(at, stages)
@@ -119,7 +123,6 @@ def insert_attention(
     if not sites:
         raise ValueError(f"`max_voxels` must leave at least one site, got {max_voxels}: " + _sentence(left_out))
 
-    _, spec_options = find(spec)
     if declares(spec, "takes_signal"):
         _check_signals(survey, sites, spec)
     made = [_make(inner, site, spec, identity, options) for site in sites]
@@ -128,12 +131,12 @@ def insert_attention(
     if declares(spec, "averages_space"):
         _warn_of_norms(survey, sites, spec)
     call = 1 + max((record.call[0] for record in _records(inner)), default=-1)
-    named = spec if isinstance(spec, str) or callable(spec) else spec[0]
+    named, plain_options = plain_spec(spec, options)
     shape = None if input_shape is None else tuple(input_shape)
     for index, (site, attention) in enumerate(zip(sites, made, strict=True)):
         container = container_at(inner, site.place, site.channels, site.reader)
         container.append(attention)
-        container.records.append(Record((call, index), site.name, named, spec_options | options, identity, shape))
+        container.records.append(Record((call, index), site.name, named, plain_options, identity, shape))
     _forget_compiled()
     return net
 
@@ -155,8 +158,8 @@ def remove_attention(net: Network) -> Network:
 def inserted_attention(net: nn.Module) -> list[dict[str, Any]]:
     """Returns the arguments of all calls of `insert_attention` on ``net``, one dictionary for each call.
 
-    Store them with a checkpoint and call ``insert_attention(net, **item)`` for each to rebuild the network. They can be
-    written as JSON if specs are names and options are numbers and strings.
+    Store them with a checkpoint and call ``insert_attention(net, **item)`` for each to rebuild the network. They are
+    plain data, which can be written as JSON, unless a mechanism is a class or function that is not registered.
 
     Args:
         net: a network, with or without inserted attention.
@@ -199,20 +202,27 @@ def load_pretrained(net: nn.Module, state_dict: Mapping[str, Tensor]) -> list[st
 
     Args:
         net: a network with inserted attention, which may be compiled.
-        state_dict: state of the same network without attention, with the same attention or with part of it, compiled
-            or not.
+        state_dict: state of the same network without attention, with the same attention or with part of it; also of
+            this network compiled or in `DataParallel` or `DistributedDataParallel`.
 
     Returns:
         the keys of mechanisms that are not in the checkpoint; their parameters are unchanged.
 
     Raises:
-        ValueError: if other keys are missing, unknown or have another shape; the message lists them. Nothing is loaded
-            then.
+        TypeError: if ``state_dict`` is not a state dictionary.
+        ValueError: if other keys are missing, unknown or have another shape; the message lists the first ones. Nothing
+            is loaded then.
     """
     net = uncompiled(net)
+    if not isinstance(state_dict, Mapping):
+        raise TypeError(f"`state_dict` must be a state dictionary, such as torch.load returns, got {state_dict!r:.80}")
     own = net.state_dict()
-    names = {_without_compile(key): key for key in own}
-    state_dict = {names.get(_without_compile(key), key): value for key, value in state_dict.items()}
+    if inside := [repr(key) for key, value in state_dict.items() if isinstance(value, Mapping) and key not in own]:
+        raise TypeError(
+            f"`state_dict` must map names to tensors, got a checkpoint; give its entry {' or '.join(inside)}"
+        )
+    names = {_without_wrappers(key): key for key in own}
+    state_dict = {names.get(_without_wrappers(key), key): value for key, value in state_dict.items()}
     missing = [key for key in own if key not in state_dict]
     new = []
     for path, container in containers(net, aliases=True):
@@ -230,15 +240,21 @@ def load_pretrained(net: nn.Module, state_dict: Mapping[str, Tensor]) -> list[st
         ],
     }
     if any(faults.values()):
-        named = "; ".join(f"{fault}: {', '.join(keys)}" for fault, keys in faults.items() if keys)
+        named = "; ".join(f"{fault}: {_first(keys)}" for fault, keys in faults.items() if keys)
         raise ValueError(f"`state_dict` is of another network than `net`. Keys {named}")
     net.load_state_dict(state_dict, strict=False)
     return new
 
 
-def _without_compile(key: str) -> str:
-    """Returns a key without the names that `torch.compile` adds for the network and for modules in it."""
-    return key.replace("_orig_mod.", "")
+def _without_wrappers(key: str) -> str:
+    """Returns a key without the names that `torch.compile` and wrappers for parallel training add."""
+    return key.replace("_orig_mod.", "").removeprefix("module.")
+
+
+def _first(keys: Sequence[str], most: int = 10) -> str:
+    """Returns the first keys as text, and the number of the others."""
+    shown = ", ".join(keys[:most])
+    return shown if len(keys) <= most else f"{shown} and {len(keys) - most} more"
 
 
 def _check_signals(survey: Survey, sites: Sites, spec: AttentionSpec) -> None:
@@ -254,15 +270,16 @@ def _check_signals(survey: Survey, sites: Sites, spec: AttentionSpec) -> None:
 
 def _warn_of_norms(survey: Survey, sites: Sites, spec: AttentionSpec) -> None:
     """Warns of mechanisms that take a mean over space of an instance norm's output: with equal weights, its bias."""
-    for site in sites:
-        behind = survey.behind_activation(site)
-        if behind is not None:
-            suggestion = f", at {behind!r}" if behind else ""
-            warnings.warn(
-                f"{spec!r} takes a mean over space, which at {site.name}, with equal weights, is the bias of the"
-                f" preceding instance norm for every image: insert it after the activation{suggestion}",
-                stacklevel=3,
-            )
+    found = {site.name: survey.behind_activation(site) for site in sites}
+    constant = {name: behind for name, behind in found.items() if behind is not None}
+    if constant:
+        instead = [repr(behind) for behind in constant.values() if behind]
+        warnings.warn(
+            f"{spec!r} takes a mean over space, which at {', '.join(constant)} is the bias of the preceding instance"
+            " norm for every image (with 'gc', nearly): insert it after the activation"
+            + (f", at {', '.join(instead)}" if instead else ""),
+            stacklevel=3,
+        )
 
 
 def _make(net: nn.Module, site: Site, spec: AttentionSpec, identity: bool, options: Mapping[str, Any]) -> nn.Module:

@@ -51,7 +51,8 @@ def simulate(
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         there = _settings(out)
         if there is None:
-            raise ValueError(f"`out` must be a new folder, but {out} has other content; give another folder")
+            found = "is a file" if out.is_file() else f"already has {min(path.name for path in out.iterdir())!r}"
+            raise ValueError(f"`out` must be a new folder, but {out} {found}; give another folder")
         if not overwrite:
             if there == settings and len((dataset := find_dataset(out)).cases) == cases:
                 return dataset
