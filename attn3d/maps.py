@@ -1,6 +1,7 @@
 """Attention maps of inserted mechanisms and of a network's own attention."""
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from attn3d.arguments import one_of, voxels_on
 from attn3d.capture import uncompiled, without_compiled_code
 from attn3d.insertion.attach import containers
+from attn3d.insertion.probe import evaluating
 from attn3d.layers.spatial import resize
 from attn3d.networks.own import OwnAttention, Tokens, own_attention
 from attn3d.networks.registry import run
@@ -28,11 +30,12 @@ def attention_maps(
     """Returns the attention maps of a network for ``x``, of inserted mechanisms and of the network's own attention.
 
     The network runs once, in evaluation mode and without gradients, and is not changed. Maps are resized to the grid of
-    ``x`` by linear interpolation. Of pairwise weights, only the rows of the requested voxels are computed. Supported as
-    a network's own attention: MONAI's AttentionUnet (gates), SwinUNETR (windows), UNETR, ViT, ViTAutoEnc,
-    DiffusionModelUNet, AutoencoderKL and other networks with their blocks, and nnU-Net's Primus. A registered network
-    that takes more than an image runs with placeholders, such as time 0 and a context of one token. To pass other
-    values, wrap it in a module that takes the image only.
+    ``x`` by linear interpolation. Of pairwise weights, only the rows of the requested voxels are computed. If a module
+    runs several times, the maps are those of its last call. Supported as a network's own attention: MONAI's
+    AttentionUnet (gates), SwinUNETR (windows), UNETR, ViT, ViTAutoEnc, DiffusionModelUNet, AutoencoderKL and other
+    networks with their blocks, and nnU-Net's Primus. A registered network that takes more than an image runs with
+    placeholders, such as time 0 and a context of one token. To pass other values, wrap it in a module that takes the
+    image only.
 
     Args:
         net: a network with attention, which may be compiled; its compiled code is not used.
@@ -59,7 +62,7 @@ def attention_maps(
         - "affinity": weights between channels, (B, C', C').
 
     Raises:
-        TypeError: if ``net`` is not a module.
+        TypeError: if ``net`` is not a module, ``x`` not a tensor, or ``site`` not a name or a list of names.
         ValueError: if the network has no supported attention, a site is unknown, or a voxel is outside the grid.
 
     Examples:
@@ -69,6 +72,8 @@ def attention_maps(
         torch.Size([1, 8])
     """
     net = uncompiled(net)
+    if not isinstance(x, Tensor):
+        raise TypeError(f"`x` must be a torch.Tensor (B, C, *S), got {type(x).__name__}")
     mechanisms = _mechanisms(net)
     own = {f"own:{path}": found for path, found in own_attention(net).items()}
     names = [*mechanisms, *own]
@@ -78,6 +83,8 @@ def attention_maps(
             " attn3d.insert_attention"
         )
     if site is not None:
+        if not isinstance(site, str | Sequence):
+            raise TypeError(f"`site` must be a name or a list of names, got {site!r}")
         names = [one_of("site", name, names) for name in ([site] if isinstance(site, str) else site)]
     grid = list(x.shape[2:])
     places = voxels_on(grid, voxels)
@@ -108,7 +115,7 @@ def attention_maps(
         hooks.enter_context(_before(attention.host, read_positions))
         hooks.enter_context(_before(attention.module, read))
 
-    with ExitStack() as hooks, _evaluating(net), torch.no_grad(), without_compiled_code():
+    with ExitStack() as hooks, evaluating(net), torch.no_grad(), without_compiled_code():
         for name in names:
             if name in own:
                 watch_own(name, own[name])
@@ -128,28 +135,18 @@ def _before(module: nn.Module, function: Callable[..., None]) -> Iterator[None]:
         handle.remove()
 
 
-@contextmanager
-def _evaluating(net: nn.Module) -> Iterator[None]:
-    """Sets evaluation mode, and restores the mode of every module afterwards."""
-    training = {module: module.training for module in net.modules()}
-    try:
-        net.eval()
-        yield
-    finally:
-        for module, mode in training.items():
-            module.training = mode
-
-
 def _mechanisms(net: nn.Module) -> dict[str, nn.Module]:
     """Returns the inserted mechanisms by the names of their sites."""
     found: dict[str, nn.Module] = {}
+    earlier: Counter[str] = Counter()
     for _, inserted in containers(net):
         module: Any
         for record, module in zip(inserted.records, inserted, strict=True):
             while not hasattr(module, "attention_weights") and hasattr(module, "attention"):
                 module = module.attention  # inside `IdentityAtStart`
-            earlier = sum(name.split("#")[0] == record.site for name in found)
-            found[f"{record.site}#{earlier}" if earlier else record.site] = module
+            number = earlier[record.site]
+            found[f"{record.site}#{number}" if number else record.site] = module
+            earlier[record.site] += 1
     return found
 
 

@@ -23,7 +23,7 @@ from torch.utils.flop_counter import flop_registry
 from attn3d.arguments import MemoryBudget, natural_number, of_python, one_of, positive_integer, read_bytes
 from attn3d.attention.memory import register_scratch, scratch_bytes
 from attn3d.factory import AttentionSpec, create_attention, find
-from attn3d.insertion.probe import held_results
+from attn3d.insertion.probe import held_tensors
 
 MEMINFO = Path("/proc/meminfo")
 
@@ -175,13 +175,11 @@ def _on_fake_tensors(
         raise TypeError(f"`options` are those of a spec; a module has its own already, got {', '.join(options)}")
     fakes: dict[int, Tensor] = {}
     with mode:
-        for tensor in mechanism.buffers():
+        for tensor in held_tensors(mechanism):  # buffers too
             fakes[id(tensor)] = torch.empty(tensor.shape, dtype=dtype if tensor.is_floating_point() else tensor.dtype)
         for parameter in mechanism.parameters():
             fake = torch.empty(parameter.shape, dtype=dtype)
             fakes[id(parameter)] = nn.Parameter(fake, parameter.requires_grad)
-        for tensor in held_results(mechanism):
-            fakes[id(tensor)] = torch.empty(tensor.shape, dtype=dtype)
     twin = copy.deepcopy(mechanism, fakes)  # outside the mode, which cannot copy tensors that are plain attributes
     for module in twin.modules():
         if isinstance(module, nn.modules.batchnorm._NormBase):

@@ -216,6 +216,7 @@ class TestSelection:
         ("net", "at", "stages", "message"),
         [
             (unet, "encodr", None, "did you mean 'encoder'"),
+            (unet, "model.0", None, "got 'model.0'; did you mean 'path:model.0'"),
             (backbone, "encoder", None, "Backbone has no registered sites.*at='path:.*register_sites"),
             (unet, "encoder", 2, "`stages` of 'encoder' must be from -2 to 1, got 2"),
             (unet, "path:model.3", None, r"`at` must match a module, .*; did you mean 'model"),
@@ -596,6 +597,18 @@ class TestCheckpoints:
         net = insert_attention(unet(), "se", at="encoder")
         with pytest.raises(ValueError, match=r"unknown: other\.0, .*, other\.9 and 2 more$"):
             load_pretrained(net, unet().state_dict() | {f"other.{index}": torch.ones(1) for index in range(12)})
+
+    def test_one_whose_modules_have_versions(self) -> None:
+        class Versioned(nn.Conv2d):
+            _version = 2
+
+            def _load_from_state_dict(self, state_dict: dict, prefix: str, metadata: dict, *rest: object) -> None:
+                assert metadata.get("version") == 2  # of an older one, the weights would be converted
+                super()._load_from_state_dict(state_dict, prefix, metadata, *rest)
+
+        net = nn.Sequential(Versioned(1, 4, 1), nn.ReLU())
+        state = nn.DataParallel(copy.deepcopy(net)).state_dict()
+        load_pretrained(insert_attention(net, "se", at="path:0", input_shape=(1, 1, 6, 5)), state)
 
     def test_one_with_a_part_of_the_attention(self) -> None:
         saved = insert_attention(unet(), "se", at="encoder").state_dict()

@@ -85,6 +85,15 @@ def test_several_mechanisms_at_a_site_have_different_names():
     assert "axes_map" in maps[second]
 
 
+def test_a_module_name_may_contain_the_sign_that_numbers_mechanisms():
+    net = torch.nn.Sequential()
+    net.add_module("a#b", torch.nn.Conv2d(1, 4, 1))
+    net.add_module("head", torch.nn.Conv2d(4, 2, 1))
+    for name in ("se", "simam"):
+        attn3d.insert_attention(net, name, at="path:a#b", input_shape=(1, 1, 6, 5))
+    assert list(attn3d.attention_maps(net, torch.randn(1, 1, 6, 5))) == ["path:a#b", "path:a#b#1"]
+
+
 def test_a_user_defined_mechanism_without_weights_has_no_maps():
     class Same(torch.nn.Module):
         def __init__(self, spatial_dims, channels):
@@ -146,6 +155,11 @@ def test_the_compiler_is_not_imported_for_maps(monkeypatch):
 
 
 def test_refusals():
+    net = attn3d.insert_attention(unet(), "se", at="encoder")
+    with pytest.raises(TypeError, match=r"`x` must be a torch\.Tensor"):
+        attn3d.attention_maps(net, [[0.0]])
+    with pytest.raises(TypeError, match="`site` must be a name or a list of names, got 3"):
+        attn3d.attention_maps(net, torch.zeros(1, 1, 16, 16, 16), site=3)
     with pytest.raises(ValueError, match="`net` must have attention, got none"):
         attn3d.attention_maps(unet(), torch.randn(1, 1, 16, 16, 16))
     net = attn3d.insert_attention(unet(), "mhsa", at="bottleneck")

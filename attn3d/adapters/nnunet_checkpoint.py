@@ -39,11 +39,11 @@ def convert(plans: Plans, configuration: str, weights: dict[str, Tensor]) -> tup
     block = resolved(plans["configurations"], configuration).get("architecture", {})
     if block.get("network_class_name") != NETWORK:
         raise ValueError(f"`configuration` {configuration!r} has no attention; add one with attn3d.adapters.nnunet")
-    heads = [key for key in weights if key.endswith("seg_layers.0.weight")]
-    if not heads:
+    heads = [value for key, value in weights.items() if key.endswith("decoder.seg_layers.0.weight")]
+    first = [value for key, value in weights.items() if "encoder" in key and value.dim() > 3]
+    if not heads or not first:
         raise ValueError("`checkpoint` must contain a U-Net of nnU-Net; it has no 'decoder.seg_layers.0.weight'")
-    first = next(value for key, value in weights.items() if key.startswith("encoder") and value.dim() > 3)
-    net = with_classes(block, first.shape[1], weights[heads[0]].shape[0])
+    net = with_classes(block, first[0].shape[1], heads[0].shape[0])
     new = load_pretrained(net, weights)
     return net.state_dict(), new
 

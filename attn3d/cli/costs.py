@@ -59,7 +59,10 @@ def sites(
         str, typer.Option(help='Shape of its input, "1,1,64,64,64"; guessed from the network by default.')
     ] = "",
 ) -> None:
-    """List the sites of a network where attention can be inserted: attn3d sites UNet."""
+    """List the sites of a network where attention can be inserted: attn3d sites UNet.
+
+    Without --options, the networks of `attn3d train` have its defaults.
+    """
     from attn3d.insertion import attention_sites
 
     with one_line_errors("sites"):

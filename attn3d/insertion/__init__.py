@@ -2,6 +2,7 @@
 
 import sys
 import warnings
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -158,6 +159,9 @@ def remove_attention(net: Network) -> Network:
 def inserted_attention(net: nn.Module) -> list[dict[str, Any]]:
     """Returns the arguments of all calls of `insert_attention` on ``net``, one dictionary for each call.
 
+    For attention that was inserted into a part of the network, call it on this part: the names of sites are relative
+    to the module that was passed to `insert_attention`.
+
     Store them with a checkpoint and call ``insert_attention(net, **item)`` for each to rebuild the network. They are
     plain data, which can be written as JSON, unless a mechanism is a class or function that is not registered.
 
@@ -222,7 +226,10 @@ def load_pretrained(net: nn.Module, state_dict: Mapping[str, Tensor]) -> list[st
             f"`state_dict` must map names to tensors, got a checkpoint; give its entry {' or '.join(inside)}"
         )
     names = {_without_wrappers(key): key for key in own}
-    state_dict = {names.get(_without_wrappers(key), key): value for key, value in state_dict.items()}
+    metadata = getattr(state_dict, "_metadata", {})  # the versions of modules, which decide how old states are read
+    state_dict = OrderedDict((names.get(_without_wrappers(key), key), value) for key, value in state_dict.items())
+    paths = {_without_wrappers(f"{path}."): path for path, _ in net.named_modules(remove_duplicate=False)}
+    state_dict._metadata = {paths.get(_without_wrappers(f"{path}."), path): each for path, each in metadata.items()}  # type: ignore[attr-defined]
     missing = [key for key in own if key not in state_dict]
     new = []
     for path, container in containers(net, aliases=True):

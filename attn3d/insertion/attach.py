@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from attn3d.capture import uncompiled
 from attn3d.insertion.containers import (
     Inserted,
     InsertedAtSkip,
@@ -73,6 +74,10 @@ def _attend_concatenated(self: Any, input: tuple[Tensor]) -> tuple[Tensor]:
     return (self.attn3d_concatenated(input[0]),) + input[1:]
 
 
+def _attend_concatenated_first(self: Any, input: tuple[Tensor]) -> tuple[Tensor]:
+    return (self.attn3d_concatenated_first(input[0]),) + input[1:]
+
+
 def _attend_items(self: Any, input: tuple[Tensor], output: list[Tensor]) -> list[Tensor]:
     return self.attn3d_items(output)
 
@@ -98,7 +103,7 @@ def container_at(network: nn.Module, place: Place, channels: int, reader: str) -
         channels: number of channels of its map.
         reader: for summed skips, path of the module that adds the skip to another map.
     """
-    host, name = _host(network, place), INSERTED[place.hook]
+    host, name = host_of(network, place), INSERTED[place.hook]
     if name not in host._modules:
         _MAKERS[place.hook](host, place, channels)
     if place.hook == "summed":
@@ -109,7 +114,7 @@ def container_at(network: nn.Module, place: Place, channels: int, reader: str) -
 
 def taken_name(network: nn.Module, place: Place) -> str:
     """Returns the name of the container at ``place`` if the network has another attribute with this name, or ""."""
-    host, name = _host(network, place), INSERTED[place.hook]
+    host, name = host_of(network, place), INSERTED[place.hook]
     is_taken = hasattr(host, name) and not isinstance(getattr(host, name), (Inserted, InsertedItems))
     return name if is_taken else ""
 
@@ -124,6 +129,8 @@ def containers(network: nn.Module, aliases: bool = False) -> Iterator[tuple[str,
 def detach(network: nn.Module) -> None:
     """Removes everything that was inserted."""
     for host in list(network.modules()):
+        if isinstance(host, torch.jit.ScriptModule):
+            continue  # it takes no hooks, and its children have no names
         for name in set(INSERTED.values()) & set(host._modules):
             child = host._modules[name]
             if isinstance(child, (Inserted, InsertedItems)):
@@ -137,10 +144,10 @@ def is_plain_sequence(module: nn.Module) -> bool:
     return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
 
 
-def _host(network: nn.Module, place: Place) -> Any:
+def host_of(network: nn.Module, place: Place) -> Any:
     """Returns the module that gets the container at ``place``."""
-    host: Any = network.get_submodule(place.path)
-    while place.hook in ("first", "concatenated") and is_plain_sequence(host):
+    host: Any = uncompiled(network.get_submodule(place.path))
+    while (place.hook == "first" or place.is_concatenated) and is_plain_sequence(host):
         host = host[0]  # it has the same input, and a new child of the sequence would be run by the sequence
     return host
 
@@ -174,8 +181,9 @@ def _at_joined(host: nn.Module, place: Place, channels: int) -> None:
 
 
 def _at_concatenation(host: nn.Module, place: Place, channels: int) -> None:
-    child = InsertedInConcatenation(channels, first=place.index == 0)
-    _put(host, place, child, host.register_forward_pre_hook(_attend_concatenated))
+    first = place.hook == "concatenated_first"
+    hook = _attend_concatenated_first if first else _attend_concatenated
+    _put(host, place, InsertedInConcatenation(channels, first), host.register_forward_pre_hook(hook))
 
 
 def _at_item(host: nn.Module, place: Place, channels: int) -> None:
@@ -220,6 +228,7 @@ _MAKERS: dict[str, Callable[[nn.Module, Place, int], None]] = {
     "second": _at_second,
     "joined": _at_joined,
     "concatenated": _at_concatenation,
+    "concatenated_first": _at_concatenation,
     "item": _at_item,
     "summed": _at_sum,
     "kernel": _at_kernel,

@@ -125,10 +125,12 @@ class InsertedItems(nn.Module):
         return cast(Inserted, self.maps[index])
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
-        """Returns a new list with attended entries; entries after the last site are unchanged."""
+        """Returns a new list, or tuple, with attended entries; entries after the last site are unchanged."""
         attended = list(maps)
         for index, mechanisms in enumerate(self.maps):
             attended[index] = mechanisms(attended[index])
+        if not torch.jit.is_scripting():  # which has lists only
+            return tuple(attended) if isinstance(maps, tuple) else attended
         return attended
 
 

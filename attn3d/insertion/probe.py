@@ -6,13 +6,16 @@ the CPU instead.
 """
 
 import copy
+import functools
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
@@ -29,7 +32,11 @@ _CHANNELS_FIRST = (
     nn.modules.batchnorm._NormBase,
     nn.GroupNorm,
 )
-_CHANNELS_LAST = (nn.Linear, nn.LayerNorm)  # not their subclasses, which often permute
+_CHANNELS_LAST = (nn.Linear, nn.LayerNorm, nn.Embedding)  # not their subclasses, which often permute
+
+
+class _NotCopiedError(TypeError):
+    """The network cannot be copied, on whatever image it runs."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +116,8 @@ def probe(network: nn.Module, input_shape: Sequence[int] | None = None) -> Probe
         _check_axes(network, input_shape)
         try:
             return _run_somewhere(network, tuple(input_shape))
+        except _NotCopiedError:
+            raise
         except Exception as failure:
             raise ValueError(
                 f"`input_shape` must be accepted by the network, got {tuple(input_shape)}: {failure}{_advice(failure)}"
@@ -118,6 +127,8 @@ def probe(network: nn.Module, input_shape: Sequence[int] | None = None) -> Probe
     for shape in shapes:
         try:
             return _run_somewhere(network, shape)
+        except _NotCopiedError:
+            raise
         except Exception as failure:  # networks raise all kinds of errors for unsupported shapes
             error = failure
     if error is None:
@@ -152,8 +163,10 @@ def _guesses(network: nn.Module) -> list[tuple[int, ...]]:
 
 def _advice(error: Exception) -> str:
     """Returns what to do if a network takes more arguments than an image."""
-    wanted = "required positional argument" in str(error)
-    return "; register how to call it on an image: attn3d.networks.register_sites(.., run=)" if wanted else ""
+    wanted = ("required positional argument", "required keyword-only argument", "positional argument but")
+    if not any(words in str(error) for words in wanted):
+        return ""
+    return "; register how to call it on an image: attn3d.networks.register_sites(.., run=)"
 
 
 def _run_somewhere(network: nn.Module, shape: tuple[int, ...]) -> Probe:
@@ -168,23 +181,42 @@ def _run_somewhere(network: nn.Module, shape: tuple[int, ...]) -> Probe:
 
 def _run(network: nn.Module, shape: tuple[int, ...], device: torch.device) -> Probe:
     tensors = [*network.parameters(), *network.buffers()]
-    twins: dict[int, Any] = {id(tensor): _copied(tensor, device) for tensor in [*tensors, *held_results(network)]}
+    twins: dict[int, Any] = {id(tensor): _copied(tensor, device) for tensor in [*held_tensors(network), *tensors]}
     twins |= {id(hook): hook for hook in _foreign_hooks(network)}  # not copied, since they may hold anything
-    twin = copy.deepcopy(network, twins).eval()
+    try:
+        twin = copy.deepcopy(network, twins).eval()
+    except Exception as error:  # what an object raises that does not support it
+        raise _NotCopiedError(f"`net` must support copy.deepcopy, got {error}") from error
     detach(twin)  # attention keeps shapes
     floating = [tensor.dtype for tensor in tensors if tensor.is_floating_point()]
-    with torch.no_grad(), torch.random.fork_rng([]), without_compiled_code(), device:
+    # The network is in evaluation mode too, because closures are not copied and run its own modules.
+    with torch.no_grad(), torch.random.fork_rng([]), without_compiled_code(), evaluating(network), device:
         result = Probe(torch.zeros(shape, dtype=floating[0] if floating else None))
         running = _watch(twin, result, twins)
         with _Meetings(result, running):
             result.output = run(twin, result.image)
+    if set(result.calls) <= {""} and any(True for _ in network.children()):
+        raise ValueError("its forward calls modules that are not reached by a copy, such as those of a closure")
     return result
 
 
-def held_results(network: nn.Module) -> list[Tensor]:
-    """Returns results of a forward pass that modules hold, as a DynUNet its heads. `deepcopy` cannot copy them."""
+@contextmanager
+def evaluating(net: nn.Module) -> Iterator[None]:
+    """Sets evaluation mode, and restores the mode of every module afterwards."""
+    training = {module: module.training for module in net.modules()}
+    try:
+        for module in training:
+            module.training = False
+        yield
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+
+
+def held_tensors(network: nn.Module) -> list[Tensor]:
+    """Returns all tensors that modules hold. `deepcopy` cannot copy results, such as the heads of a DynUNet."""
     held = [value for module in network.modules() for value in tree_leaves(vars(module))]
-    return [value for value in held if isinstance(value, Tensor) and not value.is_leaf]
+    return [value for value in held if isinstance(value, Tensor)]
 
 
 def _copied(tensor: Tensor, device: torch.device) -> Tensor:
@@ -198,7 +230,8 @@ def _foreign_hooks(network: nn.Module) -> list[Any]:
     hooks = [
         hook
         for module in network.modules()
-        for of_module in (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
+        for name, of_module in vars(module).items()
+        if name.endswith("_hooks") and isinstance(of_module, dict)
         for hook in of_module.values()
     ]
     return [hook for hook in hooks if not isinstance(getattr(hook, "__self__", None), nn.Module)]
@@ -207,15 +240,21 @@ def _foreign_hooks(network: nn.Module) -> list[Any]:
 def _own_hook(hook: Callable[..., Any], twins: Mapping[int, Any]) -> Callable[..., Any] | None:
     """Returns the copy's version of a hook that belongs to the network, or None for a user's hook, which must not run.
 
-    The hooks of the network are its methods, which were copied with it, and closures over its modules only.
+    The hooks of the network are its methods, also in a `functools.partial`, and closures over its modules and over
+    names and numbers.
     """
+    if isinstance(hook, functools.partial):
+        inner = _own_hook(hook.func, twins)
+        return None if inner is None else functools.partial(inner, *hook.args, **hook.keywords)
     if isinstance(hook, types.MethodType):
-        return hook if isinstance(hook.__self__, nn.Module) else None
-    cells = getattr(hook, "__closure__", None)
-    if not cells:
+        owner = twins.get(id(hook.__self__), hook.__self__)  # a copied hook is a method of the copy already
+        return types.MethodType(hook.__func__, owner) if isinstance(owner, nn.Module) else None
+    contents = [
+        twins.get(id(cell.cell_contents), cell.cell_contents) for cell in getattr(hook, "__closure__", None) or ()
+    ]
+    if not any(isinstance(content, nn.Module) for content in contents):
         return None
-    contents = [twins.get(id(cell.cell_contents)) for cell in cells]
-    if any(not isinstance(content, nn.Module) for content in contents):
+    if not all(isinstance(content, nn.Module | str | int | float | None) for content in contents):
         return None
     closure = tuple(types.CellType(content) for content in contents)
     return types.FunctionType(hook.__code__, hook.__globals__, hook.__name__, hook.__defaults__, closure)
@@ -238,18 +277,24 @@ def _watch(twin: nn.Module, result: Probe, twins: Mapping[int, Any]) -> list[str
 
     def leave(path: str, module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
         running.pop()
-        last = isinstance(output, Tensor) and type(module) in _CHANNELS_LAST
+        last = isinstance(output, Tensor) and type_before_parametrizations(module) in _CHANNELS_LAST
         if last or (isinstance(output, Tensor) and isinstance(module, _CHANNELS_FIRST)):
             formats.append((output.shape, last))
-        within = [last for shape, last in formats[starts.pop() :] if shape == getattr(output, "shape", None)]
         kept = list(output) if isinstance(output, list) else output  # the network may empty the list later
-        channels_last = bool(within) and within[-1]
+        # The format is that of the last layer inside with such an output, or else of the last one before.
+        for known in (formats[starts.pop() :], formats):
+            of_shape = [last for shape, last in known if shape == getattr(output, "shape", None)]
+            if of_shape:
+                break
+        channels_last = bool(of_shape) and of_shape[-1]
         if not module._modules:
             makers[id(output)] = path
         call = Call(arguments, kept, channels_last, len(result.sums), makers.get(id(output), ""))
         result.calls.setdefault(path, []).append(call)
 
     for path, module in twin.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            continue  # it takes no hooks
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
             own = {number: _own_hook(hook, twins) for number, hook in hooks.items()}
             hooks.clear()
@@ -271,6 +316,6 @@ class _Meetings(TorchFunctionMode):
         if func in SUMS and len(args) > 1 and isinstance(args[0], Tensor) and isinstance(args[1], Tensor):
             self.result.sums.append(Sum(args[0], args[1], self.running[-1] if self.running else ""))
         output = func(*args, **(kwargs or {}))
-        if func in (torch.cat, torch.concat, torch.concatenate) and args:
-            self.result.concatenations.append((output, list(args[0])))
+        if func in (torch.cat, torch.concat, torch.concatenate):
+            self.result.concatenations.append((output, list(args[0] if args else kwargs["tensors"])))
         return output

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cached_property
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor, nn
 
 from attn3d.arguments import nearest, of_python
-from attn3d.insertion.attach import is_plain_sequence, taken_name
+from attn3d.insertion.attach import host_of, is_plain_sequence, taken_name
 from attn3d.insertion.probe import Call, Probe, probe
 from attn3d.layers.norms import is_instance_norm
 from attn3d.networks.places import KINDS, Place, is_inserted
@@ -116,7 +116,7 @@ class Survey:
             TypeError: if ``at`` or ``stages`` has the wrong type.
             ValueError: if no selected site can be used, or the network cannot be probed; the message gives the reasons.
         """
-        chosen: dict[Place, Site] = {}
+        chosen: dict[Any, Site] = {}
         self.refused = {}
         wanted = _integers(stages)
         for request in _strings(at):
@@ -129,7 +129,9 @@ class Survey:
                 raise ValueError(f"`at` {request!r} cannot be used: {reasons}")
             self.refused |= refused
             for site in found:
-                chosen.setdefault(site.place, site)
+                # A compiled module and the module inside it are one host.
+                tensor = host_of(self.network, site.place), site.place.hook, site.place.index
+                chosen.setdefault(tensor, site)
         return Sites(chosen.values())
 
     def behind_activation(self, site: Site) -> str | None:
@@ -168,6 +170,8 @@ class Survey:
 
     def _no_such_kind(self, kind: str) -> str:
         name = type(self.network).__name__
+        if kind in self._paths:
+            return f"`at` must be a kind of site or path:<module>, got {kind!r}; did you mean 'path:{kind}'?"
         if kind not in KINDS:
             return f"`at` must be a kind of site, got {kind!r}; {nearest(kind, [*self._places, 'path:<module>'])}"
         if has_sites(self.network):
@@ -202,9 +206,11 @@ class Survey:
         calls = probed.calls.get(place.path)
         if not calls:
             raise ValueError("never runs in a forward pass")
+        if place.hook == "kernel" and not all(call.arguments for call in calls):
+            raise ValueError("is called with a keyword argument")
         maps = [_reached(call, place, probed) for call in calls]
         for call, map_ in zip(calls, maps, strict=True):
-            if map_ is None and place.hook == "concatenated":
+            if map_ is None and place.is_concatenated:
                 raise ValueError("is called with a map that `torch.cat` did not return")
             if map_ is None and place.index is not None:
                 raise ValueError(f"returns no list with an entry {place.index}")
@@ -221,7 +227,7 @@ class Survey:
         channels = sorted({map_.shape[1] for map_ in maps})
         if len(channels) > 1:
             raise ValueError(f"is called with different channels, {channels}; name a module that is not shared")
-        if isinstance(module, _CONTAINERS) and not is_plain_sequence(module) and place.hook == "output":
+        if isinstance(module, _CONTAINERS) and not is_plain_sequence(module):
             raise ValueError("is a container with its own forward; name a module inside it")
         if name := taken_name(self.network, place):
             raise ValueError(f"has its own attribute `{name}`, a name that inserted attention needs; rename it")
@@ -235,9 +241,9 @@ def _reached(call: Call, place: Place, probed: Probe) -> Any:
         return call.arguments[1] if len(call.arguments) > 1 else None
     if place.hook in ("first", "joined"):
         return first
-    if place.hook == "concatenated":
+    if place.is_concatenated:
         parts = probed.parts(first)
-        return parts[cast(int, place.index)] if len(parts) > 1 else None
+        return parts[0 if place.hook == "concatenated_first" else -1] if len(parts) > 1 else None
     if place.index is None:
         return call.output
     listed = isinstance(call.output, (list, tuple)) and place.index < len(call.output)
@@ -256,7 +262,7 @@ def _signal(probed: Probe, place: Place, maps: list[Tensor]) -> tuple[int | None
         return call.arguments[0].shape[1], ""
     if place.hook == "joined":
         return call.output.shape[1] - maps[0].shape[1], ""
-    if place.hook == "concatenated":
+    if place.is_concatenated:
         return call.arguments[0].shape[1] - maps[0].shape[1], ""
     if place.hook != "summed":
         return None, ""
@@ -317,7 +323,7 @@ def _matching(pattern: str, paths: list[str]) -> list[str]:
     if not found:
         with contextlib.suppress(re.error):  # a glob need not be a valid regular expression
             found = [path for path in paths if re.fullmatch(pattern, path)]
-    if not found:
+    if not found and paths:
         raise ValueError(
             f"`at` must match a module, as a path, a glob (* does not match dots) or a regular expression, got"
             f" {pattern!r}; {nearest(pattern, paths[:40])}"

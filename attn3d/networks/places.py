@@ -12,6 +12,7 @@ INSERTED = {
     "second": "attn3d_skip",
     "joined": "attn3d_joined",
     "concatenated": "attn3d_concatenated",
+    "concatenated_first": "attn3d_concatenated_first",
     "item": "attn3d_items",
     "summed": "attn3d_summed",
     "kernel": "attn3d_kernel",
@@ -26,10 +27,11 @@ class Place:
     Attributes:
         path: path of the module.
         hook: which tensor: "output", the output of the module; "first" or "second", its first or second argument;
-            "joined", its input, which is the first part of the concatenation that it returns; "concatenated", a part of
-            the concatenation that is its input; "item", an entry of the list that it returns; "summed", its output,
-            which the network adds to another map; "kernel", its output as the first branch of a selective kernel.
-        index: index of the entry in the list, or of the part of the concatenation, 0 or -1.
+            "joined", its input, which is the first part of the concatenation that it returns; "concatenated" or
+            "concatenated_first", the last or first part of the concatenation that is its input; "item", an entry of the
+            list that it returns; "summed", its output, which the network adds to another map; "kernel", its output as
+            the first branch of a selective kernel.
+        index: index of the entry in the list.
     """
 
     path: str
@@ -39,8 +41,12 @@ class Place:
     @property
     def label(self) -> str:
         """The path, followed by the index of the item if there is one."""
-        is_item = self.index is not None and self.hook != "concatenated"
-        return f"{self.path}[{self.index}]" if is_item else self.path
+        return self.path if self.index is None else f"{self.path}[{self.index}]"
+
+    @property
+    def is_concatenated(self) -> bool:
+        """Whether the tensor is a part of a concatenation that is the module's input."""
+        return self.hook in ("concatenated", "concatenated_first")
 
 
 def is_inserted(path: str) -> bool:
@@ -65,7 +71,7 @@ def joined(path: str) -> Place:
 
 def concatenated(path: str, *, first: bool = False) -> Place:
     """A skip that is the last or first part of the concatenation that a decoder module takes as its input."""
-    return Place(path, "concatenated", 0 if first else -1)
+    return Place(path, "concatenated_first" if first else "concatenated")
 
 
 def items(path: str, count: int) -> list[Place]:

@@ -76,6 +76,8 @@ def plot_attention_maps(
     planes = [one_of("planes", plane, PLANES) for plane in ([planes] if isinstance(planes, str) else planes)]
     if not planes:
         raise ValueError(f"`planes` must name at least one of {', '.join(PLANES)}, got {planes!r}")
+    if not isinstance(maps, Mapping):
+        raise TypeError(f"`maps` must be the result of attention_maps, got {type(maps).__name__}")
     for name, weights in maps.items():
         if not isinstance(weights, Mapping):
             raise TypeError(f"`maps` must have a dictionary for each site, got {type(weights).__name__} for {name!r}")

@@ -46,7 +46,7 @@ def test_names_need_not_be_in_lower_case(monkeypatch):
 
 
 def test_refusals():
-    with pytest.raises(ValueError, match="`name` must be a registered attention, got 'cbma'; did you mean 'cbam'"):
+    with pytest.raises(ValueError, match="`name` must be a registered mechanism, got 'cbma'; did you mean 'cbam'"):
         Attention["cbma", 3]
     with pytest.raises(ValueError, match="must have one number of dimensions"):
         Attention["cbam"]

@@ -215,7 +215,7 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("arguments", "says"),
         [
-            (("--attention", "cban", "--at", "skip"), "`attention` must be a registered attention, got 'cban'"),
+            (("--attention", "cban", "--at", "skip"), "`attention` must be a registered mechanism, got 'cban'"),
             (("--attention", "cbam", "--at", "skips"), "did you mean 'skip'"),
             (("--attention", "cbam", "--at", "residual"), "must be a kind of site of PlainConvUNet"),
             (("--attention", "cbam", "--at", "skip", "--options", "{"), "`options` must be JSON"),

@@ -3,6 +3,7 @@
 import copy
 import functools
 import threading
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -10,11 +11,11 @@ from monai.networks.blocks import ResidualUnit
 from monai.networks.nets import ControlNet, DiffusionModelUNet, DynUNet, FlexibleUNet
 from monai.networks.nets.flexible_unet import FLEXUNET_BACKBONE, BaseEncoder
 from torch import Tensor, nn
-from torch.nn.utils import prune
+from torch.nn.utils import parametrizations, prune
 
 import attn3d
 from attn3d.insertion.attach import containers
-from attn3d.networks import register_sites, registry
+from attn3d.networks import Place, concatenated, first_argument, items, register_sites, registry, second_argument
 
 
 class DependsOnValues(nn.Module):
@@ -266,3 +267,139 @@ def test_flexible_unet(backbone: str, channels: int, encoder: list[int], skips: 
         assert [site.channels for site in sites if site.kind == kind] == found
     assert len([site for site in sites if site.kind == "bottleneck"]) == bool(encoder)
     assert len([site for site in sites if site.kind == "decoder"]) == channels
+
+
+class ChannelsLast(nn.Module):
+    """A block of tokens, whose modules return maps with the channels last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 8, 1)
+        self.norm = nn.LayerNorm(8)
+        self.linear = parametrizations.weight_norm(nn.Linear(8, 12))
+        self.act, self.drop = nn.GELU(), nn.Dropout()
+        self.head = nn.Conv2d(12, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.norm(self.stem(x).movedim(1, -1))
+        return self.head(self.drop(self.act(self.linear(tokens))).movedim(-1, 1))
+
+
+def test_maps_with_channels_last_are_no_sites() -> None:
+    assert [site.path for site in attn3d.attention_sites(ChannelsLast(), (1, 1, 6, 5))] == ["stem"]
+
+
+def test_both_parts_of_a_concatenation_are_attended() -> None:
+    class Joins(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.low, self.high = nn.Conv2d(1, 3, 1), nn.Conv2d(1, 5, 1)
+            self.up = nn.Conv2d(9, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.up(torch.cat(tensors=[self.low(x), x, self.high(x)], dim=1))
+
+    register_sites(Joins, {"skip": [concatenated("up", first=True), concatenated("up")]})
+    net, x = Joins(), torch.randn(2, 1, 6, 5)
+    low, high = net.low(x), net.high(x)
+    expected = net.up(torch.cat([attn3d.SimAM(2, 3)(low), x, attn3d.SimAM(2, 5)(high)], 1))
+    attn3d.insert_attention(net, "simam", at="skip")
+    torch.testing.assert_close(net(x), expected)
+    assert list(attn3d.remove_attention(net).state_dict()) == list(Joins().state_dict())
+
+
+class Runs(nn.Sequential):
+    """A sequence that does more than run its children."""
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        return super().forward(torch.cat([x, skip], 1))
+
+
+@pytest.mark.parametrize("place", [first_argument("up"), second_argument("up")])
+def test_a_sequence_with_its_own_forward_gets_no_child(place: Place) -> None:
+    class Calls(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.down, self.up = nn.Conv2d(1, 3, 1), Runs(nn.Conv2d(4, 2, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.up(self.down(x), x)
+
+    register_sites(Calls, {"skip": [place]})
+    with pytest.raises(ValueError, match="is a container with its own forward"):
+        attn3d.insert_attention(Calls(), "simam", at="skip")
+
+
+def test_a_tuple_of_skips_stays_a_tuple() -> None:
+    class Encoder(nn.Conv2d):
+        def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+            return (super().forward(x),)
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder, self.head = Encoder(1, 3, 1), nn.Conv2d(4, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(torch.cat(self.encoder(x) + (x,), 1))
+
+    register_sites(Net, {"skip": items("encoder", 1)})
+    assert attn3d.insert_attention(Net(), "se", at="skip")(torch.randn(2, 1, 6, 5)).shape == (2, 2, 6, 5)
+
+
+def test_a_compiled_module_and_the_module_inside_are_one_site() -> None:
+    net, x = nn.Sequential(nn.Sequential(nn.Conv2d(1, 4, 1), nn.ReLU()), nn.Conv2d(4, 2, 1)), torch.randn(2, 1, 6, 5)
+    expected = net[1](attn3d.SimAM(2, 4)(net[0](x)))
+    net[0] = torch.compile(net[0], backend="eager")
+    attn3d.insert_attention(net, "simam", at=["path:0", "path:0._orig_mod"], input_shape=(1, 1, 6, 5))
+    torch.testing.assert_close(net(x), expected)
+
+
+def test_a_network_whose_forward_is_a_closure_keeps_its_state() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 4, 1), nn.BatchNorm2d(4))
+    plain = net.forward
+    net.forward = lambda x: plain(x).float()
+    with pytest.raises(ValueError, match="calls modules that are not reached by a copy"):
+        attn3d.attention_sites(net, (1, 1, 6, 5))
+    assert all(module.training for module in net.modules())
+    assert net[1].num_batches_tracked == 0
+
+
+def test_hooks_of_the_network_that_are_partial_or_hold_a_name() -> None:
+    class Remembers(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.found: dict[str, Tensor] = {}
+            self.one, self.two, self.head = nn.Conv2d(1, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 2, 1)
+            self.one.register_forward_hook(functools.partial(self.keep, "one"))
+            self.two.register_forward_hook(self.keeper("two"))
+
+        def keep(self, name: str, module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
+            self.found[name] = output
+
+        def keeper(self, name: str) -> Callable[..., None]:
+            return lambda *call: self.keep(name, *call)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.two(self.one(x))
+            return self.head(self.found["one"] + self.found["two"])
+
+    net = Remembers()
+    assert [site.path for site in attn3d.attention_sites(net, (1, 1, 6, 5))] == ["one", "two"]
+    assert not net.found
+
+
+def test_a_network_that_cannot_be_copied() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 4, 1), nn.ReLU())
+    net.lock = threading.Lock()
+    with pytest.raises(TypeError, match=r"`net` must support copy\.deepcopy, got cannot pickle"):
+        attn3d.attention_sites(net)
+
+
+def test_the_error_for_a_keyword_that_is_required_names_register_sites() -> None:
+    class Keyword(nn.Conv2d):
+        def forward(self, x: Tensor, *, scale: float) -> Tensor:
+            return super().forward(x) * scale
+
+    with pytest.raises(ValueError, match=r"register_sites\(\.\., run=\)"):
+        attn3d.attention_sites(Keyword(1, 4, 1), (1, 1, 6, 5))

@@ -148,6 +148,8 @@ def test_invalid_arguments_are_refused():
         plot_attention_maps(ramp(), maps_of(spatial=ramp()), planes=[])
     with pytest.raises(ValueError, match="`maps` must have at least one sample, got none in 'channel'"):
         plot_attention_maps(ramp(), {"encoder:": {"channel": torch.empty(0, 4)}})
+    with pytest.raises(TypeError, match="`maps` must be the result of attention_maps, got Tensor"):
+        plot_attention_maps(maps_of(spatial=ramp()), ramp())
     with pytest.raises(TypeError, match="`maps` must have a dictionary for each site, got Tensor for 'spatial'"):
         plot_attention_maps(ramp(), maps_of(spatial=ramp())["encoder:model.0"])
     with pytest.raises(ValueError, match=r"`image` must lie on the grid of the maps, \(12, 10, 8\)"):
