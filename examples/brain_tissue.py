@@ -62,7 +62,7 @@ def main(
     """Train a network to segment CSF, grey and white matter, and test it on the held-out part of the brain."""
     start, console = time.perf_counter(), Console()
     warnings.simplefilter("ignore", FutureWarning)  # raised by libraries about other libraries
-    spec = {"network": network, "attention": attention, "at": at.split(",")}
+    spec = {"network": network, "attention": attention, "at": [kind.strip() for kind in at.split(",")]}
 
     with one_line_errors():
         named = None if attention == "none" else attention

@@ -26,9 +26,8 @@ def main(
     """Train all networks and report which differences exceed chance."""
     if data is None:
         data = segmentation.simulate(out.with_name(out.name + "_cohort"), cases).folder
-    found = segmentation.compare(
-        data, out=out, mechanisms=mechanisms.split(","), at=at.split(","), seeds=seeds, epochs=epochs
-    )
+    names, kinds = ([one.strip() for one in text.split(",")] for text in (mechanisms, at))
+    found = segmentation.compare(data, out=out, mechanisms=names, at=kinds, seeds=seeds, epochs=epochs)
     for name, one in found["mechanisms"].items():
         verdict = ""
         if one.get("difference_interval"):

@@ -32,4 +32,8 @@ scan = {"image": LoadImage(ensure_channel_first=True)(images)}
 scan = Prepared("image", facts["spacing"], facts["windows"])(scan)
 scan["pred"] = WindowInferer(facts["patch_size"], facts["multiple"])(scan["image"][None], network)[0]
 labels = ToScan("pred", "image", facts["values"], facts["regions"])(scan)["pred"]
-nib.save(nib.Nifti1Image(labels[0].numpy(), labels.affine.numpy()), out)
+image = nib.Nifti1Image(labels[0].numpy(), None)
+image.set_sform(labels.affine.numpy(), "scanner")
+image.set_qform(labels.affine.numpy(), "scanner")
+image.header.set_xyzt_units("mm")
+nib.save(image, out)

@@ -9,6 +9,7 @@ so that every rank can compare its result with that of the whole volume.
 """
 
 import copy
+import os
 import sys
 from collections.abc import Callable
 from itertools import accumulate
@@ -37,6 +38,11 @@ def train_step(module: torch.nn.Module, volume: Tensor) -> Tensor:
     return output.detach()
 
 
+if "--help" in sys.argv:
+    print(__doc__)
+    sys.exit()
+if "RANK" not in os.environ:  # torchrun sets it
+    sys.exit(__doc__)
 dist.init_process_group("gloo")
 rank, ranks = dist.get_rank(), dist.get_world_size()
 shape = [int(size) for size in sys.argv[1:]] or [32, 24, 24]

@@ -407,3 +407,30 @@ def test_evaluate_reads_regions_and_ignored_values(tmp_path):
     assert line.startswith(
         f"attn3d evaluate: {tmp_path / 'dataset.json'}: `regions_class_order` [2, 1] writes 1 for 'core'"
     )
+
+
+def test_a_table_wider_than_the_terminal_has_all_columns(monkeypatch):
+    """A pipe or a log has 80 columns. Digits must not be cut."""
+    from attn3d import segmentation
+
+    names = [f"structure number {index}" for index in range(12)]
+    volumes = {"a case with a long name": {name: 1234.5 + index for index, name in enumerate(names)}}
+    monkeypatch.setattr(segmentation, "predict", lambda *_, **__: segmentation.Prediction({}, {}, {}, volumes, {}))
+    monkeypatch.setenv("COLUMNS", "80")
+    printed = run("predict", "run", "-i", "scans", "-o", "found", "--statistics").stdout
+    (heading,) = (line for line in printed.splitlines() if "Case" in line)
+    (row,) = (line for line in printed.splitlines() if "long name" in line)
+    assert all(name in heading for name in names)
+    assert row.split()[-12:] == [f"{1234.5 + index:.1f}" for index in range(12)]
+
+
+def test_scores_of_simulated_scans_say_so(tmp_path):
+    labels = np.zeros((8, 8, 8), np.uint8)
+    labels[2:5] = 1
+    for part in ("found", "labelsTr"):
+        (tmp_path / part).mkdir()
+        nib.save(nib.Nifti1Image(labels, np.eye(4)), tmp_path / part / "case.nii.gz")
+    folders = tmp_path / "found", tmp_path / "labelsTr"
+    assert "simulated" not in run("evaluate", *folders, "--quiet").stdout
+    (tmp_path / "dataset.json").write_text(json.dumps({"simulated": {"seed": 0}}))
+    assert "All cases (simulated)" in run("evaluate", *folders, "--quiet").stdout

@@ -19,7 +19,6 @@ from attn3d.cli.tables import print_by_case, print_comparison, print_scores
 Out = Annotated[Path, typer.Option("--out", "-o", help="The folder to write to.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print no progress bars; training prints a line for each epoch.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")]
-At = Annotated[str, typer.Option(help="Kinds of site, separated by commas: encoder, decoder, bottleneck, skip, ..")]
 Workers = Annotated[
     int | None,
     typer.Option(min=0, help="Processes that load patches; 0 if shared memory is small (default: 4 on a GPU)."),
@@ -264,7 +263,13 @@ def report(
 def compare(
     mechanisms: Annotated[str, typer.Option(help="Mechanisms, separated by commas; none is always added.")],
     out: Out,
-    at: At = "skip",
+    at: Annotated[
+        str | None,
+        typer.Option(
+            help="Kinds of site, separated by commas: encoder, decoder, bottleneck, skip, .. (default: skip, or those "
+            "of --config)."
+        ),
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Number of trainings per mechanism.")] = 5,
     data: Data = None,
     config: Annotated[Path | None, typer.Option(help="Settings in YAML or JSON, the same for all trainings.")] = None,
@@ -284,7 +289,7 @@ def compare(
             data,
             out=out,
             mechanisms=_names(mechanisms),
-            at=_names(at),
+            at=None if at is None else _names(at),
             seeds=seeds,
             config=config,
             workers=workers,

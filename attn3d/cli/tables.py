@@ -23,7 +23,8 @@ def print_by_case(found: Mapping[str, Mapping[str, float]], title: str, digits: 
 
 def print_scores(scores: Mapping[str, Any], title: str) -> None:
     """Prints the scores of the cohort, a row for each label, and any scores of lesions and probabilities."""
-    table = Table(title=title, box=box.SIMPLE_HEAD)
+    mark = " (simulated)" if scores.get("simulated") else ""
+    table = Table(title=title.removesuffix(mark) + mark, box=box.SIMPLE_HEAD)
     table.add_column("Label", no_wrap=True)
     surface = f"Surface\nDice {scores['tolerance_mm']:g} mm"
     for heading in ("Cases", "Dice", "HD95\nmm", surface, "Lesions\nfound", "False\nlesions"):
@@ -92,5 +93,10 @@ def _number(value: float | None, digits: int = 3) -> str:
 
 
 def show(table: Table) -> None:
-    """Prints a table. Names of cases and labels are not interpreted as markup."""
-    Console(markup=False, emoji=False).print(table)
+    """Prints a table, with whole columns even if it is wider than the terminal or the 80 columns of a file.
+
+    Names of cases and labels are not interpreted as markup.
+    """
+    console = Console(markup=False, emoji=False)
+    console.width = max(console.width, Console(width=10_000).measure(table).maximum)
+    console.print(table)

@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from attn3d.plotting.hanging import COLORS
-from attn3d.plotting.words import verbatim
+from attn3d.plotting.hanging import COLORS, color_of
+from attn3d.plotting.words import verbatim, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -89,7 +89,9 @@ def plot_comparison(
     _style(axes)
     axes.grid(axis="x", color=INK, alpha=0.18)
     if title:
-        figure.suptitle(verbatim(title), color=INK)
+        heading = wrapped(title, figure.get_figwidth(), 12)
+        figure.suptitle(heading, color=INK, fontsize=12)
+        figure.set_figheight(figure.get_figheight() + 0.2 * heading.count("\n"))
     return figure
 
 
@@ -111,7 +113,7 @@ def plot_training(epochs: Sequence[Mapping[str, float | None]]) -> Figure:
     _line(rate, epochs, "learning_rate", color=COLORS[2])
     names = [key for key in dict.fromkeys(key for row in epochs for key in row) if key.startswith("dice ")]
     for index, name in enumerate(names):
-        _line(dice, epochs, name, color=COLORS[index % len(COLORS)], label=verbatim(name.removeprefix("dice ")), lw=1.3)
+        _line(dice, epochs, name, color=color_of(index), label=verbatim(name.removeprefix("dice ")), lw=1.3)
     _line(dice, epochs, "dice", color=INK, label="mean", lw=2.4)
     for axes, title in ((loss, "Loss"), (rate, "Learning rate"), (dice, "Dice of the held-out cases")):
         axes.set_title(title, color=INK, fontsize=11, loc="left")
@@ -123,7 +125,9 @@ def plot_training(epochs: Sequence[Mapping[str, float | None]]) -> Figure:
     rate.set_ylim(bottom=0)
     dice.set_ylim(0, 1)
     if dice.lines:
-        dice.legend(frameon=False, labelcolor=INK, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
+        dice.legend(  # given explicitly, since matplotlib leaves out names that start with "_"
+            handles=dice.lines, frameon=False, labelcolor=INK, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5)
+        )
     return figure
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,6 +16,18 @@ Extent = tuple[float, float, float, float]  # left, right, bottom and top, in mi
 
 COLORS = ("#56b4e9", "#e69f00", "#009e73", "#cc79a7", "#f0e442", "#d55e00", "#0072b2")  # Okabe and Ito's
 BACKGROUND, TEXT, FAINT = "black", "#f2f2f2", "#9aa3ad"
+
+
+def color_of(index: int) -> str:
+    """Returns the colour of a label by its index: one of `COLORS`, and after these lighter and darker variants."""
+    variant, base = divmod(index, len(COLORS))
+    if not variant:
+        return COLORS[base]
+    step = (variant + 1) // 2
+    part = 0.8 * int(f"{step:b}"[::-1], 2) / 2 ** step.bit_length()  # 0.4, 0.2, 0.6, 0.1, ..: far from those before
+    end = 255 * (variant % 2)
+    channels = bytes.fromhex(COLORS[base][1:])
+    return "#" + bytes(round(channel + part * (end - channel)) for channel in channels).hex()
 
 
 class Plane(NamedTuple):
@@ -48,9 +61,7 @@ class Hanging:
     def __init__(self, shape: Sequence[int], affine: np.ndarray) -> None:
         import nibabel as nib
 
-        affine = np.asarray(affine, dtype=float)
-        if affine.shape != (4, 4) or not np.isfinite(affine).all() or np.linalg.det(affine) == 0:
-            raise ValueError(f"`affine` must be an invertible 4 x 4 matrix, got {affine.tolist()}")
+        affine = invertible(affine)
         self.orientation = nib.io_orientation(affine)
         self.affine = affine @ nib.orientations.inv_ornt_aff(self.orientation, shape)
         self.spacing = nib.affines.voxel_sizes(self.affine)
@@ -102,18 +113,36 @@ class Hanging:
         return right, (voxel[y] - self.low[y] + 0.5) * self.spacing[y]
 
 
+def invertible(affine: np.ndarray) -> np.ndarray:
+    """Returns an affine as an array of floats.
+
+    Raises:
+        ValueError: if it is not an invertible 4 x 4 matrix.
+    """
+    affine = np.asarray(affine, dtype=float)
+    if affine.shape != (4, 4) or not np.isfinite(affine).all() or np.linalg.det(affine) == 0:
+        raise ValueError(f"`affine` must be an invertible 4 x 4 matrix, got {affine.tolist()}")
+    return affine
+
+
 def contrast(volume: np.ndarray, window: tuple[float, float] | None) -> tuple[float, float]:
     """Returns the intensities shown as black and white, from a window (level, width) or from percentiles.
 
     Values that are not finite are ignored. Without contrast they are 0 and 1.
+
+    Raises:
+        ValueError: if ``window`` is not a level and a positive width.
     """
     if window is not None:
+        if len(window) != 2 or not math.isfinite(window[0]) or not 0 < window[1] < math.inf:
+            raise ValueError(f"`window` must be a level and a positive width, such as (40, 80), got {window}")
         level, width = window
         return level - width / 2, level + width / 2
     finite = volume[np.isfinite(volume)].astype(float)  # of booleans there is no difference
     if not finite.size or not np.ptp(finite):
         return 0, 1
-    return tuple(np.percentile(finite[finite > finite.min()], (1, 99.9)))
+    low, high = np.percentile(finite[finite > finite.min()], (1, 99.9))
+    return (low, high) if low < high else (finite.min(), finite.max())  # equal for two values, as in a mask
 
 
 def show_scan(axes: Axes, picture: np.ndarray, extent: Extent, limits: tuple[float, float]) -> None:

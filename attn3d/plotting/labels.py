@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Mapping, Sequence
+import functools
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from attn3d.arguments import positive_integer
+from attn3d.arguments import nonnegative_number, positive_integer
 from attn3d.plotting.hanging import (
     BACKGROUND,
-    COLORS,
     PLANES,
     TEXT,
     Hanging,
+    color_of,
     contrast,
     mark_sides,
     show_labels,
     show_outline,
     show_scan,
 )
-from attn3d.plotting.words import verbatim
+from attn3d.plotting.words import CHARACTER, verbatim, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MILLIMETRES_PER_INCH = 52.0
 _WIDTHS = (2.2, 4.0)  # inches: small pictures are enlarged to at least the first and at most the second, to fit text
-_CHARACTER = 0.6 / 72  # upper bound of the mean width of a character in inches, per point of font size
+_LINE = 1.5 / 72  # height of a line of text and its gap in inches, per point of font size
+_SIDE = 0.85  # inches of colour and gap of an entry of the legend
 _LEAST_HEIGHT = 1.5  # inches of a row, for the text beside it
 
 
@@ -51,7 +53,7 @@ def plot_segmentation(
     Args:
         image: intensities, (X, Y, Z), in any orientation.
         segmentations: labels of each further column, by title.
-        names: names of the label values for the legend.
+        names: names of the label values; values of the same name have the same colour. The legend has those shown.
         affine: from voxel indices to millimetres; oblique volumes are shown along the closest axes.
         center: intersection of the planes in millimetres; by default the centre of the displayed region.
         outlines: masks of regions to draw as dashed lines, by name.
@@ -64,10 +66,13 @@ def plot_segmentation(
         The figure; ``figure.savefig(path)`` writes it.
 
     Raises:
-        ValueError: if the image does not have three axes or has no voxel, or an array is not of its shape.
+        TypeError: if ``margin`` is not a number.
+        ValueError: if the image does not have three axes or has no voxel, an array is not of its shape, ``margin`` is
+            negative, or ``window`` is not a level and a positive width.
     """
     from matplotlib.lines import Line2D
 
+    nonnegative_number("margin", margin)
     outlines = outlines or {}
     _check(image, {**segmentations, **outlines})
     hanging = Hanging(image.shape, affine)
@@ -79,9 +84,10 @@ def plot_segmentation(
     place = hanging.place(voxel)
 
     extents = [hanging.extent(plane) for plane in PLANES.values()]
+    limits = contrast(volume, window)
     figure, grid = _grid(extents, 1 + len(columns), (0.4, 1.3))
     colors = label_colors(names)
-    limits = contrast(volume, window)
+    cuts = [hanging.cut(labels, plane, voxel) for plane in PLANES.values() for labels in columns.values()]
     for row, (name, plane), extent in zip(grid, PLANES.items(), extents, strict=True):
         for axes, shown in zip(row, [None, *columns.values()], strict=True):
             show_scan(axes, hanging.cut(volume, plane, voxel), extent, limits)
@@ -92,8 +98,8 @@ def plot_segmentation(
             mark_sides(axes, plane.letters)
         words = f"{name}\n{'xyz'[plane.across]} = {place[plane.across]:.0f} mm"
         row[0].set_ylabel(words, color=TEXT, fontsize=12)
-    lines = [Line2D([], [], color=TEXT, linestyle=(0, (4, 3)), linewidth=1, label=verbatim(name)) for name in regions]
-    _name(figure, grid[0], ["scan", *columns], {name: colors[value] for value, name in names.items()}, lines, title)
+    lines = [Line2D([], [], color=TEXT, linestyle=(0, (4, 3)), linewidth=1, label=name) for name in regions]
+    _name(figure, grid[0], ["scan", *columns], _shown(names, cuts), lines, title)
     return figure
 
 
@@ -115,7 +121,7 @@ def plot_lesions(
     Args:
         image: intensities, (X, Y, Z), in any orientation.
         segmentations: labels of each further column, by title.
-        names: names of the label values for the legend.
+        names: names of the label values; values of the same name have the same colour. The legend has those shown.
         affine: from voxel indices to millimetres; oblique volumes are shown along the closest axes.
         lesions: largest number of lesions, one per row, the largest lesion first.
         window: level and width of the displayed intensities, such as (40, 80) HU for blood in a brain; by default
@@ -127,8 +133,8 @@ def plot_lesions(
 
     Raises:
         TypeError: if ``lesions`` is not an integer.
-        ValueError: if the image does not have three axes or has no voxel, an array is not of its shape, or ``lesions``
-            is below 1.
+        ValueError: if the image does not have three axes or has no voxel, an array is not of its shape, ``lesions`` is
+            below 1, or ``window`` is not a level and a positive width.
     """
     positive_integer("lesions", lesions)
     _check(image, segmentations)
@@ -136,7 +142,7 @@ def plot_lesions(
     volume = hanging.turn(image)
     columns = {name: hanging.turn(labels) for name, labels in segmentations.items()}
     limits = contrast(volume, window)
-    hanging.crop(volume > limits[0], margin=5.0)
+    hanging.crop(functools.reduce(np.logical_or, columns.values(), volume > limits[0]), margin=5.0)
     source, found = "", [(hanging.shape[plane.across] // 2, 0)]
     for name, labels in columns.items():
         components = _largest(labels != 0, lesions)
@@ -148,8 +154,9 @@ def plot_lesions(
     extent = hanging.extent(plane)
     figure, grid = _grid([extent] * len(found), 1 + len(columns), (0.7, 0.9))
     colors = label_colors(names)
-    for row, (index, voxels) in zip(grid, found, strict=True):
-        voxel = (0, 0, np.clip(index, hanging.low[2], hanging.high[2] - 1))
+    slices = [(0, 0, int(np.clip(index, hanging.low[2], hanging.high[2] - 1))) for index, _ in found]
+    cuts = [hanging.cut(labels, plane, voxel) for voxel in slices for labels in columns.values()]
+    for row, voxel, (_, voxels) in zip(grid, slices, found, strict=True):
         for axes, shown in zip(row, [None, *columns.values()], strict=True):
             show_scan(axes, hanging.cut(volume, plane, voxel), extent, limits)
             if shown is not None:
@@ -157,7 +164,7 @@ def plot_lesions(
             mark_sides(axes, plane.letters)
         what = f"{verbatim(source)}\nlesion of {voxels * millilitres:.1f} ml" if voxels else "nothing labelled"
         row[0].set_ylabel(f"z = {hanging.place(voxel)[2]:.0f} mm\n{what}", color=TEXT, fontsize=11)
-    _name(figure, grid[0], ["scan", *columns], {name: colors[value] for value, name in names.items()}, [], title)
+    _name(figure, grid[0], ["scan", *columns], _shown(names, cuts), [], title)
     return figure
 
 
@@ -180,8 +187,15 @@ def _largest(mask: np.ndarray, count: int) -> list[tuple[int, int]]:
 
 
 def label_colors(names: Mapping[int, str]) -> dict[int, str]:
-    """Returns a colour for each label value."""
-    return {value: COLORS[index % len(COLORS)] for index, value in enumerate(names)}
+    """Returns a colour for each label value. Values of the same name have the same one, such as those of a region."""
+    colors = {name: color_of(index) for index, name in enumerate(dict.fromkeys(names.values()))}
+    return {value: colors[name] for value, name in names.items()}
+
+
+def _shown(names: Mapping[int, str], cuts: Iterable[np.ndarray]) -> dict[str, str]:
+    """Returns the colour of each name with a value in the slices."""
+    there = {value for cut in cuts for value in np.unique(cut).tolist()}
+    return {names[value]: color for value, color in label_colors(names).items() if value in there}
 
 
 def _grid(extents: Sequence[Sequence[float]], columns: int, spare: tuple[float, float]) -> tuple[Figure, np.ndarray]:
@@ -203,23 +217,28 @@ def _name(
     from matplotlib.patches import Patch
 
     width = figure.get_figwidth()
-    for column, name in zip(axes, columns, strict=True):
-        column.set_title(_wrapped(name, width / len(columns), 14), color=TEXT, fontsize=14, pad=8)
-    handles = [Patch(facecolor=color, label=verbatim(name)) for name, color in labels.items()] + lines
-    longest = max((len(handle.get_label()) for handle in handles), default=0)
-    side_by_side = int(width / (0.7 + longest * _CHARACTER * 12))  # 0.7 inches of colour and gap
-    figure.legend(
-        handles=handles,
-        loc="outside lower center",
-        ncols=max(1, min(len(handles), side_by_side)),
-        frameon=False,
-        labelcolor=TEXT,
-        fontsize=12,
-    )
+    heads = [wrapped(name, width / len(columns), 14) for name in columns]
+    for column, head in zip(axes, heads, strict=True):
+        column.set_title(head, color=TEXT, fontsize=14, pad=8)
+    handles = [Patch(facecolor=color, label=name) for name, color in labels.items()] + lines
+    for handle in handles:
+        handle.set_label(wrapped(handle.get_label(), width - _SIDE, 12))
+    longest = max((len(line) for handle in handles for line in handle.get_label().split("\n")), default=0)
+    side_by_side = max(1, min(len(handles), int(width / (_SIDE + longest * CHARACTER * 12))))
+    tallest = max((handle.get_label().count("\n") + 1 for handle in handles), default=0)
+    rows = tallest * math.ceil(len(handles) / side_by_side)
+    if handles:
+        figure.legend(
+            handles=handles,
+            loc="outside lower center",
+            ncols=side_by_side,
+            frameon=False,
+            labelcolor=TEXT,
+            fontsize=12,
+        )
+    heading = wrapped(title, width, 15)
     if title:
-        figure.suptitle(_wrapped(title, width, 15), color=TEXT, fontsize=15)
-
-
-def _wrapped(words: str, inches: float, size: float) -> str:
-    """Wraps a name to a width."""
-    return verbatim("\n".join(textwrap.wrap(words, max(8, int(inches / (_CHARACTER * size))))))
+        figure.suptitle(heading, color=TEXT, fontsize=15)
+    # `_grid` has room for a line of each
+    more = 12 * max(0, rows - 1) + 14 * max(head.count("\n") for head in heads) + 15 * heading.count("\n")
+    figure.set_figheight(figure.get_figheight() + more * _LINE)

@@ -129,6 +129,7 @@ def calibration_near(
     probabilities: nib.Nifti1Image,
     affine: np.ndarray,
     path: Path,
+    classes: range,
     ignore: int | None = None,
 ) -> Calibration:
     """Counts the voxels of a scan within 5 mm of a labelled voxel of its prediction or its reference.
@@ -139,11 +140,20 @@ def calibration_near(
         probabilities: probabilities of the prediction, (X, Y, Z, classes); only those near labelled voxels are used.
         affine: voxel indices to millimetres; distances are measured along its axes.
         path: the file of the probabilities.
+        classes: the allowed numbers of classes, with the background.
         ignore: the value of reference voxels that are not counted.
 
     Raises:
-        FileError: when the values of a voxel are not between 0 and 1 with the sum 1.
+        FileError: when there is another number of classes, or the values of a voxel are not between 0 and 1 with the
+            sum 1.
     """
+    if probabilities.shape[3] not in classes:
+        wanted = f"{'at least ' if len(classes) > 1 else ''}{classes[0]}"
+        raise FileError(
+            path,
+            f"has probabilities of {probabilities.shape[3]} classes, but the background and the labels are {wanted}; "
+            "give the file that was written with the prediction",
+        )
     counted = np.ones(true.shape, bool) if ignore is None else true != ignore
     labelled = ((found > 0) | (true > 0)) & counted
     sizes = nib.affines.voxel_sizes(affine)

@@ -208,18 +208,18 @@ class Epochs(Callback):
     def on_train_epoch_end(self, trainer: Trainer, task: Any) -> None:
         """Adds the row of the epoch and writes the file."""
         before = self.rows[-1]["seconds"] if self.rows else 0.0
-        row = {
+        measured = {
             "epoch": trainer.current_epoch + 1,
             "step": trainer.global_step,
             "seconds": round(before + time.perf_counter() - self._start, 2),
             "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
             "loss": torch.stack(self._losses).mean().item(),
-            **self._dice,
         }
+        row = measured | self._dice
         self.rows.append(row)
         if trainer.is_global_zero:
             logger.info("  ".join(f"{name} {value:.5g}" for name, value in row.items()))
-            columns = list(row)[:5] + ["dice", *(f"dice {name}" for name in task.names)]
+            columns = [*measured, "dice", *(f"dice {name}" for name in task.names)]
             write_table(self.path, pd.DataFrame(self.rows, columns=columns))
 
     def state_dict(self) -> dict[str, Any]:

@@ -13,10 +13,11 @@ from attn3d.mechanisms.registry import list_attention
 from attn3d.networks import KINDS
 from attn3d.planning import estimate_memory
 from attn3d.plotting import confidence_interval, plot_comparison
+from attn3d.segmentation.datasets import find_dataset, named_splits, split_cases
 from attn3d.segmentation.errors import FileError
 from attn3d.segmentation.io.locks import locked
 from attn3d.segmentation.io.writing import finished_file, read_json, read_table, write_json, write_table
-from attn3d.segmentation.runs import Run
+from attn3d.segmentation.runs import SPLITS, Run
 from attn3d.segmentation.series import keep_settings, train_or_resume
 from attn3d.segmentation.settings import settings_from
 from attn3d.segmentation.simulation import simulate
@@ -30,7 +31,7 @@ def compare(
     *,
     out: Path | str,
     mechanisms: Sequence[str],
-    at: Sequence[str] = ("skip",),
+    at: Sequence[str] | None = None,
     seeds: int = 5,
     config: Path | str | None = None,
     workers: int | None = None,
@@ -41,7 +42,8 @@ def compare(
 
     All trainings have the same data, split, settings and budget of epochs or minutes. A seed sets the weights and
     patches and is used for every mechanism, so that differences are paired by seed. Each training is a run folder in
-    ``out``. Finished runs are not trained again, and stopped runs are continued.
+    ``out``. Finished runs are not trained again, and stopped runs are continued. The split is drawn once and written to
+    ``splits.json``: cases that are added to the data set later are not used.
 
     The difference to the network without attention is the mean over the seeds, with its 95 % confidence interval
     (Student's t, of the paired differences). If the interval contains 0, the difference is inside the noise. With
@@ -52,9 +54,9 @@ def compare(
             since the comparison began.
         out: the folder of the comparison.
         mechanisms: names of mechanisms; the network without attention is always added, as "none".
-        at: kinds of site.
+        at: kinds of site; by default those of the setting ``at`` in ``config``, or "skip".
         seeds: number of trainings per mechanism, with the seeds 0, 1, ..
-        config: as in `train`.
+        config: as in `train`, without ``seed`` and ``attention``.
         workers: as in `train`.
         quiet: whether to show no progress bars.
         **settings: as in `train`, the same for all trainings, without ``seed`` and ``attention``.
@@ -66,14 +68,18 @@ def compare(
         estimated memory of a training step. ``comparison.csv`` and ``comparison.png`` are written too.
 
     Raises:
-        FileError: when a file cannot be used, or ``out`` has a comparison with other settings.
+        FileError: when a file cannot be used, the data set lacks a case of the split, or ``out`` has a comparison with
+            other settings.
         TypeError: when ``mechanisms`` or ``at`` is not a list.
         ValueError: when a mechanism or setting is wrong, or ``out`` is in use.
     """
     positive_integer("seeds", seeds)
+    out, chosen = Path(out), settings_from(None if config is None else Path(config), settings)
     for name, instead in (("seed", "seeds"), ("attention", "mechanisms")):
-        if name in settings:
-            raise ValueError(f"`{name}` is set by the comparison, got {settings[name]!r}; use `{instead}`")
+        if name in chosen.model_fields_set:
+            problem = f"`{name}` is set by the comparison, got {getattr(chosen, name)!r}; use `{instead}`"
+            raise ValueError(problem) if config is None or name in settings else FileError(config, problem)
+    at = chosen.at if at is None else at
     for name, names in (("mechanisms", mechanisms), ("at", at)):
         if isinstance(names, str):
             raise TypeError(f"`{name}` must be a list of names, such as [{names!r}], got {names!r}")
@@ -82,19 +88,23 @@ def compare(
         one_of("mechanisms", mechanism, list_attention())
     for site in at:  # the network without attention, which is trained first, does not use them
         one_of("at", str(site).partition(":")[0], (*KINDS, "path"))
-    out, chosen = Path(out), settings_from(None if config is None else Path(config), settings)
     asked: dict[str, Any] = {"data": None if data is None else str(Path(data).resolve()), "at": at}
     asked |= {"settings": chosen.model_dump(mode="json")}
     with locked(out):
-        keep_settings(out / "settings.json", asked)
+        begun = keep_settings(out / "settings.json", asked)
         if data is None:
             data = simulate(out / "cohort", quiet=quiet).folder
+        if not (begun and (out / SPLITS).exists()):
+            dataset = find_dataset(data, labelled=True)
+            parts = split_cases(dataset.cases, chosen.held_out, chosen.split_seed, dataset.validation)
+            write_json(out / SPLITS, named_splits([parts]))
         runs: dict[str, list[Run]] = {mechanism: [] for mechanism in ("none", *dict.fromkeys(mechanisms))}
         for seed in range(seeds):
             for mechanism, finished in runs.items():
                 if not quiet:
                     print(f"{mechanism}, seed {seed}")
-                given = {"config": config, **settings, "attention": mechanism, "at": at, "seed": seed}
+                given = {"config": config, "folds": out / SPLITS, **settings}
+                given |= {"attention": mechanism, "at": at, "seed": seed}
                 finished.append(train_or_resume(data, out / f"{mechanism}-{seed}", workers, quiet, **given))
         return _report(out, runs, at, seeds)
 

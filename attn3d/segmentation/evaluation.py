@@ -6,6 +6,7 @@ the label, since many empty cases raise the mean over all cases; and scores of a
 """
 
 from collections.abc import Collection, Iterator, Mapping, MutableMapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,14 @@ from rich.progress import track
 from scipy import ndimage, spatial
 
 from attn3d.arguments import nonnegative_number
+from attn3d.plotting.hanging import invertible
 from attn3d.segmentation.calibration import Calibration, calibration_near, summarise_calibration
 from attn3d.segmentation.components import components
 from attn3d.segmentation.datasets.predictions import find_pairs, probabilities_of
 from attn3d.segmentation.errors import FileError, failure_noted
 from attn3d.segmentation.grid import voxel_millilitres
 from attn3d.segmentation.io.files import read_probabilities, read_segmentation, values_in
+from attn3d.segmentation.io.writing import read_json
 from attn3d.segmentation.labels import ANY, Labels
 from attn3d.segmentation.lesions import match_lesions
 from attn3d.segmentation.summaries import relative_difference, summarise, write_scores
@@ -27,6 +30,7 @@ from attn3d.segmentation.summaries import relative_difference, summarise, write_
 # These options give the fastest search if surfaces are far apart, by a factor of 30 for nested balls.
 _TREE = {"leafsize": 32, "balanced_tree": False, "compact_nodes": False}
 _FEW = 32  # a file with at most this number of values is not taken for a scan
+_MOST_CLASSES = 256  # of a label map
 _ROUNDING = 1e-6  # mm; a surface at exactly the tolerance is within it
 
 
@@ -64,8 +68,13 @@ def score(
         The scores by name of the label.
 
     Raises:
-        ValueError: when the shapes differ, or two labels have the same name.
+        TypeError: when ``tolerance`` is not a number.
+        ValueError: when the arrays do not have three axes or their shapes differ, ``affine`` is not an invertible 4 x 4
+            matrix, ``tolerance`` is negative, or two labels have the same name.
     """
+    tolerance, affine = nonnegative_number("tolerance", tolerance), invertible(affine)
+    if reference.ndim != 3:
+        raise ValueError(f"`reference` must be (X, Y, Z), got shape {reference.shape}")
     if prediction.shape != reference.shape:
         raise ValueError(f"`prediction` must have the shape {reference.shape}, got {prediction.shape}")
     labels = Labels.of(labels)
@@ -132,8 +141,9 @@ def evaluate(
         quiet: whether to show no progress bar.
 
     Returns:
-        The content of ``scores.json``: ``"tolerance_mm"``, ``"labels"``, ``"cases"``, ``"overall"`` and ``"failed"``,
-        and if requested ``"lesions"`` and ``"calibration"``.
+        The content of ``scores.json``: ``"simulated"``, whether the references are those of a simulated cohort;
+        ``"tolerance_mm"``, ``"labels"``, ``"cases"``, ``"overall"`` and ``"failed"``, and if requested ``"lesions"``
+        and ``"calibration"``.
 
     Raises:
         FileError: when nothing can be scored, or scores exist and ``overwrite`` is not set.
@@ -146,7 +156,7 @@ def evaluate(
     if scores_file is not None and scores_file.exists() and not overwrite:
         raise FileError(scores_file, "already exists; choose another folder, or overwrite it (--overwrite)")
     pairs, failed = find_pairs(Path(prediction), Path(reference))
-    labels = _labels(pairs.values(), failed) if labels is None else Labels.of(labels)
+    given, labels = labels is not None, _labels(pairs.values(), failed) if labels is None else Labels.of(labels)
     pairs = {name: pair for name, pair in pairs.items() if not failed.keys() & {str(path) for path in pair}}
     if labels.regions and probabilities:
         raise ValueError("`probabilities` are for labels, got regions, whose probabilities do not sum to 1")
@@ -155,12 +165,14 @@ def evaluate(
     if not labels.names:
         raise FileError(prediction, "nothing is labelled, here or in the reference; give the allowed `labels`")
 
+    count = len(labels.channels)  # a network may have labels that do not occur in the files
+    classes = range(count, count + 1 if given else _MOST_CLASSES + 1) if probabilities else None
     cases: dict[str, Any] = {}
     rows: list[dict[str, Any]] = []
     calibrations: dict[str, Calibration] = {}
     for name, pair in track(pairs.items(), "scoring", len(pairs), disable=quiet):
         with failure_noted(pair[0], failed):
-            cases[name], found, calibration = _score_files(*pair, labels, tolerance, lesions, probabilities)
+            cases[name], found, calibration = _score_files(*pair, labels, tolerance, lesions, classes)
             rows += [{"case": name, **row} for row in found]
             if calibration is not None:
                 calibrations[name] = calibration
@@ -169,7 +181,7 @@ def evaluate(
         more = f" (and {len(failed) - 1} more files failed)" if len(failed) > 1 else ""
         raise FileError(path, problem + more)
 
-    scores = summarise(cases, labels, tolerance, failed)
+    scores = summarise(cases, labels, tolerance, failed, _simulated(Path(reference)))
     if lesions:
         scores["lesions"] = rows
     if probabilities:
@@ -244,20 +256,32 @@ def _lesions(mask: np.ndarray, touching: np.ndarray) -> tuple[int, int]:
 
 
 def _labels(pairs: Collection[tuple[Path, Path]], failed: MutableMapping[str, str]) -> Labels:
-    """The values that occur in the files, each with a name. ``failed`` gets the problems of files without labels."""
+    """The values that occur in the pairs, each with a name.
+
+    A pair with an unusable file is left out; ``failed`` gets the problem of the file.
+    """
     values: set[int] = set()
-    for path in (path for pair in pairs for path in pair):
-        with failure_noted(path, failed):
-            label = np.asarray(read_segmentation(path).dataobj)
-            found = values_in(label).tolist()
-            if len(found) > _FEW and _differs_everywhere(label):
-                raise FileError(
-                    path,
-                    f"looks like a scan: it has {len(found)} values, and most neighbouring voxels differ; give a label "
-                    "map, or name its values with `labels`",
-                )
-            values.update(found)
+    for pair in pairs:
+        found: list[list[int]] = []
+        for path in pair:
+            with failure_noted(path, failed):
+                found.append(_values(path))
+        if len(found) == len(pair):
+            values.update(*found)
     return Labels.of({value: f"label {value}" for value in values - {0}})
+
+
+def _values(path: Path) -> list[int]:
+    """The values of a label map."""
+    label = np.asarray(read_segmentation(path).dataobj)
+    found = values_in(label).tolist()
+    if len(found) > _FEW and _differs_everywhere(label):
+        raise FileError(
+            path,
+            f"looks like a scan: it has {len(found)} values, and most neighbouring voxels differ; give a label map, or "
+            "name its values with `labels`",
+        )
+    return found
 
 
 def _differs_everywhere(label: np.ndarray) -> bool:
@@ -273,16 +297,20 @@ def _differs_everywhere(label: np.ndarray) -> bool:
 
 
 def _score_files(
-    prediction: Path, reference: Path, labels: Labels, tolerance: float, lesions: bool, probabilities: bool
+    prediction: Path, reference: Path, labels: Labels, tolerance: float, lesions: bool, classes: range | None
 ) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]], Calibration | None]:
-    """The scores of a case by label, a row for each of its lesions, and its calibration."""
+    """The scores of a case by label, a row for each of its lesions, and its calibration.
+
+    ``classes`` are the allowed numbers of classes of its probabilities; None without calibration.
+    """
     true = read_segmentation(reference, values=labels.readable)
     found = read_segmentation(prediction, true, (0, *labels.present), of=f"the reference {reference}")
     one, other = np.asarray(found.dataobj), np.asarray(true.dataobj)
     calibration = None
-    if probabilities:
+    if classes is not None:
         path = probabilities_of(prediction)
-        calibration = calibration_near(one, other, read_probabilities(path, true), true.affine, path, labels.ignore)
+        found_probabilities = read_probabilities(path, true)
+        calibration = calibration_near(one, other, found_probabilities, true.affine, path, classes, labels.ignore)
     scores: dict[str, dict[str, Any]] = {**score(one, other, true.affine, labels, tolerance)}
     one, other = labels.compared(one, other)
     if not labels.one_holds_all:
@@ -293,6 +321,17 @@ def _score_files(
         scores[name] |= more
         rows += [{"label": name, **row} for row in matched]
     return scores, rows, calibration
+
+
+def _simulated(reference: Path) -> bool:
+    """Whether a file above the references says that they are simulated: of their data set, or of a run."""
+    path = reference.resolve()
+    for folder in (path, *path.parents)[:3]:
+        for name in ("dataset.json", "config.json"):
+            with suppress(FileError):
+                if read_json(folder / name, "simulated")["simulated"]:
+                    return True
+    return False
 
 
 def _masks(found: np.ndarray, true: np.ndarray, labels: Labels) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:

@@ -147,18 +147,14 @@ def _network(config: Configuration) -> dict[str, Any]:
 
 def _inference(config: Configuration) -> dict[str, Any]:
     facts = _facts(config)
-    listed = "$[{'image': one} for one in sorted(glob.glob(@dataset_dir + '/*.nii*'))]"
-    if config.images > 1:
-        files = f"[one.replace('_0000.nii', f'_{{number:04d}}.nii') for number in range({config.images})]"
-        listed = f"$[{{'image': {files}}} for one in sorted(glob.glob(@dataset_dir + '/*_0000.nii*'))]"
     scan = {"keys": "image", "spacing": facts["spacing"], "windows": facts["windows"]}
     return {
-        "imports": ["$import glob", "$import torch"],
+        "imports": ["$import torch"],
         "bundle_root": ".",
         "dataset_dir": "$@bundle_root + '/data'",
         "output_dir": "$@bundle_root + '/eval'",
         "device": "$torch.device('cuda' if torch.cuda.is_available() else 'cpu')",
-        "images": listed,
+        "images": {"_target_": "scripts.portable.find_images", "folder": "@dataset_dir", "images": config.images},
         "network_def": _network(config),
         "network": "$@network_def.to(@device)",
         "preprocessing": {

@@ -100,7 +100,8 @@ def take_fingerprint(dataset: Dataset, cases: Sequence[Case], *, quiet: bool = F
     if not any(volumes.values()):
         raise FileError(dataset.folder, f"no voxel of its {len(cases)} training cases is labelled; check the labels")
     if missing := [repr(name) for name, found in volumes.items() if not found]:
-        logger.warning("No training case has the label %s, so it cannot be learnt.", " or ".join(missing))
+        what, it = ("label", "it") if len(missing) == 1 else ("labels", "they")
+        logger.warning("No training case has the %s %s, so %s cannot be learnt.", what, ", ".join(missing), it)
     return Fingerprint(
         cases=len(cases),
         shape=tuple(np.median(shapes, axis=0).tolist()),

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from sklearn.model_selection import KFold
 
 from attn3d.arguments import of_python
-from attn3d.segmentation.datasets import find_dataset, read_fold, read_splits
+from attn3d.segmentation.datasets import find_dataset, named_splits, read_fold, read_splits
 from attn3d.segmentation.errors import FileError
 from attn3d.segmentation.io.locks import locked
 from attn3d.segmentation.io.writing import read_json, write_json
@@ -90,7 +90,8 @@ def cross_validate(
         scored = [read_json(run.scores, "cases", "failed", "tolerance_mm") for run in runs]
         cases = {name: case for one in scored for name, case in one["cases"].items()}
         failed = {path: problem for one in scored for path, problem in one["failed"].items()}
-        scores = summarise(dict(sorted(cases.items())), runs[0].config.labels, scored[0]["tolerance_mm"], failed)
+        first, tolerance = runs[0].config, scored[0]["tolerance_mm"]
+        scores = summarise(dict(sorted(cases.items())), first.labels, tolerance, failed, first.simulated)
         write_scores(out, scores)
     return CrossValidation(out, runs, scores)
 
@@ -99,11 +100,11 @@ def _splits(data: Path | str, folds: int | Path | str, seed: int) -> list[Any]:
     """The names of the training and validation cases of each fold. A given file is checked."""
     if not isinstance(folds, int):
         return _checked(folds, data)
-    names = sorted(case.name for case in find_dataset(data, labelled=True).cases)
-    if not 2 <= folds <= len(names):
-        raise ValueError(f"`folds` must be from 2 to the number of cases, {len(names)}, got {folds}")
-    parts = KFold(folds, shuffle=True, random_state=seed).split(names)
-    return [{"train": [names[one] for one in train], "val": [names[one] for one in held]} for train, held in parts]
+    cases = sorted(find_dataset(data, labelled=True).cases, key=lambda case: case.name)
+    if not 2 <= folds <= len(cases):
+        raise ValueError(f"`folds` must be from 2 to the number of cases, {len(cases)}, got {folds}")
+    parts = KFold(folds, shuffle=True, random_state=seed).split(cases)
+    return named_splits(([cases[one] for one in train], [cases[one] for one in held]) for train, held in parts)
 
 
 def _checked(path: Path | str, data: Path | str) -> list[Any]:

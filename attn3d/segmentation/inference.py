@@ -154,7 +154,8 @@ def probability_planes(view: View, axis: int, *, overlap: float = 0.5, mirror: S
 
     Logits of windows are averaged with Gaussian weights, as in `monai.inferers.sliding_window_inference`. The logits of
     labels are summed relative to the highest logit of their voxel. This does not change probabilities, and the values
-    are in the range of float16.
+    are in the range of float16. The sums are float16, or float32 if windows overlap by more than half, since sums over
+    many windows are rounded more, or leave the range of float16; then they need twice the memory.
 
     Args:
         view: the view of the scan.
@@ -169,6 +170,7 @@ def probability_planes(view: View, axis: int, *, overlap: float = 0.5, mirror: S
     if not volume.isfinite().all():
         raise ValueError(f"`volume` must be finite, got {int((~volume.isfinite()).sum())} voxels that are not")
     device = next(network.parameters()).device
+    kind = torch.float16 if overlap <= 0.5 else torch.float32
     together = 1 if device.type == "cpu" else 4
     volume, inside = _padded(volume, patch_size)
     size = volume.shape[1:]
@@ -186,7 +188,7 @@ def probability_planes(view: View, axis: int, *, overlap: float = 0.5, mirror: S
             patches = torch.stack([volume[:, *one] for one in some]).to(device)
             logits = _logits(view, to_channels(patches, view.windows), mirror)
             if not total.numel():
-                total = torch.zeros(planes[0], logits.shape[1], *planes[1:], dtype=torch.float16, device=device)
+                total = torch.zeros(planes[0], logits.shape[1], *planes[1:], dtype=kind, device=device)
             for window, values in zip(some, logits, strict=True):
                 part = [window[one] for one in rest]
                 _add(total[:, :, *part], values.movedim(1 + axis, 0), weight, view.labels.regions)
@@ -230,7 +232,7 @@ def _add(total: Tensor, logits: Tensor, weight: Tensor, regions: bool) -> None:
     """Adds weighted logits (planes, channels, *rest) to their sums, few planes at a time, so that copies are small."""
     for sums, new, factor in zip(*(one.split(_PLANES) for one in (total, logits, weight.unsqueeze(1))), strict=True):
         # Rounded first, because PyTorch adds two dtypes by two temporary copies in the larger one.
-        sums += _in_range(new, regions).mul_(factor).half()
+        sums += _in_range(new, regions).mul_(factor).to(sums.dtype)
 
 
 def _in_range(logits: Tensor, regions: bool) -> Tensor:

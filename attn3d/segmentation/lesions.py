@@ -32,7 +32,7 @@ def match_lesions(
     If neither mask has a lesion, RQ and PQ are 1. If no lesions match, SQ and ``lesion_dice`` are None and PQ is 0.
 
     Args:
-        found: mask of the prediction, (X, Y, Z).
+        found: mask of the prediction, (X, Y, Z); voxels above 0 belong to lesions.
         true: mask of the reference.
         affine: voxel indices to millimetres.
 
@@ -41,6 +41,7 @@ def match_lesions(
         ``of`` (reference, prediction), ``lesion`` (its number there), ``volume_ml``, its centre of mass ``x_mm``,
         ``y_mm``, ``z_mm``, ``matched`` and ``dice`` with its match.
     """
+    found, true = found > 0, true > 0
     (box,) = ndimage.find_objects(found | true, max_label=1)
     box = box or (slice(0),) * found.ndim
     affine = affine @ nib.affines.from_matvec(np.eye(3), [side.start or 0 for side in box])

@@ -6,8 +6,10 @@ from typing import Any
 import torch
 from monai.losses import DiceCELoss, DiceFocalLoss, DiceLoss, GeneralizedDiceLoss, TverskyLoss
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.modules.loss import _Loss
 
+from attn3d.arguments import one_of
 from attn3d.segmentation.labels import Labels
 
 
@@ -35,6 +37,16 @@ class LabelLoss(_Loss):
         return self.loss(logits, self.labels.targets(label))
 
 
+class _WeightedCrossEntropy(nn.CrossEntropyLoss):
+    """Weighted cross-entropy, which is 0 for voxels that all have the weight 0. PyTorch's is 0 / 0."""
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """The weighted mean over the voxels of class numbers (B, *S)."""
+        weight: Any = self.weight
+        total = functional.cross_entropy(logits, target, weight, reduction="sum")
+        return total / weight[target].sum().clamp(min=torch.finfo(torch.float32).tiny)
+
+
 class DiceBCELoss(_Loss):
     """Dice loss and binary cross-entropy of regions. The cross-entropy of MONAI's `DiceCELoss` has a softmax."""
 
@@ -58,7 +70,8 @@ def create_loss(name: str, labels: Labels, weights: Sequence[float] | None = Non
       label, both without the background.
     - ``generalized_dice``: labels weighted by their inverse squared volume (Sudre et al., arXiv 1707.03237). A batch
       without any label has no gradient, so false positives in it cost nothing.
-    - ``tversky``: false positives weighted 0.3 and false negatives 0.7 (Salehi et al., arXiv 1706.05721).
+    - ``tversky``: false positives weighted 0.3 and false negatives 0.7 (Salehi et al., arXiv 1706.05721). A batch
+      without a label has nearly no gradient for it, so false positives in it cost little.
 
     Args:
         name: the name of the loss.
@@ -66,8 +79,9 @@ def create_loss(name: str, labels: Labels, weights: Sequence[float] | None = Non
         weights: weights of the background and of each label, for ``dice_ce`` without regions.
 
     Raises:
-        ValueError: when the loss does not take weights, or needs another number of them.
+        ValueError: when the name is unknown, the loss does not take weights, or needs another number of them.
     """
+    one_of("loss", name, ("dice_ce", "dice_focal", "generalized_dice", "tversky"))
     if weights is not None and name != "dice_ce":
         raise ValueError(f"`class_weights` are for the loss dice_ce, got the loss {name!r}")
     if weights is not None and labels.regions:
@@ -81,8 +95,12 @@ def create_loss(name: str, labels: Labels, weights: Sequence[float] | None = Non
     if labels.regions:
         options = {"sigmoid": True, "batch": True}
     if name == "dice_ce":
+        if labels.regions:
+            return LabelLoss(DiceBCELoss(), labels)
         weight = None if weights is None else torch.tensor(weights, dtype=torch.float32)
-        return LabelLoss(DiceBCELoss() if labels.regions else DiceCELoss(**options, weight=weight), labels)
+        loss = DiceCELoss(**options, weight=weight)
+        loss.cross_entropy = loss.cross_entropy if weight is None else _WeightedCrossEntropy(weight)
+        return LabelLoss(loss, labels)
     if name == "dice_focal":
         return LabelLoss(DiceFocalLoss(**options, gamma=2.0), labels)
     if name == "generalized_dice":

@@ -4,7 +4,9 @@ This file and ``grid.py`` are copied into every export, so that the preprocessin
 """
 
 import math
+import re
 from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import nibabel as nib
@@ -20,6 +22,30 @@ from .grid import along, resampled_planes, to_grid  # relative, since an export 
 _PERCENTILES = (0.5, 99.5)  # so that a few extreme voxels do not set the scale
 _SAMPLE = 2**20  # approximate number of voxels from which percentiles are computed
 _FURTHEST = 10.0  # standard deviations from the mean
+
+
+def find_images(folder: str, images: int) -> list[dict[str, list[str]]]:
+    """The files of each case in a folder: ``case_0000`` to ``case_000N``, or one file ``case`` with all images.
+
+    Args:
+        folder: the folder of the NIfTI files.
+        images: number of images per case.
+
+    Raises:
+        FileNotFoundError: when there is no case.
+    """
+    files = {path.name: str(path) for path in sorted(Path(folder).glob("*.nii*")) if not path.name.startswith(".")}
+    cases = []
+    for name, path in files.items():
+        channel = re.search(r"_(\d{4})\.nii", name)
+        if images == 1 or channel is None:
+            cases.append({"image": [path]})
+        elif channel[1] == "0000":
+            cases.append({"image": [path.replace("_0000.nii", f"_{number:04d}.nii") for number in range(images)]})
+    if not cases:
+        more = f": case_0000 to case_{images - 1:04d}, or one 4-D file" if images > 1 else ""
+        raise FileNotFoundError(f"{folder}: has no NIfTI file of a case of {images} images{more}; put the scans there")
+    return cases
 
 
 def normalise(intensities: Tensor) -> Tensor:
@@ -164,7 +190,8 @@ class ToScan(MapTransform):
             planes = iter(probabilities.unbind(3))
             for index, plane in resampled_planes(planes, *grid, affine, shape.tolist(), 2):
                 labels.select(axis, index).copy_(choose_labels(plane, self.values, self.regions))
-            meta = {"filename_or_obj": scan.meta["filename_or_obj"]}
+            case = re.sub(r"_0000(?=\.nii)", "", str(scan.meta["filename_or_obj"]))
+            meta = {"filename_or_obj": case}
             done[key] = MetaTensor(labels[None], affine=torch.from_numpy(affine), meta=meta)
         return done
 

@@ -17,12 +17,20 @@ from attn3d.arguments import nonnegative_number, probability
 from attn3d.plotting import plot_segmentation
 from attn3d.segmentation.components import largest, middle_of_largest, without_small
 from attn3d.segmentation.datasets import Case, Dataset, find_scans, read_case_image, read_case_label
-from attn3d.segmentation.errors import FileError, failing_as, failure_noted
+from attn3d.segmentation.datasets.predictions import (
+    beside,
+    check_beside,
+    check_names,
+    read_labels,
+    read_map,
+    remove_beside,
+)
+from attn3d.segmentation.errors import failing_as, failure_noted
 from attn3d.segmentation.fingerprint import darkest_of
 from attn3d.segmentation.grid import voxel_millilitres
 from attn3d.segmentation.inference import Segmentation, View, highest_entropy, measures_of, segment
 from attn3d.segmentation.io.dicom_seg import check_series, highdicom, write_dicom_seg
-from attn3d.segmentation.io.files import check_same_grid, read_segmentation, read_volume, write_label, write_map
+from attn3d.segmentation.io.files import write_label, write_map
 from attn3d.segmentation.io.itk import ENDINGS
 from attn3d.segmentation.io.tables import add_row, rows_in
 from attn3d.segmentation.io.writing import finished_file, sweep, write_text
@@ -35,7 +43,6 @@ from attn3d.segmentation.runs import Run, open_runs
 from attn3d.segmentation.settings import Configuration, Settings, checked
 from attn3d.segmentation.windows import warn_of_other_modality
 
-_ALONE = "does not exist, but the labels do; segment the scan again (--overwrite)"
 _FORMATS = ("nii.gz", *(ending[1:] for ending in ENDINGS))
 
 
@@ -117,11 +124,12 @@ def predict(
         keep_largest: keep only the largest connected component of the labelled voxels, all labels together. For an
             organ or a brain, whose labels touch, this removes stray pieces; do not use it for lesions.
         remove_small: connected components of a label or region with a smaller volume in ml are removed from it.
-        overwrite: whether to replace existing files instead of skipping them.
+        overwrite: whether to replace existing files instead of skipping them. Images of earlier labels are removed.
         quiet: whether to show no progress bar.
 
     Raises:
-        FileError: when a run cannot be used, there is no scan, or a table in ``out`` has other columns.
+        FileError: when a run cannot be used, there is no scan, a table in ``out`` has other columns, or the name of a
+            scan is that of a file to write for another one, such as ``case_entropy``.
         ProcessLost: when another process ended before the batch was finished, or did not answer for two hours.
         TypeError: when ``overlap`` or ``remove_small`` is not a number.
         ValueError: when the runs have different labels, an option is invalid, or ``out`` contains the scans.
@@ -147,6 +155,7 @@ def predict(
                 raise ValueError(f"`out` {out} contains the scans; give another folder for the labels")
             labels = opened[0].config.labels
             measures = measures_of(len(networks)) if uncertainty else ()
+            check_names({case: out / f"{case.name}.{format or _format_of(case)}" for case in cases})
             if statistics:
                 rows_in(out / "statistics.csv", [f"{name} ml" for name in labels.names])
             if uncertainty:
@@ -159,9 +168,9 @@ def predict(
             path = out / f"{case.name}.{format or _format_of(case)}"
             with failure_noted(case.images[0], failed):
                 if path.exists() and not overwrite:
-                    label = read_segmentation(path)
-                    _check_there(path, case, probabilities, preview, dicom_seg)
-                    maps = {name: _read_map(_beside(path, case, name), label) for name in measures}
+                    label = read_labels(path, labels)
+                    check_beside(path, probabilities, preview, dicom_seg)
+                    maps = {name: read_map(beside(path, name), label) for name in measures}
                     found.skipped[case.name] = path
                 else:
                     options = {"overlap": overlap, "mirror": mirror, "keep": probabilities, "uncertainty": uncertainty}
@@ -207,32 +216,6 @@ def _mean(values: np.ndarray, where: np.ndarray) -> float:
     return float(values[where].mean(dtype=float)) if where.any() else math.nan
 
 
-def _beside(path: Path, case: Case, what: str) -> Path:
-    """The path of another image of a case, beside its labels."""
-    return path.with_name(f"{case.name}_{what}.nii.gz")
-
-
-def _check_there(path: Path, case: Case, probabilities: bool, preview: bool, dicom_seg: bool) -> None:
-    """Raises a `FileError` if a requested file beside existing labels does not exist."""
-    endings = {"_probabilities.nii.gz": probabilities, ".png": preview, ".html": preview, ".dcm": dicom_seg}
-    for ending, requested in endings.items():
-        if requested and not (beside := path.with_name(f"{case.name}{ending}")).exists():
-            raise FileError(beside, _ALONE)
-
-
-def _read_map(path: Path, label: nib.Nifti1Image) -> np.ndarray:
-    """Reads a measure of uncertainty beside existing labels.
-
-    Raises:
-        FileError: when the file does not exist, or is on another grid than the labels.
-    """
-    if not path.exists():
-        raise FileError(path, _ALONE)
-    image = read_volume(path)
-    check_same_grid(path, image, label, "its labels")
-    return np.asarray(image.dataobj)
-
-
 def _format_of(case: Case) -> str:
     """The file ending for the labels of a case: that of its first image for NRRD and MetaImage, otherwise NIfTI."""
     ending = case.images[0].suffix.lower()
@@ -262,9 +245,13 @@ def _segment(
     if remove_small > 0:
         smallest = remove_small / voxel_millilitres(images[0].affine)
         segmentation = run.config.labels.changed(segmentation, lambda mask: without_small(mask, smallest))
-    volumes = {} if found.probabilities is None else {"probabilities": found.probabilities}
-    for what, values in (volumes | found.uncertainty).items():
-        write_map(_beside(path, case, what), values, images[0])
+    maps = found.uncertainty | ({} if found.probabilities is None else {"probabilities": found.probabilities})
+    if path.exists():  # so that neither a stopped nor a finished batch has labels beside images of other labels
+        if maps or preview or dicom_seg:
+            path.unlink()
+        remove_beside(path)
+    for what, values in maps.items():
+        write_map(beside(path, what), values, images[0])
     if preview:
         _preview(path.parent, case.name, images[0], segmentation, found, run)
     if dicom_seg:

@@ -25,6 +25,7 @@ def start_from(net: nn.Module, path: Path | str) -> str:
     """Copies the weights of a run or a checkpoint that have the same name and shape in the network.
 
     All other weights of the network are unchanged, such as those of attention or of classes that the checkpoint lacks.
+
     Args:
         net: the network to train.
         path: a run folder, a file of PyTorch (a state dictionary, or a checkpoint that contains one, such as those of

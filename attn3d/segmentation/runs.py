@@ -19,7 +19,7 @@ from attn3d.segmentation.networks import create_network, not_finite
 from attn3d.segmentation.settings import Configuration
 
 PARTS = ("fingerprint.json", "split.json", "config.json")  # the files of a new run; the last one makes the folder a run
-SPLITS = "splits.json"  # in the folder of a cross-validation
+SPLITS = "splits.json"  # in the folder of a cross-validation or of a comparison
 
 
 class Run:
@@ -219,6 +219,6 @@ def open_runs(folder: Path | str) -> list[Run]:
         FileError: when the folder has neither, or a run of another version.
     """
     splits = Path(folder) / SPLITS
-    if not splits.exists():
+    if not (splits.exists() and (splits.parent / "fold_0").exists()):  # a comparison has splits, but no folds
         return [Run.open(folder)]
     return [Run.open(splits.parent / f"fold_{fold}") for fold in range(len(read_splits(splits)))]

@@ -20,8 +20,9 @@ from pydantic import (
 from pydantic import model_validator as check_model
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from attn3d.arguments import nearest, of_python, one_of
-from attn3d.factory import find
+from attn3d.arguments import check_options, nearest, of_python, one_of
+from attn3d.factory import declares, find
+from attn3d.networks import KINDS
 from attn3d.segmentation.errors import FileError
 from attn3d.segmentation.io.writing import read_json
 from attn3d.segmentation.labels import Labels
@@ -86,6 +87,19 @@ _Windows = Annotated[
 ]
 _Spacing = Annotated[tuple[_Size, _Size, _Size], MustBe("three positive numbers")]
 _PatchSize = Annotated[tuple[_Whole, _Whole, _Whole], MustBe("three positive whole numbers")]
+
+
+def _check_attention(values: Mapping[str, Any]) -> None:
+    """Checks a mechanism, its options and its kinds of site, which are used long after the settings are read."""
+    if "attention" in values:
+        maker, options = find(values["attention"], "attention")
+        if declares(maker, "takes_signal"):
+            options["gating_channels"] = None  # follow from the site
+        check_options(f"`attention` {getattr(maker, '__qualname__', repr(maker))}", maker, options, positional=2)
+    at = values.get("at", ())
+    for site in at if isinstance(at, tuple) else ():  # the type is checked with the other settings
+        if isinstance(site, str):
+            one_of("at", site.partition(":")[0], (*KINDS, "path"))
 
 
 class Settings(BaseModel):
@@ -170,8 +184,8 @@ class Settings(BaseModel):
     @check_model(mode="before")
     @classmethod
     def _settle(cls, values: Any) -> Any:
-        """Checks that there is one budget and that the network and the mechanism are known; without attention there are
-        no sites."""
+        """Checks that there is one budget, and that the network, the mechanism, its options and the kinds of site are
+        known; without attention there are no sites."""
         values = {name: of_python(value) for name, value in dict(values).items()}
         if values.get("epochs") is not None and values.get("minutes") is not None:
             raise ValueError(
@@ -181,8 +195,8 @@ class Settings(BaseModel):
             values["epochs"] = EPOCHS
         if values.get("attention", "") in (None, "none"):
             values |= {"attention": None, "at": ()}
-        elif "attention" in values and cls is Settings:  # the labels of a run can be read without its mechanism
-            find(values["attention"], "attention")
+        elif cls is Settings:  # the labels of a run can be read without its mechanism
+            _check_attention(values)
         if values.get("network") is not None:
             one_of("network", values["network"], NETWORKS)
         return values
@@ -221,7 +235,9 @@ class Configuration(Settings):
     @property
     def budget(self) -> str:
         """The budget of the training as text."""
-        return f"{self.epochs} epochs" if self.minutes is None else f"{self.minutes:g} minutes"
+        if self.minutes is None:
+            return f"{self.epochs} epoch{'' if self.epochs == 1 else 's'}"
+        return f"{self.minutes:g} minute{'' if self.minutes == 1 else 's'}"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""

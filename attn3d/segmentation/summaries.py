@@ -15,10 +15,13 @@ _AGREEMENT = ("dice", "hd95_mm", "surface_dice")
 _TOTALS = ("volume_ml", "reference_ml", "lesions", "lesions_found", "false_lesions")
 
 
-def summarise(cases: Mapping[str, Any], labels: Labels, tolerance: float, failed: Mapping[str, str]) -> dict[str, Any]:
+def summarise(
+    cases: Mapping[str, Any], labels: Labels, tolerance: float, failed: Mapping[str, str], simulated: bool = False
+) -> dict[str, Any]:
     """Returns the result of `evaluate` from the scores of the cases, by name of the case and of the label."""
     scored = next(iter(cases.values()))
     return {
+        "simulated": simulated,
         "tolerance_mm": tolerance,
         "labels": labels.as_dict(),
         "cases": cases,

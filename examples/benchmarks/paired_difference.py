@@ -22,7 +22,14 @@ def main(one: Scores, other: Scores) -> None:
     """Print the Dice of other minus that of one for each label. Labels with the same value may have other names."""
     first, second = (json.loads(path.read_text()) for path in (one, other))
     names = {str(value): name for name, value in second["labels"].items()}
+    values = [sorted(map(str, scores["labels"].values())) for scores in (first, second)]
+    if values[0] != values[1]:
+        raise typer.BadParameter(
+            f"{one} and {other} must have the same label values, got {', '.join(values[0])} and {', '.join(values[1])}"
+        )
     shared = first["cases"].keys() & second["cases"].keys()
+    if alone := len(first["cases"].keys() ^ shared) + len(second["cases"].keys() ^ shared):
+        print(f"{alone} cases are in only one of the files and left out")
     for name, value in first["labels"].items():
         dice = [
             (first["cases"][case][name]["dice"], second["cases"][case][names[str(value)]]["dice"]) for case in shared

@@ -3,8 +3,10 @@
 import importlib.util
 import itertools
 import json
+import runpy
+import sys
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -12,10 +14,11 @@ import pytest
 import typer
 from monai.data import get_track_meta, set_track_meta
 
-from attn3d.segmentation import HAEMORRHAGES
+from attn3d.segmentation import HAEMORRHAGES, portable
 from examples.benchmarks import paired_difference, task04_dynunet
 from tests.segmentation.conftest import data  # noqa: F401
 from tests.segmentation.layouts import task04
+from tests.segmentation.volumes import AFFINES
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 TESTED_ELSEWHERE = {"brain_tissue", "benchmark", "onnx_runtime", "sharded_volume"}
@@ -41,14 +44,16 @@ def test_every_example_has_a_test():
 
 
 def test_haemorrhage(example, tmp_path, capsys):
-    example("haemorrhage")(attention="coord", at="skip", cases=2, test_cases=2, epochs=1, out=tmp_path / "all")
+    example("haemorrhage")(attention="coord", at=" skip", cases=2, test_cases=2, epochs=1, out=tmp_path / "all")
     result = json.loads((tmp_path / "all" / "result.json").read_text())
+    assert result["simulated"]
     assert "any label" in result["dice"]
     assert set(result["dice"]) <= {*HAEMORRHAGES.values(), "any label", "mean of kinds"}
     for row in result["dice"].values():
         assert 0 <= row["network"] <= 1
         assert 0 <= row["threshold"] <= 1
     scores = json.loads((tmp_path / "all" / "scores" / "scores.json").read_text())
+    assert scores["simulated"]
     assert result["dice"]["any label"]["network"] == scores["overall"]["any label"]["dice_with"]
     for path in (tmp_path / "all" / "unseen" / "labelsTr").iterdir():
         found, true = nib.load(tmp_path / "all" / "predictions" / path.name), nib.load(path)
@@ -134,5 +139,45 @@ def test_paired_difference(tmp_path, capsys):
     one = scores("one.json", "core", a=0.5, b=0.7, c=0.9)
     paired_difference.main(one, scores("other.json", "label 1", c=0.9, a=0.6, b=0.9))
     assert capsys.readouterr().out == "core: +0.100 ± 0.248, 3 cases\n"  # 4.303 * 0.1 / sqrt(3)
+    paired_difference.main(one, scores("fourth.json", "core", b=0.7, c=0.9, d=0.5))
+    assert capsys.readouterr().out.splitlines()[0] == "2 cases are in only one of the files and left out"
+    (tmp_path / "labels.json").write_text(json.dumps({"labels": {"core": 2, "rim": [1, 3]}, "cases": {}}))
+    with pytest.raises(typer.BadParameter, match=r"must have the same label values, got 1 and 2, \[1, 3\]$"):
+        paired_difference.main(one, tmp_path / "labels.json")
     with pytest.raises(typer.BadParameter, match="must share at least 2 cases with core, got 1"):
         paired_difference.main(one, scores("other.json", "core", a=0.9, b=None))
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"]])
+def test_sharded_volume_prints_how_to_run_it(arguments, monkeypatch, capsys):
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setattr(sys, "argv", ["sharded_volume.py", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(EXAMPLES / "sharded_volume.py"))
+    said = capsys.readouterr().out if arguments else stopped.value.code
+    assert "torchrun --nproc-per-node 2 examples/sharded_volume.py" in said
+    assert not (arguments and stopped.value.code)
+
+
+def test_onnx_runtime_writes_both_forms_of_the_affine(tmp_path, monkeypatch):
+    """With a network that only returns zeros, in place of ONNX Runtime."""
+
+    def session(_):
+        return SimpleNamespace(run=lambda _, inputs: [np.zeros((len(inputs["image"]), 2, *inputs["image"].shape[2:]))])
+
+    fakes = {"onnxruntime": SimpleNamespace(InferenceSession=session)}
+    for name, module in (fakes | {"scripts": ModuleType("scripts"), "scripts.portable": portable}).items():
+        monkeypatch.setitem(sys.modules, name, module)
+    facts = {"spacing": [1, 1, 5], "windows": [[40, 80]], "patch_size": [8, 8, 4], "multiple": [1, 1, 1]}
+    (tmp_path / "metadata.json").write_text(json.dumps(facts | {"values": [0, 1], "regions": False}))
+    affine = AFFINES["oblique"]
+    nib.save(nib.Nifti1Image(np.zeros((12, 10, 6), np.float32), affine), tmp_path / "scan.nii.gz")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    files = [str(tmp_path), str(tmp_path / "labels.nii.gz"), str(tmp_path / "scan.nii.gz")]
+    monkeypatch.setattr(sys, "argv", ["onnx_runtime.py", *files])
+    runpy.run_path(str(EXAMPLES / "onnx_runtime.py"))
+    found = nib.load(tmp_path / "labels.nii.gz")
+    for form, code in (found.get_sform(coded=True), found.get_qform(coded=True)):
+        assert code == 1
+        np.testing.assert_allclose(form, affine, atol=1e-4)
+    assert found.header.get_xyzt_units()[0] == "mm"

@@ -36,9 +36,10 @@ def test_mechanisms_are_sorted_beside_the_plain_network(tmp_path):
     figure.savefig(tmp_path / "comparison.png", dpi=20)
 
 
-def test_no_text_is_cut_off():
+@pytest.mark.parametrize("sites", ["skip", "encoder, decoder, bottleneck, skip, block, residual (simulated scans)"])
+def test_no_text_is_cut_off(sites):
     figure = plot_comparison(
-        results(none=[0.7, 0.8], attention_gate=[0.9, 0.8]), title="ResidualUNet, attention at skip"
+        results(none=[0.7, 0.8], attention_gate=[0.9, 0.8]), title=f"ResidualDynUNet, attention at {sites}"
     )
     figure.draw_without_rendering()
     (axes,), (title,) = figure.axes, figure.texts
@@ -46,6 +47,7 @@ def test_no_text_is_cut_off():
         box = text.get_window_extent()
         assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1, text
         assert figure.bbox.y0 <= box.y0 < box.y1 <= figure.bbox.y1, text
+    assert not title.get_window_extent().overlaps(axes.get_legend().get_window_extent())
 
 
 def test_without_several_seeds_or_a_plain_network():
@@ -104,3 +106,13 @@ def test_nothing_to_show_is_refused():
         plot_calibration([])
     with pytest.raises(ValueError, match=r"`values` must have at least one number, got \[\]"):
         confidence_interval([])
+
+
+def test_labels_that_start_with_an_underscore_are_in_the_legend():
+    rows = [{"epoch": 1, "loss": 1.0, "learning_rate": 1e-3, "dice": 0.5, "dice _lesion": 0.4}]
+    assert [text.get_text() for text in plot_training(rows).axes[2].get_legend().get_texts()] == ["_lesion", "mean"]
+
+
+def test_each_of_many_labels_has_its_own_colour():
+    rows = [{"epoch": 1, "loss": 1.0, "learning_rate": 1e-3} | {f"dice {index}": 0.5 for index in range(20)}]
+    assert len({line.get_color() for line in plot_training(rows).axes[2].lines}) == 20

@@ -5,7 +5,8 @@ from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
 from attn3d.plotting import COLORS, plot_lesions, plot_segmentation
-from attn3d.plotting.hanging import Hanging, contrast
+from attn3d.plotting.hanging import Hanging, color_of, contrast
+from attn3d.plotting.labels import label_colors
 from tests.segmentation.volumes import AFFINES, affine_of
 
 NAMES = {1: "CSF", 2: "grey matter"}
@@ -226,7 +227,7 @@ def test_names_are_not_formulas():
     """Dollar signs are drawn literally, and names that are not UTF-8 can be drawn."""
     image, labels = volume(AFFINES["RAS"])
     names, title = {1: r"$\frac{", 2: "[red] a$b$"}, "caf\udce9 $x$"
-    figure = plot_lesions(image, {"$y$": labels}, names, AFFINES["RAS"], title=title)
+    figure = plot_lesions(image, {"$y$": labels, "z": 2 * labels}, names, AFFINES["RAS"], title=title)
     figure.draw_without_rendering()
     drawn = [text._preprocess_math(text.get_text()) for text in [figure._suptitle, *figure.legends[0].get_texts()]]
     assert drawn == [(r"caf\udce9 $x$", False), (r"$\frac{", False), ("[red] a$b$", False)]
@@ -238,3 +239,69 @@ def test_the_margin_around_labels_is_in_millimetres():
     mask[20, 10, 4] = True
     hanging.crop(mask, margin=10.0)
     assert (hanging.low.tolist(), hanging.high.tolist()) == ([10, 5, 2], [31, 16, 7])
+
+
+def test_values_of_one_name_have_one_colour():
+    """As those of a region, which has several values."""
+    image, labels = volume(AFFINES["RAS"])
+    names = {1: "edema", 2: "core", 4: "core"}
+    assert label_colors(names) == {1: COLORS[0], 2: COLORS[1], 4: COLORS[1]}
+    figure = plot_segmentation(image, {"reference": 2 * labels, "network": 4 * labels}, names, AFFINES["RAS"])
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["core"]
+
+
+def test_every_label_has_its_own_colour():
+    assert tuple(map(color_of, range(7))) == COLORS
+    assert len({to_rgb(color_of(index)) for index in range(255)}) == 255
+
+
+@pytest.mark.parametrize("draw_it", [plot_lesions, plot_segmentation])
+@pytest.mark.parametrize("name", ["s{}", "structure number {} with a long name", "a name {} " + 8 * "that is wider "])
+def test_a_long_legend_fits_below_pictures_of_the_same_size(draw_it, name):
+    image = np.random.default_rng(0).normal(100, 10, (30, 30, 10))
+    labels = np.random.default_rng(1).integers(0, 41, image.shape).astype(np.uint8)
+    heights = []
+    for count in (1, 40):
+        names = {value: name.format(value) for value in range(1, count + 1)}
+        figure = draw_it(image, {"reference": labels}, names, np.diag([1, 1, 5, 1]), title=15 * "a long title ")
+        figure.draw_without_rendering()
+        heights.append(figure.axes[0].get_window_extent().height)
+        (legend,) = figure.legends
+        assert len(legend.get_texts()) == count
+        for text in (*legend.get_texts(), figure._suptitle):
+            box = text.get_window_extent()
+            assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1, text
+            assert figure.bbox.y0 <= box.y0 < box.y1 <= figure.bbox.y1, text
+    assert heights[1] == pytest.approx(heights[0], rel=0.1)
+
+
+def test_a_lesion_in_air_is_in_the_picture():
+    """Also if it is at the border of the volume, and the first segmentation is empty."""
+    image = np.full((40, 40, 40), -1000.0)
+    image[10:30, 10:30, 10:30] = 40
+    labels = np.zeros(image.shape, np.uint8)
+    labels[1:4, 15:20, 1:4] = 1
+    figure = plot_lesions(image, {"reference": 0 * labels, "network": labels}, NAMES, np.eye(4), window=(40, 80))
+    coloured = [np.asarray(axes.images[1].get_array())[..., 3].astype(bool).sum() for axes in figure.axes[1:3]]
+    assert coloured == [0, 15]
+    assert figure.axes[0].get_ylabel().startswith("z = 1 mm")
+
+
+@pytest.mark.parametrize("values", [(0.0, 5.0), (False, True), (-1000.0, 40.0)])
+def test_a_scan_of_two_values_is_black_and_white(values):
+    assert contrast(np.array([values[0], values[1], values[1]]), None) == values
+
+
+@pytest.mark.parametrize("window", [(40, -80), (40, 0), (np.nan, 80), (40, np.inf), (40, 80, 1)])
+def test_a_window_without_a_width_is_refused(window):
+    image, labels = volume(AFFINES["RAS"])
+    for plot in (plot_segmentation, plot_lesions):
+        with pytest.raises(ValueError, match=r"`window` must be a level and a positive width, such as \(40, 80\), got"):
+            plot(image, {"reference": labels}, NAMES, AFFINES["RAS"], window=window)
+
+
+def test_a_negative_margin_is_refused():
+    image, labels = volume(AFFINES["RAS"])
+    with pytest.raises(ValueError, match="`margin` must be a finite number of at least 0, got -3"):
+        plot_segmentation(image, {"reference": labels}, NAMES, AFFINES["RAS"], margin=-3)

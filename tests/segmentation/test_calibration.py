@@ -190,6 +190,12 @@ def test_probabilities_that_cannot_be_used_are_named(folders):
         (values, moved, "off the grid of its labels"),
         (values[..., 0], AFFINE, "must be a 4-D file of several volumes"),
         (values[:-1], AFFINE, "it has shape"),
+        (
+            values[..., [0, 1, 2, 2]] / 2,
+            AFFINE,
+            "has probabilities of 4 classes, but the background and the labels are 3",
+        ),
+        (values[..., :2], AFFINE, "has probabilities of 2 classes, but the background and the labels are 3"),
     ):
         write_image(file, content, affine, "scanner")
         failed = evaluate(predictions, references, labels=LABELS, probabilities=True, quiet=True)["failed"]
@@ -215,3 +221,15 @@ def test_voxels_at_the_border_of_the_scan_count(name, tmp_path):
     scores = evaluate(tmp_path / "case.nii.gz", tmp_path / "reference.nii.gz", probabilities=True, quiet=True)
     distance = ndimage.distance_transform_edt(mask == 0, sampling=nib.affines.voxel_sizes(AFFINES[name]))
     assert scores["calibration"]["overall"]["voxels"] == (distance <= MARGIN).sum()
+
+
+def test_a_network_may_have_labels_that_do_not_occur(folders):
+    """If the labels are those that occur in the files, the probabilities may have more classes, but not fewer."""
+    file = folders[0] / "a_probabilities.nii.gz"
+    values = nib.load(file).get_fdata(dtype=np.float32)
+    expected = evaluate(*folders, probabilities=True, quiet=True)["calibration"]["cases"]["a"]
+    write_image(file, np.pad(values, [(0, 0)] * 3 + [(0, 1)]), AFFINE, "scanner")
+    assert evaluate(*folders, probabilities=True, quiet=True)["calibration"]["cases"]["a"] == expected
+    write_image(file, values[..., :2], AFFINE, "scanner")
+    failed = evaluate(*folders, probabilities=True, quiet=True)["failed"]
+    assert "has probabilities of 2 classes, but the background and the labels are at least 3" in failed[str(file)]

@@ -1,6 +1,7 @@
 """Comparison of mechanisms, and of the plain network, with the same budget."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -124,7 +125,7 @@ def test_moved_data_are_accepted_and_other_data_are_not(data, tmp_path, monkeypa
     monkeypatch.setattr(series, "train", fake)
     monkeypatch.setattr(comparison, "_report", lambda *_: {})
     arguments = {"out": tmp_path / "all", "mechanisms": ["eca"], "seeds": 1, "quiet": True}
-    (tmp_path / "before").mkdir()
+    shutil.copytree(data, tmp_path / "before")
     compare(tmp_path / "before", **arguments)
     with pytest.raises(FileError, match="other settings"):
         compare(data, **arguments)
@@ -141,3 +142,40 @@ def test_a_single_mechanism_is_compared_with_none_and_has_no_picture(tmp_path, m
     report = comparison._report(tmp_path, {"none": [run, run]}, ["skip"], 2)
     assert report["mechanisms"]["none"]["mean"] == 0.625
     assert sorted(path.name for path in tmp_path.iterdir()) == ["comparison.csv", "comparison.json"]
+
+
+def test_all_trainings_have_the_split_that_was_drawn_first(data, tmp_path):
+    """Also if cases are added; a case that is lost is an error."""
+    grown, out = shutil.copytree(data, tmp_path / "grown"), tmp_path / "all"
+    arguments = {"out": out, "mechanisms": [], "quiet": True}
+    compare(grown, seeds=1, **arguments, **SETTINGS)
+    for part in ("images", "labels"):
+        for name in ("a", "b", "c"):
+            shutil.copy(data / part / "case0.nii.gz", grown / part / f"{name}.nii.gz")
+    compare(grown, seeds=2, **arguments, **SETTINGS)
+    splits = [json.loads((out / f"none-{seed}" / "split.json").read_text()) for seed in range(2)]
+    assert splits[0] == splits[1]
+    lost = splits[0]["training"][0]
+    (grown / "images" / f"{lost}.nii.gz").unlink()
+    with pytest.raises(FileError, match=rf"splits\.json: fold 0 has the unknown case '{lost}'"):
+        compare(grown, seeds=3, **arguments, **SETTINGS)
+
+
+def test_the_file_of_settings_can_set_the_sites_but_no_seed_or_mechanism(data, tmp_path, monkeypatch):
+    config, asked = tmp_path / "settings.yml", []
+
+    def stopped(*_, at, **__):
+        asked.append(at)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(series, "train", stopped)
+    config.write_text("at: [encoder]")
+    for given in ({}, {"at": ["decoder"]}):
+        with pytest.raises(KeyboardInterrupt):
+            compare(data, out=tmp_path / "all", mechanisms=["eca"], config=config, quiet=True, **given)
+    assert asked == [["encoder"], ["decoder"]]
+    for name, value, instead in (("seed", 7, "seeds"), ("attention", "se", "mechanisms")):
+        config.write_text(f"{name}: {value}")
+        with pytest.raises(FileError, match=rf"settings\.yml: `{name}` is set by .*, got {value!r}; use `{instead}`"):
+            compare(data, out=tmp_path / "none", mechanisms=["eca"], config=config, quiet=True)
+    assert not (tmp_path / "none").exists()

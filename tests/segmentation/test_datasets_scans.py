@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from attn3d.segmentation import FileError
+from attn3d.segmentation import FileError, find_dataset
 from attn3d.segmentation.datasets import find_scans
 from tests.segmentation import layouts
 
@@ -104,6 +104,37 @@ def test_a_name_with_and_without_a_label_is_refused(tmp_path):
         layouts.write(tmp_path / f"imagesTs/BRATS_1_{channel:04d}.nii.gz", layouts.units(9))
     with pytest.raises(FileError, match="has two cases with the name 'BRATS_1', with and without a label"):
         find_scans(tmp_path, 2)
+
+
+def test_a_file_has_the_name_that_it_has_in_its_folder(tmp_path):
+    found(tmp_path / "scans", 1, "y_0000.nii.gz")
+    for scans in (tmp_path / "scans", tmp_path / "scans" / "y_0000.nii.gz"):
+        assert [case.name for case in find_scans(scans, 1)[0]] == ["y"]
+    assert [case.name for case in find_scans(tmp_path / "scans" / "y_0000.nii.gz", 2)[0]] == ["y_0000"]
+
+
+@pytest.mark.parametrize("folders", [("imagesTr", "labelsTr"), ("images", "labels")])
+def test_images_without_a_label_are_segmented(folders, tmp_path, caplog):
+    for part, names in zip((*folders, "imagesTs"), ("ab", "ax", "c"), strict=True):
+        for name in names:
+            layouts.write(tmp_path / part / f"{name}.nii.gz", layouts.marks(1, 2))
+    with caplog.at_level(logging.WARNING, "attn3d"):
+        cases, failed = find_scans(tmp_path, 1)
+    assert [case.name for case in cases] == ["b", "c", "a"]
+    assert not failed
+    assert [record.args[0] for record in caplog.records] == [f"{tmp_path / folders[1] / 'x.nii.gz'}: has no image"]
+    assert f"{tmp_path / folders[0] / 'b.nii.gz'}: has no label" in find_dataset(tmp_path).problems
+
+
+def test_folders_beside_scans_are_named(tmp_path, caplog):
+    layouts.write(tmp_path / "patient/study/x.nii.gz", layouts.units(1))
+    layouts.dicom_series(tmp_path / "series")
+    (tmp_path / "notes").mkdir()
+    with caplog.at_level(logging.WARNING, "attn3d"):
+        cases, _ = found(tmp_path, 1, "a.nii.gz")
+    assert list(cases) == ["a"]
+    named = [str(record.args[0]).partition(":")[0] for record in caplog.records]
+    assert named == [str(tmp_path / name) for name in ("patient", "series")]
 
 
 @pytest.mark.parametrize("ending", [".nii", ".nii.gz", ".NII.GZ"])

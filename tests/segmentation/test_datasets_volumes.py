@@ -66,6 +66,7 @@ def test_modalities_of_one_file_are_the_images_of_a_case(folders):
         assert (len(case.images), case.channels, other.channels) == (1, 3, 3)
         for image, same in zip(read_case_image(case), read_case_image(other), strict=True):
             assert image.get_data_dtype() == np.float32
+            assert np.asarray(image.dataobj).flags.writeable, "otherwise PyTorch prints a warning"
             np.testing.assert_array_equal(np.asarray(image.dataobj), np.asarray(same.dataobj))
             np.testing.assert_array_equal(image.affine, same.affine)
 

@@ -223,6 +223,23 @@ def test_shapes_must_agree():
         lesion(BOX[1:], BOX)
 
 
+def test_a_slice_is_no_volume():
+    with pytest.raises(ValueError, match=r"`reference` must be \(X, Y, Z\), got shape \(20, 16\)"):
+        lesion(BOX[..., 4], BOX[..., 4])
+
+
+@pytest.mark.parametrize("affine", [np.eye(3), np.zeros((4, 4)), np.full((4, 4), np.nan)])
+def test_an_affine_that_is_no_map_is_refused(affine):
+    with pytest.raises(ValueError, match="`affine` must be an invertible 4 x 4 matrix, got"):
+        lesion_on(affine, BOX, BOX)
+
+
+def test_a_tolerance_is_a_number_of_at_least_zero():
+    for error, tolerance in ((ValueError, -1), (ValueError, np.nan), (TypeError, "2 mm")):
+        with pytest.raises(error, match="`tolerance` must be a finite number of at least 0, got"):
+            lesion(BOX, BOX, tolerance=tolerance)
+
+
 NAMES = {1: "EDH", 2: "SDH"}
 HALF = box((4, 4, 3), (7, 9, 7))
 COHORT = {  # prediction and reference of each case
@@ -346,6 +363,27 @@ def test_bad_files_are_listed_and_the_others_scored(folders, capsys):
     assert problems["forgotten.nii.gz"] == f"has no file of the same name in {predictions}"
     assert "100%" in capsys.readouterr().out
     assert evaluate(predictions, references, quiet=True)["labels"] == {"label 1": 1, "label 7": 7}
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_labels_are_those_of_pairs_that_can_be_read(side, folders):
+    """A value that occurs only beside an unusable file would have the best scores in all other cases."""
+    (folders[side] / "half.nii.gz").write_bytes(b"no NIfTI")
+    nib.save(scan(7 * BOX, AFFINE), folders[1 - side] / "half.nii.gz")
+    scores = evaluate(*folders, quiet=True)
+    assert scores["labels"] == {"label 1": 1}
+    assert list(scores["failed"]) == [str(folders[side] / "half.nii.gz")]
+
+
+@pytest.mark.parametrize("name", ["dataset.json", "config.json"])
+@pytest.mark.parametrize("simulated", [True, False])
+def test_simulated_references_are_marked(name, simulated, folders, tmp_path):
+    """By the description of their data set, or of the run that they belong to."""
+    assert evaluate(*folders, quiet=True)["simulated"] is False
+    (tmp_path / name).write_text(json.dumps({"simulated": simulated and {"seed": 0}}))
+    scores = evaluate(*folders, tmp_path / "out", quiet=True)
+    assert scores["simulated"] is simulated
+    assert json.loads((tmp_path / "out" / "scores.json").read_text())["simulated"] is simulated
 
 
 def test_a_prediction_off_the_grid_is_refused(folders):

@@ -23,7 +23,7 @@ from attn3d.segmentation.fingerprint import Fingerprint
 from attn3d.segmentation.inference import View, segment
 from attn3d.segmentation.labels import Labels
 from attn3d.segmentation.networks import shape_multiple, uses_strides
-from attn3d.segmentation.portable import Prepared, ToScan, WindowInferer, to_channels, window_size
+from attn3d.segmentation.portable import Prepared, ToScan, WindowInferer, find_images, to_channels, window_size
 from attn3d.segmentation.preprocessing import intensities_of
 from attn3d.segmentation.settings import settings_from
 from tests.segmentation.volumes import AFFINES, head, scan
@@ -79,7 +79,7 @@ def called(command, **options):
 def test_a_bundle_finds_the_labels_of_predict(tmp_path):
     """With MONAI's command and sliding windows."""
     run = make_run(tmp_path / "run", "CT")
-    path = scan_file(tmp_path / "case.nii.gz", "LAS, 5 mm slices")
+    path = scan_file(tmp_path / "case_0000.nii.gz", "LAS, 5 mm slices")
     expected = predict(run.folder, path, tmp_path / "out", probabilities=True, quiet=True).written["case"]
     bundle = export(run.folder, tmp_path / "bundle")
     path.rename(bundle / "data" / path.name)
@@ -259,11 +259,21 @@ def test_a_bundle_resamples_labels_as_predict_does(geometry, tmp_path):
 
 
 def test_a_bundle_lists_the_cases_of_several_images(tmp_path):
-    """It finds the other images of a case by the name of the first."""
+    """It finds the other images of a case by the name of the first, and 4-D files. Without any, it does not run."""
     bundle = export(make_run(tmp_path / "run", "MRI", images=2).folder, tmp_path / "bundle")
-    for name in ("b_0000.nii.gz", "b_0001.nii.gz", "a_0000.nii.gz", "a_0001.nii.gz"):
-        (bundle / "data" / name).touch()
-    parser = ConfigParser(json.loads((bundle / "configs" / "inference.json").read_text()))
-    parser["bundle_root"] = str(bundle)
-    expected = [{"image": [f"{bundle}/data/{case}_000{one}.nii.gz" for one in range(2)]} for case in "ab"]
-    assert parser.get_parsed_content("images") == expected
+    images = json.loads((bundle / "configs" / "inference.json").read_text())["images"]
+    assert images == {"_target_": "scripts.portable.find_images", "folder": "@dataset_dir", "images": 2}
+    data = bundle / "data"
+    (data / ".b_0000.nii.gz").touch()
+    with pytest.raises(
+        FileNotFoundError, match=r"data: has no NIfTI file of a case of 2 images: case_0000 to case_0001"
+    ):
+        find_images(str(data), 2)
+    for name in ("b_0000.nii.gz", "b_0001.nii.gz", "a_0000.nii", "a_0001.nii", "c.nii.gz"):
+        (data / name).touch()
+    assert find_images(str(data), 2) == [
+        {"image": [str(data / "a_0000.nii"), str(data / "a_0001.nii")]},
+        {"image": [str(data / "b_0000.nii.gz"), str(data / "b_0001.nii.gz")]},
+        {"image": [str(data / "c.nii.gz")]},
+    ]
+    assert [len(case["image"]) for case in find_images(str(data), 1)] == [1] * 5

@@ -143,8 +143,17 @@ def test_a_label_that_no_case_has_is_named(data, monkeypatch, caplog):
     dataset = find_dataset(data)
     first, *others = dataset.labels.names
     with_labels(dataset, lambda labels: (labels == min(labels[labels > 0])).astype(np.uint8), monkeypatch)
-    assert all(repr(name) in caplog.text for name in others)
+    assert caplog.messages == [
+        f"No training case has the labels {', '.join(map(repr, others))}, so they cannot be learnt."
+    ]
     assert repr(first) not in caplog.text
+
+
+def test_a_single_label_that_no_case_has_is_named(data, monkeypatch, caplog):
+    dataset = find_dataset(data)
+    last = max(dataset.labels.present)
+    with_labels(dataset, lambda labels: (labels * (labels != last)).astype(np.uint8), monkeypatch)
+    assert caplog.messages == [f"No training case has the label {dataset.labels.names[-1]!r}, so it cannot be learnt."]
 
 
 @pytest.mark.parametrize(

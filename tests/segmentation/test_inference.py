@@ -221,3 +221,15 @@ def test_many_classes_need_the_sums_and_one_output_of_the_network():
     one = View(ManyClasses(), MetaTensor(torch.randn(1, 96, 16, 16)), patch, labels)
     values = 32 * math.prod(patch)
     assert peak(lambda: [None for _ in probability_planes(one, 0)]) < 1.25 * values * (2 + 4)
+
+
+@pytest.mark.parametrize("labels", [LABELS, REGIONS], ids=["labels", "regions"])
+def test_sums_over_many_windows_are_not_rounded(labels):
+    """Hundreds of windows cover each voxel; sums of float16 would be wrong by several per cent."""
+    generator = torch.Generator().manual_seed(0)
+    volume, network = torch.randn(1, 16, 16, 16, generator=generator), nn.Conv3d(1, 4, 1, bias=False)
+    nn.init.uniform_(network.weight, -10, 10, generator)
+    planes = list(probability_planes(View(network, MetaTensor(volume), (8, 8, 8), labels), 0, overlap=0.9))
+    with torch.no_grad():
+        expected = labels.probabilities(network(volume[None])[0])
+    torch.testing.assert_close(torch.stack(planes, dim=1), expected, atol=1e-5, rtol=0)

@@ -138,3 +138,10 @@ def test_scores_without_lesions_remove_older_tables_of_lesions(folders, tmp_path
     assert sorted(path.name for path in out.iterdir()) == ["scores.csv", "scores.json"]
     assert "lesions" not in scores
     assert not any(name in (out / "scores.csv").read_text() for name in QUALITIES)
+
+
+def test_masks_of_other_numbers_than_one_are_accepted():
+    """Such as 255, and values of which only some bits agree."""
+    expected = match_lesions(LARGE_FOUND | FALSE, LARGE | SMALL, AFFINE)
+    found, true = (LARGE_FOUND | FALSE).astype(np.uint8) * 2, (LARGE | SMALL).astype(np.uint8) * 255
+    assert match_lesions(found, true, AFFINE) == expected

@@ -148,3 +148,15 @@ def test_weights_need_labels_and_not_regions():
         create_loss("dice_ce", REGIONS, [1.0, 1.0])
     with pytest.raises(ValueError, match="`class_weights` must have 3 values, for the background and for a, b, got"):
         create_loss("dice_ce", LABELS, [1.0, 1.0])
+
+
+def test_a_batch_of_classes_without_weight_has_no_cross_entropy():
+    """PyTorch divides 0 by 0."""
+    loss = create_loss("dice_ce", LABELS, [0.0, 1.0, 1.0])
+    logits = torch.randn(2, 3, 4, 5, 6, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    background = torch.zeros(2, 1, 4, 5, 6, dtype=torch.long)
+    found = loss(logits, background)
+    found.backward()
+    assert found.item() == pytest.approx(dice(logits.detach().double(), background).item(), rel=1e-5)
+    assert logits.grad.isfinite().all()
+    assert logits.grad.any()

@@ -49,7 +49,7 @@ def test_strides_and_kernels_may_be_arrays():
 
 
 def test_an_unknown_mechanism_is_called_attention():
-    with pytest.raises(ValueError, match="`attention` must be a registered attention, got 'CBAM'; did you mean 'cbam'"):
+    with pytest.raises(ValueError, match="`attention` must be a registered mechanism, got 'CBAM'; did you mean 'cbam'"):
         create_network("UNet", 1, 2, attention="CBAM", at=("skip",))
 
 

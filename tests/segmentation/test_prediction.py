@@ -176,6 +176,49 @@ def test_requested_files_beside_existing_labels_must_exist(requested, missing, r
     assert predict(run.folder, scans, out, quiet=True, **{requested: True}).skipped
 
 
+def test_labels_of_another_run_are_not_counted(run, tmp_path):
+    """Its names would be given to other values."""
+    scans, out = save(tmp_path / "scans", one=bright(size=(8, 8, 6))[0]), tmp_path / "out"
+    path = predict(run.folder, scans, out, quiet=True).written["one"]
+    labels = np.asarray(nib.load(path).dataobj)
+    nib.save(nib.Nifti1Image(np.where(labels, 3, 0).astype(np.uint8), nib.load(path).affine), path)
+    found = predict(run.folder, scans, out, quiet=True)
+    problem = "has the value 3, which the run never writes; segment it again (--overwrite)"
+    assert (found.failed, found.volume_ml) == ({str(path): problem}, {})
+
+
+def test_after_a_kill_no_old_labels_are_beside_new_files(run, tmp_path, monkeypatch):
+    """The next run would count the case as complete. A scan that fails keeps its old labels."""
+    scans, out = save(tmp_path / "scans", one=bright(size=(8, 8, 6))[0]), tmp_path / "out"
+    predict(run.folder, scans, out, quiet=True)
+
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    for name, left in (("_labels", True), ("write_label", False)):
+        with monkeypatch.context() as patch:
+            patch.setattr(prediction, name, stopped)
+            with pytest.raises(KeyboardInterrupt):
+                predict(run.folder, scans, out, probabilities=True, overwrite=True, quiet=True)
+        assert (out / "one.nii.gz").exists() == left
+    assert predict(run.folder, scans, out, probabilities=True, quiet=True).written
+
+
+def test_a_scan_with_the_name_of_a_map_is_refused(run, tmp_path):
+    scans, out = save(tmp_path / "scans", x=bright()[0], x_entropy=bright()[0]), tmp_path / "out"
+    with pytest.raises(FileError, match=r"x_entropy.nii.gz: its labels would have the name of the entropy of .*x.ni"):
+        predict(run.folder, scans, out, quiet=True)
+    assert not out.exists()
+
+
+def test_images_of_earlier_labels_are_removed(run, tmp_path):
+    scans, out = save(tmp_path / "scans", one=bright(size=(8, 8, 6))[0]), tmp_path / "out"
+    predict(run.folder, scans, out, probabilities=True, uncertainty=True, quiet=True)
+    assert (out / "one_probabilities.nii.gz").exists()
+    predict(run.folder, scans, out, overwrite=True, quiet=True)
+    assert sorted(path.name for path in out.glob("one*")) == ["one.nii.gz"]
+
+
 def test_scans_are_not_replaced_by_labels(run, tmp_path):
     scans = save(tmp_path / "scans", one=bright()[0])
     before = (scans / "one.nii.gz").read_bytes()

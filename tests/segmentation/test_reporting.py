@@ -15,6 +15,7 @@ from monai.data import MetaTensor
 from torch import nn
 
 import attn3d
+from attn3d.plotting import COLORS
 from attn3d.segmentation import FileError, evaluate, write_label
 from attn3d.segmentation.configuration import configure
 from attn3d.segmentation.datasets import find_dataset
@@ -22,6 +23,7 @@ from attn3d.segmentation.fingerprint import take_fingerprint
 from attn3d.segmentation.reporting import pictures, report
 from attn3d.segmentation.reporting.page import same_gates
 from attn3d.segmentation.reporting.pictures import attention_figures, lesion_figures, patch_around
+from attn3d.segmentation.reporting.viewer import case_page, view_of
 from attn3d.segmentation.runs import Run
 from attn3d.segmentation.settings import settings_from
 from tests.segmentation.volumes import AFFINES, scan
@@ -161,6 +163,24 @@ def test_scores_are_those_of_the_run(run, page):
     assert "if it is in only one of them, its Dice is 0" in page
     assert "<td>3 of 4</td>" in page
     assert "<b>2 / 3</b>" in page
+
+
+def test_the_mechanism_and_the_budget_are_words(page, tmp_path, monkeypatch):
+    assert "<th>attention</th><td>se (reduction=1)</td>" in page
+    for figures in ("lesion_figures", "attention_figures"):
+        monkeypatch.setattr(f"attn3d.segmentation.reporting.page.{figures}", lambda *_: [])
+    assert "· 1 epoch ·" in report(make_run(tmp_path, epochs=1)).read_text()
+
+
+def test_a_region_of_several_values_has_one_key_in_the_viewer():
+    labels = np.arange(3 * 16, dtype=np.uint8).reshape(4, 4, 3) % 3
+    names = {1: "core", 2: "core", 4: "rim"}
+    view = view_of("case", scan(labels, np.eye(4)), {"reference": labels}, names)
+    page = case_page(view, b"", simulated=False)
+    assert re.findall(r"<span><i style=.background: (.*?).></i>(.*?)</span>", page) == [
+        (COLORS[0], "core"),
+        (COLORS[1], "rim"),
+    ]
 
 
 def test_names_are_escaped(page):

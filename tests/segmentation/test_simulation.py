@@ -222,9 +222,9 @@ def test_another_cohort_is_replaced_only_with_overwrite(tmp_path, small, changed
 def test_other_folders_are_never_replaced(tmp_path, small):
     (tmp_path / "thesis.tex").write_text("years of work")
     for overwrite in (False, True):
-        with pytest.raises(ValueError, match=r"`out` must be a new folder, but .* has other content"):
+        with pytest.raises(ValueError, match=r"`out` must be a new folder, but .* already has 'thesis.tex'"):
             simulate(tmp_path, 2, overwrite=overwrite, quiet=True)
-        with pytest.raises(ValueError, match="has other content"):
+        with pytest.raises(ValueError, match="is a file; give another folder"):
             simulate(tmp_path / "thesis.tex", 2, overwrite=overwrite, quiet=True)
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
     cohort = tmp_path / "cohort"

@@ -258,7 +258,7 @@ def test_deep_supervision_and_spacing_per_axis(data, tmp_path):
     ("settings", "message"),
     [
         ({"network": "Unet"}, "did you mean 'UNet'"),
-        ({"attention": "CBAM"}, "`attention` must be a registered attention, got 'CBAM'; did you mean 'cbam'"),
+        ({"attention": "CBAM"}, "`attention` must be a registered mechanism, got 'CBAM'; did you mean 'cbam'"),
         ({"at": ("encoders",)}, "encoder"),
         ({"epochs": 0}, "`epochs` must be a whole number of at least 1, got 0"),
         ({"patch_size": (16, 16, 9)}, r"`patch_size` must be multiples of .* try \(16, 16, 10\)"),
@@ -337,7 +337,7 @@ def test_the_labels_of_a_run_are_read_without_its_mechanism(run, tmp_path):
     change_json(tmp_path / "config.json", attention="mine")
     assert segmentation.read_labels(tmp_path) == run.config.labels
     assert segmentation.read_labels(tmp_path / "config.json") == run.config.labels
-    with pytest.raises(ValueError, match="`attention` must be a registered attention, got 'mine'"):
+    with pytest.raises(ValueError, match="`attention` must be a registered mechanism, got 'mine'"):
         Run.open(tmp_path).new_network()
 
 

@@ -4,7 +4,7 @@ from attn3d.segmentation.datasets.dataset import Case, Dataset
 from attn3d.segmentation.datasets.finding import LAYOUTS, find_dataset
 from attn3d.segmentation.datasets.reading import read_case_image, read_case_label
 from attn3d.segmentation.datasets.scans import find_scans
-from attn3d.segmentation.datasets.splitting import read_fold, read_splits, split_cases
+from attn3d.segmentation.datasets.splitting import named_splits, read_fold, read_splits, split_cases
 
 __all__ = [
     "LAYOUTS",
@@ -12,6 +12,7 @@ __all__ = [
     "Dataset",
     "find_dataset",
     "find_scans",
+    "named_splits",
     "read_case_image",
     "read_case_label",
     "read_fold",

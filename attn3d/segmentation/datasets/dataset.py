@@ -42,7 +42,8 @@ class Dataset:
         threshold: value above which a mask is 1, for masks with other values than 0 and 1.
         simulated: whether the scans are simulated.
         validation: names of the cases that the data set holds out; empty if it does not define this.
-        problems: a line for each file that is missing or has no partner. These files are not in any case.
+        problems: a line for each file that is missing or has no partner. These files are not in any case, except images
+            without a label, which may be test cases.
         failed: the problem of each scan to segment that cannot be used; it is not in ``problems``.
         layout: the name of the layout.
     """

@@ -33,7 +33,7 @@ def image_of(name: str) -> str | None:
     return next((name.removesuffix(ending) for ending in _LABELS if name.endswith(ending)), None)
 
 
-def nifti_files(folder: Path) -> dict[str, Path]:
+def volume_files(folder: Path) -> dict[str, Path]:
     """The volumes in a folder by name, without subfolders and hidden files. Empty if the folder does not exist.
 
     Raises:
@@ -46,7 +46,7 @@ def nifti_files(folder: Path) -> dict[str, Path]:
 
 
 def files_by_name(folder: Path) -> tuple[dict[str, Path], dict[Path, str]]:
-    """As `nifti_files`, but files with a repeated name are left out; the second result has their problems."""
+    """As `volume_files`, but files with a repeated name are left out; the second result has their problems."""
     named: dict[str, list[Path]] = defaultdict(list)
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if path.name.lower().endswith(SUFFIXES) and not path.name.startswith("."):
@@ -68,13 +68,13 @@ def files_at(folder: Path, place: str) -> Files:
         place: a path such as ``images/*``, or ``scans/*/label_*`` if each case has a folder with one or several files.
 
     Raises:
-        FileError: as `nifti_files`.
+        FileError: as `volume_files`.
     """
     above, _, name = place.rpartition("/")
     if not above.endswith("*"):
-        return one_each(nifti_files(folder / above))
+        return one_each(volume_files(folder / above))
     found = {
-        case.name: tuple(path for stem, path in nifti_files(case).items() if fnmatchcase(stem, name))
+        case.name: tuple(path for stem, path in volume_files(case).items() if fnmatchcase(stem, name))
         for case in sorted(folder.glob(above))
     }
     return {case: files for case, files in found.items() if files}

@@ -4,7 +4,8 @@ import nibabel as nib
 import numpy as np
 
 from attn3d.segmentation.datasets.dataset import Case, Dataset
-from attn3d.segmentation.io.files import FileError, check_same_grid, read_image, read_images, read_segmentation
+from attn3d.segmentation.errors import FileError
+from attn3d.segmentation.io.files import check_same_grid, read_image, read_images, read_segmentation
 
 
 def read_case_image(case: Case) -> list[nib.Nifti1Image]:

@@ -1,6 +1,6 @@
 """Splits cases into training and validation."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,11 @@ def read_splits(path: Path | str) -> list[Any]:
     if not isinstance(splits, list) or not splits:
         raise FileError(path, "must be a list with a split for each fold, such as nnU-Net's splits_final.json")
     return splits
+
+
+def named_splits(splits: Iterable[Split]) -> list[dict[str, list[str]]]:
+    """The names of the training and validation cases of each fold, in the form of ``splits_final.json``."""
+    return [{"train": [case.name for case in train], "val": [case.name for case in held]} for train, held in splits]
 
 
 def read_fold(path: Path | str, fold: int, cases: Sequence[Case]) -> Split:

@@ -43,7 +43,10 @@ class Series:
 
 @dataclass(frozen=True)
 class _Slice:
-    """A slice: a ``frame`` of a file, the centre of its first voxel in mm, and the directions of its axes."""
+    """A slice: a ``frame`` of a file, the centre of its first voxel in mm, and the directions of its axes.
+
+    GDCM replaces stored values x of MONOCHROME1 by ``inverted`` - x, since they are displayed from white to black.
+    """
 
     path: Path
     frame: int
@@ -52,6 +55,7 @@ class _Slice:
     spacing: tuple[float, float]
     thickness: float | None
     rescale: tuple[float, float]
+    inverted: int | None
 
 
 def is_dicom(path: Path | str) -> bool:
@@ -76,7 +80,7 @@ def find_series(path: Path | str) -> tuple[list[Series], dict[Path, str]]:
     """The series in a folder or file, and the reason for every DICOM file that is not part of a scan.
 
     Raises:
-        FileError: when a file of a scan is damaged.
+        FileError: when a file of a scan is damaged, or a file in the folder is named as a slice, but is not DICOM.
     """
     path = Path(path)
     series: dict[str, dict[Path, Any]] = defaultdict(dict)
@@ -93,7 +97,23 @@ def find_series(path: Path | str) -> tuple[list[Series], dict[Path, str]]:
             others[file] = f"is not a slice of a scan ({kind.name}): its header has no position"
         else:
             series[header.SeriesInstanceUID][file] = header
+    if path.is_dir():
+        _check_copied(path, [file for headers in series.values() for file in headers])
     return [Series(_title(headers), headers) for headers in series.values()], others
+
+
+def _check_copied(folder: Path, slices: list[Path]) -> None:
+    """Raises a `FileError` for a file that is named as the slices, but is not DICOM, as after an interrupted copy."""
+    endings = {".dcm", *map(_ending, slices)} if slices else set()
+    for file in sorted(folder.iterdir()):
+        if _ending(file) in endings and file.is_file() and not file.name.startswith(".") and not is_dicom(file):
+            problem = "is not DICOM" if file.stat().st_size else "is empty"
+            raise FileError(file, f"{problem}, but has a name like the slices beside it; copy it again, or move it")
+
+
+def _ending(file: Path) -> str:
+    """The ending of a file's name in lower case; empty for a number, since names can be UIDs, such as 1.2.840.17."""
+    return "" if file.suffix[1:].isdecimal() else file.suffix.lower()
 
 
 def read_series(path: Path | str) -> nib.Nifti1Image:
@@ -157,13 +177,16 @@ def _slices(file: Path, header: Any) -> list[_Slice]:
     if "MOSAIC" in header.get("ImageType", ()):
         raise FileError(file, f"is a mosaic: one image with all slices of a volume; {_CONVERT}")
     try:
+        inverted = None
+        if header.get("PhotometricInterpretation") == "MONOCHROME1":
+            inverted = -1 if header.PixelRepresentation else 2**header.BitsStored - 1
         if "PerFrameFunctionalGroupsSequence" not in header:
             if (frames := int(header.get("NumberOfFrames") or 1)) > 1:
                 raise FileError(file, f"has {frames} frames without the position of each; {_CONVERT}")
-            return [_slice(file, 0, header.get, header.get, header.get, header.get)]
+            return [_slice(file, 0, inverted, header.get, header.get, header.get, header.get)]
         shared = header.get("SharedFunctionalGroupsSequence") or [{}]
         return [
-            _slice(file, number, *(_group(name, frame, shared[0]) for name in _GROUPS))
+            _slice(file, number, inverted, *(_group(name, frame, shared[0]) for name in _GROUPS))
             for number, frame in enumerate(header.PerFrameFunctionalGroupsSequence)
         ]
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
@@ -180,7 +203,9 @@ def _group(name: str, frame: Any, shared: Any) -> Any:
     return groups[0].get
 
 
-def _slice(file: Path, frame: int, place: Any, orientation: Any, measures: Any, values: Any) -> _Slice:
+def _slice(
+    file: Path, frame: int, inverted: int | None, place: Any, orientation: Any, measures: Any, values: Any
+) -> _Slice:
     directions = np.array(orientation("ImageOrientationPatient"), float).reshape(2, 3).T
     between_rows, between_columns = map(float, measures("PixelSpacing"))
     thickness = measures("SpacingBetweenSlices") or measures("SliceThickness")
@@ -193,6 +218,7 @@ def _slice(file: Path, frame: int, place: Any, orientation: Any, measures: Any, 
         spacing=(between_columns, between_rows),
         thickness=abs(float(thickness)) if thickness else None,
         rescale=(1.0 if slope is None else float(slope), 0.0 if intercept is None else float(intercept)),
+        inverted=inverted,
     )
     if not (np.isfinite(made.corner).all() and np.isfinite(made.directions).all()):
         raise ValueError("position or orientation is not finite")
@@ -257,7 +283,7 @@ def _voxels(path: Path | str, slices: Sequence[_Slice]) -> np.ndarray:
     import SimpleITK as sitk
 
     frames: dict[Path, np.ndarray] = {}
-    for file in {one.path for one in slices}:
+    for file, one in {one.path: one for one in slices}.items():
         if len({one.rescale for one in slices if one.path == file}) > 1:
             raise FileError(file, f"its frames have different rescale slopes; {_CONVERT}")
         try:
@@ -267,7 +293,11 @@ def _voxels(path: Path | str, slices: Sequence[_Slice]) -> np.ndarray:
             raise FileError(file, f"its voxels cannot be read ({reason}); download it again") from error
         if image.GetNumberOfComponentsPerPixel() != 1:
             raise FileError(file, f"contains colours, not intensities; {_CONVERT}")
-        frames[file] = sitk.GetArrayFromImage(image).astype(np.float32)
+        found = sitk.GetArrayFromImage(image)
+        if one.inverted is not None:
+            slope, intercept = one.rescale
+            found = slope * one.inverted + 2 * intercept - found
+        frames[file] = found.astype(np.float32)
     shape = frames[slices[0].path].shape[1:]
     if odd := [file for file, voxels in frames.items() if voxels.shape[1:] != shape]:
         raise FileError(path, f"its slices have different sizes: {odd[0].name} differs from {slices[0].path.name}")

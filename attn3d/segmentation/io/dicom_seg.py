@@ -76,7 +76,9 @@ def write_dicom_seg(path: Path | str, segmentation: np.ndarray, series: Path, la
     if labels.regions:
         pixels = np.stack([mask for _, mask in labels.masks(segmentation)], axis=-1).astype(np.uint8)
     else:
-        pixels = np.searchsorted(labels.written, segmentation).astype(np.uint8)
+        numbers = np.zeros(256, np.uint8)
+        numbers[list(labels.written)] = range(len(labels.written))
+        pixels = numbers[segmentation]
     frames = [pixels[:, :, index].swapaxes(0, 1) for index in range(len(slices))]
     files = list(dict.fromkeys(one.path for one in slices))
     if len(files) < len(slices):  # the frames of one file, in its order
@@ -99,7 +101,8 @@ def write_dicom_seg(path: Path | str, segmentation: np.ndarray, series: Path, la
             specific_character_set="ISO_IR 192",  # UTF-8; that of the series may lack characters of the names
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:  # for missing header fields
-        reason = " ".join(str(error).split())
+        absent = error.name if isinstance(error, AttributeError) else None
+        reason = f"it has no {absent}" if absent else " ".join(str(error).split())
         raise FileError(series, f"a DICOM SEG cannot refer to it ({reason}); omit --dicom-seg") from error
     with finished_file(path) as unfinished:
         seg.save_as(unfinished)

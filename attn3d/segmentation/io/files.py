@@ -1,13 +1,13 @@
 """Reads scans and labels with checks, and writes labels in the geometry of their scan.
 
-nibabel reads NIfTI; DICOM and ITK's formats are in other modules. This module refuses headers that claim more data than
-the file has, affines that are not a valid geometry, and labels that are not whole numbers or are on another grid. Files
-are written completely or not at all.
+NIfTI, DICOM and ITK's formats are in other modules. This module refuses affines that are not a valid geometry, and
+labels that are not whole numbers or are on another grid. Files are written completely or not at all.
 """
 
 import logging
 import zlib
 from collections.abc import Collection
+from functools import cache
 from pathlib import Path
 
 import nibabel as nib
@@ -51,7 +51,7 @@ def read_images(path: Path | str, volumes: int) -> list[nib.Nifti1Image]:
         FileError: as `read_image`; and when the file has another number of volumes.
     """
     image = _read(path, volumes)
-    data = (np.asarray(image.dataobj[..., index], np.float32) for index in range(volumes))
+    data = (np.array(image.dataobj[..., index], np.float32) for index in range(volumes))  # nibabel's are read-only
     return [_varied(path, _finite(path, image, one)) for one in data]
 
 
@@ -73,8 +73,7 @@ def read_volume(path: Path | str) -> nib.Nifti1Image:
 def _finite(path: Path | str, image: nib.Nifti1Image, data: np.ndarray) -> nib.Nifti1Image:
     """A volume of an image, after checks of its voxel size and for values that are not finite."""
     _check_spacing(path, image.affine)
-    if not np.isfinite(data).all():
-        bad = int((~np.isfinite(data)).sum())
+    if bad := data.size - np.count_nonzero(np.isfinite(data)):
         raise FileError(path, f"{bad} voxels are NaN or infinite; replace them, for example by 0")
     return type(image)(data.reshape(data.shape[:3]), image.affine, image.header, dtype=np.float32)
 
@@ -196,8 +195,13 @@ def _rounded(path: Path | str, data: np.ndarray) -> np.ndarray:
     if not near.any():
         return data
     if off.max() <= _OFF_WHOLE:  # otherwise the file is refused
-        logger.warning("%s: labels that differ from whole numbers by up to %.1g are rounded", path, off.max())
+        _warn_of_rounding(path, f"{off.max():.1g}")
     return np.where(near, whole, data)
+
+
+@cache  # a label is read several times
+def _warn_of_rounding(path: Path | str, most: str) -> None:
+    logger.warning("%s: labels that differ from whole numbers by up to %s are rounded", path, most)
 
 
 def _two_positions(image: nib.Nifti1Image, of: str) -> str:
@@ -206,9 +210,8 @@ def _two_positions(image: nib.Nifti1Image, of: str) -> str:
     qform, sform = (int(header[f"{form}_code"]) for form in ("qform", "sform"))
     if not (qform and sform) or _largest_displacement(header.get_qform(), header.get_sform(), image.shape[:3]) < 0.1:
         return ""
-    origins = [
-        "(" + ", ".join(f"{mm:g}" for mm in form[:3, 3]) + ")" for form in (header.get_qform(), header.get_sform())
-    ]
+    forms = (header.get_qform(), header.get_sform())
+    origins = ["(" + ", ".join(f"{mm:g}" for mm in form[:3, 3]) + ")" for form in forms]
     return (
         f"{of} has two positions in its header: the qform (code {qform}) has the origin {origins[0]} mm, the sform "
         f"(code {sform}) {origins[1]} mm. attn3d uses the sform; ITK uses it only if its code is 1 or the qform's is "
@@ -328,10 +331,8 @@ def _check_spacing(path: Path | str, affine: np.ndarray) -> None:
     sizes, (least, most) = nib.affines.voxel_sizes(affine), _SPACINGS
     if sizes.min() < least or sizes.max() > most:
         found = " x ".join(f"{size:.3g}" for size in sizes)
-        raise FileError(
-            path,
-            f"its voxels are {found} mm, but must be {least:g} to {most:g} mm; repair the spacing or its units",
-        )
+        must = f"must be {least:g} to {most:g} mm; repair the spacing or its units"
+        raise FileError(path, f"its voxels are {found} mm, but {must}")
 
 
 def _units(header: nib.Nifti1Header) -> str:

@@ -28,7 +28,7 @@ def read_nifti(path: Path | str) -> nib.Nifti1Image:
         content = io.BytesIO()
         content.write(start := stream.read(_CHUNK))
         kind = nib.Nifti2Image if start[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c") else nib.Nifti1Image
-        _check_offset(path, kind.header_class, start)
+        _check_raw(path, kind.header_class, start)
         try:
             header = kind.header_class(start[: kind.header_class.template_dtype.itemsize])
             claimed = header.get_data_offset() + math.prod(header.get_data_shape()) * (header.get_data_dtype().itemsize)
@@ -64,13 +64,22 @@ def write_nifti(path: Path | str, image: nib.Nifti1Image) -> None:
         nib.save(image, unfinished)
 
 
-def _check_offset(path: Path | str, kind: type[nib.Nifti1Header], content: bytes) -> None:
-    """Raises a `FileError` if voxels begin inside the header. With offset 0, nibabel reads the header as voxels."""
+def _check_raw(path: Path | str, kind: type[nib.Nifti1Header], content: bytes) -> None:
+    """Raises a `FileError` for values that nibabel changes or uses silently.
+
+    With an offset inside the header, it reads the header as voxels. A voxel size of 0 becomes 1 mm.
+    """
     size = kind.template_dtype.itemsize
     if len(content) < size:
         return
     header = kind(content[:size], check=False)
-    if header["magic"].item() == kind.single_magic and header["vox_offset"] < kind.single_vox_offset:
+    if header["magic"].item() != kind.single_magic:
+        return
+    sizes = header["pixdim"][1:4]
+    if not sizes.all() and not header["sform_code"]:
+        found = " x ".join(f"{size:.3g}" for size in sizes)
+        raise FileError(path, f"its voxels are {found} mm (pixdim); repair the spacing in the header")
+    if header["vox_offset"] < kind.single_vox_offset:
         raise FileError(
             path,
             f"its voxels begin at byte {header['vox_offset']:g} (vox_offset), inside its header; "

@@ -8,6 +8,7 @@ that have ended.
 import json
 import os
 import platform
+import re
 import shutil
 from collections import defaultdict
 from collections.abc import Iterator
@@ -55,11 +56,14 @@ def finished_folder(path: Path | str) -> Iterator[Path]:
     Raises:
         FileError: when ``path`` goes through a folder that does not exist, such as ``missing/../out``, to a folder that
             exists. ``path.exists()`` is false for such a path, so the caller could replace the folder by mistake.
+            When its name has more than 120 bytes.
         OSError: an error of the writer, with the final name of the file.
     """
     given, path = Path(path), Path(path).resolve()
     if path.exists() and not given.exists():
         raise FileError(given, f"goes through a folder that does not exist; give {path}")
+    if len(name := os.fsencode(path.name)) > _LONGEST:  # `sweep` needs the whole name of a replaced folder
+        raise FileError(path, f"its name has {len(name)} bytes; give a folder with at most {_LONGEST}")
     sweep(path.parent)
     unfinished, before = _temporary(path, _MARK), _temporary(path, _REPLACED)
     try:
@@ -92,7 +96,7 @@ def sweep(folder: Path | str, *, alone: bool = False) -> None:
             continue
         machine, _, rest = path.name.removeprefix(_MARK).removeprefix(_REPLACED).partition("--")
         process, _, name = rest.partition("-")
-        if not alone and (machine != platform.node() or not process.isdecimal() or _alive(int(process))):
+        if not alone and (machine != _machine() or not process.isdecimal() or _alive(int(process))):
             continue
         if is_replaced and not (folder / name).exists():  # its process was killed between the two renames
             path.replace(folder / name)
@@ -185,7 +189,12 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _temporary(path: Path, mark: str) -> Path:
     """A temporary name in the folder of the result, with the same ending, since writers infer the format from it."""
     end = os.fsdecode(os.fsencode(path.name)[-_LONGEST:])
-    return path.with_name(f"{mark}{platform.node()}--{os.getpid()}-{end}")
+    return path.with_name(f"{mark}{_machine()}--{os.getpid()}-{end}")
+
+
+def _machine() -> str:
+    """The name of this machine, without the two hyphens that end it in a temporary name."""
+    return re.sub("--+", "-", platform.node())
 
 
 def _naming(error: OSError, unfinished: Path, path: Path) -> OSError:

@@ -52,6 +52,7 @@ def report(run: Run | Path | str, data: Path | str | None = None, *, overwrite: 
         raise FileError(run.scores, "has no scores of any case; finish the training with `attn3d train --resume`")
     metrics = read_table(run.folder / "metrics.csv", _UNFINISHED)
     settings, dataset = run.config.as_dict(), run.dataset()
+    mechanism = None if run.config.attention is None else spec_words(run.config.attention)
     page = render(
         "report.html",
         name=run.folder.resolve().name,
@@ -59,8 +60,12 @@ def report(run: Run | Path | str, data: Path | str | None = None, *, overwrite: 
         attn3d=version("attn3d"),
         simulated=run.config.simulated,
         config=run.config,
-        mechanism=None if run.config.attention is None else spec_words(run.config.attention),
-        settings={name: value for name, value in settings.items() if name not in ("versions", "format")},
+        mechanism=mechanism,
+        settings={
+            name: mechanism if name == "attention" else value
+            for name, value in settings.items()
+            if name not in ("versions", "format")
+        },
         versions=run.config.versions,
         fingerprint=read_json(run.folder / "fingerprint.json", missing=_UNFINISHED),
         split=read_json(run.folder / "split.json", "training", "validation", missing=_UNFINISHED),

@@ -65,7 +65,10 @@ def svg(figure: Figure) -> Markup:
 
 
 def lesion_figures(run: Run, dataset: Dataset, scores: Mapping[str, Any]) -> list[Picture]:
-    """The best, the median and the worst held-out case of those with a lesion in the reference or the prediction."""
+    """The best, the median and the worst held-out case of those with a lesion in the reference or the prediction.
+
+    Of an even number of cases, the worse one of the two in the middle is the median.
+    """
     cases = {case.name: case for case in run.cases("validation", dataset)}
     ranked = _ranked(scores)
     last = len(ranked) - 1
@@ -125,7 +128,10 @@ def _attention(
 
 
 def attention_figures(run: Run, dataset: Dataset, scores: Mapping[str, Any]) -> list[Picture]:
-    """The attention maps in a patch around the largest lesion of the median case."""
+    """The attention maps in a patch around the largest lesion of a case.
+
+    It is the median case of those with a lesion in the reference. Without any, it is the middle of the first case.
+    """
     config = run.config
     if config.attention is None:
         return []

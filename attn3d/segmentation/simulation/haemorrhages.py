@@ -19,7 +19,11 @@ _BRAIN_RADII = np.array((70.0, 90.0, 75.0), np.float32)
 
 
 def draw_volume(random: np.random.Generator, kind: str) -> float:
-    """Draws a volume in ml: log-normal, between a quarter of the kind's median and four times the median."""
+    """Draws a volume in ml: log-normal, between a quarter of the kind's median and four times the median.
+
+    The labelled volume is smaller: thin parts fill too little of a thick slice, and bright voxels at the skull are not
+    labelled. Small haemorrhages may be labelled in a few voxels only.
+    """
     return MEDIAN_ML[kind] * float(np.clip(random.lognormal(0, _SPREAD), _LEAST, _MOST))
 
 

@@ -80,6 +80,25 @@ def test_without_rescale_values_nothing_is_rescaled(tmp_path, empty):
     assert_same_places(read_image(tmp_path), data.astype(np.float64) + 1024, affine)
 
 
+def test_values_that_are_displayed_inverted_are_not_inverted(tmp_path):
+    """MONOCHROME1 only says that low values are white. GDCM inverts the stored values."""
+    data, affine = layouts.dicom_series(tmp_path)
+    for path in tmp_path.iterdir():
+        change(path, PhotometricInterpretation="MONOCHROME1")
+    assert_same_places(read_image(tmp_path), data, affine)
+
+
+@pytest.mark.parametrize("name", ["ct_head_philips", "mr_philips_enhanced"])
+def test_real_values_that_are_displayed_inverted_are_not_inverted(name, shared_data, tmp_path):
+    """Unsigned values of 12 bits, one file per slice and all slices in one file."""
+    for path in sorted((shared_data / name).iterdir())[-2:]:
+        shutil.copy(path, tmp_path)
+    expected = read_image(tmp_path).get_fdata()
+    for path in tmp_path.iterdir():
+        change(path, PhotometricInterpretation="MONOCHROME1")
+    np.testing.assert_allclose(read_image(tmp_path).get_fdata(), expected, rtol=1e-6, atol=1e-4)
+
+
 def one_slice(folder, **values):
     layouts.dicom_series(folder)
     for path in sorted(folder.iterdir())[1:]:
@@ -213,6 +232,27 @@ def test_a_damaged_slice_is_named_at_any_position(index, length, tmp_path):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(("lost", "says"), [(0, "is empty, but has a name"), (132, "is not DICOM, but has a name")])
+@pytest.mark.parametrize("name", ["IM{}.dcm", "IM{}", "1.2.840.{}"])
+def test_the_last_file_of_an_interrupted_copy_is_refused(name, lost, says, tmp_path):
+    """It leaves no gap between the slices."""
+    layouts.dicom_series(tmp_path)
+    for index, path in enumerate(sorted(tmp_path.iterdir())):
+        path.rename(tmp_path / name.format(index))
+    last = tmp_path / name.format(4)
+    last.write_bytes(last.read_bytes()[lost:] if lost else b"")
+    with pytest.raises(FileError, match=rf"{re.escape(last.name)}: {says}"):
+        read_image(tmp_path)
+
+
+def test_a_series_may_have_other_files_beside_it(tmp_path):
+    data, affine = layouts.dicom_series(tmp_path)
+    for name in ("notes.txt", "series.json", "labels.nii.gz", ".IM005.dcm", "README"):
+        (tmp_path / name).touch()
+    (tmp_path / "more.dcm").mkdir()
+    assert_same_places(read_image(tmp_path), data, affine)
+
+
 def test_other_files_are_not_dicom(tmp_path):
     (tmp_path / "short").write_bytes(b"DICM")
     assert not is_dicom(tmp_path / "short")
@@ -271,6 +311,14 @@ def test_a_tree_of_patients_is_walked(tmp_path):
         "P4: contains 2 DICOM series (CT 'SCOUT', 1 file; CT 'without a description', 4 files)" in dataset.left_out[0]
     )
     assert "P5/IM000.dcm: its header is damaged or incomplete" in dataset.left_out[1]
+
+
+def test_links_to_folders_are_followed(tmp_path):
+    layouts.dicom_series(tmp_path / "elsewhere" / "CT")
+    layouts.dicom_series(tmp_path / "scans" / "P1")
+    (tmp_path / "scans" / "P2").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "scans" / "P1" / "again").symlink_to(tmp_path / "scans")
+    assert [case.name for case in find_dataset(tmp_path / "scans").test_cases] == ["P1", "P2_CT"]
 
 
 # Folders of real files, with their shape and voxel sizes, or with the expected error.

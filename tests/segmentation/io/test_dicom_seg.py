@@ -149,3 +149,23 @@ def test_segments_of_regions_overlap(tmp_path):
         volume = seg.get_volume(segment_numbers=[number])
         found = in_millimetres(volume.array[..., 0] > 0, np.diag([-1, -1, 1, 1]) @ volume.affine)
         np.testing.assert_allclose(found, in_millimetres(mask, read_image(tmp_path / "series").affine), atol=0.02)
+
+
+def test_values_in_any_order(tmp_path):
+    layouts.dicom_series(tmp_path / "series")
+    for file in (tmp_path / "series").iterdir():
+        change(file, FrameOfReferenceUID="1.2.3.9", PatientID="1", PatientName="A^B", StudyID="1", AccessionNumber="")
+    segmentation = np.zeros(layouts.SHAPE, np.uint8)
+    segmentation[1:3], segmentation[4:7] = 2, 5
+    write_dicom_seg(tmp_path / "seg.dcm", segmentation, tmp_path / "series", Labels(("outer", "inner"), ((5,), (2,))))
+    volume = highdicom.seg.segread(tmp_path / "seg.dcm").get_volume(combine_segments=True).array
+    assert [(volume == one).sum() for one in (1, 2)] == [(segmentation == value).sum() for value in (5, 2)]
+
+
+def test_an_absent_header_is_named(tmp_path):
+    layouts.dicom_series(tmp_path / "series")
+    for file in (tmp_path / "series").iterdir():
+        change(file, FrameOfReferenceUID="1.2.3.9", PatientSex=None)
+    labels = np.zeros(layouts.SHAPE, np.uint8)
+    with pytest.raises(FileError, match=r"series: a DICOM SEG cannot refer to it \(it has no \w+\); omit --dicom-seg"):
+        write_dicom_seg(tmp_path / "seg.dcm", labels, tmp_path / "series", LABELS)

@@ -178,6 +178,26 @@ def test_implausible_spacings_are_refused(sizes, found, tmp_path, image):
             read(path)
 
 
+def test_voxels_without_a_size_are_refused(tmp_path):
+    """nibabel reads a size of 0 as 1 mm. With an sform, the size is not needed."""
+    path = tmp_path / "scan.nii"
+    for code in (0, 1):
+        image = nib.Nifti1Image(DATA, np.diag([2, 3, 4, 1]))
+        image.set_sform(np.diag([2, 3, 4, 1]), code)
+        image.set_qform(None, 0)
+        nib.save(image, path)
+        content = bytearray(path.read_bytes())
+        struct.pack_into("<3f", content, 80, 2, 0, 0)
+        path.write_bytes(content)
+        if code:
+            np.testing.assert_array_equal(nib.affines.voxel_sizes(read_image(path).affine), (2, 3, 4))
+        else:
+            with pytest.raises(
+                FileError, match=r"scan\.nii: its voxels are 2 x 0 x 0 mm \(pixdim\); repair the spacing"
+            ):
+                read_image(path)
+
+
 def test_a_scan_of_one_slice_is_read(tmp_path):
     nib.save(scan(DATA[..., :1], AFFINES["oblique"]), tmp_path / "slice.nii.gz")
     image = read_image(tmp_path / "slice.nii.gz")
@@ -342,6 +362,8 @@ def test_labels_close_to_whole_numbers_are_rounded_with_a_warning(tmp_path, capl
     label = read_segmentation(tmp_path / "label.nii", values=[0, 1, 2])
     assert np.array_equal(np.asarray(label.dataobj), np.rint(data))
     assert "label.nii: labels that differ from whole numbers by up to 0.0004 are rounded" in caplog.text
+    read_segmentation(tmp_path / "label.nii")
+    assert len(caplog.records) == 1, "once for each file"
     caplog.clear()
     data[3] = 2.002
     nib.save(nib.Nifti1Image(data, np.eye(4)), tmp_path / "label.nii")

@@ -14,6 +14,7 @@ import pytest
 
 from attn3d.segmentation import FileError, finished_file
 from attn3d.segmentation.errors import failing_as, failure_noted
+from attn3d.segmentation.io import writing
 from attn3d.segmentation.io.locks import LOCK, locked
 from attn3d.segmentation.io.writing import finished_folder, read_json, read_table, sweep, write_json, write_table
 
@@ -123,6 +124,22 @@ def test_long_names_of_several_bytes_per_character(tmp_path):
     path = tmp_path / ("名" * 75 + ".nii.gz")
     write_table(path, pd.DataFrame({"a": []}))
     assert names(tmp_path) == [path.name]
+
+
+def test_a_machine_may_have_two_hyphens_in_its_name(tmp_path, monkeypatch):
+    """As names in other scripts do. This process counts as an earlier one."""
+    monkeypatch.setattr(platform, "node", lambda: "xn--bcher-kva")
+    writing._temporary(tmp_path / "cohort", writing._REPLACED).mkdir()
+    writing._temporary(tmp_path / "a.csv", writing._MARK).touch()
+    sweep(tmp_path)
+    assert names(tmp_path) == ["cohort"]
+
+
+def test_a_folder_needs_a_name_that_can_be_restored(tmp_path):
+    message = "its name has 123 bytes; give a folder with at most 120"
+    with pytest.raises(FileError, match=message), finished_folder(tmp_path / ("名" * 41)):
+        pass
+    assert names(tmp_path) == []
 
 
 def test_only_files_of_ended_processes_are_swept(tmp_path):

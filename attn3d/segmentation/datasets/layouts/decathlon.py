@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from attn3d.segmentation.datasets.dataset import Case, Dataset
-from attn3d.segmentation.datasets.listing import description, modality, nifti_files, stem, unread
+from attn3d.segmentation.datasets.listing import description, modality, stem, unread, volume_files
 from attn3d.segmentation.errors import FileError, failing_as
 from attn3d.segmentation.labels import Labels
 
@@ -38,7 +38,7 @@ def find(folder: Path) -> Dataset | None:
     problems = [f"{file}: is in dataset.json, but does not exist" for file in missing if file not in tests]
     known = {file.resolve() for file in listed}
     for part in _PARTS:
-        found = nifti_files(folder / part).values()
+        found = volume_files(folder / part).values()
         problems += [f"{file}: is not in dataset.json" for file in found if file.resolve() not in known]
     there = [pair for pair in pairs if all(file.is_file() for file in pair)]
     whole = [Case(stem(image), (image,), (label,), volumes) for image, label in there]

@@ -9,11 +9,14 @@ from attn3d.segmentation.io.dicom import find_series, is_dicom
 
 
 def find(folder: Path) -> Dataset | None:
-    """Finds all series in the folder. A case is named by the folders on the path to its series."""
+    """Finds all series in the folder, also behind links. A case is named by the folders on the path to its series."""
     cases, problems, failed = [], [], {}
-    for name, below, files in os.walk(folder):
-        below.sort()
+    for name, below, files in os.walk(folder, followlinks=True):
         path = Path(name)
+        if any(path.samefile(above) for above in path.parents if above.is_relative_to(folder)):
+            below.clear()  # a link to a folder above it
+            continue
+        below.sort()
         if not any(is_dicom(path / file) for file in files):
             continue
         try:

@@ -11,9 +11,9 @@ from attn3d.segmentation.datasets.listing import (
     description,
     files_at,
     modality,
-    nifti_files,
     pair,
     unread,
+    volume_files,
 )
 from attn3d.segmentation.errors import FileError, failing_as
 from attn3d.segmentation.labels import Labels
@@ -30,8 +30,8 @@ def find(folder: Path) -> Dataset | None:
         raise FileError(path, f"its `file_ending` is {ending!r}; convert the files to .nii.gz")
     if not isinstance(names, dict) or not names:
         raise FileError(path, f"its `channel_names` must name the channels by number, got {names!r}")
-    images, problems = channels(nifti_files(folder / "imagesTr"), len(names))
-    tests, test_problems = channels(nifti_files(folder / "imagesTs"), len(names))
+    images, problems = channels(volume_files(folder / "imagesTr"), len(names))
+    tests, test_problems = channels(volume_files(folder / "imagesTs"), len(names))
     cases, unpaired = pair(images, files_at(folder, "labelsTr/*"))
     return Dataset(
         folder=folder,

@@ -21,7 +21,7 @@ _FOLDERS = [
 
 
 def find(folder: Path) -> Dataset | None:
-    """Finds pairs. Their labels are named by the values in the files.
+    """Finds pairs. Their labels are named by the values in the files. Images without a label are test cases.
 
     Raises:
         FileError: when the folder has two pairs of folders, or an image has two labels.
@@ -35,9 +35,11 @@ def find(folder: Path) -> Dataset | None:
     images, labels = files if there else _side_by_side(*files)
     if not images and not labels:
         return None
-    problems = unread(folder, *places)
+    problems = unread(folder, *places, "imagesTs/*")
+    unlabelled = [(name, one) for name, one in images.items() if name not in labels]
+    tests = tuple(Case(*one) for one in (*unlabelled, *files_at(folder, "imagesTs/*").items()))
     if not labels:
-        return Dataset(folder, test_cases=tuple(Case(name, one) for name, one in images.items()), problems=problems)
+        return Dataset(folder, test_cases=tests, problems=problems)
     cases, unpaired = pair(images, labels)
     values: set[int] = set()
     for case in cases:
@@ -45,6 +47,7 @@ def find(folder: Path) -> Dataset | None:
     return Dataset(
         folder=folder,
         cases=cases,
+        test_cases=tests,
         labels=Labels.of({value: f"label {value}" for value in values - {0}}),
         problems=unpaired + problems,
     )
