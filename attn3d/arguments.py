@@ -5,6 +5,7 @@ Lists are accepted in place of tuples, since YAML and JSON have no tuples.
 """
 
 import difflib
+import functools
 import inspect
 import math
 import re
@@ -23,6 +24,7 @@ _UNITS = {
     "KB": 10**3,
     "MB": 10**6,
     "GB": 10**9,
+    "TB": 10**12,
 }
 
 
@@ -219,13 +221,16 @@ def check_options(what: str, function: Callable[..., Any], options: Mapping[str,
 
     Args:
         what: description of the function for the errors.
-        function: a class or a function.
+        function: a class or a function, also in a `functools.partial`, whose options are checked too.
         options: the options that a user gave.
         positional: number of its first arguments, which are not options.
 
     Raises:
         TypeError: if an option is unknown, where the message gives the closest match, or missing.
     """
+    while isinstance(function, functools.partial):  # it has no signature if an option is misspelt
+        options, positional = {**function.keywords, **options}, positional + len(function.args)
+        function = function.func
     parameters = inspect.signature(function).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return

@@ -17,7 +17,8 @@ def constant_gates(net: nn.Module, loader: Iterable[Any], *, tolerance: float = 
     """Finds inserted gates that are the same for every volume and therefore act like fixed weights.
 
     A gate is constant if all units of its hidden layer are switched off, or if it depends on the spatial mean directly
-    after an instance norm, which is the norm's bias.
+    after an instance norm, which is the norm's bias. Weights between voxels or channels ("query" and "affinity") and
+    channel weights of every voxel ("channel_map") are not checked.
 
     Args:
         net: a network with inserted attention.

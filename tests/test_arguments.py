@@ -1,5 +1,7 @@
 """Checks of arguments and their error messages."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -30,7 +32,12 @@ def test_valid_values_are_returned():
     assert probability("dropout", 0) == 0.0
     assert boolean("bias", False) is False
     assert [read_bytes("memory_budget", one) for one in (None, 7, "1.5 kib", "2GB")] == [None, 7, 1536, 2 * 10**9]
-    assert [read_bytes("memory_budget", one) for one in ("3KB", "3MB", "3MiB")] == [3000, 3 * 10**6, 3 * 2**20]
+    assert [read_bytes("memory_budget", one) for one in ("3KB", "3MB", "3MiB", "3TB")] == [
+        3000,
+        3 * 10**6,
+        3 * 2**20,
+        3 * 10**12,
+    ]
 
 
 SPACING = np.array([0.5, 0.5, 2.0], np.float32)  # as nibabel's header.get_zooms()
@@ -129,6 +136,9 @@ def test_unknown_options_are_refused():
     with pytest.raises(TypeError, match="it needs the option `channels`"):
         check_options("it", make, {}, positional=1)
     check_options("anything", lambda **options: None, {"whatever": 1})
+    check_options("it", functools.partial(make, 3, reduction=4), {"reduction": 8}, positional=1)
+    with pytest.raises(TypeError, match="it has no option `reductoin`; did you mean 'reduction'"):
+        check_options("it", functools.partial(make, reductoin=4), {}, positional=2)
 
 
 def test_nearest_suggests_only_similar_names():

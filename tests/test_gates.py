@@ -82,7 +82,7 @@ def test_insertion_warns_and_names_the_site_after_the_activation(name: str) -> N
     net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.InstanceNorm2d(4), nn.ReLU(inplace=True), nn.Conv2d(4, 2, 1))
     bound = functools.partial(type(attn3d.create_attention(name, spatial_dims=2, channels=4)))
     for spec in (name, bound):
-        with pytest.warns(UserWarning, match=r"at path:1, with equal weights, is the bias of .* after the activation$"):
+        with pytest.warns(UserWarning, match=r"at path:1 is the bias of .* after the activation$"):
             attn3d.insert_attention(net, spec, at="path:1")
 
 

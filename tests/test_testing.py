@@ -236,6 +236,24 @@ class DropsByAModuleInEvaluation(Gate):
         return self.drop.train()(super().pool(x))
 
 
+class SeedsTheGenerator(Gate):
+    def pool(self, x):
+        torch.manual_seed(0)
+        return super().pool(x)
+
+
+class FreezesItsNorm(Gate):
+    """Changes the mode of a part in every forward pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm3d(C)
+
+    def gate(self, x):
+        self.norm.eval()
+        return super().gate(self.norm(x))
+
+
 class CountsInEvaluation(Gate):
     def __init__(self):
         super().__init__()
@@ -246,10 +264,21 @@ class CountsInEvaluation(Gate):
         return super().forward(x)
 
 
-class UnusedParameter(Gate):
+class ScalarParameter(Gate):
+    """FSDP does not shard a parameter without a dimension."""
+
     def __init__(self):
         super().__init__()
         self.alpha = nn.Parameter(torch.zeros(()))
+
+    def gate(self, x):
+        return self.alpha * super().gate(x)
+
+
+class UnusedParameter(Gate):
+    def __init__(self):
+        super().__init__()
+        self.alpha = nn.Parameter(torch.zeros(1))
 
 
 class NoHiddenUnit(Gate):
@@ -266,7 +295,7 @@ class BuiltAndNeverApplied(Gate):
 
     def __init__(self):
         super().__init__()
-        self.alpha = nn.Parameter(torch.zeros(()))
+        self.alpha = nn.Parameter(torch.zeros(1))
 
     def gate(self, x):
         return super().gate(x) + 0.0 * self.alpha
@@ -275,6 +304,11 @@ class BuiltAndNeverApplied(Gate):
 class Detached(Gate):
     def gate(self, x):
         return super().gate(x.detach())
+
+
+class DetachedInTraining(Gate):
+    def gate(self, x):
+        return super().gate(x.detach() if self.training else x)
 
 
 class DetachedWhenFrozen(Gate):
@@ -316,7 +350,7 @@ class LateParameter(Gate):
 
     def forward(self, x):
         if not hasattr(self, "alpha"):
-            self.alpha = nn.Parameter(torch.ones((), device=x.device, dtype=x.dtype))
+            self.alpha = nn.Parameter(torch.ones(1, device=x.device, dtype=x.dtype))
         return super().forward(x) * self.alpha
 
 
@@ -374,14 +408,18 @@ FAULTS = {
     DividesByItsSpread: {"plain_content", "sizes", "single_voxel_training", "strided_inputs"},
     BatchStatistics: {"independent_samples"},
     DropsInEvaluation: {"evaluation_repeats"},
-    DropsByAModuleInEvaluation: {"evaluation_repeats"},
+    DropsByAModuleInEvaluation: {"evaluation_repeats", "inputs_unchanged"},
+    SeedsTheGenerator: {"evaluation_repeats"},
+    FreezesItsNorm: {"inputs_unchanged"},
     CountsInEvaluation: {"evaluation_repeats"},
+    ScalarParameter: {"shape"},
     UnusedParameter: {"parameter_gradients", "nonzero_gradients"},
     NoHiddenUnit: {"nonzero_gradients"},
     BuiltAndNeverApplied: {"nonzero_gradients"},
     Detached: {"finite_differences"},
+    DetachedInTraining: {"finite_differences"},
     DetachedWhenFrozen: {"frozen"},
-    CountsItsCalls: {"inplace_host", "checkpointing", "state_dict"},
+    CountsItsCalls: {"inplace_host", "checkpointing", "state_dict", "finite_differences"},
     AdaptivePooling: {"deterministic_operators"},
     ReflectionPadding: {"deterministic_operators"},
     HoldsALambda: {"pickles"},
@@ -425,8 +463,10 @@ class DropsPaths(Gate):
     drop_prob = 0.2
 
     def gate(self, x):
-        kept = torch.rand(x.shape[0], 1, 1, 1, 1, dtype=x.dtype, device=x.device) >= self.drop_prob * self.training
-        return super().gate(x) * kept
+        gate = super().gate(x)
+        if not self.training:
+            return gate
+        return gate * (torch.rand(x.shape[0], 1, 1, 1, 1, dtype=x.dtype, device=x.device) >= self.drop_prob)
 
 
 def test_stochastic_depth_keeps_the_contract():
@@ -535,6 +575,24 @@ def test_the_module_and_the_random_state_are_left_as_they_were():
         assert torch.equal(value, before[name][0])
         assert value._version == before[name][1]
         assert value.dtype == torch.float32
+
+
+class DisablesGradients(Gate):
+    """In evaluation, for everything that follows."""
+
+    def forward(self, x):
+        y = super().forward(x)
+        torch.set_grad_enabled(self.training)
+        return y
+
+
+def test_every_condition_runs_with_gradients():
+    """Whatever the module did in earlier ones, or the caller's mode is."""
+    check_attention(DisablesGradients(), 3, C, checks=("shape", "checkpointing"))
+    assert torch.is_grad_enabled()
+    with torch.no_grad():
+        check_attention(Gate(), 3, C, skip=SLOW)
+        assert not torch.is_grad_enabled()
 
 
 def test_conditions_are_chosen_and_left_out_by_name():

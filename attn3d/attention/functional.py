@@ -14,6 +14,7 @@ from attn3d.attention.tiled import dropout_of, refuse_forward_mode
 from attn3d.capture import at_least_single, is_captured, is_forward_mode, is_func_gradient, without_autocast
 
 BACKENDS = ("auto", "sdpa", "chunked", "math")
+_NUMBERS = (int, float, torch.SymInt, torch.SymFloat)  # the last two in captures
 
 
 @without_autocast
@@ -55,13 +56,13 @@ def attend(
         (B, H, N, d_v).
 
     Raises:
-        TypeError: if ``memory_budget`` is not a number of bytes, or the dtype of an argument does not fit.
+        TypeError: if an argument has the wrong type, or a dtype that does not fit.
         RuntimeError: if a derivative in forward mode is computed with another backend than "math", or a gradient of
             `torch.func` with tiles.
         ValueError: if shapes do not fit, ``backend`` is unknown or does not support the arguments, or the budget is
             too small; the message gives the smallest budget that works.
     """
-    _check(q, k, v, key_mask, bias)
+    _check(q, k, v, scale, key_mask, bias)
     one_of("backend", backend, BACKENDS)
     probability("dropout", dropout)
     budget = read_bytes("memory_budget", memory_budget)
@@ -81,7 +82,7 @@ def attend(
         if torch.compiler.is_compiling():  # sizes may be symbolic and must not be compared
             fused = backend == "sdpa"
         else:
-            needed = sdpa.fused_bytes(q, k, v, training)
+            needed = sdpa.fused_bytes(q, k, v, training, key_mask, bias)
             if needed > budget and backend == "sdpa":
                 raise ValueError(f"`memory_budget` must be at least {needed} bytes with 'sdpa', got {budget}")
             fused = needed <= budget
@@ -97,7 +98,7 @@ def draw_seed(q: Tensor) -> Tensor:
     return torch.randint(2**31, (), device=q.device)
 
 
-def _check(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, bias: Tensor | None) -> None:
+def _check(q: Tensor, k: Tensor, v: Tensor, scale: float | None, key_mask: Tensor | None, bias: Tensor | None) -> None:
     for name, given in (("q", q), ("k", k), ("v", v)):
         if not isinstance(given, Tensor):
             raise TypeError(f"`{name}` must be a torch.Tensor, got {type(given).__name__}")
@@ -109,18 +110,25 @@ def _check(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, bias: Tenso
         raise ValueError(f"`k` and `v` must agree in (B, H, M), got {tuple(k.shape[:3])} and {tuple(v.shape[:3])}")
     if q.shape[:2] != k.shape[:2]:
         raise ValueError(f"`q` and `k` must agree in (B, H), got {tuple(q.shape[:2])} and {tuple(k.shape[:2])}")
-    if not q.is_floating_point():
-        raise TypeError(f"`q` must have a floating point dtype, got {q.dtype}")
+    for name, given in (("q", q), ("k", k), ("v", v)):
+        if not given.is_floating_point():
+            raise TypeError(f"`{name}` must have a floating point dtype, got {given.dtype}")
+    if scale is not None and (isinstance(scale, bool) or not isinstance(scale, _NUMBERS)):
+        raise TypeError(f"`scale` must be a number or None, got {scale!r}")
     if 0 in q.shape[1:3] or k.shape[2] == 0:
         raise ValueError(
             f"`q` and `k` must have at least one head, query and key, got {tuple(q.shape)} and {tuple(k.shape)}"
         )
     if key_mask is not None:
+        if not isinstance(key_mask, Tensor):
+            raise TypeError(f"`key_mask` must be a torch.Tensor, got {type(key_mask).__name__}")
         if key_mask.dtype != torch.bool:
             raise TypeError(f"`key_mask` must be boolean, got {key_mask.dtype}")
         if key_mask.shape != (k.shape[0], k.shape[2]):
             raise ValueError(f"`key_mask` must be (B, M) = {(k.shape[0], k.shape[2])}, got {tuple(key_mask.shape)}")
     if bias is not None:
+        if not isinstance(bias, Tensor):
+            raise TypeError(f"`bias` must be a torch.Tensor, got {type(bias).__name__}")
         if not bias.is_floating_point():
             raise TypeError(f"`bias` must have a floating point dtype, got {bias.dtype}")
         full = (*q.shape[:3], k.shape[2])

@@ -71,15 +71,19 @@ def attend_groups(
     """
     if math.prod(groups[0].shape) != q.shape[2]:
         raise ValueError(f"`shape` must have {q.shape[2]} voxels, the number of tokens, got {groups[0].shape}")
-    width = v.shape[3]
+    width, given = v.shape[3], (q, k, v)
     if fused and q.shape[3] != width:
         q, k, v = sdpa.equal_widths(q, k, v)
     # The heads of a token are adjacent in memory and gathered together.
     rows = [x.transpose(1, 2).flatten(0, 1) for x in (q, k, v)]
-    token_bytes = 4 * max(4, q.element_size()) * q.shape[1] * q.shape[3]
+    token_bytes = 4 * max(4, q.element_size()) * q.shape[1] * max(q.shape[3], width)
     run_bytes = TILE_BYTES
     if budget is not None:
-        run_bytes = _run_bytes(budget, q, k, v, groups, biases, fused, dropout, token_bytes)
+        copied = sum(x.nbytes for x, own in zip((q, k, v), given, strict=True) if x is not own)
+        if q.shape[0] > 1:  # copies in which the heads of a token are adjacent, also of the gradient of the output
+            copied += sum(x.nbytes for x in (q, k, v) if x.stride(0) != x.shape[2] * x.stride(2))
+            copied += v.nbytes if needs_grad(*given) else 0
+        run_bytes = _run_bytes(budget, copied, q, k, v, groups, biases, fused, dropout, token_bytes)
     way = Way(fused, scale, dropout, run_bytes, token_bytes)
     key_mask = None if key_mask is None else key_mask.flatten()
     out = _Grouped.apply(*rows, key_mask, seed, groups, way, *biases)
@@ -88,6 +92,7 @@ def attend_groups(
 
 def _run_bytes(
     budget: int,
+    copied: int,
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -97,8 +102,8 @@ def _run_bytes(
     dropout: float,
     token_bytes: int,
 ) -> int:
-    """Returns the largest `Way.run_bytes` within the budget."""
-    results = result_bytes(q, k, v, needs_grad(q, k, v, *biases))
+    """Returns the largest `Way.run_bytes` within the budget, which includes the ``copied`` bytes of q, k and v."""
+    results = copied + result_bytes(q, k, v, needs_grad(q, k, v, *biases))
     if groups[-1].again:  # parts are merged into an output in single precision
         results += 4 * v.numel()
     # The bias, its gradient, copies of both in single precision, and the indices into its table.
@@ -181,7 +186,7 @@ class _Grouped(torch.autograd.Function):
         grad_q, grad_k, grad_v = _gradient(q, add_q, wide), _gradient(k, add_k, wide), _gradient(v, add_k, wide)
         grad_biases: list[Any] = [torch.zeros_like(bias[None], dtype=wide) if learnt else None for bias in biases]
         for batch, bias, grad_bias in zip(groups, biases, grad_biases, strict=True):
-            added = _added(batch, bias, q, q.dtype if way.fused else wide)
+            added = _added(batch, bias, q, q.dtype if ctx.way.fused else wide)  # rounded as in forward
             for queries, keys in batch.runs(way.run_bytes // way.token_bytes, q):
                 grad, sums = _take(grad_out, queries), _take(logsumexp, queries).squeeze(3)
                 parts = _take(q, queries), _take(k, keys), _take(v, keys)
@@ -220,8 +225,8 @@ def _put(x: Tensor, tokens: Tensor, part: Tensor, add: bool = False) -> None:
 
 
 def _gradient(x: Tensor, add: bool, wide: torch.dtype) -> Tensor:
-    """Allocates a gradient: zeros in single precision if it is a sum (``add``), else uninitialized memory."""
-    return x.new_zeros(list(x.shape), dtype=wide) if add else x.new_empty(list(x.shape))
+    """Allocates a gradient of zeros, in single precision if it is a sum (``add``)."""
+    return x.new_zeros(list(x.shape), dtype=wide if add else x.dtype)  # not every row belongs to a group
 
 
 def _added(groups: Groups, bias: Tensor | None, q: Tensor, dtype: torch.dtype) -> Tensor | None:

@@ -39,8 +39,9 @@ class VolumeAttention(NotScriptable, nn.Module):
             `ContinuousBias`. Requires a pattern of fixed size: Window, Grid or, except with "joint", Neighborhood.
         dropout: probability of dropping a weight in training.
         backend: "auto", "sdpa", "chunked" or "math", see `attn3d.attend`.
-        memory_budget: see `attn3d.attend`. It does not include the features and the means of `PooledKeys`. Captured
-            graphs, and "sdpa" on CUDA, compute all groups of a pattern at once and ignore the budget.
+        memory_budget: see `attn3d.attend`. It does not include the features, the network of a continuous position
+            bias, and the means of `PooledKeys`. Captured graphs, and "sdpa" on CUDA, compute all groups of a pattern at
+            once and ignore the budget.
 
     Raises:
         TypeError, ValueError: if an argument has the wrong type or is out of range.
@@ -119,7 +120,6 @@ class VolumeAttention(NotScriptable, nn.Module):
         if plain:
             bias = self.bias_of(torch.arange(q.shape[2], device=q.device), shape)
             return attend(q, k, v, scale=scale, key_mask=key_mask, bias=bias, dropout=dropout, backend="math")
-        fused = self.backend != "chunked" and dropout == 0.0 and key_mask is None
         table = self._table() if self.position_bias is not None else None
         groups = self.pattern.groups(shape)
         if self.backend == "sdpa" or q.device.type != "cpu":
@@ -127,6 +127,8 @@ class VolumeAttention(NotScriptable, nn.Module):
             if fused and q.device.type != "cpu" and q.shape[0] > 0:  # the kernels do not accept an empty batch
                 by_distance = functools.partial(self._bias, table)
                 return attend_captured(q, k, v, shape, self.pattern, by_distance, key_mask, scale, dropout)
+        else:
+            fused = self.backend == "auto" and dropout == 0.0 and key_mask is None
         biases: list[Tensor | None] = [None] * len(groups)
         if table is not None:
             for index, batch in enumerate(groups):

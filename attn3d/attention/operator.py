@@ -36,8 +36,10 @@ def tile_within(
         return tile_of(tile_bytes, q.shape[0] * q.shape[1], q.shape[2], k.shape[2])
 
     def taken(tile_bytes: int) -> int:
-        return results + 3 * tile_scratch(tile(tile_bytes), q, k, v, dropout, training) // 2
+        return results + 3 * tile_scratch(tile(tile_bytes), q, k, v, dropout, training or converted) // 2
 
+    # The part of a bias for a tile is copied if its dtype is not that of the scores.
+    converted = bias is not None and bias.dtype != torch.promote_types(q.dtype, torch.float32)
     results = result_bytes(q, k, v, training)
     if training:  # two values per row, and the gradient of the bias
         results += max(4, q.element_size()) * 2 * q.shape[0] * q.shape[1] * q.shape[2]

@@ -16,7 +16,7 @@ def dot_product(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         v: (B, H, M, d_v).
 
     Returns:
-        (B, H, N, d_v).
+        (B, H, N, d_v) in the dtype of q.
     """
     summary = (at_least_single(k) / k.shape[2]).transpose(2, 3) @ at_least_single(v)
     return (at_least_single(q) @ summary).to(q.dtype)
@@ -36,8 +36,9 @@ def rectified_sum(a: Tensor, b: Tensor, v: Tensor) -> Tensor:
         v: (B, H, M, d_v).
 
     Returns:
-        (B, H, N, d_v). On CUDA the result is not deterministic, because `torch.cumsum` is not.
+        (B, H, N, d_v) in the dtype of a. On CUDA the result is not deterministic, because `torch.cumsum` is not.
     """
+    dtype = a.dtype
     a, b = at_least_single(a), at_least_single(b)
     offset = ((a.mean(2, keepdim=True) - b.mean(2, keepdim=True)) / 2).detach()
     a, b = a - offset, b + offset
@@ -46,7 +47,7 @@ def rectified_sum(a: Tensor, b: Tensor, v: Tensor) -> Tensor:
     v_sorted = (at_least_single(v) / b.shape[2]).gather(2, order.unsqueeze(3).expand_as(v))
     values = _sum_from(v_sorted).gather(2, first)
     products = _sum_from(b.unsqueeze(3) * v_sorted).gather(2, first)
-    return (a.unsqueeze(3) * values + products).to(v.dtype)
+    return (a.unsqueeze(3) * values + products).to(dtype)
 
 
 def _not_above(b: Tensor, limits: Tensor) -> Tensor:

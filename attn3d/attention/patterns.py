@@ -26,7 +26,7 @@ class Pattern:
 
     Attributes:
         name: name in specs.
-        biases: the supported position biases, of "axis", "joint" and "continuous".
+        biases: the supported position biases, of "axis", "joint" and "continuous"; none with several covers.
         local: whether the pattern has groups. If not, every query sees all keys that `pool` returns. `pool` must
             reduce each block of `sizes` voxels independently.
     """
@@ -164,8 +164,9 @@ class PooledKeys(Pattern):
             return [self._means(x, shape) for x in tokens], pooled_shape, None
         seen = key_mask[:, None, :, None]
         share = self._means(seen.to(at_least_single(tokens[0]).dtype), shape)
-        share_or_one = share.masked_fill(share == 0, 1.0)
-        pooled = [(self._means(x.masked_fill(~seen, 0.0), shape) / share_or_one).to(x.dtype) for x in tokens]
+        divisor = share.masked_fill(share == 0, 1.0)
+        wide = (at_least_single(x.masked_fill(~seen, 0.0)) for x in tokens)  # so that the result is rounded once
+        pooled = [(self._means(x, shape) / divisor).to(own.dtype) for x, own in zip(wide, tokens, strict=True)]
         return pooled, pooled_shape, (share > 0)[:, 0, :, 0]
 
     @without_autocast

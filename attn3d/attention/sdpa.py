@@ -35,6 +35,8 @@ def refusal(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, bias: Tens
         return "a bias that requires a gradient"
     if bias is not None and torch.promote_types(bias.dtype, q.dtype) != q.dtype:
         return "a bias of higher precision than the queries"
+    if bias is not None and key_mask is not None and bias.shape[2] > 1:
+        return "a key mask together with a bias per query"  # their sum would have N x M entries
     if q.is_cuda:
         if q.dtype == torch.float64:
             return "double precision on this device"
@@ -80,8 +82,10 @@ def _widen(x: Tensor, width: int) -> Tensor:
     return x if x.stride(-1) == 1 else x.clone(memory_format=torch.contiguous_format)
 
 
-def fused_bytes(q: Tensor, k: Tensor, v: Tensor, training: bool) -> int:
-    """Returns the bytes that `attend_fused` uses in addition to q, k and v, with copies and a margin."""
+def fused_bytes(
+    q: Tensor, k: Tensor, v: Tensor, training: bool, key_mask: Tensor | None = None, bias: Tensor | None = None
+) -> int:
+    """Returns the bytes that `attend_fused` uses in addition to its arguments, with copies and a margin."""
     width = max(q.shape[3], v.shape[3])
     copied = sum(
         x.shape[0] * x.shape[1] * x.shape[2] * width * x.element_size()
@@ -89,6 +93,10 @@ def fused_bytes(q: Tensor, k: Tensor, v: Tensor, training: bool) -> int:
         if x.shape[3] < width or x.stride(3) != 1
     )
     scratch = 2 * kernel_bytes(q.shape[2], k.shape[2], width)
+    if bias is not None and bias.dtype != q.dtype:
+        scratch += bias.numel() * q.element_size()
+    if key_mask is not None:  # added to the bias, or converted by PyTorch
+        scratch += key_mask.numel() * (2 + (1 if bias is None else bias.shape[1]) * q.element_size())
     if training:  # gradients of the parts in `_OnCores`
         copied, scratch = 2 * copied, scratch + 2 * q.element_size() * max(q.numel(), k.numel())
     return result_bytes(q, k, v, training) + copied + scratch

@@ -42,7 +42,8 @@ class _Pointwise(nn.modules.conv._ConvNd):
             return functional.linear(x.movedim(1, -1), weight, bias).movedim(-1, 1)
         # With a 2-D matrix, matmul would copy the whole batch.
         y = torch.matmul(weight.expand(x.shape[0], -1, -1), x.flatten(2)).unflatten(2, x.shape[2:])
-        return y if bias is None else y + bias.view(-1, *[1] * (x.dim() - 2))
+        # Under autocast, a bias in single precision would widen the product.
+        return y if bias is None else y + bias.to(y.dtype).view(-1, *[1] * (x.dim() - 2))
 
 
 class PointwiseConvolution1d(_Pointwise, nn.Conv1d):

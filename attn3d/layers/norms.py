@@ -32,21 +32,19 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         from_batch = False
         if self.training and x.numel() > x.shape[1]:  # an `if`, because comparing symbolic sizes gives no bool
             from_batch = True
-        momentum = self.momentum
+        mean, variance, momentum = self.running_mean, self.running_var, self.momentum
         if from_batch and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
-            if momentum is None:  # the cumulative mean, as in PyTorch
-                momentum = 1.0 / float(self.num_batches_tracked)
-        return functional.batch_norm(
-            x,
-            self.running_mean,
-            self.running_var,
-            self.weight,
-            self.bias,
-            from_batch,
-            0.0 if momentum is None else momentum,
-            self.eps,
-        )
+            if momentum is None and mean is not None and variance is not None:
+                # The cumulative mean, as in PyTorch. Its share is a tensor, because a compiled graph has no numbers.
+                own_mean, own_variance = torch.zeros_like(mean), torch.zeros_like(variance)
+                y = functional.batch_norm(x, own_mean, own_variance, self.weight, self.bias, True, 1.0, self.eps)
+                share = 1.0 / self.num_batches_tracked.to(mean.dtype)
+                mean.lerp_(own_mean, share)
+                variance.lerp_(own_variance, share)
+                return y
+        momentum = 0.0 if momentum is None else momentum
+        return functional.batch_norm(x, mean, variance, self.weight, self.bias, from_batch, momentum, self.eps)
 
 
 class GroupNorm(nn.GroupNorm):

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from attn3d.arguments import one_of, positive_integer
 from attn3d.capture import is_captured
-from attn3d.layers.spatial import check_spatial_dims, is_proxy
+from attn3d.layers.spatial import central_voxel, check_spatial_dims, is_proxy
 
 AUTO = "auto"
 _LEAST = 4  # hidden units of a squeeze: with a single unit that its relu switches off, the gate would be constant
@@ -66,17 +66,19 @@ class Mechanism(nn.Module):
         return value
 
     def check_input(self, x: Tensor) -> None:
-        """Checks that ``x`` is (B, C, *S) with at least one voxel.
+        """Checks that ``x`` is (B, C, *S), floating point, with at least one voxel.
 
         Raises:
             ValueError: if the shape is wrong; the message gives the expected one.
-            TypeError: under torch.fx, which does not support sizes.
+            TypeError: if it is not floating point; under torch.fx, which does not support sizes.
         """
         if is_proxy(x):
             raise TypeError(
                 "torch.fx cannot trace attention, which uses sizes: pass a torch.fx.Tracer whose is_leaf_module"
                 " returns True for it, or use torch.export, torch.compile or torch.jit.trace"
             )
+        if not x.is_floating_point():
+            raise TypeError(f"`x` must be floating point, got {x.dtype}")
         expected = self.spatial_dims + 2
         if x.dim() != expected:
             raise ValueError(
@@ -94,15 +96,29 @@ class Mechanism(nn.Module):
         """Returns a key mask (B, *S) as (B, N).
 
         Raises:
-            TypeError: if it is not boolean.
+            TypeError: if it is not a boolean tensor.
             ValueError: if it does not have the batch and spatial sizes of ``x``.
         """
+        if not isinstance(key_mask, Tensor):
+            raise TypeError(f"`key_mask` must be a torch.Tensor, got {type(key_mask).__name__}")
         if key_mask.dtype != torch.bool:
             raise TypeError(f"`key_mask` must be boolean, true where a voxel may be seen, got {key_mask.dtype}")
         if key_mask.dim() != x.dim() - 1 or (not is_captured() and key_mask.shape != (x.shape[0], *x.shape[2:])):
             expected = (x.shape[0], *x.shape[2:])
             raise ValueError(f"`key_mask` must be (B, *S) = {tuple(expected)}, got {tuple(key_mask.shape)}")
         return key_mask.flatten(1)
+
+    def read_queries(self, queries: Tensor | None, x: Tensor) -> Tensor:
+        """Returns flat indices of voxels, (Q,); for None, that of the central voxel.
+
+        Raises:
+            TypeError: if they are not a tensor of integers.
+        """
+        if queries is None:
+            return central_voxel(x)
+        if not isinstance(queries, Tensor) or queries.dtype not in (torch.int64, torch.int32):
+            raise TypeError(f"`queries` must be an integer torch.Tensor of voxel indices, got {queries!r:.80}")
+        return queries
 
     def attention_weights(self, x: Tensor, queries: Tensor | None = None) -> dict[str, Tensor]:
         """Computes the weights that a forward pass over ``x`` applies.

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from attn3d.arguments import MemoryBudget
 from attn3d.attention import ChannelwiseAttention, Pattern, VolumeAttention
 from attn3d.layers.spatial import (
-    central_voxel,
     join_heads,
     keep_format,
     spatial_shape,
@@ -161,7 +160,7 @@ class PairedAttention(ChannelSelfAttention):
     ) -> dict[str, Tensor]:
         """Returns the channel weights as "affinity" and the rows of the chosen voxels as "query", (B, H, Q, *S)."""
         q, k, *_ = self.heads(x)
-        chosen = central_voxel(x) if queries is None else queries
+        chosen = self.read_queries(queries, x)
         mask = None if key_mask is None else self.read_key_mask(key_mask, x)
         rows = self.spatial.rows(q, k, chosen, spatial_shape(x), mask)
         return {"query": rows, **super().attention_weights(x, key_mask=key_mask)}

@@ -16,7 +16,7 @@ from attn3d.arguments import MemoryBudget, positive_integer
 from attn3d.attention import ChannelwiseAttention, Pattern, VolumeAttention
 from attn3d.layers.conv import convolution
 from attn3d.layers.norms import BatchNorm
-from attn3d.layers.spatial import central_voxel, keep_format, spatial_shape, to_tokens, to_volume
+from attn3d.layers.spatial import keep_format, spatial_shape, to_tokens, to_volume
 from attn3d.mechanisms.base import Mechanism
 from attn3d.mechanisms.registry import register_attention
 
@@ -80,7 +80,7 @@ class PositionAttention(Mechanism):
     def attention_weights(self, x: Tensor, queries: Tensor | None = None) -> dict[str, Tensor]:
         """Returns the softmax rows of the chosen voxels as "query", (B, 1, Q, *S)."""
         tokens = to_tokens(x)
-        chosen = central_voxel(x) if queries is None else queries
+        chosen = self.read_queries(queries, x)
         q, k = self.query(tokens).unsqueeze(1), self.key(tokens).unsqueeze(1)
         return {"query": self.attention.rows(q, k, chosen, spatial_shape(x))}
 

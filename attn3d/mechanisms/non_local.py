@@ -25,7 +25,7 @@ from attn3d.attention import (
 )
 from attn3d.capture import NotScriptable, at_least_single
 from attn3d.layers.norms import NormSpec, create_norm
-from attn3d.layers.spatial import central_voxel, halve, keep_format, spatial_shape, to_tokens, to_volume
+from attn3d.layers.spatial import halve, keep_format, spatial_shape, to_tokens, to_volume
 from attn3d.mechanisms.base import Mechanism
 from attn3d.mechanisms.registry import register_attention
 
@@ -164,7 +164,7 @@ class NonLocal(Mechanism):
     ) -> dict[str, Tensor]:
         """Returns f(x_i, x_j) / n of the chosen voxels i as "query", (B, 1, Q, *S of the keys), 0 for masked keys."""
         q, k, _, shape = self.compared(x)
-        chosen = central_voxel(x) if queries is None else queries
+        chosen = self.read_queries(queries, x)
         mask = None if key_mask is None else self.read_key_mask(key_mask, x)
         return {"query": self.pairwise.rows(q, k, chosen, shape, mask)}
 
@@ -189,16 +189,21 @@ class DotProduct(NotScriptable, nn.Module):
 
 def _rows(pairs: Tensor, shape: list[int], key_mask: Tensor | None) -> Tensor:
     """Returns f_ij, (B, 1, M, Q), divided by the number of keys in ``key_mask``, (B, M): (B, 1, Q, *S)."""
-    return (_mean_over(key_mask, pairs) / pairs.shape[2]).transpose(2, 3).unflatten(3, shape)
+    weights = _mean_over(key_mask, pairs) / pairs.shape[2]
+    return weights.to(pairs.dtype).transpose(2, 3).unflatten(3, shape)
 
 
 def _mean_over(key_mask: Tensor | None, v: Tensor) -> Tensor:
-    """Scales the values (B, H, M, d) so that their mean over all M is that over the keys in ``key_mask``, (B, M)."""
+    """Scales the values (B, H, M, d) so that their mean over all M is that over the keys in ``key_mask``, (B, M).
+
+    With a mask, the result is in at least single precision: values scaled by M could overflow in half precision.
+    """
     if key_mask is None:
         return v
-    seen = key_mask.to(at_least_single(v).dtype)
+    v = at_least_single(v)
+    seen = key_mask.to(v.dtype)
     share = seen.mean(1, keepdim=True)
-    return (v * (seen / share.masked_fill(share == 0, 1.0))[:, None, :, None]).to(v.dtype)
+    return v * (seen / share.masked_fill(share == 0, 1.0))[:, None, :, None]
 
 
 class Concatenation(NotScriptable, nn.Module):

@@ -10,7 +10,6 @@ from attn3d.arguments import MemoryBudget, natural_number
 from attn3d.attention import Pattern, PositionSpec, VolumeAttention, create_features, create_pattern
 from attn3d.attention.layer import Tokens
 from attn3d.layers.spatial import (
-    central_voxel,
     join_heads,
     keep_format,
     spatial_shape,
@@ -138,6 +137,6 @@ class MultiHeadSelfAttention(Mechanism):
     ) -> dict[str, Tensor]:
         """Returns the softmax rows of the chosen voxels as "query", (B, H, Q, *S of the keys)."""
         q, k, _ = self.heads(x)
-        chosen = central_voxel(x) if queries is None else queries
+        chosen = self.read_queries(queries, x)
         mask = None if key_mask is None else self.read_key_mask(key_mask, x)
         return {"query": self.attention.rows(q, k, chosen, spatial_shape(x), mask, self.beside())}

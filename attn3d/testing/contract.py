@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from attn3d.arguments import one_of
@@ -133,7 +134,7 @@ def check_attention(
     subject = Subject(module, spatial_dims, channels, _several(zero_gradient), _several(backends))
     failures: dict[str, Exception] = {}
     for name in names:
-        with subject.random_state_kept():
+        with subject.random_state_kept(), torch.enable_grad():  # whatever a module or the caller has set
             try:
                 CONDITIONS[name](subject)
             except Exception as failure:  # whatever the module raises is a finding, reported below

@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 import torch
+from torch import nn
 from torch.autograd.gradcheck import GradcheckError
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -63,22 +64,30 @@ def nonzero_gradients(subject: Subject) -> None:
 
 
 def finite_differences(subject: Subject) -> None:
-    """In double precision the gradients of the input and the parameters agree with finite differences."""
-    module = subject.copy()
-    names = _trained(module)
-    x = subject.input((3, 2, 2), batch=1, requires_grad=True)
+    """In double precision the gradients of the input and the parameters agree with finite differences.
 
-    def function(x: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
-        return functional_call(module, dict(zip(names, parameters, strict=True)), (x,))
+    Checked in evaluation and in training, with new buffers for every pass, which it may change.
+    """
+    x = subject.input((3, 2, 2), requires_grad=True)
+    for training in (False, True):
+        module = subject.copy(training=training)
+        names = _trained(module)
 
-    try:
-        torch.autograd.gradcheck(function, (x, *(module.get_parameter(name) for name in names)), fast_mode=True)
-    except GradcheckError as error:
-        mismatch = re.search(r"with respect to input (\d+)", str(error))
-        if mismatch is None:
-            raise
-        wrong = ["the input", *names][int(mismatch[1])]
-        raise Violation(f"the gradient of {wrong} to agree with finite differences", "another gradient") from error
+        def function(
+            x: torch.Tensor, *parameters: torch.Tensor, module: nn.Module = module, names: list[str] = names
+        ) -> torch.Tensor:
+            buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+            return functional_call(module, {**buffers, **dict(zip(names, parameters, strict=True))}, (x,))
+
+        inputs = (x, *(module.get_parameter(name) for name in names))
+        try:
+            torch.autograd.gradcheck(function, inputs, fast_mode=True, check_undefined_grad=not training)
+        except GradcheckError as error:
+            mismatch = re.search(r"with respect to input (\d+)", str(error))
+            if mismatch is None:
+                raise
+            wrong = ["the input", *names][int(mismatch[1])]
+            raise Violation(f"the gradient of {wrong} to agree with finite differences", "another gradient") from error
 
 
 def frozen(subject: Subject) -> None:
@@ -128,7 +137,7 @@ class _Operators(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def _trained(module: torch.nn.Module) -> list[str]:
+def _trained(module: nn.Module) -> list[str]:
     return [name for name, parameter in module.named_parameters() if parameter.requires_grad]
 
 

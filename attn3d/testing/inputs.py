@@ -56,7 +56,10 @@ def strided_inputs(subject: Subject) -> None:
 
 
 def inputs_unchanged(subject: Subject) -> None:
-    """Forward and backward never change the input, including leaves, expanded and inference tensors."""
+    """Forward and backward never change the input, including leaves, expanded and inference tensors.
+
+    The module and its parts keep their mode.
+    """
     x = subject.input()
     for training in (False, True):
         module = subject.copy(training=training)
@@ -72,6 +75,8 @@ def inputs_unchanged(subject: Subject) -> None:
             expect_equal(tensor.detach(), before, f"{what} to keep its values")
             expect(tensor._version == version, f"{what} not to be written to", "an in-place operation on it")
             expect(tensor.requires_grad == asked and tensor.grad is None, f"{what} to keep requires_grad", "a change")
+        changed = sorted(name or "the module" for name, part in module.named_modules() if part.training != training)
+        expect(not changed, "the module and its parts to keep their mode", f"another mode of {', '.join(changed)}")
     with torch.inference_mode():
         frozen = x.clone()
         subject.copy()(frozen)

@@ -97,13 +97,19 @@ def independent_samples(subject: Subject) -> None:
 
 
 def evaluation_repeats(subject: Subject) -> None:
-    """In evaluation, with dropout set to 0.5, a second run is bitwise equal to the first and no buffer changes."""
+    """In evaluation, with dropout set to 0.5, a second run is bitwise equal to the first and no buffer changes.
+
+    The random generator keeps its state.
+    """
     module = subject.copy(torch.float32, dropout=0.5)
     x = subject.input(dtype=torch.float32)
     before = copy.deepcopy(module.state_dict())
+    state = torch.get_rng_state()
     y = module(x)
+    kept = torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(1)
     expect_equal(module(x), y, "a second run to repeat the first")
+    expect(kept, "the random generator to keep its state", "another state")
     after = module.state_dict()
     expect(after.keys() == before.keys(), "no new state", ", ".join(after.keys() ^ before.keys()))
     for name, value in after.items():

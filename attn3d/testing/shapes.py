@@ -16,8 +16,11 @@ from attn3d.testing.subject import (
 
 
 def shape(subject: Subject) -> None:
-    """The output has the shape of the input."""
-    run(subject.copy(), subject.input())
+    """The output has the shape of the input. Every parameter has at least one dimension, as FSDP requires."""
+    module = subject.copy()
+    run(module, subject.input())
+    scalars = [name for name, parameter in module.named_parameters() if parameter.dim() == 0]
+    expect(not scalars, "parameters with at least one dimension", f"scalars: {', '.join(scalars)}")
 
 
 def sizes(subject: Subject) -> None:

@@ -19,7 +19,7 @@ SCALE = WIDTH**-0.5
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 BACKENDS = ["sdpa", "chunked", "math", "auto"]
 EXACT = ["sdpa", "chunked", "auto"]
-MASKS = ["none", "keys", "keyless", "bias", "hiding_bias", "keys_and_bias"]
+MASKS = ["none", "keys", "keyless", "bias", "hiding_bias", "keys_and_bias", "keys_and_key_bias"]
 
 # Computes the output from q, k, v, the key mask and the bias.
 Method = Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor | None], Tensor]
@@ -56,7 +56,7 @@ def case(dtype: torch.dtype, mask: str) -> Case:
     if mask == "keyless":
         key_mask[1] = False
     if mask.endswith("bias"):
-        bias = values(1, HEADS, QUERIES, KEYS)
+        bias = values(1, HEADS, 1 if mask == "keys_and_key_bias" else QUERIES, KEYS)
     if mask == "hiding_bias":  # hides a pair, a key, and all keys of a query
         bias[:, :, 0, 0] = bias[:, :, :, 4] = bias[:, :, 3] = -math.inf
 

@@ -13,6 +13,7 @@ from monai.data import MetaTensor
 import attn3d
 from attn3d import Axial, Grid, Neighborhood, Window
 from attn3d.attention import VolumeAttention, grouped
+from attn3d.distributed.context import Rows
 from tests.attention.exactness import error_of, set_tile_bytes
 from tests.attention.layers import PATTERNS, Scoped, assert_results, case, results, tokens
 from tests.mechanisms.parity import assert_close, volume
@@ -102,6 +103,38 @@ def test_backward_is_deterministic(scoped, monkeypatch):
     leaves, layer = tokens((5, 7)), scoped.layer(2)
     first, second = (results(layer(*leaves, [5, 7]), leaves, layer.position_table) for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.fixture
+def filled_memory():
+    """Memory that is not initialised holds nan."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("filled_memory")
+@pytest.mark.parametrize("backend", ["auto", "chunked"])
+def test_tokens_that_belong_to_no_group_have_a_gradient_of_zero(backend):
+    """A shard of a volume has rows without queries, as padding."""
+    leaves = [volume(1, 2, 8, 4, seed=seed).requires_grad_() for seed in range(3)]
+    layer = VolumeAttention(1, 2, pattern=Rows(Window(4), 8, 0, (0, 2)), backend=backend)
+    grad_q, *_ = torch.autograd.grad(layer(*leaves, [8])[:, :, :2].sum(), leaves)
+    assert grad_q.isfinite().all()
+    assert (grad_q[:, :, 2:] == 0).all()
+
+
+@pytest.mark.usefixtures("on_the_cpu")
+def test_backward_recomputes_with_the_bias_of_forward():
+    """The kernel rounds the bias to the dtype of the queries: all weights of a query still sum to 1 in backward."""
+    layer = VolumeAttention(1, 1, pattern=Window(8), position_bias="axis")
+    torch.nn.init.normal_(layer.position_table, std=30.0)
+    q, k = (torch.zeros(1, 1, 8, 8, dtype=torch.bfloat16) for _ in range(2))
+    v = torch.eye(8, dtype=torch.bfloat16)[None, None].requires_grad_()
+    out = layer(q, k, v, [8])
+    upstream = torch.ones_like(out)
+    (grad_v,) = torch.autograd.grad(out, v, upstream)
+    torch.testing.assert_close(grad_v[0, 0, :, 0], out[0, 0].sum(0), rtol=0.02, atol=0.02)
 
 
 @pytest.mark.parametrize("pattern", ["global", Window(3, shift=True), Axial(), Neighborhood(3)], ids=str)

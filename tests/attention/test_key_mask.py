@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 
 import onnxruntime
@@ -166,6 +167,24 @@ def test_the_mean_over_keys_is_that_of_each_sample(mode):
     assert_close(found[2], module(x)[2])
 
 
+@pytest.mark.parametrize("mode", ["dot_product", "concatenation"])
+def test_the_mean_over_one_of_many_keys_is_finite_in_half_precision(mode):
+    """Scaled by the number of voxels, its value would overflow."""
+    module = randomise(attn3d.NonLocal(1, 4, mode=mode, norm=None)).half()
+    x, mask = torch.randn(1, 4, 2**17).half(), torch.arange(2**17)[None] == 3
+    expected = copy.deepcopy(module).double()
+    torch.testing.assert_close(module(x, mask).double(), expected(x.double(), mask), rtol=1e-2, atol=1e-2)
+    rows, truth = (one.attention_weights(y, key_mask=mask)["query"] for one, y in ((module, x), (expected, x.double())))
+    torch.testing.assert_close(rows.double(), truth, rtol=1e-2, atol=1e-2)
+
+
+def test_pooled_keys_are_rounded_once():
+    """The mean over a block in which one voxel may be seen is this voxel, although its share is small."""
+    x, mask = torch.randn(1, 1, 16**3, 8).half() * 2e-3, torch.arange(16**3)[None] == 77
+    (pooled,), _, _ = PooledKeys(16).pool((x,), [16] * 3, mask)
+    assert torch.equal(pooled, x[:, :, 77:78])
+
+
 @pytest.mark.parametrize("pattern", [Global(), PooledKeys(2), Window(3), Axial()], ids=str)
 def test_attention_weights_leave_masked_keys_out(pattern):
     module = randomise(attn3d.MultiHeadSelfAttention(2, 4, num_heads=2, pattern=pattern).double())
@@ -214,6 +233,8 @@ def test_an_invalid_key_mask_is_named(name):
         module(x, torch.ones(2, 1, 3, 5, dtype=torch.bool))
     with pytest.raises(ValueError, match=r"`key_mask` must be \(B, \*S\) = \(2, 3, 5\), got \(2, 5, 3\)"):
         module(x, torch.ones(2, 5, 3, dtype=torch.bool))
+    with pytest.raises(TypeError, match=r"`key_mask` must be a torch\.Tensor, got list"):
+        module(x, [[True]])
 
 
 def test_sub_sample_does_not_take_a_key_mask():

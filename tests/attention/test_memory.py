@@ -185,6 +185,22 @@ def smallest(run):
     return int(re.search(r"at least (\d+) bytes", str(error.value))[1])
 
 
+@pytest.mark.parametrize("backend", ["auto", "chunked"])
+@pytest.mark.parametrize("widths", [(16, 16), (16, 48), (48, 16)], ids=str)
+@pytest.mark.parametrize("layout", ["heads_last", "channels_first", "part_of_qkv"])
+def test_a_budget_includes_copies_of_queries_keys_and_values(layout, widths, backend):
+    """Of layouts in which the heads of a token are apart, and of widths that the kernel needs to be equal."""
+    leaves = [LAYOUTS[layout](volume(3, 2, 240, width).float()).requires_grad_() for width in (widths[0], *widths)]
+    upstream = torch.ones(3, 2, 240, widths[1])
+
+    def run_within(budget):
+        layer = VolumeAttention(3, 2, pattern=Window(4), backend=backend, memory_budget=budget)
+        return lambda: torch.autograd.grad(layer(*leaves, [6, 5, 8]), leaves, upstream)
+
+    least = smallest(run_within(1))
+    assert peak(run_within(least)) <= 1.02 * least
+
+
 BUDGETED = [
     Scoped(Global()),
     Scoped(Window(4, shift=True), "axis"),

@@ -11,6 +11,7 @@ from attn3d import attend
 from attn3d.attention import VolumeAttention, layer, sdpa
 from attn3d.attention.sdpa import attend_on_cores, fused_bytes, kernel_bytes, parallel_parts
 from tests.mechanisms.parity import assert_close, assert_gradients_close, volume
+from tests.memory import peak
 from tests.references import attention as loops
 
 pytestmark = pytest.mark.usefixtures("on_the_cpu")
@@ -72,6 +73,27 @@ def test_as_exact_as_the_plain_form(dtype, cut):
     ):
         error, allowed = ((x.double() - reference).square().mean().sqrt() for x in (found, same))
         assert error <= 3 * allowed + 0.05 * torch.finfo(dtype).eps * reference.square().mean().sqrt(), name
+
+
+@pytest.mark.parametrize(
+    ("queries", "dtype", "masked"),
+    [(600, torch.bfloat16, False), (600, torch.float32, True), (1, torch.bfloat16, True), (1, torch.float32, True)],
+    ids=str,
+)
+def test_a_bias_that_is_built_is_within_the_budget(queries, dtype, masked):
+    """A bias that is cast, or added to a key mask. Where it would have an entry for each pair, tiles are used."""
+    q, k, v = (leaf.detach() for leaf in inputs(600, 2000, dtype=torch.float32))
+    bias = torch.zeros(2, 1, queries, 2000, dtype=dtype)
+    key_mask = torch.ones(2, 2000, dtype=torch.bool) if masked else None
+
+    def run():
+        return attend(q, k, v, key_mask=key_mask, bias=bias, memory_budget="2MiB")
+
+    run()  # the first call makes lasting allocations
+    assert peak(run) <= 2 * 2**20
+    if queries == 1:
+        built = fused_bytes(q, k, v, False, key_mask, bias) - fused_bytes(q, k, v, False)
+        assert built >= peak(lambda: bias.to(q.dtype).masked_fill(~key_mask[:, None, None], 0.0)) - bias.nbytes
 
 
 class TestChoice:

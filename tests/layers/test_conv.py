@@ -35,6 +35,13 @@ class TestPointwiseConvolution:
             for y in (found, mine[0]):
                 assert y.movedim(1, -1).is_contiguous()
 
+    @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d], ids=str)
+    def test_autocast_gives_the_dtype_of_the_convolution(self, layout):
+        conv, x = pointwise_convolution(3)(3, 2, 1), torch.randn(2, 3, 4, 5, 6).contiguous(memory_format=layout)
+        with torch.autocast("cpu", torch.bfloat16):
+            found, expected = conv(x), convolution(3)._conv_forward(conv, x, conv.weight, conv.bias)
+        torch.testing.assert_close(found, expected, rtol=0.02, atol=0.02)  # also checks the dtype
+
     def test_other_kernels(self):
         """Wrappers such as LoRA build the class with others."""
         conv, x = pointwise_convolution(2)(3, 2, 3, padding=1), torch.randn(1, 3, 4, 5)

@@ -108,6 +108,15 @@ def test_a_momentum_of_none_is_the_cumulative_mean():
     torch.testing.assert_close(ours.running_var, plain.running_var)
 
 
+def test_the_cumulative_mean_compiles_to_one_graph_for_all_batches():
+    ours, compiled = BatchNorm(3, momentum=None), BatchNorm(3, momentum=None)
+    run = torch.compile(compiled, fullgraph=True, backend="eager")
+    for _ in range(3):
+        x = torch.randn(2, 3, 4, 4, 4)
+        torch.testing.assert_close(run(x), ours(x))
+    torch.testing.assert_close(compiled.state_dict(), ours.state_dict())
+
+
 def test_a_group_for_every_channel_is_an_instance_norm():
     found = [is_instance_norm(norm) for norm in (nn.GroupNorm(4, 4), nn.InstanceNorm3d(4), InstanceNorm(4))]
     assert found == [True, True, True]

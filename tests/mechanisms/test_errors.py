@@ -124,6 +124,22 @@ def test_an_input_that_does_not_fit(name, shape, wanted, got):
     expect(ValueError, "x", got, module, torch.ones(shape))
 
 
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool, torch.complex64], ids=str)
+def test_an_input_that_is_not_floating_point(name, dtype):
+    module = create(name, spatial_dims=3, channels=8)
+    with pytest.raises(TypeError, match=f"`x` must be floating point, got {dtype}"):
+        module(torch.ones(2, 8, 4, 4, 4, dtype=dtype))
+
+
+@pytest.mark.parametrize(("name", "pattern"), [("mhsa", "global"), ("mhsa", "axial"), ("non_local", "axial")])
+@pytest.mark.parametrize("queries", [[3], torch.tensor([3.0]), 3], ids=str)
+def test_queries_that_are_not_a_tensor_of_integers(name, pattern, queries):
+    module = attn3d.create_attention(name, spatial_dims=2, channels=8, pattern=pattern)
+    with pytest.raises(TypeError, match=r"`queries` must be an integer torch\.Tensor of voxel indices, got"):
+        module.attention_weights(torch.ones(2, 8, 4, 4), queries)
+
+
 @pytest.mark.parametrize(
     ("argument", "value"),
     [("spatial_dims", 4), ("in_channels", 3), ("out_channels", 0), ("num_classes", 0)],
