@@ -8,6 +8,7 @@ from torch import nn
 
 from attn3d.arguments import check_options, nearest, of_python, positive_integer, read_spec
 from attn3d.attention import Pattern
+from attn3d.attention.patterns import PATTERNS
 from attn3d.mechanisms.registry import REGISTRY, list_attention
 
 AttentionSpec = str | Sequence[Any] | Callable[..., nn.Module]
@@ -51,16 +52,17 @@ def plain_spec(spec: AttentionSpec, options: Mapping[str, Any]) -> tuple[Any, di
     """Returns a spec and its options as plain data, which can be written as JSON.
 
     Registered classes become names, patterns ``[name, {options}]``, and numbers of NumPy and PyTorch those of Python. A
-    class or function that is not registered is returned as it is.
+    class or function that is not registered is returned as it is, with its options.
     """
     maker, given = find(spec)
-    named = next((name for name, registered in REGISTRY.items() if registered is maker), maker)
-    return named, _plain({**given, **options})
+    given = {**given, **options}
+    named = next((name for name, registered in REGISTRY.items() if registered is maker), None)
+    return (maker, given) if named is None else (named, _plain(given))
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Pattern):
-        return [value.name, vars(value)]
+    if isinstance(value, Pattern) and PATTERNS.get(value.name) is type(value):  # not a subclass without a name
+        return [value.name, _plain(vars(value))]
     if isinstance(value, Mapping):
         return {key: _plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):

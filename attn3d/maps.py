@@ -2,7 +2,7 @@
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -83,7 +83,7 @@ def attention_maps(
             " attn3d.insert_attention"
         )
     if site is not None:
-        if not isinstance(site, str | Sequence):
+        if not isinstance(site, Iterable):
             raise TypeError(f"`site` must be a name or a list of names, got {site!r}")
         names = [one_of("site", name, names) for name in ([site] if isinstance(site, str) else site)]
     grid = list(x.shape[2:])

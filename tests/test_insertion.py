@@ -606,9 +606,18 @@ class TestCheckpoints:
                 assert metadata.get("version") == 2  # of an older one, the weights would be converted
                 super()._load_from_state_dict(state_dict, prefix, metadata, *rest)
 
-        net = nn.Sequential(Versioned(1, 4, 1), nn.ReLU())
-        state = nn.DataParallel(copy.deepcopy(net)).state_dict()
-        load_pretrained(insert_attention(net, "se", at="path:0", input_shape=(1, 1, 6, 5)), state)
+        for net in (nn.Sequential(Versioned(1, 4, 1), nn.ReLU()), Versioned(1, 4, 1)):
+            state = nn.DataParallel(copy.deepcopy(net)).state_dict()
+            if isinstance(net, nn.Sequential):
+                insert_attention(net, "se", at="path:0", input_shape=(1, 1, 6, 5))
+            load_pretrained(net, state)
+
+    def test_one_of_a_network_with_a_child_of_the_name_of_a_wrapper(self) -> None:
+        net = nn.Sequential()
+        net.add_module("a", nn.Conv2d(1, 4, 1))
+        net.add_module("module", nn.Sequential())
+        net.module.add_module("a", nn.Conv2d(4, 4, 1))
+        assert load_pretrained(net, net.state_dict()) == []
 
     def test_one_with_a_part_of_the_attention(self) -> None:
         saved = insert_attention(unet(), "se", at="encoder").state_dict()
@@ -679,6 +688,24 @@ class TestCheckpoints:
         again.load_state_dict(net.state_dict())
         x = torch.randn(1, 1, 16, 16)
         assert torch.equal(again(x), net(x))
+
+    def test_what_cannot_be_plain_data_is_returned_as_it_is(self) -> None:
+        class Mine(attn3d.Window):
+            """A pattern without a name of its own."""
+
+        class Scale(nn.Module):
+            def __init__(self, spatial_dims: int, channels: int, prior: object) -> None:
+                super().__init__()
+
+            def forward(self, x: Tensor) -> Tensor:
+                return x
+
+        prior, pattern = torch.ones(3), Mine(4)
+        net = insert_attention(unet(), Scale, at="encoder", prior=prior)
+        insert_attention(net, "mhsa", at="bottleneck", pattern=pattern)
+        first, second = (item["spec"][1] for item in inserted_attention(net))
+        assert first["prior"] is prior
+        assert second["pattern"] is pattern
 
     def test_parameters_are_separate(self) -> None:
         net = unet()

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils import parametrizations
 
 import attn3d
 from attn3d.testing import CONDITIONS, ContractError, check_attention
@@ -467,6 +468,26 @@ class DropsPaths(Gate):
         if not self.training:
             return gate
         return gate * (torch.rand(x.shape[0], 1, 1, 1, 1, dtype=x.dtype, device=x.device) >= self.drop_prob)
+
+
+class AddsNoiseInTraining(Gate):
+    """It keeps the contract."""
+
+    def gate(self, x):
+        return super().gate(x) * (1.0 + 0.1 * torch.rand_like(x) if self.training else 1.0)
+
+
+class HasASpectralNorm(Gate):
+    """In training it updates a vector, through which no gradient flows. It keeps the contract."""
+
+    def __init__(self):
+        super().__init__()
+        parametrizations.spectral_norm(self.squeeze)
+
+
+@pytest.mark.parametrize("module", [DropsPaths, AddsNoiseInTraining, HasASpectralNorm])
+def test_what_is_random_or_updated_in_training_only_has_right_gradients(module):
+    check_attention(module(), 3, C, checks=["finite_differences"])
 
 
 def test_stochastic_depth_keeps_the_contract():

@@ -36,7 +36,8 @@ def refusal(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, bias: Tens
     if bias is not None and torch.promote_types(bias.dtype, q.dtype) != q.dtype:
         return "a bias of higher precision than the queries"
     if bias is not None and key_mask is not None and bias.shape[2] > 1:
-        return "a key mask together with a bias per query"  # their sum would have N x M entries
+        if bias.shape[0] < key_mask.shape[0] or bias.shape[3] < key_mask.shape[1]:
+            return "a key mask with a bias per query that samples or keys share"  # their sum would be larger
     if q.is_cuda:
         if q.dtype == torch.float64:
             return "double precision on this device"
@@ -96,7 +97,8 @@ def fused_bytes(
     if bias is not None and bias.dtype != q.dtype:
         scratch += bias.numel() * q.element_size()
     if key_mask is not None:  # added to the bias, or converted by PyTorch
-        scratch += key_mask.numel() * (2 + (1 if bias is None else bias.shape[1]) * q.element_size())
+        pairs = 1 if bias is None else bias.shape[1] * bias.shape[2]
+        scratch += key_mask.numel() * (2 + pairs * q.element_size())
     if training:  # gradients of the parts in `_OnCores`
         copied, scratch = 2 * copied, scratch + 2 * q.element_size() * max(q.numel(), k.numel())
     return result_bytes(q, k, v, training) + copied + scratch

@@ -3,7 +3,7 @@
 import sys
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -107,7 +107,7 @@ def insert_attention(
         >>> net = insert_attention(net, "cbam", at=("encoder", "skip"), stages=(-2, -1), reduction=8)
     """
     _check_open(net)
-    for name in options.keys() & {"spatial_dims", "channels"}:
+    if name := next((name for name in ("spatial_dims", "channels") if name in options), None):
         raise TypeError(f"`{name}` follows from the site, got {options[name]!r}; leave it out")
     inner = uncompiled(net)
     survey = Survey(inner, input_shape)
@@ -221,15 +221,17 @@ def load_pretrained(net: nn.Module, state_dict: Mapping[str, Tensor]) -> list[st
     if not isinstance(state_dict, Mapping):
         raise TypeError(f"`state_dict` must be a state dictionary, such as torch.load returns, got {state_dict!r:.80}")
     own = net.state_dict()
-    if inside := [repr(key) for key, value in state_dict.items() if isinstance(value, Mapping) and key not in own]:
+    own_keys = {_without_wrappers(key): key for key in own}
+    own_paths = {_without_wrappers(path): path for path, _ in net.named_modules(remove_duplicate=False)}
+    metadata = getattr(state_dict, "_metadata", {})  # the versions of modules, which decide how old states are read
+    state_dict = OrderedDict(_renamed(state_dict, own_keys, own))
+    state_dict._metadata = dict(_renamed(metadata, own_paths, own_paths.values()))  # type: ignore[attr-defined]
+    nested = {key: value for key, value in state_dict.items() if key not in own and isinstance(value, Mapping)}
+    inside = [repr(key) for key, value in nested.items() if any(isinstance(one, Tensor) for one in value.values())]
+    if inside:
         raise TypeError(
             f"`state_dict` must map names to tensors, got a checkpoint; give its entry {' or '.join(inside)}"
         )
-    names = {_without_wrappers(key): key for key in own}
-    metadata = getattr(state_dict, "_metadata", {})  # the versions of modules, which decide how old states are read
-    state_dict = OrderedDict((names.get(_without_wrappers(key), key), value) for key, value in state_dict.items())
-    paths = {_without_wrappers(f"{path}."): path for path, _ in net.named_modules(remove_duplicate=False)}
-    state_dict._metadata = {paths.get(_without_wrappers(f"{path}."), path): each for path, each in metadata.items()}  # type: ignore[attr-defined]
     missing = [key for key in own if key not in state_dict]
     new = []
     for path, container in containers(net, aliases=True):
@@ -253,9 +255,15 @@ def load_pretrained(net: nn.Module, state_dict: Mapping[str, Tensor]) -> list[st
     return new
 
 
-def _without_wrappers(key: str) -> str:
-    """Returns a key without the names that `torch.compile` and wrappers for parallel training add."""
-    return key.replace("_orig_mod.", "").removeprefix("module.")
+def _without_wrappers(name: str) -> str:
+    """Returns a key or path without the names that `torch.compile` and wrappers for parallel training add."""
+    return f"{name}.".replace("_orig_mod.", "").removeprefix("module.").strip(".")
+
+
+def _renamed(entries: Mapping[str, Any], own: Mapping[str, str], kept: Collection[str]) -> Iterator[tuple[str, Any]]:
+    """Yields entries by the names that they have in the network. Those in ``kept`` have them already."""
+    for name, value in entries.items():
+        yield name if name in kept else own.get(_without_wrappers(name), name), value
 
 
 def _first(keys: Sequence[str], most: int = 10) -> str:

@@ -9,7 +9,7 @@ import copy
 import functools
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +32,7 @@ _CHANNELS_FIRST = (
     nn.modules.batchnorm._NormBase,
     nn.GroupNorm,
 )
+_PLAIN = (str, int, float, types.NoneType)
 _CHANNELS_LAST = (nn.Linear, nn.LayerNorm, nn.Embedding)  # not their subclasses, which often permute
 
 
@@ -189,14 +190,17 @@ def _run(network: nn.Module, shape: tuple[int, ...], device: torch.device) -> Pr
         raise _NotCopiedError(f"`net` must support copy.deepcopy, got {error}") from error
     detach(twin)  # attention keeps shapes
     floating = [tensor.dtype for tensor in tensors if tensor.is_floating_point()]
-    # The network is in evaluation mode too, because closures are not copied and run its own modules.
-    with torch.no_grad(), torch.random.fork_rng([]), without_compiled_code(), evaluating(network), device:
+    # Functions that modules hold are not copied, so the modules of their closures would run in the network itself.
+    held = [value for module in network.modules() for value in vars(module).values()]
+    closures = any(isinstance(value, types.FunctionType) for value in held)
+    mode = evaluating(network) if closures else nullcontext()
+    with torch.no_grad(), torch.random.fork_rng([]), without_compiled_code(), mode, device:
         result = Probe(torch.zeros(shape, dtype=floating[0] if floating else None))
         running = _watch(twin, result, twins)
         with _Meetings(result, running):
             result.output = run(twin, result.image)
-    if set(result.calls) <= {""} and any(True for _ in network.children()):
-        raise ValueError("its forward calls modules that are not reached by a copy, such as those of a closure")
+    if closures and set(result.calls) <= {""}:
+        raise ValueError("its forward is a function that calls the modules of its closure, which a copy does not reach")
     return result
 
 
@@ -237,25 +241,27 @@ def _foreign_hooks(network: nn.Module) -> list[Any]:
     return [hook for hook in hooks if not isinstance(getattr(hook, "__self__", None), nn.Module)]
 
 
-def _own_hook(hook: Callable[..., Any], twins: Mapping[int, Any]) -> Callable[..., Any] | None:
+def _own_hook(hook: Callable[..., Any], twins: Mapping[int, Any], own: set[Any]) -> Callable[..., Any] | None:
     """Returns the copy's version of a hook that belongs to the network, or None for a user's hook, which must not run.
 
     The hooks of the network are its methods, also in a `functools.partial`, and closures over its modules and over
-    names and numbers.
+    names and numbers. ``own`` are the modules of the copy.
     """
+
+    def of_copy(held: Any) -> nn.Module | None:
+        return next((one for one in (held, twins.get(id(held))) if isinstance(one, nn.Module) and one in own), None)
+
     if isinstance(hook, functools.partial):
-        inner = _own_hook(hook.func, twins)
+        inner = _own_hook(hook.func, twins, own)
         return None if inner is None else functools.partial(inner, *hook.args, **hook.keywords)
     if isinstance(hook, types.MethodType):
-        owner = twins.get(id(hook.__self__), hook.__self__)  # a copied hook is a method of the copy already
-        return types.MethodType(hook.__func__, owner) if isinstance(owner, nn.Module) else None
-    contents = [
-        twins.get(id(cell.cell_contents), cell.cell_contents) for cell in getattr(hook, "__closure__", None) or ()
-    ]
-    if not any(isinstance(content, nn.Module) for content in contents):
+        owner = of_copy(hook.__self__)
+        return None if owner is None else types.MethodType(hook.__func__, owner)
+    contents: list[Any] = [cell.cell_contents for cell in getattr(hook, "__closure__", None) or ()]
+    modules = {index: of_copy(held) for index, held in enumerate(contents) if not isinstance(held, _PLAIN)}
+    if not modules or None in modules.values():
         return None
-    if not all(isinstance(content, nn.Module | str | int | float | None) for content in contents):
-        return None
+    contents = [modules.get(index, held) for index, held in enumerate(contents)]
     closure = tuple(types.CellType(content) for content in contents)
     return types.FunctionType(hook.__code__, hook.__globals__, hook.__name__, hook.__defaults__, closure)
 
@@ -292,13 +298,14 @@ def _watch(twin: nn.Module, result: Probe, twins: Mapping[int, Any]) -> list[str
         call = Call(arguments, kept, channels_last, len(result.sums), makers.get(id(output), ""))
         result.calls.setdefault(path, []).append(call)
 
+    own = set(twin.modules())
     for path, module in twin.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             continue  # it takes no hooks
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
-            own = {number: _own_hook(hook, twins) for number, hook in hooks.items()}
+            kept = {number: _own_hook(hook, twins, own) for number, hook in hooks.items()}
             hooks.clear()
-            hooks.update((number, hook) for number, hook in own.items() if hook is not None)
+            hooks.update((number, hook) for number, hook in kept.items() if hook is not None)
         module.register_forward_pre_hook(lambda *call, path=path: enter(path, *call), prepend=True)
         module.register_forward_hook(lambda *call, path=path: leave(path, *call))
     return running

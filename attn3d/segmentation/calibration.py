@@ -152,7 +152,7 @@ def calibration_near(
         raise FileError(
             path,
             f"has probabilities of {probabilities.shape[3]} classes, but the background and the labels are {wanted}; "
-            "give the file that was written with the prediction",
+            "give the file that was written with the prediction, and all labels of its run",
         )
     counted = np.ones(true.shape, bool) if ignore is None else true != ignore
     labelled = ((found > 0) | (true > 0)) & counted

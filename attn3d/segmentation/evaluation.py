@@ -329,7 +329,8 @@ def _simulated(reference: Path) -> bool:
     for folder in (path, *path.parents)[:3]:
         for name in ("dataset.json", "config.json"):
             with suppress(FileError):
-                if read_json(folder / name, "simulated")["simulated"]:
+                found = read_json(folder / name, "simulated")["simulated"]
+                if found is True or isinstance(found, dict):  # of a run, or of a cohort
                     return True
     return False
 

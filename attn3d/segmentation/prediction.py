@@ -246,10 +246,9 @@ def _segment(
         smallest = remove_small / voxel_millilitres(images[0].affine)
         segmentation = run.config.labels.changed(segmentation, lambda mask: without_small(mask, smallest))
     maps = found.uncertainty | ({} if found.probabilities is None else {"probabilities": found.probabilities})
-    if path.exists():  # so that neither a stopped nor a finished batch has labels beside images of other labels
-        if maps or preview or dicom_seg:
-            path.unlink()
+    if path.exists():  # so that neither a stopped nor a finished batch has labels beside files of other labels
         remove_beside(path)
+        path.unlink()
     for what, values in maps.items():
         write_map(beside(path, what), values, images[0])
     if preview:

@@ -159,7 +159,7 @@ class TestRefusals:
             ({"bias": torch.zeros(1, 1, 1, 1, requires_grad=True)}, "does not support a bias that requires a gradient"),
             (
                 {"bias": torch.zeros(1, 1, QUERIES, 1), "key_mask": torch.ones(BATCH, KEYS, dtype=torch.bool)},
-                "does not support a key mask together with a bias per query; backend='chunked' does",
+                "does not support a key mask with a bias per query that samples or keys share; backend='chunked' does",
             ),
         ],
     )

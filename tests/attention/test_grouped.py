@@ -108,9 +108,10 @@ def test_backward_is_deterministic(scoped, monkeypatch):
 @pytest.fixture
 def filled_memory():
     """Memory that is not initialised holds nan."""
+    before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)
     yield
-    torch.use_deterministic_algorithms(False)
+    torch.use_deterministic_algorithms(before)
 
 
 @pytest.mark.usefixtures("filled_memory")

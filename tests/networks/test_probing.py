@@ -359,7 +359,7 @@ def test_a_network_whose_forward_is_a_closure_keeps_its_state() -> None:
     net = nn.Sequential(nn.Conv2d(1, 4, 1), nn.BatchNorm2d(4))
     plain = net.forward
     net.forward = lambda x: plain(x).float()
-    with pytest.raises(ValueError, match="calls modules that are not reached by a copy"):
+    with pytest.raises(ValueError, match="its forward is a function that calls the modules of its closure"):
         attn3d.attention_sites(net, (1, 1, 6, 5))
     assert all(module.training for module in net.modules())
     assert net[1].num_batches_tracked == 0
@@ -387,6 +387,31 @@ def test_hooks_of_the_network_that_are_partial_or_hold_a_name() -> None:
     net = Remembers()
     assert [site.path for site in attn3d.attention_sites(net, (1, 1, 6, 5))] == ["one", "two"]
     assert not net.found
+
+
+def test_a_module_of_the_user_that_is_no_part_of_the_network_is_not_run() -> None:
+    class Recorder(nn.Module):
+        def keep(self, *call: object) -> None:
+            raise AssertionError("a probe runs a hook of the user")
+
+    recorder, net = Recorder(), nn.Sequential(nn.Conv2d(1, 4, 1), nn.ReLU())
+    net[0].register_forward_hook(recorder.keep)
+    net[0].register_forward_hook(lambda *call: recorder.keep(*call))
+    net[1].register_forward_hook(functools.partial(recorder.keep, "name"))
+    assert len(attn3d.attention_sites(net, (1, 1, 6, 5))) == 1
+
+
+def test_the_network_stays_in_its_mode_during_a_probe() -> None:
+    modes = []
+
+    class Watched(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            modes.append((self.training, net.training))
+            return super().forward(x)
+
+    net = nn.Sequential(Watched(1, 4, 1), nn.ReLU())
+    attn3d.attention_sites(net, (1, 1, 6, 5))
+    assert set(modes) == {(False, True)}
 
 
 def test_a_network_that_cannot_be_copied() -> None:

@@ -126,6 +126,17 @@ def test_images_without_a_label_are_segmented(folders, tmp_path, caplog):
     assert f"{tmp_path / folders[0] / 'b.nii.gz'}: has no label" in find_dataset(tmp_path).problems
 
 
+def test_a_test_image_with_the_name_of_another_scan_is_left_out(tmp_path):
+    for part, names in zip(("imagesTr", "labelsTr", "imagesTs"), ("ab", "a", "abc"), strict=True):
+        for name in names:
+            layouts.write(tmp_path / part / f"{name}.nii.gz", layouts.marks(1, 2))
+    assert [case.name for case in find_scans(tmp_path, 1)[0]] == ["b", "c", "a"]
+    dataset = find_dataset(tmp_path)
+    assert [case.name for case in dataset.cases] == ["a"]
+    for name in "ab":
+        assert f"{tmp_path / 'imagesTs' / name}.nii.gz: has the name of another scan" in dataset.problems
+
+
 def test_folders_beside_scans_are_named(tmp_path, caplog):
     layouts.write(tmp_path / "patient/study/x.nii.gz", layouts.units(1))
     layouts.dicom_series(tmp_path / "series")

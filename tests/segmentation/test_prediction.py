@@ -213,9 +213,10 @@ def test_a_scan_with_the_name_of_a_map_is_refused(run, tmp_path):
 
 def test_images_of_earlier_labels_are_removed(run, tmp_path):
     scans, out = save(tmp_path / "scans", one=bright(size=(8, 8, 6))[0]), tmp_path / "out"
-    predict(run.folder, scans, out, probabilities=True, uncertainty=True, quiet=True)
+    assert not predict(run.folder, scans, out, probabilities=True, uncertainty=True, preview=True, quiet=True).failed
+    (out / "one.dcm").touch()
     assert (out / "one_probabilities.nii.gz").exists()
-    predict(run.folder, scans, out, overwrite=True, quiet=True)
+    assert not predict(run.folder, scans, out, overwrite=True, quiet=True).failed
     assert sorted(path.name for path in out.glob("one*")) == ["one.nii.gz"]
 
 

@@ -60,9 +60,13 @@ def beside(prediction: Path, what: str) -> Path:
 
 
 def remove_beside(prediction: Path) -> None:
-    """Removes the other images of a case, which are those of earlier labels."""
-    for what in _BESIDE:
-        beside(prediction, what).unlink(missing_ok=True)
+    """Removes all other files that `attn3d.segmentation.predict` has written for a case."""
+    for file in (*(beside(prediction, what) for what in _BESIDE), *_documents(prediction)):
+        file.unlink(missing_ok=True)
+
+
+def _documents(prediction: Path) -> list[Path]:
+    return [prediction.with_name(f"{stem(prediction)}{ending}") for ending in (".png", ".html", ".dcm")]
 
 
 def probabilities_of(prediction: Path) -> Path:

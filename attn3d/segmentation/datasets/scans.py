@@ -1,6 +1,7 @@
 """Finds the scans to segment: a file, a folder of files, or the cases of a data set."""
 
 import logging
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from attn3d.segmentation.errors import FileError
 from attn3d.segmentation.io.dicom import is_dicom
 
 logger = logging.getLogger("attn3d")
-_TRIED = 1000  # files of a folder inside the folder of the scans
+_TRIED = 100  # files of a folder inside the folder of the scans
 
 
 def find_scans(scans: Path, images: int) -> tuple[list[Case], dict[str, str]]:
@@ -65,11 +66,16 @@ def find_scans(scans: Path, images: int) -> tuple[list[Case], dict[str, str]]:
 def _ignored(folder: Path) -> list[str]:
     """A line for each folder inside a folder of scans that contains scans, too; only some files of each are tried."""
     return [
-        f"{below}: is a folder in the folder of the scans; segment it separately"
+        f"{below}: is a folder in the folder of the scans; to segment scans in it, give this folder"
         for below in sorted(folder.iterdir())
-        if below.is_dir() and not below.name.startswith(".")
-        if any(file.name.lower().endswith(SUFFIXES) or is_dicom(file) for file in islice(below.rglob("*"), _TRIED))
+        if below.is_dir() and not below.name.startswith(".") and any(map(_is_scan, islice(below.rglob("*"), _TRIED)))
     ]
+
+
+def _is_scan(file: Path) -> bool:
+    with suppress(OSError):
+        return file.name.lower().endswith(SUFFIXES) or is_dicom(file)
+    return False
 
 
 def _is_of_channels(name: str, files: dict[str, Path], images: int) -> bool:

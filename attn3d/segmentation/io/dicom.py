@@ -6,6 +6,7 @@ from its own header, and refuses files that are not exactly one volume.
 
 import locale
 import logging
+import re
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -104,16 +105,16 @@ def find_series(path: Path | str) -> tuple[list[Series], dict[Path, str]]:
 
 def _check_copied(folder: Path, slices: list[Path]) -> None:
     """Raises a `FileError` for a file that is named as the slices, but is not DICOM, as after an interrupted copy."""
-    endings = {".dcm", *map(_ending, slices)} if slices else set()
-    for file in sorted(folder.iterdir()):
-        if _ending(file) in endings and file.is_file() and not file.name.startswith(".") and not is_dicom(file):
+    forms = {".dcm", *map(_form, slices)} if slices else set()
+    for file in sorted(set(folder.iterdir()) - set(slices)):
+        if _form(file) in forms and file.is_file() and not file.name.startswith(".") and not is_dicom(file):
             problem = "is not DICOM" if file.stat().st_size else "is empty"
             raise FileError(file, f"{problem}, but has a name like the slices beside it; copy it again, or move it")
 
 
-def _ending(file: Path) -> str:
-    """The ending of a file's name in lower case; empty for a number, since names can be UIDs, such as 1.2.840.17."""
-    return "" if file.suffix[1:].isdecimal() else file.suffix.lower()
+def _form(file: Path) -> str:
+    """The ending of a file's name in lower case, or without one its name with # for numbers, such as IM# or #.#.#."""
+    return re.sub(r"\d+", "#", file.name) if file.suffix[1:].isdecimal() or not file.suffix else file.suffix.lower()
 
 
 def read_series(path: Path | str) -> nib.Nifti1Image:

@@ -76,7 +76,7 @@ def _check_raw(path: Path | str, kind: type[nib.Nifti1Header], content: bytes) -
     if header["magic"].item() != kind.single_magic:
         return
     sizes = header["pixdim"][1:4]
-    if not sizes.all() and not header["sform_code"]:
+    if not sizes[header["dim"][1:4] > 1].all() and not header["sform_code"]:
         found = " x ".join(f"{size:.3g}" for size in sizes)
         raise FileError(path, f"its voxels are {found} mm (pixdim); repair the spacing in the header")
     if header["vox_offset"] < kind.single_vox_offset:

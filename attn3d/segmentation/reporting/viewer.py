@@ -22,6 +22,7 @@ from attn3d.segmentation.windows import BRAIN_WINDOWS
 VOXELS = 12_000_000  # largest number of voxels of all scans of a page: 512 x 512 x 45, about 15 MB for CT
 _NAMES: dict[tuple[float, ...], str] = dict(zip(BRAIN_WINDOWS, ("brain", "subdural", "soft tissue"), strict=True))
 _SHADES = 9  # number of colours of heat maps; NiiVue interpolates between them
+_NOTHING = 1e-30  # smaller values are shown as 0, since the slope of so small a range would underflow
 
 
 class Layer(NamedTuple):
@@ -162,6 +163,7 @@ def _embedded(data: np.ndarray, affine: np.ndarray, kind: str, steps: Sequence[i
     """
     stored: Any = {"scan": np.int16, "labels": np.uint8, "heat": np.uint8}[kind]
     kept = data[tuple(slice(None, None, step) for step in steps)]
+    kept = np.where((kept > -_NOTHING) & (kept < _NOTHING), 0, kept)
     ends = np.iinfo(stored)
     if kept.min() >= ends.min and kept.max() <= ends.max and np.array_equal(kept, np.rint(kept)):
         kept = kept.astype(stored)

@@ -253,6 +253,16 @@ def test_a_series_may_have_other_files_beside_it(tmp_path):
     assert_same_places(read_image(tmp_path), data, affine)
 
 
+@pytest.mark.parametrize("name", ["IM{}", "1.2.840.{}"])
+def test_files_without_an_ending_may_be_beside_slices_without_one(name, tmp_path):
+    data, affine = layouts.dicom_series(tmp_path)
+    for index, path in enumerate(sorted(tmp_path.iterdir())):
+        path.rename(tmp_path / name.format(index))
+    for other in ("README", "LOCKFILE"):
+        (tmp_path / other).touch()
+    assert_same_places(read_image(tmp_path), data, affine)
+
+
 def test_other_files_are_not_dicom(tmp_path):
     (tmp_path / "short").write_bytes(b"DICM")
     assert not is_dicom(tmp_path / "short")

@@ -198,6 +198,17 @@ def test_voxels_without_a_size_are_refused(tmp_path):
                 read_image(path)
 
 
+def test_a_single_slice_needs_no_distance_to_the_next(tmp_path):
+    path = tmp_path / "slice.nii"
+    image = nib.Nifti1Image(DATA[..., :1], np.diag([2, 3, 4, 1]))
+    image.set_sform(None, 0)
+    nib.save(image, path)
+    content = bytearray(path.read_bytes())
+    struct.pack_into("<f", content, 88, 0)
+    path.write_bytes(content)
+    assert read_image(path).shape == (6, 7, 1)
+
+
 def test_a_scan_of_one_slice_is_read(tmp_path):
     nib.save(scan(DATA[..., :1], AFFINES["oblique"]), tmp_path / "slice.nii.gz")
     image = read_image(tmp_path / "slice.nii.gz")

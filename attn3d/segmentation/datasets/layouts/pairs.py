@@ -35,9 +35,10 @@ def find(folder: Path) -> Dataset | None:
     images, labels = files if there else _side_by_side(*files)
     if not images and not labels:
         return None
-    problems = unread(folder, *places, "imagesTs/*")
-    unlabelled = [(name, one) for name, one in images.items() if name not in labels]
-    tests = tuple(Case(*one) for one in (*unlabelled, *files_at(folder, "imagesTs/*").items()))
+    others = files_at(folder, "imagesTs/*")
+    twice = [f"{others.pop(name)[0]}: has the name of another scan" for name in images.keys() & others]
+    problems = (*unread(folder, *places, "imagesTs/*"), *sorted(twice))
+    tests = tuple(Case(name, one) for name, one in (images | others).items() if name not in labels)
     if not labels:
         return Dataset(folder, test_cases=tests, problems=problems)
     cases, unpaired = pair(images, labels)
