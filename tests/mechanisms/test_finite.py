@@ -69,6 +69,9 @@ def large_cases():
         nightly = [pytest.mark.nightly] if size == 64 else []
         pools = configuration.options.get("sub_sample")
         marks = [pytest.mark.nightly] if configuration.id in SLOW else nightly
+        if configuration.name == "cpca":
+            reason = "some processors with float16 do not finish PyTorch's convolutions of strips: on CUDA alone"
+            marks = [pytest.mark.skipif(not torch.cuda.is_available(), reason=reason)]
         if attends_to_all(configuration) and (size == 64 or not pools):
             reason = f"all pairs of {size}³ voxels in float16 take a CPU many minutes: on CUDA alone"
             marks = [pytest.mark.skipif(not torch.cuda.is_available(), reason=reason)]
@@ -80,7 +83,8 @@ def large_cases():
 @pytest.mark.parametrize(("configuration", "size", "stride"), [*large_cases()])
 def test_large_volumes_in_half_precision(configuration, size, stride):
     """Sums over 110,592 and 262,144 voxels, of values with a mean of 1."""
-    device = "cuda" if attends_to_all(configuration) and torch.cuda.is_available() else "cpu"
+    alone = attends_to_all(configuration) or configuration.name == "cpca"
+    device = "cuda" if alone and torch.cuda.is_available() else "cpu"
     options = {} if stride is None else {"pattern": ("pooled_keys", {"stride": stride})}
     module = build(configuration, 3, 2, **options).eval().to(device, torch.float16)
     x = (1.0 + torch.randn(1, 2, size, size, size, generator=torch.Generator().manual_seed(0))).to(device).half()
