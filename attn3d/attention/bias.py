@@ -1,13 +1,14 @@
 """Position biases, which are added to a score and depend on the distance from query to key."""
 
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from attn3d.attention.groups import outer
+from attn3d.attention.groups import flat_indices, outer
 from attn3d.capture import no_autocast
 
 POSITION_BIASES = (None, "axis", "joint", "continuous")
@@ -63,12 +64,6 @@ def look_up(table: Tensor, kind: str, sizes: Sequence[int], distances: list[Tens
     # Distances beyond the window are clamped: those pairs are masked anyway.
     indices = [distance.clamp(1 - size, size - 1) + size - 1 for distance, size in zip(distances, sizes, strict=True)]
     if kind == "axis":
-        tables = table.split(lengths, 1)
-        bias = tables[0][:, indices[0]]
-        for axis_table, index in zip(tables[1:], indices[1:], strict=True):
-            bias = outer(torch.add, bias, axis_table[:, index], 1 + shared)
-        return bias
-    joint = indices[0]
-    for index, length in zip(indices[1:], lengths[1:], strict=True):
-        joint = outer(torch.add, joint * length, index, shared)
-    return table[:, joint]
+        tables = zip(table.split(lengths, 1), indices, strict=True)
+        return outer(operator.add, [axis_table[:, index] for axis_table, index in tables], 1 + shared)
+    return table[:, flat_indices(indices, lengths, shared)]

@@ -6,6 +6,7 @@ sizes: every group has its full size, positions outside the volume are masked, a
 
 import functools
 import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import dropout as drop
 from torch.nn.functional import scaled_dot_product_attention
 
-from attn3d.attention.groups import AxisGroups, outer
+from attn3d.attention.groups import AxisGroups, flat_indices, outer
 from attn3d.attention.patterns import Pattern
 from attn3d.attention.sdpa import equal_widths
 from attn3d.capture import at_least_single, without_autocast
@@ -86,8 +87,7 @@ def _cover(axes: list[AxisGroups], shape: Sequence[Any], arange: Callable[[Any],
     keys, there = _tokens([groups.keys for groups in axes], shape)
     visible = there[:, None]
     if any(groups.seen is not None for groups in axes):
-        pairs = [_pairs(groups) for groups in axes]
-        visible = visible & functools.reduce(functools.partial(outer, torch.logical_and), pairs)
+        visible = visible & outer(operator.and_, [_pairs(groups) for groups in axes])
     voxels = math.prod(shape)
     # Queries outside the volume are written to an extra last entry, which is dropped.
     place = torch.zeros_like(arange(voxels + 1))
@@ -101,11 +101,8 @@ def _cover(axes: list[AxisGroups], shape: Sequence[Any], arange: Callable[[Any],
 
 def _tokens(positions: list[Tensor], shape: Sequence[Any]) -> tuple[Tensor, Tensor]:
     """Returns the token indices of all groups, (G, w), and a mask of those inside the volume."""
-    tokens, inside = positions[0], (positions[0] >= 0) & (positions[0] < shape[0])
-    for along, extent in zip(positions[1:], shape[1:], strict=True):
-        tokens = outer(torch.add, tokens * extent, along)
-        inside = outer(torch.logical_and, inside, (along >= 0) & (along < extent))
-    return tokens, inside
+    inside = [(along >= 0) & (along < extent) for along, extent in zip(positions, shape, strict=True)]
+    return flat_indices(positions, shape), outer(operator.and_, inside)
 
 
 def _pairs(groups: AxisGroups) -> Tensor:

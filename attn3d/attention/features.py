@@ -54,16 +54,6 @@ class Features(nn.Module):
         self.register_parameter("temperature", nn.Parameter(torch.full([heads], 0.1)) if self.cosine else None)
 
     @without_autocast
-    def queries(self, q: Tensor) -> Tensor:
-        """Returns the queries (B, H, N, d) before positions are applied."""
-        q = self._normed(q, self.query_norm)
-        if self.temperature is None:
-            return q
-        learnt: Any = self.temperature
-        temperature = at_least_single(learnt).clamp(min=LEAST_TEMPERATURE)
-        return (at_least_single(q) / temperature[:, None, None]).to(q.dtype)
-
-    @without_autocast
     def keys(self, k: Tensor) -> Tensor:
         """Returns the keys (B, H, M, d) before positions are applied."""
         return self._normed(k, self.key_norm)
@@ -79,7 +69,10 @@ class Features(nn.Module):
     @without_autocast
     def forward(self, q: Tensor, k: Tensor, pattern: Pattern, shape: list[int]) -> tuple[Tensor, Tensor]:
         """Returns the transformed queries and keys, with the positions that the pattern gives them in the volume."""
-        q, k = self.queries(q), self.keys(k)
+        q, k = self._normed(q, self.query_norm), self.keys(k)
+        if self.temperature is not None:
+            temperature = at_least_single(self.temperature).clamp(min=LEAST_TEMPERATURE)
+            q = (at_least_single(q) / temperature[:, None, None]).to(q.dtype)
         if self.position is None:
             return q, k
         query_positions, key_positions = pattern.positions(shape, q.device)

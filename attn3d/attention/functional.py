@@ -71,7 +71,11 @@ def attend(
     seed = draw_seed(q) if dropout > 0.0 else None
     training = needs_grad(q, k, v, bias)
     if backend == "math" or q.shape[0] == 0:  # the kernels do not accept an empty batch
-        return _plain(q, k, v, scale, key_mask, bias, dropout, seed)
+        weights = attention_rows(q, k, scale, key_mask, bias)
+        dropped = dropout_of(q, k, dropout, seed)
+        if dropped is not None:
+            weights = weights * dropped.factor(slice(None), slice(None), weights.dtype)
+        return (weights @ v.to(weights.dtype)).to(q.dtype)
     if is_forward_mode():  # PyTorch would take the result of a custom operator for a constant
         refuse_forward_mode()
     reason = sdpa.refusal(q, k, v, key_mask, bias, dropout)
@@ -102,6 +106,8 @@ def _check(q: Tensor, k: Tensor, v: Tensor, scale: float | None, key_mask: Tenso
     for name, given in (("q", q), ("k", k), ("v", v)):
         if not isinstance(given, Tensor):
             raise TypeError(f"`{name}` must be a torch.Tensor, got {type(given).__name__}")
+        if not given.is_floating_point():
+            raise TypeError(f"`{name}` must have a floating point dtype, got {given.dtype}")
     if q.dim() != 4 or k.dim() != 4 or v.dim() != 4:
         raise ValueError(f"`q`, `k` and `v` must be (B, H, N, d), got {q.dim()}, {k.dim()} and {v.dim()} dimensions")
     if q.shape[-1] != k.shape[-1]:
@@ -110,9 +116,6 @@ def _check(q: Tensor, k: Tensor, v: Tensor, scale: float | None, key_mask: Tenso
         raise ValueError(f"`k` and `v` must agree in (B, H, M), got {tuple(k.shape[:3])} and {tuple(v.shape[:3])}")
     if q.shape[:2] != k.shape[:2]:
         raise ValueError(f"`q` and `k` must agree in (B, H), got {tuple(q.shape[:2])} and {tuple(k.shape[:2])}")
-    for name, given in (("q", q), ("k", k), ("v", v)):
-        if not given.is_floating_point():
-            raise TypeError(f"`{name}` must have a floating point dtype, got {given.dtype}")
     if scale is not None and (isinstance(scale, bool) or not isinstance(scale, _NUMBERS)):
         raise TypeError(f"`scale` must be a number or None, got {scale!r}")
     if 0 in q.shape[1:3] or k.shape[2] == 0:
@@ -134,24 +137,6 @@ def _check(q: Tensor, k: Tensor, v: Tensor, scale: float | None, key_mask: Tenso
         full = (*q.shape[:3], k.shape[2])
         if bias.dim() != 4 or any(size not in (1, whole) for size, whole in zip(bias.shape, full, strict=True)):
             raise ValueError(f"`bias` must broadcast to (B, H, N, M) = {full} in 4-D, got {tuple(bias.shape)}")
-
-
-def _plain(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    scale: float,
-    key_mask: Tensor | None,
-    bias: Tensor | None,
-    dropout: float,
-    seed: Tensor | None,
-) -> Tensor:
-    """The formula, in at least single precision."""
-    weights = attention_rows(q, k, scale, key_mask, bias)
-    dropped = dropout_of(q, k, dropout, seed)
-    if dropped is not None:
-        weights = weights * dropped.factor(slice(None), slice(None), weights.dtype)
-    return (weights @ v.to(weights.dtype)).to(q.dtype)
 
 
 @without_autocast

@@ -77,14 +77,9 @@ def attend_groups(
     # The heads of a token are adjacent in memory and gathered together.
     rows = [x.transpose(1, 2).flatten(0, 1) for x in (q, k, v)]
     token_bytes = 4 * max(4, q.element_size()) * q.shape[1] * max(q.shape[3], width)
-    run_bytes = TILE_BYTES
+    way = Way(fused, scale, dropout, TILE_BYTES, token_bytes)
     if budget is not None:
-        copied = sum(x.nbytes for x, own in zip((q, k, v), given, strict=True) if x is not own)
-        if q.shape[0] > 1:  # copies in which the heads of a token are adjacent, also of the gradient of the output
-            copied += sum(x.nbytes for x in (q, k, v) if x.stride(0) != x.shape[2] * x.stride(2))
-            copied += v.nbytes if needs_grad(*given) else 0
-        run_bytes = _run_bytes(budget, copied, q, k, v, groups, biases, fused, dropout, token_bytes)
-    way = Way(fused, scale, dropout, run_bytes, token_bytes)
+        way = way._replace(run_bytes=_run_bytes(budget, way, given, (q, k, v), groups, biases))
     key_mask = None if key_mask is None else key_mask.flatten()
     out = _Grouped.apply(*rows, key_mask, seed, groups, way, *biases)
     return out.unflatten(0, (-1, q.shape[2])).transpose(1, 2)[..., :width]
@@ -92,35 +87,40 @@ def attend_groups(
 
 def _run_bytes(
     budget: int,
-    copied: int,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    way: Way,
+    given: tuple[Tensor, ...],
+    widened: tuple[Tensor, ...],
     groups: list[Groups],
     biases: list[Tensor | None],
-    fused: bool,
-    dropout: float,
-    token_bytes: int,
 ) -> int:
-    """Returns the largest `Way.run_bytes` within the budget, which includes the ``copied`` bytes of q, k and v."""
-    results = copied + result_bytes(q, k, v, needs_grad(q, k, v, *biases))
+    """Returns the largest `Way.run_bytes` within the budget.
+
+    The budget includes the copies of the ``given`` q, k and v: ``widened`` to one head dimension, and with the heads of
+    a token adjacent.
+    """
+    q, k, v = widened
+    results = result_bytes(q, k, v, needs_grad(*given, *biases))
+    results += sum(x.nbytes for x, own in zip(widened, given, strict=True) if x is not own)
+    if q.shape[0] > 1:  # with several volumes, heads are made adjacent by a copy, also in the gradient of the output
+        results += sum(x.nbytes for x in widened if x.stride(0) != x.shape[2] * x.stride(2))
+        results += v.nbytes if needs_grad(*given) else 0
     if groups[-1].again:  # parts are merged into an output in single precision
         results += 4 * v.numel()
     # The bias, its gradient, copies of both in single precision, and the indices into its table.
     results += sum(5 * bias.nbytes + 16 * bias[0].numel() for bias in biases if bias is not None)
     heads, element_bytes = q.shape[1], max(4, q.element_size())
-    tiles_needed = not fused or needs_grad(*biases)
+    tiles_needed = not way.fused or needs_grad(*biases)
 
     def taken(run_bytes: int) -> int:
         runs = []
         for batch in groups:
-            group_bytes = token_bytes * sum(batch.size)
+            group_bytes = way.token_bytes * sum(batch.size)
             count = max(1, run_bytes // group_bytes)
             tile = tiled.tile_of(run_bytes, heads * count, *batch.size)
-            scores = 2 * sdpa.kernel_bytes(*batch.size, q.shape[3]) if fused else 0
+            scores = 2 * sdpa.kernel_bytes(*batch.size, q.shape[3]) if way.fused else 0
             if tiles_needed:
                 pairs = heads * count * tile.queries * tile.keys
-                scores += element_bytes * pairs * (8 if dropout > 0.0 else 2)
+                scores += element_bytes * pairs * (8 if way.dropout > 0.0 else 2)
             # The gathered tokens and their copy for the kernel; tiles copy them once more.
             copies = 3 if tiles_needed else 2
             masks = 0 if batch.seen is None else 2 * element_bytes * batch.seen.size
@@ -161,9 +161,10 @@ class _Grouped(torch.autograd.Function):
                 if way.fused:
                     part, sums = sdpa.kernel_forward(*parts, 0.0, False, attn_mask=added, scale=way.scale)
                 else:
+                    mask = None if key_mask is None else key_mask[keys]
                     dropped = _dropout(q, batch, queries, keys, seed, way.dropout)
-                    mask = _seen(key_mask, keys)
-                    part, sums = tiled.forward(*parts, way.scale, _tile(*parts, way), added, mask, dropped)
+                    softmax = tiled.Softmax(way.scale, added, mask, dropped)
+                    part, sums = tiled.forward(*parts, softmax, _tile(*parts, way))
                 sums = sums.unsqueeze(3)
                 if batch.again:
                     part, sums = tiled.merge((_take(out, queries), _take(logsumexp, queries)), (part, sums))
@@ -195,11 +196,11 @@ class _Grouped(torch.autograd.Function):
                         grad, *parts, _take(out, queries), sums, 0.0, False, attn_mask=added, scale=way.scale
                     )
                 else:
-                    tile, dropped = _tile(*parts, way), _dropout(q, batch, queries, keys, seed, way.dropout)
-                    grads = tiled.backward(
-                        grad, None, *parts, _take(out, queries), sums, way.scale, tile,
-                        added, _seen(key_mask, keys), dropped, grad_bias,
-                    )  # fmt: skip
+                    mask = None if key_mask is None else key_mask[keys]
+                    dropped = _dropout(q, batch, queries, keys, seed, way.dropout)
+                    softmax = tiled.Softmax(way.scale, added, mask, dropped)
+                    tile = _tile(*parts, way)
+                    grads = tiled.backward(grad, *parts, _take(out, queries), sums, softmax, tile, grad_bias)
                 _put(grad_q, queries, grads[0], add_q)
                 _put(grad_k, keys, grads[1], add_k)
                 _put(grad_v, keys, grads[2], add_k)
@@ -211,11 +212,6 @@ class _Grouped(torch.autograd.Function):
 def _take(x: Tensor, tokens: Tensor) -> Tensor:
     """Gathers the tokens (G, w) of rows (B N, H, d), as (G, H, w, d)."""
     return x.index_select(0, tokens.flatten()).unflatten(0, tokens.shape).transpose(1, 2)
-
-
-def _seen(key_mask: Tensor | None, keys: Tensor) -> Tensor | None:
-    """Returns the part of a key mask (B N,) for the keys (G, w)."""
-    return None if key_mask is None else key_mask[keys]
 
 
 def _put(x: Tensor, tokens: Tensor, part: Tensor, add: bool = False) -> None:

@@ -4,8 +4,10 @@ A pattern lists the positions of every group along each axis. A group of the vol
 axis. A window that is cut by a border or a shift is then a smaller window and needs neither padding nor a mask.
 """
 
+import functools
 import math
-from collections.abc import Callable, Iterator
+import operator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -81,22 +83,31 @@ class Groups(NamedTuple):
             yield torch.tensor(queries, device=rows.device), torch.tensor(keys, device=rows.device)
 
 
-def outer(combine: Callable[[Array, Array], Array], x: Array, y: Array, shared: int = 0) -> Array:
-    """Combines every entry of x with every entry of y: (m, n) and (p, q) give (m p, n q), with y varying fastest.
+def outer(combine: Callable[[Array, Array], Array], arrays: Iterable[Array], shared: int = 0) -> Array:
+    """Combines all entries of the arrays: (m, n) and (p, q) give (m p, n q), with the last array varying fastest.
 
     Args:
         combine: an elementwise function of two arrays that broadcasts them.
-        x: an array.
-        y: an array with the same number of axes.
-        shared: the number of leading axes that x and y have in common; these are not combined.
+        arrays: arrays with the same number of axes.
+        shared: the number of leading axes that they have in common; these are not combined.
     """
-    every, own = slice(None), x.ndim - shared
-    pairs = combine(
-        x[(every,) * shared + (every, None) * own],
-        y[(every,) * shared + (None, every) * own],
-    )
-    joined = [x_size * y_size for x_size, y_size in zip(x.shape[shared:], y.shape[shared:], strict=True)]
-    return pairs.reshape([*pairs.shape[:shared], *joined])
+
+    def pairs(x: Array, y: Array) -> Array:
+        every, own = slice(None), x.ndim - shared
+        combined = combine(
+            x[(every,) * shared + (every, None) * own],
+            y[(every,) * shared + (None, every) * own],
+        )
+        joined = [x_size * y_size for x_size, y_size in zip(x.shape[shared:], y.shape[shared:], strict=True)]
+        return combined.reshape([*combined.shape[:shared], *joined])
+
+    return functools.reduce(pairs, arrays)
+
+
+def flat_indices(positions: Sequence[Array], sizes: Sequence[Any], shared: int = 0) -> Array:
+    """Returns the flat indices of all combinations of positions along axes of the given sizes, see `outer`."""
+    strides = [math.prod(sizes[axis + 1 :]) for axis in range(len(sizes))]
+    return outer(operator.add, [along * stride for along, stride in zip(positions, strides, strict=True)], shared)
 
 
 class _Alike(NamedTuple):

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Sequence
+import operator
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from attn3d.attention.features import Features
 from attn3d.attention.functional import BACKENDS, attend, attention_rows, draw_seed
 from attn3d.attention.grouped import attend_groups
 from attn3d.attention.groups import outer
-from attn3d.attention.patterns import Pattern, create_pattern
+from attn3d.attention.patterns import PatternSpec, create_pattern
 from attn3d.attention.tiled import refuse_forward_mode
 from attn3d.capture import NotScriptable, is_captured, is_eager, is_forward_mode, needs_plain_operators, no_autocast
 
@@ -52,7 +52,7 @@ class VolumeAttention(NotScriptable, nn.Module):
         spatial_dims: int,
         heads: int,
         *,
-        pattern: Pattern | str | Sequence[Any] = "global",
+        pattern: PatternSpec = "global",
         features: Features | None = None,
         scale: float | None = None,
         position_bias: str | None = None,
@@ -111,29 +111,28 @@ class VolumeAttention(NotScriptable, nn.Module):
         q, k, v, key_mask = self._compared(q, k, v, shape, key_mask, registers)
         if not self.pattern.local:
             return self._attend_all(q, k, v, key_mask, scale, dropout)
-        plain = self.backend == "math" and not is_captured()
-        if not plain and not is_eager():
-            if is_forward_mode():
-                refuse_forward_mode()
-            by_distance = functools.partial(self._bias, self._table())
-            return attend_captured(q, k, v, shape, self.pattern, by_distance, key_mask, scale, dropout)
-        if plain:
+        if self.backend == "math" and not is_captured():
             bias = self.bias_of(torch.arange(q.shape[2], device=q.device), shape)
             return attend(q, k, v, scale=scale, key_mask=key_mask, bias=bias, dropout=dropout, backend="math")
-        table = self._table() if self.position_bias is not None else None
+        table = None if self.position_bias is None else self._table()
+        bias_at = functools.partial(self._bias, table)
+        at_once = functools.partial(attend_captured, q, k, v, shape, self.pattern, bias_at, key_mask, scale, dropout)
+        if not is_eager():
+            if is_forward_mode():
+                refuse_forward_mode()
+            return at_once()
         groups = self.pattern.groups(shape)
-        if self.backend == "sdpa" or q.device.type != "cpu":
-            fused = self._kernel_serves(q, k, v, table, key_mask, dropout, merged=groups[-1].again)
-            if fused and q.device.type != "cpu" and q.shape[0] > 0:  # the kernels do not accept an empty batch
-                by_distance = functools.partial(self._bias, table)
-                return attend_captured(q, k, v, shape, self.pattern, by_distance, key_mask, scale, dropout)
+        if self.backend == "auto" and q.device.type == "cpu":
+            fused = dropout == 0.0 and key_mask is None  # with a learnt bias too, whose gradients tiles compute
         else:
-            fused = self.backend == "auto" and dropout == 0.0 and key_mask is None
+            fused = self._kernel_serves(q, k, v, table, key_mask, dropout, merged=groups[-1].again)
+        if fused and q.device.type != "cpu" and q.shape[0] > 0:  # the kernels do not accept an empty batch
+            return at_once()
         biases: list[Tensor | None] = [None] * len(groups)
         if table is not None:
             for index, batch in enumerate(groups):
                 distances = [torch.tensor(along, device=q.device) for along in batch.distances]
-                biases[index] = self._bias(table, distances)
+                biases[index] = bias_at(distances)
         seed = draw_seed(q) if dropout > 0.0 else None
         with no_autocast(q):
             return attend_groups(q, k, v, groups, biases, key_mask, seed, fused, scale, dropout, self.memory_budget)
@@ -198,16 +197,18 @@ class VolumeAttention(NotScriptable, nn.Module):
         Raises:
             ValueError: if ``backend`` is "sdpa" and the kernel does not support the arguments.
         """
+        if self.backend == "chunked":
+            return False
         reason = sdpa.refusal(q[:, :, :1], k[:, :, :1], v, None, table, dropout)
+        if self.backend == "auto":
+            # On a GPU, all groups are computed at once, with a bias for each group, or with the scores of all pairs if
+            # the results of several covers are merged.
+            return not reason and self.memory_budget is None and table is None and not merged
         if not reason and key_mask is not None and q.device.type == "cpu":
             reason = "a key mask within groups on this device"
-        if reason and self.backend == "sdpa":
+        if reason:
             raise ValueError(f"`backend` 'sdpa' does not support {reason}; backend='chunked' does")
-        if self.backend == "auto" and q.device.type != "cpu":
-            # There, all groups are computed at once, with a bias for each group, or with the scores of all pairs if the
-            # results of several covers are merged.
-            return not reason and self.memory_budget is None and table is None and not merged
-        return self.backend != "chunked" and not reason
+        return True
 
     def _table(self) -> Tensor | None:
         """Returns the values of the position bias."""
@@ -224,17 +225,16 @@ class VolumeAttention(NotScriptable, nn.Module):
 
     def bias_of(self, chosen: Tensor, shape: list[int]) -> Tensor:
         """Returns the bias of the queries ``chosen``, (Q,), and all keys, -inf for unseen keys: (1, H or 1, Q, N)."""
-        positions, table = torch.unravel_index(chosen, shape), self._table()
-        seen, bias = torch.zeros(len(chosen), 1, dtype=torch.bool, device=chosen.device), None
+        positions, covers = torch.unravel_index(chosen, shape), []
         for axes in self.pattern.relations(shape):
-            seen_here = torch.ones(len(chosen), 1, dtype=torch.bool, device=chosen.device)
-            distances = []
-            for (seen_along, distances_along), position in zip(axes, positions, strict=True):
-                visible = seen_along.to(chosen.device)[position]  # (Q, S_a)
-                seen_here = outer(torch.logical_and, seen_here, visible, shared=1)
-                distances.append(distances_along.to(chosen.device)[position])
-            seen = seen | seen_here
-            bias = self._bias(table, distances, shared=1)
+            rows = [
+                (seen.to(chosen.device)[position], distances.to(chosen.device)[position])  # (Q, S_a) each
+                for (seen, distances), position in zip(axes, positions, strict=True)
+            ]
+            covers.append(outer(operator.and_, [seen for seen, _ in rows], shared=1))
+        seen = functools.reduce(operator.or_, covers)
+        # A pattern with several covers has no bias, so these are the distances of the only cover.
+        bias = self._bias(self._table(), [distances for _, distances in rows], shared=1)
         if bias is None:
             bias = torch.zeros(1, *seen.shape, device=chosen.device)
         return bias.masked_fill(~seen, float("-inf")).unsqueeze(0)

@@ -1,7 +1,6 @@
 """Tiled attention as one custom operator, which compilers do not unroll and which keeps to a memory budget.
 
-It also returns the log-sum-exp of the rows and is differentiable in it, so that parts of a softmax can be merged. It
-has no second derivative.
+It has no second derivative, and no derivative of the log-sum-exp that it also returns.
 """
 
 from typing import Any
@@ -12,6 +11,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from attn3d.attention.memory import largest_tile, register_scratch, result_bytes
 from attn3d.attention.tiled import (
+    Softmax,
     Tile,
     attention_flops,
     backward,
@@ -49,15 +49,16 @@ def tile_within(
 
 def tile_scratch(tile: Tile, q: Tensor, k: Tensor, v: Tensor, dropout: float, training: bool) -> int:
     """Returns the bytes of the scores of a tile, with all copies in memory at a time, and of its rows and keys."""
-    scores = (2 if training else 1) + (6 if dropout > 0.0 else 0)
-    copied = q.shape[1] > 1 or q.element_size() < 4  # to separate heads, or to convert to single precision
     d, d_v = q.shape[3], v.shape[3]
+    copied = q.shape[1] > 1 or q.element_size() < 4  # to separate heads, or to convert to single precision
+    per_pair = (2 if training else 1) + (6 if dropout > 0.0 else 0)  # scores and their gradients; integers of the hash
+    per_row = d + 2 * d_v + 3  # scaled queries; outputs of this tile and of those before it; three sums
+    per_key = d + d_v if copied else 0
     if training:
-        parts = tile != (q.shape[2], k.shape[2])  # gradients are summed over several tiles
-        rows, columns = (1 + parts) * d + copied * d_v + 4, (parts + copied) * (d + d_v)
-    else:
-        rows, columns = d + 2 * d_v + 3, copied * (d + d_v)
-    numbers = tile.queries * tile.keys * scores + tile.queries * rows + tile.keys * columns
+        per_row = d + 4 + (d_v if copied else 0)  # scaled queries; sums; gradient of the output
+        if tile != (q.shape[2], k.shape[2]):  # gradients of the tile, which are added to those of the others
+            per_row, per_key = per_row + d, per_key + d + d_v
+    numbers = tile.queries * tile.keys * per_pair + tile.queries * per_row + tile.keys * per_key
     return max(4, q.element_size()) * q.shape[0] * q.shape[1] * numbers
 
 
@@ -80,7 +81,7 @@ def attend_tiled(
     its memory.
     """
     tile = tile_within(budget, q, k, v, bias, dropout, training)
-    return forward(q, k, v, scale, tile, bias, key_mask, dropout_of(q, k, dropout, seed))
+    return forward(q, k, v, Softmax(scale, bias, key_mask, dropout_of(q, k, dropout, seed)), tile)
 
 
 @attend_tiled.register_fake
@@ -91,7 +92,6 @@ def _(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
 @torch.library.custom_op("attn3d::attend_tiled_backward", mutates_args=())
 def _attend_tiled_backward(
     grad_out: Tensor,
-    grad_logsumexp: Tensor | None,
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -108,17 +108,15 @@ def _attend_tiled_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     tile = tile_within(budget, q, k, v, bias, dropout, training)
     total = None if bias is None or not bias_needs_grad else torch.zeros_like(bias, dtype=logsumexp.dtype)
-    grad_q, grad_k, grad_v = backward(
-        grad_out, grad_logsumexp, q, k, v, out, logsumexp, scale, tile,
-        bias, key_mask, dropout_of(q, k, dropout, seed), total,
-    )  # fmt: skip
+    softmax = Softmax(scale, bias, key_mask, dropout_of(q, k, dropout, seed))
+    grad_q, grad_k, grad_v = backward(grad_out, q, k, v, out, logsumexp, softmax, tile, total)
     grad_bias = q.new_empty([0]) if total is None or bias is None else total.to(bias.dtype)
     return grad_q.to(q.dtype), grad_k.to(k.dtype), grad_v.to(v.dtype), grad_bias
 
 
 @_attend_tiled_backward.register_fake
 def _(
-    grad_out: Tensor, grad_logsumexp: Any, q: Tensor, k: Tensor, v: Tensor, out: Tensor, logsumexp: Tensor, bias: Any,
+    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, logsumexp: Tensor, bias: Any,
     key_mask: Any, seed: Any, bias_needs_grad: bool, *_: Any,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     grad_bias = torch.empty_like(bias) if bias_needs_grad else q.new_empty([0])
@@ -128,16 +126,14 @@ def _(
 def _save(ctx: Any, inputs: Any, output: Any) -> None:
     q, k, v, bias, key_mask, seed, *ctx.constants = inputs
     ctx.save_for_backward(q, k, v, bias, key_mask, seed, *output)
-    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(output[1])
 
 
-def _differentiate(ctx: Any, grad_out: Tensor | None, grad_logsumexp: Tensor | None) -> tuple[Tensor | None, ...]:
+def _differentiate(ctx: Any, grad_out: Tensor, _: Any) -> tuple[Tensor | None, ...]:
     q, k, v, bias, key_mask, seed, out, logsumexp = ctx.saved_tensors
-    grad_out = torch.zeros_like(out) if grad_out is None else grad_out
     grads = _attend_tiled_backward(
-        grad_out, grad_logsumexp, q, k, v, out, logsumexp, bias, key_mask, seed,
-        ctx.needs_input_grad[3], *ctx.constants,
-    )  # fmt: skip
+        grad_out, q, k, v, out, logsumexp, bias, key_mask, seed, ctx.needs_input_grad[3], *ctx.constants
+    )
     grad_bias = grads[3] if ctx.needs_input_grad[3] else None
     return *grads[:3], grad_bias, *[None] * 6
 
@@ -154,9 +150,7 @@ def _flops(q: list[int], k: list[int], v: list[int], *_: Any, **__: Any) -> int:
 
 
 @register_flop_formula(torch.ops.attn3d.attend_tiled_backward)
-def _flops_backward(
-    grad_out: Any, grad_logsumexp: Any, q: list[int], k: list[int], v: list[int], *_: Any, **__: Any
-) -> int:
+def _flops_backward(grad_out: Any, q: list[int], k: list[int], v: list[int], *_: Any, **__: Any) -> int:
     return attention_flops(q, k, v, products=5)
 
 
@@ -168,5 +162,5 @@ def _scratch(*args: Any) -> int:
 
 @register_scratch(torch.ops.attn3d.attend_tiled_backward.default)
 def _scratch_backward(*args: Any) -> int:
-    _, _, q, k, v, _, _, bias, _, _, _, _, dropout, training, budget = args
+    _, q, k, v, _, _, bias, _, _, _, _, dropout, training, budget = args
     return tile_scratch(tile_within(budget, q, k, v, bias, dropout, training), q, k, v, dropout, True)

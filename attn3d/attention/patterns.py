@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attn3d.arguments import boolean, check_options, nearest, of_python, per_axis, read_spec
+from attn3d.arguments import Spec, boolean, check_options, nearest, of_python, per_axis, read_spec
 from attn3d.attention.groups import AxisGroups, Groups, alike, outer, relation
 from attn3d.capture import at_least_single, larger, smaller, without_autocast
 
@@ -115,7 +116,7 @@ def _groups(pattern: Pattern, shape: tuple[int, ...]) -> list[Groups]:
     for number, axes in enumerate(pattern.covers(shape, np.arange)):
         batches = [alike(groups, extent) for groups, extent in zip(axes, shape, strict=True)]
         for chosen in itertools.product(*batches):
-            seen = functools.reduce(functools.partial(outer, np.logical_and), [batch.seen for batch in chosen])
+            seen = outer(operator.and_, [batch.seen for batch in chosen])
             found.append(
                 Groups(
                     shape,
@@ -324,7 +325,10 @@ class Neighborhood(Pattern):
         )
 
 
-def create_pattern(spec: Pattern | str | Sequence[Any]) -> Pattern:
+PatternSpec = Pattern | Spec
+
+
+def create_pattern(spec: PatternSpec) -> Pattern:
     """Creates a pattern from its name or ``(name, {options})``. A pattern is returned as it is.
 
     Raises:

@@ -71,14 +71,29 @@ def _hash(x: Tensor) -> Tensor:
     return x ^ (x >> 16)
 
 
-def _scores(q: Tensor, k: Tensor, bias: Tensor | None, key_mask: Tensor | None, rows: slice, keys: slice) -> Tensor:
-    """Returns the scores of a tile from its scaled queries and its keys; bias and mask are those of all pairs."""
-    scores = q @ k.transpose(2, 3)
-    if bias is not None:
-        scores += bias[:, :, _part(bias, 2, rows), _part(bias, 3, keys)]
-    if key_mask is not None:
-        scores.masked_fill_(~key_mask[:, None, None, keys], -math.inf)
-    return scores
+class Softmax(NamedTuple):
+    """The softmax of N queries over M keys, softmax(scale q k^T + bias).
+
+    Attributes:
+        scale: factor of the products q k^T.
+        bias: broadcastable to (B, H, N, M).
+        key_mask: (B, M), true where a key may be seen.
+        dropout: which weights are dropped.
+    """
+
+    scale: float
+    bias: Tensor | None = None
+    key_mask: Tensor | None = None
+    dropout: Dropout | None = None
+
+    def scores(self, q: Tensor, k: Tensor, rows: slice, keys: slice) -> Tensor:
+        """Returns the scores of a tile from its scaled queries and its keys."""
+        scores = q @ k.transpose(2, 3)
+        if self.bias is not None:
+            scores += self.bias[:, :, _part(self.bias, 2, rows), _part(self.bias, 3, keys)]
+        if self.key_mask is not None:
+            scores.masked_fill_(~self.key_mask[:, None, None, keys], -math.inf)
+        return scores
 
 
 def _part(bias: Tensor, axis: int, run: slice) -> slice:
@@ -91,16 +106,7 @@ def _runs(length: int, step: int) -> list[slice]:
 
 
 @without_autocast
-def forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    scale: float,
-    tile: Tile,
-    bias: Tensor | None = None,
-    key_mask: Tensor | None = None,
-    dropout: Dropout | None = None,
-) -> tuple[Tensor, Tensor]:
+def forward(q: Tensor, k: Tensor, v: Tensor, softmax: Softmax, tile: Tile) -> tuple[Tensor, Tensor]:
     """Computes softmax(scale q k^T + bias) v and the log-sum-exp of the rows.
 
     A row without visible keys has an output of 0 and a log-sum-exp of -inf.
@@ -109,11 +115,8 @@ def forward(
         q: (B, H, N, d).
         k: (B, H, M, d).
         v: (B, H, M, d_v).
-        scale: factor of the products q k^T.
+        softmax: scale, bias, key mask and dropout.
         tile: size of the tiles.
-        bias: broadcastable to (B, H, N, M).
-        key_mask: (B, M), true where a key may be seen.
-        dropout: which weights are dropped.
 
     Returns:
         (B, H, N, d_v) in the dtype of q, and (B, H, N) in at least single precision.
@@ -121,20 +124,20 @@ def forward(
     out = q.new_empty([*q.shape[:3], v.shape[3]])
     logsumexp = logsumexp_like(q)
     for rows in _runs(q.shape[2], tile.queries):
-        q_tile = at_least_single(q[:, :, rows]) * scale
+        q_tile = at_least_single(q[:, :, rows]) * softmax.scale
         largest: Any = None
         sums: Any = None
         total: Any = None
         for keys in _runs(k.shape[2], tile.keys):
-            weights = _scores(q_tile, at_least_single(k[:, :, keys]), bias, key_mask, rows, keys)
+            weights = softmax.scores(q_tile, at_least_single(k[:, :, keys]), rows, keys)
             top = weights.amax(3, keepdim=True)
             if largest is not None:
                 top = torch.maximum(top, largest)
             base = top.masked_fill(top == -math.inf, 0.0)
             weights.sub_(base).exp_()
             row_sums = weights.sum(3, keepdim=True)
-            if dropout is not None:
-                weights *= dropout.factor(rows, keys, weights.dtype)
+            if softmax.dropout is not None:
+                weights *= softmax.dropout.factor(rows, keys, weights.dtype)
             part = weights @ at_least_single(v[:, :, keys])
             if largest is not None:
                 shrink = torch.exp(largest - base)
@@ -150,55 +153,45 @@ def forward(
 @without_autocast
 def backward(
     grad_out: Tensor,
-    grad_logsumexp: Tensor | None,
     q: Tensor,
     k: Tensor,
     v: Tensor,
     out: Tensor,
     logsumexp: Tensor,
-    scale: float,
+    softmax: Softmax,
     tile: Tile,
-    bias: Tensor | None = None,
-    key_mask: Tensor | None = None,
-    dropout: Dropout | None = None,
     grad_bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Computes the gradients of q, k and v, in at least single precision.
 
     Args:
         grad_out: gradient of the output, (B, H, N, d_v).
-        grad_logsumexp: gradient of the log-sum-exp, (B, H, N), or None.
         q: as in `forward`.
         k: as in `forward`.
         v: as in `forward`.
         out: the output of `forward`.
         logsumexp: the log-sum-exp of `forward`. If ``out`` and ``logsumexp`` are those of a softmax over more keys
             than these, so are the gradients.
-        scale: as in `forward`.
+        softmax: as in `forward`.
         tile: as in `forward`.
-        bias: as in `forward`.
-        key_mask: as in `forward`.
-        dropout: as in `forward`.
         grad_bias: a tensor in at least single precision with the shape of the bias, to which its gradient is added.
     """
     wide = logsumexp.dtype
     inner = (grad_out.to(wide) * out).sum(3, keepdim=True)
-    if grad_logsumexp is not None:
-        inner = inner - grad_logsumexp.unsqueeze(3)
     base = logsumexp.unsqueeze(3)
-    base = base.masked_fill(base == -math.inf, math.inf)
+    base = base.masked_fill(base == -math.inf, math.inf)  # the weights of a row without keys are exp(-inf) = 0
 
     def tile_of_gradients(rows: slice, keys: slice) -> tuple[Tensor, Tensor, Tensor]:
         # Each tile is used in two products, and each product would make it contiguous.
         grad_tile = at_least_single(grad_out[:, :, rows]).contiguous()
         k_tile = at_least_single(k[:, :, keys]).contiguous()
         v_tile = at_least_single(v[:, :, keys]).contiguous()
-        q_tile = (at_least_single(q[:, :, rows]) * scale).contiguous()
-        weights = _scores(q_tile, k_tile, bias, key_mask, rows, keys).sub_(base[:, :, rows]).exp_()
+        q_tile = (at_least_single(q[:, :, rows]) * softmax.scale).contiguous()
+        weights = softmax.scores(q_tile, k_tile, rows, keys).sub_(base[:, :, rows]).exp_()
         grad_scores = grad_tile @ v_tile.transpose(2, 3)
         kept = weights
-        if dropout is not None:
-            factor = dropout.factor(rows, keys, wide)
+        if softmax.dropout is not None:
+            factor = softmax.dropout.factor(rows, keys, wide)
             grad_scores *= factor
             kept = weights * factor
         grad_v_tile = kept.transpose(2, 3) @ grad_tile
@@ -206,7 +199,7 @@ def backward(
         if grad_bias is not None:
             grad_bias_tile = grad_bias[:, :, _part(grad_bias, 2, rows), _part(grad_bias, 3, keys)]
             grad_bias_tile += grad_scores.sum_to_size(grad_bias_tile.shape)
-        return (grad_scores @ k_tile).mul_(scale), grad_scores.transpose(2, 3) @ q_tile, grad_v_tile
+        return (grad_scores @ k_tile).mul_(softmax.scale), grad_scores.transpose(2, 3) @ q_tile, grad_v_tile
 
     row_runs, key_runs = _runs(q.shape[2], tile.queries), _runs(k.shape[2], tile.keys)
     if len(row_runs) == len(key_runs) == 1:

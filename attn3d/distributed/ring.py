@@ -71,7 +71,7 @@ class _Ring(torch.autograd.Function):
         total: Any = None  # the output and the log-sum-exp of the shards so far
         for keys, values in _shards(k, v, counts, group):
             if keys.shape[2] > 0:
-                part, logsumexp = tiled.forward(q, keys, values, scale, tile)
+                part, logsumexp = tiled.forward(q, keys, values, tiled.Softmax(scale), tile)
                 part = at_least_single(part), logsumexp.unsqueeze(3)
                 total = part if total is None else tiled.merge(total, part)
         out, logsumexp = total[0].to(q.dtype), total[1].squeeze(3)
@@ -87,7 +87,7 @@ class _Ring(torch.autograd.Function):
         grad_q: Any = 0
         grads: Any = [0, 0]
         for step, (keys, values) in enumerate(_shards(k, v, counts, group)):
-            part_q, *parts = tiled.backward(grad, None, q, keys, values, out, logsumexp, scale, tile)
+            part_q, *parts = tiled.backward(grad, q, keys, values, out, logsumexp, tiled.Softmax(scale), tile)
             grad_q = part_q.add_(grad_q)
             # The gradients of a shard of keys are passed on with it until they reach its rank.
             parts = [part.add_(before) for part, before in zip(parts, grads, strict=True)]

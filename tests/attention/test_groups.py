@@ -147,9 +147,9 @@ def test_positions_outside_the_axis_are_left_out():
 
 @pytest.mark.parametrize("shared", [0, 1])
 def test_outer(shared):
-    """The second argument varies fastest; shared axes are kept."""
+    """The last array varies fastest; shared axes are kept."""
     x, y = torch.arange(6).view(2, 3), 10 * torch.arange(8).view(2, 4)
-    found = outer(torch.add, x, y, shared)
+    found = outer(torch.add, [x, y], shared)
     if shared:
         assert torch.equal(found, (x[:, :, None] + y[:, None]).flatten(1))
     else:

@@ -13,11 +13,11 @@ from attn3d import Grid, attend
 from attn3d.attention import VolumeAttention
 from attn3d.attention.operator import attend_tiled
 from attn3d.attention.sdpa import attend_on_cores
-from attn3d.attention.tiled import merge
+from attn3d.attention.tiled import Softmax, Tile, forward, merge
 from tests.attention.exactness import set_tile_bytes
 from tests.configurations import randomise
 from tests.marks import some
-from tests.mechanisms.parity import assert_close, assert_gradients_close, volume
+from tests.mechanisms.parity import assert_close, volume
 from tests.references import attention as loops
 
 SHAPE = [5, 6]
@@ -32,6 +32,10 @@ def small_tiles(monkeypatch):
 def leaves(queries=30, keys=30, dtype=torch.float32, width=4, value_width=3):
     sizes = ((queries, width), (keys, width), (keys, value_width))
     return [volume(2, 2, *size, seed=seed).to(dtype).requires_grad_() for seed, size in enumerate(sizes)]
+
+
+def tokens():
+    return [leaf.detach() for leaf in leaves(12, 10, torch.float64)]
 
 
 BIAS = volume(1, 2, 1, 10).float()
@@ -66,27 +70,18 @@ class TestRegistration:
         q, k, v = (leaf.detach() for leaf in leaves(value_width=4))
         out, logsumexp = attend_tiled(q, k, v, None, None, None, 0.5, 0.0, True, None)
         bias = BIAS.expand(1, 2, 3, 10).repeat(1, 1, 10, 3)
-        arguments = (volume(2, 2, 30, 4).float(), None, q, k, v, out, logsumexp, bias, None, SEED, True, 0.5, 0.3, True)
+        arguments = (volume(2, 2, 30, 4).float(), q, k, v, out, logsumexp, bias, None, SEED, True, 0.5, 0.3, True)
         operator = torch.ops.attn3d.attend_tiled_backward.default
         torch.library.opcheck(operator, (*arguments, None), test_utils=("test_schema", "test_faketensor"))
 
 
 class TestDerivatives:
     @pytest.mark.parametrize("arguments", TILED)
-    def test_of_output_and_logsumexp_of_tiles(self, arguments):
+    def test_of_tiles(self, arguments):
         bias, *constants = TILED[arguments]
         bias = None if bias is None else bias.detach().double().requires_grad_()
         inputs = leaves(6, 10, torch.float64, 2, 2)
-        assert torch.autograd.gradcheck(lambda *x: attend_tiled(*x, *constants), (*inputs, bias), fast_mode=True)
-
-    def test_of_the_logsumexp_alone(self):
-        q, k, v = leaves(7, 9, torch.float64)
-        _, logsumexp = attend_tiled(q, k, v, None, None, None, 0.5, 0.0, True, None)
-        expected = (q @ k.transpose(2, 3) * 0.5).logsumexp(3)
-        upstream = volume(*expected.shape)
-        found = torch.autograd.grad(logsumexp, (q, k), upstream)
-        for one, other in zip(found, torch.autograd.grad(expected, (q, k), upstream), strict=True):
-            assert_close(one, other, 1e-13)
+        assert torch.autograd.gradcheck(lambda *x: attend_tiled(*x, *constants)[0], (*inputs, bias), fast_mode=True)
 
     @pytest.mark.parametrize(
         "run",
@@ -124,7 +119,7 @@ class TestMerge:
 
     def merged(self, q, k, v, cuts, masks):
         parts = [
-            attend_tiled(q, k[:, :, a:b], v[:, :, a:b], None, mask, None, 0.5, 0.0, True, None)
+            forward(q, k[:, :, a:b], v[:, :, a:b], Softmax(0.5, key_mask=mask), Tile(4, 3))
             for (a, b), mask in zip(itertools.pairwise(cuts), masks, strict=True)
         ]
         parts = [(out, logsumexp.unsqueeze(3)) for out, logsumexp in parts]
@@ -133,26 +128,24 @@ class TestMerge:
     @pytest.mark.parametrize("cuts", [(0, 10), (0, 4, 10), (0, 1, 2, 9, 10)], ids=str)
     @pytest.mark.parametrize("largest", [1.0, 50.0])
     def test_equals_the_whole(self, cuts, largest):
-        """With gradients, and with keys that differ by orders of magnitude between the parts."""
-        q, k, v = leaves(12, 10, torch.float64)
-        k = (k * torch.linspace(1.0, largest, 10).view(1, 1, 10, 1)).detach().requires_grad_()
+        """Also with keys that differ by orders of magnitude between the parts."""
+        q, k, v = tokens()
+        k = k * torch.linspace(1.0, largest, 10).view(1, 1, 10, 1)
         found = self.merged(q, k, v, cuts, [None] * (len(cuts) - 1))
         expected, _ = loops.attend(q, k, v, scale=0.5)
         assert_close(found, expected, 1e-12)
-        assert_gradients_close(found, [q, k, v], expected, [q, k, v], "qkv")
 
     def test_a_part_without_a_key_has_no_weight(self):
-        q, k, v = leaves(12, 10, torch.float64)
+        q, k, v = tokens()
         mask = torch.ones(2, 10, dtype=torch.bool)
         mask[0, :4] = False
         found = self.merged(q, k, v, (0, 4, 10), (mask[:, :4], mask[:, 4:]))
         expected, _ = loops.attend(q, k, v, scale=0.5, key_mask=mask)
         assert_close(found, expected, 1e-13)
-        assert_gradients_close(found, [q, k, v], expected, [q, k, v], "qkv")
 
     @pytest.mark.parametrize("parts", [1, 3])
     def test_a_query_without_a_key_in_any_part_gets_zero(self, parts):
-        q, k, v = leaves(12, 10, torch.float64)
+        q, k, v = tokens()
         mask = torch.ones(2, 10, dtype=torch.bool)
         mask[0] = False
         cuts = (0, 10) if parts == 1 else (0, 4, 9, 10)

@@ -25,7 +25,7 @@ def attention_of(tile: tiled.Tile):
     class Attend(torch.autograd.Function):
         @staticmethod
         def forward(ctx, q, k, v, key_mask, bias):
-            out, logsumexp = tiled.forward(q, k, v, SCALE, tile, bias, key_mask)
+            out, logsumexp = tiled.forward(q, k, v, tiled.Softmax(SCALE, bias, key_mask), tile)
             ctx.save_for_backward(q, k, v, key_mask, bias, out, logsumexp)
             return out
 
@@ -33,9 +33,8 @@ def attention_of(tile: tiled.Tile):
         def backward(ctx, gradient):
             q, k, v, key_mask, bias, out, logsumexp = ctx.saved_tensors
             grad_bias = None if bias is None else torch.zeros_like(bias, dtype=logsumexp.dtype)
-            grads = tiled.backward(
-                gradient, None, q, k, v, out, logsumexp, SCALE, tile, bias, key_mask, None, grad_bias
-            )
+            softmax = tiled.Softmax(SCALE, bias, key_mask)
+            grads = tiled.backward(gradient, q, k, v, out, logsumexp, softmax, tile, grad_bias)
             return *(grad.to(q.dtype) for grad in grads), None, None if bias is None else grad_bias.to(bias.dtype)
 
     return Attend.apply
@@ -59,7 +58,7 @@ def test_a_tile_need_not_be_square(tile):
 def test_the_logsumexp_is_that_of_the_rows(size):
     """It is -inf where a row has no key."""
     (q, k, v), _, bias, *_ = case(torch.float64, "hiding_bias")
-    _, found = tiled.forward(q, k, v, SCALE, tiled.Tile(size, size), bias)
+    _, found = tiled.forward(q, k, v, tiled.Softmax(SCALE, bias), tiled.Tile(size, size))
     expected = torch.logsumexp(q @ k.transpose(2, 3) * SCALE + bias, 3)
     assert (expected[:, :, 3] == -math.inf).all()
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-13)
@@ -71,7 +70,7 @@ def test_rising_scores_do_not_overflow():
     k = torch.linspace(-1e4, 1e4, 9).view(1, 1, 9, 1)
     v = torch.arange(9.0).view(1, 1, 9, 1)
     for keys in (1, 2, 9):
-        out, logsumexp = tiled.forward(q, k, v, 1.0, tiled.Tile(1, keys))
+        out, logsumexp = tiled.forward(q, k, v, tiled.Softmax(1.0), tiled.Tile(1, keys))
         assert out.item() == 8.0
         assert logsumexp.item() == 1e4
 
@@ -80,12 +79,12 @@ def test_rising_scores_do_not_overflow():
 def test_autocast_does_not_reach_the_sums(dtype):
     """Sums are in at least single precision, whatever the caller's autocast."""
     (q, k, v), key_mask, bias, upstream, *_ = case(dtype, "keys_and_bias")
-    tile = tiled.Tile(4, 4)
-    out, logsumexp = tiled.forward(q, k, v, SCALE, tile, bias, key_mask)
-    gradients = tiled.backward(upstream, None, q, k, v, out, logsumexp, SCALE, tile, bias, key_mask)
+    softmax, tile = tiled.Softmax(SCALE, bias, key_mask), tiled.Tile(4, 4)
+    out, logsumexp = tiled.forward(q, k, v, softmax, tile)
+    gradients = tiled.backward(upstream, q, k, v, out, logsumexp, softmax, tile)
     with torch.autocast("cpu", torch.bfloat16):
-        cast_out, cast_logsumexp = tiled.forward(q, k, v, SCALE, tile, bias, key_mask)
-        cast = tiled.backward(upstream, None, q, k, v, out, logsumexp, SCALE, tile, bias, key_mask)
+        cast_out, cast_logsumexp = tiled.forward(q, k, v, softmax, tile)
+        cast = tiled.backward(upstream, q, k, v, out, logsumexp, softmax, tile)
     assert torch.equal(cast_out, out)
     assert torch.equal(cast_logsumexp, logsumexp)
     assert all(torch.equal(found, reference) for found, reference in zip(cast, gradients, strict=True))
@@ -126,6 +125,7 @@ def test_dropout_does_not_depend_on_the_tile(size):
     (q, k, v), *_ = case(torch.float64, "none")
     rows = torch.arange(q[..., 0].numel()).view(q.shape[:3])
     dropout = tiled.Dropout(0.4, torch.tensor(5), rows, torch.arange(k.shape[2]).view(1, 1, -1))
-    whole, _ = tiled.forward(q, k, v, SCALE, tiled.Tile(99, 99), dropout=dropout)
-    parts, _ = tiled.forward(q, k, v, SCALE, tiled.Tile(size, size), dropout=dropout)
+    softmax = tiled.Softmax(SCALE, dropout=dropout)
+    whole, _ = tiled.forward(q, k, v, softmax, tiled.Tile(99, 99))
+    parts, _ = tiled.forward(q, k, v, softmax, tiled.Tile(size, size))
     assert_close(parts, whole, 1e-14)
