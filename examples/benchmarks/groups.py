@@ -63,7 +63,7 @@ def counted(threads: int) -> str:
 
 def beside_checkout(bench: Bench, older: Path) -> Iterator[Row]:
     """Time and memory of both checkouts. Each has its own process, and the two processes take turns."""
-    device, name = bench.device.type, commit(older)
+    device, name = bench.device, commit(older)
     with checkout(ROOT, device) as ours, checkout(older, device) as theirs:
         for one, in_training, count in itertools.product(COMPARED, (False, True), bench.threads):
             torch.set_num_threads(count)  # of this process too, for the fixed piece of work
@@ -91,7 +91,7 @@ def beside_the_peak(bench: Bench, threads: str) -> Iterator[Row]:
     for one in COMPARED[:2]:
         extent = bench.size(one.extent)
         case = Case(one.pattern, one.options, extent, one.dtype, True, torch.get_num_threads())
-        step = case.step(VolumeAttention, bench.device.type)
+        step = case.step(VolumeAttention, bench.device)
         (ours, peak), slowdown = bench.turns(step, lambda: torch.mm(square, square, out=product))
         share = PRODUCTS * HEADS * WIDTH * pairs(extent, **one.options) / rows**3
         at_peak = [seconds * share for seconds in peak]

@@ -2,17 +2,18 @@
 
 import functools
 import gc
-import itertools
-import math
 import os
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from tests.memory import peak
 
 MIB = 2**20
 # The fixed piece of work is a product of square matrices with this many rows. It takes some milliseconds.
@@ -81,10 +82,11 @@ class Turns(NamedTuple):
     slowdown: float
 
 
+@dataclass
 class Bench:
     """Measures functions on a device.
 
-    Args:
+    Attributes:
         device: "cpu" or "cuda".
         runs: number of runs for the median, after a warm-up run.
         small: whether to use small sizes, to check that everything runs.
@@ -96,28 +98,18 @@ class Bench:
         beside: an older checkout of the library, for subjects that support it.
     """
 
-    def __init__(
-        self,
-        device: str,
-        runs: int,
-        small: bool,
-        shape: tuple[int, ...] | None = None,
-        channels: int | None = None,
-        dtype: torch.dtype = torch.float32,
-        names: Sequence[str] = (),
-        threads: Sequence[int] = (),
-        beside: Path | None = None,
-    ) -> None:
-        self.device = torch.device(device)
-        self.runs = runs
-        self.small = small
-        self.shape = shape
-        self.channels = channels
-        self.dtype = dtype
-        self.names = names
-        self.threads = threads
-        self.beside = beside
-        rows = WORK[self.device.type]
+    device: str
+    runs: int
+    small: bool
+    shape: tuple[int, ...] | None = None
+    channels: int | None = None
+    dtype: torch.dtype = torch.float32
+    names: Sequence[str] = ()
+    threads: Sequence[int] = ()
+    beside: Path | None = None
+
+    def __post_init__(self) -> None:
+        rows = WORK[self.device]
         self._factor, self._product = (torch.ones(rows, rows, device=self.device) for _ in range(2))
         self._best: dict[int, float] = {}  # by number of threads, the shortest time of the fixed work
 
@@ -187,21 +179,9 @@ class Bench:
         function()  # a first call may allocate memory that stays
         gc.disable()  # memory that is freed by garbage collection would be subtracted
         try:
-            return self._peak(function)
+            return peak_on_cuda(function) if self.device == "cuda" else peak(function)
         finally:
             gc.enable()
-
-    def _peak(self, function: Callable[[], Any]) -> int:
-        if self.device.type == "cuda":
-            before = torch.cuda.memory_allocated()
-            torch.cuda.reset_peak_memory_stats()
-            function()
-            return torch.cuda.max_memory_allocated() - before
-        with torch.profiler.profile(profile_memory=True) as profile:
-            function()
-        events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
-        ordered = sorted(events, key=lambda event: event.start_ns())
-        return max(itertools.accumulate(event.nbytes() for event in ordered))
 
     def time(self, what: str, beside: str, ours: Callable, other: Callable, limit: float | None = None, **of) -> Row:
         """A row with two times."""
@@ -213,8 +193,16 @@ class Bench:
         return Row(what, beside, self.peak(ours) / MIB, self.peak(other) / MIB, "MiB", limit, **of)
 
     def _wait(self) -> None:
-        if self.device.type == "cuda":
+        if self.device == "cuda":
             torch.cuda.synchronize()
+
+
+def peak_on_cuda(function: Callable[[], Any]) -> int:
+    """The peak number of bytes allocated on the device while `function` runs, beyond those allocated before."""
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    function()
+    return torch.cuda.max_memory_allocated() - before
 
 
 def timed(what: str, beside: str, ours: Sequence[float], other: Sequence[float], unit: str = "s", **of) -> Row:
@@ -271,8 +259,3 @@ def sizes(shape: Sequence[int], channels: int | None = None) -> str:
     """The sizes of a volume as text."""
     extents = f"{shape[0]}³" if len(set(shape)) == 1 else " × ".join(map(str, shape))
     return extents if channels is None else f"{extents}, C = {channels}"
-
-
-def voxels(shape: Sequence[int]) -> int:
-    """The number of voxels N."""
-    return math.prod(shape)

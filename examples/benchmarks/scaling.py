@@ -1,15 +1,15 @@
 """Time and memory in training against the number of voxels N, of every mechanism and every pattern of attention."""
 
+import math
 import statistics
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
-import numpy as np
 from torch import nn
 
 import attn3d
-from examples.benchmarks.drawing import slope
-from examples.benchmarks.measuring import Bench, is_loaded, quartiles, training, voxels
+from examples.benchmarks.measuring import Bench, is_loaded, quartiles, training
 from tests.configurations import OF_ONE_MAP
 from tests.mechanisms.cases.non_local import PlainNonLocal
 
@@ -45,7 +45,9 @@ class Curve(NamedTuple):
 
     def slope(self, column: int) -> float:
         """The exponent of N with which time (column 1) or memory (column 2) grows over the last factor of 8 in N."""
-        return slope(np.array(self.points)[:, [0, column]])
+        last = [point for point in self.points if point[0] >= self.points[-1][0] / 8]
+        logarithms = ([math.log(point[place]) for point in last] for place in (0, column))
+        return statistics.linear_regression(*logarithms).slope
 
     @property
     def loaded(self) -> bool:
@@ -63,7 +65,7 @@ def scaling(bench: Bench) -> Iterator[Curve]:
     shapes = halved(bench.volume(*LARGEST), FEW_OCTAVES if bench.small else OCTAVES)
     for name in bench.chosen(OF_ONE_MAP):
         most = MOST_PAIRED if name in PAIRWISE else None
-        yield curve(bench, name, "mechanism", lambda name=name: create(name, channels), shapes, channels, most)
+        yield curve(bench, name, "mechanism", partial(create, name, channels), shapes, channels, most)
     if bench.chosen(["non_local"]):
         yield from patterns(bench, channels, shapes)
 
@@ -71,11 +73,11 @@ def scaling(bench: Bench) -> Iterator[Curve]:
 def patterns(bench: Bench, channels: int, shapes: list[tuple[int, ...]]) -> Iterator[Curve]:
     """A non-local block with every pattern, and with the matrix of all pairs."""
     yield curve(
-        bench, "plain, all pairs", "pattern", lambda: PlainNonLocal(channels), shapes, channels, MOST_IN_A_MATRIX
+        bench, "plain, all pairs", "pattern", partial(PlainNonLocal, channels), shapes, channels, MOST_IN_A_MATRIX
     )
-    yield curve(bench, "global", "pattern", lambda: create("non_local", channels), shapes, channels, MOST_PAIRED)
+    yield curve(bench, "global", "pattern", partial(create, "non_local", channels), shapes, channels, MOST_PAIRED)
     for name, pattern in PATTERNS.items():
-        make = lambda pattern=pattern: create(("non_local", {"pattern": pattern}), channels)  # noqa: E731
+        make = partial(create, ("non_local", {"pattern": pattern}), channels)
         yield curve(bench, name, "pattern", make, shapes, channels)
 
 
@@ -106,9 +108,9 @@ def curve(
     """Forward and backward on every volume of at most ``most`` voxels."""
     points, slowdowns = [], []
     for shape in shapes:
-        if most is None or voxels(shape) <= most:
+        if most is None or math.prod(shape) <= most:
             step = training(bench.placed(make()), bench.random(1, channels, *shape))
             (seconds,), slowdown = bench.turns(step)
             slowdowns.append(slowdown)
-            points.append((voxels(shape), statistics.median(seconds), bench.peak(step), *quartiles(seconds)))
+            points.append((math.prod(shape), statistics.median(seconds), bench.peak(step), *quartiles(seconds)))
     return Curve(name, kind, points, max(slowdowns))

@@ -4,16 +4,17 @@ import importlib.util
 import json
 import re
 import subprocess
+import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
 import typer
-from matplotlib import pyplot
-from matplotlib.text import Text
 from typer.testing import CliRunner
 
-from attn3d import list_attention
+import attn3d
+from tests.mechanisms.cases import CASES
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,12 +42,18 @@ def measuring(example):
 def invoke(example):
     app = typer.Typer()
     app.command()(example.main)
-    return lambda *arguments: CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+    def run(*arguments):
+        words = [str(argument) for argument in arguments]
+        with patch.object(sys, "argv", ["benchmark.py", *words]):
+            return CliRunner().invoke(app, words)
+
+    return run
 
 
 @pytest.fixture(scope="module")
 def measured(invoke, tmp_path_factory):
-    """A function that measures a subject once: the output, the figures, and the folder of the charts."""
+    """A function that measures a subject once: the output and the figures."""
     known = {}
 
     def measure(subject, *mechanisms):
@@ -56,10 +63,9 @@ def measured(invoke, tmp_path_factory):
             options = ["--small", "--runs", 2 if subject == "mechanisms" else 1, "--threads", threads, "--json", file]
             options += ["--beside", older_checkout(folder)] if subject == "groups" else []
             options += [word for name in mechanisms for word in ("--mechanism", name)]
-            options += [] if subject in ("attention", "groups") else ["--charts", folder / "charts"]
             result = invoke("--what", subject, *options)
             assert result.exit_code == 0, result.output
-            known[subject] = result.output, json.loads(file.read_text()), folder
+            known[subject] = result.output, json.loads(file.read_text())
         return known[subject]
 
     return measure
@@ -95,9 +101,9 @@ def by_measure(found, subject, group):
 
 
 def test_attention(measured):
-    output, found, _ = measured("attention")
+    output, found = measured("attention")
     assert "bare SDPA" in output
-    assert "within" not in output  # small sizes have no limit
+    assert "≤" not in output  # small sizes have no limit
     assert found["small"]
     assert found["threads"] == torch.get_num_threads()
     rows = {(row["what"], row["unit"], row["beside"]): row for row in found["attention"]}
@@ -113,7 +119,7 @@ def test_attention(measured):
 
 
 def test_mechanisms(measured):
-    _, found, folder = measured("mechanisms", "se", "sk", "mhsa")
+    _, found = measured("mechanisms", "se", "sk", "mhsa")
     compiled = [row["what"] for row in found["mechanisms"] if "compiled" in row["measure"]]
     assert all("no graph breaks" in what for what in compiled)
     assert {row["group"] for row in found["mechanisms"]} == {"se", "sk", "mhsa", ""}
@@ -129,11 +135,10 @@ def test_mechanisms(measured):
     assert by_measure(found, "mechanisms", "se")["kept / map"]["ratio"] < 0.05
     # The plain form stacks both maps, and the library does not.
     assert by_measure(found, "mechanisms", "sk")["kept / plain"]["ratio"] < 0.1
-    assert (folder / "charts" / "mechanisms.svg").exists()
 
 
 def test_peers_are_measured_or_listed_as_missing(measured):
-    _, found, _ = measured("mechanisms", "se", "sk", "mhsa")
+    _, found = measured("mechanisms", "se", "sk", "mhsa")
     peers = [row for row in found["mechanisms"] if row["measure"] == "peer"]
     there = {row["beside"] for row in peers if row["ours"] is not None}
     assert there >= {
@@ -150,7 +155,7 @@ def test_peers_are_measured_or_listed_as_missing(measured):
 
 @pytest.mark.nightly
 def test_groups_are_compared_with_an_older_checkout(measured):
-    _, found, _ = measured("groups")
+    _, found = measured("groups")
     rows = [row for row in found["groups"] if row["group"]]
     assert {row["beside"] for row in rows} == {"checkout older"}
     assert {row["group"] for row in rows} == {
@@ -170,7 +175,7 @@ def test_groups_are_compared_with_an_older_checkout(measured):
 
 @pytest.mark.nightly
 def test_groups_are_compared_with_matrix_products_and_swin(measured):
-    _, found, _ = measured("groups")
+    _, found = measured("groups")
     others = [row for row in found["groups"] if not row["group"]]
     at_peak = [row["what"] for row in others if row["beside"].startswith("its products")]
     assert len(at_peak) == 2
@@ -182,7 +187,7 @@ def test_groups_are_compared_with_matrix_products_and_swin(measured):
 
 
 def test_insertion(measured):
-    _, found, folder = measured("insertion", "eca", "mhsa")
+    _, found = measured("insertion", "eca", "mhsa")
     measures = {f"{net}, {part}" for net in ("UNet", "SegResNet", "DynUNet") for part in ("time", "memory")}
     for name in ("eca", "mhsa"):
         rows = by_measure(found, "insertion", name)
@@ -190,54 +195,47 @@ def test_insertion(measured):
         assert all("windows" in row["what"] for row in rows.values()) == (name == "mhsa")
         assert "at 3 stages" in rows["UNet, time"]["what"]
     assert by_measure(found, "insertion", "mhsa")["UNet, memory"]["ratio"] > 1
-    assert (folder / "charts" / "insertion.svg").exists()
 
 
 def test_scaling(measured):
-    output, found, folder = measured("scaling", "gc", "non_local")
+    output, found = measured("scaling", "gc", "non_local")
     curves = {one["name"]: one for one in found["scaling"]}
     assert [one["name"] for one in found["scaling"] if one["kind"] == "mechanism"] == ["gc", "non_local"]
     assert {"plain, all pairs", "global", "window 8", "axial"} <= set(curves)
     for one in curves.values():
         assert [count for count, *_ in one["points"]] == [64, 128, 256, 512]
     assert curves["plain, all pairs"]["slopes"][1] > 1.8 > curves["non_local"]["slopes"][1]
-    assert "its slope" in output
-    assert {path.stem for path in (folder / "charts").iterdir()} == {"scaling_mechanisms", "scaling_patterns"}
+    assert "slope" in output
 
 
 def test_the_command_is_saved_with_the_figures(measured):
-    _, found, _ = measured("scaling", "gc", "non_local")
-    threads = torch.get_num_threads()
-    assert found["command"] == (
-        f"python examples/benchmark.py --what scaling --threads {threads} --runs 1 --mechanism gc "
-        "--mechanism non_local --small --json scaling.json --charts charts"
-    )
+    _, found = measured("scaling", "gc", "non_local")
+    options = f"--small --runs 1 --threads {torch.get_num_threads()} --json "
+    assert found["command"].startswith(f"python examples/benchmark.py --what scaling {options}")
+    assert found["command"].endswith("scaling.json --mechanism gc --mechanism non_local")
     assert found["versions"]["torch"] == torch.__version__.partition("+")[0]
 
 
-def test_measurements_on_a_loaded_machine_have_no_limit(example, measuring):
-    from examples.benchmarks import scaling
+def test_measurements_on_a_loaded_machine_have_no_limit(measuring):
+    from examples.benchmarks import scaling, tables
 
-    docs = script(ROOT / "docs" / "benchmarks.py")
     row = measuring.Row("a", "b", 3.0, 2.0, "s", 1.1, (1.4, 1.6), group="se", measure="time")
-    for slowdown, ratio, limit, of_page in (
-        (1.0, "1.5", "beyond 1.1", "**1.5**"),
-        (2.0, "1.5, loaded", "limit: 1.1", "1.5, loaded"),
+    for slowdown, ratio, in_a_group in (
+        (1.0, "**1.5**", "**1.5** ± 0.1"),
+        (2.0, "1.5, loaded", "1.5 ± 0.1, loaded"),
     ):
-        one = row._replace(slowdown=slowdown)
-        cells = [next(iter(column.cells)) for column in example.table("", [one]).columns]
-        assert (cells[4], cells[6]) == (ratio, limit)
-        assert docs.ratio(one.saved()) == of_page
+        saved = row._replace(slowdown=slowdown).saved()
+        assert tables.of_rows([saved])[1] == ["a", "b", "3 s", "2 s", ratio, "1.4 to 1.6", "≤ 1.1"]
+        assert tables.by_group([saved]) == [["", "time"], ["`se`", in_a_group]]
+        assert "**" not in tables.ratio(saved | {"limit": 1.6})
     curve = scaling.Curve("se", "mechanism", [(8, 1.0, 8, 1.0, 1.0), (64, 8.0, 64, 8.0, 8.0)], 2.0)
-    assert docs.ending(curve.saved())[2] == "1.00, loaded"
-    assert "1.00, loaded" in [next(iter(column.cells)) for column in example.table_of_curves("", [curve]).columns]
+    assert tables.of_curves([curve.saved()])[1][3:5] == ["8 s", "1.00, loaded"]
 
 
-def test_the_floor_is_counted_for_every_mechanism(example):
-    from examples.benchmarks.floor import PASSES
-
-    assert set(PASSES) == set(example.attn3d.list_attention())
-    for name, floor in PASSES.items():
+def test_the_floor_is_counted_for_every_mechanism():
+    assert set(CASES) == set(attn3d.list_attention())
+    for name, case in CASES.items():
+        floor = case.floor
         for passes, words in ((floor.forward, floor.forward_passes), (floor.backward, floor.backward_passes)):
             words = words.replace("both U", "U, U").replace("both dU", "dU, dU")
             assert len(re.findall(r"\b(?:x|y|dx|dy|U|dU)\b", words)) == passes, name
@@ -246,25 +244,14 @@ def test_the_floor_is_counted_for_every_mechanism(example):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("--what", "attenton"), "must be one of mechanisms, attention, groups, insertion, scaling, got 'attenton'"),
-        (("--what", "attention", "--device", "tpu"), "'tpu' is not available"),
-        (("--what", "attention", "--shape", 8, 8, 8), "attention does not use this option"),
-        (("--what", "scaling", "--what", "attention", "--channels", 8), "attention does not use this option"),
-        (("--what", "attention", "--dtype", "float16"), "attention does not use this option"),
-        (("--what", "attention", "--mechanism", "se"), "attention does not use this option"),
-        (("--what", "attention", "--charts", "charts"), "attention has no chart"),
-        (("--what", "groups", "--channels", 8), "groups does not use this option"),
-        (("--what", "groups", "--threads", 0), "greater than or equal to 1"),
-        (("--what", "scaling", "--threads", 1, "--threads", 2), "scaling needs a single number of threads"),
-        (("--what", "groups", "--what", "scaling", "--beside", ROOT), "scaling is not compared with an older checkout"),
+        (
+            ("--what", "attenton"),
+            "not one of 'mechanisms', 'attention', 'groups', 'insertion', 'scaling'",
+        ),
+        (("--what", "mechanisms", "--mechanism", "sse"), "'sse' is not one of"),
+        (("--what", "mechanisms", "--shape", 8, 0, 8), "greater than or equal to 1"),
+        (("--what", "scaling", "--threads", 1, "--threads", 2), "only groups has several numbers of threads"),
         (("--what", "groups", "--beside", "nowhere"), "nowhere is not a checkout of the library"),
-        (("--what", "mechanisms", "--mechanism", "sse"), "got 'sse'"),
-        (("--what", "mechanisms", "--shape", 8, 0, 8), "must be positive"),
-        (("--what", "insertion", "--shape", 16, 16, 12), "insertion needs multiples of 8, got (16, 16, 12)"),
-        (("--what", "insertion", "--channels", 12), "insertion needs multiples of 8, got (12,)"),
-        (("--what", "mechanisms", "--shape", 8, 8, 8, "--small"), "cannot be used with --shape"),
-        (("--what", "mechanisms", "--dtype", "int8"), "int8"),
-        ((), "--what"),
     ],
 )
 def test_invalid_options_are_refused(invoke, arguments, says):
@@ -330,73 +317,25 @@ def test_all_pairs_are_measured_on_volumes_that_fit(example, measuring):
     assert mechanisms.smaller(measuring.Bench("cpu", 1, False, (4, 8, 8))) == (4, 8, 8)
 
 
-def test_the_page_has_the_figures(measured, monkeypatch, tmp_path):
+def test_the_page_and_the_charts_have_the_figures(measured, monkeypatch, tmp_path):
     docs = script(ROOT / "docs" / "benchmarks.py")
     monkeypatch.setattr(docs, "FIGURES", tmp_path)
-    assert docs.table("insertion") == "`insertion`: not measured yet."
+    assert docs.section("insertion") == ""
     named = {"mechanisms": ("se", "sk", "mhsa"), "insertion": ("eca", "mhsa"), "scaling": ("gc", "non_local")}
     for subject, mechanisms in (named | {"attention": (), "groups": ()}).items():
-        _, found, _ = measured(subject, *mechanisms)
+        _, found = measured(subject, *mechanisms)
         (tmp_path / f"{subject}.json").write_text(json.dumps(found))
-        page = docs.table(subject)
+        page = docs.section(subject)
         assert found["command"] in page
         assert found["versions"]["torch"] in page
-        assert "not measured" in page
-        for table in re.findall(r"(?:^\|.*\n?)+", page, re.MULTILINE):
+        assert f"(figures/{subject}.json)" in page
+        tables = re.findall(r"(?:^\|.*\n?)+", page, re.MULTILINE)
+        for table in tables:
             assert len({line.count("|") for line in table.splitlines()}) == 1  # all rows have the same number of cells
-        (tmp_path / f"{subject}_cuda.json").write_text(json.dumps(found))  # as if measured on a GPU
-        assert "not measured" not in docs.table(subject)
-
-
-def test_a_missed_limit_is_bold(measuring):
-    docs = script(ROOT / "docs" / "benchmarks.py")
-    row = measuring.Row("a", "b", 3.0, 2.0, "s", 1.1, (1.4, 1.6), group="se", measure="time").saved()
-    assert docs.by_group([row], []).splitlines()[-1] == "| `se` | **1.5** ± 0.1 | not measured |"
-    assert (
-        docs.flat([row], []).splitlines()[-1] == "| a | b | 3 s | 2 s | **1.5** | 1.4 to 1.6 | ≤ 1.1 | not measured |"
-    )
-    assert docs.by_group([row | {"limit": 1.6}], []).splitlines()[-1] == "| `se` | 1.5 ± 0.1 | not measured |"
-
-
-def test_the_page_of_charts_shows_all():
-    from examples.benchmarks.charts import CHARTS
-
-    page = (ROOT / "docs" / "charts.md").read_text()
-    for subject, charts in CHARTS.items():
-        assert all(f"](figures/{name}" in page for name in (*(f"{chart}.svg" for chart in charts), f"{subject}.json"))
-
-
-@pytest.mark.parametrize("count", [2, 10, 25])
-def test_curves_can_be_distinguished_and_their_names_are_inside_the_chart(count):
-    from examples.benchmarks.charts import growth
-
-    points = [[size**3, 1e-3 * size, 1000 * size, 1e-3 * size, 1e-3 * size] for size in (8, 16)]
-    curves = [{"kind": "mechanism", "name": f"mechanism {index}", "points": points} for index in range(count)]
-    surroundings = {"machine": "a machine", "threads": 1, "versions": {"torch": "2"}, "dtype": "float32"}
-    figure = growth({"scaling": curves} | surroundings, "mechanism", "Curves").figure
-    figure.canvas.draw()
-    for index in range(count):
-        (name,) = [text for text in figure.findobj(Text) if text.get_text() == f"mechanism {index}"]
-        box = name.get_window_extent()
-        assert figure.bbox.y0 < box.y0 < box.y1 < figure.bbox.y1
-    styles = {(line.get_color(), line.get_linestyle()) for line in figure.axes[1].lines}
-    assert len(styles) == count
-    pyplot.close(figure)
-
-
-@pytest.mark.parametrize("subject", ["mechanisms", "insertion"])
-def test_every_text_is_inside_the_chart(subject):
-    from examples.benchmarks.charts import CHARTS
-
-    found = json.loads((ROOT / "docs" / "figures" / f"{subject}.json").read_text())
-    longest = max(list_attention(), key=len)
-    rows = [row for row in found[subject] if row["group"] != longest]
-    found[subject] = [row | {"group": longest if row["group"] == "danet" else row["group"]} for row in rows]
-    (draw,) = CHARTS[subject].values()
-    figure = draw(found).figure
-    figure.canvas.draw()
-    for text in figure.findobj(Text):
-        if text.get_text():
-            box = text.get_window_extent()
-            assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1, text.get_text()
-    pyplot.close(figure)
+        (tmp_path / f"{subject}_cuda.json").write_text(json.dumps(found | {"machine": "a GPU"}))
+        both = docs.section(subject)
+        assert both.startswith(page)
+        assert "### a GPU" in both
+        assert len(re.findall(r"(?:^\|.*\n?)+", both, re.MULTILINE)) == 2 * len(tables)
+    for subject, draw in docs.CHARTS.values():
+        assert draw(measured(subject, *named[subject])[1]).axes
