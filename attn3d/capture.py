@@ -39,11 +39,6 @@ def is_eager() -> bool:
     return not captured and torch._C._functorch.peek_interpreter_stack() is None
 
 
-def is_transformed() -> bool:
-    """Returns whether a transform of `torch.func` is active, in which autograd supports no hooks on saved tensors."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
-
-
 def is_func_gradient() -> bool:
     """Returns whether `torch.func.grad`, `vjp` or `jacrev` is active, in which custom operators have no gradient."""
     stack = torch._C._functorch.get_interpreter_stack() or ()
@@ -106,18 +101,6 @@ def larger(x: Any, y: Any) -> Any:
     if isinstance(x, int) and isinstance(y, int):
         return max(x, y)
     return torch.sym_max(x, y)
-
-
-def takes_python_operators(x: Tensor) -> bool:
-    """Returns whether a `torch.autograd.Function` may replace plain operators on ``x``.
-
-    It may not in a capture, since compilers fuse plain operators themselves, nor for a subclass such as MetaTensor, for
-    which a function returns a view that cannot be changed in place, nor in forward-mode differentiation, for which our
-    functions have no rule.
-    """
-    # Only the type is checked: an active function mode does not make a tensor a subclass.
-    plain = type(x) is Tensor or type(x).__torch_function__ is torch._C._disabled_torch_function_impl
-    return plain and not is_captured() and not is_forward_mode()
 
 
 def at_least_single(x: Tensor) -> Tensor:

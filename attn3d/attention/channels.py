@@ -23,16 +23,18 @@ class ChannelwiseAttention(NotScriptable, nn.Module):
         heads: number of heads H.
         normalize: whether to scale q and k to unit length over the voxels, and multiply E by a temperature tau_h,
             which is learnt for every head and starts at 1.
-        energy: "paper" uses E; "official" uses the maximum of each row minus E.
+        channel_energy: "paper" uses E; "official" uses the maximum of each row minus E.
         scale: factor of E, which grows with N unless ``normalize`` is set: "none", "1/N" or "1/sqrt(N)".
 
     Raises:
         TypeError, ValueError: if an argument has the wrong type or is out of range.
     """
 
-    def __init__(self, heads: int, *, normalize: bool = False, energy: str = "paper", scale: str = "none") -> None:
+    def __init__(
+        self, heads: int, *, normalize: bool = False, channel_energy: str = "paper", scale: str = "none"
+    ) -> None:
         super().__init__()
-        self.official = one_of("channel_energy", energy, ENERGIES) == "official"
+        self.official = one_of("channel_energy", channel_energy, ENERGIES) == "official"
         self.power = SCALES[one_of("scale", scale, SCALES)]
         learnt = nn.Parameter(torch.ones(heads)) if boolean("normalize", normalize) else None
         self.register_parameter("temperature", learnt)

@@ -70,8 +70,9 @@ class Features(nn.Module):
     def forward(self, q: Tensor, k: Tensor, pattern: Pattern, shape: list[int]) -> tuple[Tensor, Tensor]:
         """Returns the transformed queries and keys, with the positions that the pattern gives them in the volume."""
         q, k = self._normed(q, self.query_norm), self.keys(k)
-        if self.temperature is not None:
-            temperature = at_least_single(self.temperature).clamp(min=LEAST_TEMPERATURE)
+        learnt: Any = self.temperature
+        if learnt is not None:
+            temperature = at_least_single(learnt).clamp(min=LEAST_TEMPERATURE)
             q = (at_least_single(q) / temperature[:, None, None]).to(q.dtype)
         if self.position is None:
             return q, k

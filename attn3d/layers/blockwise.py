@@ -9,17 +9,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attn3d.capture import at_least_single, takes_python_operators
+from attn3d.capture import at_least_single, is_captured, is_forward_mode
 
 _BLOCK = 2**17  # elements: 512 KiB in single precision, which fits the L2 cache
 _MOST_BLOCKS = 256
 
 
+@torch.jit.unused
 def runs_eagerly(x: Tensor) -> bool:
-    """Returns whether a `torch.autograd.Function` may replace plain operators on ``x``; never in TorchScript."""
-    if not torch.jit.is_scripting():
-        return takes_python_operators(x)
-    return False
+    """Returns whether a `torch.autograd.Function` may replace plain operators on ``x``.
+
+    It may not in a capture, since compilers fuse plain operators themselves, nor for a subclass such as MetaTensor, for
+    which a function returns a view that cannot be changed in place, nor in forward-mode differentiation, for which our
+    functions have no rule.
+
+    TorchScript does not compile what follows ``if not torch.jit.is_scripting() and runs_eagerly(x):``.
+    """
+    # Only the type is checked: an active function mode does not make a tensor a subclass.
+    plain = type(x) is Tensor or type(x).__torch_function__ is torch._C._disabled_torch_function_impl
+    return plain and not is_captured() and not is_forward_mode()
 
 
 def blocks(tensors: Sequence[Tensor]) -> Iterator[Sequence[Tensor]]:
@@ -53,7 +61,7 @@ class _Elementwise(torch.autograd.Function):
 
     @staticmethod
     def forward(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-        return blockwise(lambda *parts: [function(*parts)], inputs, inputs[:1])[0]
+        return blockwise(function, inputs, inputs[:1])[0]
 
     @staticmethod
     def setup_context(context: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -90,18 +98,25 @@ def elementwise(function: Callable[..., Tensor], x: Tensor, *others: Tensor) -> 
 
 
 def blockwise(
-    function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor], like: Sequence[Tensor]
+    function: Callable[..., Tensor | Sequence[Tensor]], inputs: Sequence[Tensor], like: Sequence[Tensor]
 ) -> list[Tensor]:
     """Computes the results of an elementwise function block by block.
 
     Args:
-        function: takes ``inputs``, or a block of them, and returns one tensor for each entry of ``like``.
+        function: takes ``inputs``, or a block of them, and returns one tensor for each entry of ``like``; a single
+            tensor may be returned without a list.
         inputs: the map, then tensors that broadcast to it.
         like: for each result a tensor with its shape, dtype and memory format. A result that is smaller than the map
             is summed over the axes along which it has size 1.
     """
+
+    def computed(inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+        results = function(*inputs)
+        return [results] if isinstance(results, Tensor) else results
+
     if torch.is_grad_enabled():  # for second derivatives, nothing may be computed in place
-        return [sum_like(result, other) for result, other in zip(function(*inputs), like, strict=True)]
+        pairs = zip(computed(inputs), like, strict=True)
+        return [result.sum_to_size(other.shape).to(other.dtype) for result, other in pairs]
     shape = inputs[0].shape
     is_map = [other.shape == shape for other in like]
     results = [
@@ -112,14 +127,9 @@ def blockwise(
     order = sorted(range(len(shape)), key=inputs[0].stride, reverse=True)
     for parts in blocks([tensor.permute(order) for tensor in (*inputs, *results)]):
         input_parts, result_parts = parts[: len(inputs)], parts[len(inputs) :]
-        for result, part, whole in zip(result_parts, function(*input_parts), is_map, strict=True):
+        for result, part, whole in zip(result_parts, computed(input_parts), is_map, strict=True):
             if whole:
                 result.copy_(part)
             else:
                 result.add_(part.sum_to_size(result.shape))
     return [result.to(other.dtype) for result, other in zip(results, like, strict=True)]
-
-
-def sum_like(x: Tensor, like: Tensor) -> Tensor:
-    """Sums over the axes along which ``like`` has size 1, and returns the shape and dtype of ``like``."""
-    return x.sum_to_size(like.shape).to(like.dtype)

@@ -35,7 +35,6 @@ class _Pointwise(nn.modules.conv._ConvNd):
         # A compiler fuses the product to a single channel with other operators, but not those to several.
         return runs_eagerly(x) or (self.out_channels == 1 and not needs_plain_operators())
 
-    @torch.jit.unused
     def _as_product(self, x: Tensor) -> Tensor:
         weight, bias = self.weight.flatten(1), self.bias
         if not x.is_contiguous():  # such as channels-last, whose format output and gradient keep
@@ -76,12 +75,12 @@ class MapConvolution(nn.Conv3d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolves (B, C, D, H, W)."""
+        fits = x.device.type == "cpu" and self.dilation[0] == 1 and self.out_channels == 1
         # Not when compiling: the compiler would choose a layout with the planes last, for all following maps too.
-        if runs_eagerly(x) and x.device.type == "cpu" and self.dilation[0] == 1 and self.out_channels == 1:
+        if not torch.jit.is_scripting() and runs_eagerly(x) and fits:
             return self._over_planes(x)
         return self._conv_forward(x, self.weight, self.bias)
 
-    @torch.jit.unused
     def _over_planes(self, x: Tensor) -> Tensor:
         batch, _, depth, height, width = x.shape
         size, around = self.kernel_size[0], int(self.padding[0])
@@ -90,10 +89,9 @@ class MapConvolution(nn.Conv3d):
         padded = functional.pad(x, (0, 0, 0, 0, around, around + runs * planes - depth))
         seen = padded.unfold(2, planes + size - 1, planes)
         seen = seen.permute(0, 2, 1, 5, 3, 4).flatten(2, 3).flatten(0, 1)
-        # Row i of the banded weight is the kernel after i zeros. Rows that are one element too long, joined end to end
-        # and split at the right length, have these shifts.
-        band = functional.pad(self.weight[0], (0, 0, 0, 0, 0, planes)).expand(planes, -1, -1, -1, -1).transpose(0, 1)
-        band = band.flatten(1, 2)[:, :-planes].unflatten(1, (planes, -1)).transpose(0, 1).flatten(1, 2)
+        # Row i of the banded weight is the kernel after i planes of zeros: the windows over the kernel, reversed.
+        kernel = functional.pad(self.weight[0], (0, 0, 0, 0, planes - 1, planes - 1))
+        band = kernel.unfold(1, planes + size - 1, 1).flip(1).permute(1, 0, 4, 2, 3).flatten(1, 2)
         bias = None if self.bias is None else self.bias.expand(planes)  # of a fused norm
         y = functional.conv2d(seen, band, bias, 1, self.padding[1:], self.dilation[1:])
         return y.view(batch, 1, runs * planes, height, width)[:, :, :depth]

@@ -25,8 +25,8 @@ def gate(x: Tensor, a: Tensor, b: Tensor | None = None) -> Tensor:
     """
     if b is None:
         return (x * a).to(x.dtype)
-    if runs_eagerly(x):
-        return _gate_blockwise(x, a, b)
+    if not torch.jit.is_scripting() and runs_eagerly(x):
+        return elementwise(_product, x, a, b)
     return _product(x, a, b)
 
 
@@ -43,8 +43,8 @@ def joint_gate(x: Tensor, a: Tensor, b: Tensor, product: bool = False, offset: f
     Returns:
         a tensor with the shape, dtype and memory format of ``x``.
     """
-    if runs_eagerly(x):
-        return _joint_gate_blockwise(x, a, b, product, offset)
+    if not torch.jit.is_scripting() and runs_eagerly(x):
+        return elementwise(partial(_joint, product=product, offset=offset), x, a, b)
     return _joint(x, a, b, product, offset)
 
 
@@ -59,8 +59,8 @@ def larger_product(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
     Returns:
         a tensor with the shape, dtype and memory format of ``x``.
     """
-    if runs_eagerly(x):
-        return _larger_blockwise(x, a, b)
+    if not torch.jit.is_scripting() and runs_eagerly(x):
+        return elementwise(_larger_in_a_block, x, a, b)
     return _larger(x, a, b)
 
 
@@ -80,21 +80,6 @@ def weighted_sum(maps: list[Tensor], gates: list[Tensor]) -> Tensor:
     return y.to(maps[0].dtype)
 
 
-@torch.jit.unused
-def _gate_blockwise(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    return elementwise(_product, x, a, b)
-
-
-@torch.jit.unused
-def _joint_gate_blockwise(x: Tensor, a: Tensor, b: Tensor, product: bool, offset: float) -> Tensor:
-    return elementwise(partial(_joint, product=product, offset=offset), x, a, b)
-
-
-@torch.jit.unused
-def _larger_blockwise(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    return elementwise(_larger_in_a_block, x, a, b)
-
-
 def _product(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return (x * a * b).to(x.dtype)
 
@@ -105,7 +90,7 @@ def _joint(x: Tensor, a: Tensor, b: Tensor, product: bool, offset: float) -> Ten
 
 
 def _larger_in_a_block(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """Equals `_larger`. Its gradient is faster, since it fills no masks as that of `torch.maximum` does."""
+    """Equals `_larger`. Its gradient is faster, since it fills no masks; without a gradient, it is slower."""
     dtype = torch.promote_types(a.dtype, b.dtype)
     share = 0.5 + 0.5 * (x * (a - b)).detach().sign()  # of a: 1 where x * a is larger, 1/2 where both are equal
     return (x * torch.lerp(b.to(dtype), a.to(dtype), share.to(dtype))).to(x.dtype)

@@ -26,7 +26,7 @@ class _MeanAndMaximum(torch.autograd.Function):
             product = _times(x_block, *gate_block)
             total_block.add_(product.sum(axes, keepdim=True, dtype=total.dtype))
             torch.maximum(largest_block, product.amax(axes, keepdim=True), out=largest_block)
-        return (total / _count(x, axes)).to(dtype), largest
+        return (total / count(x, axes)).to(dtype), largest
 
     @staticmethod
     def setup_context(context: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
@@ -37,16 +37,13 @@ class _MeanAndMaximum(torch.autograd.Function):
     def backward(context: Any, grad_mean: Tensor, grad_largest: Tensor) -> tuple[Tensor | None, ...]:
         largest, x, *gate = context.saved_tensors
 
-        def is_largest(x: Tensor, largest: Tensor, *gate: Tensor) -> list[Tensor]:
-            return [_is_largest(x, largest, *gate)]
-
         def gradients(x: Tensor, largest: Tensor, share: Tensor, each: Tensor, *gate: Tensor) -> list[Tensor]:
             grad_product = _is_largest(x, largest, *gate) * share + each
             return [grad_product * gate[0], grad_product * x] if gate else [grad_product]
 
         # Elements that are equal to the maximum share its gradient equally.
-        (sharing,) = blockwise(is_largest, [x, largest, *gate], [largest])
-        share, each = grad_largest / sharing, grad_mean / _count(x, context.axes)
+        (sharing,) = blockwise(_is_largest, [x, largest, *gate], [largest])
+        share, each = grad_largest / sharing, grad_mean / count(x, context.axes)
         return None, *blockwise(gradients, [x, largest, share, each, *gate], [x, *gate])
 
     @staticmethod
@@ -67,7 +64,7 @@ def mean(x: Tensor, axes: list[int]) -> Tensor:
         axes: one or more axes.
     """
     total = x.sum(axes, dtype=torch.promote_types(x.dtype, torch.float32))
-    return (total / _count(x, axes)).to(x.dtype)
+    return (total / count(x, axes)).to(x.dtype)
 
 
 def mean_and_maximum(x: Tensor, axes: list[int], gate: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -83,14 +80,9 @@ def mean_and_maximum(x: Tensor, axes: list[int], gate: Tensor | None = None) -> 
     Returns:
         two tensors, with a size of 1 along ``axes``.
     """
-    if runs_eagerly(x):
-        return _mean_and_maximum_blockwise(x, axes, gate)
+    if not torch.jit.is_scripting() and runs_eagerly(x):
+        return _MeanAndMaximum.apply(axes, x, *([] if gate is None else [gate]))
     return _mean_and_maximum(x if gate is None else x * gate, axes)
-
-
-@torch.jit.unused
-def _mean_and_maximum_blockwise(x: Tensor, axes: list[int], gate: Tensor | None) -> tuple[Tensor, Tensor]:
-    return _MeanAndMaximum.apply(axes, x, *([] if gate is None else [gate]))
 
 
 def _mean_and_maximum(x: Tensor, axes: list[int]) -> tuple[Tensor, Tensor]:
@@ -110,8 +102,9 @@ def _is_largest(x: Tensor, largest: Tensor, *gate: Tensor) -> Tensor:
     return (x * gate[0] if gate else x.clone()).eq_(largest)
 
 
-def _count(x: Tensor, axes: list[int]) -> int:
-    count = 1
+def count(x: Tensor, axes: list[int]) -> int:
+    """Returns the number of elements of ``x`` along ``axes``, the product of their sizes."""
+    elements = 1
     for axis in axes:
-        count = count * x.shape[axis]
-    return count
+        elements = elements * x.shape[axis]
+    return elements

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from attn3d.capture import is_transformed
+from attn3d.capture import is_eager
 
 
 def recomputed(function: Callable[..., Tensor], module: nn.Module, *inputs: Tensor) -> Tensor:
@@ -20,7 +20,7 @@ def recomputed(function: Callable[..., Tensor], module: nn.Module, *inputs: Tens
         module: the module. Its parameters get gradients.
         inputs: tensors. They get gradients too.
     """
-    if is_transformed() or not torch.is_grad_enabled():
+    if not (is_eager() and torch.is_grad_enabled()):  # `torch.func` supports no hooks on saved tensors
         return function(module, *inputs)
     passes, kept = itertools.count(), _snapshot(module)
 

@@ -18,7 +18,7 @@ from attn3d.layers.gating import gate
 from attn3d.layers.norms import NormSpec, create_norm
 from attn3d.layers.recomputed import recomputed
 from attn3d.layers.spatial import resize_by_products, sizes_are_symbols, spatial_shape
-from attn3d.mechanisms.base import AUTO, Mechanism, hidden_width
+from attn3d.mechanisms.base import Mechanism, hidden_width
 from attn3d.mechanisms.registry import register_attention
 
 __all__ = ["AttentionGate"]
@@ -66,8 +66,8 @@ class AttentionGate(Mechanism):
         *,
         gating_channels: int | None = None,
         reduction: int = 2,
-        stride: int | Sequence[int] | str = AUTO,
-        norm: NormSpec = AUTO,
+        stride: int | Sequence[int] | str = "auto",
+        norm: NormSpec = "auto",
         variant: str = "compact",
     ) -> None:
         super().__init__(spatial_dims, channels, variant)
@@ -133,12 +133,9 @@ class AttentionGate(Mechanism):
         """Gates (B, C, *S) by (B, C_g, *any)."""
         self.check_input(x)
         signal = self.check_signal(x, signal)
-        return gate(x, self._recomputed(x, signal) if runs_eagerly(x) else self.spatial_gate(x, signal))
-
-    @torch.jit.unused
-    def _recomputed(self, x: Tensor, signal: Tensor) -> Tensor:
-        """Returns the gate. The hidden maps are not saved for backward."""
-        return recomputed(AttentionGate.spatial_gate, self, x, signal)
+        if not torch.jit.is_scripting() and runs_eagerly(x):  # saves no hidden map for backward
+            return gate(x, recomputed(AttentionGate.spatial_gate, self, x, signal))
+        return gate(x, self.spatial_gate(x, signal))
 
     def attention_weights(  # type: ignore[override]  # the signal comes second, as in forward
         self, x: Tensor, signal: Tensor | None = None, queries: Tensor | None = None

@@ -9,7 +9,6 @@ from attn3d.arguments import one_of, positive_integer
 from attn3d.capture import is_captured
 from attn3d.layers.spatial import central_voxel, check_spatial_dims, is_proxy
 
-AUTO = "auto"
 _LEAST = 4  # hidden units of a squeeze: with a single unit that its relu switches off, the gate would be constant
 
 
@@ -51,17 +50,17 @@ class Mechanism(nn.Module):
     paper = ""
     summary = ""
     averages_space = False
+    identity_at_start = False
 
     def __init__(self, spatial_dims: int, channels: int, variant: str | None = None) -> None:
         super().__init__()
         self.spatial_dims = check_spatial_dims(spatial_dims)
         self.channels = positive_integer("channels", channels)
         self.variant = None if variant is None else one_of("variant", variant, ("compact", "paper"))
-        self.identity_at_start = False
 
     def by_variant(self, value: Any, *, compact: Any, paper: Any) -> Any:
         """Returns ``value``, or the default of the variant if ``value`` is "auto"."""
-        if isinstance(value, str) and value == AUTO:
+        if isinstance(value, str) and value == "auto":
             return compact if self.variant == "compact" else paper
         return value
 
@@ -92,13 +91,15 @@ class Mechanism(nn.Module):
             if size == 0:
                 raise ValueError("`x` must have at least one voxel along every axis, got an axis of size 0")
 
-    def read_key_mask(self, key_mask: Tensor, x: Tensor) -> Tensor:
-        """Returns a key mask (B, *S) as (B, N).
+    def read_key_mask(self, key_mask: Tensor | None, x: Tensor) -> Tensor | None:
+        """Returns a key mask (B, *S) as (B, N), and None as it is.
 
         Raises:
             TypeError: if it is not a boolean tensor.
             ValueError: if it does not have the batch and spatial sizes of ``x``.
         """
+        if key_mask is None:
+            return None
         if not isinstance(key_mask, Tensor):
             raise TypeError(f"`key_mask` must be a torch.Tensor, got {type(key_mask).__name__}")
         if key_mask.dtype != torch.bool:

@@ -10,22 +10,12 @@ normalises queries over the voxels, so that its scores shrink as the volume grow
 k^T / sqrt(d)) v.
 """
 
-from collections.abc import Sequence
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from attn3d.arguments import MemoryBudget
-from attn3d.attention import ChannelwiseAttention, Pattern, VolumeAttention
-from attn3d.layers.spatial import (
-    join_heads,
-    keep_format,
-    spatial_shape,
-    split_heads,
-    to_tokens,
-    to_volume,
-)
+from attn3d.attention import ChannelwiseAttention, PatternSpec, VolumeAttention
+from attn3d.layers.spatial import join_heads, keep_format, spatial_shape, split_heads, to_tokens, to_volume
 from attn3d.mechanisms.base import Mechanism, read_heads
 from attn3d.mechanisms.registry import register_attention
 
@@ -78,7 +68,7 @@ class ChannelSelfAttention(Mechanism):
     def forward(self, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Attends over the channels of (B, C, *S), comparing them at the voxels where ``key_mask`` (B, *S) is true."""
         self.check_input(x)
-        mask, shape = None if key_mask is None else self.read_key_mask(key_mask, x), spatial_shape(x)
+        mask, shape = self.read_key_mask(key_mask, x), spatial_shape(x)
         y = keep_format(to_volume(self.attend(self.heads(x), shape, mask), shape), x)
         return y if type(x) is Tensor else y.view_as(x)  # keeps subclasses such as MetaTensor, with metadata
 
@@ -87,7 +77,7 @@ class ChannelSelfAttention(Mechanism):
     ) -> dict[str, Tensor]:
         """Returns the weights between channels as "affinity", (B, C, C); 0 between channels of different heads."""
         q, k, *_ = self.heads(x)
-        mask = None if key_mask is None else self.read_key_mask(key_mask, x)
+        mask = self.read_key_mask(key_mask, x)
         heads = self.attention.affinity(q, k, mask)
         own = torch.eye(self.num_heads, dtype=heads.dtype, device=heads.device)
         # (B, H, d, H, d), zero between different heads
@@ -134,7 +124,7 @@ class PairedAttention(ChannelSelfAttention):
         channels: int,
         *,
         num_heads: int | None = None,
-        pattern: Pattern | str | Sequence[Any] = ("pooled_keys", {"stride": 4}),
+        pattern: PatternSpec = ("pooled_keys", {"stride": 4}),
         backend: str = "auto",
         memory_budget: MemoryBudget = None,
     ) -> None:
@@ -161,6 +151,6 @@ class PairedAttention(ChannelSelfAttention):
         """Returns the channel weights as "affinity" and the rows of the chosen voxels as "query", (B, H, Q, *S)."""
         q, k, *_ = self.heads(x)
         chosen = self.read_queries(queries, x)
-        mask = None if key_mask is None else self.read_key_mask(key_mask, x)
+        mask = self.read_key_mask(key_mask, x)
         rows = self.spatial.rows(q, k, chosen, spatial_shape(x), mask)
         return {"query": rows, **super().attention_weights(x, key_mask=key_mask)}

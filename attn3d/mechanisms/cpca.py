@@ -40,7 +40,7 @@ class CPCA(Mechanism):
     Shape:
         (B, C, *S) -> (B, C, *S). Parameters C^2 + C + 2 C h + C + h + C (5^n + 1) + 42 n C.
 
-    Example:
+    Examples:
         >>> CPCA(3, 64)(torch.randn(1, 64, 8, 16, 16)).shape
         torch.Size([1, 64, 8, 16, 16])
     """

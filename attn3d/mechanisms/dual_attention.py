@@ -6,14 +6,11 @@ the maximum of its row, which reverses the order of the weights: ``channel_energ
 sum over all N voxels, so ``scale`` can divide it by N or sqrt(N).
 """
 
-from collections.abc import Sequence
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from attn3d.arguments import MemoryBudget, positive_integer
-from attn3d.attention import ChannelwiseAttention, Pattern, VolumeAttention
+from attn3d.attention import ChannelwiseAttention, PatternSpec, VolumeAttention
 from attn3d.layers.conv import convolution
 from attn3d.layers.norms import BatchNorm
 from attn3d.layers.spatial import keep_format, spatial_shape, to_tokens, to_volume
@@ -44,19 +41,20 @@ class PositionAttention(Mechanism):
         (B, C, *S) -> (B, C, *S). Parameters 2 (C C' + C') + C^2 + C + 1, C' the width of q and k.
     """
 
+    identity_at_start = True
+
     def __init__(
         self,
         spatial_dims: int,
         channels: int,
         *,
         reduction: int = 8,
-        pattern: Pattern | str | Sequence[Any] = "global",
+        pattern: PatternSpec = "global",
         backend: str = "auto",
         memory_budget: MemoryBudget = None,
     ) -> None:
         super().__init__(spatial_dims, channels)
         inner = max(1, channels // positive_integer("reduction", reduction))
-        self.identity_at_start = True
         self.alpha = nn.Parameter(torch.zeros(1))
         self.query = nn.Linear(channels, inner)
         self.key = nn.Linear(channels, inner)
@@ -104,6 +102,8 @@ class ChannelAttention(Mechanism):
         (B, C, *S) -> (B, C, *S). One parameter.
     """
 
+    identity_at_start = True
+
     def __init__(
         self,
         spatial_dims: int,
@@ -113,19 +113,13 @@ class ChannelAttention(Mechanism):
         scale: str = "none",
     ) -> None:
         super().__init__(spatial_dims, channels)
-        self.identity_at_start = True
         self.beta = nn.Parameter(torch.zeros(1))
-        self.attention = ChannelwiseAttention(1, energy=channel_energy, scale=scale)
+        self.attention = ChannelwiseAttention(1, channel_energy=channel_energy, scale=scale)
 
     def context(self, x: Tensor) -> Tensor:
         """Returns Q, (B, C, *S)."""
         tokens = to_tokens(x).unsqueeze(1)
         return to_volume(self.attention(tokens, tokens, tokens).squeeze(1), spatial_shape(x))
-
-    def affinity(self, x: Tensor) -> Tensor:
-        """Returns softmax(E), (B, C, C)."""
-        tokens = to_tokens(x).unsqueeze(1)
-        return self.attention.affinity(tokens, tokens).squeeze(1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Adds beta Q to (B, C, *S)."""
@@ -134,7 +128,8 @@ class ChannelAttention(Mechanism):
 
     def attention_weights(self, x: Tensor, queries: Tensor | None = None) -> dict[str, Tensor]:
         """Returns softmax(E) as "affinity", (B, C, C)."""
-        return {"affinity": self.affinity(x)}
+        tokens = to_tokens(x).unsqueeze(1)
+        return {"affinity": self.attention.affinity(tokens, tokens).squeeze(1)}
 
 
 @register_attention("danet")
@@ -166,6 +161,7 @@ class DualAttention(Mechanism):
 
     paper = "1809.02983"
     summary = "voxels for each voxel, and channels for each channel"
+    identity_at_start = True
 
     def __init__(
         self,
@@ -175,12 +171,11 @@ class DualAttention(Mechanism):
         reduction: int = 8,
         channel_energy: str = "paper",
         scale: str = "none",
-        pattern: Pattern | str | Sequence[Any] = "global",
+        pattern: PatternSpec = "global",
         backend: str = "auto",
         memory_budget: MemoryBudget = None,
     ) -> None:
         super().__init__(spatial_dims, channels)
-        self.identity_at_start = True
         self.position = PositionAttention(
             spatial_dims,
             channels,
@@ -199,10 +194,7 @@ class DualAttention(Mechanism):
 
     def attention_weights(self, x: Tensor, queries: Tensor | None = None) -> dict[str, Tensor]:
         """Returns the rows of the chosen voxels as "query" and the softmax of the channels as "affinity"."""
-        return {
-            "query": self.position.attention_weights(x, queries)["query"],
-            "affinity": self.channel.affinity(x),
-        }
+        return {**self.position.attention_weights(x, queries), **self.channel.attention_weights(x)}
 
 
 class DualAttentionHead(nn.Module):
@@ -239,7 +231,7 @@ class DualAttentionHead(nn.Module):
         *,
         channel_energy: str = "paper",
         scale: str = "none",
-        pattern: Pattern | str | Sequence[Any] = "global",
+        pattern: PatternSpec = "global",
         backend: str = "auto",
         memory_budget: MemoryBudget = None,
     ) -> None:

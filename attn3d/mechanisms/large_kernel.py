@@ -42,7 +42,7 @@ class LargeKernelAttention(Mechanism):
         (B, C, *S) -> (B, C, *S). Parameters n C (k + 1) + n C (K + 1) + C^2 + C; in the paper's form
         C (k^n + 1) + C (K^n + 1) + C^2 + C.
 
-    Example:
+    Examples:
         >>> LargeKernelAttention(3, 64)(torch.randn(1, 64, 8, 16, 16)).shape
         torch.Size([1, 64, 8, 16, 16])
     """

@@ -4,7 +4,6 @@ Deviations: `concatenation` and `dot_product` are computed without building N x 
 starts with weight 1; that of the paper starts with 0, so that the block starts as the identity.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from attn3d.attention import (
     BACKENDS,
     Global,
     Pattern,
+    PatternSpec,
     PositionSpec,
     VolumeAttention,
     create_features,
@@ -86,7 +86,7 @@ class NonLocal(Mechanism):
         sub_sample: bool = False,
         norm: NormSpec = "batch",
         position: PositionSpec = None,
-        pattern: Pattern | str | Sequence[Any] = "global",
+        pattern: PatternSpec = "global",
         backend: str = "auto",
         memory_budget: MemoryBudget = None,
         variant: str = "compact",
@@ -141,9 +141,9 @@ class NonLocal(Mechanism):
             k, v = to_tokens(k), to_tokens(v)
         return q.unsqueeze(1), k.unsqueeze(1), v.unsqueeze(1), shape
 
-    def read_key_mask(self, key_mask: Tensor, x: Tensor) -> Tensor:
-        """Returns a key mask (B, *S) as (B, N); raises a ValueError with ``sub_sample`` too."""
-        if self.sub_sample:
+    def read_key_mask(self, key_mask: Tensor | None, x: Tensor) -> Tensor | None:
+        """Returns a key mask (B, *S) as (B, N), and None as it is; raises a ValueError with ``sub_sample`` too."""
+        if self.sub_sample and key_mask is not None:
             raise ValueError("`key_mask` must be None with `sub_sample`, which pools voxels; use pattern=PooledKeys(2)")
         return super().read_key_mask(key_mask, x)
 
@@ -153,7 +153,7 @@ class NonLocal(Mechanism):
         The statistics of the norm are over all voxels.
         """
         self.check_input(x)
-        mask = None if key_mask is None else self.read_key_mask(key_mask, x)
+        mask = self.read_key_mask(key_mask, x)
         # Not assigned to names, so that queries, keys and values are freed on return unless saved for backward.
         y = self.pairwise(*self.compared(x), mask).squeeze(1)
         y = to_volume(self.out(y), spatial_shape(x))
@@ -165,7 +165,7 @@ class NonLocal(Mechanism):
         """Returns f(x_i, x_j) / n of the chosen voxels i as "query", (B, 1, Q, *S of the keys), 0 for masked keys."""
         q, k, _, shape = self.compared(x)
         chosen = self.read_queries(queries, x)
-        mask = None if key_mask is None else self.read_key_mask(key_mask, x)
+        mask = self.read_key_mask(key_mask, x)
         return {"query": self.pairwise.rows(q, k, chosen, shape, mask)}
 
 

@@ -37,7 +37,7 @@ class SCSE(Mechanism):
     Shape:
         (B, C, *S) -> (B, C, *S). Parameters 2 C h + C + h + C + 1.
 
-    Example:
+    Examples:
         >>> SCSE(3, 64)(torch.randn(1, 64, 8, 16, 16)).shape
         torch.Size([1, 64, 8, 16, 16])
     """

@@ -75,10 +75,7 @@ class SelectiveKernel(Mechanism):
         paper = variant == "paper"
         self.branches = nn.ModuleList()
         for index in range(branches):
-            if paper:
-                kernel, dilation = 3, 1 + index
-            else:
-                kernel, dilation = 3 + 2 * index, 1
+            kernel, dilation = (3, 1 + index) if paper else (3 + 2 * index, 1)
             conv = convolution(spatial_dims)(
                 channels, channels, kernel, padding=1 + index, dilation=dilation, groups=groups, bias=False
             )

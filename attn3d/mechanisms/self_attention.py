@@ -1,22 +1,12 @@
 """Multi-head self-attention: Vaswani et al., arXiv 1706.03762, equation 1 and section 3.2.2, over voxels."""
 
-from collections.abc import Sequence
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from attn3d.arguments import MemoryBudget, natural_number
-from attn3d.attention import Pattern, PositionSpec, VolumeAttention, create_features, create_pattern
+from attn3d.attention import PatternSpec, PositionSpec, VolumeAttention, create_features, create_pattern
 from attn3d.attention.layer import Tokens
-from attn3d.layers.spatial import (
-    join_heads,
-    keep_format,
-    spatial_shape,
-    split_heads,
-    to_tokens,
-    to_volume,
-)
+from attn3d.layers.spatial import join_heads, keep_format, spatial_shape, split_heads, to_tokens, to_volume
 from attn3d.mechanisms.base import Mechanism, read_heads
 from attn3d.mechanisms.registry import register_attention
 
@@ -74,7 +64,7 @@ class MultiHeadSelfAttention(Mechanism):
         channels: int,
         *,
         num_heads: int | None = None,
-        pattern: Pattern | str | Sequence[Any] = "global",
+        pattern: PatternSpec = "global",
         position: PositionSpec = None,
         position_bias: str | None = None,
         qk_norm: bool = False,
@@ -127,7 +117,7 @@ class MultiHeadSelfAttention(Mechanism):
         The output of a voxel that sees no voxel is ``b_o``.
         """
         self.check_input(x)
-        mask, shape = None if key_mask is None else self.read_key_mask(key_mask, x), spatial_shape(x)
+        mask, shape = self.read_key_mask(key_mask, x), spatial_shape(x)
         y = self.attention(*self.heads(x), shape, mask, self.beside())
         y = keep_format(to_volume(self.out(join_heads(y)), shape), x)
         return y if type(x) is Tensor else y.view_as(x)  # keeps subclasses such as MetaTensor, with metadata
@@ -138,5 +128,5 @@ class MultiHeadSelfAttention(Mechanism):
         """Returns the softmax rows of the chosen voxels as "query", (B, H, Q, *S of the keys)."""
         q, k, _ = self.heads(x)
         chosen = self.read_queries(queries, x)
-        mask = None if key_mask is None else self.read_key_mask(key_mask, x)
+        mask = self.read_key_mask(key_mask, x)
         return {"query": self.attention.rows(q, k, chosen, spatial_shape(x), mask, self.beside())}

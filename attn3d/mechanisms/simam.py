@@ -11,6 +11,7 @@ from torch import Tensor
 
 from attn3d.arguments import positive_numbers
 from attn3d.layers.blockwise import blocks, blockwise, runs_eagerly
+from attn3d.layers.pooling import count
 from attn3d.layers.spatial import axes
 from attn3d.mechanisms.base import Mechanism
 from attn3d.mechanisms.registry import register_attention
@@ -51,18 +52,13 @@ class SimAM(Mechanism):
     def forward(self, x: Tensor) -> Tensor:
         """Gates (B, C, *S)."""
         self.check_input(x)
-        if runs_eagerly(x):
-            return _simam_blockwise(x, self.regularization)
+        if not torch.jit.is_scripting() and runs_eagerly(x):
+            return _SimAM.apply(x, self.regularization)
         return _simam(x, self.regularization)
 
     def attention_weights(self, x: Tensor, queries: Tensor | None = None) -> dict[str, Tensor]:
         """Returns the gate as "gate"."""
         return {"gate": _weight(x, *_mean_and_scale(x, self.regularization))}
-
-
-@torch.jit.unused
-def _simam_blockwise(x: Tensor, regularization: float) -> Tensor:
-    return _SimAM.apply(x, regularization)
 
 
 class _SimAM(torch.autograd.Function):
@@ -71,7 +67,7 @@ class _SimAM(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, regularization: float) -> Tensor:
         mean, scale = _mean_and_scale_blockwise(x, regularization)
-        return blockwise(lambda *parts: [_gated(*parts)], [x, mean, scale], [x])[0]
+        return blockwise(_gated, [x, mean, scale], [x])[0]
 
     @staticmethod
     def setup_context(context: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
@@ -86,7 +82,7 @@ class _SimAM(torch.autograd.Function):
         mean, scale = _mean_and_scale_blockwise(x, context.regularization)
         grad_x, grad_mean, grad_scale = blockwise(_gradients, [x, mean, scale, grad_y], [x, mean, scale])
         # Through m = sum x / N and scale = 1 / (4 (sum (x - m)^2 / freedom + lambda)).
-        shift, slope = grad_mean / _count(x), grad_scale * scale.square() * (-8.0 / _freedom(x))
+        shift, slope = grad_mean / count(x, axes(x)), grad_scale * scale.square() * (-8.0 / _freedom(x))
         for x_part, mean_part, shift_part, slope_part, grad_x_part in blocks([x, mean, shift, slope, grad_x]):
             grad_x_part.add_((x_part - mean_part).mul_(slope_part).add_(shift_part))
         return grad_x, None
@@ -98,7 +94,7 @@ class _SimAM(torch.autograd.Function):
 
 def _mean_and_scale_blockwise(x: Tensor, regularization: float) -> tuple[Tensor, Tensor]:
     mean = _mean(x)
-    (squares,) = blockwise(lambda *parts: [_square(*parts)], [x, mean], [mean])
+    (squares,) = blockwise(_square, [x, mean], [mean])
     return mean, _scale(x, squares, regularization)
 
 
@@ -148,13 +144,5 @@ def _scale(x: Tensor, squares: Tensor, regularization: float) -> Tensor:
 
 def _freedom(x: Tensor) -> int:
     """Returns N - 1, or 1 for a single voxel; without a branch, so that a capture is valid for all sizes."""
-    count = _count(x)
-    return count - 1 + 1 // count
-
-
-def _count(x: Tensor) -> int:
-    """Returns the number of voxels N."""
-    count = 1
-    for axis in axes(x):
-        count = count * x.shape[axis]
-    return count
+    voxels = count(x, axes(x))
+    return voxels - 1 + 1 // voxels

@@ -40,7 +40,7 @@ class TripletAttention(Mechanism):
     Shape:
         (B, C, *S) -> (B, C, *S). Parameters (n + 1) (2 k^n + 2), independent of C.
 
-    Example:
+    Examples:
         >>> TripletAttention(3, 64)(torch.randn(1, 64, 8, 16, 16)).shape
         torch.Size([1, 64, 8, 16, 16])
     """
@@ -77,22 +77,16 @@ class TripletAttention(Mechanism):
     def forward(self, x: Tensor) -> Tensor:
         """Gates (B, C, *S)."""
         self.check_input(x)
-        return self._recomputed(x) if runs_eagerly(x) else self.gated(x)
+        if not torch.jit.is_scripting() and runs_eagerly(x):
+            return recomputed(TripletAttention.gated, self, x)  # saves only x for backward
+        return self.gated(x)
 
     def gated(self, x: Tensor) -> Tensor:
         """Returns x times the mean of the gates."""
         gates = [gate / (self.spatial_dims + 1) for gate in self.gates(x)]
         return weighted_sum([x for _ in gates], gates)
 
-    @torch.jit.unused
-    def _recomputed(self, x: Tensor) -> Tensor:
-        """Returns the same as `gated`, but saves only x for backward."""
-        return recomputed(TripletAttention.gated, self, x)
-
     def attention_weights(self, x: Tensor, queries: Tensor | None = None) -> dict[str, Tensor]:
         """Returns the mean of the gates as "gate"."""
-        gates = self.gates(x)
-        total = gates[0]
-        for index in range(1, len(gates)):
-            total = total + gates[index]
+        total = sum(self.gates(x), torch.zeros_like(x))
         return {"gate": total / (self.spatial_dims + 1)}
