@@ -69,7 +69,9 @@ def main(
         segmentation.create_network(network, 1, 4, attention=named, at=spec["at"])  # raises before anything is written
         image_path, label_path = data or segmentation.write_mni152(out, resolution)
         image = segmentation.read_image(image_path)
-        label = segmentation.read_label(label_path, image, values=[0, *TISSUES])
+        label = segmentation.read_segmentation(label_path, image, values=[0, *TISSUES])
+        if not np.asarray(label.dataobj).any():
+            raise segmentation.FileError(label_path, "the label is empty; give one with voxels that are not 0")
         posterior, anterior = hold_out_anterior(label, HELD_OUT)
         write_parts(out / "data", image, label, {"posterior": posterior, "anterior": anterior})
         (out / "folds.json").write_text(json.dumps([{"train": ["posterior"], "val": ["anterior"]}]))
@@ -184,7 +186,7 @@ def hold_out_anterior(label: Nifti1Image, fraction: float) -> tuple[tuple[slice,
     """Divides the labelled extent along the anterior-posterior axis, to train on one part and test on the other.
 
     Args:
-        label: from `read_label`, in any orientation.
+        label: from `read_segmentation`, in any orientation.
         fraction: the fraction of the labelled extent that is in the anterior part.
 
     Returns:
@@ -223,7 +225,7 @@ def gaussian_mixture(image: Nifti1Image, label: Nifti1Image, training_part: tupl
 
     Args:
         image: from `read_image`.
-        label: its reference, from `read_label`.
+        label: its reference, from `read_segmentation`.
         training_part: the part of the scan whose labels are used for the start.
 
     Returns:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from contextlib import redirect_stderr
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -424,7 +425,9 @@ def test_a_table_wider_than_the_terminal_has_all_columns(monkeypatch):
     assert row.split()[-12:] == [f"{1234.5 + index:.1f}" for index in range(12)]
 
 
-def test_scores_of_simulated_scans_say_so(tmp_path):
+def test_scores_of_simulated_scans_say_so(tmp_path, monkeypatch):
+    from attn3d import segmentation
+
     labels = np.zeros((8, 8, 8), np.uint8)
     labels[2:5] = 1
     for part in ("found", "labelsTr"):
@@ -433,4 +436,9 @@ def test_scores_of_simulated_scans_say_so(tmp_path):
     folders = tmp_path / "found", tmp_path / "labelsTr"
     assert "simulated" not in run("evaluate", *folders, "--quiet").stdout
     (tmp_path / "dataset.json").write_text(json.dumps({"simulated": {"seed": 0}}))
-    assert "All cases (simulated)" in run("evaluate", *folders, "--quiet").stdout
+    assert "All cases (simulated)" in run("evaluate", *folders, "-o", tmp_path, "--quiet").stdout
+    trained = SimpleNamespace(finished=True, scores=tmp_path / "scores.json", folder=tmp_path)
+    monkeypatch.setattr(segmentation, "train", lambda *_, **__: trained)
+    printed = run("train", "--out", "new").stdout
+    assert "Held-out cases (simulated)" in printed
+    assert printed.count("(simulated)") == 1

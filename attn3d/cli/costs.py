@@ -11,12 +11,11 @@ from importlib import import_module
 from typing import Annotated, Any
 
 import typer
-from rich import box
 from rich.console import Console
 from rich.live import Live
-from rich.table import Table
 
 from attn3d.cli.app import one_line_errors
+from attn3d.cli.tables import new_table, show
 
 
 def _size(text: str) -> int:
@@ -40,7 +39,7 @@ def list_mechanisms(
     from attn3d.planning import estimate_cost
 
     title = f"{channels} channels, {' x '.join(map(str, shape))} voxels, float32"
-    table = _table(title, "Name", "Class", numbers=("Parameters", "Training\nmemory", "Training\nGFLOP"))
+    table = new_table(title, "Name", "Class", numbers=("Parameters", "Training\nmemory", "Training\nGFLOP"))
     with one_line_errors("list"):
         for name in list_attention():
             module = create_attention(name, spatial_dims=3, channels=channels)
@@ -49,7 +48,7 @@ def list_mechanisms(
             table.add_row(
                 name, type(module).__name__, f"{parameters:,}", in_units(cost.memory), f"{cost.flops / 1e9:,.2f}"
             )
-    Console().print(table)
+    show(table)
 
 
 def sites(
@@ -120,7 +119,7 @@ def plan(
     from attn3d.planning import plan as plans
 
     title = f"{mechanism}, {channels} channels, {' x '.join(map(str, shape))} voxels, float32"
-    table = _table(title, "Pattern", "Backend", numbers=("Forward", "Training", "Training\nTFLOP", "Fits"))
+    table = new_table(title, "Pattern", "Backend", numbers=("Forward", "Training", "Training\nTFLOP", "Fits"))
     with one_line_errors("plan"):
         rows = plans(shape, channels, mechanism=mechanism, memory=memory)
         first = next(rows)  # raises errors in the arguments before the table is drawn
@@ -134,15 +133,6 @@ def plan(
                     f"{row.training.flops / 1e12:,.2f}",
                     "yes" if row.fits else "no",
                 )
-
-
-def _table(title: str, *words: str, numbers: tuple[str, ...]) -> Table:
-    table = Table(title=title, box=box.SIMPLE_HEAD)
-    for heading in words:
-        table.add_column(heading, no_wrap=True)
-    for heading in numbers:
-        table.add_column(heading, justify="right", no_wrap=True)
-    return table
 
 
 def in_units(count: int) -> str:

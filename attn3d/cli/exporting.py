@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from attn3d.cli.app import one_line_errors
-from attn3d.cli.segmentation import Out, Overwrite
+from attn3d.cli.segmentation import Out
 
 
 def export(
@@ -15,7 +15,6 @@ def export(
     format: Annotated[
         Literal["bundle", "onnx"], typer.Option(help="A MONAI Bundle, or ONNX with its preprocessing as JSON.")
     ] = "bundle",
-    overwrite: Overwrite = False,
 ) -> None:
     """Write a trained network for use without this application: a MONAI Bundle, or ONNX.
 
@@ -25,4 +24,4 @@ def export(
     import attn3d.segmentation as segmentation
 
     with one_line_errors("export"):
-        print(segmentation.export(run, out, format=format, overwrite=overwrite))
+        print(segmentation.export(run, out, format=format))

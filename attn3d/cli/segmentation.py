@@ -36,14 +36,13 @@ def simulate(
     out: Out,
     cases: Annotated[int, typer.Option(min=1, help="Number of cases.")] = 60,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same scans.")] = 0,
-    overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
     """Write simulated head CT with haemorrhage, to try all commands. It has no clinical meaning."""
     import attn3d.segmentation as segmentation
 
     with one_line_errors("simulate"):
-        print(segmentation.simulate(out, cases, seed, overwrite=overwrite, quiet=quiet))
+        print(segmentation.simulate(out, cases, seed, quiet=quiet))
 
 
 def train(
@@ -94,8 +93,8 @@ def train(
             "minutes": minutes,
             "seed": seed,
             "start_from": start_from,
+            "at": None if at is None else _names(at),
         }
-        settings |= {"at": None if at is None else _names(at)}
         settings = {name: value for name, value in settings.items() if value is not None}
         if folds is not None and fold is None and not resume:
             if devices != "auto":
@@ -105,8 +104,7 @@ def train(
             count: int | Path = int(folds) if folds.isdecimal() else Path(folds)
             options: dict[str, Any] = {"config": config, "workers": workers, "quiet": quiet}
             found = segmentation.cross_validate(data, out=out, folds=count, **options, **settings)
-            simulated = " (simulated)" if found.runs[0].config.simulated else ""
-            print_scores(found.scores, f"All cases, each predicted by the fold that held it out{simulated}")
+            print_scores(found.scores, "All cases, each predicted by the fold that held it out")
             print(f"Results are in {out}/; attn3d predict {out} averages its {len(found.runs)} runs.")
             return
         if fold is not None and (folds is None or folds.isdecimal()):
@@ -124,8 +122,7 @@ def train(
             **settings,
         )
         if run.finished:  # with several processes, only the first one computes the scores
-            scores = json.loads(run.scores.read_text(encoding="utf-8"))
-            print_scores(scores, f"Held-out cases{' (simulated)' if run.config.simulated else ''}")
+            print_scores(json.loads(run.scores.read_text(encoding="utf-8")), "Held-out cases")
             print(f"Results are in {run.folder}/; attn3d report {shlex.quote(str(run.folder))} writes a report.")
 
 
@@ -283,13 +280,12 @@ def compare(
     import attn3d.segmentation as segmentation
 
     _log(quiet)
-    given = {"network": network, "epochs": epochs, "minutes": minutes}
+    given = {"at": None if at is None else _names(at), "network": network, "epochs": epochs, "minutes": minutes}
     with one_line_errors("compare"):
         found = segmentation.compare(
             data,
             out=out,
             mechanisms=_names(mechanisms),
-            at=None if at is None else _names(at),
             seeds=seeds,
             config=config,
             workers=workers,

@@ -1,7 +1,7 @@
 """The tables that the commands print."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -11,24 +11,23 @@ from rich.table import Table
 
 def print_by_case(found: Mapping[str, Mapping[str, float]], title: str, digits: int) -> None:
     """Prints a row of numbers for each case; NaN is a dash."""
-    table = Table(title=title, box=box.SIMPLE_HEAD)
-    table.add_column("Case", no_wrap=True)
-    for heading in next(iter(found.values()), ()):
-        table.add_column(heading, justify="right", no_wrap=True)
+    if not found:
+        return
+    table = new_table(title, "Case", numbers=next(iter(found.values())))
     for case, numbers in found.items():
         table.add_row(case, *("–" if math.isnan(one) else f"{one:.{digits}f}" for one in numbers.values()))
-    if found:
-        show(table)
+    show(table)
 
 
 def print_scores(scores: Mapping[str, Any], title: str) -> None:
     """Prints the scores of the cohort, a row for each label, and any scores of lesions and probabilities."""
-    mark = " (simulated)" if scores.get("simulated") else ""
-    table = Table(title=title.removesuffix(mark) + mark, box=box.SIMPLE_HEAD)
-    table.add_column("Label", no_wrap=True)
     surface = f"Surface\nDice {scores['tolerance_mm']:g} mm"
-    for heading in ("Cases", "Dice", "HD95\nmm", surface, "Lesions\nfound", "False\nlesions"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    table = new_table(
+        title + (" (simulated)" if scores.get("simulated") else ""),
+        "Label",
+        numbers=("Cases", "Dice", "HD95\nmm", surface, "Lesions\nfound", "False\nlesions"),
+        caption="Dice, HD95 and surface Dice: means over the cases with the label",
+    )
     for label, one in scores["overall"].items():
         numbers = [(one["dice_with"], 3), (one["hd95_mm_with"], 1), (one["surface_dice_with"], 3)]
         table.add_row(
@@ -38,7 +37,6 @@ def print_scores(scores: Mapping[str, Any], title: str) -> None:
             f"{one['lesions_found']} of {one['lesions']}",
             str(one["false_lesions"]),
         )
-    table.caption = "Dice, HD95 and surface Dice: means over the cases with the label"
     show(table)
     if "lesions" in scores:
         _print_lesions(scores)
@@ -52,29 +50,31 @@ def print_scores(scores: Mapping[str, Any], title: str) -> None:
 
 def _print_lesions(scores: Mapping[str, Any]) -> None:
     """Prints the scores of lesions matched one to one, of all cases together, a row for each label."""
-    table = Table(title="Lesions of all cases, matched at an IoU above 0.5", box=box.SIMPLE_HEAD)
-    table.add_column("Label", no_wrap=True)
-    for heading in ("Lesions", "Predicted", "Matched", "PQ", "RQ", "SQ", "Dice"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    table = new_table(
+        "Lesions of all cases, matched at an IoU above 0.5",
+        "Label",
+        numbers=("Lesions", "Predicted", "Matched", "PQ", "RQ", "SQ", "Dice"),
+        caption="Panoptic, recognition and segmentation quality; mean Dice of matched lesions",
+    )
     for label, one in scores["overall"].items():
         counts = (one["lesions"], one["lesions_predicted"], one["lesions_matched"])
         names = ("panoptic_quality", "recognition_quality", "segmentation_quality", "lesion_dice")
         table.add_row(label, *map(str, counts), *(_number(one[f"{name}_pooled"]) for name in names))
-    table.caption = "Panoptic, recognition and segmentation quality; mean Dice of matched lesions"
     show(table)
 
 
 def print_comparison(found: Mapping[str, Any]) -> None:
     """Prints the Dice and the costs of each mechanism, and whether its difference to none is inside the noise."""
-    table = Table(title=f"Mean Dice{' (simulated scans)' if found['simulated'] else ''}", box=box.SIMPLE_HEAD)
-    table.add_column("Mechanism", no_wrap=True)
-    for heading in ("Dice", "Difference\nto none", "Parameters", "Seconds"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    table = new_table(
+        f"Mean Dice{' (simulated scans)' if found['simulated'] else ''}",
+        "Mechanism",
+        numbers=("Dice", "Difference\nto none", "Parameters", "Seconds"),
+        caption=f"Means over the seeds ± their {found['level']:.0%} interval; median time of a training",
+    )
     for name, one in found["mechanisms"].items():
         difference = _mean(one["difference"], one["difference_interval"], "+") if "difference" in one else ""
         mean = _mean(one["mean"], one["interval"])
         table.add_row(name, mean, difference, f"{one['parameters']:,}", f"{one['seconds']:.0f}")
-    table.caption = f"Means over the seeds ± their {found['level']:.0%} interval; median time of a training"
     show(table)
     for name, one in found["mechanisms"].items():
         if name != "none" and one["difference_interval"] is None:
@@ -90,6 +90,16 @@ def _mean(mean: float, interval: Sequence[float] | None, sign: str = "") -> str:
 
 def _number(value: float | None, digits: int = 3) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
+
+
+def new_table(title: str, *words: str, numbers: Iterable[str], caption: str | None = None) -> Table:
+    """An empty table: first the columns of words, then those of numbers, which are aligned at the right."""
+    table = Table(title=title, box=box.SIMPLE_HEAD, caption=caption)
+    for heading in words:
+        table.add_column(heading, no_wrap=True)
+    for heading in numbers:
+        table.add_column(heading, justify="right", no_wrap=True)
+    return table
 
 
 def show(table: Table) -> None:

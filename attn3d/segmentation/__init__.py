@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from attn3d.segmentation.evaluation import evaluate, score
     from attn3d.segmentation.exporting import export
     from attn3d.segmentation.folds import CrossValidation, cross_validate
-    from attn3d.segmentation.io.files import read_image, read_label, read_segmentation, write_image, write_label
+    from attn3d.segmentation.io.files import read_image, read_segmentation, write_image, write_label
     from attn3d.segmentation.io.writing import finished_file
     from attn3d.segmentation.labels import Labels
     from attn3d.segmentation.mni152 import TISSUES, write_mni152
@@ -37,7 +37,7 @@ _NAMES = {
     "evaluation": ["evaluate", "score"],
     "exporting": ["export"],
     "folds": ["CrossValidation", "cross_validate"],
-    "io.files": ["read_image", "read_label", "read_segmentation", "write_image", "write_label"],
+    "io.files": ["read_image", "read_segmentation", "write_image", "write_label"],
     "io.writing": ["finished_file"],
     "labels": ["Labels"],
     "mni152": ["TISSUES", "write_mni152"],

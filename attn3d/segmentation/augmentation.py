@@ -5,8 +5,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from monai.transforms import RandAdjustContrast, RandBiasField, RandGaussianNoise, RandomizableTransform
+from monai.transforms.utils import create_rotate
 from torch import Tensor
 from torch.nn import functional
+
+from attn3d.segmentation.settings import Configuration
 
 _BIAS = 0.05  # largest coefficient of the bias field, which is smooth over a patch
 _NOISE_HU = 3.0
@@ -16,48 +19,35 @@ _NOISE = 0.3  # standard deviations of the image
 class Augmentation:
     """Random changes of patches. They only depend on the state of the random generator.
 
+    Intensities in Hounsfield units only get noise, since scanners agree otherwise.
+
     Args:
-        spacing: mm per voxel along each axis; rotations are in mm, so that anisotropic voxels are not sheared.
-        mirror: axes along which half of the patches are mirrored.
-        hounsfield: whether intensities are Hounsfield units. If so, only noise is added, since scanners agree
-            otherwise.
-        warped: fraction of the patches that are rotated and scaled.
-        rotation: largest rotation about each axis, in degrees.
-        scaling: largest change of scale along each axis, as a fraction.
+        configuration: the configuration of the run.
     """
 
-    def __init__(
-        self,
-        spacing: Sequence[float],
-        mirror: Sequence[int],
-        hounsfield: bool,
-        *,
-        warped: float,
-        rotation: float,
-        scaling: float,
-    ):
-        self.spacing, self.mirror, self.hounsfield = np.array(spacing), tuple(mirror), hounsfield
-        self.warped, self.rotation, self.scaling = warped, rotation, scaling
-        noise = RandGaussianNoise(prob=1.0, std=_NOISE_HU if hounsfield else _NOISE)
+    def __init__(self, configuration: Configuration):
+        self.configuration = configuration
+        self.hounsfield = configuration.windows is not None
+        noise = RandGaussianNoise(prob=1.0, std=_NOISE_HU if self.hounsfield else _NOISE)
         self._intensities: list[tuple[float, RandomizableTransform]] = [(0.3, noise)]
-        if not hounsfield:
+        if not self.hounsfield:
             bias = RandBiasField(prob=1.0, degree=2, coeff_range=(-_BIAS, _BIAS))
             contrast = RandAdjustContrast(prob=1.0, gamma=(0.7, 1.5))
             self._intensities = [(0.3, bias), (0.15, contrast), (0.3, noise)]
 
     def draw_affine(self, random: np.random.Generator) -> np.ndarray | None:
-        """Draws a matrix from voxels of the patch to those of the scan, relative to their centres, or None."""
-        if random.random() >= self.warped:
+        """Draws a matrix from voxels of the patch to those of the scan, relative to their centres, or None.
+
+        In mm, so that anisotropic voxels are not sheared, it is Rx Ry Rz diag(scales): rotations about the three axes,
+        after a scaling along each.
+        """
+        config = self.configuration
+        if random.random() >= config.warped:
             return None
-        matrix = np.eye(3)
-        for axis, angle in enumerate(np.deg2rad(random.uniform(-self.rotation, self.rotation, 3))):
-            one, other = [index for index in range(3) if index != axis]
-            turn = np.eye(3)
-            turn[one, one] = turn[other, other] = np.cos(angle)
-            turn[one, other], turn[other, one] = -np.sin(angle), np.sin(angle)
-            matrix = matrix @ turn
-        matrix = matrix @ np.diag(random.uniform(1 - self.scaling, 1 + self.scaling, 3))
-        return matrix * self.spacing / self.spacing[:, None]
+        angles = np.deg2rad(random.uniform(-config.rotation, config.rotation, 3)).tolist()
+        scales = random.uniform(1 - config.scaling, 1 + config.scaling, 3)
+        matrix = create_rotate(3, angles)[:3, :3] @ np.diag(scales)
+        return matrix * config.spacing / np.array(config.spacing)[:, None]
 
     def __call__(self, image: Tensor, classes: Tensor, random: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Mirrors a patch and changes its intensities.
@@ -67,7 +57,7 @@ class Augmentation:
             classes: (*S).
             random: the random generator.
         """
-        axes = [axis for axis in self.mirror if random.random() < 0.5]
+        axes = [axis for axis in self.configuration.mirror if random.random() < 0.5]
         image, classes = image.flip([axis + 1 for axis in axes]), classes.flip(axes)
         for chance, transform in self._intensities:
             if random.random() < chance:

@@ -18,7 +18,6 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from attn3d.segmentation.errors import FileError
 from attn3d.segmentation.io.writing import finished_file, write_table
 from attn3d.segmentation.networks import not_finite
 from attn3d.segmentation.runs import Run
@@ -152,11 +151,6 @@ class Checkpoint(Callback):
         if name := not_finite(task.network.state_dict()):
             task.stop(f"the weights {name!r} are not finite")
         trainer.save_checkpoint(self.path)  # all ranks call it, the first one writes
-
-    def on_load_checkpoint(self, trainer: Trainer, task: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Raises a `FileError` if weights of the checkpoint are not finite."""
-        if name := not_finite(checkpoint["state_dict"]):
-            raise FileError(self.path, f"its weights {name!r} are not finite; remove it to train from the start")
 
 
 class Best(Callback):

@@ -10,17 +10,17 @@ import pandas as pd
 
 from attn3d.arguments import one_of, positive_integer
 from attn3d.mechanisms.registry import list_attention
-from attn3d.networks import KINDS
 from attn3d.planning import estimate_memory
 from attn3d.plotting import confidence_interval, plot_comparison
-from attn3d.segmentation.datasets import find_dataset, named_splits, split_cases
+from attn3d.segmentation.configuration import configure
+from attn3d.segmentation.datasets import find_dataset, named_splits, read_fold, split_cases
 from attn3d.segmentation.errors import FileError
-from attn3d.segmentation.io.locks import locked
+from attn3d.segmentation.fingerprint import take_fingerprint
 from attn3d.segmentation.io.writing import finished_file, read_json, read_table, write_json, write_table
+from attn3d.segmentation.networks import create_network
 from attn3d.segmentation.runs import SPLITS, Run
-from attn3d.segmentation.series import keep_settings, train_or_resume
-from attn3d.segmentation.settings import settings_from
-from attn3d.segmentation.simulation import simulate
+from attn3d.segmentation.series import series_in, train_or_resume
+from attn3d.segmentation.settings import Settings, settings_from
 from attn3d.segmentation.summaries import mean_dice
 
 _LEVEL = 0.95
@@ -31,7 +31,6 @@ def compare(
     *,
     out: Path | str,
     mechanisms: Sequence[str],
-    at: Sequence[str] | None = None,
     seeds: int = 5,
     config: Path | str | None = None,
     workers: int | None = None,
@@ -54,12 +53,12 @@ def compare(
             since the comparison began.
         out: the folder of the comparison.
         mechanisms: names of mechanisms; the network without attention is always added, as "none".
-        at: kinds of site; by default those of the setting ``at`` in ``config``, or "skip".
         seeds: number of trainings per mechanism, with the seeds 0, 1, ..
         config: as in `train`, without ``seed`` and ``attention``.
         workers: as in `train`.
         quiet: whether to show no progress bars.
-        **settings: as in `train`, the same for all trainings, without ``seed`` and ``attention``.
+        **settings: as in `train`, without ``seed`` and ``attention``. They are the same for all trainings; ``at`` are
+            the sites of all mechanisms.
 
     Returns:
         The content of ``comparison.json``. For each mechanism it has ``dice`` (mean over the labels, for each seed),
@@ -70,43 +69,54 @@ def compare(
     Raises:
         FileError: when a file cannot be used, the data set lacks a case of the split, or ``out`` has a comparison with
             other settings.
-        TypeError: when ``mechanisms`` or ``at`` is not a list.
-        ValueError: when a mechanism or setting is wrong, or ``out`` is in use.
+        TypeError: when ``mechanisms`` is not a list.
+        ValueError: when a mechanism or setting is wrong, a mechanism does not fit the network, or ``out`` is in use.
     """
     positive_integer("seeds", seeds)
-    out, chosen = Path(out), settings_from(None if config is None else Path(config), settings)
+    out, chosen = Path(out), settings_from(config, settings)
     for name, instead in (("seed", "seeds"), ("attention", "mechanisms")):
         if name in chosen.model_fields_set:
             problem = f"`{name}` is set by the comparison, got {getattr(chosen, name)!r}; use `{instead}`"
             raise ValueError(problem) if config is None or name in settings else FileError(config, problem)
-    at = chosen.at if at is None else at
-    for name, names in (("mechanisms", mechanisms), ("at", at)):
-        if isinstance(names, str):
-            raise TypeError(f"`{name}` must be a list of names, such as [{names!r}], got {names!r}")
-    mechanisms, at = list(mechanisms), list(at)
+    if isinstance(mechanisms, str):
+        raise TypeError(f"`mechanisms` must be a list of names, such as [{mechanisms!r}], got {mechanisms!r}")
+    mechanisms = list(mechanisms)
     for mechanism in mechanisms:
         one_of("mechanisms", mechanism, list_attention())
-    for site in at:  # the network without attention, which is trained first, does not use them
-        one_of("at", str(site).partition(":")[0], (*KINDS, "path"))
-    asked: dict[str, Any] = {"data": None if data is None else str(Path(data).resolve()), "at": at}
-    asked |= {"settings": chosen.model_dump(mode="json")}
-    with locked(out):
-        begun = keep_settings(out / "settings.json", asked)
-        if data is None:
-            data = simulate(out / "cohort", quiet=quiet).folder
-        if not (begun and (out / SPLITS).exists()):
-            dataset = find_dataset(data, labelled=True)
-            parts = split_cases(dataset.cases, chosen.held_out, chosen.split_seed, dataset.validation)
-            write_json(out / SPLITS, named_splits([parts]))
+    asked = {"settings": chosen.model_dump(mode="json")}
+    with series_in(out, data, asked, lambda folder: _split(folder, chosen), quiet) as folder:
         runs: dict[str, list[Run]] = {mechanism: [] for mechanism in ("none", *dict.fromkeys(mechanisms))}
+        if mechanisms and not (out / "none-0").exists():
+            _check_mechanisms(folder, out / SPLITS, chosen, mechanisms, quiet)
         for seed in range(seeds):
             for mechanism, finished in runs.items():
                 if not quiet:
                     print(f"{mechanism}, seed {seed}")
-                given = {"config": config, "folds": out / SPLITS, **settings}
-                given |= {"attention": mechanism, "at": at, "seed": seed}
-                finished.append(train_or_resume(data, out / f"{mechanism}-{seed}", workers, quiet, **given))
-        return _report(out, runs, at, seeds)
+                options = {"config": config, "folds": out / SPLITS, **settings, "attention": mechanism, "seed": seed}
+                finished.append(train_or_resume(folder, out / f"{mechanism}-{seed}", workers, quiet, **options))
+        return _report(out, runs, chosen.at, seeds)
+
+
+def _split(data: Path | str, settings: Settings) -> list[dict[str, list[str]]]:
+    """The names of the training and validation cases."""
+    dataset = find_dataset(data, labelled=True)
+    return named_splits([split_cases(dataset.cases, settings.held_out, settings.split_seed, dataset.validation)])
+
+
+def _check_mechanisms(
+    data: Path | str, splits: Path, settings: Settings, mechanisms: Sequence[str], quiet: bool
+) -> None:
+    """Builds the network with each mechanism, since one that does not fit would be found after the plain training.
+
+    Raises:
+        ValueError: when a mechanism does not fit the sites of the network.
+    """
+    dataset = find_dataset(data, labelled=True)
+    training, _ = read_fold(splits, 0, dataset.cases)
+    images = dataset.images_per_case()
+    config = configure(dataset, images, take_fingerprint(dataset, training, quiet=quiet), settings)
+    for mechanism in mechanisms:
+        create_network(config.network, **config.network_shape, attention=mechanism, at=settings.at)
 
 
 def _report(out: Path, runs: dict[str, list[Run]], at: Sequence[str], seeds: int) -> dict[str, Any]:

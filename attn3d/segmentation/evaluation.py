@@ -18,10 +18,10 @@ from attn3d.arguments import nonnegative_number
 from attn3d.plotting.hanging import invertible
 from attn3d.segmentation.calibration import Calibration, calibration_near, summarise_calibration
 from attn3d.segmentation.components import components
-from attn3d.segmentation.datasets.predictions import find_pairs, probabilities_of
+from attn3d.segmentation.datasets.predictions import beside, find_pairs
 from attn3d.segmentation.errors import FileError, failure_noted
 from attn3d.segmentation.grid import voxel_millilitres
-from attn3d.segmentation.io.files import read_probabilities, read_segmentation, values_in
+from attn3d.segmentation.io.files import read_map, read_segmentation, values_in
 from attn3d.segmentation.io.writing import read_json
 from attn3d.segmentation.labels import ANY, Labels
 from attn3d.segmentation.lesions import match_lesions
@@ -156,7 +156,8 @@ def evaluate(
     if scores_file is not None and scores_file.exists() and not overwrite:
         raise FileError(scores_file, "already exists; choose another folder, or overwrite it (--overwrite)")
     pairs, failed = find_pairs(Path(prediction), Path(reference))
-    given, labels = labels is not None, _labels(pairs.values(), failed) if labels is None else Labels.of(labels)
+    names_given = labels is not None
+    labels = _labels_in(pairs.values(), failed) if labels is None else Labels.of(labels)
     pairs = {name: pair for name, pair in pairs.items() if not failed.keys() & {str(path) for path in pair}}
     if labels.regions and probabilities:
         raise ValueError("`probabilities` are for labels, got regions, whose probabilities do not sum to 1")
@@ -165,8 +166,9 @@ def evaluate(
     if not labels.names:
         raise FileError(prediction, "nothing is labelled, here or in the reference; give the allowed `labels`")
 
-    count = len(labels.channels)  # a network may have labels that do not occur in the files
-    classes = range(count, count + 1 if given else _MOST_CLASSES + 1) if probabilities else None
+    least = len(labels.channels)
+    most = least if names_given else _MOST_CLASSES  # a network may have labels that do not occur in the files
+    classes = range(least, most + 1) if probabilities else None
     cases: dict[str, Any] = {}
     rows: list[dict[str, Any]] = []
     calibrations: dict[str, Calibration] = {}
@@ -255,19 +257,15 @@ def _lesions(mask: np.ndarray, touching: np.ndarray) -> tuple[int, int]:
     return int(pieces.max(initial=0)), len(np.unique(pieces[mask & touching]))
 
 
-def _labels(pairs: Collection[tuple[Path, Path]], failed: MutableMapping[str, str]) -> Labels:
+def _labels_in(pairs: Collection[tuple[Path, Path]], failed: MutableMapping[str, str]) -> Labels:
     """The values that occur in the pairs, each with a name.
 
     A pair with an unusable file is left out; ``failed`` gets the problem of the file.
     """
     values: set[int] = set()
     for pair in pairs:
-        found: list[list[int]] = []
-        for path in pair:
-            with failure_noted(path, failed):
-                found.append(_values(path))
-        if len(found) == len(pair):
-            values.update(*found)
+        with failure_noted(pair[0], failed):
+            values.update(*[_values(path) for path in pair])  # a list, so that an error leaves out both files
     return Labels.of({value: f"label {value}" for value in values - {0}})
 
 
@@ -308,8 +306,8 @@ def _score_files(
     one, other = np.asarray(found.dataobj), np.asarray(true.dataobj)
     calibration = None
     if classes is not None:
-        path = probabilities_of(prediction)
-        found_probabilities = read_probabilities(path, true)
+        path = beside(prediction, "probabilities")
+        found_probabilities = read_map(path, true, volumes=None)
         calibration = calibration_near(one, other, found_probabilities, true.affine, path, classes, labels.ignore)
     scores: dict[str, dict[str, Any]] = {**score(one, other, true.affine, labels, tolerance)}
     one, other = labels.compared(one, other)

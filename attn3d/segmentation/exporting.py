@@ -21,14 +21,11 @@ from attn3d.segmentation.runs import Run
 from attn3d.segmentation.settings import Configuration
 
 _FORMATS = ("bundle", "onnx")
-_WRITTEN = ("scripts", "configs", "data", "models", "model.onnx", "metadata.json")
 _MOST = 4096  # largest batch, and largest number of the network's steps along an axis
 _SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
 
 
-def export(
-    run: Path | str, out: Path | str, *, format: Literal["bundle", "onnx"] = "bundle", overwrite: bool = False
-) -> Path:
+def export(run: Path | str, out: Path | str, *, format: Literal["bundle", "onnx"] = "bundle") -> Path:
     """Writes a trained network to a folder for use in other programs.
 
     - ``"bundle"``: a MONAI Bundle. In its folder, ``python -m monai.bundle run --config_file configs/inference.json``
@@ -40,29 +37,22 @@ def export(
 
     Args:
         run: the folder of a finished training.
-        out: the folder to write.
+        out: the folder to write; it must be new or empty.
         format: ``"bundle"`` or ``"onnx"``.
-        overwrite: whether to replace an existing export.
 
     Returns:
-        ``out``.
+        The absolute path of ``out``.
 
     Raises:
-        FileError: when the run cannot be used, or ``out`` exists and must not be overwritten, or has other files.
+        FileError: when the run cannot be used, or ``out`` is a file or a folder that is not empty.
         ValueError: when ``format`` is unknown, or needs a library that is not installed.
     """
     if format not in _FORMATS:
         raise ValueError(f"`format` must be one of {', '.join(_FORMATS)}, got {format!r}")
-    opened, out = Run.open(run), Path(out)
-    if out.exists() and not (out / "scripts" / "portable.py").exists():
-        raise FileError(out, "already exists, and is not an export; choose another folder")
-    if out.exists() and not overwrite:
-        raise FileError(out, "already exists; choose another folder, or overwrite it (--overwrite)")
-    others = [
-        path for path in (*out.glob("*"), *out.glob("data/*")) if path.relative_to(out).as_posix() not in _WRITTEN
-    ]
-    if others:
-        raise FileError(others[0], "would be deleted with the existing export; move it, or choose another folder")
+    out = Path(out).resolve()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise FileError(out, "already exists; choose another folder, or delete it first")
+    opened = Run.open(run)
     net, config = opened.network(), opened.config
     write = _write_onnx if format == "onnx" else _write_bundle
     with finished_folder(out) as unfinished:
@@ -130,15 +120,7 @@ def _write_bundle(net: nn.Module, config: Configuration, out: Path) -> None:
 
 def _network(config: Configuration) -> dict[str, Any]:
     """The network as a component of a MONAI configuration."""
-    kind, arguments = network_arguments(
-        config.network,
-        config.in_channels,
-        config.out_channels,
-        config.strides,
-        config.kernels,
-        config.width,
-        config.deep_supervision,
-    )
+    kind, arguments = network_arguments(config.network, **config.network_shape)
     net = {"_target_": kind, **arguments}
     if config.attention is None:
         return net
@@ -146,8 +128,6 @@ def _network(config: Configuration) -> dict[str, Any]:
 
 
 def _inference(config: Configuration) -> dict[str, Any]:
-    facts = _facts(config)
-    scan = {"keys": "image", "spacing": facts["spacing"], "windows": facts["windows"]}
     return {
         "imports": ["$import torch"],
         "bundle_root": ".",
@@ -161,7 +141,12 @@ def _inference(config: Configuration) -> dict[str, Any]:
             "_target_": "Compose",
             "transforms": [
                 {"_target_": "LoadImaged", "keys": "image", "ensure_channel_first": True},
-                {"_target_": "scripts.portable.Prepared", **scan},
+                {
+                    "_target_": "scripts.portable.Prepared",
+                    "keys": "image",
+                    "spacing": config.spacing,
+                    "windows": config.windows,
+                },
             ],
         },
         "postprocessing": {
@@ -171,8 +156,8 @@ def _inference(config: Configuration) -> dict[str, Any]:
                     "_target_": "scripts.portable.ToScan",
                     "keys": "pred",
                     "image": "image",
-                    "values": facts["values"],
-                    "regions": facts["regions"],
+                    "values": config.labels.written,
+                    "regions": config.labels.regions,
                 },
                 {
                     "_target_": "SaveImaged",
@@ -187,8 +172,8 @@ def _inference(config: Configuration) -> dict[str, Any]:
         },
         "inferer": {
             "_target_": "scripts.portable.WindowInferer",
-            "patch_size": facts["patch_size"],
-            "multiple": facts["multiple"],
+            "patch_size": config.patch_size,
+            "multiple": shape_multiple(config.network, config.strides),
         },
         "dataset": {"_target_": "Dataset", "data": "@images", "transform": "@preprocessing"},
         "dataloader": {"_target_": "DataLoader", "dataset": "@dataset", "batch_size": 1},

@@ -84,15 +84,15 @@ def take_fingerprint(dataset: Dataset, cases: Sequence[Case], *, quiet: bool = F
         with failing_as(case.images[0]):
             images = read_case_image(case)
             label = read_case_label(case, dataset, images[0])
-        affine = nib.as_closest_canonical(images[0]).affine
+        canonical = nib.as_closest_canonical(images[0])
         labels = dataset.labels.without_ignored(np.asarray(label.dataobj))
-        shapes.append(nib.as_closest_canonical(images[0]).shape)
-        spacings.append(nib.affines.voxel_sizes(affine))
+        shapes.append(canonical.shape)
+        spacings.append(nib.affines.voxel_sizes(canonical.affine))
         chosen = labels > 0 if labels.any() else np.ones(labels.shape, bool)
         samples.append([_sample(image, chosen) for image in images])
         scans.append([_sample(image, ...) for image in images])
         darkest.append(darkest_of(images[0]))
-        millilitres = voxel_millilitres(affine)
+        millilitres = voxel_millilitres(canonical.affine)
         for name, mask in dataset.labels.masks(labels):
             if count := int(mask.sum()):
                 volumes[name].append(count * millilitres)

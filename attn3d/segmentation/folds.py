@@ -8,12 +8,10 @@ from sklearn.model_selection import KFold
 from attn3d.arguments import of_python
 from attn3d.segmentation.datasets import find_dataset, named_splits, read_fold, read_splits
 from attn3d.segmentation.errors import FileError
-from attn3d.segmentation.io.locks import locked
-from attn3d.segmentation.io.writing import read_json, write_json
+from attn3d.segmentation.io.writing import read_json
 from attn3d.segmentation.runs import SPLITS, Run
-from attn3d.segmentation.series import keep_settings, train_or_resume
+from attn3d.segmentation.series import series_in, train_or_resume
 from attn3d.segmentation.settings import settings_from
-from attn3d.segmentation.simulation import simulate
 from attn3d.segmentation.summaries import summarise, write_scores
 
 
@@ -67,26 +65,16 @@ def cross_validate(
     folds = of_python(folds)
     if not isinstance(folds, int | str | Path):
         raise TypeError(f"`folds` must be the number of folds or a JSON file of splits, got {folds!r}")
-    out, chosen = Path(out), settings_from(None if config is None else Path(config), settings)
-    given = folds if isinstance(folds, int) else str(Path(folds).resolve())
-    asked: dict[str, Any] = {"data": None if data is None else str(Path(data).resolve()), "folds": given}
+    out, chosen = Path(out), settings_from(config, settings)
+    asked: dict[str, Any] = {"folds": folds if isinstance(folds, int) else read_splits(folds)}
     asked |= {"settings": chosen.model_dump(mode="json")}
-    splits = None if data is None else _splits(data, folds, chosen.split_seed)
-    with locked(out):
-        begun = keep_settings(out / "settings.json", asked)
-        if data is None:
-            data = simulate(out / "cohort", quiet=quiet).folder
-            splits = _splits(data, folds, chosen.split_seed)
-        if not begun:
-            write_json(out / SPLITS, splits)
-        elif not isinstance(folds, int) and read_splits(out / SPLITS) != splits:
-            raise FileError(out / SPLITS, f"has other splits than {folds}; give another --out")
+    with series_in(out, data, asked, lambda folder: _splits(folder, folds, chosen.split_seed), quiet) as folder:
         runs = []
         for fold in range(len(read_splits(out / SPLITS))):
             if not quiet:
                 print(f"fold {fold}")
             options = {"config": config, "folds": out / SPLITS, "fold": fold, **settings}
-            runs.append(train_or_resume(data, out / f"fold_{fold}", workers, quiet, **options))
+            runs.append(train_or_resume(folder, out / f"fold_{fold}", workers, quiet, **options))
         scored = [read_json(run.scores, "cases", "failed", "tolerance_mm") for run in runs]
         cases = {name: case for one in scored for name, case in one["cases"].items()}
         failed = {path: problem for one in scored for path, problem in one["failed"].items()}

@@ -52,7 +52,7 @@ def label_to_grid(label: nib.Nifti1Image, spacing: Sequence[float]) -> MetaTenso
     spacing is a multiple of the new spacing, every voxel of the scan becomes the same number of voxels.
 
     Args:
-        label: from `read_label`.
+        label: from `read_segmentation`.
         spacing: millimetres per voxel along right, anterior, superior.
 
     Raises:
@@ -104,28 +104,26 @@ def resampled_planes(
         order is that of ``planes``, so the indices may be descending.
     """
     to_volume = np.linalg.inv(affine) @ new_affine
-    source = np.abs(to_volume[:3, :3]).argmax(axis=0)  # the volume's axis parallel to each axis of the new grid
-    lower, weights = zip(
-        *(
-            _between(to_volume[one, new] * np.arange(new_shape[new]) + to_volume[one, 3], shape[one])
-            for new, one in enumerate(source)
-        ),
-        strict=True,
-    )
+    parallel = np.abs(to_volume[:3, :3]).argmax(axis=0)  # for each axis of the new grid, that of the volume
+    between = [
+        _between(to_volume[old, new] * np.arange(new_shape[new]) + to_volume[old, 3], shape[old])
+        for new, old in enumerate(parallel)
+    ]
     new_axis = along(axis, affine, new_affine)
     rest = [new for new in range(3) if new != new_axis]
-    turned = source[rest[0]] > source[rest[1]]
-    held: deque[Tensor] = deque(maxlen=2)
-    arrived = 0
+    turned = parallel[rest[0]] > parallel[rest[1]]  # whether the two axes of a plane change places
+    lower, weights = between[new_axis]
+    last_two: deque[Tensor] = deque(maxlen=2)  # the planes on both sides of the new one
+    received = 0
     order = range(new_shape[new_axis])
     for index in order if to_volume[axis, new_axis] > 0 else reversed(order):
-        while arrived < min(int(lower[new_axis][index]) + 2, shape[axis]):
+        while received < min(int(lower[index]) + 2, shape[axis]):
             plane = next(planes)
-            held.append(plane.transpose(1, 2) if turned else plane)
-            arrived += 1
-        plane = torch.lerp(held[0], held[-1], weights[new_axis][index].item())
+            last_two.append(plane.transpose(1, 2) if turned else plane)
+            received += 1
+        plane = torch.lerp(last_two[0], last_two[-1], weights[index].item())
         for dim, new in enumerate(rest, 1):
-            plane = _interpolated(plane, dim, lower[new], weights[new])
+            plane = _interpolated(plane, dim, *between[new])
         yield index, plane
 
 

@@ -7,7 +7,7 @@ only the planes that a window spans are in memory, for any length of the scan, a
 
 import math
 from collections.abc import Iterator, Sequence
-from itertools import combinations, groupby
+from itertools import combinations, pairwise
 from typing import NamedTuple
 
 import nibabel as nib
@@ -40,8 +40,8 @@ class Segmentation(NamedTuple):
     uncertainty: dict[str, np.ndarray]
 
 
-class View(NamedTuple):
-    """A scan in the form of a network's input.
+class NetworkInput(NamedTuple):
+    """A network and a scan on its working grid.
 
     Attributes:
         network: (B, C, *patch) to logits (B, channels, *patch); it is left in evaluation mode and runs where its
@@ -60,7 +60,7 @@ class View(NamedTuple):
 
 
 def segment(
-    views: Sequence[View],
+    inputs: Sequence[NetworkInput],
     like: nib.Nifti1Image,
     *,
     overlap: float = 0.5,
@@ -68,52 +68,41 @@ def segment(
     keep: bool = False,
     uncertainty: bool = False,
 ) -> Segmentation:
-    r"""Segments a scan by the mean probabilities of one or more networks, and computes the uncertainty of each voxel.
-
-    With the probability $p_{kc}$ of class $c$ by network $k$ of $K$, on the scan's grid, and
-    $\bar p_c = \frac1K \sum_k p_{kc}$:
-
-    - entropy, in nats: $-\sum_c \bar p_c \ln \bar p_c$, from 0 to the logarithm of the number of classes;
-    - spread: the population standard deviation of $p_{k\hat c}$ over the networks, from 0 to 0.5, where $\hat c$ is
-      the class with the highest $\bar p_c$.
-
-    Each region is a separate problem of two classes: the entropy is the sum over the regions, up to $\ln 2$ each, and
-    the spread is the largest one of the regions.
+    """Segments a scan by the mean probabilities of one or more networks, and computes the uncertainty of each voxel.
 
     Args:
-        views: a view of the scan for each network. The networks have the same labels; their grids may differ.
+        inputs: the networks, with the scan on the grid of each. They have the same labels; their grids may differ.
         like: the scan.
         overlap: overlap of neighbouring windows, as a fraction of their size.
         mirror: axes of the working grid; logits are averaged over windows mirrored along every combination of them.
         keep: whether to return the probabilities.
-        uncertainty: whether to return the maps of uncertainty.
+        uncertainty: whether to return the maps of uncertainty, which `attn3d.segmentation.predict` defines.
 
     Raises:
         ValueError: when a volume, or the output of a network, is not finite.
     """
-    first = views[0]
+    first = inputs[0]
     axis = min(range(3), key=lambda one: first.patch_size[one] / first.volume.shape[1 + one])
     scan_axis = along(axis, first.volume.affine.numpy(), like.affine)
     streams = [
         resampled_planes(
-            probability_planes(view, axis, overlap=overlap, mirror=mirror),
-            *(view.volume.affine.numpy(), view.volume.shape[1:]),
+            probability_planes(one, axis, overlap=overlap, mirror=mirror),
+            *(one.volume.affine.numpy(), one.volume.shape[1:]),
             *(like.affine, like.shape),
             axis,
         )
-        for view in views
+        for one in inputs
     ]
     shape = [like.shape[scan_axis], *(size for one, size in enumerate(like.shape) if one != scan_axis)]
     chosen = np.empty(shape, np.uint8)
-    kept = None
-    measures = measures_of(len(views)) if uncertainty else ()
+    kept = np.empty((*shape, len(first.labels.channels)), np.float32) if keep else None
+    measures = measures_of(len(inputs)) if uncertainty else ()
     uncertain = {name: np.empty(shape, np.float32) for name in measures}
     for found in zip(*streams, strict=True):
         index, planes = found[0][0], [plane for _, plane in found]
         mean = sum(planes) / len(planes)
         chosen[index] = first.labels.choose(mean)
-        if keep:
-            kept = np.empty((*shape, len(mean)), np.float32) if kept is None else kept
+        if kept is not None:
             kept[index] = mean.permute(1, 2, 0)
         for name, values in uncertain.items():
             values[index] = _entropy(mean, first.labels) if name == "entropy" else _spread(planes, mean, first.labels)
@@ -149,7 +138,9 @@ def _spread(planes: Sequence[Tensor], mean: Tensor, labels: Labels) -> Tensor:
 
 
 @torch.inference_mode()
-def probability_planes(view: View, axis: int, *, overlap: float = 0.5, mirror: Sequence[int] = ()) -> Iterator[Tensor]:
+def probability_planes(
+    given: NetworkInput, axis: int, *, overlap: float = 0.5, mirror: Sequence[int] = ()
+) -> Iterator[Tensor]:
     """The probabilities of the labels on the working grid, (channels, *rest), plane by plane along an axis.
 
     Logits of windows are averaged with Gaussian weights, as in `monai.inferers.sliding_window_inference`. The logits of
@@ -158,7 +149,7 @@ def probability_planes(view: View, axis: int, *, overlap: float = 0.5, mirror: S
     many windows are rounded more, or leave the range of float16; then they need twice the memory.
 
     Args:
-        view: the view of the scan.
+        given: the network and the scan.
         axis: the axis of the working grid that is perpendicular to the planes.
         overlap: as in `segment`.
         mirror: as in `segment`.
@@ -166,47 +157,64 @@ def probability_planes(view: View, axis: int, *, overlap: float = 0.5, mirror: S
     Raises:
         ValueError: as `segment`.
     """
-    network, volume, patch_size = view.network.eval(), view.volume.as_tensor(), tuple(view.patch_size)
+    network, volume, patch_size = given.network.eval(), given.volume.as_tensor(), tuple(given.patch_size)
     if not volume.isfinite().all():
         raise ValueError(f"`volume` must be finite, got {int((~volume.isfinite()).sum())} voxels that are not")
     device = next(network.parameters()).device
     kind = torch.float16 if overlap <= 0.5 else torch.float32
-    together = 1 if device.type == "cpu" else 4
+    together = 1 if device.type == "cpu" else 4  # windows in a batch
     volume, inside = _padded(volume, patch_size)
-    size = volume.shape[1:]
-    steps = [max(1, int(patch * (1 - overlap))) for patch in patch_size]
-    windows = sorted(dense_patch_slices(size, patch_size, steps), key=lambda window: window[axis].start)
-    weight = compute_importance_map(patch_size, mode="gaussian", device=device).movedim(axis, 0)
+    shown = range(inside[axis].start, inside[axis].stop)
     rest = [one for one in range(3) if one != axis]
-    rows = [list(row) for _, row in groupby(windows, key=lambda window: window[axis].start)]
-    planes = (patch_size[axis], *(size[one] for one in rest))
-    total, weights = torch.empty(0), torch.zeros(planes, device=device)
-    for row, following in zip(rows, [*rows[1:], None], strict=True):
-        start = row[0][axis].start
+    weight = compute_importance_map(patch_size, mode="gaussian", device=device).movedim(axis, 0)
+    rows = _rows_of_windows(volume.shape[1:], patch_size, overlap, axis)
+    # The sums are those of the planes that a row of windows spans, (planes, channels, *rest).
+    spanned, area = patch_size[axis], [volume.shape[1 + one] for one in rest]
+    total, weights = torch.empty(0), torch.zeros(spanned, *area, device=device)
+    for start, following in pairwise([*rows, max(rows) + spanned]):
+        row = rows[start]
         for first in range(0, len(row), together):
             some = row[first : first + together]
-            patches = torch.stack([volume[:, *one] for one in some]).to(device)
-            logits = _logits(view, to_channels(patches, view.windows), mirror)
-            if not total.numel():
-                total = torch.zeros(planes[0], logits.shape[1], *planes[1:], dtype=kind, device=device)
+            patches = torch.stack([volume[:, *window] for window in some]).to(device)
+            logits = _logits(network, to_channels(patches, given.windows), mirror)
+            if not total.numel():  # not earlier, to leave the first run of the network the memory
+                total = torch.zeros(spanned, logits.shape[1], *area, dtype=kind, device=device)
             for window, values in zip(some, logits, strict=True):
                 part = [window[one] for one in rest]
-                _add(total[:, :, *part], values.movedim(1 + axis, 0), weight, view.labels.regions)
+                _add(total[:, :, *part], values.movedim(1 + axis, 0), weight, given.labels.regions)
                 weights[:, *part] += weight
-            del logits, values
-        finished = patch_size[axis] if following is None else following[0][axis].start - start
-        for index in range(finished):
-            if start + index in range(size[axis])[inside[axis]]:
-                plane = view.labels.probabilities(total[index] / weights[index])
+            del logits, values  # before the network runs again
+        done = following - start  # planes that no further window covers
+        for index in range(done):
+            if start + index in shown:
+                plane = given.labels.probabilities(total[index] / weights[index])
                 plane = plane[:, inside[rest[0]], inside[rest[1]]]
                 if not plane.isfinite().all():
                     raise ValueError(
                         "`network` gives values that are not finite for this volume; check its voxels and the weights"
                     )
                 yield plane.cpu()
-        for sums in (total, weights):
-            for index in range(patch_size[axis]):
-                sums[index] = sums[index + finished] if index + finished < patch_size[axis] else 0
+        _drop(total, done)
+        _drop(weights, done)
+
+
+def _rows_of_windows(
+    shape: Sequence[int], patch_size: Sequence[int], overlap: float, axis: int
+) -> dict[int, list[tuple[slice, ...]]]:
+    """The windows over a volume by their first plane along an axis, in ascending order."""
+    steps = [max(1, int(patch * (1 - overlap))) for patch in patch_size]
+    rows: dict[int, list[tuple[slice, ...]]] = {}
+    for window in dense_patch_slices(shape, patch_size, steps):
+        rows.setdefault(window[axis].start, []).append(window)
+    return dict(sorted(rows.items()))
+
+
+def _drop(sums: Tensor, planes: int) -> None:
+    """Drops the first planes of sums: the others take their place, one by one without a copy of all, and then zeros."""
+    remaining = len(sums) - planes
+    for index in range(remaining):
+        sums[index] = sums[index + planes]
+    sums[remaining:] = 0
 
 
 def _padded(volume: Tensor, patch_size: Sequence[int]) -> tuple[Tensor, list[slice]]:
@@ -219,12 +227,12 @@ def _padded(volume: Tensor, patch_size: Sequence[int]) -> tuple[Tensor, list[sli
     return volume, inside
 
 
-def _logits(view: View, patches: Tensor, mirror: Sequence[int]) -> Tensor:
+def _logits(network: nn.Module, patches: Tensor, mirror: Sequence[int]) -> Tensor:
     """The mean logits over all combinations of mirrored axes."""
-    found = view.network(patches).float()
+    found = network(patches).float()
     for count in range(1, 1 + len(mirror)):
         for axes in combinations([2 + axis for axis in mirror], count):
-            found = found + view.network(patches.flip(axes)).flip(axes)
+            found = found + network(patches.flip(axes)).flip(axes)
     return found / 2 ** len(mirror) if mirror else found
 
 

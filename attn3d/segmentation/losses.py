@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from monai.losses import DiceCELoss, DiceFocalLoss, DiceLoss, GeneralizedDiceLoss, TverskyLoss
+from monai.losses import DiceCELoss, DiceFocalLoss, GeneralizedDiceLoss, TverskyLoss
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.loss import _Loss
@@ -47,18 +47,6 @@ class _WeightedCrossEntropy(nn.CrossEntropyLoss):
         return total / weight[target].sum().clamp(min=torch.finfo(torch.float32).tiny)
 
 
-class DiceBCELoss(_Loss):
-    """Dice loss and binary cross-entropy of regions. The cross-entropy of MONAI's `DiceCELoss` has a softmax."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.dice, self.entropy = DiceLoss(sigmoid=True, batch=True), nn.BCEWithLogitsLoss()
-
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """The loss of logits and masks (B, regions, *S)."""
-        return self.dice(logits, target) + self.entropy(logits, target)
-
-
 def create_loss(name: str, labels: Labels, weights: Sequence[float] | None = None) -> LabelLoss:
     """Creates a loss from those of MONAI. Its inputs are logits (B, channels, *S) and label values (B, 1, *S).
 
@@ -95,11 +83,12 @@ def create_loss(name: str, labels: Labels, weights: Sequence[float] | None = Non
     if labels.regions:
         options = {"sigmoid": True, "batch": True}
     if name == "dice_ce":
-        if labels.regions:
-            return LabelLoss(DiceBCELoss(), labels)
         weight = None if weights is None else torch.tensor(weights, dtype=torch.float32)
         loss = DiceCELoss(**options, weight=weight)
-        loss.cross_entropy = loss.cross_entropy if weight is None else _WeightedCrossEntropy(weight)
+        if labels.regions:
+            loss.cross_entropy = nn.BCEWithLogitsLoss()  # type: ignore[assignment]  # MONAI's has a softmax
+        elif weight is not None:
+            loss.cross_entropy = _WeightedCrossEntropy(weight)
         return LabelLoss(loss, labels)
     if name == "dice_focal":
         return LabelLoss(DiceFocalLoss(**options, gamma=2.0), labels)

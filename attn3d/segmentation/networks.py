@@ -75,14 +75,7 @@ def network_arguments(
 ) -> tuple[str, dict[str, Any]]:
     """The class in `monai.networks.nets` of a network without attention, and its arguments as plain data.
 
-    Args:
-        name: one of `NETWORKS`.
-        in_channels: channels of the scan.
-        out_channels: number of classes, including the background.
-        strides: the stride of each downsampling, per axis.
-        kernels: the kernel size at each resolution, per axis; 3 by default.
-        width: channels at the highest resolution.
-        deep_supervision: as in `create_network`.
+    Args: as `create_network`.
     """
     one_of("network", name, NETWORKS)
     channels: dict[str, Any] = {"spatial_dims": 3, "in_channels": in_channels, "out_channels": out_channels}

@@ -36,15 +36,7 @@ class Patches(Dataset):
     def __init__(self, cases: Sequence[PreparedCase], configuration: Configuration):
         self.cases, self.configuration = cases, configuration
         self.size = np.array(configuration.patch_size)
-        windows = configuration.windows
-        self._augmentation = Augmentation(
-            configuration.spacing,
-            configuration.mirror,
-            hounsfield=windows is not None,
-            warped=configuration.warped,
-            rotation=configuration.rotation,
-            scaling=configuration.scaling,
-        )
+        self._augmentation = Augmentation(configuration)
 
     def __len__(self) -> int:
         return len(self.cases) * self.configuration.patches_per_case
@@ -78,17 +70,18 @@ def draw_corner(file: Any, size: np.ndarray, share: float, random: np.random.Gen
         share: fraction of the patches that are placed on a label, 0 to 1.
         random: the random generator.
     """
+    names = set(file.keys())
     shape = np.array(file.get_slice("label").get_shape())
-    room = np.maximum(shape - size, 0)
-    labels = sorted(name for name in file.keys() if name.startswith("foreground"))  # noqa: SIM118  a file, no mapping
-    middles = labels[random.integers(len(labels))] if labels and random.random() < share else "annotated"
-    if middles in file.keys():  # noqa: SIM118
-        voxels = file.get_slice(middles)
-        place = int(random.integers(voxels.get_shape()[0]))
-        voxel = np.array(np.unravel_index(voxels[place : place + 1][0], shape))
-        corner = np.clip(voxel - size // 2, 0, room)
-    else:
-        corner = random.integers(room + 1)
+    last = np.maximum(shape - size, 0)  # the last corner of a patch inside the scan
+    labels = sorted(name for name in names if name.startswith("foreground"))
+    chosen = labels[random.integers(len(labels))] if labels and random.random() < share else "annotated"
+    if chosen in names:  # centred on a voxel of a label, or on one that is not ignored
+        indices = file.get_slice(chosen)
+        place = int(random.integers(indices.get_shape()[0]))
+        voxel = np.array(np.unravel_index(indices[place : place + 1][0], shape))
+        corner = np.clip(voxel - size // 2, 0, last)
+    else:  # anywhere
+        corner = random.integers(last + 1)
     return np.where(shape < size, -((size - shape) // 2), corner)
 
 

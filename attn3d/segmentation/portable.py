@@ -71,6 +71,23 @@ def _normalised(values: Tensor) -> Tensor:
     return torch.zeros_like(values)
 
 
+def on_grid(
+    images: Sequence[nib.Nifti1Image], spacing: Sequence[float], windows: Sequence[Sequence[float]] | None
+) -> MetaTensor:
+    """The input of `to_channels`: the images of a case, (images, *S), float32, on the working grid, with its affine.
+
+    Args:
+        images: the images of a case.
+        spacing: millimetres per voxel along right, anterior, superior.
+        windows: level and width in HU of each channel, or None to normalise each image.
+    """
+    volumes = [to_grid(image, spacing) for image in images]
+    intensities = volumes[0].as_tensor() if len(volumes) == 1 else torch.cat([one.as_tensor() for one in volumes])
+    if windows is None:
+        intensities = normalise(intensities)
+    return MetaTensor(intensities, affine=volumes[0].affine)
+
+
 def to_channels(intensities: Tensor, windows: Sequence[Sequence[float]] | None) -> Tensor:
     """Maps a CT to one channel per window, scaled and clipped to -1 and 1. Without windows, returns its input.
 
@@ -150,14 +167,12 @@ class Prepared(MapTransform):
         for key in self.key_iterator(prepared):
             scan = prepared[key]
             affine = np.asarray(scan.affine, float)
-            volumes = [to_grid(nib.Nifti1Image(np.asarray(one, np.float32), affine), self.spacing) for one in scan]
-            intensities = torch.cat([one.as_tensor() for one in volumes])
-            if self.windows is None:
-                intensities = normalise(intensities)
+            images = [nib.Nifti1Image(np.asarray(one, np.float32), affine) for one in scan]
+            volume = on_grid(images, self.spacing, self.windows)
             meta = {"filename_or_obj": scan.meta["filename_or_obj"], "scan_affine": affine}
             meta |= {"scan_shape": tuple(scan.shape[1:])}
-            volume = to_channels(intensities, self.windows)
-            prepared[key] = MetaTensor(volume, affine=volumes[0].affine, meta=meta)
+            channels = to_channels(volume.as_tensor(), self.windows)
+            prepared[key] = MetaTensor(channels, affine=volume.affine, meta=meta)
         return prepared
 
 

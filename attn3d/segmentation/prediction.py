@@ -2,7 +2,8 @@
 
 import math
 from collections import ChainMap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -22,22 +23,21 @@ from attn3d.segmentation.datasets.predictions import (
     check_beside,
     check_names,
     read_labels,
-    read_map,
     remove_beside,
 )
 from attn3d.segmentation.errors import failing_as, failure_noted
 from attn3d.segmentation.fingerprint import darkest_of
 from attn3d.segmentation.grid import voxel_millilitres
-from attn3d.segmentation.inference import Segmentation, View, highest_entropy, measures_of, segment
+from attn3d.segmentation.inference import NetworkInput, Segmentation, highest_entropy, measures_of, segment
 from attn3d.segmentation.io.dicom_seg import check_series, highdicom, write_dicom_seg
-from attn3d.segmentation.io.files import write_label, write_map
+from attn3d.segmentation.io.files import read_map, write_label, write_map
 from attn3d.segmentation.io.itk import ENDINGS
 from attn3d.segmentation.io.tables import add_row, rows_in
 from attn3d.segmentation.io.writing import finished_file, sweep, write_text
+from attn3d.segmentation.labels import Labels
 from attn3d.segmentation.networks import shape_multiple
-from attn3d.segmentation.portable import window_size
+from attn3d.segmentation.portable import on_grid, window_size
 from attn3d.segmentation.precision import BFloat16
-from attn3d.segmentation.preprocessing import intensities_of
 from attn3d.segmentation.processes import joined
 from attn3d.segmentation.runs import Run, open_runs
 from attn3d.segmentation.settings import Configuration, Settings, checked
@@ -155,7 +155,8 @@ def predict(
                 raise ValueError(f"`out` {out} contains the scans; give another folder for the labels")
             labels = opened[0].config.labels
             measures = measures_of(len(networks)) if uncertainty else ()
-            check_names({case: out / f"{case.name}.{format or _format_of(case)}" for case in cases})
+            paths = {case: out / f"{case.name}.{format or _format_of(case)}" for case in cases}
+            check_names(paths)
             if statistics:
                 rows_in(out / "statistics.csv", [f"{name} ml" for name in labels.names])
             if uncertainty:
@@ -163,30 +164,36 @@ def predict(
             out.mkdir(parents=True, exist_ok=True)
             sweep(out)
 
+        segment_case = partial(
+            _segment,
+            networks=networks,
+            run=opened[0],
+            preview=preview,
+            dicom_seg=dicom_seg,
+            keep_largest=keep_largest,
+            remove_small=remove_small,
+            overlap=overlap,
+            mirror=mirror,
+            keep=probabilities,
+            uncertainty=uncertainty,
+        )
         found = Prediction({}, {}, failed, {}, {})
-        for case in processes.shared(processes.gathered(cases)[0], "segmenting", quiet=quiet):
-            path = out / f"{case.name}.{format or _format_of(case)}"
+        batch = [*processes.gathered(paths)[0].items()]
+        for case, path in processes.shared(batch, "segmenting", quiet=quiet):
             with failure_noted(case.images[0], failed):
                 if path.exists() and not overwrite:
-                    label = read_labels(path, labels)
-                    check_beside(path, probabilities, preview, dicom_seg)
-                    maps = {name: read_map(beside(path, name), label) for name in measures}
+                    label, maps = _existing(path, labels, measures, probabilities, preview, dicom_seg)
                     found.skipped[case.name] = path
                 else:
-                    options = {"overlap": overlap, "mirror": mirror, "keep": probabilities, "uncertainty": uncertainty}
-                    label, maps = _segment(
-                        case, path, networks, opened[0], preview, dicom_seg, keep_largest, remove_small, **options
-                    )
+                    label, maps = segment_case(case, path)
                     found.written[case.name] = path
-                voxels, millilitres = np.asarray(label.dataobj), voxel_millilitres(label.affine)
-                volumes = {name: float(mask.sum() * millilitres) for name, mask in labels.masks(voxels)}
-                found.volume_ml[case.name] = volumes
+                found.volume_ml[case.name] = volumes = _volumes(label, labels)
                 if statistics:
                     rounded = {f"{name} ml": round(one, 3) for name, one in volumes.items()}
                     add_row(out / "statistics.csv", case.name, rounded)
                 if uncertainty:
-                    found.uncertainty[case.name] = {name: _mean(values, voxels > 0) for name, values in maps.items()}
-                    rounded = {name: round(one, 6) for name, one in found.uncertainty[case.name].items()}
+                    found.uncertainty[case.name] = means = _means(maps, label)
+                    rounded = {name: round(one, 6) for name, one in means.items()}
                     add_row(out / "uncertainty.csv", case.name, rounded)
         return _merged(processes.gathered(found))
 
@@ -212,8 +219,16 @@ def _merged(parts: Sequence[Prediction]) -> Prediction:
     return Prediction(*(dict(sorted(ChainMap(*fields).items())) for fields in zip(*parts, strict=True)))
 
 
-def _mean(values: np.ndarray, where: np.ndarray) -> float:
-    return float(values[where].mean(dtype=float)) if where.any() else math.nan
+def _volumes(label: nib.Nifti1Image, labels: Labels) -> dict[str, float]:
+    """The volume of each label in ml."""
+    voxels, millilitres = np.asarray(label.dataobj), voxel_millilitres(label.affine)
+    return {name: float(mask.sum() * millilitres) for name, mask in labels.masks(voxels)}
+
+
+def _means(maps: Mapping[str, np.ndarray], label: nib.Nifti1Image) -> dict[str, float]:
+    """The mean of each map over the labelled voxels; NaN if there are none."""
+    where = np.asarray(label.dataobj) > 0
+    return {name: float(one[where].mean(dtype=float)) if where.any() else math.nan for name, one in maps.items()}
 
 
 def _format_of(case: Case) -> str:
@@ -222,9 +237,19 @@ def _format_of(case: Case) -> str:
     return ending[1:] if ending in ENDINGS else "nii.gz"
 
 
+def _existing(
+    path: Path, labels: Labels, measures: Sequence[str], probabilities: bool, preview: bool, dicom_seg: bool
+) -> tuple[nib.Nifti1Image, dict[str, np.ndarray]]:
+    """The existing labels of a case and their uncertainty. The other requested files must exist as well."""
+    label = read_labels(path, labels)
+    check_beside(path, probabilities, preview, dicom_seg)
+    return label, {name: np.asarray(read_map(beside(path, name), label).dataobj) for name in measures}
+
+
 def _segment(
     case: Case,
     path: Path,
+    *,
     networks: Sequence[tuple[nn.Module, Configuration]],
     run: Run,
     preview: bool,
@@ -238,7 +263,7 @@ def _segment(
         check_series(case.images[0])
     images = read_case_image(case)
     warn_of_other_modality(case.images[0], darkest_of(images[0]), run.config.windows, run.darkest)
-    found = _labels(images, networks, **options)
+    found = _predicted(images, networks, **options)
     segmentation = found.labels
     if keep_largest:
         segmentation = segmentation * largest(segmentation > 0)
@@ -252,9 +277,9 @@ def _segment(
     for what, values in maps.items():
         write_map(beside(path, what), values, images[0])
     if preview:
-        _preview(path.parent, case.name, images[0], segmentation, found, run)
+        _preview(path, case.name, images[0], segmentation, found, run)
     if dicom_seg:
-        write_dicom_seg(path.with_name(f"{case.name}.dcm"), segmentation, case.images[0], run.config.labels)
+        write_dicom_seg(beside(path, "dcm"), segmentation, case.images[0], run.config.labels)
     write_label(path, segmentation, like=images[0])
     return nib.Nifti1Image(segmentation, images[0].affine), found.uncertainty
 
@@ -268,58 +293,57 @@ def predict_held_out(run: Run, dataset: Dataset, *, quiet: bool = False) -> None
         with failing_as(case.images[0]):
             images = read_case_image(case)
             reference = read_case_label(case, dataset, images[0])
-            segmentation = _labels(images, [(net, run.config)]).labels
+            segmentation = _predicted(images, [(net, run.config)]).labels
             write_label(folder / "references" / f"{case.name}.nii.gz", np.asarray(reference.dataobj), like=images[0])
             write_label(folder / f"{case.name}.nii.gz", segmentation, like=images[0])
 
 
-def _labels(
+def _predicted(
     images: Sequence[nib.Nifti1Image], networks: Sequence[tuple[nn.Module, Configuration]], **options: Any
 ) -> Segmentation:
     """The result of `segment` for a case. Networks with the same grid share the resampled volume."""
     volumes: dict[Any, MetaTensor] = {}
-    views = []
+    inputs = []
     for net, config in networks:
         grid = (config.spacing, config.windows is None)
         if grid not in volumes:
-            volumes[grid] = intensities_of(images, config)
+            volumes[grid] = on_grid(images, config.spacing, config.windows)
         multiple = shape_multiple(config.network, config.strides)
         window = window_size(config.patch_size, multiple, volumes[grid].shape[1:])
-        views.append(View(net, volumes[grid], window, config.labels, config.windows))
-    return segment(views, images[0], **options)
+        inputs.append(NetworkInput(net, volumes[grid], window, config.labels, config.windows))
+    return segment(inputs, images[0], **options)
 
 
 def _preview(
-    folder: Path, name: str, image: nib.Nifti1Image, segmentation: np.ndarray, found: Segmentation, run: Run
+    path: Path, name: str, image: nib.Nifti1Image, segmentation: np.ndarray, found: Segmentation, run: Run
 ) -> None:
     """Writes a picture of three planes through the largest predicted component, and a page with a viewer."""
     from attn3d.segmentation.reporting.viewer import Heat, case_page, view_of
 
-    config = run.config
+    config, labels, picture = run.config, run.config.labels, beside(path, "png")
     center = None
     if segmentation.any():
         center = nib.affines.apply_affine(image.affine, middle_of_largest(segmentation > 0))
     figure = plot_segmentation(
         np.asarray(image.dataobj),
         {"network": segmentation},
-        config.labels.legend,
+        labels.legend,
         image.affine,
         center=center,
         window=None if config.windows is None else config.windows[0],
         title="trained on simulated scans" if config.simulated else "",
     )
-    with finished_file(folder / f"{name}.png") as unfinished:
+    with finished_file(picture) as unfinished:
         figure.savefig(unfinished, dpi=100, format="png")
     heat = {}
     if found.probabilities is not None:
-        for index, label in enumerate(config.labels.channels):
-            if label in config.labels.names:
-                heat[f"probability of {label}"] = Heat(found.probabilities[..., index], image.affine, (0.0, 1.0))
-    most = {"entropy": highest_entropy(config.labels), "spread": 0.5}
+        for index, channel in enumerate(labels.channels):
+            if channel in labels.names:
+                heat[f"probability of {channel}"] = Heat(found.probabilities[..., index], image.affine, (0.0, 1.0))
+    most = {"entropy": highest_entropy(labels), "spread": 0.5}
     for measure, values in found.uncertainty.items():
         heat[measure] = Heat(values, image.affine, (0.0, most[measure]))
     view = view_of(
-        name, image, {"network": segmentation}, config.labels.legend, heat=heat, windows=config.windows, center=center
+        name, image, {"network": segmentation}, labels.legend, heat=heat, windows=config.windows, center=center
     )
-    picture = (folder / f"{name}.png").read_bytes()
-    write_text(folder / f"{name}.html", case_page(view, picture, simulated=config.simulated))
+    write_text(beside(path, "html"), case_page(view, picture.read_bytes(), simulated=config.simulated))

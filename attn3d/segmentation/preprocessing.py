@@ -1,41 +1,23 @@
 """Prepares a case for training: resampled to the working grid, with classes instead of label values."""
 
-import hashlib
+import json
 import logging
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
-import torch
-from monai.data import MetaTensor
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from attn3d.segmentation.datasets import Case, Dataset, read_case_image, read_case_label
-from attn3d.segmentation.errors import FileError
-from attn3d.segmentation.grid import label_to_grid, to_grid
-from attn3d.segmentation.io.writing import finished_file, read_json, write_json
-from attn3d.segmentation.portable import normalise
+from attn3d.segmentation.grid import label_to_grid
+from attn3d.segmentation.io.writing import finished_file
+from attn3d.segmentation.portable import on_grid
 from attn3d.segmentation.settings import Configuration
 
 logger = logging.getLogger("attn3d")
-
-
-def intensities_of(images: Sequence[nib.Nifti1Image], configuration: Configuration) -> MetaTensor:
-    """The input of `to_channels`: (images, *S), float32, on the working grid, with its affine.
-
-    Args:
-        images: the images of a case, from `read_case_image`.
-        configuration: the configuration of the run.
-    """
-    volumes = [to_grid(image, configuration.spacing) for image in images]
-    intensities = volumes[0].as_tensor() if len(volumes) == 1 else torch.cat([one.as_tensor() for one in volumes])
-    if configuration.windows is None:
-        intensities = normalise(intensities)
-    return MetaTensor(intensities, affine=volumes[0].affine)
 
 
 class PreparedCase:
@@ -43,7 +25,7 @@ class PreparedCase:
 
     The file has ``image`` (C, *S), float32, in Hounsfield units if there are windows and normalised otherwise;
     ``label`` (*S), uint8; for each label of the case ``foreground <name>``, the flat indices of its voxels; and if
-    some voxels are ignored ``annotated``, the indices of all others.
+    some voxels are ignored ``annotated``, the indices of all others. Its metadata say from what it was made.
 
     Args:
         case: the case.
@@ -52,16 +34,13 @@ class PreparedCase:
 
     def __init__(self, case: Case, folder: Path):
         self.name, self._case = case.name, case
-        self.path, self.manifest = folder / f"{case.name}.safetensors", folder / f"{case.name}.json"
+        self.path = folder / f"{case.name}.safetensors"
 
     def write(self, dataset: Dataset, configuration: Configuration) -> None:
-        """Writes the file and its manifest.
-
-        An existing file is kept if its size, its digest, its settings and the files of the case are those in the
-        manifest. Otherwise it is written again.
+        """Writes the file. A complete file that was made from the same files with the same settings is kept.
 
         Raises:
-            FileError: when a file of the case cannot be used, or the prepared file is incomplete.
+            FileError: when a file of the case cannot be used.
         """
         made_with = {
             "files": _sizes_and_times([*self._case.images, *self._case.label]),
@@ -70,25 +49,15 @@ class PreparedCase:
             "spacing": [*configuration.spacing],
             "normalised": configuration.windows is None,
         }
-        if self.manifest.exists():
-            with suppress(FileError):
-                if read_json(self.manifest) == {"made_with": made_with, **self._contents()}:
+        metadata = {"made_with": json.dumps(made_with)}
+        if self.path.exists():
+            with suppress(OSError, SafetensorError), self.open() as file:
+                if file.metadata() == metadata:
                     return
-            logger.warning("%s: differs from its manifest; the case is prepared again", self.path)
-        content = save(_tensors(self._case, dataset, configuration))
+            logger.warning("%s: is damaged, or of other settings or files; the case is prepared again", self.path)
+        content = save(_tensors(self._case, dataset, configuration), metadata)
         with finished_file(self.path) as unfinished:
             unfinished.write_bytes(content)
-            if unfinished.stat().st_size != len(content):
-                raise FileError(self.path, "was not written completely; is the disk full?")
-        write_json(self.manifest, {"made_with": made_with, **self._contents()})
-
-    def _contents(self) -> dict[str, Any]:
-        """Size and digest of the file, or None if it does not exist."""
-        if not self.path.is_file():
-            return {self.path.name: None}
-        with self.path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return {self.path.name: {"size": self.path.stat().st_size, "sha256": digest}}
 
     def open(self) -> Any:
         """Opens the file, mapped into memory."""
@@ -106,7 +75,7 @@ def _tensors(case: Case, dataset: Dataset, configuration: Configuration) -> dict
     images = read_case_image(case)
     labels = configuration.labels
     label = label_to_grid(read_case_label(case, dataset, images[0]), configuration.spacing)[0].numpy()
-    intensities = intensities_of(images, configuration).as_tensor()
+    intensities = on_grid(images, configuration.spacing, configuration.windows).as_tensor()
     tensors = {"image": intensities.numpy(), "label": label}
     for name, mask in labels.masks(label):
         if mask.any():

@@ -87,17 +87,7 @@ class Run:
     def new_network(self) -> nn.Module:
         """A new network with the settings of the run."""
         config = self.config
-        return create_network(
-            config.network,
-            config.in_channels,
-            config.out_channels,
-            strides=config.strides,
-            kernels=config.kernels,
-            width=config.width,
-            deep_supervision=config.deep_supervision,
-            attention=config.attention,
-            at=config.at,
-        )
+        return create_network(config.network, **config.network_shape, attention=config.attention, at=config.at)
 
     def network(self, *, best: bool = False) -> nn.Module:
         """The trained network, in evaluation mode on the CPU.
@@ -142,7 +132,7 @@ class Run:
         """Checks that the training can be resumed from the checkpoint.
 
         Raises:
-            FileError: when the checkpoint is damaged, or of another network.
+            FileError: when the checkpoint is damaged, of another network, or has weights that are not finite.
         """
         again = "remove it to train from the start"
         try:
@@ -154,6 +144,8 @@ class Run:
         except (RuntimeError, TypeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise FileError(self.checkpoint, f"does not fit the network of config.json ({reason}); {again}") from error
+        if name := not_finite(state):
+            raise FileError(self.checkpoint, f"its weights {name!r} are not finite; {again}")
 
     def dataset(self) -> Dataset:
         """The data set of the training.

@@ -1,18 +1,52 @@
 """Several trainings in one folder, with the same settings, that can be stopped and continued."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from attn3d.segmentation.errors import FileError
-from attn3d.segmentation.io.locks import LOCK
+from attn3d.segmentation.io.locks import LOCK, locked
 from attn3d.segmentation.io.writing import read_json, write_json
-from attn3d.segmentation.runs import Run
+from attn3d.segmentation.runs import SPLITS, Run
+from attn3d.segmentation.simulation import simulate
 from attn3d.segmentation.training import Interrupted, train
 
 
-def keep_settings(path: Path, settings: Mapping[str, Any]) -> bool:
+@contextmanager
+def series_in(
+    out: Path, data: Path | str | None, settings: Mapping[str, Any], splits: Callable[[Path | str], Any], quiet: bool
+) -> Iterator[Path | str]:
+    """Begins or continues a series of trainings in a folder, which it locks. Yields the folder of the data set.
+
+    The folder gets ``settings.json`` and ``splits.json``. The splits are drawn once, from data that are checked before
+    anything is written. Without data, a simulated cohort is written into the folder.
+
+    Args:
+        out: the folder of the series.
+        data: the folder of the data set, or None.
+        settings: the settings of the user.
+        splits: the splits of the data set in a folder.
+        quiet: whether to show no progress bar.
+
+    Raises:
+        FileError: when the folder has a series with other settings.
+        ValueError: when the folder has other content, or is in use.
+    """
+    asked = {"data": None if data is None else str(Path(data).resolve()), **settings}
+    drawn = None if data is None else splits(data)
+    with locked(out):
+        begun = _keep_settings(out / "settings.json", asked)
+        if data is None:
+            data = simulate(out / "cohort", quiet=quiet).folder
+            drawn = splits(data)
+        if not begun:
+            write_json(out / SPLITS, drawn)
+        yield data
+
+
+def _keep_settings(path: Path, settings: Mapping[str, Any]) -> bool:
     """Writes the settings of a series of trainings, or checks that they equal those of the series in the folder.
 
     The data set may have been moved. The settings can be changed as long as the folder has no run.

@@ -233,6 +233,12 @@ class Configuration(Settings):
         return len(self.labels.channels)
 
     @property
+    def network_shape(self) -> dict[str, Any]:
+        """The arguments of `create_network` but the name of the network and its attention."""
+        names = ("in_channels", "out_channels", "strides", "kernels", "width", "deep_supervision")
+        return {name: getattr(self, name) for name in names}
+
+    @property
     def budget(self) -> str:
         """The budget of the training as text."""
         if self.minutes is None:
@@ -280,7 +286,7 @@ def checked(kind: type[Settings], values: Mapping[str, Any]) -> Any:
     raise ValueError(f"`{name}` {first['msg'].replace('Input should be', 'must be')}, got {values.get(name)!r}")
 
 
-def settings_from(file: Path | None, given: Mapping[str, Any]) -> Settings:
+def settings_from(file: Path | str | None, given: Mapping[str, Any]) -> Settings:
     """Reads settings from a YAML or JSON file. Settings in ``given`` override those of the file.
 
     Raises:
@@ -290,7 +296,7 @@ def settings_from(file: Path | None, given: Mapping[str, Any]) -> Settings:
     if file is None:
         return checked(Settings, given)
     try:
-        read = yaml.safe_load(file.read_text(encoding="utf-8"))
+        read = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
     except OSError as error:
         raise FileError(file, f"cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:

@@ -109,9 +109,8 @@ def train(
         try:
             _train(run, dataset, training, validation, devices, workers, quiet)
         except KeyboardInterrupt as stopped:
-            raise Interrupted(
-                str(stopped) or f"stopped; continue with --resume --out {shlex.quote(str(run.folder))}"
-            ) from stopped
+            again = f"continue with --resume --out {shlex.quote(str(run.folder))}"
+            raise Interrupted(f"{str(stopped) or 'stopped'}; {again}") from stopped
     return run
 
 
@@ -151,7 +150,7 @@ def _new_run(
 
     The folder may contain a simulated cohort, and files of a training that was killed before its run was complete.
     """
-    settings = settings_from(None if config is None else Path(config), given)
+    settings = settings_from(config, given)
     first = _is_first_process()
     if first and (others := sorted({path.name for path in out.iterdir()} - {LOCK, "cohort", *PARTS[:-1]})):
         advice = "resume the training in it (--resume)" if PARTS[-1] in others else "move it"
@@ -175,9 +174,7 @@ def _new_run(
         training, validation = split_cases(dataset.cases, settings.held_out, settings.split_seed, dataset.validation)
     else:
         training, validation = read_fold(folds[0], folds[1], dataset.cases)
-    images = dataset.cases[0].channels
-    if odd := [case for case in dataset.cases if case.channels != images]:
-        raise FileError(odd[0].images[0], f"its case has {odd[0].channels} images, but others have {images}")
+    images = dataset.images_per_case()
 
     fingerprint = take_fingerprint(dataset, training, quiet=quiet or not first)
     configuration = configure(dataset, images, fingerprint, settings)
@@ -219,16 +216,21 @@ def _summary(configuration: Configuration) -> str:
     )
 
 
+def _devices(asked: int | str) -> int | str:
+    """The number of processes on this machine. "auto" is one for each GPU, or one on the CPU."""
+    started = os.environ.get("LOCAL_WORLD_SIZE")  # set by torchrun, which has started them
+    if started:
+        return int(started)
+    return max(1, torch.cuda.device_count()) if asked == "auto" else asked
+
+
 def _fit(run: Run, task: SegmentationTask, patches: PatchData, devices: int | str, quiet: bool) -> None:
     """Trains until the budget is used and saves the weights."""
     on_gpu = torch.cuda.is_available()
     last = run.checkpoint if run.checkpoint.exists() else None
     if last is not None:
         run.check_checkpoint(task)
-    started = os.environ.get("LOCAL_WORLD_SIZE")  # set by torchrun: the number of processes on this machine
-    devices = int(started) if started else devices if devices != "auto" or on_gpu else 1
-    several = devices != 1 and (devices != "auto" or torch.cuda.device_count() > 1)
-    config = run.config
+    config, devices = run.config, _devices(devices)
     callbacks = [Epochs(run.folder), Best(run), Checkpoint(run.checkpoint)]
     if config.minutes is not None:
         callbacks.insert(0, Minutes(config.minutes))
@@ -241,7 +243,7 @@ def _fit(run: Run, task: SegmentationTask, patches: PatchData, devices: int | st
             max_epochs=-1 if config.epochs is None else config.epochs,
             devices=devices,
             num_nodes=int(os.environ.get("GROUP_WORLD_SIZE", 1)),
-            strategy="ddp" if several else "auto",
+            strategy="auto" if devices == 1 else "ddp",
             precision="bf16-mixed" if on_gpu else "32-true",
             gradient_clip_val=config.gradient_clip or None,
             callbacks=callbacks,
@@ -262,9 +264,7 @@ def _fit(run: Run, task: SegmentationTask, patches: PatchData, devices: int | st
             if not trainer.interrupted:
                 raise
     if trainer.interrupted:
-        raise Interrupted(
-            f"stopped in epoch {trainer.current_epoch + 1}; continue with --resume --out {shlex.quote(str(run.folder))}"
-        )
+        raise KeyboardInterrupt(f"stopped in epoch {trainer.current_epoch + 1}")
     if trainer.is_global_zero:
         run.write_network(task.trained)
     trainer.strategy.barrier()

@@ -117,11 +117,14 @@ def damage(name, folder):
     if name == "unknown value":
         nib.save(scan(labels * 2, affine), label)
         return image, label, "value 4"
+    if name == "empty":
+        nib.save(scan(labels * 0, affine), label)
+        return image, label, "the label is empty"
     nib.save(scan(labels * np.float32(0.996), affine), label)
     return image, label, "value 0.996"
 
 
-@pytest.mark.parametrize("name", ["unreadable", "4-D", "shape", "moved", "unknown value", "fractions"])
+@pytest.mark.parametrize("name", ["unreadable", "4-D", "shape", "moved", "unknown value", "empty", "fractions"])
 def test_a_pair_that_cannot_be_used_is_one_line_and_exit_code_2(app, tmp_path, name):
     image, label, says = damage(name, tmp_path)
     check_refused(app, tmp_path, says, "--data", image, label)

@@ -7,6 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 from attn3d.segmentation import FileError, compare, comparison, series
+from attn3d.segmentation.io.writing import read_json
+from attn3d.segmentation.settings import settings_from
 from tests.segmentation.conftest import SMALL
 
 SETTINGS = {name: value for name, value in SMALL.items() if name not in ("attention", "at", "quiet")} | {"epochs": 1}
@@ -80,7 +82,7 @@ def test_unknown_mechanisms_and_sites_are_refused_before_anything_is_written(dat
         compare(data, out=tmp_path / "all", mechanisms=["cbm"], quiet=True)
     with pytest.raises(ValueError, match="`at` got 'Skip'; did you mean 'skip'"):
         compare(data, out=tmp_path / "all", mechanisms=["cbam"], at=["Skip"], quiet=True)
-    with pytest.raises(ValueError, match="`at` got '3'"):
+    with pytest.raises(ValueError, match=r"`at` must be a list of kinds of site, got \[3\]"):
         compare(data, out=tmp_path / "all", mechanisms=["cbam"], at=[3], quiet=True)
     with pytest.raises(TypeError, match=r"`mechanisms` must be a list of names, such as \['cbam'\], got 'cbam'"):
         compare(data, out=tmp_path / "all", mechanisms="cbam", quiet=True)
@@ -104,7 +106,7 @@ def test_without_data_a_cohort_is_simulated_beside_the_runs(tmp_path, monkeypatc
     def fake(folder, **_):
         raise Simulated(folder)
 
-    monkeypatch.setattr(comparison, "simulate", fake)
+    monkeypatch.setattr(series, "simulate", fake)
     with pytest.raises(Simulated) as raised:
         compare(out=tmp_path / "all", mechanisms=["eca"], quiet=True)
     assert raised.value.args == (tmp_path / "all" / "cohort",)
@@ -161,19 +163,31 @@ def test_all_trainings_have_the_split_that_was_drawn_first(data, tmp_path):
         compare(grown, seeds=3, **arguments, **SETTINGS)
 
 
+@pytest.mark.parametrize(
+    ("mechanism", "at", "says"),
+    [("attention_gate", "encoder", "attention_gate|AttentionGate"), ("eca", "path:nowhere", "nowhere")],
+)
+def test_a_mechanism_that_does_not_fit_is_found_first(mechanism, at, says, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(series, "train", lambda *_, **__: pytest.fail("nothing may be trained"))
+    with pytest.raises(ValueError, match=says):
+        compare(data, out=tmp_path / "all", mechanisms=["eca", mechanism], at=[at], quiet=True, **SETTINGS)
+    assert not [*(tmp_path / "all").glob("*/config.json")], "settings can be changed"
+
+
 def test_the_file_of_settings_can_set_the_sites_but_no_seed_or_mechanism(data, tmp_path, monkeypatch):
     config, asked = tmp_path / "settings.yml", []
 
-    def stopped(*_, at, **__):
-        asked.append(at)
+    def stopped(*_, config, folds, fold=0, devices=1, out, workers, quiet, **given):
+        asked.append(settings_from(config, given | {"attention": "eca"}).at)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(series, "train", stopped)
-    config.write_text("at: [encoder]")
+    config.write_text(json.dumps({"at": ["encoder"]} | SETTINGS))
     for given in ({}, {"at": ["decoder"]}):
         with pytest.raises(KeyboardInterrupt):
             compare(data, out=tmp_path / "all", mechanisms=["eca"], config=config, quiet=True, **given)
-    assert asked == [["encoder"], ["decoder"]]
+        assert read_json(tmp_path / "all" / "settings.json")["settings"]["at"] == list(asked[-1])
+    assert asked == [("encoder",), ("decoder",)]
     for name, value, instead in (("seed", 7, "seeds"), ("attention", "se", "mechanisms")):
         config.write_text(f"{name}: {value}")
         with pytest.raises(FileError, match=rf"settings\.yml: `{name}` is set by .*, got {value!r}; use `{instead}`"):

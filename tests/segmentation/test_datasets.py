@@ -40,7 +40,7 @@ def test_a_published_layout_is_found_and_read(tmp_path, write):
     dataset = find_dataset(tmp_path, labelled=True)
     assert (dataset.layout, dataset.labels.legend, dataset.modality) == (layout, labels, modality)
     assert (names(dataset.cases), names(dataset.test_cases)) == (cases, test_cases)
-    assert dataset.problems == ()
+    assert not dataset.problems
     assert not dataset.simulated
     for case in dataset.cases + dataset.test_cases:
         images = read_case_image(case)
@@ -127,7 +127,7 @@ def test_a_file_without_its_counterpart_is_named(tmp_path, write, lost, says, le
 def test_files_that_a_description_does_not_list_are_named(tmp_path):
     layouts.decathlon(tmp_path)
     layouts.write(tmp_path / "imagesTr/spleen_9.nii.gz", layouts.units(9))
-    assert find_dataset(tmp_path).problems == (f"{tmp_path / 'imagesTr/spleen_9.nii.gz'}: is not in dataset.json",)
+    assert find_dataset(tmp_path).problems == {str(tmp_path / "imagesTr/spleen_9.nii.gz"): "is not in dataset.json"}
     layouts.nnunet(tmp_path / "second")
     layouts.write(tmp_path / "second/imagesTr/BRATS_1_0002.nii.gz", layouts.units(9))
     dataset = find_dataset(tmp_path / "second")
@@ -307,7 +307,8 @@ def test_endings_in_capitals_are_read_and_other_formats_named(tmp_path):
     dataset = find_dataset(tmp_path)
     assert names(dataset.cases) == ["1", "2"]
     assert read_case_image(dataset.cases[0])[0].shape == layouts.SHAPE
-    assert dataset.problems == (f"{tmp_path / 'images/3.mgz'}: is not NIfTI, NRRD or MHA; convert it to .nii.gz",)
+    problem = "is not NIfTI, NRRD or MHA; convert it to .nii.gz"
+    assert dataset.problems == {str(tmp_path / "images/3.mgz"): problem}
 
 
 @pytest.mark.parametrize("write", PUBLISHED, ids=lambda write: write.__name__)
@@ -315,7 +316,7 @@ def test_every_layout_names_volumes_of_other_formats(tmp_path, write):
     write(tmp_path)
     image = find_dataset(tmp_path).cases[0].images[0]
     (image.parent / "other.mgz").write_bytes(b"")
-    assert any("other.mgz: is not NIfTI" in problem for problem in find_dataset(tmp_path).problems)
+    assert "is not NIfTI" in find_dataset(tmp_path).problems[str(image.parent / "other.mgz")]
 
 
 def test_the_cases_that_a_decathlon_validates_on_are_held_out(tmp_path):
@@ -326,7 +327,7 @@ def test_the_cases_that_a_decathlon_validates_on_are_held_out(tmp_path):
     pair = {"image": "./imagesTr/spleen_4.nii.gz", "label": "./labelsTr/spleen_4.nii.gz"}
     path.write_text(json.dumps(json.loads(path.read_text()) | {"validation": [pair]}))
     dataset = find_dataset(tmp_path)
-    assert dataset.problems == ()
+    assert not dataset.problems
     assert dataset.validation == ("spleen_4",)
     assert "1 of the cases with labels are defined as validation cases" in str(dataset)
     training, validation = split_cases(dataset.cases, 0.2, 0, dataset.validation)

@@ -60,7 +60,7 @@ def folders(tmp_path_factory):
 
 def test_modalities_of_one_file_are_the_images_of_a_case(folders):
     one, each = (find_dataset(folder, labelled=True) for folder in folders)
-    assert (one.layout, one.modality, one.problems) == ("Decathlon", "MRI", ())
+    assert (one.layout, one.modality, one.problems) == ("Decathlon", "MRI", {})
     assert "3 images per case" in str(one)
     for case, other in zip(one.cases + one.test_cases, each.cases + each.test_cases, strict=True):
         assert (len(case.images), case.channels, other.channels) == (1, 3, 3)

@@ -20,11 +20,18 @@ from attn3d.segmentation import NETWORKS, FileError, Run, export, grid, portable
 from attn3d.segmentation.configuration import configure
 from attn3d.segmentation.datasets import Dataset
 from attn3d.segmentation.fingerprint import Fingerprint
-from attn3d.segmentation.inference import View, segment
+from attn3d.segmentation.inference import NetworkInput, segment
 from attn3d.segmentation.labels import Labels
 from attn3d.segmentation.networks import shape_multiple, uses_strides
-from attn3d.segmentation.portable import Prepared, ToScan, WindowInferer, find_images, to_channels, window_size
-from attn3d.segmentation.preprocessing import intensities_of
+from attn3d.segmentation.portable import (
+    Prepared,
+    ToScan,
+    WindowInferer,
+    find_images,
+    on_grid,
+    to_channels,
+    window_size,
+)
 from attn3d.segmentation.settings import settings_from
 from tests.segmentation.volumes import AFFINES, head, scan
 
@@ -170,17 +177,16 @@ def test_errors_of_export(tmp_path, monkeypatch):
     run = make_run(tmp_path / "run", "CT")
     with pytest.raises(ValueError, match="`format` must be one of bundle, onnx, got 'torchscript'"):
         export(run.folder, tmp_path / "new", format="torchscript")
-    with pytest.raises(FileError, match="run: already exists, and is not an export; choose another folder"):
-        export(run.folder, tmp_path / "run", overwrite=True)
+    (tmp_path / "file").touch()
+    for there in (tmp_path / "run", tmp_path / "new" / ".." / "run", tmp_path / "file"):
+        with pytest.raises(FileError, match=f"{there.name}: already exists; choose another folder, or delete it"):
+            export(run.folder, there)
+    (tmp_path / "bundle").mkdir()
     export(run.folder, tmp_path / "bundle")
-    with pytest.raises(FileError, match="bundle: already exists; choose another folder, or overwrite it"):
+    (tmp_path / "bundle" / "data" / "scan.nii.gz").touch()
+    with pytest.raises(FileError, match="bundle: already exists"):
         export(run.folder, tmp_path / "bundle")
-    export(run.folder, tmp_path / "bundle", overwrite=True)
-    for mine in ("data/scan.nii.gz", "eval"):
-        (tmp_path / "bundle" / mine).touch()
-        with pytest.raises(FileError, match=f"bundle/{mine}: would be deleted with the existing export; move it"):
-            export(run.folder, tmp_path / "bundle", overwrite=True)
-        (tmp_path / "bundle" / mine).unlink()
+    assert (tmp_path / "bundle" / "data" / "scan.nii.gz").exists()
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(ValueError, match=r"`format` onnx needs onnxscript; python -m pip install 'attn3d\[onnx\]'"):
         export(run.folder, tmp_path / "new", format="onnx")
@@ -221,7 +227,7 @@ def test_a_bundle_prepares_scans_as_training_does(modality, images, tmp_path):
     paths = [scan_file(tmp_path / f"case_000{one}.nii.gz", "oblique", 50.0 * one) for one in range(images)]
     given = loaded(paths)
     found = Prepared("image", config.spacing, config.windows)(given)["image"]
-    expected = intensities_of([nib.load(path) for path in paths], config)
+    expected = on_grid([nib.load(path) for path in paths], config.spacing, config.windows)
     assert torch.equal(found.as_tensor(), to_channels(expected.as_tensor(), config.windows))
     assert found.dtype == torch.float32
     np.testing.assert_allclose(found.affine, expected.affine)
@@ -245,8 +251,9 @@ def test_a_bundle_resamples_labels_as_predict_does(geometry, tmp_path):
     labels = found["pred"]
 
     scan_image = nib.load(path)
-    view = View(network, intensities_of([scan_image], config), window, config.labels, config.windows)
-    expected = segment([view], scan_image, keep=True)
+    volume = on_grid([scan_image], config.spacing, config.windows)
+    given = NetworkInput(network, volume, window, config.labels, config.windows)
+    expected = segment([given], scan_image, keep=True)
     differ = labels[0].numpy() != expected.labels
     assert labels.dtype == torch.uint8
     assert labels.shape == (1, *scan_image.shape)

@@ -146,8 +146,10 @@ def test_changed_splits_are_refused(data, tmp_path):
     file, out = tmp_path / "mine.json", tmp_path / "all"
     file.write_text(json.dumps([{"train": NAMES[:2], "val": NAMES[2:]}]))
     cross_validate(data, out=out, folds=file, **SETTINGS)
+    moved = file.rename(tmp_path / "moved.json")
+    assert cross_validate(data, out=out, folds=moved, **SETTINGS).runs[0].finished, "the content counts, not the name"
     file.write_text(json.dumps([{"train": NAMES[:3], "val": NAMES[3:]}]))
-    with pytest.raises(FileError, match=r"splits.json: has other splits than .*mine.json; give another --out"):
+    with pytest.raises(FileError, match=r"settings\.json: has other settings; give another --out"):
         cross_validate(data, out=out, folds=file, **SETTINGS)
 
 
@@ -188,7 +190,7 @@ def test_without_data_a_cohort_is_simulated(data, tmp_path, monkeypatch, capsys)
         asked.append(folder)
         return find_dataset(data)
 
-    monkeypatch.setattr(cross_validation, "simulate", simulated)
+    monkeypatch.setattr(series, "simulate", simulated)
     monkeypatch.setattr(cross_validation, "train_or_resume", stopped)
     with pytest.raises(KeyboardInterrupt):
         cross_validate(out=tmp_path / "all", folds=2, **SETTINGS | {"quiet": False})

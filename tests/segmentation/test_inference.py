@@ -12,7 +12,7 @@ from monai.losses import DiceCELoss
 from torch import nn
 
 from attn3d.segmentation.grid import label_to_grid, to_grid
-from attn3d.segmentation.inference import View, probability_planes, segment
+from attn3d.segmentation.inference import NetworkInput, probability_planes, segment
 from attn3d.segmentation.labels import Labels
 from attn3d.segmentation.portable import normalise, window_size
 from tests.memory import peak
@@ -53,15 +53,15 @@ class Sharper(nn.Module):
         return x * self.power
 
 
-def view(network, image, patch=PATCH):
+def network_input(network, image, patch=PATCH):
     volume = to_grid(image, SPACING)
-    return View(network, MetaTensor(normalise(volume.as_tensor()), affine=volume.affine), patch, LABELS)
+    return NetworkInput(network, MetaTensor(normalise(volume.as_tensor()), affine=volume.affine), patch, LABELS)
 
 
 @pytest.mark.parametrize("name", ["oblique", "LAS, 5 mm slices"])
 def test_a_trained_network_segments_a_scan_of_another_geometry(trained, name):
     image, label = pair(name, seed=5)
-    found, true = segment([view(trained, image)], image).labels, np.asarray(label.dataobj)
+    found, true = segment([network_input(trained, image)], image).labels, np.asarray(label.dataobj)
     assert found.dtype == np.uint8
     assert found.shape == image.shape
     assert 2 * ((found == 3) & (true == 3)).sum() / ((found == 3).sum() + (true == 3).sum()) > 0.8
@@ -69,7 +69,7 @@ def test_a_trained_network_segments_a_scan_of_another_geometry(trained, name):
 
 def test_probabilities_sum_to_one_in_the_scans_own_grid(trained):
     image, _ = pair("sheared")
-    classes, probabilities, _ = segment([view(trained, image)], image, keep=True)
+    classes, probabilities, _ = segment([network_input(trained, image)], image, keep=True)
     assert probabilities.shape == (*image.shape, 4)
     np.testing.assert_allclose(probabilities.sum(axis=-1), 1, atol=1e-6)
     np.testing.assert_array_equal(probabilities.argmax(axis=-1), classes)
@@ -79,9 +79,9 @@ def test_probabilities_sum_to_one_in_the_scans_own_grid(trained):
 def test_uncertainty_is_entropy_and_the_spread_of_networks(trained, count):
     """Compared with the formulas, from the probabilities of each network, some of which are exactly 0 or 1."""
     image, _ = pair("oblique")
-    views = [view(nn.Sequential(trained, Sharper(power)), image) for power in (1.0, 0.1, 30.0)[:count]]
-    each = [segment([one], image, keep=True).probabilities.astype(float) for one in views]
-    found = segment(views, image, uncertainty=True)
+    inputs = [network_input(nn.Sequential(trained, Sharper(power)), image) for power in (1.0, 0.1, 30.0)[:count]]
+    each = [segment([one], image, keep=True).probabilities.astype(float) for one in inputs]
+    found = segment(inputs, image, uncertainty=True)
     assert found.probabilities is None
     mean = sum(each) / count
     terms = [one * np.log(one, where=one > 0, out=np.zeros_like(one)) for one in np.moveaxis(mean, -1, 0)]
@@ -98,7 +98,7 @@ def test_uncertainty_is_entropy_and_the_spread_of_networks(trained, count):
 @pytest.mark.parametrize(("power", "expected"), [(0.0, np.log(4)), (1e6, 0.0)], ids=["even", "sure"])
 def test_entropy_is_between_zero_and_the_logarithm_of_the_classes(trained, power, expected):
     image, _ = pair("RAS")
-    found = segment([view(nn.Sequential(trained, Sharper(power)), image)], image, uncertainty=True)
+    found = segment([network_input(nn.Sequential(trained, Sharper(power)), image)], image, uncertainty=True)
     entropy = found.uncertainty["entropy"]
     assert entropy.min() >= 0
     assert entropy.max() <= np.float32(np.log(4))
@@ -111,7 +111,7 @@ def test_entropy_is_between_zero_and_the_logarithm_of_the_classes(trained, power
 def test_windows_are_averaged_as_by_monai(trained, axis, overlap, patch):
     """Plane by plane, and also if the volume is smaller than a window."""
     volume = torch.randn(1, 21, 26, 18, generator=torch.Generator().manual_seed(0))
-    planes = probability_planes(View(trained, MetaTensor(volume), patch, LABELS), axis, overlap=overlap)
+    planes = probability_planes(NetworkInput(trained, MetaTensor(volume), patch, LABELS), axis, overlap=overlap)
     found = torch.stack(list(planes), dim=1 + axis)
     with torch.no_grad():
         logits = sliding_window_inference(
@@ -130,7 +130,7 @@ def test_mirrored_windows_are_averaged_over_all_combinations(trained, mirror):
         with torch.no_grad():
             runs.append(trained(volume.flip([1 + axis for axis in axes])[None])[0].flip([1 + axis for axis in axes]))
     plain = torch.stack(runs).mean(dim=0).softmax(dim=0)
-    seen = View(trained, MetaTensor(volume), PATCH, LABELS)
+    seen = NetworkInput(trained, MetaTensor(volume), PATCH, LABELS)
     found = torch.stack([*probability_planes(seen, 2, mirror=mirror)], dim=3)
     torch.testing.assert_close(found, plain, atol=2e-3, rtol=0)
     unmirrored = torch.stack([*probability_planes(seen, 2)], dim=3)
@@ -139,7 +139,7 @@ def test_mirrored_windows_are_averaged_over_all_combinations(trained, mirror):
 
 def test_with_mirrored_windows_a_mirrored_scan_gives_mirrored_probabilities(trained):
     volume = torch.randn(1, 24, 20, 18, generator=torch.Generator().manual_seed(0))
-    plain, mirrored = (View(trained, MetaTensor(one), PATCH, LABELS) for one in (volume, volume.flip(1, 3)))
+    plain, mirrored = (NetworkInput(trained, MetaTensor(one), PATCH, LABELS) for one in (volume, volume.flip(1, 3)))
     found = torch.stack([*probability_planes(plain, 1, mirror=[0, 2])], dim=2)
     other = torch.stack([*probability_planes(mirrored, 1, mirror=[0, 2])], dim=2)
     torch.testing.assert_close(found, other.flip(1, 3), atol=2e-3, rtol=0)
@@ -166,16 +166,16 @@ def test_regions_are_predicted_independently(trained):
     """With sliding windows, on the grid of the scan, with the uncertainty of two networks."""
     image, _ = pair("oblique")
     networks = [trained, nn.Sequential(trained, Sharper(0.5)).eval()]
-    views = [view(network, image)._replace(labels=REGIONS) for network in networks]
-    alone = [segment([one], image, keep=True) for one in views]
+    inputs = [network_input(network, image)._replace(labels=REGIONS) for network in networks]
+    alone = [segment([one], image, keep=True) for one in inputs]
     with torch.no_grad():
         logits = sliding_window_inference(
-            views[0].volume[None], PATCH, 2, trained, overlap=0.5, mode="gaussian", padding_mode="replicate"
+            inputs[0].volume[None], PATCH, 2, trained, overlap=0.5, mode="gaussian", padding_mode="replicate"
         )
-    planes = torch.stack([*probability_planes(views[0], 0)], dim=1)
+    planes = torch.stack([*probability_planes(inputs[0], 0)], dim=1)
     torch.testing.assert_close(planes, torch.as_tensor(logits[0]).sigmoid(), atol=2e-3, rtol=0)
 
-    found = segment(views, image, keep=True, uncertainty=True)
+    found = segment(inputs, image, keep=True, uncertainty=True)
     parts = np.stack([one.probabilities for one in alone])
     np.testing.assert_allclose(found.probabilities, parts.mean(axis=0), atol=1e-6)
     written = np.zeros(image.shape, np.uint8)
@@ -203,7 +203,7 @@ def test_logits_that_are_not_finite_are_found(value, labels):
             return logits
 
     with pytest.raises(ValueError, match="not finite"):
-        list(probability_planes(View(Broken(), MetaTensor(torch.zeros(1, *PATCH)), PATCH, labels), 2))
+        list(probability_planes(NetworkInput(Broken(), MetaTensor(torch.zeros(1, *PATCH)), PATCH, labels), 2))
 
 
 def test_many_classes_need_the_sums_and_one_output_of_the_network():
@@ -218,7 +218,7 @@ def test_many_classes_need_the_sums_and_one_output_of_the_network():
             return x * self.factors
 
     patch, labels = (64, 16, 16), Labels.of({value: f"label {value}" for value in range(1, 32)})
-    one = View(ManyClasses(), MetaTensor(torch.randn(1, 96, 16, 16)), patch, labels)
+    one = NetworkInput(ManyClasses(), MetaTensor(torch.randn(1, 96, 16, 16)), patch, labels)
     values = 32 * math.prod(patch)
     assert peak(lambda: [None for _ in probability_planes(one, 0)]) < 1.25 * values * (2 + 4)
 
@@ -229,7 +229,7 @@ def test_sums_over_many_windows_are_not_rounded(labels):
     generator = torch.Generator().manual_seed(0)
     volume, network = torch.randn(1, 16, 16, 16, generator=generator), nn.Conv3d(1, 4, 1, bias=False)
     nn.init.uniform_(network.weight, -10, 10, generator)
-    planes = list(probability_planes(View(network, MetaTensor(volume), (8, 8, 8), labels), 0, overlap=0.9))
+    planes = list(probability_planes(NetworkInput(network, MetaTensor(volume), (8, 8, 8), labels), 0, overlap=0.9))
     with torch.no_grad():
         expected = labels.probabilities(network(volume[None])[0])
     torch.testing.assert_close(torch.stack(planes, dim=1), expected, atol=1e-5, rtol=0)

@@ -84,11 +84,13 @@ def test_errors_for_unknown_losses_and_for_weights():
 REGIONS = Labels(("whole", "core"), ((1, 2), (2,)), (1, 2))
 
 
-def test_losses_of_regions(batch):
+@pytest.mark.parametrize("regions", [REGIONS, Labels(("whole",), ((1, 2),), (1,))], ids=["two", "one"])
+def test_losses_of_regions(regions, batch):
     """Formulas with the sigmoid of each region and the batch as one volume. MONAI's DiceCELoss would take the softmax
     of two channels."""
-    logits, values = batch[0][:, :2], batch[1]
-    masks = torch.stack([values[:, 0] > 0, values[:, 0] == 2], dim=1).double()
+    count = len(regions.channels)
+    logits, values = batch[0][:, :count], batch[1]
+    masks = torch.stack([values[:, 0] > 0, values[:, 0] == 2], dim=1)[:, :count].double()
     found, true = (one.transpose(0, 1).flatten(1) for one in (logits.sigmoid(), masks))
     both, sizes = (found * true).sum(1), found.sum(1) + true.sum(1)
     overlap = (1 - (2 * both + 1e-5) / (sizes + 1e-5)).mean()
@@ -106,7 +108,7 @@ def test_losses_of_regions(batch):
     }
     assert {*expected} == {*LOSSES}
     for name, value in expected.items():
-        assert create_loss(name, REGIONS)(logits, values).item() == pytest.approx(value.item(), rel=1e-5), name
+        assert create_loss(name, regions)(logits, values).item() == pytest.approx(value.item(), rel=1e-5), name
 
 
 @pytest.mark.parametrize("labels", [LABELS, REGIONS], ids=["labels", "regions"])

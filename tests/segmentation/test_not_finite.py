@@ -15,7 +15,7 @@ from torch import nn
 from attn3d.cli.app import one_line_errors
 from attn3d.segmentation import Diverged, FileError, Run, predict, train
 from attn3d.segmentation.callbacks import Checkpoint
-from attn3d.segmentation.inference import View, probability_planes
+from attn3d.segmentation.inference import NetworkInput, probability_planes
 from attn3d.segmentation.labels import Labels
 from attn3d.segmentation.portable import normalise
 from attn3d.segmentation.settings import settings_from
@@ -177,12 +177,12 @@ def test_inputs_and_outputs_of_a_network_must_be_finite():
     network = nn.Conv3d(1, 2, 1)
     volume[0, 1, 2, 3] = float("nan")
     with pytest.raises(ValueError, match="`volume` must be finite, got 1 voxels"):
-        list(probability_planes(View(network, volume, (16, 16, 16), Labels.of({1: "block"})), 0))
+        list(probability_planes(NetworkInput(network, volume, (16, 16, 16), Labels.of({1: "block"})), 0))
     volume[0, 1, 2, 3] = 1.0
     nn.init.constant_(network.weight, 3e38)
     nn.init.constant_(network.bias, 3e38)
     with pytest.raises(ValueError, match="`network` gives values that are not finite"):
-        list(probability_planes(View(network, volume, (16, 16, 16), Labels.of({1: "block"})), 0))
+        list(probability_planes(NetworkInput(network, volume, (16, 16, 16), Labels.of({1: "block"})), 0))
 
 
 @pytest.fixture

@@ -12,9 +12,14 @@ from attn3d.segmentation.augmentation import Augmentation, margin, warp
 from attn3d.segmentation.patches import EpochSampler, Patches, draw_corner, read_box
 from attn3d.segmentation.preprocessing import PreparedCase
 
-UNWARPED = {"warped": 0.0, "rotation": 0.0, "scaling": 0.0}
 PATCHES = 900
 BOUND = 3 * np.sqrt(2 / 9 / PATCHES)  # three standard deviations of a share of two thirds
+
+
+def settings(**changed):
+    """Settings of a run without warped or mirrored patches, of an image without windows."""
+    plain = {"spacing": (1.0, 1.0, 1.0), "mirror": (), "windows": None, "warped": 0.0, "rotation": 0.0, "scaling": 0.0}
+    return SimpleNamespace(**plain | changed)
 
 
 def write(folder, labels, name="case", image=None, ignore=None):
@@ -148,7 +153,7 @@ def test_ranks_share_an_epoch_and_epochs_differ():
 def test_an_affine_turns_image_and_label_in_millimetres():
     """A ball in voxels of 1 x 1 x 2 mm remains a ball, with the size given by the matrix."""
     spacing = np.array((1.0, 1.0, 2.0))
-    augmentation = Augmentation(spacing, (), hounsfield=False, warped=1.0, rotation=10.0, scaling=0.1)
+    augmentation = Augmentation(settings(spacing=spacing, warped=1.0, rotation=10.0, scaling=0.1))
     shape = np.array((96, 96, 48))
     place = (np.moveaxis(np.indices(shape), 0, -1) - (shape - 1) / 2) * spacing
     classes = torch.from_numpy((np.linalg.norm(place, axis=-1) < 16).astype(np.uint8))
@@ -170,10 +175,23 @@ def test_an_affine_turns_image_and_label_in_millimetres():
         assert (np.abs(widths - 32 / np.cbrt(np.linalg.det(matrix))) < 8).all()
 
 
+def test_an_affine_rotates_about_each_axis_in_turn_after_scaling():
+    wide = settings(spacing=(1.0, 2.0, 5.0), warped=1.0, rotation=30.0, scaling=0.2)
+    drawn = Augmentation(wide).draw_affine(np.random.default_rng(0))
+    random = np.random.default_rng(0)
+    random.random()
+    (a, b, c), scales = np.deg2rad(random.uniform(-30, 30, 3)), random.uniform(0.8, 1.2, 3)
+    about_x = [[1, 0, 0], [0, np.cos(a), -np.sin(a)], [0, np.sin(a), np.cos(a)]]
+    about_y = [[np.cos(b), 0, np.sin(b)], [0, 1, 0], [-np.sin(b), 0, np.cos(b)]]
+    about_z = [[np.cos(c), -np.sin(c), 0], [np.sin(c), np.cos(c), 0], [0, 0, 1]]
+    in_mm = np.linalg.multi_dot([about_x, about_y, about_z, np.diag(scales)])
+    to_mm = np.diag((1.0, 2.0, 5.0))
+    np.testing.assert_allclose(to_mm @ drawn @ np.linalg.inv(to_mm), in_mm, atol=1e-12)
+
+
 @pytest.mark.parametrize(("warped", "rotation", "scaling"), [(0.3, 10.0, 0.1), (0.5, 20.0, 0.2), (0.5, 0.0, 0.2)])
 def test_rotations_and_scales_fill_their_ranges(warped, rotation, scaling):
-    options = {"warped": warped, "rotation": rotation, "scaling": scaling}
-    augmentation = Augmentation((1.0, 1.0, 1.0), (), hounsfield=False, **options)
+    augmentation = Augmentation(settings(warped=warped, rotation=rotation, scaling=scaling))
     random = np.random.default_rng(0)
     drawn = [augmentation.draw_affine(random) for _ in range(2000)]
     found = [matrix for matrix in drawn if matrix is not None]
@@ -209,7 +227,7 @@ def test_lesions_that_are_lines_of_voxels_keep_their_volume():
 
 @pytest.mark.parametrize("axes", [(), (0,), (1, 2)], ids=str)
 def test_patches_are_mirrored_along_the_given_axes(axes):
-    augmentation = Augmentation((1.0, 1.0, 1.0), axes, hounsfield=True, **UNWARPED)
+    augmentation = Augmentation(settings(mirror=axes, windows=((40.0, 80.0),)))
     augmentation._intensities = []
     image = torch.arange(27.0).view(1, 3, 3, 3)
     random, seen = np.random.default_rng(0), set()
@@ -229,17 +247,17 @@ def test_patches_are_mirrored_along_the_given_axes(axes):
 def test_augmented_intensities_stay_in_range():
     random = np.random.default_rng(0)
     image = torch.from_numpy(random.normal(size=(2, 12, 12, 12)).astype(np.float32))
-    for hounsfield, widest in ((False, 1.01), (True, 5.0)):
-        augmentation = Augmentation((1.0, 1.0, 1.0), (), hounsfield, **UNWARPED)
+    for windows, widest in ((None, 1.01), (((40.0, 80.0),), 5.0)):
+        augmentation = Augmentation(settings(windows=windows))
         changed = [augmentation(image, image[0], random)[0] for _ in range(20)]
         assert 3 < sum(torch.equal(one, image) for one in changed) < 17
         assert all(one.isfinite().all() and one.std() < widest and one.dtype == torch.float32 for one in changed)
 
 
-@pytest.mark.parametrize("hounsfield", [False, True])
-def test_every_change_of_intensities_gives_a_plain_tensor(hounsfield):
+@pytest.mark.parametrize("windows", [None, ((40.0, 80.0),)])
+def test_every_change_of_intensities_gives_a_plain_tensor(windows):
     """A MetaTensor could not be collated with plain tensors."""
-    augmentation = Augmentation((1.0, 1.0, 1.0), (), hounsfield, **UNWARPED)
+    augmentation = Augmentation(settings(windows=windows))
     for _, transform in augmentation._intensities:
         transform.set_random_state(0)
         assert type(augmentation._changed(torch.randn(1, 6, 6, 6), transform)) is torch.Tensor, transform
@@ -247,7 +265,7 @@ def test_every_change_of_intensities_gives_a_plain_tensor(hounsfield):
 
 def test_a_bias_field_keeps_the_contrast_of_tissues():
     """It varies as little over a patch as that of a coil; a stronger one would make grey matter look like white."""
-    (_, bias), *_ = Augmentation((1.0, 1.0, 1.0), (), hounsfield=False, **UNWARPED)._intensities
+    (_, bias), *_ = Augmentation(settings())._intensities
     ratios = []
     for seed in range(40):
         bias.set_random_state(seed)
@@ -258,7 +276,7 @@ def test_a_bias_field_keeps_the_contrast_of_tissues():
 
 
 def test_a_bias_field_multiplies_each_image_above_its_darkest_voxel():
-    augmentation = Augmentation((1.0, 1.0, 1.0), (), hounsfield=False, **UNWARPED)
+    augmentation = Augmentation(settings())
     (_, bias), *_ = augmentation._intensities
     bias.set_random_state(0)
     image = torch.rand(1, 12, 12, 12, generator=torch.manual_seed(0))

@@ -157,7 +157,7 @@ def test_existing_labels_are_skipped_but_counted(run, tmp_path):
     again = predict(run.folder, scans / "two.nii.gz", out, statistics=True, quiet=True)
     assert [*again.skipped] == ["two"]
     assert list(table()) == ["one", "three", "two"]
-    (out / f".unfinished-{platform.node()}--{os.getpid()}-old.nii.gz").touch()  # of an earlier process with this ID
+    (out / f".unfinished-{platform.node()}@{os.getpid()}-old.nii.gz").touch()  # of an earlier process with this ID
     assert predict(run.folder, scans, out, overwrite=True, quiet=True).written.keys() == {"one", "two", "three"}
     assert not list(out.glob(".unfinished-*"))
 
@@ -195,7 +195,7 @@ def test_after_a_kill_no_old_labels_are_beside_new_files(run, tmp_path, monkeypa
     def stopped(*_, **__):
         raise KeyboardInterrupt
 
-    for name, left in (("_labels", True), ("write_label", False)):
+    for name, left in (("_predicted", True), ("write_label", False)):
         with monkeypatch.context() as patch:
             patch.setattr(prediction, name, stopped)
             with pytest.raises(KeyboardInterrupt):
@@ -272,13 +272,13 @@ def test_two_processes_add_to_one_table(run, tmp_path):
 
 
 def test_an_exception_fails_only_its_own_case(run, tmp_path, monkeypatch):
-    def fake(images, config):
+    def fake(images, *options):
         if images[0].shape == (5, 5, 5):
             raise RuntimeError("Standard deviation is 0, masked values should not be all equal")
-        return intensities_of(images, config)
+        return on_grid(images, *options)
 
-    intensities_of = prediction.intensities_of
-    monkeypatch.setattr(prediction, "intensities_of", fake)
+    on_grid = prediction.on_grid
+    monkeypatch.setattr(prediction, "on_grid", fake)
     long = 238 * "n"
     two_valued = np.zeros((5, 5, 5), np.float32)
     two_valued[2:] = 1
@@ -352,7 +352,7 @@ def test_a_preview_has_the_name_of_the_case_in_every_format(run, tmp_path):
 def test_a_scan_without_dicom_is_refused_before_it_is_segmented(run, tmp_path, monkeypatch):
     scans = save(tmp_path / "scans", one=bright()[0])
     monkeypatch.setattr(prediction, "highdicom", lambda: None)  # an optional dependency
-    monkeypatch.setattr(prediction, "_labels", lambda *_, **__: pytest.fail("it is segmented"))
+    monkeypatch.setattr(prediction, "_predicted", lambda *_, **__: pytest.fail("it is segmented"))
     found = predict(run.folder, scans, tmp_path / "out", dicom_seg=True, quiet=True)
     assert found.failed == {
         str(scans / "one.nii.gz"): "is not a DICOM series, which a DICOM SEG refers to; omit --dicom-seg"
@@ -413,7 +413,7 @@ def test_missing_uncertainty_is_an_error(run, tmp_path):
     scans, out = save(tmp_path / "scans", one=bright(size=(8, 8, 6))[0]), tmp_path / "out"
     before = predict(run.folder, scans, out, quiet=True).written["one"].read_bytes()
     found = predict(run.folder, scans, out, uncertainty=True, quiet=True)
-    missing = "does not exist, but the labels do; segment the scan again (--overwrite)"
+    missing = "does not exist; `attn3d predict --uncertainty --overwrite` writes it"
     assert found.failed == {str(out / "one_entropy.nii.gz"): missing}
     assert not found.skipped
     assert not found.uncertainty

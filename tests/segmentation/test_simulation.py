@@ -1,4 +1,3 @@
-import json
 from types import SimpleNamespace
 
 import nibabel as nib
@@ -6,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from attn3d.segmentation import read_image
+from attn3d.segmentation import FileError, read_image
 from attn3d.segmentation.datasets import find_dataset, read_case_image, read_case_label
 from attn3d.segmentation.simulation import HAEMORRHAGES, cohort, haemorrhages, scanner, simulate, threshold_segmentation
 from attn3d.segmentation.simulation.anatomy import sample_head
@@ -196,43 +195,37 @@ def test_an_existing_cohort_is_used_again(tmp_path, small, monkeypatch):
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == written
 
 
-def test_an_incomplete_cohort_is_replaced_only_with_overwrite(tmp_path, small):
+@pytest.mark.parametrize("missing", ["labelsTr/simulated_001.nii.gz", "dataset.json", "imagesTr"])
+def test_an_incomplete_cohort_is_refused(tmp_path, small, missing):
     out = tmp_path / "cohort"
     simulate(out, 2, quiet=True)
-    (out / "labelsTr/simulated_001.nii.gz").unlink()
-    with pytest.raises(ValueError, match="has an incomplete simulated cohort"):
+    (out / missing).rename(tmp_path / "moved")
+    with pytest.raises(FileError, match="cohort: already exists, and is not a complete cohort of 2 cases with seed 0"):
         simulate(out, 2, quiet=True)
-    assert len(simulate(out, 2, overwrite=True, quiet=True).cases) == 2
 
 
 @pytest.mark.parametrize("changed", [{"cases": 3}, {"seed": 1}])
-def test_another_cohort_is_replaced_only_with_overwrite(tmp_path, small, changed):
+def test_another_cohort_is_refused(tmp_path, small, changed):
     out = tmp_path / "cohort"
-    simulate(out, 2, quiet=True)
-    settings = {"cases": 2, "quiet": True} | changed
-    with pytest.raises(ValueError, match=r"has another simulated cohort.*`overwrite`"):
-        simulate(out, **settings)
-    assert len(find_dataset(out).cases) == 2
-    simulate(out, **settings, overwrite=True)
-    assert (
-        json.loads((out / "dataset.json").read_text())["simulated"] == {"version": 1, "seed": 0, "cases": 2} | changed
-    )
+    before = simulate(out, 2, quiet=True)
+    with pytest.raises(FileError, match=r"cohort: already exists, .*; choose another folder, or delete it first"):
+        simulate(out, **{"cases": 2, "quiet": True} | changed)
+    assert simulate(out, 2, quiet=True) == before
 
 
 def test_other_folders_are_never_replaced(tmp_path, small):
-    (tmp_path / "thesis.tex").write_text("years of work")
-    for overwrite in (False, True):
-        with pytest.raises(ValueError, match=r"`out` must be a new folder, but .* already has 'thesis.tex'"):
-            simulate(tmp_path, 2, overwrite=overwrite, quiet=True)
-        with pytest.raises(ValueError, match="is a file; give another folder"):
-            simulate(tmp_path / "thesis.tex", 2, overwrite=overwrite, quiet=True)
-    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+    thesis = tmp_path / "thesis.tex"
+    thesis.write_text("years of work")
+    for out in (tmp_path, tmp_path / "none" / "..", thesis):
+        with pytest.raises(FileError, match="already exists, and is not a complete cohort"):
+            simulate(out, 2, quiet=True)
+    assert thesis.read_text() == "years of work"
     cohort = tmp_path / "cohort"
     simulate(cohort, 1, quiet=True)
     (cohort / "thesis.tex").write_text("years of work")
     assert len(simulate(cohort, 1, quiet=True).cases) == 1
-    with pytest.raises(ValueError, match=r"has a cohort and also thesis.tex"):
-        simulate(cohort, 2, overwrite=True, quiet=True)
+    with pytest.raises(FileError, match="cohort: already exists"):
+        simulate(cohort, 2, quiet=True)
     assert (cohort / "thesis.tex").exists()
     (tmp_path / "empty").mkdir()
     assert len(simulate(tmp_path / "empty", 2, quiet=True).cases) == 2

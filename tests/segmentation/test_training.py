@@ -95,7 +95,7 @@ def test_a_training_stopped_by_the_user_prints_how_to_resume(data, tmp_path, mon
 
     monkeypatch.setattr(SegmentationTask, "training_step", interrupted)
     out = tmp_path / "my run"
-    with pytest.raises(Interrupted, match=f"--resume --out '{out}'"):
+    with pytest.raises(Interrupted, match=f"^stopped in epoch 2; continue with --resume --out '{out}'$"):
         train(data, out=out, **SMALL)
     assert (out / "last.ckpt").exists()
     assert not (out / "model.safetensors").exists()

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from attn3d.segmentation.errors import FileError
 from attn3d.segmentation.labels import Labels
 
 
@@ -42,8 +43,8 @@ class Dataset:
         threshold: value above which a mask is 1, for masks with other values than 0 and 1.
         simulated: whether the scans are simulated.
         validation: names of the cases that the data set holds out; empty if it does not define this.
-        problems: a line for each file that is missing or has no partner. These files are not in any case, except images
-            without a label, which may be test cases.
+        problems: the problem of each file that is missing or has no partner. It is not in any case, except an image
+            without a label, which may be a test case.
         failed: the problem of each scan to segment that cannot be used; it is not in ``problems``.
         layout: the name of the layout.
     """
@@ -56,14 +57,25 @@ class Dataset:
     threshold: float | None = None
     simulated: bool = False
     validation: tuple[str, ...] = ()
-    problems: tuple[str, ...] = ()
+    problems: Mapping[str, str] = field(default_factory=dict)
     failed: Mapping[str, str] = field(default_factory=dict)
     layout: str = ""
 
     @property
     def left_out(self) -> tuple[str, ...]:
         """A line for each file that is not used."""
-        return (*self.problems, *(f"{file}: {problem}" for file, problem in self.failed.items()))
+        return tuple(f"{file}: {problem}" for file, problem in {**self.problems, **self.failed}.items())
+
+    def images_per_case(self) -> int:
+        """The number of images of each case with a label.
+
+        Raises:
+            FileError: when it is not the same for all.
+        """
+        images = self.cases[0].channels
+        if odd := [case for case in self.cases if case.channels != images]:
+            raise FileError(odd[0].images[0], f"its case has {odd[0].channels} images, but others have {images}")
+        return images
 
     def __str__(self) -> str:
         """A summary in a few lines."""

@@ -72,7 +72,7 @@ def files_at(folder: Path, place: str) -> Files:
     """
     above, _, name = place.rpartition("/")
     if not above.endswith("*"):
-        return one_each(volume_files(folder / above))
+        return {case: (path,) for case, path in volume_files(folder / above).items()}
     found = {
         case.name: tuple(path for stem, path in volume_files(case).items() if fnmatchcase(stem, name))
         for case in sorted(folder.glob(above))
@@ -80,27 +80,22 @@ def files_at(folder: Path, place: str) -> Files:
     return {case: files for case, files in found.items() if files}
 
 
-def unread(folder: Path, *places: str) -> tuple[str, ...]:
-    """A line for each volume in the folders of ``places`` whose format is not supported."""
+def unread(folder: Path, *places: str) -> dict[str, str]:
+    """The problem of each volume in the folders of ``places`` whose format is not supported."""
     files = [path for place in places for path in sorted(folder.glob(f"{place.rpartition('/')[0]}/*".lstrip("/")))]
-    return tuple(
-        f"{path}: is not NIfTI, NRRD or MHA; convert it to .nii.gz"
-        for path in dict.fromkeys(files)
+    return {
+        str(path): "is not NIfTI, NRRD or MHA; convert it to .nii.gz"
+        for path in files
         if path.name.lower().endswith(_OTHER_FORMATS) and not path.name.lower().endswith(SUFFIXES)
-    )
+    }
 
 
-def one_each(files: Mapping[str, Path]) -> Files:
-    """Converts names with one file each to the form of `pair`."""
-    return {name: (path,) for name, path in files.items()}
-
-
-def pair(images: Files, labels: Files) -> tuple[tuple[Case, ...], tuple[str, ...]]:
-    """The cases with an image and a label, and a line for each file without a partner."""
+def pair(images: Files, labels: Files) -> tuple[tuple[Case, ...], dict[str, str]]:
+    """The cases with an image and a label, and the problem of each file without a partner."""
     both = sorted(images.keys() & labels.keys())
-    problems = [f"{images[name][0]}: has no label" for name in sorted(images.keys() - labels.keys())]
-    problems += [f"{labels[name][0]}: has no image" for name in sorted(labels.keys() - images.keys())]
-    return tuple(Case(name, images[name], labels[name]) for name in both), tuple(problems)
+    problems = {str(images[name][0]): "has no label" for name in sorted(images.keys() - labels.keys())}
+    problems |= {str(labels[name][0]): "has no image" for name in sorted(labels.keys() - images.keys())}
+    return tuple(Case(name, images[name], labels[name]) for name in both), problems
 
 
 def channels(files: Mapping[str, Path], number: int) -> tuple[Files, dict[Path, str]]:

@@ -9,11 +9,11 @@ import numpy as np
 from attn3d.segmentation.datasets.dataset import Case
 from attn3d.segmentation.datasets.listing import files_by_name, stem
 from attn3d.segmentation.errors import FileError
-from attn3d.segmentation.io.files import check_same_grid, read_segmentation, read_volume
+from attn3d.segmentation.io.files import read_segmentation
 from attn3d.segmentation.labels import Labels
 
-_BESIDE = ("probabilities", "entropy", "spread")  # suffixes of other images that `predict` writes for a case
-_ALONE = "does not exist, but the labels do; segment the scan again (--overwrite)"
+_IMAGES = ("probabilities", "entropy", "spread")  # that `predict` writes beside the labels of a case
+_DOCUMENTS = ("png", "html", "dcm")
 
 
 def find_pairs(prediction: Path, reference: Path) -> tuple[dict[str, tuple[Path, Path]], dict[str, str]]:
@@ -50,28 +50,25 @@ def find_pairs(prediction: Path, reference: Path) -> tuple[dict[str, tuple[Path,
 def _label_maps(folder: Path) -> tuple[dict[str, Path], dict[Path, str]]:
     """As `files_by_name`, without the other images of a case."""
     files, twice = files_by_name(folder)
-    beside = {f"{name}_{what}" for name in files for what in _BESIDE}
-    return {name: path for name, path in files.items() if name not in beside}, twice
+    images = {beside(path, what) for path in files.values() for what in _IMAGES}
+    return {name: path for name, path in files.items() if path not in images}, twice
 
 
 def beside(prediction: Path, what: str) -> Path:
-    """The file of another image that `attn3d.segmentation.predict` writes beside labels, such as "probabilities"."""
-    return prediction.with_name(f"{stem(prediction)}_{what}.nii.gz")
+    """The file that `attn3d.segmentation.predict` writes beside the labels of a case.
+
+    Args:
+        prediction: the file of the labels.
+        what: "probabilities", "entropy" or "spread", each an image; "png", "html" or "dcm".
+    """
+    ending = f"_{what}.nii.gz" if what in _IMAGES else f".{what}"
+    return prediction.with_name(f"{stem(prediction)}{ending}")
 
 
 def remove_beside(prediction: Path) -> None:
-    """Removes all other files that `attn3d.segmentation.predict` has written for a case."""
-    for file in (*(beside(prediction, what) for what in _BESIDE), *_documents(prediction)):
-        file.unlink(missing_ok=True)
-
-
-def _documents(prediction: Path) -> list[Path]:
-    return [prediction.with_name(f"{stem(prediction)}{ending}") for ending in (".png", ".html", ".dcm")]
-
-
-def probabilities_of(prediction: Path) -> Path:
-    """The file in which `attn3d.segmentation.predict` writes the probabilities of a case."""
-    return beside(prediction, "probabilities")
+    """Removes all files that `attn3d.segmentation.predict` has written beside the labels of a case."""
+    for what in (*_IMAGES, *_DOCUMENTS):
+        beside(prediction, what).unlink(missing_ok=True)
 
 
 def check_names(predictions: Mapping[Case, Path]) -> None:
@@ -85,7 +82,7 @@ def check_names(predictions: Mapping[Case, Path]) -> None:
     """
     cases = {path: case for case, path in predictions.items()}
     for path, case in cases.items():
-        for what in _BESIDE:
+        for what in _IMAGES:
             if other := cases.get(beside(path, what)):
                 raise FileError(
                     other.images[0],
@@ -106,22 +103,9 @@ def read_labels(path: Path, labels: Labels) -> nib.Nifti1Image:
     return found
 
 
-def read_map(path: Path, label: nib.Nifti1Image) -> np.ndarray:
-    """Reads a measure of uncertainty beside existing labels.
-
-    Raises:
-        FileError: when the file does not exist, or is on another grid than the labels.
-    """
-    if not path.exists():
-        raise FileError(path, _ALONE)
-    image = read_volume(path)
-    check_same_grid(path, image, label, "its labels")
-    return np.asarray(image.dataobj)
-
-
 def check_beside(path: Path, probabilities: bool, preview: bool, dicom_seg: bool) -> None:
     """Raises a `FileError` if a requested file beside existing labels does not exist."""
-    endings = {"_probabilities.nii.gz": probabilities, ".png": preview, ".html": preview, ".dcm": dicom_seg}
-    for ending, requested in endings.items():
-        if requested and not (file := path.with_name(f"{stem(path)}{ending}")).exists():
-            raise FileError(file, _ALONE)
+    requested = {"probabilities": probabilities, "png": preview, "html": preview, "dcm": dicom_seg}
+    for what, wanted in requested.items():
+        if wanted and not (file := beside(path, what)).exists():
+            raise FileError(file, "does not exist, but the labels do; segment the scan again (--overwrite)")

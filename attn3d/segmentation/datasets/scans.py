@@ -1,18 +1,14 @@
 """Finds the scans to segment: a file, a folder of files, or the cases of a data set."""
 
 import logging
-from contextlib import suppress
-from itertools import islice
 from pathlib import Path
 
 from attn3d.segmentation.datasets.dataset import Case
 from attn3d.segmentation.datasets.finding import find_dataset
-from attn3d.segmentation.datasets.listing import SUFFIXES, channels, files_by_name, image_of, stem, unread
+from attn3d.segmentation.datasets.listing import channels, files_by_name, image_of, stem, unread
 from attn3d.segmentation.errors import FileError
-from attn3d.segmentation.io.dicom import is_dicom
 
 logger = logging.getLogger("attn3d")
-_TRIED = 100  # files of a folder inside the folder of the scans
 
 
 def find_scans(scans: Path, images: int) -> tuple[list[Case], dict[str, str]]:
@@ -33,49 +29,50 @@ def find_scans(scans: Path, images: int) -> tuple[list[Case], dict[str, str]]:
     if scans.is_file():
         name = stem(scans)
         return [Case(name.removesuffix("_0000") or name if images == 1 else name, (scans,), volumes=images)], {}
-    files, failed = files_by_name(scans)
-    if not files and not failed:
-        dataset = find_dataset(scans)
-        used = tuple(f"{image}: " for case in dataset.test_cases for image in case.images)
-        for problem in dataset.problems:
-            if not problem.startswith(used):
-                logger.warning("left out: %s", problem)
-        cases = [*dataset.test_cases, *dataset.cases]
-        if twice := {case.name for case in dataset.test_cases} & {case.name for case in dataset.cases}:
-            raise FileError(scans, f"has two cases with the name {min(twice)!r}, with and without a label; rename one")
-        odd = [case for case in cases if case.channels != images]
-        problem = "its case has {} images, the network needs {}"
-        return [case for case in cases if case not in odd], {
-            **dataset.failed,
-            **{str(case.images[0]): problem.format(case.channels, images) for case in odd},
-        }
-    for name in [name for name in files if image_of(name) in files or f"{image_of(name)}_0000" in files]:
+    files, twice = files_by_name(scans)
+    if not files and not twice:
+        return _in_dataset(scans, images)
+    cases, problems = _in_folder(scans, files, images)
+    problems |= twice
+    return cases, {str(path): problems[path] for path in sorted(problems)}
+
+
+def _in_folder(folder: Path, files: dict[str, Path], images: int) -> tuple[list[Case], dict[Path, str]]:
+    """The cases of the files in a folder, and the problem of each file that cannot be used."""
+    labels = [name for name in files if image_of(name) in files or f"{image_of(name)}_0000" in files]
+    for name in labels:
         logger.warning("left out: %s: is the label of another file", files.pop(name))
-    for problem in (*unread(scans, "*"), *_ignored(scans)):
-        logger.warning("left out: %s", problem)
-    plain = {name: path for name, path in files.items() if not _is_of_channels(name, files, images)}
-    found, problems = channels({name: path for name, path in files.items() if name not in plain}, images)
-    for name in plain.keys() & found.keys():
-        problems[plain.pop(name)] = f"also exists as {found.pop(name)[0].name}; remove one of them"
-    failed |= problems
-    cases = [Case(name, files) for name, files in found.items()]
-    cases += [Case(name, (path,), volumes=images) for name, path in plain.items()]
-    return sorted(cases, key=lambda case: case.name), {str(path): failed[path] for path in sorted(failed)}
+    for file, problem in unread(folder, "*").items():
+        logger.warning("left out: %s: %s", file, problem)
+    for below in sorted(folder.iterdir()):
+        if below.is_dir() and not below.name.startswith("."):
+            logger.warning("left out: %s: is a folder in the folder of the scans; to segment its scans, give it", below)
+    numbered = {name: path for name, path in files.items() if _is_of_channels(name, files, images)}
+    whole = {name: path for name, path in files.items() if name not in numbered}
+    parts, problems = channels(numbered, images)
+    for name in whole.keys() & parts.keys():
+        problems[whole.pop(name)] = f"also exists as {parts.pop(name)[0].name}; remove one of them"
+    cases = [Case(name, paths) for name, paths in parts.items()]
+    cases += [Case(name, (path,), volumes=images) for name, path in whole.items()]
+    return sorted(cases, key=lambda case: case.name), problems
 
 
-def _ignored(folder: Path) -> list[str]:
-    """A line for each folder inside a folder of scans that contains scans, too; only some files of each are tried."""
-    return [
-        f"{below}: is a folder in the folder of the scans; to segment scans in it, give this folder"
-        for below in sorted(folder.iterdir())
-        if below.is_dir() and not below.name.startswith(".") and any(map(_is_scan, islice(below.rglob("*"), _TRIED)))
-    ]
-
-
-def _is_scan(file: Path) -> bool:
-    with suppress(OSError):
-        return file.name.lower().endswith(SUFFIXES) or is_dicom(file)
-    return False
+def _in_dataset(folder: Path, images: int) -> tuple[list[Case], dict[str, str]]:
+    """The cases of a data set, first those without a label, and the problem of each scan that cannot be used."""
+    dataset = find_dataset(folder)
+    segmented = {str(image) for case in dataset.test_cases for image in case.images}
+    for file, problem in dataset.problems.items():
+        if file not in segmented:  # an image without a label is a problem only for training
+            logger.warning("left out: %s: %s", file, problem)
+    if twice := {case.name for case in dataset.test_cases} & {case.name for case in dataset.cases}:
+        raise FileError(folder, f"has two cases with the name {min(twice)!r}, with and without a label; rename one")
+    cases, problems = [], dict(dataset.failed)
+    for case in (*dataset.test_cases, *dataset.cases):
+        if case.channels == images:
+            cases.append(case)
+        else:
+            problems[str(case.images[0])] = f"its case has {case.channels} images, the network needs {images}"
+    return cases, problems
 
 
 def _is_of_channels(name: str, files: dict[str, Path], images: int) -> bool:

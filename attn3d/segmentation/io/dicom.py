@@ -8,7 +8,7 @@ import locale
 import logging
 import re
 import warnings
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,10 +19,10 @@ import nibabel as nib
 import numpy as np
 
 from attn3d.segmentation.errors import FileError
+from attn3d.segmentation.io.nifti import in_millimetres
 
 _SAME_POSITION = 0.01  # mm
 _UNEVEN = 0.1  # mm, and fraction of the slice distance, by which a slice may be off an even grid
-_STRAIGHT = 1e-3  # largest cosine between axes that count as perpendicular
 _TO_NIFTI = np.diag([-1.0, -1.0, 1.0])  # DICOM's axes point left and back, NIfTI's right and forwards
 _CONVERT = "convert it with dcm2niix"
 
@@ -128,11 +128,7 @@ def read_series(path: Path | str) -> nib.Nifti1Image:
     affine[:3, :2] = _TO_NIFTI @ (slices[0].directions * slices[0].spacing)
     affine[:3, 2] = _TO_NIFTI @ _step(path, slices)
     affine[:3, 3] = _TO_NIFTI @ slices[0].corner
-    image = nib.Nifti1Image(_voxels(path, slices), affine)
-    image.set_sform(affine, "scanner")
-    image.set_qform(affine, "scanner" if _is_straight(affine) else "unknown", strip_shears=True)
-    image.header.set_xyzt_units("mm")
-    return image
+    return in_millimetres(_voxels(path, slices), affine, "scanner")
 
 
 def slices_of(path: Path | str) -> tuple[list[_Slice], dict[Path, Any]]:
@@ -238,15 +234,16 @@ def _in_order(path: Path | str, slices: list[_Slice]) -> list[_Slice]:
                 "keep only one stack of slices in the folder",
             )
     slices = sorted(slices, key=lambda one: float(one.corner @ normal))
-    steps = np.diff([one.corner @ normal for one in slices])
+    heights = np.array([one.corner @ normal for one in slices])
+    steps = np.diff(heights)
     if (steps < _SAME_POSITION).any():
-        positions = 1 + int((steps >= _SAME_POSITION).sum())
-        times = sorted(Counter(np.cumsum(np.append(0, steps >= _SAME_POSITION)).tolist()).values())
-        each = f"{times[0]}" if times[0] == times[-1] else f"{times[0]} to {times[-1]}"
+        places = np.split(heights, np.flatnonzero(steps >= _SAME_POSITION) + 1)
+        least, most = min(map(len, places)), max(map(len, places))
+        each = f"{least}" if least == most else f"{least} to {most}"
         raise FileError(
             path,
-            f"contains {len(slices)} slices at {positions} position{'s' if positions > 1 else ''}, {each} at each (a "
-            "series in time, of echoes or of directions); keep only the files of one volume",
+            f"contains {len(slices)} slices at {len(places)} position{'s' if len(places) > 1 else ''}, {each} at each "
+            "(a series in time, of echoes or of directions); keep only the files of one volume",
         )
     if len(steps) and (np.abs(steps - np.median(steps)) > _UNEVEN * min(1.0, np.median(steps))).any():
         at = int(np.abs(steps - np.median(steps)).argmax())
@@ -271,11 +268,6 @@ def _step(path: Path | str, slices: Sequence[_Slice]) -> np.ndarray:
     if slices[0].thickness is None:
         raise FileError(path, f"is one slice without a thickness; {_CONVERT}, and check the spacing")
     return slices[0].thickness * np.cross(*slices[0].directions.T)
-
-
-def _is_straight(affine: np.ndarray) -> bool:
-    columns = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
-    return bool(np.abs(columns.T @ columns - np.eye(3)).max() < _STRAIGHT)
 
 
 @same_locale()

@@ -57,7 +57,6 @@ def write_dicom_seg(path: Path | str, segmentation: np.ndarray, series: Path, la
     hd = highdicom()
     from pydicom.sr.codedict import codes
 
-    check_series(series)
     slices, headers = slices_of(series)
     algorithm = hd.AlgorithmIdentificationSequence(
         name="attn3d", version=version("attn3d"), family=codes.DCM.ArtificialIntelligence

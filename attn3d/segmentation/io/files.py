@@ -4,10 +4,8 @@ NIfTI, DICOM and ITK's formats are in other modules. This module refuses affines
 labels that are not whole numbers or are on another grid. Files are written completely or not at all.
 """
 
-import logging
 import zlib
 from collections.abc import Collection
-from functools import cache
 from pathlib import Path
 
 import nibabel as nib
@@ -16,9 +14,8 @@ import numpy as np
 from attn3d.segmentation.errors import FileError
 from attn3d.segmentation.io.dicom import is_dicom, read_series
 from attn3d.segmentation.io.itk import ENDINGS, is_itk, read_itk, write_itk
-from attn3d.segmentation.io.nifti import read_nifti, write_nifti
+from attn3d.segmentation.io.nifti import in_millimetres, read_nifti, set_forms, write_nifti
 
-logger = logging.getLogger("attn3d")
 _OFF_WHOLE = 1e-3  # the largest difference of a label from a whole number
 _SPACINGS = (0.01, 50.0)  # mm
 _GEOMETRY = (
@@ -35,9 +32,12 @@ def read_image(path: Path | str) -> nib.Nifti1Image:
             multi-frame DICOM file. The format is detected from the content. Trailing axes of length 1 are dropped.
 
     Raises:
-        FileError: as `read_volume`, or when all voxels are equal.
+        FileError: when the file is missing, truncated, of another format or not 3-D, when its affine is not a valid
+            geometry, when a voxel is not finite, or when all voxels are equal; when DICOM is not one volume of slices
+            at equal distances (a shift by a tilted gantry is allowed).
     """
-    return _varied(path, read_volume(path))
+    image = read_series(path) if Path(path).is_dir() or is_dicom(path) else _read(path)
+    return _scan(path, image, image.get_fdata(dtype=np.float32))
 
 
 def read_images(path: Path | str, volumes: int) -> list[nib.Nifti1Image]:
@@ -52,56 +52,36 @@ def read_images(path: Path | str, volumes: int) -> list[nib.Nifti1Image]:
     """
     image = _read(path, volumes)
     data = (np.array(image.dataobj[..., index], np.float32) for index in range(volumes))  # nibabel's are read-only
-    return [_varied(path, _finite(path, image, one)) for one in data]
+    return [_scan(path, image, one) for one in data]
 
 
-def read_volume(path: Path | str) -> nib.Nifti1Image:
-    """Reads a 3-D volume as `read_image` does, but its voxels may all be equal.
-
-    Args:
-        path: as in `read_image`.
-
-    Raises:
-        FileError: when the file is missing, truncated, of another format or not 3-D, when its affine is not a valid
-            geometry, or when a voxel is not finite; when DICOM is not one volume of slices at equal distances (a shift
-            by a tilted gantry is allowed).
-    """
-    image = read_series(path) if Path(path).is_dir() or is_dicom(path) else _read(path)
-    return _finite(path, image, image.get_fdata(dtype=np.float32))
-
-
-def _finite(path: Path | str, image: nib.Nifti1Image, data: np.ndarray) -> nib.Nifti1Image:
-    """A volume of an image, after checks of its voxel size and for values that are not finite."""
+def _scan(path: Path | str, image: nib.Nifti1Image, data: np.ndarray) -> nib.Nifti1Image:
+    """A volume of an image as a scan, after checks of its voxel size and its values."""
     _check_spacing(path, image.affine)
     if bad := data.size - np.count_nonzero(np.isfinite(data)):
         raise FileError(path, f"{bad} voxels are NaN or infinite; replace them, for example by 0")
+    if data.min() == data.max():
+        raise FileError(path, f"every voxel has the same value {data.min():g}; this is not a scan")
     return type(image)(data.reshape(data.shape[:3]), image.affine, image.header, dtype=np.float32)
 
 
-def _varied(path: Path | str, image: nib.Nifti1Image) -> nib.Nifti1Image:
-    """Returns the scan; raises a `FileError` if all voxels are equal."""
-    data = np.asarray(image.dataobj)
-    if data.min() == data.max():
-        raise FileError(path, f"every voxel has the same value {data.min():g}; this is not a scan")
-    return image
-
-
-def read_label(path: Path | str, image: nib.Nifti1Image, values: Collection[int]) -> nib.Nifti1Image:
-    """Reads the label of ``image`` as uint8, on the same grid.
+def read_map(path: Path | str, image: nib.Nifti1Image, volumes: int | None = 1) -> nib.Nifti1Image:
+    """Reads values of voxels that `predict` wrote beside labels. They are scaled on access.
 
     Args:
-        path: a file of whole numbers.
-        image: the scan, from `read_image`.
-        values: the allowed values.
+        path: a 3-D file of a measure of uncertainty, or a 4-D file of the probabilities of classes.
+        image: a volume with the required grid.
+        volumes: the number of volumes that it must have; None for any number in a 4-D file.
 
     Raises:
-        FileError: as `read_image`; and when the label is not on the grid of the image, has a value that is not in
-            ``values``, or is empty.
+        FileError: when the file is missing, truncated, not a NIfTI file of so many volumes, or on another grid.
     """
-    label = read_segmentation(path, image, values)
-    if not np.asanyarray(label.dataobj).any():
-        raise FileError(path, "the label is empty; give one with at least one voxel that is not 0")
-    return label
+    if not Path(path).exists():
+        option = "--uncertainty" if volumes == 1 else "--probabilities"
+        raise FileError(path, f"does not exist; `attn3d predict {option} --overwrite` writes it")
+    found = _read(path, volumes)
+    check_same_grid(path, found, image, "its labels")
+    return found
 
 
 def read_segmentation(
@@ -135,30 +115,14 @@ def read_segmentation(
             raise FileError(path, "the mask contains NaN or infinite values; replace them by 0")
         data = data > threshold
     elif data.dtype.kind == "f":
-        data = _rounded(path, data)
+        whole = np.rint(data)  # a scale factor may have changed the values a little
+        data = np.where(np.abs(data - whole) <= _OFF_WHOLE, whole, data)
     known = "whole numbers from 0 to 255" if values is None else ", ".join(map(str, sorted(values)))
     known_at_sight = values is None and data.dtype == np.uint8
     for value in () if known_at_sight else values_in(data):
         if value not in (range(256) if values is None else values):
             raise FileError(path, f"the label contains the value {value:.6g}; map its values to {known}")
     return type(image)(data.astype(np.uint8), image.affine, image.header, dtype=np.uint8)
-
-
-def read_probabilities(path: Path | str, image: nib.Nifti1Image) -> nib.Nifti1Image:
-    """Reads the probabilities of the classes of a scan, (X, Y, Z, classes), which are scaled on access.
-
-    Args:
-        path: a 4-D NIfTI file, as `predict` writes it.
-        image: a volume with the required grid.
-
-    Raises:
-        FileError: when the file is missing, truncated, not a 4-D NIfTI file, or on another grid.
-    """
-    if not Path(path).exists():
-        raise FileError(path, "does not exist; `attn3d predict --probabilities --overwrite` writes it")
-    found = _read(path, volumes=None)
-    check_same_grid(path, found, image, "its labels")
-    return found
 
 
 def values_in(data: np.ndarray) -> np.ndarray:
@@ -185,23 +149,6 @@ def check_same_grid(path: Path | str, image: nib.Nifti1Image, other: nib.Nifti1I
     if distance > 0.1 * nib.affines.voxel_sizes(other.affine).min():
         advice = _two_positions(image, "it") or _two_positions(other, of) or "resample it to that grid"
         raise FileError(path, f"it is up to {distance:.3g} mm off the grid of {of}; {advice}")
-
-
-def _rounded(path: Path | str, data: np.ndarray) -> np.ndarray:
-    """Rounds labels that a scale factor has changed slightly, with a warning. Other values are unchanged."""
-    whole = np.rint(data)
-    off = np.abs(data - whole)
-    near = (off > 0) & (off <= _OFF_WHOLE)
-    if not near.any():
-        return data
-    if off.max() <= _OFF_WHOLE:  # otherwise the file is refused
-        _warn_of_rounding(path, f"{off.max():.1g}")
-    return np.where(near, whole, data)
-
-
-@cache  # a label is read several times
-def _warn_of_rounding(path: Path | str, most: str) -> None:
-    logger.warning("%s: labels that differ from whole numbers by up to %s are rounded", path, most)
 
 
 def _two_positions(image: nib.Nifti1Image, of: str) -> str:
@@ -234,20 +181,10 @@ def write_image(
     Raises:
         ValueError: when ``path`` does not end in .nii or .nii.gz.
     """
-    image = nib.Nifti1Image(data, affine)
+    image = in_millimetres(data, affine, code)
     if intercept:
         image.header.set_slope_inter(1.0, intercept)
-    _set_forms(image, affine, code)
-    image.header.set_xyzt_units("mm")
     write_nifti(path, image)
-
-
-def _set_forms(image: nib.Nifti1Image, affine: np.ndarray, code: str) -> None:
-    """Sets the sform and, unless the affine has a shear, which a quaternion cannot store, the qform."""
-    image.set_sform(affine, code)
-    image.set_qform(affine, code)
-    if not np.allclose(image.get_qform(), affine, atol=1e-3):
-        image.set_qform(affine, "unknown")
 
 
 def write_map(path: Path | str, values: np.ndarray, like: nib.Nifti1Image) -> None:
@@ -292,7 +229,7 @@ def _write(path: Path | str, image: nib.Nifti1Image, like: nib.Nifti1Image) -> N
     for field in _GEOMETRY:
         image.header[field] = like.header[field]
     if not (image.header["qform_code"] or image.header["sform_code"]):
-        _set_forms(image, like.affine, "aligned")
+        set_forms(image, like.affine, "aligned")
     if like.header.get_xyzt_units()[0] == "unknown":
         image.header.set_xyzt_units("mm")
     write_nifti(path, image)

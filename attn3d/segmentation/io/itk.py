@@ -6,6 +6,7 @@ import nibabel as nib
 import numpy as np
 
 from attn3d.segmentation.errors import FileError
+from attn3d.segmentation.io.nifti import in_millimetres
 from attn3d.segmentation.io.writing import finished_file
 
 ENDINGS = (".nrrd", ".mha")
@@ -42,11 +43,7 @@ def read_itk(path: Path | str) -> nib.Nifti1Image:
     affine[:3, :3] = _TO_NIFTI @ np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
     affine[:3, 3] = _TO_NIFTI @ image.GetOrigin()
     voxels = np.moveaxis(sitk.GetArrayFromImage(image), (0, 2), (2, 0))
-    found = nib.Nifti1Image(voxels, affine, dtype=voxels.dtype)  # the dtype allows 64-bit integers
-    found.set_sform(affine, "scanner")
-    found.set_qform(affine, "scanner")
-    found.header.set_xyzt_units("mm")
-    return found
+    return in_millimetres(voxels, affine, "scanner")
 
 
 def write_itk(path: Path | str, voxels: np.ndarray, affine: np.ndarray) -> None:

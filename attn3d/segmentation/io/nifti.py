@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 import nibabel as nib
+import numpy as np
 
 from attn3d.segmentation.errors import FileError
 from attn3d.segmentation.io.writing import finished_file
@@ -50,6 +51,28 @@ def read_nifti(path: Path | str) -> nib.Nifti1Image:
         return kind.from_stream(content)
     except _HEADER_ERRORS as error:  # of fields that nibabel only checks with the data
         raise FileError(path, f"its header is invalid ({error}); repair it or download the file again") from error
+
+
+def in_millimetres(voxels: np.ndarray, affine: np.ndarray, code: str) -> nib.Nifti1Image:
+    """A new image with its units and with the affine as its sform and, if possible, its qform, see `set_forms`.
+
+    Args:
+        voxels: the voxels, in a type of NIfTI (uint8, int16, float32, ..).
+        affine: maps voxel indices to millimetres.
+        code: the NIfTI code of the affine's space: "scanner", "aligned", "talairach" or "mni".
+    """
+    image = nib.Nifti1Image(voxels, affine, dtype=voxels.dtype)  # the dtype allows 64-bit integers
+    set_forms(image, affine, code)
+    image.header.set_xyzt_units("mm")
+    return image
+
+
+def set_forms(image: nib.Nifti1Image, affine: np.ndarray, code: str) -> None:
+    """Sets the sform and, unless the affine has a shear, which a quaternion cannot store, the qform."""
+    image.set_sform(affine, code)
+    image.set_qform(affine, code)
+    if not np.allclose(image.get_qform(), affine, atol=1e-3):
+        image.set_qform(affine, "unknown")
 
 
 def write_nifti(path: Path | str, image: nib.Nifti1Image) -> None:

@@ -8,7 +8,6 @@ that have ended.
 import json
 import os
 import platform
-import re
 import shutil
 from collections import defaultdict
 from collections.abc import Iterator
@@ -21,7 +20,6 @@ import pandas as pd
 from attn3d.segmentation.errors import FileError
 
 _MARK = ".unfinished-"
-_REPLACED = ".replaced-"  # marks an old folder until the new one has its name
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # the first characters of formulas in spreadsheets
 _LONGEST = 120  # bytes of the final name in a temporary name; file systems allow 255 in all
 
@@ -34,7 +32,7 @@ def finished_file(path: Path | str) -> Iterator[Path]:
         OSError: an error of the writer; its file name is ``path`` instead of the temporary name or of none.
     """
     path = Path(path)
-    unfinished = _temporary(path, _MARK)
+    unfinished = _temporary(path)
     try:
         yield unfinished
         with unfinished.open("rb") as file:
@@ -51,34 +49,23 @@ def finished_file(path: Path | str) -> Iterator[Path]:
 
 @contextmanager
 def finished_folder(path: Path | str) -> Iterator[Path]:
-    """A temporary folder to write to. When it is complete, it is renamed to ``path`` and replaces an existing folder.
+    """A temporary folder to write to. It is renamed to ``path`` when it is complete, and removed on an error.
 
     Raises:
-        FileError: when ``path`` goes through a folder that does not exist, such as ``missing/../out``, to a folder that
-            exists. ``path.exists()`` is false for such a path, so the caller could replace the folder by mistake.
-            When its name has more than 120 bytes.
-        OSError: an error of the writer, with the final name of the file.
+        OSError: when ``path`` is a file, or a folder that is not empty; an error of the writer, with the final name of
+            the file.
     """
-    given, path = Path(path), Path(path).resolve()
-    if path.exists() and not given.exists():
-        raise FileError(given, f"goes through a folder that does not exist; give {path}")
-    if len(name := os.fsencode(path.name)) > _LONGEST:  # `sweep` needs the whole name of a replaced folder
-        raise FileError(path, f"its name has {len(name)} bytes; give a folder with at most {_LONGEST}")
+    path = Path(path).resolve()
     sweep(path.parent)
-    unfinished, before = _temporary(path, _MARK), _temporary(path, _REPLACED)
+    unfinished = _temporary(path)
     try:
         unfinished.mkdir(parents=True)
         yield unfinished
-        if path.exists():
-            path.replace(before)
         unfinished.replace(path)
     except OSError as error:
         raise _naming(error, unfinished, path) from error
     finally:
-        if before.exists() and not path.exists():  # stopped between the two renames
-            before.replace(path)
-        for folder in (unfinished, before):
-            shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def sweep(folder: Path | str, *, alone: bool = False) -> None:
@@ -89,18 +76,10 @@ def sweep(folder: Path | str, *, alone: bool = False) -> None:
         alone: whether no other process can be writing there. If not, only temporary files of processes on this machine
             that have ended are removed.
     """
-    folder = Path(folder)
-    for path in folder.iterdir() if folder.is_dir() else ():
-        is_replaced = path.name.startswith(_REPLACED)
-        if not is_replaced and not path.name.startswith(_MARK):
-            continue
-        machine, _, rest = path.name.removeprefix(_MARK).removeprefix(_REPLACED).partition("--")
-        process, _, name = rest.partition("-")
-        if not alone and (machine != _machine() or not process.isdecimal() or _alive(int(process))):
-            continue
-        if is_replaced and not (folder / name).exists():  # its process was killed between the two renames
-            path.replace(folder / name)
-        else:
+    for path in Path(folder).glob(f"{_MARK}*"):
+        machine, _, rest = path.name.removeprefix(_MARK).partition("@")
+        process = rest.partition("-")[0]
+        if alone or (machine == platform.node() and process.isdecimal() and not _alive(int(process))):
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
@@ -186,15 +165,10 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _temporary(path: Path, mark: str) -> Path:
+def _temporary(path: Path) -> Path:
     """A temporary name in the folder of the result, with the same ending, since writers infer the format from it."""
     end = os.fsdecode(os.fsencode(path.name)[-_LONGEST:])
-    return path.with_name(f"{mark}{_machine()}--{os.getpid()}-{end}")
-
-
-def _machine() -> str:
-    """The name of this machine, without the two hyphens that end it in a temporary name."""
-    return re.sub("--+", "-", platform.node())
+    return path.with_name(f"{_MARK}{platform.node()}@{os.getpid()}-{end}")
 
 
 def _naming(error: OSError, unfinished: Path, path: Path) -> OSError:

@@ -27,8 +27,7 @@ from attn3d.segmentation.datasets import Dataset, read_case_image, read_case_lab
 from attn3d.segmentation.grid import label_to_grid
 from attn3d.segmentation.io.files import read_segmentation
 from attn3d.segmentation.labels import ANY
-from attn3d.segmentation.portable import to_channels
-from attn3d.segmentation.preprocessing import intensities_of
+from attn3d.segmentation.portable import on_grid, to_channels
 from attn3d.segmentation.reporting.viewer import VOXELS, Heat, View, view_of
 from attn3d.segmentation.runs import Run
 
@@ -45,13 +44,13 @@ class Picture(NamedTuple):
     view: View | None = None
 
 
-def png(figure: Figure, caption: str) -> Picture:
+def png(figure: Figure, caption: str, view: View | None = None) -> Picture:
     """A figure as PNG, with twice the resolution of the page."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=144)
     width, height = figure.get_size_inches() * 72
     data = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-    return Picture(data, round(width), round(height), caption)
+    return Picture(data, round(width), round(height), caption, view)
 
 
 def svg(figure: Figure) -> Markup:
@@ -71,10 +70,12 @@ def lesion_figures(run: Run, dataset: Dataset, scores: Mapping[str, Any]) -> lis
     """
     cases = {case.name: case for case in run.cases("validation", dataset)}
     ranked = _ranked(scores)
+    if not ranked:
+        return []
     last = len(ranked) - 1
-    chosen = {0: "Best", (last + 1) // 2: "Median", last: "Worst"} if last > 0 else {0: "Only"}  # no median of two
+    chosen = {0: "Best", (last + 1) // 2: "Median", last: "Worst"} if last else {0: "Only"}  # no median of two
     pictures = []
-    for rank, what in chosen.items() if ranked else ():
+    for rank, what in chosen.items():
         name = ranked[rank]
         images = read_case_image(cases[name])
         image, label = images[0], read_case_label(cases[name], dataset, images[0])
@@ -90,9 +91,7 @@ def lesion_figures(run: Run, dataset: Dataset, scores: Mapping[str, Any]) -> lis
             window=None if run.config.windows is None else run.config.windows[0],
             title=_title(run, name),
         )
-        says = [_says(label, line) for label, line in scores["cases"][name].items() if label != ANY]
-        picture = png(figure, f"{what} case, {name}: {', '.join(filter(None, says))}.")
-        lesions = next(mask for mask in (one > 0 for one in segmentations.values()) if mask.any())
+        lesions = next(one for one in segmentations.values() if one.any())
         view = view_of(
             name,
             image,
@@ -100,10 +99,11 @@ def lesion_figures(run: Run, dataset: Dataset, scores: Mapping[str, Any]) -> lis
             labels.legend,
             heat=_heat(run, images, label),
             windows=run.config.windows,
-            center=apply_affine(image.affine, middle_of_largest(lesions)),
+            center=apply_affine(image.affine, middle_of_largest(lesions > 0)),
             voxels=VOXELS // len(chosen),
         )
-        pictures.append(picture._replace(view=view))
+        says = [_says(label, line) for label, line in scores["cases"][name].items() if label != ANY]
+        pictures.append(png(figure, f"{what} case, {name}: {', '.join(filter(None, says))}.", view))
     return pictures
 
 
@@ -162,7 +162,7 @@ def lesion_patch(
 ) -> tuple[MetaTensor, tuple[int, ...]]:
     """The input patch around the largest lesion of a case, and the voxel of the lesion's middle in it."""
     mask = config.labels.without_ignored(np.asarray(label_to_grid(label, config.spacing)[0])) > 0
-    volume = intensities_of(images, config)
+    volume = on_grid(images, config.spacing, config.windows)
     seen = MetaTensor(to_channels(volume.as_tensor(), config.windows), affine=volume.affine)
     return patch_around(seen, mask, config.patch_size)
 

@@ -22,7 +22,7 @@ from attn3d.segmentation.windows import BRAIN_WINDOWS
 VOXELS = 12_000_000  # largest number of voxels of all scans of a page: 512 x 512 x 45, about 15 MB for CT
 _NAMES: dict[tuple[float, ...], str] = dict(zip(BRAIN_WINDOWS, ("brain", "subdural", "soft tissue"), strict=True))
 _SHADES = 9  # number of colours of heat maps; NiiVue interpolates between them
-_NOTHING = 1e-30  # smaller values are shown as 0, since the slope of so small a range would underflow
+_NOTHING = 1e-30  # smaller values are shown as 0: for a range below it, the float32 slope in the file could be 0
 
 
 class Layer(NamedTuple):
@@ -105,9 +105,14 @@ def view_of(
     data = np.asarray(image.dataobj)
     if center is None:
         center = nib.affines.apply_affine(image.affine, (np.array(image.shape) - 1) / 2)
+    presets = [
+        (f"{_NAMES.get((level, width), '')} {level:g} / {width:g} HU".strip(), level - width / 2, level + width / 2)
+        for level, width in windows or ()
+    ]
+    low, high = presets[0][1:] if presets else contrast(data, None)
     steps = _steps(image, voxels)
-    limits = [(level - width / 2, level + width / 2) for level, width in windows or ()]
-    layers = [Layer("scan", "scan", _embedded(data, image.affine, "scan", steps), limits=_limits(data, limits))]
+    volume = _embedded(data, image.affine, "scan", steps)
+    layers = [Layer("scan", "scan", volume, limits=(float(low), float(high)))]
     colors = {value: (labels[value], color) for value, color in label_colors(labels).items()}
     for which, segmentation in segmentations.items():
         volume = _embedded(segmentation, image.affine, "labels", steps)
@@ -116,10 +121,6 @@ def view_of(
         same = values.shape == image.shape and np.array_equal(affine, image.affine)
         volume = _embedded(values, affine, "heat", steps if same else (1, 1, 1))
         layers.append(Layer("heat", which, volume, shown=False, limits=ends or heat_limits(values)))
-    presets = [
-        (f"{_NAMES.get((level, width), '')} {level:g} / {width:g} HU".strip(), *ends)
-        for (level, width), ends in zip(windows or (), limits, strict=True)
-    ]
     return View(name, layers, [float(mm) for mm in center], presets, _thinned(image.shape, steps))
 
 
@@ -151,11 +152,6 @@ def heat_shades() -> dict[str, list[int]]:
     }
 
 
-def _limits(data: np.ndarray, windows: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    low, high = windows[0] if windows else contrast(data, None)
-    return float(low), float(high)
-
-
 def _embedded(data: np.ndarray, affine: np.ndarray, kind: str, steps: Sequence[int]) -> str:
     """A volume as compressed NIfTI in base64, with every ``steps``-th voxel along each axis.
 
@@ -163,12 +159,12 @@ def _embedded(data: np.ndarray, affine: np.ndarray, kind: str, steps: Sequence[i
     """
     stored: Any = {"scan": np.int16, "labels": np.uint8, "heat": np.uint8}[kind]
     kept = data[tuple(slice(None, None, step) for step in steps)]
-    kept = np.where((kept > -_NOTHING) & (kept < _NOTHING), 0, kept)
+    kept = np.where((kept > -_NOTHING) & (kept < _NOTHING), 0, kept)  # not abs, which is wrong for the int16 -32768
     ends = np.iinfo(stored)
     if kept.min() >= ends.min and kept.max() <= ends.max and np.array_equal(kept, np.rint(kept)):
         kept = kept.astype(stored)
     image = nib.Nifti1Image(kept, affine @ np.diag([*steps, 1.0]))
-    image.set_data_dtype(stored)  # numbers that are not whole get a slope and an intercept from nibabel
+    image.set_data_dtype(stored)  # nibabel scales numbers that are not whole by a slope and an intercept
     image.set_sform(image.affine, "scanner")
     image.set_qform(image.affine, "scanner", strip_shears=True)
     image.header.set_xyzt_units("mm")
@@ -181,7 +177,8 @@ def _steps(image: nib.Nifti1Image, voxels: int) -> list[int]:
     """The step along each axis (1, 2, 4, ..) so that at most ``voxels`` are left; the finest axis is thinned first."""
     steps, spacing = [1, 1, 1], nib.affines.voxel_sizes(image.affine)
     while np.prod(_kept(image.shape, steps)) > voxels:
-        steps[int(np.argmin(np.where(np.array(image.shape) > steps, spacing * steps, np.inf)))] *= 2
+        thinnable = [axis for axis in range(3) if image.shape[axis] > steps[axis]]
+        steps[min(thinnable, key=lambda axis: spacing[axis] * steps[axis])] *= 2
     return steps
 
 

@@ -1,7 +1,7 @@
 """Writes a cohort of simulated head CT in the layout of nnU-Net v2."""
 
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -20,9 +20,7 @@ _FOLDERS = ("imagesTr", "labelsTr")
 _ORIENTATIONS = ("RAS", "LAS", "LPS", "RPI", "ASR")
 
 
-def simulate(
-    out: Path | str, cases: int = 60, seed: int = 0, *, overwrite: bool = False, quiet: bool = False
-) -> Dataset:
+def simulate(out: Path | str, cases: int = 60, seed: int = 0, *, quiet: bool = False) -> Dataset:
     """Writes a simulated cohort: head CT with five kinds of haemorrhage, made from the MNI152 brain.
 
     Each case has a different head, none to three kinds of haemorrhage, and structures that look like haemorrhage. The
@@ -33,34 +31,32 @@ def simulate(
     patients.
 
     Args:
-        out: the folder to write. If it already has the same cohort, this cohort is used.
+        out: the folder to write; it must be new or empty. If it already has the same cohort, this cohort is used.
         cases: number of cases.
         seed: seed of all random values.
-        overwrite: whether to replace another simulated cohort in the folder.
         quiet: whether to show no progress bar.
 
     Returns:
         The data set, from `find_dataset`.
 
     Raises:
+        FileError: when ``out`` is a file, or a folder with anything but this cohort.
         TypeError: when ``cases`` or ``seed`` is not an integer.
-        ValueError: when ``cases`` is not positive, ``seed`` is negative, or ``out`` has other content.
+        ValueError: when ``cases`` is not positive, or ``seed`` is negative.
     """
-    cases, seed, out = positive_integer("cases", cases), natural_number("seed", seed), Path(out)
+    cases, seed, out = positive_integer("cases", cases), natural_number("seed", seed), Path(out).resolve()
     settings = {"version": _VERSION, "seed": seed, "cases": cases}
-    if out.is_file() or (out.is_dir() and any(out.iterdir())):
-        there = _settings(out)
-        if there is None:
-            found = "is a file" if out.is_file() else f"already has {min(path.name for path in out.iterdir())!r}"
-            raise ValueError(f"`out` must be a new folder, but {out} {found}; give another folder")
-        if not overwrite:
-            if there == settings and len((dataset := find_dataset(out)).cases) == cases:
-                return dataset
-            found = "an incomplete" if there == settings else "another"
-            raise ValueError(f"`out` {out} has {found} simulated cohort, {there}; give another folder or `overwrite`")
-        if others := {path.name for path in out.iterdir()} - {"dataset.json", *_FOLDERS}:
-            raise ValueError(f"`out` {out} has a cohort and also {min(others)}; move this, or give another folder")
-
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        with suppress(FileError):
+            if read_json(out / "dataset.json", "simulated")["simulated"] == settings:
+                dataset = find_dataset(out)
+                if len(dataset.cases) == cases:
+                    return dataset
+        raise FileError(
+            out,
+            f"already exists, and is not a complete cohort of {cases} cases with seed {seed}; choose another folder, "
+            "or delete it first",
+        )
     with finished_folder(out) as unfinished:
         for folder in _FOLDERS:
             (unfinished / folder).mkdir()
@@ -77,14 +73,6 @@ def simulate(
         }
         write_json(unfinished / "dataset.json", description)
     return find_dataset(out)
-
-
-def _settings(folder: Path) -> Any:
-    """The settings of the simulated cohort in a folder, or None if there is no cohort."""
-    try:
-        return read_json(folder / "dataset.json", "simulated")["simulated"]
-    except FileError:
-        return None
 
 
 def _write_case(folder: Path, number: int, random: np.random.Generator) -> None:

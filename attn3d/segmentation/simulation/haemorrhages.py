@@ -14,8 +14,9 @@ HAEMORRHAGES = {1: "EDH", 2: "IPH", 3: "IVH", 4: "SAH", 5: "SDH"}  # numbered as
 MEDIAN_ML = {"EDH": 18.0, "IPH": 12.0, "IVH": 8.0, "SAH": 14.0, "SDH": 35.0}
 _SPREAD = 0.7  # standard deviation of the logarithm
 _LEAST, _MOST = 0.25, 4.0  # limits, as multiples of the median
-_BRAIN_CENTRE = np.array((0.0, -18.0, 8.0), np.float32)
-_BRAIN_RADII = np.array((70.0, 90.0, 75.0), np.float32)
+# In the template's mm, in a shape that broadcasts to `Head.place`.
+_BRAIN_CENTRE = np.array((0.0, -18.0, 8.0), np.float32).reshape(3, 1, 1, 1)
+_BRAIN_RADII = np.array((70.0, 90.0, 75.0), np.float32).reshape(3, 1, 1, 1)
 
 
 def draw_volume(random: np.random.Generator, kind: str) -> float:
@@ -69,8 +70,8 @@ def _intraparenchymal(random: np.random.Generator, head: Head) -> tuple[np.ndarr
     if site == "lobe":
         centre = _somewhere(random, head, (head.white > 0.7) & (head.depth > 14) & (head.place[2] > 5))
     else:
-        centre = np.array((26 * side, -5, 4) if site == "deep" else (20 * side, -62, -34))[:, None, None, None]
-        centre = centre + random.normal(0, 4, 3)[:, None, None, None]
+        middle = (26 * side, -5, 4) if site == "deep" else (20 * side, -62, -34)
+        centre = (middle + random.normal(0, 4, 3)).reshape(3, 1, 1, 1)
     turned, _ = np.linalg.qr(random.normal(size=(3, 3)))
     stretched = turned * random.uniform(0.7, 1.3, 3)
     offset = np.tensordot(stretched.T.astype(np.float32), head.place - centre.astype(np.float32), 1)
@@ -82,7 +83,7 @@ def _epidural(random: np.random.Generator, head: Head) -> tuple[np.ndarray, np.n
     """A lens: the intersection of the skull's cavity with a ball around a point outside of the skull."""
     lateral = (abs(head.place[0]) > 35) & (head.place[2] > -5) & (head.place[2] < 50)
     surface = _somewhere(random, head, (abs(head.depth) < 1) & lateral)
-    normal = (surface - _BRAIN_CENTRE[:, None, None, None]) / _BRAIN_RADII[:, None, None, None] ** 2
+    normal = (surface - _BRAIN_CENTRE) / _BRAIN_RADII**2
     outside = surface + normal / np.linalg.norm(normal) * random.uniform(12, 30)
     return head.cavity * edge(head.place[2] + 30), _distance(head, outside)
 
@@ -91,7 +92,7 @@ def _subdural(random: np.random.Generator, head: Head) -> tuple[np.ndarray, np.n
     """A crescent over one hemisphere, which becomes thinner with the angle from its start."""
     side = random.choice((-1, 1))
     begin = np.array((side, random.uniform(-0.6, 0.6), random.uniform(0.0, 0.7)), np.float32)
-    ray = head.place - _BRAIN_CENTRE[:, None, None, None]
+    ray = head.place - _BRAIN_CENTRE
     cosine = np.tensordot(begin / np.linalg.norm(begin), ray, 1) / np.maximum(np.linalg.norm(ray, axis=0), 1)
     angle = np.arccos(np.clip(cosine, -1, 1)) / np.radians(random.uniform(50, 75))
     thickness = random.uniform(8, 14) * (1 + 0.12 * smooth_noise(random, head.depth.shape, 8))

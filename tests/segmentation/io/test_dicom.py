@@ -398,4 +398,5 @@ def test_a_dicom_folder_without_a_scan_is_not_a_case(tmp_path):
     dataset = find_dataset(tmp_path)
     assert [case.name for case in dataset.test_cases] == ["P1"]
     assert len(dataset.problems) == len(list((tmp_path / "P2").iterdir()))
-    assert all("P2/IM00" in one and "is not a slice of a scan" in one for one in dataset.problems)
+    assert all("P2/IM00" in file for file in dataset.problems)
+    assert all("is not a slice of a scan" in problem for problem in dataset.problems.values())

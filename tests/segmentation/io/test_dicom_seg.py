@@ -10,7 +10,7 @@ import pytest
 import SimpleITK as sitk
 
 from attn3d.segmentation import FileError, predict, read_image
-from attn3d.segmentation.io.dicom_seg import write_dicom_seg
+from attn3d.segmentation.io.dicom_seg import check_series, write_dicom_seg
 from attn3d.segmentation.labels import Labels
 from tests.segmentation import layouts
 from tests.segmentation.io.test_dicom import change
@@ -123,7 +123,7 @@ def test_scans_that_a_seg_cannot_refer_to_are_refused(tmp_path, monkeypatch):
     nib.save(nib.Nifti1Image(data, affine), tmp_path / "scan.nii.gz")
     labels = np.zeros(data.shape, np.uint8)
     with pytest.raises(FileError, match=r"scan.nii.gz: is not a DICOM series.*omit --dicom-seg"):
-        write_dicom_seg(tmp_path / "seg.dcm", labels, tmp_path / "scan.nii.gz", LABELS)
+        check_series(tmp_path / "scan.nii.gz")
     for file in (tmp_path / "series").iterdir():
         change(file, FrameOfReferenceUID=None, StudyInstanceUID=None)
     with pytest.raises(FileError, match=r"series: a DICOM SEG cannot refer to it \(.*StudyInstanceUID"):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from attn3d.segmentation import FileError, find_dataset, predict, read_image, read_label, read_segmentation, write_label
+from attn3d.segmentation import FileError, find_dataset, predict, read_image, read_segmentation, write_label
 from attn3d.segmentation.io.itk import ENDINGS
 from tests.segmentation import layouts
 from tests.segmentation.test_prediction import bright, run
@@ -44,7 +44,7 @@ def test_labels_are_written_as_simpleitk_reads_them(ending, tmp_path):
     for name in ("GetSize", "GetSpacing", "GetOrigin", "GetDirection"):
         np.testing.assert_allclose(getattr(found, name)(), getattr(beside, name)(), atol=1e-4)
     np.testing.assert_array_equal(sitk.GetArrayFromImage(found), sitk.GetArrayFromImage(beside) > 0)
-    np.testing.assert_array_equal(read_label(path, image, [0, 1]).dataobj, data > 0)
+    np.testing.assert_array_equal(read_segmentation(path, image, [0, 1]).dataobj, data > 0)
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
@@ -92,3 +92,29 @@ def test_files_that_are_not_volumes_are_refused(ending, tmp_path):
         FileError, match=r"does not support the sheared axes of the scan; write NIfTI \(--format nii.gz\)"
     ):
         write_label(path, np.zeros(sheared.shape, int), like=sheared)
+
+
+def test_labels_of_a_sheared_nrrd_have_one_position(tmp_path):
+    """A qform cannot store the shear, so only the sform has the affine."""
+    affine, data = AFFINES["sheared"], bright()[0].astype(np.float32)
+    to_itk = np.diag([-1.0, -1.0, 1.0])  # left, posterior, superior
+    axes, origin = (to_itk @ affine[:3, :3]).T, to_itk @ affine[:3, 3]
+    header = [
+        "NRRD0004",
+        "type: float",
+        "dimension: 3",
+        "space: left-posterior-superior",
+        f"sizes: {' '.join(map(str, data.shape))}",
+        f"space directions: {' '.join('(' + ','.join(map(str, axis)) + ')' for axis in axes)}",
+        f"space origin: ({','.join(map(str, origin))})",
+        "endian: little",
+        "encoding: raw",
+    ]
+    (tmp_path / "scan.nrrd").write_bytes("\n".join(header).encode() + b"\n\n" + data.astype("<f4").tobytes(order="F"))
+    image = read_image(tmp_path / "scan.nrrd")
+    np.testing.assert_allclose(image.affine, affine, atol=1e-4)
+    np.testing.assert_array_equal(image.get_fdata(), data)
+    write_label(tmp_path / "label.nii.gz", np.zeros(data.shape, int), like=image)
+    written = nib.load(tmp_path / "label.nii.gz")
+    np.testing.assert_allclose(written.get_sform(), affine, atol=1e-4)
+    assert (written.header["sform_code"], written.header["qform_code"]) == (1, 0)

@@ -35,11 +35,11 @@ def find(folder: Path) -> Dataset | None:
         raise FileError(path, "its `modality` is empty; name the modalities in each file by number")
     listed = [*(file for files in pairs for file in files), *tests]
     missing = [file for file in listed if not file.is_file()]
-    problems = [f"{file}: is in dataset.json, but does not exist" for file in missing if file not in tests]
+    problems = {str(file): "is in dataset.json, but does not exist" for file in missing if file not in tests}
     known = {file.resolve() for file in listed}
     for part in _PARTS:
         found = volume_files(folder / part).values()
-        problems += [f"{file}: is not in dataset.json" for file in found if file.resolve() not in known]
+        problems |= {str(file): "is not in dataset.json" for file in found if file.resolve() not in known}
     there = [pair for pair in pairs if all(file.is_file() for file in pair)]
     whole = [Case(stem(image), (image,), (label,), volumes) for image, label in there]
     held_out = {stem(image) for image, _ in given}
@@ -50,7 +50,7 @@ def find(folder: Path) -> Dataset | None:
         labels=labels,
         modality=modality(modalities),
         validation=tuple(case.name for case in whole if case.name in held_out),
-        problems=(*problems, *unread(folder, *(f"{part}/*" for part in _PARTS))),
+        problems=problems | unread(folder, *(f"{part}/*" for part in _PARTS)),
         failed={str(file): "is in dataset.json, but does not exist" for file in missing if file in tests},
     )
 

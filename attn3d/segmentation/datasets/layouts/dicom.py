@@ -10,7 +10,7 @@ from attn3d.segmentation.io.dicom import find_series, is_dicom
 
 def find(folder: Path) -> Dataset | None:
     """Finds all series in the folder, also behind links. A case is named by the folders on the path to its series."""
-    cases, problems, failed = [], [], {}
+    cases, problems, failed = [], dict[str, str](), dict[str, str]()
     for name, below, files in os.walk(folder, followlinks=True):
         path = Path(name)
         if any(path.samefile(above) for above in path.parents if above.is_relative_to(folder)):
@@ -24,7 +24,7 @@ def find(folder: Path) -> Dataset | None:
         except FileError as error:
             failed[str(error.path)] = error.problem
             continue
-        problems += [f"{file}: {problem}" for file, problem in others.items()]
+        problems |= {str(file): problem for file, problem in others.items()}
         if len(series) == 1:
             cases.append(Case("_".join(path.relative_to(folder).parts) or path.resolve().name, (path,)))
         elif series:
@@ -32,4 +32,4 @@ def find(folder: Path) -> Dataset | None:
             failed[str(path)] = f"contains {len(series)} DICOM series ({titles}); put each into its own folder"
     if not cases and not problems and not failed:
         return None
-    return Dataset(folder, test_cases=tuple(cases), problems=tuple(problems), failed=failed)
+    return Dataset(folder, test_cases=tuple(cases), problems=problems, failed=failed)

@@ -48,7 +48,7 @@ class Folders:
             labels=Labels.of(self.names),
             modality="CT",
             threshold=self.threshold,
-            problems=problems + unread(folder, *places),
+            problems=problems | unread(folder, *places),
         )
 
 

@@ -40,11 +40,9 @@ def find(folder: Path) -> Dataset | None:
         labels=read_labels(path, content),
         modality=modality(names.values()),
         simulated="simulated" in content,
-        problems=(
-            *(f"{file}: {problem}" for file, problem in sorted(problems.items())),
-            *unpaired,
-            *unread(folder, "imagesTr/*", "imagesTs/*", "labelsTr/*"),
-        ),
+        problems={str(file): problem for file, problem in sorted(problems.items())}
+        | unpaired
+        | unread(folder, "imagesTr/*", "imagesTs/*", "labelsTr/*"),
         failed={str(file): problem for file, problem in sorted(test_problems.items())},
     )
 

@@ -36,8 +36,9 @@ def find(folder: Path) -> Dataset | None:
     if not images and not labels:
         return None
     others = files_at(folder, "imagesTs/*")
-    twice = [f"{others.pop(name)[0]}: has the name of another scan" for name in images.keys() & others]
-    problems = (*unread(folder, *places, "imagesTs/*"), *sorted(twice))
+    twice = sorted(images.keys() & others)
+    problems = unread(folder, *places, "imagesTs/*")
+    problems |= {str(others.pop(name)[0]): "has the name of another scan" for name in twice}
     tests = tuple(Case(name, one) for name, one in (images | others).items() if name not in labels)
     if not labels:
         return Dataset(folder, test_cases=tests, problems=problems)
@@ -50,7 +51,7 @@ def find(folder: Path) -> Dataset | None:
         cases=cases,
         test_cases=tests,
         labels=Labels.of({value: f"label {value}" for value in values - {0}}),
-        problems=unpaired + problems,
+        problems=unpaired | problems,
     )
 
 
