@@ -266,3 +266,9 @@ def read_bytes(argument: str, value: MemoryBudget) -> int | None:
     if value < 1:
         raise ValueError(f"`{argument}` must be positive, got {value}")
     return value
+
+
+def first_few(names: Sequence[str], most: int) -> str:
+    """Returns the first names as text, and the number of the others: ``a, b and 3 more``."""
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,7 +15,7 @@ from attn3d.capture import uncompiled, without_compiled_code
 from attn3d.insertion.attach import containers
 from attn3d.insertion.probe import evaluating
 from attn3d.layers.spatial import resize
-from attn3d.networks.own import OwnAttention, Tokens, own_attention
+from attn3d.networks.own import OwnAttention, TokenLayout, own_attention
 from attn3d.networks.registry import run
 
 Maps = dict[str, dict[str, Tensor]]
@@ -87,7 +88,7 @@ def attention_maps(
             raise TypeError(f"`site` must be a name or a list of names, got {site!r}")
         names = [one_of("site", name, names) for name in ([site] if isinstance(site, str) else site)]
     grid = list(x.shape[2:])
-    places = voxels_on(grid, voxels)
+    positions = voxels_on(grid, voxels)
 
     maps: Maps = {name: {} for name in names}
 
@@ -95,7 +96,7 @@ def attention_maps(
         """Registers a hook that reads the weights of a mechanism."""
 
         def read(x: Tensor, *more: Any, **named: Any) -> None:
-            queries = _flat_indices(places, grid, list(x.shape[2:]), x.device)
+            queries = _flat_indices(positions, grid, list(x.shape[2:]), x.device)
             maps[name] = _on_grid(module.attention_weights(x, *more, queries=queries, **named), x, grid)
 
         if hasattr(module, "attention_weights"):
@@ -103,13 +104,13 @@ def attention_maps(
 
     def watch_own(name: str, attention: OwnAttention) -> None:
         """Registers hooks on the network's own attention and on the module that determines its token positions."""
-        tokens: list[Tokens] = []
+        tokens: list[TokenLayout] = []
 
         def read_positions(*args: Any, **named: Any) -> None:
             tokens[:] = [attention.tokens(*args, **named)]
 
         def read(*args: Any, **named: Any) -> None:
-            queries = _flat_indices(places, grid, tokens[0].shape, tokens[0].voxels.device)
+            queries = _flat_indices(positions, grid, tokens[0].shape, tokens[0].voxels.device)
             maps[name] = _on_grid(attention.weights(tokens[0], queries, *args, **named), x, grid)
 
         hooks.enter_context(_before(attention.host, read_positions))
@@ -178,10 +179,5 @@ def _on_grid(weights: dict[str, Tensor], x: Tensor, grid: list[int]) -> dict[str
 
 def _flat_indices(voxels: list[tuple[int, ...]], grid: list[int], shape: list[int], device: torch.device) -> Tensor:
     """Converts voxels of the image to flat indices into a map of another shape."""
-    indices = []
-    for voxel in voxels:
-        index = 0
-        for place, whole, size in zip(voxel, grid, shape, strict=True):
-            index = index * size + place * size // whole
-        indices.append(index)
-    return torch.tensor(indices, device=device)
+    scaled = np.array(voxels) * shape // grid
+    return torch.from_numpy(np.ravel_multi_index(tuple(scaled.T), shape)).to(device)

@@ -175,11 +175,10 @@ def _on_fake_tensors(
         raise TypeError(f"`options` are those of a spec; a module has its own already, got {', '.join(options)}")
     fakes: dict[int, Tensor] = {}
     with mode:
-        for tensor in held_tensors(mechanism):  # buffers too
-            fakes[id(tensor)] = torch.empty(tensor.shape, dtype=dtype if tensor.is_floating_point() else tensor.dtype)
-        for parameter in mechanism.parameters():
-            fake = torch.empty(parameter.shape, dtype=dtype)
-            fakes[id(parameter)] = nn.Parameter(fake, parameter.requires_grad)
+        for tensor in held_tensors(mechanism):  # parameters, buffers and others
+            fake = torch.empty(tensor.shape, dtype=dtype if tensor.is_floating_point() else tensor.dtype)
+            is_parameter = isinstance(tensor, nn.Parameter)
+            fakes[id(tensor)] = nn.Parameter(fake, tensor.requires_grad) if is_parameter else fake
     twin = copy.deepcopy(mechanism, fakes)  # outside the mode, which cannot copy tensors that are plain attributes
     for module in twin.modules():
         if isinstance(module, nn.modules.batchnorm._NormBase):
@@ -217,7 +216,7 @@ class Plan(NamedTuple):
     fits: bool
 
 
-PATTERNS: dict[str, Any] = {
+_PLANNED: dict[str, Any] = {
     "global": "global",
     "window 8": ("window", {"size": 8}),
     "window 8, shifted": ("window", {"size": 8, "shift": True}),
@@ -263,7 +262,7 @@ def plan(
     limit = read_bytes("memory", memory)
     if limit is None:
         limit = free_memory()
-    for name, pattern in PATTERNS.items():
+    for name, pattern in _PLANNED.items():
         for backend in ("sdpa", "chunked", "math"):
             spec = (mechanism, {"pattern": pattern, "backend": backend})
             x_shape = (1, positive_integer("channels", channels), *shape)

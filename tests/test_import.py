@@ -42,6 +42,15 @@ def test_few_modules_are_imported_besides_torch(modules):
     assert len(foreign) <= 5, foreign
 
 
+def test_insertion_does_not_import_the_compiler():
+    """It takes seconds. PyTorch itself imports it for some layers, such as ReLU, on the meta device of the probe."""
+    code = "net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 1), torch.nn.Conv2d(4, 2, 1)); "
+    code += "import attn3d; attn3d.insert_attention(net, 'se', at='path:0', input_shape=(1, 1, 6, 5))"
+    modules = loaded_by(code)
+    assert "attn3d.insertion" in modules
+    assert "torch._dynamo" not in modules
+
+
 def test_the_count_detects_a_heavy_import():
     assert "nibabel" in loaded_by("import attn3d, nibabel")
 

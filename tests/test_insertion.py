@@ -4,7 +4,6 @@ import copy
 import functools
 import io
 import json
-import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -261,6 +260,24 @@ class TestSelection:
             with pytest.raises(ValueError, match=f"path:{path} .*{message}"):
                 insert_attention(Net(), "se", at=f"path:{path}", input_shape=(1, 1, 16, 16))
         insert_attention(Net(), "se", at="path:stem.0")
+
+    def test_a_module_that_returns_nothing(self) -> None:
+        class Note(nn.Module):
+            def forward(self, x: Tensor) -> None:
+                return None
+
+        class Net(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.stem, self.note, self.head = nn.Conv2d(1, 4, 1), Note(), nn.Conv2d(4, 2, 1)
+
+            def forward(self, x: Tensor) -> Tensor:
+                y = self.stem(x)
+                self.note(y)
+                return self.head(y)
+
+        with pytest.raises(ValueError, match="path:note returns a NoneType, not a map"):
+            insert_attention(Net(), "se", at="path:note", input_shape=(1, 1, 8, 8))
 
     def test_a_skip_that_is_omitted_or_a_keyword_argument(self) -> None:
         """After insertion, a call may still omit it."""
@@ -739,16 +756,6 @@ class TestHooks:
         assert torch.equal(calls[0], net.model[0](x))
         handle.remove()
         assert torch.equal(net(x), attended)
-
-    @pytest.mark.parametrize("compiled", [False, True])
-    def test_compiled_code_is_reset(self, compiled: bool, monkeypatch: object) -> None:
-        calls = []
-        monkeypatch.setattr(torch.compiler, "reset", lambda: calls.append("reset"))
-        monkeypatch.delitem(sys.modules, "torch._dynamo", raising=False)
-        if compiled:
-            monkeypatch.setitem(sys.modules, "torch._dynamo", torch)
-        attn3d.insertion._forget_compiled()
-        assert calls == ["reset"] * compiled
 
     def test_insertion_after_compiling_takes_effect(self) -> None:
         net, x = unet(), torch.randn(1, 1, 16, 16)

@@ -7,6 +7,7 @@ import copy
 import json
 import os
 import sys
+from collections import ChainMap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -92,7 +93,7 @@ def add_configuration(
     """
     known = plans["configurations"]
     parent = resolved(known, configuration)
-    is_ancestor = name in _ancestors(known, configuration)
+    is_ancestor = name in _lineage(known, configuration)
     if name in known and (not overwrite or is_ancestor):
         advice = "use another name" if is_ancestor else "use another name, or overwrite it"
         raise ValueError(f"`name` {name!r} is already a configuration of the plans; {advice}")
@@ -107,31 +108,27 @@ def add_configuration(
         block["network_class_name"] = NETWORK
     arguments["patch_size"] = parent["patch_size"]
     arguments["attention"].append(dict(attention))
-    net = _on_meta(block)
+    with torch.device("meta"):
+        net = with_classes(block, 1, 2)
     known[name] = {"inherits_from": configuration, "architecture": block}
     return net
 
 
-def resolved(known: Mapping[str, Mapping[str, Any]], name: str) -> dict[str, Any]:
+def resolved(known: Mapping[str, dict[str, Any]], name: str) -> dict[str, Any]:
     """Returns a configuration with inherited entries. As in nnU-Net, top-level entries replace those of the parent."""
-    if name not in known:
-        raise ValueError(f"`configuration` {name!r} is not in the plans, which have {', '.join(known)}")
-    parent = known[name].get("inherits_from")
-    inherited = {} if parent is None else resolved(known, parent)
-    return inherited | dict(known[name])
+    return dict(ChainMap(*(known[each] for each in _lineage(known, name))))
 
 
-def _ancestors(known: Mapping[str, Mapping[str, Any]], name: str | None) -> Iterator[str]:
-    """Yields a configuration and those it inherits from."""
-    while name is not None:
-        yield name
-        name = known[name].get("inherits_from")
-
-
-def _on_meta(block: Mapping[str, Any]) -> nn.Module:
-    """Builds the network of an ``architecture`` entry on the meta device."""
-    with torch.device("meta"):
-        return with_classes(block, 1, 2)
+def _lineage(known: Mapping[str, dict[str, Any]], name: str) -> list[str]:
+    """Returns the names of a configuration and of those it inherits from, its parent first."""
+    lineage: list[str] = []
+    each: str | None = name
+    while each is not None:
+        if each not in known:
+            raise ValueError(f"`configuration` {each!r} is not in the plans, which have {', '.join(known)}")
+        lineage.append(each)
+        each = known[each].get("inherits_from")
+    return lineage
 
 
 def with_classes(block: Mapping[str, Any], input_channels: int, num_classes: int) -> nn.Module:

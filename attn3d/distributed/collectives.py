@@ -6,7 +6,7 @@ and backward, which avoids deadlocks.
 """
 
 from collections.abc import Iterable
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -54,21 +54,26 @@ def shard_borders(q: Tensor, shape: list[int], group: dist.ProcessGroup) -> list
     return list(accumulate((rows for rows, *_ in sizes), initial=0))
 
 
-def fetch(tokens: Tensor, borders: list[int], wanted: list[Span], plane: int, group: dist.ProcessGroup) -> Tensor:
-    """Fetches the tokens of the rows that this rank needs from the ranks that hold them.
+def fetch(
+    k: Tensor, v: Tensor, borders: list[int], wanted: list[Span], plane: int, group: dist.ProcessGroup
+) -> tuple[Tensor, ...]:
+    """Fetches the keys and values of the rows that this rank needs from the ranks that hold them.
 
     Args:
-        tokens: tokens of the rows of this rank, (B, H, rows plane, d).
+        k: keys of the rows of this rank, (B, H, rows plane, d).
+        v: their values, (B, H, rows plane, d_v).
         borders: first row of every rank, and the end of the last.
         wanted: the rows that every rank needs.
         plane: number of tokens per row.
         group: the process group.
 
     Returns:
-        (B, H, rows plane, d).
+        the keys (B, H, rows plane, d) and the values (B, H, rows plane, d_v).
     """
+    tokens = torch.cat([k, v], 3)
     rows = tokens.unflatten(2, (tokens.shape[2] // plane, plane)).movedim(2, 0)
-    return _Fetch.apply(rows, borders, wanted, group).movedim(0, 2).flatten(2, 3)
+    fetched = _Fetch.apply(rows, borders, wanted, group).movedim(0, 2).flatten(2, 3)
+    return fetched.split([k.shape[3], v.shape[3]], 3)
 
 
 class _AllReduce(torch.autograd.Function):
@@ -91,40 +96,38 @@ class _Fetch(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, borders: list[int], wanted: list[Span], group: dist.ProcessGroup) -> Tensor:
-        ctx.plan = borders, wanted, group
         rank = group.rank()
-        first, end = wanted[rank]
+        own, needed = (borders[rank], borders[rank + 1]), wanted[rank]
+        slices = [_overlap(own, span) for span in wanted]  # what every rank needs of the rows of this one
+        parts = [_overlap(needed, span) for span in pairwise(borders)]  # what every rank has of the needed rows
+        ctx.plan = slices, parts, group
+        ctx.rows = len(x)
         x = x.contiguous()
-        fetched = x.new_empty([end - first, *x.shape[1:]])
-        sent = [x[_inside(borders, rank, span)] for span in wanted]
-        received = [fetched[_inside(borders, other, wanted[rank], first)] for other in range(group.size())]
-        received[rank].copy_(sent[rank])
-        wait(post(enumerate(sent), enumerate(received), group))
+        fetched = x.new_empty([needed[1] - needed[0], *x.shape[1:]])
+        fetched[parts[rank]] = x[slices[rank]]
+        wait(post(enumerate(x[rows] for rows in slices), enumerate(fetched[rows] for rows in parts), group))
         return fetched
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         refuse_second_derivative()
-        borders, wanted, group = ctx.plan
+        slices, parts, group = ctx.plan
         rank = group.rank()
         grad = grad.contiguous()
-        sent = [grad[_inside(borders, other, wanted[rank], wanted[rank][0])] for other in range(group.size())]
-        places = [_inside(borders, rank, span) for span in wanted]
-        received = [grad.new_empty([place.stop - place.start, *grad.shape[1:]]) for place in places]
-        received[rank] = sent[rank]
-        wait(post(enumerate(sent), enumerate(received), group))
-        grad_x = grad.new_zeros([borders[rank + 1] - borders[rank], *grad.shape[1:]])
-        for place, part in zip(places, received, strict=True):  # in rank order, so that sums are deterministic
-            grad_x[place] += part
+        received = [grad.new_empty([rows.stop - rows.start, *grad.shape[1:]]) for rows in slices]
+        received[rank] = grad[parts[rank]]
+        wait(post(enumerate(grad[rows] for rows in parts), enumerate(received), group))
+        grad_x = grad.new_zeros([ctx.rows, *grad.shape[1:]])
+        for rows, part in zip(slices, received, strict=True):  # in rank order, so that sums are deterministic
+            grad_x[rows] += part
         return grad_x, None, None, None
 
 
-def _inside(borders: list[int], rank: int, span: Span, origin: int | None = None) -> slice:
-    """Returns the rows of ``span`` that ``rank`` holds, relative to ``origin``, by default the rank's first row."""
-    begin = max(borders[rank], span[0])
-    end = max(begin, min(borders[rank + 1], span[1]))
-    origin = borders[rank] if origin is None else origin
-    return slice(begin - origin, end - origin) if end > begin else slice(0, 0)
+def _overlap(rows: Span, span: Span) -> slice:
+    """Returns which of ``rows`` are in ``span``, counted from the first of ``rows``."""
+    begin = max(rows[0], span[0])
+    end = max(begin, min(rows[1], span[1]))
+    return slice(begin - rows[0], end - rows[0])
 
 
 def _refuse_capture() -> None:

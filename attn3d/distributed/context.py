@@ -19,6 +19,8 @@ from attn3d.attention.groups import AxisGroups, relation
 from attn3d.distributed.collectives import Span, all_reduce, fetch, shard_borders, sum_of
 from attn3d.distributed.ring import attend_ring
 
+_OUTSIDE = -1  # a position outside every volume
+
 
 class ContextParallel(nn.Module):
     """Mixin for modules whose input is a shard of a volume.
@@ -115,8 +117,7 @@ class ShardedAttention(ContextParallel):
         rank, plane = self.process_group.rank(), math.prod(shape[1:])
         whole = (borders[-1], *shape[1:])
         wanted = [rows_seen(self.pattern, span, whole) for span in pairwise(borders)]
-        tokens = fetch(torch.cat([k, v], 3), borders, wanted, plane, self.process_group)
-        k, v = tokens.split([k.shape[3], v.shape[3]], 3)
+        k, v = fetch(k, v, borders, wanted, plane, self.process_group)
         first, last = wanted[rank]
         begin, end = borders[rank], borders[rank + 1]
         attention = self.with_pattern(Rows(self.pattern, borders[-1], first, (begin, end)))
@@ -163,8 +164,7 @@ def pooled_keys(
     blocks = [-(-border // size) for border in borders]
     wanted = list(pairwise(min(size * block, extent) for block in blocks))
     if wanted != list(pairwise(borders)):
-        tokens = fetch(torch.cat([k, v], 3), borders, wanted, math.prod(shape[1:]), group)
-        k, v = tokens.split([k.shape[3], v.shape[3]], 3)
+        k, v = fetch(k, v, borders, wanted, math.prod(shape[1:]), group)
     first, last = wanted[group.rank()]
     if last > first:
         shape = [last - first, *shape[1:]]
@@ -179,8 +179,7 @@ def attend_all(
     """Computes the plain form with the pooled keys of all ranks; ``options`` are further arguments of its forward."""
     k, v, blocks, plane = pooled_keys(module, k, v, shape, borders)
     group, every = module.process_group, (0, blocks[-1])
-    tokens = fetch(torch.cat([k, v], 3), blocks, [every] * group.size(), plane, group)
-    k, v = tokens.split([k.shape[3], v.shape[3]], 3)
+    k, v = fetch(k, v, blocks, [every] * group.size(), plane, group)
     rank = group.rank()
     gathered = Gathered(module.pattern, borders[-1], (borders[rank], borders[rank + 1]), every)
     return module.with_pattern(gathered).forward(q, k, v, shape, **options)
@@ -261,5 +260,6 @@ class Rows(Pattern):
     def _here(self, groups: AxisGroups) -> AxisGroups:
         begin, end = self.queries
         own = (groups.queries >= begin) & (groups.queries < end)
-        queries = own * (groups.queries - self.first + 1) - 1  # -1, outside the volume, if the query is not own
+        # Arithmetic, since it is the same for arrays of NumPy and for tensors, unlike `where`.
+        queries = own * (groups.queries - self.first) + ~own * _OUTSIDE
         return groups._replace(queries=queries, keys=groups.keys - self.first)

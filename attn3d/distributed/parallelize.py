@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.modules import batchnorm, conv, pooling
 
-from attn3d.arguments import one_of
+from attn3d.arguments import first_few, one_of
 from attn3d.attention import ChannelwiseAttention, VolumeAttention
 from attn3d.layers.norms import BatchNorm, GroupNorm
 from attn3d.mechanisms.base import Mechanism
@@ -16,8 +16,6 @@ from attn3d.mechanisms.dual_attention import ChannelAttention, DualAttention, Po
 from attn3d.mechanisms.non_local import Concatenation, DotProduct, NonLocal
 from attn3d.mechanisms.self_attention import MultiHeadSelfAttention
 from attn3d.networks.own import own_attention
-
-ROTATIONS = ("all_gather", "ring")
 
 _EXACT = (ChannelAttention, ChannelSelfAttention, DualAttention, MultiHeadSelfAttention, NonLocal, PositionAttention)
 
@@ -80,7 +78,7 @@ def parallelize_attention(
     """
     from attn3d.distributed import context, norm  # these import PyTorch's compiler, which takes seconds
 
-    one_of("rotate", rotate, ROTATIONS)
+    one_of("rotate", rotate, ("all_gather", "ring"))
     if process_group is not None:
         if not isinstance(process_group, dist.ProcessGroup):
             raise TypeError(f"`process_group` must be a torch.distributed.ProcessGroup or None, got {process_group!r}")
@@ -129,9 +127,7 @@ def _check(net: nn.Module, rotate: str) -> None:
         named = "; ".join(f"{name}, {reason}" for name, reason in refused.items())
         raise ValueError(f"`net` has modules that would be wrong on shards: {named}")
     if beyond:
-        named = ", ".join(beyond[:5])
-        if len(beyond) > 5:
-            named += f" and {len(beyond) - 5} more"
+        named = first_few(beyond, 5)
         warnings.warn(f"these layers treat a shard as the whole volume, and are not changed: {named}", stacklevel=3)
 
 

@@ -2,18 +2,18 @@
 
 import sys
 import warnings
-from collections import OrderedDict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from attn3d.arguments import positive_integer
 from attn3d.capture import uncompiled
 from attn3d.factory import AttentionSpec, create_attention, declares, plain_spec
 from attn3d.insertion.attach import container_at, containers, detach
+from attn3d.insertion.checkpoints import load_pretrained
 from attn3d.insertion.containers import (
     BesideConvolution,
     BesideConvolutionIdentityAtStart,
@@ -111,8 +111,7 @@ def insert_attention(
         raise TypeError(f"`{name}` follows from the site, got {options[name]!r}; leave it out")
     inner = uncompiled(net)
     survey = Survey(inner, input_shape)
-    sites = survey.select(at, stages)
-    left_out = dict(survey.refused)
+    sites, left_out = survey.select(at, stages)
     if max_voxels is not None:
         if input_shape is None:
             raise ValueError("`input_shape` (B, C, *S) must be given with `max_voxels`")
@@ -131,7 +130,7 @@ def insert_attention(
         warnings.warn("no attention at " + _sentence(left_out), stacklevel=2)
     if declares(spec, "averages_space"):
         _warn_of_norms(survey, sites, spec)
-    call = 1 + max((record.call[0] for record in _records(inner)), default=-1)
+    call = 1 + max((record.order[0] for record in _records(inner)), default=-1)
     named, plain_options = plain_spec(spec, options)
     shape = None if input_shape is None else tuple(input_shape)
     for index, (site, attention) in enumerate(zip(sites, made, strict=True)):
@@ -172,14 +171,14 @@ def inserted_attention(net: nn.Module) -> list[dict[str, Any]]:
         dictionaries with "spec", "at", "identity" and "input_shape".
     """
     calls: dict[int, dict[str, Any]] = {}
-    for record in sorted(_records(uncompiled(net)), key=lambda record: record.call):
+    for record in sorted(_records(uncompiled(net)), key=lambda record: record.order):
         item = {
             "spec": [record.spec, dict(record.options)],
             "at": [],
             "identity": record.identity,
             "input_shape": None if record.input_shape is None else list(record.input_shape),
         }
-        calls.setdefault(record.call[0], item)["at"].append(record.site)
+        calls.setdefault(record.order[0], item)["at"].append(record.site)
     return list(calls.values())
 
 
@@ -199,77 +198,6 @@ def attention_parameters(net: nn.Module) -> list[nn.Parameter]:
     """
     inserted = [container for _, container in containers(uncompiled(net))]
     return list(dict.fromkeys(parameter for container in inserted for parameter in container.parameters()))
-
-
-def load_pretrained(net: nn.Module, state_dict: Mapping[str, Tensor]) -> list[str]:
-    """Loads a checkpoint that was saved before or after attention was inserted.
-
-    Args:
-        net: a network with inserted attention, which may be compiled.
-        state_dict: state of the same network without attention, with the same attention or with part of it; also of
-            this network compiled or in `DataParallel` or `DistributedDataParallel`.
-
-    Returns:
-        the keys of mechanisms that are not in the checkpoint; their parameters are unchanged.
-
-    Raises:
-        TypeError: if ``state_dict`` is not a state dictionary.
-        ValueError: if other keys are missing, unknown or have another shape; the message lists the first ones. Nothing
-            is loaded then.
-    """
-    net = uncompiled(net)
-    if not isinstance(state_dict, Mapping):
-        raise TypeError(f"`state_dict` must be a state dictionary, such as torch.load returns, got {state_dict!r:.80}")
-    own = net.state_dict()
-    own_keys = {_without_wrappers(key): key for key in own}
-    own_paths = {_without_wrappers(path): path for path, _ in net.named_modules(remove_duplicate=False)}
-    metadata = getattr(state_dict, "_metadata", {})  # the versions of modules, which decide how old states are read
-    state_dict = OrderedDict(_renamed(state_dict, own_keys, own))
-    state_dict._metadata = dict(_renamed(metadata, own_paths, own_paths.values()))  # type: ignore[attr-defined]
-    nested = {key: value for key, value in state_dict.items() if key not in own and isinstance(value, Mapping)}
-    inside = [repr(key) for key, value in nested.items() if any(isinstance(one, Tensor) for one in value.values())]
-    if inside:
-        raise TypeError(
-            f"`state_dict` must map names to tensors, got a checkpoint; give its entry {' or '.join(inside)}"
-        )
-    missing = [key for key in own if key not in state_dict]
-    new = []
-    for path, container in containers(net, aliases=True):
-        for name, _ in container.named_children():
-            prefix = f"{path}.{name}."
-            if not any(key.startswith(prefix) for key in state_dict):
-                new += [key for key in missing if key.startswith(prefix)]
-    faults = {
-        "missing": [key for key in missing if key not in new],
-        "unknown": [key for key in state_dict if key not in own],
-        "of another shape": [
-            key  # an extra state of a module may have no shape
-            for key in state_dict
-            if key in own and getattr(state_dict[key], "shape", None) != getattr(own[key], "shape", None)
-        ],
-    }
-    if any(faults.values()):
-        named = "; ".join(f"{fault}: {_first(keys)}" for fault, keys in faults.items() if keys)
-        raise ValueError(f"`state_dict` is of another network than `net`. Keys {named}")
-    net.load_state_dict(state_dict, strict=False)
-    return new
-
-
-def _without_wrappers(name: str) -> str:
-    """Returns a key or path without the names that `torch.compile` and wrappers for parallel training add."""
-    return f"{name}.".replace("_orig_mod.", "").removeprefix("module.").strip(".")
-
-
-def _renamed(entries: Mapping[str, Any], own: Mapping[str, str], kept: Collection[str]) -> Iterator[tuple[str, Any]]:
-    """Yields entries by the names that they have in the network. Those in ``kept`` have them already."""
-    for name, value in entries.items():
-        yield name if name in kept else own.get(_without_wrappers(name), name), value
-
-
-def _first(keys: Sequence[str], most: int = 10) -> str:
-    """Returns the first keys as text, and the number of the others."""
-    shown = ", ".join(keys[:most])
-    return shown if len(keys) <= most else f"{shown} and {len(keys) - most} more"
 
 
 def _check_signals(survey: Survey, sites: Sites, spec: AttentionSpec) -> None:
@@ -320,7 +248,7 @@ def _make(net: nn.Module, site: Site, spec: AttentionSpec, identity: bool, optio
         start = IdentityAtStartWithSignal if takes_signal else IdentityAtStart
         attention = start(attention)
     if takes_signal:
-        attention.takes_signal = True  # TorchScript does not see attributes of the class
+        attention.attn3d_signal = True  # read by the containers; TorchScript does not see attributes of the class
     host = net.get_submodule(site.place.path)
     floating = (p for p in (*host.parameters(), *net.parameters()) if p.is_floating_point())
     like = next(floating, torch.empty(0))

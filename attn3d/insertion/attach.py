@@ -82,11 +82,7 @@ def _attend_items(self: Any, input: tuple[Tensor], output: list[Tensor]) -> list
     return self.attn3d_items(output)
 
 
-def _leave_skip(self: Any, input: tuple[Any, ...], output: Tensor) -> Tensor:
-    return self.attn3d_summed(output)
-
-
-def _leave_items(self: Any, input: tuple[Any, ...], output: list[Tensor]) -> list[Tensor]:
+def _leave_skip(self: Any, input: tuple[Any, ...], output: Any) -> Any:  # one map, or a list of them
     return self.attn3d_summed(output)
 
 
@@ -105,7 +101,7 @@ def container_at(network: nn.Module, place: Place, channels: int, reader: str) -
     """
     host, name = host_of(network, place), INSERTED[place.hook]
     if name not in host._modules:
-        _MAKERS[place.hook](host, place, channels)
+        _attach(host, place, channels)
     if place.hook == "summed":
         _see_sums(network.get_submodule(reader), host._modules[name])
     child = host._modules[name]
@@ -152,55 +148,41 @@ def host_of(network: nn.Module, place: Place) -> Any:
     return host
 
 
-def _put(host: nn.Module, place: Place, child: Inserted | InsertedItems, *hooks: RemovableHandle) -> None:
+def _attach(host: nn.Module, place: Place, channels: int) -> None:
+    """Adds a container to ``host`` and the hook that calls it. A plain sequence calls its last child without a hook."""
+    before, after = host.register_forward_pre_hook, host.register_forward_hook
+    hook: RemovableHandle | None = None
+    child: Inserted | InsertedItems
+    match place.hook:
+        case "output":
+            child = Inserted()
+            if not is_plain_sequence(host):
+                hook = after(_by_forward(host, _attend_output, _attend_output_of_two, _attend_output_of_optional))
+        case "first":
+            child = Inserted()
+            hook = before(_by_forward(host, _attend_input, _attend_first, _attend_first_of_optional))
+        case "second":
+            child = InsertedAtSkip()
+            hook = before(_by_forward(host, _attend_second, _attend_second, _attend_optional))
+        case "joined":
+            child, hook = InsertedAtSkip(), after(_attend_joined, prepend=True)
+        case "concatenated":
+            child, hook = InsertedInConcatenation(channels, first=False), before(_attend_concatenated)
+        case "concatenated_first":
+            child, hook = InsertedInConcatenation(channels, first=True), before(_attend_concatenated_first)
+        case "item":
+            child, hook = InsertedItems(Inserted), after(_attend_items, prepend=True)
+        case "kernel":
+            child, hook = InsertedBeside(), after(_attend_kernel, prepend=True)
+        case "summed":
+            child = InsertedInSum() if place.index is None else InsertedItems(InsertedInSum)
+            if place.index is not None or not is_plain_sequence(host):
+                hook = after(_leave_skip)
     host.add_module(INSERTED[place.hook], child.train(host.training))
-    child.handles.extend(hooks)
-
-
-def _at_output(host: nn.Module, place: Place, channels: int) -> None:
-    if is_plain_sequence(host):
-        _put(host, place, Inserted())
-    else:
-        hook = _by_forward(host, _attend_output, _attend_output_of_two, _attend_output_of_optional)
-        _put(host, place, Inserted(), host.register_forward_hook(hook))
-    _leave_skip_last(host)
-
-
-def _at_first(host: nn.Module, place: Place, channels: int) -> None:
-    hook = _by_forward(host, _attend_input, _attend_first, _attend_first_of_optional)
-    _put(host, place, Inserted(), host.register_forward_pre_hook(hook))
-
-
-def _at_second(host: nn.Module, place: Place, channels: int) -> None:
-    hook = _by_forward(host, _attend_second, _attend_second, _attend_optional)
-    _put(host, place, InsertedAtSkip(), host.register_forward_pre_hook(hook))
-
-
-def _at_joined(host: nn.Module, place: Place, channels: int) -> None:
-    _put(host, place, InsertedAtSkip(), host.register_forward_hook(_attend_joined, prepend=True))
-
-
-def _at_concatenation(host: nn.Module, place: Place, channels: int) -> None:
-    first = place.hook == "concatenated_first"
-    hook = _attend_concatenated_first if first else _attend_concatenated
-    _put(host, place, InsertedInConcatenation(channels, first), host.register_forward_pre_hook(hook))
-
-
-def _at_item(host: nn.Module, place: Place, channels: int) -> None:
-    _put(host, place, InsertedItems(Inserted), host.register_forward_hook(_attend_items, prepend=True))
-
-
-def _at_kernel(host: nn.Module, place: Place, channels: int) -> None:
-    _put(host, place, InsertedBeside(), host.register_forward_hook(_attend_kernel, prepend=True))
-
-
-def _at_sum(host: nn.Module, place: Place, channels: int) -> None:
-    if place.index is not None:
-        _put(host, place, InsertedItems(InsertedInSum), host.register_forward_hook(_leave_items))
-    elif is_plain_sequence(host):
-        _put(host, place, InsertedInSum())
-    else:
-        _put(host, place, InsertedInSum(), host.register_forward_hook(_leave_skip))
+    if hook is not None:
+        child.handles.append(hook)
+    if place.hook == "output":
+        _leave_skip_last(host)
 
 
 def _see_sums(reader: nn.Module, child: Inserted | InsertedItems) -> None:
@@ -220,19 +202,6 @@ def _leave_skip_last(host: nn.Module) -> None:
     for number, hook in list(hooks.items()):
         if hook is _leave_skip:
             hooks.move_to_end(number)
-
-
-_MAKERS: dict[str, Callable[[nn.Module, Place, int], None]] = {
-    "output": _at_output,
-    "first": _at_first,
-    "second": _at_second,
-    "joined": _at_joined,
-    "concatenated": _at_concatenation,
-    "concatenated_first": _at_concatenation,
-    "item": _at_item,
-    "summed": _at_sum,
-    "kernel": _at_kernel,
-}
 
 
 def _by_forward(host: nn.Module, one: Callable, two: Callable, optional: Callable) -> Callable:

@@ -16,7 +16,7 @@ class Record:
     """The arguments of an insertion, stored with each of its mechanisms.
 
     Attributes:
-        call: index of the insertion, and of the site in it.
+        order: index of the insertion, and of the site in it.
         site: name of the site.
         spec: name or class of the mechanism.
         options: options of the mechanism.
@@ -24,7 +24,7 @@ class Record:
         input_shape: the shape at which the network was probed, if it was given.
     """
 
-    call: tuple[int, int]
+    order: tuple[int, int]
     site: str
     spec: Any
     options: dict[str, Any]
@@ -55,12 +55,7 @@ class InsertedAtSkip(Inserted):
     def attend(self, x: Tensor, signal: Tensor) -> Tensor:
         """Attends (B, C, *S), given the decoder's map."""
         for mechanism in self:
-            if not torch.jit.is_scripting():
-                x = mechanism(x, signal) if getattr(mechanism, "takes_signal", False) else mechanism(x)
-            elif hasattr(mechanism, "takes_signal"):  # set by insertion if it is true: TorchScript compiles one branch
-                x = mechanism(x, signal)
-            else:
-                x = mechanism(x)
+            x = mechanism(x, signal) if hasattr(mechanism, "attn3d_signal") else mechanism(x)
         return x
 
     def forward(self, x: Tensor, signal: Tensor) -> Tensor:  # type: ignore[override]
@@ -183,8 +178,6 @@ class IdentityAtStart(nn.Module):
 
 class IdentityAtStartWithSignal(IdentityAtStart):
     """`IdentityAtStart` for mechanisms that take a gating signal."""
-
-    takes_signal = True
 
     def forward(self, x: Tensor, signal: Tensor) -> Tensor:  # type: ignore[override]
         """Interpolates between (B, C, *S) and its attention by the gate."""

@@ -113,31 +113,22 @@ def probe(network: nn.Module, input_shape: Sequence[int] | None = None) -> Probe
     Raises:
         ValueError: if the network does not run on ``input_shape``, or on any of the shapes that were tried.
     """
-    if input_shape is not None:
+    if input_shape is None:
+        shapes = _guesses(network)
+        refusal = f"`input_shape` (B, C, *S) must be given: the network accepts none of {shapes}; the last failed with"
+    else:
         _check_axes(network, input_shape)
-        try:
-            return _run_somewhere(network, tuple(input_shape))
-        except _NotCopiedError:
-            raise
-        except Exception as failure:
-            raise ValueError(
-                f"`input_shape` must be accepted by the network, got {tuple(input_shape)}: {failure}{_advice(failure)}"
-            ) from failure
-    shapes = _guesses(network)
-    error: Exception | None = None
+        shapes = [tuple(input_shape)]
+        refusal = f"`input_shape` must be accepted by the network, got {shapes[0]}"
     for shape in shapes:
         try:
             return _run_somewhere(network, shape)
         except _NotCopiedError:
             raise
-        except Exception as failure:  # networks raise all kinds of errors for unsupported shapes
-            error = failure
-    if error is None:
-        raise ValueError("`input_shape` (B, C, *S) must be given: the network has no convolution to guess it from")
-    raise ValueError(
-        f"`input_shape` (B, C, *S) must be given: the network accepts none of {shapes}; the last failed with:"
-        f" {error}{_advice(error)}"
-    ) from error
+        except Exception as error:  # networks raise all kinds of errors for unsupported shapes
+            if shape == shapes[-1]:
+                raise ValueError(f"{refusal}: {error}{_advice(error)}") from error
+    raise ValueError("`input_shape` (B, C, *S) must be given: the network has no convolution to guess it from")
 
 
 def _convolutions(network: nn.Module) -> list[Any]:
@@ -183,7 +174,7 @@ def _run_somewhere(network: nn.Module, shape: tuple[int, ...]) -> Probe:
 def _run(network: nn.Module, shape: tuple[int, ...], device: torch.device) -> Probe:
     tensors = [*network.parameters(), *network.buffers()]
     twins: dict[int, Any] = {id(tensor): _copied(tensor, device) for tensor in [*held_tensors(network), *tensors]}
-    twins |= {id(hook): hook for hook in _foreign_hooks(network)}  # not copied, since they may hold anything
+    twins |= {id(hook): hook for hook in _hooks(network)}  # not copied, since they may hold anything
     try:
         twin = copy.deepcopy(network, twins).eval()
     except Exception as error:  # what an object raises that does not support it
@@ -229,28 +220,30 @@ def _copied(tensor: Tensor, device: torch.device) -> Tensor:
     return nn.Parameter(twin, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else twin
 
 
-def _foreign_hooks(network: nn.Module) -> list[Any]:
-    """Returns all hooks that are not methods of modules."""
-    hooks = [
-        hook
+def _hooks(network: nn.Module) -> list[Any]:
+    """Returns all hooks of modules, except modules of the network that are hooks themselves."""
+    modules = {id(module) for module in network.modules()}
+    dictionaries = [
+        of_module
         for module in network.modules()
         for name, of_module in vars(module).items()
         if name.endswith("_hooks") and isinstance(of_module, dict)
-        for hook in of_module.values()
     ]
-    return [hook for hook in hooks if not isinstance(getattr(hook, "__self__", None), nn.Module)]
+    return [hook for hooks in dictionaries for hook in hooks.values() if id(hook) not in modules]
 
 
 def _own_hook(hook: Callable[..., Any], twins: Mapping[int, Any], own: set[Any]) -> Callable[..., Any] | None:
     """Returns the copy's version of a hook that belongs to the network, or None for a user's hook, which must not run.
 
-    The hooks of the network are its methods, also in a `functools.partial`, and closures over its modules and over
-    names and numbers. ``own`` are the modules of the copy.
+    The hooks of the network are its modules, their methods, also in a `functools.partial`, and closures over its
+    modules and over names and numbers. ``own`` are the modules of the copy.
     """
 
     def of_copy(held: Any) -> nn.Module | None:
         return next((one for one in (held, twins.get(id(held))) if isinstance(one, nn.Module) and one in own), None)
 
+    if isinstance(hook, nn.Module):
+        return of_copy(hook)
     if isinstance(hook, functools.partial):
         inner = _own_hook(hook.func, twins, own)
         return None if inner is None else functools.partial(inner, *hook.args, **hook.keywords)
@@ -272,27 +265,23 @@ def _watch(twin: nn.Module, result: Probe, twins: Mapping[int, Any]) -> list[str
     Returns:
         a list that holds the paths of the modules that are running, the innermost last.
     """
-    formats: list[tuple[torch.Size, bool]] = []  # shape and format of the outputs of layers whose format is known
-    starts: list[int] = []
+    formats: dict[torch.Size, bool] = {}  # channels last: of the last layer of a known format that gave this shape
     running: list[str] = []
     makers: dict[int, str] = {}  # by the id of the output, which stays valid because the calls hold the outputs
 
     def enter(path: str, module: nn.Module, arguments: tuple[Any, ...]) -> None:
         running.append(path)
-        starts.append(len(formats))
 
     def leave(path: str, module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
         running.pop()
-        last = isinstance(output, Tensor) and type_before_parametrizations(module) in _CHANNELS_LAST
-        if last or (isinstance(output, Tensor) and isinstance(module, _CHANNELS_FIRST)):
-            formats.append((output.shape, last))
+        channels_last = False
+        if isinstance(output, Tensor):
+            if type_before_parametrizations(module) in _CHANNELS_LAST:
+                formats[output.shape] = True
+            elif isinstance(module, _CHANNELS_FIRST):
+                formats[output.shape] = False
+            channels_last = formats.get(output.shape, False)
         kept = list(output) if isinstance(output, list) else output  # the network may empty the list later
-        # The format is that of the last layer inside with such an output, or else of the last one before.
-        for known in (formats[starts.pop() :], formats):
-            of_shape = [last for shape, last in known if shape == getattr(output, "shape", None)]
-            if of_shape:
-                break
-        channels_last = bool(of_shape) and of_shape[-1]
         if not module._modules:
             makers[id(output)] = path
         call = Call(arguments, kept, channels_last, len(result.sums), makers.get(id(output), ""))

@@ -15,6 +15,7 @@ from attn3d.arguments import nearest, of_python
 from attn3d.insertion.attach import host_of, is_plain_sequence, taken_name
 from attn3d.insertion.probe import Call, Probe, probe
 from attn3d.layers.norms import is_instance_norm
+from attn3d.networks.inside import Staged
 from attn3d.networks.places import KINDS, Place, is_inserted
 from attn3d.networks.registry import has_sites, staged_places
 
@@ -85,7 +86,6 @@ class Survey:
 
     def __init__(self, network: nn.Module, input_shape: Sequence[int] | None = None) -> None:
         self.network = network
-        self.refused: dict[str, str] = {}
         self._places = staged_places(network)
         self._input_shape = input_shape
         self._paths: dict[str, str] = {}  # every path of a module, to its first path
@@ -107,32 +107,31 @@ class Survey:
         kinds = list(self._places) if has_sites(self.network) else ["path", *self._places]
         return Sites(site for kind in kinds for site in self._sites(kind, self._staged(kind, None))[0])
 
-    def select(self, at: str | Iterable[str], stages: int | Iterable[int] | None = None) -> Sites:
-        """Returns the sites that ``at`` and ``stages`` select, each tensor once.
-
-        `refused` then has the selected sites that cannot be used, with the reasons.
+    def select(
+        self, at: str | Iterable[str], stages: int | Iterable[int] | None = None
+    ) -> tuple[Sites, dict[str, str]]:
+        """Returns the selected sites, each tensor once, and the reasons why others cannot be used, by name.
 
         Raises:
             TypeError: if ``at`` or ``stages`` has the wrong type.
             ValueError: if no selected site can be used, or the network cannot be probed; the message gives the reasons.
         """
         chosen: dict[Any, Site] = {}
-        self.refused = {}
+        left_out: dict[str, str] = {}
         wanted = _integers(stages)
         for request in _strings(at):
             kind, _, pattern = request.partition(":")
             places = _at_stages(request, self._staged(kind, pattern or None), wanted)
             found, refused = self._sites(kind, places)
-            exact = pattern and len(places) == 1
-            if not found or (exact and refused):
+            if not found:
                 reasons = "; ".join(f"{name} {reason}" for name, reason in refused.items())
                 raise ValueError(f"`at` {request!r} cannot be used: {reasons}")
-            self.refused |= refused
+            left_out |= refused
             for site in found:
                 # A compiled module and the module inside it are one host.
                 tensor = host_of(self.network, site.place), site.place.hook, site.place.index
                 chosen.setdefault(tensor, site)
-        return Sites(chosen.values())
+        return Sites(chosen.values()), left_out
 
     def behind_activation(self, site: Site) -> str | None:
         """Returns the nearest site after the activation, if the map at ``site`` is the output of an instance norm.
@@ -154,12 +153,11 @@ class Survey:
         maker = self._probe.calls[path][0].maker
         return bool(maker) and is_instance_norm(self.network.get_submodule(maker))
 
-    def _staged(self, kind: str, pattern: str | None) -> list[tuple[int, Place]]:
-        if kind == "path" and pattern is not None:
-            paths = dict.fromkeys(self._paths[path] for path in _matching(pattern, list(self._paths)))
-            return [(stage, Place(path)) for stage, path in enumerate(paths)]
+    def _staged(self, kind: str, pattern: str | None) -> Staged:
         if kind == "path":
-            return [(stage, Place(path)) for stage, path in enumerate(dict.fromkeys(self._paths.values()))]
+            found = self._paths if pattern is None else _matching(pattern, list(self._paths))
+            paths = dict.fromkeys(self._paths[path] for path in found)  # of a shared module, the first one
+            return [(stage, Place(path)) for stage, path in enumerate(paths)]
         if kind not in self._places:
             raise ValueError(self._no_such_kind(kind))
         places = self._places[kind]
@@ -181,7 +179,7 @@ class Survey:
             " regular expression>', or register sites with attn3d.networks.register_sites"
         )
 
-    def _sites(self, kind: str, places: Iterable[tuple[int, Place]]) -> tuple[list[Site], dict[str, str]]:
+    def _sites(self, kind: str, places: Staged) -> tuple[list[Site], dict[str, str]]:
         """Returns the sites at ``places``, and the reasons why the others cannot be used, by name."""
         found, refused = [], {}
         probed = self._probe  # outside the `try`: a failing probe is an error, not the reason to refuse a site
@@ -206,16 +204,8 @@ class Survey:
         calls = probed.calls.get(place.path)
         if not calls:
             raise ValueError("never runs in a forward pass")
-        if place.hook == "kernel" and not all(call.arguments for call in calls):
-            raise ValueError("is called with a keyword argument")
         maps = [_reached(call, place, probed) for call in calls]
         for call, map_ in zip(calls, maps, strict=True):
-            if map_ is None and place.is_concatenated:
-                raise ValueError("is called with a map that `torch.cat` did not return")
-            if map_ is None and place.index is not None:
-                raise ValueError(f"returns no list with an entry {place.index}")
-            if map_ is None:
-                raise ValueError("is called without this argument, or with a keyword argument")
             if not isinstance(map_, Tensor):
                 raise ValueError(f"returns a {type(map_).__name__}, not a map (B, C, *S); name a module inside it")
             if map_.dim() != image.dim() or len(map_) != len(image):
@@ -235,19 +225,29 @@ class Survey:
 
 
 def _reached(call: Call, place: Place, probed: Probe) -> Any:
-    """Returns the map at a place in a call of its module, or None."""
-    first: Any = call.arguments[0] if call.arguments else None
-    if place.hook == "second":
-        return call.arguments[1] if len(call.arguments) > 1 else None
-    if place.hook in ("first", "joined"):
-        return first
+    """Returns what is at a place in a call of its module.
+
+    Raises:
+        ValueError: if there is nothing; the message gives the reason.
+    """
+    first, second, *_ = (*call.arguments, None, None)
+    if place.hook == "kernel" and first is None:
+        raise ValueError("is called with a keyword argument")
+    if place.hook in ("first", "second", "joined"):
+        argument = second if place.hook == "second" else first
+        if argument is None:
+            raise ValueError("is called without this argument, or with a keyword argument")
+        return argument
     if place.is_concatenated:
         parts = probed.parts(first)
-        return parts[0 if place.hook == "concatenated_first" else -1] if len(parts) > 1 else None
+        if len(parts) < 2:
+            raise ValueError("is called with a map that `torch.cat` did not return")
+        return parts[0 if place.hook == "concatenated_first" else -1]
     if place.index is None:
         return call.output
-    listed = isinstance(call.output, (list, tuple)) and place.index < len(call.output)
-    return call.output[place.index] if listed else None
+    if not isinstance(call.output, (list, tuple)) or place.index >= len(call.output):
+        raise ValueError(f"returns no list with an entry {place.index}")
+    return call.output[place.index]
 
 
 def _signal(probed: Probe, place: Place, maps: list[Tensor]) -> tuple[int | None, str]:
@@ -292,7 +292,7 @@ def _integers(stages: int | Iterable[int] | None) -> list[int] | None:
     return list(wanted)
 
 
-def _at_stages(request: str, places: list[tuple[int, Place]], stages: list[int] | None) -> list[tuple[int, Place]]:
+def _at_stages(request: str, places: Staged, stages: list[int] | None) -> Staged:
     if not places:  # only for "path"
         raise ValueError(f"`at` {request!r} must select a module inside the network, which has none")
     if stages is None:

@@ -24,66 +24,58 @@ _IN_PLACE = (Tensor.add_, Tensor.__iadd__)
 SUMS = (torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__, *_IN_PLACE)
 
 
+class _Skip:
+    """A map that is a skip, and the mechanisms that attend it.
+
+    Attributes:
+        is_gated: whether the attention depends on the map that the skip is added to. Without, it is computed once.
+        attended: the attended map, after its computation.
+    """
+
+    def __init__(self, skip: Tensor, mechanisms: Any) -> None:
+        self.skip = skip
+        self.mechanisms = mechanisms
+        self.is_gated = any(hasattr(mechanism, "attn3d_signal") for mechanism in mechanisms)
+        self.attended: Tensor | None = None
+
+    def attend(self, signal: Tensor) -> Tensor:
+        """Returns the attended map, given the map that the skip is added to."""
+        if self.is_gated:
+            return self.mechanisms.attend(self.skip, signal)
+        if self.attended is None:
+            self.attended = self.mechanisms.attend(self.skip, signal)
+        return self.attended
+
+
 class SkipSums(TorchFunctionMode):
     """Attends the skips of one call of a network where they are added to another map.
 
     Args:
-        call: the frame of the call, or None for the mode that is traced.
+        frame: the frame of the call, or None for the mode that is traced.
     """
 
-    def __init__(self, call: FrameType | None = None) -> None:
+    def __init__(self, frame: FrameType | None = None) -> None:
         super().__init__()
-        self.call = call
-        self.is_open = False
-        self.skips: list[Tensor] = []
-        self.mechanisms: list[Any] = []
-        self.attended: list[Tensor | None] = []
-
-    def add(self, skip: Tensor, mechanisms: Any) -> None:
-        """Registers a tensor as a skip."""
-        self.skips.append(skip)
-        self.mechanisms.append(mechanisms)
-        self.attended.append(None)
-
-    def close(self) -> None:
-        """Clears the state of the call."""
-        self.call = None
-        self.is_open = False
-        self.skips.clear()
-        self.mechanisms.clear()
-        self.attended.clear()
+        self.frame = frame
+        self.is_open = False  # only of the mode that is traced
+        self.skips: list[_Skip] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is leave_skip:
-            self.add(*args)
+            self.skips.append(_Skip(*args))
             return args[0]
         if func in SUMS and len(args) > 1:
             left, right, *more = args
             attended = [left, right]
-            for index, skip in enumerate(self.skips):
-                if right is skip:
-                    signal = left
-                    if func in _IN_PLACE and self.is_gated(index):
-                        signal = left.clone()  # saved for backward, while the sum overwrites ``left``
-                    attended[1] = self.attend(index, signal)
-                elif left is skip:
-                    attended[0] = self.attend(index, right)
+            for each in self.skips:
+                if right is each.skip:
+                    # A gate saves its signal for backward, while the sum may overwrite ``left``.
+                    signal = left.clone() if each.is_gated and func in _IN_PLACE else left
+                    attended[1] = each.attend(signal)
+                elif left is each.skip:
+                    attended[0] = each.attend(right)
             args = (*attended, *more)
         return func(*args, **(kwargs or {}))
-
-    def is_gated(self, index: int) -> bool:
-        """Returns whether the attention on a skip depends on the map that the skip is added to."""
-        return any(getattr(mechanism, "takes_signal", False) for mechanism in self.mechanisms[index])
-
-    def attend(self, index: int, signal: Tensor) -> Tensor:
-        """Returns the attended skip. It is computed once for all sums unless a mechanism takes a gating signal."""
-        mechanisms = self.mechanisms[index]
-        if self.is_gated(index):
-            return mechanisms.attend(self.skips[index], signal)
-        found = self.attended[index]
-        if found is None:
-            found = self.attended[index] = mechanisms.attend(self.skips[index], signal)
-        return found
 
 
 _TRACED = SkipSums()  # for `torch.compile`, which traces one call at a time and only modes that exist already
@@ -103,9 +95,9 @@ def _close_interrupted() -> None:
     """Closes the modes of calls that Ctrl-C ended: PyTorch calls `close_sums` after every `Exception`, but not then."""
     while modes := _get_current_function_mode_stack():
         mode = modes[-1]
-        if not isinstance(mode, SkipSums) or mode.call is None or _is_running(mode.call):
+        if not isinstance(mode, SkipSums) or mode.frame is None or _is_running(mode.frame):
             break
-        _pop_mode().close()
+        _pop_mode()
 
 
 def _is_running(call: FrameType) -> bool:
@@ -119,9 +111,10 @@ def close_sums(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> No
     """A hook of the module that adds the skips, which also runs after an error."""
     if torch.compiler.is_dynamo_compiling():
         _TRACED.__exit__(None, None, None)
-        _TRACED.close()
+        _TRACED.is_open = False
+        _TRACED.skips.clear()
     else:
-        _pop_mode().close()
+        _pop_mode()
 
 
 def leave_skip(skip: Tensor, mechanisms: nn.Module) -> Tensor:
@@ -134,7 +127,7 @@ def leave_skip(skip: Tensor, mechanisms: nn.Module) -> Tensor:
         if not _TRACED.is_open:
             torch._dynamo.graph_break()  # only the stage is compiled, and the mode is active outside
         if _TRACED.is_open:
-            _TRACED.add(skip, mechanisms)
+            _TRACED.skips.append(_Skip(skip, mechanisms))
             return skip
     if isinstance(skip, torch.fx.Proxy):
         raise TypeError(

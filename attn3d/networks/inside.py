@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from attn3d.layers.conv import is_convolution
-from attn3d.networks.places import Place, is_inserted
+from attn3d.networks.places import Place, innermost, is_inserted
 
 Staged = list[tuple[int, Place]]
 
@@ -44,7 +44,8 @@ def inside(network: nn.Module, stages: dict[str, Staged]) -> dict[str, Staged]:
 
     block_path = None
     for path, module in network.named_modules():
-        number = _number_of(path, numbers)
+        stage = innermost(numbers, path)
+        number = None if stage is None else numbers[stage]
         if is_inserted(path) or (numbers and number is None):
             continue
         nested = block_path is not None and path.startswith(f"{block_path}.")
@@ -72,12 +73,6 @@ def _stage_numbers(stages: dict[str, Staged]) -> dict[str, int]:
         if place.hook == "output":
             numbers.setdefault(place.path, stage)
     return numbers
-
-
-def _number_of(path: str, numbers: dict[str, int]) -> int | None:
-    """Returns the number of the innermost stage that contains ``path``."""
-    around = [stage for stage in numbers if path == stage or path.startswith(f"{stage}.")]
-    return numbers[max(around, key=len)] if around else None
 
 
 def _look_up(module: nn.Module) -> tuple[Callable[[Any], str | None], Callable[[Any], bool]]:

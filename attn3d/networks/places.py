@@ -1,5 +1,6 @@
 """Places: descriptions of the tensors of a network where attention can be inserted."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 KINDS = ("encoder", "decoder", "bottleneck", "skip", "block", "residual", "conv")
@@ -52,6 +53,12 @@ class Place:
 def is_inserted(path: str) -> bool:
     """Returns whether the module at ``path`` is an inserted module or inside one."""
     return not _NAMES.isdisjoint(path.split("."))
+
+
+def innermost(paths: Iterable[str], path: str) -> str | None:
+    """Returns the innermost of ``paths`` that is ``path`` or contains it, or None; "", the network, contains all."""
+    around = [each for each in paths if not each or f"{path}.".startswith(f"{each}.")]
+    return max(around, key=len, default=None)
 
 
 def first_argument(path: str) -> Place:

@@ -13,15 +13,15 @@ from attn3d.networks.inside import Staged, inside
 from attn3d.networks.places import KINDS, Place
 
 Stage = str | Place | Sequence[str | Place]
-Sites = Mapping[str, Sequence[Stage]]
+Stages = Mapping[str, Sequence[Stage]]
 
 _LIBRARIES = {  # modules that register sites and blocks, imported for the first network with a module of the library
     "monai": "attn3d.networks.monai",
     "dynamic_network_architectures": "attn3d.networks.nnunet",
 }
-_SITES: dict[type, Callable[[Any], Sites]] = {}
+_SITES: dict[type, Callable[[Any], Stages]] = {}
 _RUNS: dict[type, Callable[[Any, Tensor], Any]] = {}
-_Find = TypeVar("_Find", bound=Callable[..., Sites])
+_Find = TypeVar("_Find", bound=Callable[..., Stages])
 
 
 @overload
@@ -30,8 +30,8 @@ def register_sites(
 ) -> Callable[[_Find], _Find]: ...
 @overload
 def register_sites(
-    network: type[nn.Module], sites: Sites | Callable[..., Sites], *, run: Callable[[Any, Tensor], Any] | None = None
-) -> Sites | Callable[..., Sites]: ...
+    network: type[nn.Module], sites: Stages | Callable[..., Stages], *, run: Callable[[Any, Tensor], Any] | None = None
+) -> Stages | Callable[..., Stages]: ...
 def register_sites(
     network: type[nn.Module],
     sites: Any = None,
@@ -113,7 +113,7 @@ def _places(stage: Stage) -> list[Place]:
     return [Place(entry) if isinstance(entry, str) else entry for entry in entries]
 
 
-def _check_kinds(network: type, sites: Sites) -> None:
+def _check_kinds(network: type, sites: Stages) -> None:
     for kind in sites:
         if kind not in KINDS:
             raise ValueError(f"`sites` of {network.__name__} must have kinds of {', '.join(KINDS)}, got {kind!r}")

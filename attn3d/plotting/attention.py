@@ -93,25 +93,25 @@ def plot_attention_maps(
     grids |= {tuple(map(len, one.charts["axes"])) for one in sites.values() if "axes" in one.charts}
     scene: Any = Scene(image, affine, grids.pop(), window) if grids else None  # other charts need none
     rows = _rows(sites, planes if scene is not None and scene.rank == 3 else ["axial"])
-    heights = [max(_LEAST_HEIGHT, _WIDTH * scene.ratio(plane)) if plane else _LEAST_HEIGHT for _, plane in rows]
-    figure, grid = _grid(heights, [plane is None for _, plane in rows], list(sites), title)
-    turned = scene.voxels(voxels, count=max(len(one.queries) for one in sites.values())) if scene else []
-    for line, (key, plane) in zip(grid, rows, strict=True):
-        if plane is None:
-            words, draw = _CHARTS[key]
+    heights = [max(_LEAST_HEIGHT, _WIDTH * scene.ratio(row.plane)) if row.plane else _LEAST_HEIGHT for row in rows]
+    figure, grid = _grid(heights, [row.plane is None for row in rows], list(sites), title)
+    queries = {row.query for row in rows} - {None}
+    turned = scene.voxels(voxels, count=len(queries)) if scene else []
+    for line, row in zip(grid, rows, strict=True):
+        if row.plane is None:
             for axes, one in zip(line[1:], sites.values(), strict=True):
-                if key in one.charts:
+                if row.key in one.charts:
                     _prepare(axes)
-                    draw(axes, one.charts[key], scene)
-            _head(line[0], words, line[1:])
+                    _, draw = _CHARTS[row.key]
+                    draw(axes, one.charts[row.key], scene)
+            _head(line[0], row.words, line[1:])
             continue
-        name, _, query = key.partition(" ")
-        voxel = turned[int(query or 0)]
-        scene.show(line[0], plane, voxel, cross=bool(query))
-        line[0].set_ylabel(f"{HEAT[name]}\n{scene.words(plane, voxel)}", color=TEXT, fontsize=10)
+        voxel, cross = turned[row.query or 0], row.query is not None
+        scene.show(line[0], row.plane, voxel, cross=cross)
+        line[0].set_ylabel(f"{row.words}\n{scene.words(row.plane, voxel)}", color=TEXT, fontsize=10)
         for axes, one in zip(line[1:], sites.values(), strict=True):
-            if key in one.heat:
-                scene.show(axes, plane, voxel, heat=one.heat[key], cross=bool(query))
+            if row.key in one.heat:
+                scene.show(axes, row.plane, voxel, heat=one.heat[row.key], cross=cross)
     return figure
 
 
@@ -121,17 +121,26 @@ class _Site(NamedTuple):
     heat: dict[str, np.ndarray]
     charts: dict[str, np.ndarray | list[np.ndarray]]
 
-    @property
-    def queries(self) -> list[str]:
-        """The names of the maps of a single voxel's weights."""
-        return [name for name in self.heat if name.startswith("query")]
+
+class _Row(NamedTuple):
+    """A row: the key of its weights, their description, and of heat maps the plane and the number of the query."""
+
+    key: str
+    words: str
+    plane: str | None = None
+    query: int | None = None
 
 
-def _rows(sites: Mapping[str, _Site], planes: Sequence[str]) -> list[tuple[str, str | None]]:
-    """Returns the names of the rows with their planes: heat maps first, then charts, whose plane is None."""
-    volumes = [key for name in HEAT for one in sites.values() for key in one.heat if key.startswith(name)]
-    charts = [key for key in _CHARTS if any(key in one.charts for one in sites.values())]
-    return [(key, plane) for key in dict.fromkeys(volumes) for plane in planes] + [(key, None) for key in charts]
+def _rows(sites: Mapping[str, _Site], planes: Sequence[str]) -> list[_Row]:
+    """Returns the rows, heat maps first."""
+    rows: list[_Row] = []
+    for name, words in HEAT.items():
+        keys = dict.fromkeys(key for one in sites.values() for key in one.heat if key.startswith(name))
+        for index, key in enumerate(keys):
+            query = index if name == "query" else None
+            rows += [_Row(key, words, plane, query) for plane in planes]
+    charted = {key for one in sites.values() for key in one.charts}
+    return rows + [_Row(key, words) for key, (words, _) in _CHARTS.items() if key in charted]
 
 
 def heat_volumes(maps: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
@@ -233,8 +242,9 @@ def _draw_branches(axes: Axes, weights: np.ndarray, _: Scene | None) -> None:
 def _draw_axes(axes: Axes, weights: list[np.ndarray], scene: Scene) -> None:
     for axis, gate in enumerate(weights):
         ras, way = (int(number) for number in scene.hanging.orientation[axis])
-        place = (np.arange(len(gate)) + 0.5) * scene.hanging.spacing[ras]
-        axes.plot(place, gate[::way], color=COLORS[ras], label=_DIRECTIONS[ras] if scene.marked else f"axis {axis}")
+        positions = (np.arange(len(gate)) + 0.5) * scene.hanging.spacing[ras]
+        label = _DIRECTIONS[ras] if scene.marked else f"axis {axis}"
+        axes.plot(positions, gate[::way], color=COLORS[ras], label=label)
     axes.set_xlabel("mm" if scene.marked else "voxel", color=FAINT, fontsize=8)
     axes.margins(x=0)
 

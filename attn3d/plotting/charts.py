@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from attn3d.plotting.hanging import COLORS, color_of
 from attn3d.plotting.words import verbatim, wrapped
@@ -29,8 +29,7 @@ def confidence_interval(values: Sequence[float], level: float = 0.95) -> tuple[f
     mean, count = sum(values) / len(values), len(values)
     if count < 2:
         return -math.inf, math.inf
-    deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (count - 1))
-    half = float(stats.t.ppf((1 + level) / 2, count - 1)) * deviation / math.sqrt(count)
+    half = float(stats.t.ppf((1 + level) / 2, count - 1) * stats.sem(values))
     return mean - half, mean + half
 
 
@@ -86,8 +85,7 @@ def plot_comparison(
     words = f"{score}: {' or '.join(map(str, seeds))} {counted}, mean and 95 % confidence interval"
     more = "parameters added" if plain in results else "parameters"
     axes.set_xlabel(f"{words}\nin brackets: {more}", color=INK)
-    _style(axes)
-    axes.grid(axis="x", color=INK, alpha=0.18)
+    _style(axes, grid="x")
     if title:
         heading = wrapped(title, figure.get_figwidth(), 12)
         figure.suptitle(heading, color=INK, fontsize=12)
@@ -119,7 +117,6 @@ def plot_training(epochs: Sequence[Mapping[str, float | None]]) -> Figure:
         axes.set_title(title, color=INK, fontsize=11, loc="left")
         axes.set_xlabel("epoch", color=INK)
         _style(axes)
-        axes.grid(color=INK, alpha=0.18)
     rate.yaxis.set_major_formatter("{x:g}")
     loss.set_ylim(bottom=0)
     rate.set_ylim(bottom=0)
@@ -163,7 +160,6 @@ def plot_calibration(reliability: Sequence[Mapping[str, float | None]]) -> Figur
     counts.set_ylabel("voxels", color=INK)
     for axes in (diagram, counts):
         _style(axes)
-        axes.grid(color=INK, alpha=0.18)
     return figure
 
 
@@ -181,10 +177,11 @@ def _more(results: Mapping[str, Mapping[str, Any]], name: str, plain: str) -> st
     return f"({results[name]['parameters'] - results[plain]['parameters']:+,})"
 
 
-def _style(axes: Axes) -> None:
-    """Styles axes with a transparent background and few lines."""
+def _style(axes: Axes, grid: Literal["x", "both"] = "both") -> None:
+    """Styles axes with a transparent background, few lines, and a faint grid."""
     axes.patch.set_alpha(0)
     axes.figure.patch.set_alpha(0)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(INK)
     axes.tick_params(colors=INK)
+    axes.grid(axis=grid, color=INK, alpha=0.18)

@@ -75,22 +75,21 @@ class Hanging:
         return nib.apply_orientation(array, self.orientation)
 
     def crop(self, mask: np.ndarray, margin: float) -> None:
-        """Sets the box to the bounding box of a reoriented mask and a margin in mm, or to the volume if empty."""
-        self.low, self.high = np.zeros(3, int), np.array(self.shape)
+        """Narrows the box to the bounding box of a reoriented mask and a margin in mm, unless the mask is empty."""
         if mask.any():
             inside = np.argwhere(mask)
             around = np.ceil(np.minimum(margin / self.spacing, self.high)).astype(int)
             self.low = np.maximum(inside.min(axis=0) - around, 0)
             self.high = np.minimum(inside.max(axis=0) + 1 + around, self.high)
 
-    def voxel(self, place: Sequence[float]) -> np.ndarray:
+    def voxel(self, millimetres: Sequence[float] | np.ndarray) -> np.ndarray:
         """Returns the reoriented voxel inside the box that is closest to a position in millimetres."""
         import nibabel as nib
 
-        nearest = np.rint(nib.affines.apply_affine(np.linalg.inv(self.affine), place))
+        nearest = np.rint(nib.affines.apply_affine(np.linalg.inv(self.affine), millimetres))
         return np.clip(nearest, self.low, self.high - 1).astype(int)
 
-    def place(self, voxel: Voxel) -> np.ndarray:
+    def millimetres(self, voxel: Voxel) -> np.ndarray:
         """Returns the position of a reoriented voxel in millimetres."""
         import nibabel as nib
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +15,8 @@ from attn3d.plotting.hanging import (
     PLANES,
     TEXT,
     Hanging,
+    Plane,
+    Voxel,
     color_of,
     contrast,
     mark_sides,
@@ -70,8 +72,6 @@ def plot_segmentation(
         ValueError: if the image does not have three axes or has no voxel, an array is not of its shape, ``margin`` is
             negative, or ``window`` is not a level and a positive width.
     """
-    from matplotlib.lines import Line2D
-
     nonnegative_number("margin", margin)
     outlines = outlines or {}
     _check(image, {**segmentations, **outlines})
@@ -81,26 +81,11 @@ def plot_segmentation(
     regions = {name: hanging.turn(mask) for name, mask in outlines.items()}
     hanging.crop(next(iter(columns.values()), np.zeros(1)) != 0, margin)
     voxel = (hanging.low + hanging.high) // 2 if center is None else hanging.voxel(center)
-    place = hanging.place(voxel)
-
-    extents = [hanging.extent(plane) for plane in PLANES.values()]
-    limits = contrast(volume, window)
-    figure, grid = _grid(extents, 1 + len(columns), (0.4, 1.3))
-    colors = label_colors(names)
-    cuts = [hanging.cut(labels, plane, voxel) for plane in PLANES.values() for labels in columns.values()]
-    for row, (name, plane), extent in zip(grid, PLANES.items(), extents, strict=True):
-        for axes, shown in zip(row, [None, *columns.values()], strict=True):
-            show_scan(axes, hanging.cut(volume, plane, voxel), extent, limits)
-            if shown is not None:
-                show_labels(axes, hanging.cut(shown, plane, voxel), colors, extent)
-            for mask in regions.values():
-                show_outline(axes, hanging.cut(mask, plane, voxel), extent)
-            mark_sides(axes, plane.letters)
-        words = f"{name}\n{'xyz'[plane.across]} = {place[plane.across]:.0f} mm"
-        row[0].set_ylabel(words, color=TEXT, fontsize=12)
-    lines = [Line2D([], [], color=TEXT, linestyle=(0, (4, 3)), linewidth=1, label=name) for name in regions]
-    _name(figure, grid[0], ["scan", *columns], _shown(names, cuts), lines, title)
-    return figure
+    at = hanging.millimetres(voxel)
+    rows = [
+        (plane, voxel, f"{name}\n{'xyz'[plane.across]} = {at[plane.across]:.0f} mm") for name, plane in PLANES.items()
+    ]
+    return _draw(hanging, volume, columns, regions, rows, names, contrast(volume, window), (0.4, 1.3), title)
 
 
 def plot_lesions(
@@ -150,21 +135,47 @@ def plot_lesions(
             source, found = name, components
             break
     millilitres = abs(np.linalg.det(hanging.affine[:3, :3])) / 1000
-
-    extent = hanging.extent(plane)
-    figure, grid = _grid([extent] * len(found), 1 + len(columns), (0.7, 0.9))
-    colors = label_colors(names)
-    slices = [(0, 0, int(np.clip(index, hanging.low[2], hanging.high[2] - 1))) for index, _ in found]
-    cuts = [hanging.cut(labels, plane, voxel) for voxel in slices for labels in columns.values()]
-    for row, voxel, (_, voxels) in zip(grid, slices, found, strict=True):
-        for axes, shown in zip(row, [None, *columns.values()], strict=True):
-            show_scan(axes, hanging.cut(volume, plane, voxel), extent, limits)
-            if shown is not None:
-                show_labels(axes, hanging.cut(shown, plane, voxel), colors, extent)
-            mark_sides(axes, plane.letters)
+    rows = []
+    for index, voxels in found:
+        voxel = (0, 0, int(np.clip(index, hanging.low[2], hanging.high[2] - 1)))
         what = f"{verbatim(source)}\nlesion of {voxels * millilitres:.1f} ml" if voxels else "nothing labelled"
-        row[0].set_ylabel(f"z = {hanging.place(voxel)[2]:.0f} mm\n{what}", color=TEXT, fontsize=11)
-    _name(figure, grid[0], ["scan", *columns], _shown(names, cuts), [], title)
+        rows.append((plane, voxel, f"z = {hanging.millimetres(voxel)[2]:.0f} mm\n{what}"))
+    return _draw(hanging, volume, columns, {}, rows, names, limits, (0.7, 0.9), title)
+
+
+def _draw(
+    hanging: Hanging,
+    volume: np.ndarray,
+    columns: Mapping[str, np.ndarray],
+    regions: Mapping[str, np.ndarray],
+    rows: Sequence[tuple[Plane, Voxel, str]],
+    names: Mapping[int, str],
+    limits: tuple[float, float],
+    spare: tuple[float, float],
+    title: str,
+) -> Figure:
+    """Draws a scan and its labels side by side. ``rows`` are planes, a voxel in each, and the words beside it."""
+    from matplotlib.lines import Line2D
+
+    extents = [hanging.extent(plane) for plane, *_ in rows]
+    figure, grid = _grid(extents, 1 + len(columns), spare)
+    colors, shown = label_colors(names), set()
+    for pictures, (plane, voxel, words), extent in zip(grid, rows, extents, strict=True):
+        scan = hanging.cut(volume, plane, voxel)
+        outlines = [hanging.cut(mask, plane, voxel) for mask in regions.values()]
+        for axes, labels in zip(pictures, [None, *columns.values()], strict=True):
+            show_scan(axes, scan, extent, limits)
+            if labels is not None:
+                cut = hanging.cut(labels, plane, voxel)
+                show_labels(axes, cut, colors, extent)
+                shown.update(np.unique(cut).tolist())
+            for outline in outlines:
+                show_outline(axes, outline, extent)
+            mark_sides(axes, plane.letters)
+        pictures[0].set_ylabel(words, color=TEXT, fontsize=11)
+    present = {names[value]: color for value, color in colors.items() if value in shown}
+    lines = [Line2D([], [], color=TEXT, linestyle=(0, (4, 3)), linewidth=1, label=name) for name in regions]
+    _name(figure, grid[0], ["scan", *columns], present, lines, title)
     return figure
 
 
@@ -190,12 +201,6 @@ def label_colors(names: Mapping[int, str]) -> dict[int, str]:
     """Returns a colour for each label value. Values of the same name have the same one, such as those of a region."""
     colors = {name: color_of(index) for index, name in enumerate(dict.fromkeys(names.values()))}
     return {value: colors[name] for value, name in names.items()}
-
-
-def _shown(names: Mapping[int, str], cuts: Iterable[np.ndarray]) -> dict[str, str]:
-    """Returns the colour of each name with a value in the slices."""
-    there = {value for cut in cuts for value in np.unique(cut).tolist()}
-    return {names[value]: color for value, color in label_colors(names).items() if value in there}
 
 
 def _grid(extents: Sequence[Sequence[float]], columns: int, spare: tuple[float, float]) -> tuple[Figure, np.ndarray]:

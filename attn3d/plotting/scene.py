@@ -43,19 +43,20 @@ class Scene:
         anatomy = image.reshape(-1, *image.shape[max(0, image.ndim - self.rank) :])[0]
         if anatomy.shape != grid:
             raise ValueError(f"`image` must lie on the grid of the maps, {grid}, got {image.shape}")
-        self.hanging = Hanging(self.grid, np.eye(4) if affine is None else affine)
+        self.affine = np.eye(4) if affine is None else affine
+        self.hanging = Hanging(self.grid, self.affine)
         self.volume = self.hanging.turn(anatomy.reshape(self.grid))
         self.limits = contrast(self.volume, window)
 
     def voxels(self, voxels: Sequence[Sequence[int]] | None, count: int) -> list[np.ndarray]:
         """Returns the given voxels, or the central one, in the reoriented volume."""
-        places = voxels_on(self.grid[: self.rank], voxels)
-        if 0 < count != len(places):
-            raise ValueError(f"`voxels` must be the {count} passed to attention_maps, got {places}")
-        marked = np.zeros((len(places), *self.grid), bool)
-        for index, voxel in enumerate(places):
-            marked[index][voxel] = True
-        return [np.argwhere(self.hanging.turn(mask))[0] for mask in marked]
+        import nibabel as nib
+
+        given = voxels_on(self.grid[: self.rank], voxels)
+        if 0 < count != len(given):
+            raise ValueError(f"`voxels` must be the {count} passed to attention_maps, got {given}")
+        padded = [(*voxel, 0, 0)[:3] for voxel in given]
+        return [self.hanging.voxel(nib.affines.apply_affine(self.affine, voxel)) for voxel in padded]
 
     def ratio(self, plane: str) -> float:
         """Returns the height of a picture divided by its width."""
@@ -67,7 +68,7 @@ class Scene:
         if not self.marked:
             return plane
         across = PLANES[plane].across
-        return f"{plane}, {'xyz'[across]} = {self.hanging.place(voxel)[across]:.0f} mm"
+        return f"{plane}, {'xyz'[across]} = {self.hanging.millimetres(voxel)[across]:.0f} mm"
 
     def show(
         self, axes: Axes, plane: str, voxel: np.ndarray, *, heat: np.ndarray | None = None, cross: bool = False
@@ -79,12 +80,9 @@ class Scene:
         show_scan(axes, self.hanging.cut(self.volume, PLANES[plane], voxel), extent, (low, dimmed))
         mark_sides(axes, PLANES[plane].letters if self.marked else "")
         if heat is not None:
-            there = heat != 0
             low, high = heat_limits(heat)
-            there, heat = (
-                self.hanging.cut(self.hanging.turn(volume.reshape(self.grid)), PLANES[plane], voxel)
-                for volume in (there, heat)
-            )
+            heat = self.hanging.cut(self.hanging.turn(heat.reshape(self.grid)), PLANES[plane], voxel)
+            there = heat != 0
             if there.any() and not there.all():
                 show_outline(axes, there, extent)
             picture = axes.imshow(

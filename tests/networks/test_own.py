@@ -14,7 +14,7 @@ from torch import nn
 from attn3d.networks.own import own_attention
 from attn3d.networks.own.monai import map_layout
 from attn3d.networks.own.primus import eva_rows
-from attn3d.networks.own.registry import register_layout
+from attn3d.networks.own.registry import LAYOUTS
 from attn3d.networks.own.tokens import over_grid
 from attn3d.networks.registry import run
 from tests.networks import primus
@@ -74,7 +74,7 @@ class Inner(nn.Module):
         return self.block(x.flatten(2).mT).mT.reshape(x.shape)
 
 
-register_layout("tests.Inner")(map_layout)
+LAYOUTS["tests.Inner"] = map_layout
 
 
 def relative(*size):

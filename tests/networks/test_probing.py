@@ -389,16 +389,44 @@ def test_hooks_of_the_network_that_are_partial_or_hold_a_name() -> None:
     assert not net.found
 
 
-def test_a_module_of_the_user_that_is_no_part_of_the_network_is_not_run() -> None:
+def test_a_module_of_the_user_that_is_no_part_of_the_network_is_neither_copied_nor_run() -> None:
     class Recorder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lock = threading.Lock()
+
         def keep(self, *call: object) -> None:
             raise AssertionError("a probe runs a hook of the user")
+
+        forward = keep
 
     recorder, net = Recorder(), nn.Sequential(nn.Conv2d(1, 4, 1), nn.ReLU())
     net[0].register_forward_hook(recorder.keep)
     net[0].register_forward_hook(lambda *call: recorder.keep(*call))
     net[1].register_forward_hook(functools.partial(recorder.keep, "name"))
+    net[1].register_forward_hook(Recorder())
     assert len(attn3d.attention_sites(net, (1, 1, 6, 5))) == 1
+
+
+def test_a_module_of_the_network_that_is_a_hook() -> None:
+    class Keep(nn.Module):
+        def forward(self, module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
+            self.kept = output
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.keep, self.head = nn.Conv2d(1, 4, 1), Keep(), nn.Conv2d(4, 2, 1)
+            self.stem.register_forward_hook(self.keep)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.stem(x)
+            return self.head(self.keep.kept)
+
+    net = Net()
+    assert [site.path for site in attn3d.attention_sites(net, (1, 1, 6, 5))] == ["stem"]
+    assert not hasattr(net.keep, "kept"), "the probe must run a copy"
+    assert not net.keep._forward_hooks
 
 
 def test_the_network_stays_in_its_mode_during_a_probe() -> None:

@@ -3,8 +3,7 @@
 There is one file per library. None of them imports its library: modules are recognized by their class names.
 """
 
-from attn3d.networks.own import monai, primus
 from attn3d.networks.own.registry import OwnAttention, own_attention
-from attn3d.networks.own.tokens import Tokens, over_grid
+from attn3d.networks.own.tokens import TokenLayout, over_grid
 
-__all__ = ["OwnAttention", "Tokens", "monai", "over_grid", "own_attention", "primus"]
+__all__ = ["OwnAttention", "TokenLayout", "over_grid", "own_attention"]

@@ -1,23 +1,22 @@
 """The attention of MONAI's networks: gates, windows, and attention over all voxels or patches."""
 
 import math
+import operator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from attn3d.networks.own.registry import register_layout, register_reader
-from attn3d.networks.own.tokens import Tokens, over_grid
+from attn3d.attention.groups import flat_indices, outer
+from attn3d.networks.own.tokens import Layout, Reader, TokenLayout, over_grid
 
 
-@register_layout("monai.AttentionBlock", "monai.SpatialAttentionBlock", "monai.SpatialTransformer")
-def map_layout(module: nn.Module, x: Tensor) -> Tokens:
+def map_layout(module: nn.Module, x: Tensor) -> TokenLayout:
     """Returns the tokens of (B, C, *S), one per voxel."""
     return over_grid(x.shape[2:], x.device)
 
 
-@register_layout("monai.ViT", "monai.ViTAutoEnc")
-def patch_layout(vit: Any, x: Tensor) -> Tokens:
+def patch_layout(vit: Any, x: Tensor) -> TokenLayout:
     """Returns the tokens of (B, C, *S), one per patch, after the class token if there is one."""
     embedding: Any = vit.patch_embedding.patch_embeddings
     if isinstance(embedding, nn.Sequential):  # rearranged and projected
@@ -29,29 +28,23 @@ def patch_layout(vit: Any, x: Tensor) -> Tokens:
     return over_grid(shape, x.device, more=int(hasattr(vit, "cls_token")))
 
 
-@register_layout("monai.SwinTransformerBlock")
-def window_layout(block: Any, x: Tensor) -> Tokens:
+def window_layout(block: Any, x: Tensor) -> TokenLayout:
     """Returns the tokens of (B, *S, C) with one group per window, shifted and padded at the end like in the block."""
-    shape, places = list(x.shape[1:-1]), []
+    shape, positions = list(x.shape[1:-1]), []
     for size, width, shift in zip(shape, block.window_size, block.shift_size, strict=True):
         width, shift = (width, shift) if size > width else (size, 0)
-        place = torch.arange(math.ceil(size / width) * width, device=x.device)
-        places.append(place.masked_fill(place >= size, -1).roll(-shift).unflatten(0, (-1, width)))
-    voxels = places[0]  # (windows, places in a window) of the axes so far
-    for place, size in zip(places[1:], shape[1:], strict=True):
-        outer, inner = voxels[:, None, :, None], place[None, :, None, :]
-        voxels = torch.where((outer < 0) | (inner < 0), -1, outer * size + inner).flatten(2).flatten(0, 1)
-    return Tokens(shape, voxels)
+        padded = torch.arange(math.ceil(size / width) * width, device=x.device)
+        positions.append(padded.roll(-shift).unflatten(0, (-1, width)))
+    inside = outer(operator.and_, [along < size for along, size in zip(positions, shape, strict=True)])
+    return TokenLayout(shape, flat_indices(positions, shape).where(inside, -1))
 
 
-@register_reader("monai.AttentionBlock")
-def gate(block: Any, tokens: Tokens, queries: Tensor, g: Tensor, x: Tensor) -> dict[str, Tensor]:
+def gate(block: Any, tokens: TokenLayout, queries: Tensor, g: Tensor, x: Tensor) -> dict[str, Tensor]:
     """Returns the gate of AttentionUnet, psi(relu(W_g g + W_x x))."""
     return {"spatial": block.psi(block.relu(block.W_g(g) + block.W_x(x)))}
 
 
-@register_reader("monai.WindowAttention")
-def window_rows(block: Any, tokens: Tokens, queries: Tensor, x: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
+def window_rows(block: Any, tokens: TokenLayout, queries: Tensor, x: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
     """Returns softmax(q k / sqrt(d) + bias + mask) within the window of each chosen voxel."""
     groups, count = tokens.voxels.shape
 
@@ -64,9 +57,8 @@ def window_rows(block: Any, tokens: Tokens, queries: Tensor, x: Tensor, mask: Te
     return {"query": tokens.rows(queries, weights)}
 
 
-@register_reader("monai.SABlock")
 def self_rows(
-    block: Any, tokens: Tokens, queries: Tensor, x: Tensor, attn_mask: Tensor | None = None
+    block: Any, tokens: TokenLayout, queries: Tensor, x: Tensor, attn_mask: Tensor | None = None
 ) -> dict[str, Tensor]:
     """Returns softmax(q k / sqrt(d)) over all tokens, for the chosen voxels."""
     if block.use_combined_linear:
@@ -76,9 +68,8 @@ def self_rows(
     return {"query": tokens.rows(queries, lambda _, token: _row(block, q, k, token, attn_mask))}
 
 
-@register_reader("monai.CrossAttentionBlock")
 def cross_rows(
-    block: Any, tokens: Tokens, queries: Tensor, x: Tensor, context: Tensor | None = None
+    block: Any, tokens: TokenLayout, queries: Tensor, x: Tensor, context: Tensor | None = None
 ) -> dict[str, Tensor]:
     """Returns the softmax over the tokens of a context, which have no grid, or of the map if there is no context."""
     q, k = block.input_rearrange(block.to_q(x)), block.input_rearrange(block.to_k(x if context is None else context))
@@ -100,3 +91,19 @@ def _row(block: Any, q: Tensor, k: Tensor, token: int, key_mask: Tensor | None =
     if key_mask is not None:
         scores = scores.masked_fill(key_mask[:, None] == 0, -math.inf)
     return scores.softmax(2)
+
+
+LAYOUTS: dict[str, Layout] = {
+    "monai.AttentionBlock": map_layout,
+    "monai.SpatialAttentionBlock": map_layout,
+    "monai.SpatialTransformer": map_layout,
+    "monai.SwinTransformerBlock": window_layout,
+    "monai.ViT": patch_layout,
+    "monai.ViTAutoEnc": patch_layout,
+}
+READERS: dict[str, Reader] = {
+    "monai.AttentionBlock": gate,
+    "monai.CrossAttentionBlock": cross_rows,
+    "monai.SABlock": self_rows,
+    "monai.WindowAttention": window_rows,
+}

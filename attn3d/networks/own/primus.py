@@ -6,12 +6,10 @@ import torch
 from torch import Tensor
 
 from attn3d.layers.spatial import split_heads
-from attn3d.networks.own.registry import register_layout, register_reader
-from attn3d.networks.own.tokens import Tokens, over_grid
+from attn3d.networks.own.tokens import Layout, Reader, TokenLayout, over_grid
 
 
-@register_layout("dynamic_network_architectures.Primus")
-def primus_layout(primus: Any, x: Tensor) -> Tokens:
+def primus_layout(primus: Any, x: Tensor) -> TokenLayout:
     """Returns the tokens of (B, C, *S), one per patch, after the registers. The decoder determines the patch size."""
     shape = list(x.shape[2:])
     for module in primus.up_projection.modules():
@@ -20,10 +18,9 @@ def primus_layout(primus: Any, x: Tensor) -> Tokens:
     return over_grid(shape, x.device, more=0 if primus.register_tokens is None else primus.register_tokens.shape[1])
 
 
-@register_reader("timm.EvaAttention")
 def eva_rows(
     block: Any,
-    tokens: Tokens,
+    tokens: TokenLayout,
     queries: Tensor,
     x: Tensor,
     rope: Tensor | None = None,
@@ -48,3 +45,7 @@ def _rotated(tokens: Tensor, rope: Tensor, more: int) -> Tensor:
     x = tokens[:, :, more:]
     across = torch.stack([-x[..., 1::2], x[..., ::2]], -1).flatten(-2)
     return torch.cat([tokens[:, :, :more], (x * cos + across * sin).type_as(x)], 2)
+
+
+LAYOUTS: dict[str, Layout] = {"dynamic_network_architectures.Primus": primus_layout}
+READERS: dict[str, Reader] = {"timm.EvaAttention": eva_rows}

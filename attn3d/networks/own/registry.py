@@ -1,43 +1,20 @@
-"""The registry of attention classes of other libraries, and of classes that determine the positions of tokens.
+"""The attention classes of other libraries, and the classes that determine the positions of tokens.
 
 A class is identified by its library and name, such as "monai.SABlock". Subclasses are recognized too.
 """
 
 import inspect
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
-from attn3d.networks.own.tokens import Tokens
-from attn3d.networks.places import is_inserted
+from attn3d.networks.own import monai, primus
+from attn3d.networks.own.tokens import Layout, Reader, TokenLayout
+from attn3d.networks.places import innermost, is_inserted
 
-Reader = Callable[..., dict[str, Tensor]]
-Layout = Callable[[nn.Module, Tensor], Tokens]
-
-_READERS: dict[str, Reader] = {}
-_LAYOUTS: dict[str, Layout] = {}
-
-
-def register_reader(name: str) -> Callable[[Reader], Reader]:
-    """A decorator that registers a function which reads the weights of an attention module.
-
-    The function is called before each forward pass of the module as ``(module, tokens, queries, *arguments)``, with the
-    `Tokens`, the flat indices of the chosen voxels on their grid, and the arguments of the module. It returns weights
-    like ``attention_weights`` of a mechanism.
-    """
-    return lambda reader: _READERS.setdefault(name, reader)
-
-
-def register_layout(*names: str) -> Callable[[Layout], Layout]:
-    """A decorator that registers a function which returns token positions, ``(module, first argument) -> Tokens``."""
-
-    def register(layout: Layout) -> Layout:
-        _LAYOUTS.update(dict.fromkeys(names, layout))
-        return layout
-
-    return register
+READERS = monai.READERS | primus.READERS
+LAYOUTS = monai.LAYOUTS | primus.LAYOUTS
 
 
 @dataclass(frozen=True)
@@ -49,11 +26,11 @@ class OwnAttention:
     host: nn.Module
     layout: Layout
 
-    def tokens(self, *args: Any, **kwargs: Any) -> Tokens:
+    def tokens(self, *args: Any, **kwargs: Any) -> TokenLayout:
         """Returns the token positions, given the arguments of the host."""
         return self.layout(self.host, next(iter(_arguments(self.host, args, kwargs).values())))
 
-    def weights(self, tokens: Tokens, queries: Tensor, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+    def weights(self, tokens: TokenLayout, queries: Tensor, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Returns the weights, given the arguments of the module."""
         return self.reader(self.module, tokens, queries, **_arguments(self.module, args, kwargs))
 
@@ -64,14 +41,11 @@ def own_attention(network: nn.Module) -> dict[str, OwnAttention]:
     for path, module in network.named_modules():
         if is_inserted(path):
             continue
-        layout, reader = _look_up(module, _LAYOUTS), _look_up(module, _READERS)
+        layout, reader = _look_up(module, LAYOUTS), _look_up(module, READERS)
         if layout is not None:
             hosts[path] = module, layout
-        if reader is None:
-            continue
-        around = [host for host in hosts if not host or path == host or path.startswith(f"{host}.")]
-        if around:
-            found[path] = OwnAttention(module, reader, *hosts[max(around, key=len)])
+        if reader is not None and (host := innermost(hosts, path)) is not None:
+            found[path] = OwnAttention(module, reader, *hosts[host])
     return found
 
 

@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 
-class Tokens(NamedTuple):
+class TokenLayout(NamedTuple):
     """The positions of an attention module's tokens on a grid.
 
     Attributes:
@@ -28,10 +28,10 @@ class Tokens(NamedTuple):
             queries: (Q,), flat indices on the grid.
             weights: returns (B, H, tokens) for a group and a token in it.
         """
-        places = self.voxels.flatten().argsort()[(self.voxels < 0).sum() :]  # index of each voxel among the tokens
+        positions = self.voxels.flatten().argsort()[(self.voxels < 0).sum() :]  # index of each voxel among the tokens
         rows = []
-        for place in places[queries].tolist():
-            group, token = divmod(place, self.voxels.shape[1])
+        for position in positions[queries].tolist():
+            group, token = divmod(position, self.voxels.shape[1])
             row, voxels = weights(group, token), self.voxels[group]
             volume = row.new_zeros(*row.shape[:2], math.prod(self.shape))
             volume[..., voxels[voxels >= 0]] = row[..., voxels >= 0]
@@ -39,7 +39,15 @@ class Tokens(NamedTuple):
         return torch.stack(rows, 2).unflatten(3, self.shape)
 
 
-def over_grid(shape: Sequence[int], device: torch.device, more: int = 0) -> Tokens:
+# A layout returns the positions of tokens, ``(module, its first argument) -> TokenLayout``.
+Layout = Callable[[Any, Tensor], TokenLayout]
+# A reader returns the weights of an attention module, like ``attention_weights`` of a mechanism. It is called before
+# each forward pass of the module as ``(module, layout, queries, *arguments)``, with the `TokenLayout`, the flat indices
+# of the chosen voxels on its grid, and the arguments of the module.
+Reader = Callable[..., dict[str, Tensor]]
+
+
+def over_grid(shape: Sequence[int], device: torch.device, more: int = 0) -> TokenLayout:
     """Returns one group of all voxels in order, after ``more`` tokens that are not voxels."""
     voxels = torch.arange(math.prod(shape), device=device)
-    return Tokens(list(shape), torch.cat([voxels.new_full((more,), -1), voxels])[None])
+    return TokenLayout(list(shape), torch.cat([voxels.new_full((more,), -1), voxels])[None])
