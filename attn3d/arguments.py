@@ -1,4 +1,4 @@
-"""Checks of arguments with uniform error messages, and parsing of specs.
+"""Checks of arguments with uniform error messages, lists of names in messages, and parsing of specs.
 
 A spec selects a layer as in MONAI: a name, or a name and options, ``"batch"`` or ``("group", {"num_groups": 8})``.
 Lists are accepted in place of tuples, since YAML and JSON have no tuples.

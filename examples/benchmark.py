@@ -85,6 +85,8 @@ def main(
         raise typer.BadParameter(message, param_hint="--beside")
     if file is not None and file.exists():
         raise typer.BadParameter(f"{file} exists; give a new file", param_hint="--json")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise typer.BadParameter("no CUDA device is available", param_hint="--device")
 
     torch.set_num_threads(threads[0])
     torch.manual_seed(0)

@@ -120,10 +120,12 @@ def resolved(known: Mapping[str, dict[str, Any]], name: str) -> dict[str, Any]:
 
 
 def _lineage(known: Mapping[str, dict[str, Any]], name: str) -> list[str]:
-    """Returns the names of a configuration and of those it inherits from, its parent first."""
+    """Returns the names of a configuration, of its parent, and so on."""
     lineage: list[str] = []
     each: str | None = name
     while each is not None:
+        if each in lineage:
+            raise ValueError(f"`configuration` {name!r} inherits from itself: {', '.join([*lineage, each])}")
         if each not in known:
             raise ValueError(f"`configuration` {each!r} is not in the plans, which have {', '.join(known)}")
         lineage.append(each)

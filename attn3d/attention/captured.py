@@ -31,14 +31,14 @@ class Cover(NamedTuple):
         queries: token indices, (G, w_q). Positions outside the volume have index 0.
         keys: token indices, (G, w_k), likewise.
         visible: (G, 1 or w_q, w_k), false for keys outside the volume or that the query does not see.
-        place: index of each voxel among the flattened queries of all groups, (N,).
+        position: index of each voxel among the flattened queries of all groups, (N,).
         distances: along every axis, (G_a, w_qa, w_ka).
     """
 
     queries: Tensor
     keys: Tensor
     visible: Tensor
-    place: Tensor
+    position: Tensor
     distances: list[Tensor]
 
 
@@ -90,13 +90,15 @@ def _cover(axes: list[AxisGroups], shape: Sequence[Any], arange: Callable[[Any],
         visible = visible & outer(operator.and_, [_pairs(groups) for groups in axes])
     voxels = math.prod(shape)
     # Queries outside the volume are written to an extra last entry, which is dropped.
-    place = torch.zeros_like(arange(voxels + 1))
-    place = place.scatter(0, torch.where(here, queries, voxels).flatten(), arange(queries.shape[0] * queries.shape[1]))
+    position = torch.zeros_like(arange(voxels + 1))
+    position = position.scatter(
+        0, torch.where(here, queries, voxels).flatten(), arange(queries.shape[0] * queries.shape[1])
+    )
     distances = [
         torch.div(groups.keys[:, None] - groups.queries[..., None], groups.step, rounding_mode="floor")
         for groups in axes
     ]
-    return Cover(torch.where(here, queries, 0), torch.where(there, keys, 0), visible, place[:-1], distances)
+    return Cover(torch.where(here, queries, 0), torch.where(there, keys, 0), visible, position[:-1], distances)
 
 
 def _tokens(positions: list[Tensor], shape: Sequence[Any]) -> tuple[Tensor, Tensor]:
@@ -143,7 +145,7 @@ def _attend(
     out = out.unflatten(1, [q.shape[0], q.shape[1]]).permute(1, 2, 0, 3, 4)
     # Always copied: the layout of the kernel's output may differ between export and execution.
     out = out.clone(memory_format=torch.contiguous_format)
-    return out.flatten(2, 3).index_select(2, cover.place)
+    return out.flatten(2, 3).index_select(2, cover.position)
 
 
 def _take(x: Tensor, tokens: Tensor) -> Tensor:
@@ -158,10 +160,10 @@ def _scores(q: Tensor, k: Tensor, cover: Cover, key_mask: Tensor | None, scale: 
     if key_mask is not None:
         visible = visible & _take(key_mask[:, None, :, None], cover.keys).mT
     scores = scores.masked_fill(~visible, -math.inf)
-    return scores.flatten(2, 3).index_select(2, cover.place)
+    return scores.flatten(2, 3).index_select(2, cover.position)
 
 
 def _weighted(weights: Tensor, v: Tensor, cover: Cover) -> Tensor:
     """Returns the weighted sum of the values in every voxel's group, (B, H, N, d)."""
     out = _take(weights, cover.queries) @ _take(at_least_single(v), cover.keys)
-    return out.flatten(2, 3).index_select(2, cover.place)
+    return out.flatten(2, 3).index_select(2, cover.position)

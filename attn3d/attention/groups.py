@@ -23,7 +23,7 @@ class AxisGroups(NamedTuple):
     Attributes:
         queries: positions, (G, w_q). Positions outside 0 to S - 1 are ignored.
         keys: positions, (G, w_k), likewise.
-        seen: which query sees which key, (G or 1, w_q, w_k). None: every query sees every key.
+        seen: which query sees which key, booleans (G or 1, w_q, w_k). None: every query sees every key.
         step: the distance between neighbours, which is the unit of a position bias.
     """
 

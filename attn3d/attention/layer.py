@@ -227,14 +227,13 @@ class VolumeAttention(NotScriptable, nn.Module):
         """Returns the bias of the queries ``chosen``, (Q,), and all keys, -inf for unseen keys: (1, H or 1, Q, N)."""
         positions, covers = torch.unravel_index(chosen, shape), []
         for axes in self.pattern.relations(shape):
-            rows = [
-                (seen.to(chosen.device)[position], distances.to(chosen.device)[position])  # (Q, S_a) each
-                for (seen, distances), position in zip(axes, positions, strict=True)
-            ]
-            covers.append(outer(operator.and_, [seen for seen, _ in rows], shared=1))
+            pairs = zip(axes, positions, strict=True)
+            visible = [seen.to(chosen.device)[position] for (seen, _), position in pairs]  # (Q, S_a) each
+            covers.append(outer(operator.and_, visible, shared=1))
         seen = functools.reduce(operator.or_, covers)
-        # A pattern with several covers has no bias, so these are the distances of the only cover.
-        bias = self._bias(self._table(), [distances for _, distances in rows], shared=1)
+        pairs = zip(axes, positions, strict=True)  # of the only cover: a pattern with several covers has no bias
+        distances = [distance.to(chosen.device)[position] for (_, distance), position in pairs]
+        bias = self._bias(self._table(), distances, shared=1)
         if bias is None:
             bias = torch.zeros(1, *seen.shape, device=chosen.device)
         return bias.masked_fill(~seen, float("-inf")).unsqueeze(0)

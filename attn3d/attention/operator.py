@@ -127,10 +127,12 @@ def _save(ctx: Any, inputs: Any, output: Any) -> None:
     q, k, v, bias, key_mask, seed, *ctx.constants = inputs
     ctx.save_for_backward(q, k, v, bias, key_mask, seed, *output)
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # otherwise zeros are allocated as the gradient of the log-sum-exp
 
 
-def _differentiate(ctx: Any, grad_out: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+def _differentiate(ctx: Any, grad_out: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
     q, k, v, bias, key_mask, seed, out, logsumexp = ctx.saved_tensors
+    grad_out = torch.zeros_like(out) if grad_out is None else grad_out
     grads = _attend_tiled_backward(
         grad_out, q, k, v, out, logsumexp, bias, key_mask, seed, ctx.needs_input_grad[3], *ctx.constants
     )

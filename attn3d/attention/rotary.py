@@ -85,12 +85,12 @@ class RotaryPosition(nn.Module):
         """Returns the angles of every axis, which broadcast to (H, *S, pairs)."""
         angles = []
         for axis, (along, step) in enumerate(zip(positions, self.spacing, strict=True)):
-            place = (along.to(like.dtype) * step).view([-1] + [1] * (len(positions) - axis))
+            position = (along.to(like.dtype) * step).view([-1] + [1] * (len(positions) - axis))
             if self.frequencies is None:
-                angles.append(place * self._lengths(like))
+                angles.append(position * self._lengths(like))
             else:
                 frequency = self.frequencies[axis].to(like.dtype)
-                angles.append(place * frequency.view([-1] + [1] * len(positions) + [self.pairs]))
+                angles.append(position * frequency.view([-1] + [1] * len(positions) + [self.pairs]))
         return angles
 
     def _lengths(self, like: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ class _Skip:
     """A map that is a skip, and the mechanisms that attend it.
 
     Attributes:
-        is_gated: whether the attention depends on the map that the skip is added to. Without, it is computed once.
+        is_gated: whether the attention depends on the map that the skip is added to. If not, it is computed once.
         attended: the attended map, after its computation.
     """
 
@@ -121,9 +121,14 @@ def leave_skip(skip: Tensor, mechanisms: nn.Module) -> Tensor:
     """Registers ``skip`` and its ``mechanisms`` with the active `SkipSums`, which attends it where it is added.
 
     Raises:
-        TypeError: under torch.fx.
+        TypeError: under torch.fx, and in a strict export.
     """
     if torch.compiler.is_dynamo_compiling():
+        if torch.compiler.is_exporting():  # which would leave the skip without attention
+            raise TypeError(
+                "attention on skips that the network adds inline cannot be exported with `strict=True`; use the default"
+                " `strict=False`"
+            )
         if not _TRACED.is_open:
             torch._dynamo.graph_break()  # only the stage is compiled, and the mode is active outside
         if _TRACED.is_open:

@@ -153,7 +153,7 @@ class NonLocal(Mechanism):
         The statistics of the norm are over all voxels.
         """
         self.check_input(x)
-        mask = self.read_key_mask(key_mask, x)
+        mask = None if key_mask is None else self.read_key_mask(key_mask, x)
         # Not assigned to names, so that queries, keys and values are freed on return unless saved for backward.
         y = self.pairwise(*self.compared(x), mask).squeeze(1)
         y = to_volume(self.out(y), spatial_shape(x))

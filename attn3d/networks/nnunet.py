@@ -6,7 +6,7 @@ from dynamic_network_architectures.building_blocks.simple_conv_blocks import Con
 
 from attn3d.networks.inside import register_block
 from attn3d.networks.places import concatenated
-from attn3d.networks.registry import Stages, register_sites
+from attn3d.networks.registry import StagesByKind, register_sites
 
 register_block(ConvDropoutNormReLU)
 register_block(BasicBlockD, "conv2")
@@ -16,7 +16,7 @@ register_block(BottleneckD, "conv3")
 @register_sites(PlainConvUNet)
 @register_sites(ResidualEncoderUNet)
 @register_sites(ResidualUNet)
-def unet(network: PlainConvUNet | ResidualEncoderUNet | ResidualUNet) -> Stages:
+def unet(network: PlainConvUNet | ResidualEncoderUNet | ResidualUNet) -> StagesByKind:
     """Returns the sites. The encoder returns a list of its stages; the decoder has a second reference to it."""
     depth = len(network.decoder.stages)
     stages = [f"encoder.stages.{stage}" for stage in range(depth + 1)]

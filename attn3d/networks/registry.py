@@ -13,15 +13,15 @@ from attn3d.networks.inside import Staged, inside
 from attn3d.networks.places import KINDS, Place
 
 Stage = str | Place | Sequence[str | Place]
-Stages = Mapping[str, Sequence[Stage]]
+StagesByKind = Mapping[str, Sequence[Stage]]
 
 _LIBRARIES = {  # modules that register sites and blocks, imported for the first network with a module of the library
     "monai": "attn3d.networks.monai",
     "dynamic_network_architectures": "attn3d.networks.nnunet",
 }
-_SITES: dict[type, Callable[[Any], Stages]] = {}
+_SITES: dict[type, Callable[[Any], StagesByKind]] = {}
 _RUNS: dict[type, Callable[[Any, Tensor], Any]] = {}
-_Find = TypeVar("_Find", bound=Callable[..., Stages])
+_Find = TypeVar("_Find", bound=Callable[..., StagesByKind])
 
 
 @overload
@@ -30,8 +30,11 @@ def register_sites(
 ) -> Callable[[_Find], _Find]: ...
 @overload
 def register_sites(
-    network: type[nn.Module], sites: Stages | Callable[..., Stages], *, run: Callable[[Any, Tensor], Any] | None = None
-) -> Stages | Callable[..., Stages]: ...
+    network: type[nn.Module],
+    sites: StagesByKind | Callable[..., StagesByKind],
+    *,
+    run: Callable[[Any, Tensor], Any] | None = None,
+) -> StagesByKind | Callable[..., StagesByKind]: ...
 def register_sites(
     network: type[nn.Module],
     sites: Any = None,
@@ -113,7 +116,7 @@ def _places(stage: Stage) -> list[Place]:
     return [Place(entry) if isinstance(entry, str) else entry for entry in entries]
 
 
-def _check_kinds(network: type, sites: Stages) -> None:
+def _check_kinds(network: type, sites: StagesByKind) -> None:
     for kind in sites:
         if kind not in KINDS:
             raise ValueError(f"`sites` of {network.__name__} must have kinds of {', '.join(KINDS)}, got {kind!r}")

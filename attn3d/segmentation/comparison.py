@@ -86,7 +86,7 @@ def compare(
     asked = {"settings": chosen.model_dump(mode="json")}
     with series_in(out, data, asked, lambda folder: _split(folder, chosen), quiet) as folder:
         runs: dict[str, list[Run]] = {mechanism: [] for mechanism in ("none", *dict.fromkeys(mechanisms))}
-        if mechanisms and not (out / "none-0").exists():
+        if mechanisms and not (out / "none-0" / "config.json").exists():
             _check_mechanisms(folder, out / SPLITS, chosen, mechanisms, quiet)
         for seed in range(seeds):
             for mechanism, finished in runs.items():
@@ -107,6 +107,8 @@ def _check_mechanisms(
     data: Path | str, splits: Path, settings: Settings, mechanisms: Sequence[str], quiet: bool
 ) -> None:
     """Builds the network with each mechanism, since one that does not fit would be found after the plain training.
+
+    The network depends on the training cases, which are read for this.
 
     Raises:
         ValueError: when a mechanism does not fit the sites of the network.

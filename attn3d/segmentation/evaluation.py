@@ -264,8 +264,12 @@ def _labels_in(pairs: Collection[tuple[Path, Path]], failed: MutableMapping[str,
     """
     values: set[int] = set()
     for pair in pairs:
-        with failure_noted(pair[0], failed):
-            values.update(*[_values(path) for path in pair])  # a list, so that an error leaves out both files
+        found: list[list[int]] = []
+        for path in pair:
+            with failure_noted(path, failed):
+                found.append(_values(path))
+        if len(found) == len(pair):
+            values.update(*found)
     return Labels.of({value: f"label {value}" for value in values - {0}})
 
 

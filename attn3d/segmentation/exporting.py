@@ -51,7 +51,7 @@ def export(run: Path | str, out: Path | str, *, format: Literal["bundle", "onnx"
         raise ValueError(f"`format` must be one of {', '.join(_FORMATS)}, got {format!r}")
     out = Path(out).resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileError(out, "already exists; choose another folder, or delete it first")
+        raise FileError(out, "already exists; choose a new or empty folder")
     opened = Run.open(run)
     net, config = opened.network(), opened.config
     write = _write_onnx if format == "onnx" else _write_bundle

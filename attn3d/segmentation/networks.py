@@ -75,7 +75,7 @@ def network_arguments(
 ) -> tuple[str, dict[str, Any]]:
     """The class in `monai.networks.nets` of a network without attention, and its arguments as plain data.
 
-    Args: as `create_network`.
+    The arguments are those of `create_network`.
     """
     one_of("network", name, NETWORKS)
     channels: dict[str, Any] = {"spatial_dims": 3, "in_channels": in_channels, "out_channels": out_channels}

@@ -54,7 +54,10 @@ class PreparedCase:
             with suppress(OSError, SafetensorError), self.open() as file:
                 if file.metadata() == metadata:
                     return
-            logger.warning("%s: is damaged, or of other settings or files; the case is prepared again", self.path)
+            logger.warning(
+                "%s: is incomplete, or made from other files or with other settings; the case is prepared again",
+                self.path,
+            )
         content = save(_tensors(self._case, dataset, configuration), metadata)
         with finished_file(self.path) as unfinished:
             unfinished.write_bytes(content)

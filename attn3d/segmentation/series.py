@@ -20,8 +20,8 @@ def series_in(
 ) -> Iterator[Path | str]:
     """Begins or continues a series of trainings in a folder, which it locks. Yields the folder of the data set.
 
-    The folder gets ``settings.json`` and ``splits.json``. The splits are drawn once, from data that are checked before
-    anything is written. Without data, a simulated cohort is written into the folder.
+    The folder gets ``settings.json`` and ``splits.json``. The splits are drawn before the first training, and before
+    anything is written if there are data. Without data, a simulated cohort is written into the folder.
 
     Args:
         out: the folder of the series.
@@ -31,49 +31,51 @@ def series_in(
         quiet: whether to show no progress bar.
 
     Raises:
-        FileError: when the folder has a series with other settings.
+        FileError: when the folder has a series with other settings, or trainings without their splits.
         ValueError: when the folder has other content, or is in use.
     """
     asked = {"data": None if data is None else str(Path(data).resolve()), **settings}
-    drawn = None if data is None else splits(data)
+    drawn = None if data is None or _has_runs(out) else splits(data)
     with locked(out):
-        begun = _keep_settings(out / "settings.json", asked)
+        _keep_settings(out / "settings.json", asked)
         if data is None:
             data = simulate(out / "cohort", quiet=quiet).folder
-            drawn = splits(data)
-        if not begun:
-            write_json(out / SPLITS, drawn)
+        if not _has_runs(out):
+            write_json(out / SPLITS, splits(data) if drawn is None else drawn)
+        elif not (out / SPLITS).exists():
+            raise FileError(out / SPLITS, "was removed; give another --out")
         yield data
 
 
-def _keep_settings(path: Path, settings: Mapping[str, Any]) -> bool:
+def _has_runs(folder: Path) -> bool:
+    return any(folder.glob("*/config.json"))
+
+
+def _keep_settings(path: Path, settings: Mapping[str, Any]) -> None:
     """Writes the settings of a series of trainings, or checks that they equal those of the series in the folder.
 
     The data set may have been moved. The settings can be changed as long as the folder has no run.
 
     Args:
         path: the file of the settings.
-        settings: the settings of the user, with the folder of the data set as ``"data"``.
-
-    Returns:
-        Whether the folder has a run of the series.
+        settings: ``"settings"`` of the user, the folder of the data set as ``"data"``, and other values.
 
     Raises:
         FileError: when the folder has a series with other settings.
         ValueError: when the folder has other content.
     """
     asked = json.loads(json.dumps(settings))
-    begun = any(path.parent.glob("*/config.json"))
-    if path.exists() and begun:
+    if path.exists() and _has_runs(path.parent):
         there = read_json(path, *asked)
-        moved = there["data"] is not None and asked["data"] is not None and not Path(there["data"]).exists()
-        if there != asked | ({"data": there["data"]} if moved else {}):
-            raise FileError(path, "has other settings; give another --out")
+        if there["data"] is not None and asked["data"] is not None and not Path(there["data"]).exists():
+            asked["data"] = there["data"]  # the data set was moved
+        there, asked = ({**one.pop("settings"), **one} for one in (there, asked))
+        if other := [name for name in asked if there.get(name) != asked[name]]:
+            raise FileError(path, f"has other settings ({', '.join(other)}); give another --out")
     elif not path.exists() and (others := sorted({other.name for other in path.parent.iterdir()} - {LOCK})):
         raise ValueError(f"`out` {path.parent} already has {others[0]!r}; move it, or give a new folder")
     else:
         write_json(path, asked)
-    return begun
 
 
 def train_or_resume(data: Path | str, folder: Path, workers: int | None, quiet: bool, **settings: Any) -> Run:

@@ -22,6 +22,8 @@ def main(one: Scores, other: Scores) -> None:
     """Print the Dice of other minus that of one for each label."""
     first, second = (json.loads(path.read_text()) for path in (one, other))
     shared = first["cases"].keys() & second["cases"].keys()
+    if first["labels"] != second["labels"] or len(shared) < 2:
+        raise typer.BadParameter("the files must have the same labels and two or more cases in common")
     if alone := len(first["cases"].keys() ^ second["cases"].keys()):
         print(f"{alone} cases are in only one of the files and left out")
     for name in first["labels"]:

@@ -18,7 +18,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 import attn3d
-from attn3d.adapters.nnunet import NETWORK, UNetWithAttention, add_configuration, app
+from attn3d.adapters.nnunet import NETWORK, UNetWithAttention, add_configuration, app, resolved
 from attn3d.insertion import (
     attention_parameters,
     attention_sites,
@@ -193,6 +193,11 @@ class TestCommand:
         content = json.loads(path.read_text())["configurations"]
         assert content["full_cbam"]["architecture"]["arch_kwargs"]["attention"][0]["at"] == ["encoder"]
         assert self.run(path, *arguments, "--name", "full", "--overwrite").exit_code == 2
+
+    def test_configurations_that_inherit_from_each_other_are_refused(self) -> None:
+        known = {"one": {"inherits_from": "other"}, "other": {"inherits_from": "one"}}
+        with pytest.raises(ValueError, match="`configuration` 'one' inherits from itself: one, other, one"):
+            resolved(known, "one")
 
     def test_a_configuration_that_others_inherit_from_is_not_replaced_by_one_of_them(self, tmp_path: Any) -> None:
         path = self.file(tmp_path)

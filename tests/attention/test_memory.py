@@ -201,6 +201,18 @@ def test_a_budget_includes_copies_of_queries_keys_and_values(layout, widths, bac
     assert peak(run_within(least)) <= 1.02 * least
 
 
+@pytest.mark.parametrize("width", [1, 4])
+def test_a_budget_includes_the_sums_of_many_rows(width):
+    """With narrow heads and few keys, they are a large part of the memory."""
+    q, k, v = (volume(1, 1, count, width).float().requires_grad_() for count in (50_000, 2, 2))
+
+    def run_within(budget):
+        return lambda: attend(q, k, v, backend="chunked", memory_budget=budget).sum().backward()
+
+    least = smallest(run_within(1))
+    assert peak(run_within(least)) <= 1.02 * least
+
+
 BUDGETED = [
     Scoped(Global()),
     Scoped(Window(4, shift=True), "axis"),

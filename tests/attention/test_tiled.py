@@ -113,6 +113,12 @@ class TestDerivatives:
             attend_tiled(*inputs, MASK, None, 0.5, 0.0, True, None)[0].sum().backward()
             assert tuple(tensor.grad is not None for tensor in inputs) == needed
 
+    def test_the_logsumexp_has_none(self):
+        """Otherwise a gradient of zeros would be allocated for it."""
+        out, logsumexp = attend_tiled(*leaves(12, 10), None, None, None, 0.5, 0.0, True, None)
+        assert out.requires_grad
+        assert not logsumexp.requires_grad
+
 
 class TestMerge:
     """A softmax over all keys, merged from parts by their log-sum-exp."""

@@ -11,6 +11,7 @@ from types import ModuleType, SimpleNamespace
 import nibabel as nib
 import numpy as np
 import pytest
+import typer
 from monai.data import get_track_meta, set_track_meta
 
 from attn3d.segmentation import HAEMORRHAGES, portable
@@ -140,6 +141,8 @@ def test_paired_difference(tmp_path, capsys):
     assert capsys.readouterr().out == "core: +0.100 ± 0.248, 3 cases\n"  # 4.303 * 0.1 / sqrt(3)
     paired_difference.main(one, scores("third.json", b=0.7, c=0.9, d=0.5))
     assert capsys.readouterr().out.splitlines()[0] == "2 cases are in only one of the files and left out"
+    with pytest.raises(typer.BadParameter, match="the same labels and two or more cases in common"):
+        paired_difference.main(one, scores("fourth.json", a=0.5))
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"]])

@@ -47,6 +47,15 @@ def test_fx_refuses_skips_that_are_added_inline() -> None:
         torch.fx.symbolic_trace(host)
 
 
+def test_a_strict_export_refuses_skips_that_are_added_inline() -> None:
+    """It would leave them without attention. The default export is right."""
+    host = insert_attention(SegResNet(2, 8, blocks_down=(1, 1), blocks_up=(1,)), "se", at="skip").eval()
+    x = torch.randn(1, 1, 8, 8)
+    with pytest.raises(Exception, match="cannot be exported with `strict=True`; use the default `strict=False`"):
+        torch.export.export(host, (x,), strict=True)
+    torch.testing.assert_close(torch.export.export(host, (x,)).module()(x), host(x))
+
+
 def test_averaged_weights_and_their_batch_norms() -> None:
     host = net("bam")
     averaged = AveragedModel(host)

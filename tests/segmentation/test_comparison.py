@@ -53,8 +53,13 @@ def test_it_trains_all_runs_and_can_be_resumed(data, tmp_path, monkeypatch):
     assert (tmp_path / "all" / "comparison.png").read_bytes().startswith(b"\x89PNG")
     assert len((tmp_path / "all" / "comparison.csv").read_text().splitlines()) == 3
 
-    with pytest.raises(FileError, match="other settings"):
+    with pytest.raises(FileError, match=r"other settings \(at\)"):
         compare(data, **(arguments | {"at": ["skip"]}), **SETTINGS)
+    monkeypatch.setattr(comparison, "find_dataset", None)  # nothing is left to train, so no data are read
+    assert compare(data, **arguments, **SETTINGS)["mechanisms"] == found["mechanisms"]
+    (tmp_path / "all" / "splits.json").unlink()
+    with pytest.raises(FileError, match="was removed; give another --out"):
+        compare(data, **arguments, **SETTINGS)
 
 
 def test_a_changed_file_of_settings_is_refused(data, tmp_path, monkeypatch):

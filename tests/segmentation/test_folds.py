@@ -149,7 +149,7 @@ def test_changed_splits_are_refused(data, tmp_path):
     moved = file.rename(tmp_path / "moved.json")
     assert cross_validate(data, out=out, folds=moved, **SETTINGS).runs[0].finished, "the content counts, not the name"
     file.write_text(json.dumps([{"train": NAMES[:3], "val": NAMES[3:]}]))
-    with pytest.raises(FileError, match=r"settings\.json: has other settings; give another --out"):
+    with pytest.raises(FileError, match=r"settings\.json: has other settings \(folds\); give another --out"):
         cross_validate(data, out=out, folds=file, **SETTINGS)
 
 

@@ -408,6 +408,18 @@ def test_uncertainty_is_written_as_images_and_a_row_in_a_table(geometry, run, tm
     assert rows(out / "uncertainty.csv") == expected
 
 
+def test_damaged_uncertainty_is_an_error(run, tmp_path):
+    """Not a mean of NaN, which stands for a scan without labels."""
+    scans, out = save(tmp_path / "scans", one=bright(size=(8, 8, 6))[0]), tmp_path / "out"
+    predict(run.folder, scans, out, uncertainty=True, quiet=True)
+    entropy = nib.load(out / "one_entropy.nii.gz")
+    damaged = np.full(entropy.shape, np.nan, np.float32)
+    nib.save(nib.Nifti1Image(damaged, entropy.affine), out / "one_entropy.nii.gz")
+    found = predict(run.folder, scans, out, uncertainty=True, quiet=True)
+    problem = "has voxels that are NaN or infinite; segment the scan again (--overwrite)"
+    assert found.failed == {str(out / "one_entropy.nii.gz"): problem}
+
+
 def test_missing_uncertainty_is_an_error(run, tmp_path):
     """For labels that existed before, and for another number of runs."""
     scans, out = save(tmp_path / "scans", one=bright(size=(8, 8, 6))[0]), tmp_path / "out"

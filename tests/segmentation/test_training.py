@@ -213,7 +213,7 @@ def test_a_training_killed_before_its_first_files_starts_again(data, tmp_path):
         train(data, out=out, **SMALL)
     (out / "notes.txt").unlink()
     (out / ".lock").write_text("process 1 on elsewhere")
-    (out / ".unfinished-elsewhere--1-config.json").touch()
+    (out / ".unfinished-1@elsewhere@config.json").touch()
     assert train(data, out=out, **SMALL | {"epochs": 1}).finished
     assert not [path.name for path in out.rglob(".*")]
 

@@ -10,11 +10,11 @@ from monai.networks.nets.dints import DiNTS
 from torch import Tensor
 
 from attn3d.networks.places import concatenated
-from attn3d.networks.registry import Stages, register_sites
+from attn3d.networks.registry import StagesByKind, register_sites
 
 
 @register_sites(AutoEncoder)
-def autoencoder(network: AutoEncoder) -> Stages:
+def autoencoder(network: AutoEncoder) -> StagesByKind:
     """Returns the sites. The last decoder layer is not a site, since its output is the image."""
     depth = len(network.channels)
     return {
@@ -42,7 +42,7 @@ def _last(name: str, block: Any) -> str:
 
 
 @register_sites(DiffusionModelUNet, run=_denoise)
-def diffusion(network: DiffusionModelUNet) -> Stages:
+def diffusion(network: DiffusionModelUNet) -> StagesByKind:
     """Returns the sites. A down block returns a tuple; its site is its last block or attention, before downsampling."""
     blocks: Any = network.up_blocks
     return {
@@ -65,7 +65,7 @@ def _condition(network: ControlNet, x: Tensor) -> Any:
 
 
 @register_sites(ControlNet, run=_condition)
-def controlnet(network: ControlNet) -> Stages:
+def controlnet(network: ControlNet) -> StagesByKind:
     """Returns the sites of the encoder; its outputs are added to the skips of a DiffusionModelUNet."""
     return {
         "encoder": [_last(f"down_blocks.{stage}", block) for stage, block in enumerate(network.down_blocks)],
@@ -74,7 +74,7 @@ def controlnet(network: ControlNet) -> Stages:
 
 
 @register_sites(DiNTS)
-def dints(network: DiNTS) -> Stages:
+def dints(network: DiNTS) -> StagesByKind:
     """Returns the sequences in the stems. Stems and cells are called by `forward`, which bypasses hooks.
 
     There are no skips, because all paths through the cells between the stems are searched.

@@ -5,11 +5,11 @@ from monai.networks.nets.voxelmorph import VoxelMorphUNet
 
 from attn3d.networks.monai.unets import levels_of
 from attn3d.networks.places import concatenated, joined, summed
-from attn3d.networks.registry import Stages, register_sites
+from attn3d.networks.registry import StagesByKind, register_sites
 
 
 @register_sites(VoxelMorphUNet)
-def voxelmorph(network: VoxelMorphUNet) -> Stages:
+def voxelmorph(network: VoxelMorphUNet) -> StagesByKind:
     """Returns the sites. The innermost module is a sequence of convolution and upsampling."""
     levels, bottom = levels_of(network, "net.0")
     return {
@@ -21,7 +21,7 @@ def voxelmorph(network: VoxelMorphUNet) -> Stages:
 
 
 @register_sites(RegUNet)
-def regunet(network: RegUNet) -> Stages:
+def regunet(network: RegUNet) -> StagesByKind:
     """Returns the sites. The decoder ends at the shallowest extracted level; skips above it are not used."""
     stages = range(network.depth)
     return {

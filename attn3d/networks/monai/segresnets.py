@@ -7,11 +7,11 @@ from monai.networks.nets.segresnet_ds import SegResNetDS, SegResNetDS2
 from monai.networks.nets.vista3d import VISTA3D
 
 from attn3d.networks.places import summed
-from attn3d.networks.registry import Stages, register_sites
+from attn3d.networks.registry import StagesByKind, register_sites
 
 
 @register_sites(SegResNet)
-def segresnet(network: SegResNet) -> Stages:
+def segresnet(network: SegResNet) -> StagesByKind:
     """Returns the sites. The skips are added inline."""
     stages = [f"down_layers.{stage}" for stage in range(len(network.down_layers))]
     used = stages[len(stages) - 1 - len(network.up_layers) :]
@@ -24,7 +24,7 @@ def segresnet(network: SegResNet) -> Stages:
 
 
 @register_sites(SegResNetDS)
-def segresnet_ds(network: SegResNetDS, prefix: str = "") -> Stages:
+def segresnet_ds(network: SegResNetDS, prefix: str = "") -> StagesByKind:
     """Returns the sites. The encoder returns a list of its stages; SegResNetDS2 has two decoders."""
     depth = len(network.encoder.layers) - 1
     stages = [f"{prefix}encoder.layers.{stage}.blocks" for stage in range(depth + 1)]
@@ -38,6 +38,6 @@ def segresnet_ds(network: SegResNetDS, prefix: str = "") -> Stages:
 
 
 @register_sites(VISTA3D, run=lambda network, x: network.image_encoder(x))
-def vista3d(network: VISTA3D) -> Stages:
+def vista3d(network: VISTA3D) -> StagesByKind:
     """Returns the sites of both decoders; a forward pass runs the decoder of the given prompt."""
     return segresnet_ds(cast(SegResNetDS, network.image_encoder), "image_encoder.")

@@ -5,7 +5,7 @@ from monai.networks.nets.swin_unetr import SwinUNETR
 from monai.networks.nets.unetr import UNETR
 
 from attn3d.networks.places import concatenated, first_argument, second_argument
-from attn3d.networks.registry import Stages, register_sites
+from attn3d.networks.registry import StagesByKind, register_sites
 
 register_sites(
     UNETR,
@@ -29,7 +29,7 @@ register_sites(
 
 
 @register_sites(Restormer)
-def restormer(network: Restormer) -> Stages:
+def restormer(network: Restormer) -> StagesByKind:
     """Returns the sites. The skips are concatenated inline."""
     stages = range(network.num_steps)
     readers = [f"reduce_channels.{stage}" for stage in stages[:-1]] + [f"decoder_levels.{stages[-1]}"]

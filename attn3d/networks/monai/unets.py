@@ -15,7 +15,7 @@ from monai.networks.nets.vnet import VNet
 from torch import nn
 
 from attn3d.networks.places import concatenated, joined, second_argument, summed
-from attn3d.networks.registry import Stages, register_sites
+from attn3d.networks.registry import StagesByKind, register_sites
 
 
 def levels_of(network: nn.Module, level: str) -> tuple[list[str], str]:
@@ -33,7 +33,7 @@ def unwrapped(network: nn.Module, path: str) -> str:
 
 
 @register_sites(UNet)
-def unet(network: UNet) -> Stages:
+def unet(network: UNet) -> StagesByKind:
     """Returns the sites. The topmost up layer is not a site, since its output is the logits."""
     levels, bottom = levels_of(network, "model")
     return {
@@ -45,7 +45,7 @@ def unet(network: UNet) -> Stages:
 
 
 @register_sites(AttentionUnet)
-def attention_unet(network: AttentionUnet) -> Stages:
+def attention_unet(network: AttentionUnet) -> StagesByKind:
     """Returns the sites of nested attention layers; the submodule of each except the last is (block, layer)."""
     layers, encoder = ["model.1"], ["model.0"]
     while isinstance(network.get_submodule(f"{layers[-1]}.submodule"), nn.Sequential):
@@ -60,7 +60,7 @@ def attention_unet(network: AttentionUnet) -> Stages:
 
 
 @register_sites(DynUNet)
-def dynunet(network: DynUNet) -> Stages:
+def dynunet(network: DynUNet) -> StagesByKind:
     """Returns the sites. The blocks have a second path under ``skip_layers``."""
     up = [f"upsamples.{stage}" for stage in range(len(network.upsamples))]
     return {
@@ -72,7 +72,7 @@ def dynunet(network: DynUNet) -> Stages:
 
 
 @register_sites(FlexibleUNet)
-def flexible_unet(network: FlexibleUNet) -> Stages:
+def flexible_unet(network: FlexibleUNet) -> StagesByKind:
     """Returns the sites. The last decoder block has no skip."""
     encoder, skips = [], network.skip_connect
     if isinstance(network.encoder, ResNet):
@@ -88,7 +88,7 @@ def flexible_unet(network: FlexibleUNet) -> Stages:
 
 
 @register_sites(MedNeXt)
-def mednext(network: MedNeXt) -> Stages:
+def mednext(network: MedNeXt) -> StagesByKind:
     """Returns the sites. The skips are added inline, as in SegResNet."""
     stages = range(len(network.enc_stages))
     return {

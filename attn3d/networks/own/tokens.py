@@ -42,7 +42,7 @@ class TokenLayout(NamedTuple):
 # A layout returns the positions of tokens, ``(module, its first argument) -> TokenLayout``.
 Layout = Callable[[Any, Tensor], TokenLayout]
 # A reader returns the weights of an attention module, like ``attention_weights`` of a mechanism. It is called before
-# each forward pass of the module as ``(module, layout, queries, *arguments)``, with the `TokenLayout`, the flat indices
+# each forward pass of the module as ``(module, tokens, queries, *arguments)``, with the `TokenLayout`, the flat indices
 # of the chosen voxels on its grid, and the arguments of the module.
 Reader = Callable[..., dict[str, Tensor]]
 

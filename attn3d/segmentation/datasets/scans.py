@@ -46,7 +46,9 @@ def _in_folder(folder: Path, files: dict[str, Path], images: int) -> tuple[list[
         logger.warning("left out: %s: %s", file, problem)
     for below in sorted(folder.iterdir()):
         if below.is_dir() and not below.name.startswith("."):
-            logger.warning("left out: %s: is a folder in the folder of the scans; to segment its scans, give it", below)
+            logger.warning(
+                "left out: %s: is a folder in the folder of the scans; to segment its scans, give this folder", below
+            )
     numbered = {name: path for name, path in files.items() if _is_of_channels(name, files, images)}
     whole = {name: path for name, path in files.items() if name not in numbered}
     parts, problems = channels(numbered, images)

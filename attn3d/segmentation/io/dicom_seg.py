@@ -51,7 +51,7 @@ def write_dicom_seg(path: Path | str, segmentation: np.ndarray, series: Path, la
         labels: the meaning of the values.
 
     Raises:
-        FileError: when ``series`` is not DICOM, or does not have all headers that a SEG needs.
+        FileError: when ``series`` does not have all headers that a SEG needs.
         ValueError: when highdicom is not installed.
     """
     hd = highdicom()

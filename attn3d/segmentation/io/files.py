@@ -74,13 +74,16 @@ def read_map(path: Path | str, image: nib.Nifti1Image, volumes: int | None = 1) 
         volumes: the number of volumes that it must have; None for any number in a 4-D file.
 
     Raises:
-        FileError: when the file is missing, truncated, not a NIfTI file of so many volumes, or on another grid.
+        FileError: when the file is missing, truncated, not a NIfTI file of so many volumes, or on another grid; when a
+            voxel of a measure is not finite.
     """
     if not Path(path).exists():
         option = "--uncertainty" if volumes == 1 else "--probabilities"
         raise FileError(path, f"does not exist; `attn3d predict {option} --overwrite` writes it")
     found = _read(path, volumes)
     check_same_grid(path, found, image, "its labels")
+    if volumes == 1 and not np.isfinite(np.asarray(found.dataobj)).all():
+        raise FileError(path, "has voxels that are NaN or infinite; segment the scan again (--overwrite)")
     return found
 
 
@@ -179,8 +182,10 @@ def write_image(
         intercept: the value that readers add to ``data``, for files that store HU + 1024.
 
     Raises:
-        ValueError: when ``path`` does not end in .nii or .nii.gz.
+        ValueError: when ``path`` does not end in .nii or .nii.gz, or ``data`` are 64-bit integers.
     """
+    if data.dtype in (np.int64, np.uint64):
+        raise ValueError(f"`data` must have a type that all programs read, such as int32 or float32, got {data.dtype}")
     image = in_millimetres(data, affine, code)
     if intercept:
         image.header.set_slope_inter(1.0, intercept)

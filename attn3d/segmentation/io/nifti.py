@@ -71,7 +71,8 @@ def set_forms(image: nib.Nifti1Image, affine: np.ndarray, code: str) -> None:
     """Sets the sform and, unless the affine has a shear, which a quaternion cannot store, the qform."""
     image.set_sform(affine, code)
     image.set_qform(affine, code)
-    if not np.allclose(image.get_qform(), affine, atol=1e-3):
+    sizes = nib.affines.voxel_sizes(affine)
+    if not np.allclose(image.get_qform()[:3, :3] / sizes, affine[:3, :3] / sizes, atol=1e-4):
         image.set_qform(affine, "unknown")
 
 

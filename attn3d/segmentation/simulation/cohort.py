@@ -37,7 +37,7 @@ def simulate(out: Path | str, cases: int = 60, seed: int = 0, *, quiet: bool = F
         quiet: whether to show no progress bar.
 
     Returns:
-        The data set, from `find_dataset`.
+        The data set, from `find_dataset`, with absolute paths.
 
     Raises:
         FileError: when ``out`` is a file, or a folder with anything but this cohort.
@@ -54,8 +54,8 @@ def simulate(out: Path | str, cases: int = 60, seed: int = 0, *, quiet: bool = F
                     return dataset
         raise FileError(
             out,
-            f"already exists, and is not a complete cohort of {cases} cases with seed {seed}; choose another folder, "
-            "or delete it first",
+            f"already exists, and is not a complete cohort of this version with {cases} cases and seed {seed}; choose "
+            "a new or empty folder",
         )
     with finished_folder(out) as unfinished:
         for folder in _FOLDERS:

@@ -400,6 +400,21 @@ def test_a_label_at_the_qform_of_its_image_is_not_to_be_resampled(tmp_path):
     assert "resample it" not in raised.value.problem
 
 
+def test_a_small_shear_of_small_voxels_is_not_stored_in_the_qform(tmp_path):
+    """Over 600 voxels of 0.1 mm, this shear is 0.7 mm."""
+    affine = np.diag([0.1, 0.1, 0.1, 1.0])
+    affine[0, 2] = 0.0012
+    write_image(tmp_path / "new.nii.gz", np.zeros((3, 4, 5), np.float32), affine, "scanner")
+    header = nib.load(tmp_path / "new.nii.gz").header
+    assert (header["qform_code"], header["sform_code"]) == (0, 1)
+
+
+def test_64_bit_integers_are_not_written(tmp_path):
+    with pytest.raises(ValueError, match=r"`data` must have a type that all programs read, .* got int64"):
+        write_image(tmp_path / "new.nii.gz", np.zeros((3, 4, 5), np.int64), np.eye(4))
+    assert not (tmp_path / "new.nii.gz").exists()
+
+
 @pytest.mark.parametrize(("name", "code"), [("oblique", 1), ("sheared", 0)])
 def test_a_new_volume_has_a_qform_if_it_can_store_the_affine(name, code, tmp_path):
     write_image(tmp_path / "new.nii.gz", np.zeros((3, 4, 5), np.float32), AFFINES[name], "scanner")
