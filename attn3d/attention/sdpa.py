@@ -35,9 +35,13 @@ def refusal(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, bias: Tens
         return "a bias that requires a gradient"
     if bias is not None and torch.promote_types(bias.dtype, q.dtype) != q.dtype:
         return "a bias of higher precision than the queries"
-    if bias is not None and key_mask is not None and bias.shape[2] > 1:
-        if bias.shape[0] < key_mask.shape[0] or bias.shape[3] < key_mask.shape[1]:
-            return "a key mask with a bias per query that samples or keys share"  # their sum would be larger
+    if (
+        bias is not None
+        and key_mask is not None
+        and bias.shape[2] > 1
+        and (bias.shape[0] < key_mask.shape[0] or bias.shape[3] < key_mask.shape[1])
+    ):
+        return "a key mask with a bias per query that samples or keys share"  # their sum would be larger
     if q.is_cuda:
         if q.dtype == torch.float64:
             return "double precision on this device"

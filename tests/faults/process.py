@@ -61,11 +61,11 @@ def _run(arguments: list[str], folder: Path, kill_at: int, largest_file: int | N
             writes = isinstance(values[2], int) and values[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
         else:
             writes = event in CHANGES
-        if writes and isinstance(values[0], str | os.PathLike):
-            if Path(folder / os.fspath(values[0])).is_relative_to(folder):
-                points += 1
-                if points == kill_at:
-                    os.kill(os.getpid(), signal.SIGKILL)
+        named = writes and isinstance(values[0], str | os.PathLike)
+        if named and Path(folder / os.fspath(values[0])).is_relative_to(folder):
+            points += 1
+            if points == kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(hook)
     if largest_file is not None:
