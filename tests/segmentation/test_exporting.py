@@ -179,7 +179,7 @@ def test_errors_of_export(tmp_path, monkeypatch):
         export(run.folder, tmp_path / "new", format="torchscript")
     (tmp_path / "file").touch()
     for there in (tmp_path / "run", tmp_path / "new" / ".." / "run", tmp_path / "file"):
-        with pytest.raises(FileError, match=f"{there.name}: already exists; choose another folder, or delete it"):
+        with pytest.raises(FileError, match=f"{there.name}: already exists; choose a new or empty folder"):
             export(run.folder, there)
     (tmp_path / "bundle").mkdir()
     export(run.folder, tmp_path / "bundle")
