@@ -52,7 +52,7 @@ def replaced(folder: Path, arguments: list[str]) -> list[str]:
     return [*arguments, "--overwrite"]
 
 
-TRAIN = ["train", "--data", "data", "--out", "run", "--config", "config.json", "--quiet"]
+TRAIN = ["train", "--data", "data", "--out", "run", "--attention", "none", "--config", "config.json", "--quiet"]
 COMPARE = ["compare", "--mechanisms", "eca", "--at", "encoder", "--seeds", "1", "--data", "data", "--out", "all"]
 PREDICT = ["predict", "trained", "-i", "data/images", "-o", "found", "--statistics", "--preview", "--probabilities"]
 EVALUATE = ["evaluate", "data/labels", "data/labels", "-o", "scores"]
@@ -77,7 +77,7 @@ def write_inputs(folder: Path) -> None:
         nib.save(scan(image, AFFINES[name]), folder / "data" / "images" / f"case{index}.nii.gz")
         nib.save(scan(labels.astype(np.uint8), AFFINES[name]), folder / "data" / "labels" / f"case{index}.nii.gz")
     settings = {name: value for name, value in SMALL.items() if name not in ("quiet", "attention", "at")}
-    settings |= {"attention": "none", "patch_size": (16, 16, 8), "epochs": 2, "patches_per_case": 1}
+    settings |= {"patch_size": (16, 16, 8), "epochs": 2, "patches_per_case": 1}
     (folder / "config.json").write_text(json.dumps(settings))
 
 
