@@ -52,6 +52,8 @@ def main(
 
     net.eval()
     sampler = tio.GridSampler(normalise(subject), PATCH, patch_overlap=8)
+    # The network predicts at the resolution of the scan: at a lower one, the aggregator leaves gaps between the patches
+    # (findings/torchio-downsampled-patches.sh).
     aggregator = tio.GridAggregator(sampler, overlap_mode="hann")
     with torch.inference_mode():
         for batch in track(tio.SubjectsLoader(sampler, batch_size=2), "segmenting"):
