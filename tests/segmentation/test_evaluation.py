@@ -8,7 +8,7 @@ import torch
 from monai.metrics import compute_dice, compute_hausdorff_distance, compute_surface_dice
 from scipy import ndimage
 
-from attn3d.segmentation import FileError, evaluate, score
+from attn3d.segmentation import FileError, evaluate, evaluation, score
 from tests.segmentation.volumes import AFFINES, scan
 
 SPACING = (1.0, 1.0, 5.0)
@@ -420,6 +420,20 @@ def test_errors_for_invalid_arguments_suggest_a_fix(folders, tmp_path):
         evaluate(predictions, references, tolerance=-1)
     with pytest.raises(TypeError, match="`tolerance` must be a finite number of at least 0, got '2 mm'"):
         evaluate(predictions, references, tolerance="2 mm")
+
+
+def test_each_damaged_file_is_named_without_given_labels(folders, monkeypatch):
+    """Both files of a pair, and also if a library's error names no file."""
+    damaged = {str(folder / f"{min(COHORT)}.nii.gz") for folder in folders}
+    read = evaluation._values
+
+    def values(path):
+        if str(path) in damaged:
+            raise RuntimeError("no such codec")
+        return read(path)
+
+    monkeypatch.setattr(evaluation, "_values", values)
+    assert evaluate(*folders, quiet=True)["failed"] == dict.fromkeys(sorted(damaged), "RuntimeError: no such codec")
 
 
 def test_if_no_case_can_be_scored_a_failed_file_is_named(tmp_path):
