@@ -103,7 +103,7 @@ def test_sites_of_a_network_in_the_current_folder(tmp_path, monkeypatch):
         (["sites", "UNet", "--shape", "64"], "`shape` must be batch"),
         (["train", "--attention", '["cbam"'], "`attention` must be a name or JSON"),
         (["train", "--devices", "none"], "`devices` must be auto"),
-        (["train", "--resume", "--epochs", "3"], "give no others"),
+        (["train", "--resume", "--epochs", "3"], "leave out epochs"),
         (["train", "--data", "nowhere", "--out", "new"], "nowhere: is not a folder"),
         (["train", "--data", "nowhere", "--out", "new", "--folds", "3"], "nowhere: is not a folder"),
         (

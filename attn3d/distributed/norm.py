@@ -34,9 +34,10 @@ class ShardedBatchNorm(ContextParallel):
         variance = all_reduce(centred.square().sum(others), self.process_group) / count
         with torch.no_grad():
             self.num_batches_tracked.add_(1)
-            share = 1.0 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
-            self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
-            self.running_var.lerp_((variance * count / (count - 1)).to(self.running_var.dtype), share)
+            dtype = self.running_mean.dtype
+            share = 1.0 / self.num_batches_tracked.to(dtype) if self.momentum is None else self.momentum
+            self.running_mean.lerp_(mean.to(dtype), share)
+            self.running_var.lerp_((variance * count / (count - 1)).to(dtype), share)
         y = centred * torch.rsqrt(variance + self.eps)
         if self.weight is not None:
             y = y * self.weight + self.bias

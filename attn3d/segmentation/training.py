@@ -90,10 +90,9 @@ def train(
     if workers is not None:
         natural_number("workers", workers)
     if resume:
-        if settings or config is not None or folds is not None:
-            raise ValueError(
-                "`resume` uses the settings in `out`; give no others, except `data` if the data were moved"
-            )
+        given = [*settings, *(name for name, path in (("config", config), ("folds", folds)) if path is not None)]
+        if given:
+            raise ValueError(f"`resume` continues with the settings in `out`; leave out {', '.join(given)}")
         if not (out / PARTS[-1]).exists():
             raise FileError(out, "has no training to resume; start it again without --resume")
         run = Run.open(out, data)

@@ -360,7 +360,9 @@ def test_a_finished_run_is_not_trained_again(run):
     before = run.weights.stat().st_mtime_ns
     assert train(out=run.folder, resume=True, quiet=True).finished
     for given in ({"epochs": 50}, {"config": "settings.yaml"}, {"folds": "folds.json"}):
-        with pytest.raises(ValueError, match="`resume` uses the settings in `out`; give no others, except `data`"):
+        with pytest.raises(
+            ValueError, match=f"`resume` continues with the settings in `out`; leave out {next(iter(given))}"
+        ):
             train(out=run.folder, resume=True, **given)
     assert run.weights.stat().st_mtime_ns == before
 
