@@ -20,7 +20,7 @@ MEASURES = {
     "time / plain": "time",
     "compiled / plain": "time, both compiled",
     "peak / plain": "peak memory",
-    "kept / plain": "saved for backward",
+    "saved / plain": "saved for backward",
 }
 
 

@@ -23,7 +23,7 @@ DOCS = Path(__file__).parent
 PAGE, FIGURES = DOCS / "reliability.md", DOCS / "figures"
 COMMANDS = {
     "scorecard": "python -m pytest --junitxml=junit.xml",
-    "scorecard_nightly": "python -m pytest -m nightly --junitxml=nightly.xml",
+    "scorecard_nightly": "python -m pytest -m nightly tests/test_random_configurations.py --junitxml=nightly.xml",
     "coverage": "python -m pytest --cov --cov-report=json",
     "mutation": "mutmut run $(python -m tests.mutants 400) && mutmut export-cicd-stats",
 }

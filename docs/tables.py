@@ -37,8 +37,8 @@ class Measured(NamedTuple):
     parameters: int
     multiply_adds: int
     other: int
-    kept: int
-    maps_kept: float
+    saved: int
+    maps_saved: float
 
 
 class _OtherOperators(TorchDispatchMode):
@@ -80,11 +80,11 @@ def measure(name: str, shape: tuple[int, ...], **options: str) -> Measured:
         given = [x]
         if getattr(module, "takes_signal", False):
             given.append(torch.empty([1, CHANNELS, *(size // 2 for size in shape)], requires_grad=True))
-        kept = kept_for_backward(module, *given)
+        saved = saved_for_backward(module, *given)
         with torch.no_grad(), _OtherOperators() as other:
             module(*given)
     parameters = sum(parameter.numel() for parameter in module.parameters())
-    return Measured(parameters, flops // 2, other.elements, kept, kept / (x.numel() * x.element_size()))
+    return Measured(parameters, flops // 2, other.elements, saved, saved / (x.numel() * x.element_size()))
 
 
 def training_memory(spec, shape) -> str:
@@ -93,7 +93,7 @@ def training_memory(spec, shape) -> str:
         return size(attn3d.estimate_memory(spec, shape))
 
 
-def kept_for_backward(module: nn.Module, *given: torch.Tensor) -> int:
+def saved_for_backward(module: nn.Module, *given: torch.Tensor) -> int:
     """Bytes of the storages that autograd saves in a forward pass, with the input and without parameters."""
     saved = []
 
@@ -126,7 +126,7 @@ def size(count: float) -> str:
 
 def cost(name: str) -> list[list[str]]:
     """The costs of a mechanism in each of its forms, in 2-D and 3-D."""
-    figures = ["parameters", "multiply-adds", "other elements", "kept for backward"]
+    figures = ["parameters", "multiply-adds", "other elements", "saved for backward"]
     if "variant" not in inspect.signature(REGISTRY[name]).parameters:
         return [["map", *figures], *([label, *_cells(measure(name, shape))] for label, shape in MAPS.items())]
     rows = [["map", "form", *figures]]
@@ -141,7 +141,7 @@ def cost(name: str) -> list[list[str]]:
 
 def modes(name: str) -> list[list[str]]:
     """The costs of the non-local block with each pairwise function."""
-    rows = [["mode", "parameters", "multiply-adds", "other elements", "kept for backward"]]
+    rows = [["mode", "parameters", "multiply-adds", "other elements", "saved for backward"]]
     for mode in ("embedded_gaussian", "gaussian", "dot_product", "concatenation"):
         rows.append([f"`{mode}`", *_cells(measure(name, MAPS["3-D, 32 × 32 × 32"], mode=mode))])
     return rows
@@ -168,15 +168,15 @@ def patterns(name: str) -> list[list[str]]:
 
 def summary(_: str) -> list[list[str]]:
     """All mechanisms, their papers and their costs in the compact form in 3-D."""
-    rows = [["name", "class", "what it weighs", "paper", "parameters", "multiply-adds", "kept for backward"]]
+    rows = [["name", "class", "what it weighs", "paper", "parameters", "multiply-adds", "saved for backward"]]
     for name in attn3d.list_attention():
         found = measure(name, MAPS["3-D, 32 × 32 × 32"])
-        parameters, multiply_adds, _, kept = _cells(found)
+        parameters, multiply_adds, _, saved = _cells(found)
         kind = REGISTRY[name]
         link = f"[`{name}`](mechanisms/{name}.md)"
         address = kind.paper if kind.paper.startswith("https:") else f"https://arxiv.org/abs/{kind.paper}"
         paper = f"[{kind.paper.removeprefix('https://').removesuffix('.html')}]({address})"
-        rows.append([link, f"`{kind.__name__}`", kind.summary, paper, parameters, multiply_adds, kept])
+        rows.append([link, f"`{kind.__name__}`", kind.summary, paper, parameters, multiply_adds, saved])
     return rows
 
 
@@ -230,8 +230,8 @@ def pages() -> list[Path]:
 
 
 def _cells(found: Measured) -> list[str]:
-    kept = f"{size(found.kept)}, {found.maps_kept:.2f} maps"
-    return [f"{found.parameters:,}", short(found.multiply_adds), short(found.other), kept]
+    saved = f"{size(found.saved)}, {found.maps_saved:.2f} maps"
+    return [f"{found.parameters:,}", short(found.multiply_adds), short(found.other), saved]
 
 
 def markdown(rows: list[list[str]], align: str) -> str:

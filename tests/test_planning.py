@@ -65,7 +65,7 @@ def test_memory_with_dropout_is_estimated(pattern):
 
 
 # Without selective kernels, whose convolutions need memory.
-@pytest.mark.parametrize("name", [name for name, case in cases.CASES.items() if case.kept and name != "sk"])
+@pytest.mark.parametrize("name", [name for name, case in cases.CASES.items() if case.saved and name != "sk"])
 def test_memory_of_the_light_mechanisms_is_estimated_from_above(name):
     # Autograd adds real gradients in place, but not fake ones, so the estimate has one map more (of three or four).
     shape = (1, 32, 16, 16, 16)

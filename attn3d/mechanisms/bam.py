@@ -1,8 +1,9 @@
 """Bottleneck attention: Park, Woo, Lee, Kweon, arXiv 1807.06514, equations 1 to 5.
 
 Deviations: the compact form replaces the dilated bottleneck by one convolution of the map mean_c + max_c, and gates by
-the sigmoid where the paper has 1 + sigmoid. The authors' code multiplies the two maps where the paper adds them, see
-``combine``.
+the sigmoid where the paper has 1 + sigmoid. In the paper's form, norms follow the hidden layers, as in the authors'
+code; equations 3 and 4 have one at the end of each branch. The authors' code multiplies the two maps where the paper
+adds them, see ``combine``.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,7 @@
 """SimAM: Yang, Zhang, Li, Xie, PMLR 139 (ICML 2021).
 
-Deviation: for a single voxel the variance is 0 and the gate is sigmoid(1/2); the authors' code divides by N - 1 = 0.
+Deviations: the variance divides by N - 1, as in the authors' code, where equation 5 divides by N. For a single voxel
+the variance is 0 and the gate is sigmoid(1/2); the authors' code divides by 0.
 """
 
 from functools import partial

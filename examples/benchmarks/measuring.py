@@ -223,7 +223,7 @@ def quartiles(values: Sequence[float]) -> tuple[float, float]:
     return low, high
 
 
-def kept(function: Callable[..., Tensor], *inputs: Tensor) -> int:
+def saved_bytes(function: Callable[..., Tensor], *inputs: Tensor) -> int:
     """The bytes that autograd saves for backward in a forward pass, without inputs, output, parameters and buffers.
 
     Each storage is counted once and as a whole, even if several tensors of it are saved.

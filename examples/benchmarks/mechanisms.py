@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import attn3d
-from examples.benchmarks.measuring import MIB, Bench, Row, kept, sizes, timed, training
+from examples.benchmarks.measuring import MIB, Bench, Row, saved_bytes, sizes, timed, training
 from examples.benchmarks.peers import peers
 from tests.configurations import OVER_VOXELS, create
 from tests.mechanisms.case import copy_parameters
@@ -51,7 +51,7 @@ def mechanisms(bench: Bench) -> Iterator[Row]:
     """Every mechanism, compared with its plain form and with modules of other libraries."""
     for name in bench.chosen(CASES):
         pair = paired(bench, name)
-        yield from what_is_kept(bench, pair)
+        yield from what_is_saved(bench, pair)
         yield from eager(bench, pair)
         yield from compiled(bench, pair)
     yield from peers(bench, bench.volume(*LARGE), smaller(bench), bench.width(CHANNELS))
@@ -78,13 +78,13 @@ def paired(bench: Bench, name: str) -> Pair:
     return Pair(name, bench.placed(ours), bench.placed(plain), inputs, volume)
 
 
-def what_is_kept(bench: Bench, pair: Pair) -> Iterator[Row]:
+def what_is_saved(bench: Bench, pair: Pair) -> Iterator[Row]:
     """Bytes saved for backward without input and output, compared with the size of x and with the plain form."""
-    ours, plain = (kept(net, *pair.inputs) / MIB for net in (pair.ours, pair.plain))
-    what = f"{pair.name}, kept, {pair.volume}"
+    ours, plain = (saved_bytes(net, *pair.inputs) / MIB for net in (pair.ours, pair.plain))
+    what = f"{pair.name}, saved, {pair.volume}"
     of_map = pair.inputs[0].nbytes / MIB
-    yield Row(what, "one map", ours, of_map, "MiB", CASES[pair.name].kept, group=pair.name, measure="kept / map")
-    yield Row(what, "plain form", ours, plain, "MiB", group=pair.name, measure="kept / plain")
+    yield Row(what, "one map", ours, of_map, "MiB", CASES[pair.name].saved, group=pair.name, measure="saved / map")
+    yield Row(what, "plain form", ours, plain, "MiB", group=pair.name, measure="saved / plain")
 
 
 def eager(bench: Bench, pair: Pair) -> Iterator[Row]:

@@ -2,7 +2,7 @@
 
     attn3d train --data Task04_Hippocampus --minutes 30 --out run
     python -m examples.benchmarks.task04_dynunet Task04_Hippocampus run --minutes 30 --out dynunet
-    attn3d evaluate dynunet run/validation/references
+    attn3d evaluate dynunet run/validation/references --labels run --out dynunet_scores
 
 What most people write first: MONAI's transforms, DiceCE loss, AdamW, and a learning rate that falls to zero over the
 given time.

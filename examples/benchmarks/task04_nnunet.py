@@ -3,7 +3,7 @@
     pip install nnunetv2==2.8.1
     attn3d train --data Task04_Hippocampus --minutes 30 --out run
     python -m examples.benchmarks.task04_nnunet Task04_Hippocampus run --minutes 30 --out nnunet
-    attn3d evaluate nnunet/predictions run/validation/references
+    attn3d evaluate nnunet/predictions run/validation/references --labels run --out nnunet_scores
 
 nnU-Net plans, preprocesses, augments and trains by itself (`3d_fullres`). Its learning rate falls to zero over the
 given time rather than over its 1,000 epochs. Planning and preprocessing do not count.

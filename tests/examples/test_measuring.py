@@ -84,6 +84,6 @@ class Chain(nn.Module):
         (lambda x, layer: x.sigmoid().tanh().mul(2.0), 64),
     ],
 )
-def test_kept_excludes_inputs_outputs_and_parameters(function, elements):
+def test_saved_bytes_exclude_inputs_outputs_and_parameters(function, elements):
     x = torch.randn(8, 4, requires_grad=True)
-    assert measuring.kept(Chain(function), x) == 4 * elements
+    assert measuring.saved_bytes(Chain(function), x) == 4 * elements

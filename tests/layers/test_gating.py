@@ -35,7 +35,7 @@ def assert_same(ours, theirs, inputs):
     torch.testing.assert_close(*gradients)
 
 
-def kept(function, *inputs: torch.Tensor) -> set[int]:
+def saved(function, *inputs: torch.Tensor) -> set[int]:
     """The storages that autograd saves for backward."""
     found = set()
 
@@ -117,10 +117,10 @@ def test_a_gradient_with_a_graph_is_the_same(function):
 
 
 @functions
-def test_only_x_and_the_gates_are_kept(function):
+def test_only_x_and_the_gates_are_saved(function):
     x = volume(1, 8, 6, 6, 6)
     inputs = [x, *two_gates(x)]
-    assert kept(function, *inputs) <= {tensor.untyped_storage().data_ptr() for tensor in inputs}
+    assert saved(function, *inputs) <= {tensor.untyped_storage().data_ptr() for tensor in inputs}
 
 
 @functions

@@ -5,7 +5,7 @@ import torch
 
 from attn3d.layers import blockwise
 from attn3d.layers.pooling import mean, mean_and_maximum
-from tests.layers.test_gating import assert_same, kept, volume
+from tests.layers.test_gating import assert_same, saved, volume
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +60,7 @@ def test_first_and_second_derivatives(axes):
 
 
 @AXES
-def test_no_map_is_kept_but_x(axes):
+def test_no_map_is_saved_but_x(axes):
     x = volume(1, 8, 6, 6, 6)
     gate = gate_of(x)
     largest = []
@@ -68,7 +68,7 @@ def test_no_map_is_kept_but_x(axes):
     def function(x, gate):
         largest.append(mean_and_maximum(x, axes, gate)[1])
 
-    found = kept(function, x, gate)
+    found = saved(function, x, gate)
     assert found == {tensor.untyped_storage().data_ptr() for tensor in (x, gate, *largest)}
 
 

@@ -75,7 +75,7 @@ class Case:
         keys: the keys and sizes of a checkpoint by form at 8 channels, from (spatial_dims). They must never change.
         plain: the 3-D compact form as it is commonly written, with its parameters in the library's order.
         floor: the passes over a map that bound its time.
-        kept: limit of the memory saved for backward beyond input and output, in maps; None for no limit.
+        saved: limit of the memory saved for backward beyond input and output, in maps; None for no limit.
         time: limit of the training time, relative to the plain form; None for no limit. For a new mechanism, start from
             the limits of a similar one.
         weights: names and shapes of `attention_weights` at (2, 8, 4, 3, 5), with three queries if it takes any.
@@ -104,7 +104,7 @@ class Case:
     patterns: dict[str, Options] = field(default_factory=dict)
     alone: type[nn.Module] | None = None
     published: Sequence[tuple[int, int, Options, int]] = ()
-    kept: float | None = None
+    saved: float | None = None
     time: float | None = None
     output: Callable[[Tensor, dict[str, Tensor]], Tensor] | None = None
     identity: Sequence[str] = ()

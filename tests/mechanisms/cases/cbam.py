@@ -105,7 +105,7 @@ CASE = Case(
     floor=Floor(
         4, 6, "means and maxima: x; those per voxel: x; gates: x, y", "voxels: dy, x; channels: dy, x; input: dy, dx"
     ),
-    kept=0.05,
+    saved=0.05,
     time=0.75,
     weights={"channel": (2, 8, 1, 1, 1), "spatial": (2, 1, 4, 3, 5)},
     output=gated,

@@ -85,7 +85,7 @@ CASE = Case(
         "means and maxima each way: x; gates: x, y",
         "means and maxima again: x; all gates: dy, x; input: dy, dx",
     ),
-    kept=0.1,
+    saved=0.1,
     time=0.8,
     weights={"gate": (2, 8, 4, 3, 5)},
     output=gated,

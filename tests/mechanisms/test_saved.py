@@ -13,18 +13,18 @@ from tests.mechanisms.cases import CASES
 CHANNELS, SHAPE = 128, (32, 32, 32)
 
 
-def kept_bytes(module: nn.Module, *inputs: Tensor) -> int:
+def saved_bytes(module: nn.Module, *inputs: Tensor) -> int:
     """The bytes that autograd saves, without those of inputs, output, parameters and buffers."""
-    kept: list[torch.UntypedStorage] = []
+    saved: list[torch.UntypedStorage] = []
 
-    def keep(tensor: Tensor) -> Tensor:
-        kept.append(tensor.untyped_storage())
+    def pack(tensor: Tensor) -> Tensor:
+        saved.append(tensor.untyped_storage())
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         output = module(*inputs)
     given = {tensor.untyped_storage()._cdata for tensor in (*inputs, output, *module.parameters(), *module.buffers())}
-    return sum({storage._cdata: storage.nbytes() for storage in kept if storage._cdata not in given}.values())
+    return sum({storage._cdata: storage.nbytes() for storage in saved if storage._cdata not in given}.values())
 
 
 class CommonSpatialGate(nn.Module):
@@ -37,16 +37,16 @@ class CommonSpatialGate(nn.Module):
 
 def test_a_saved_map_is_counted():
     x = torch.randn(1, 32, 8, 8, 8, requires_grad=True)
-    assert kept_bytes(CommonSpatialGate(), x) > x.nbytes
-    assert kept_bytes(nn.Identity(), x) == 0
+    assert saved_bytes(CommonSpatialGate(), x) > x.nbytes
+    assert saved_bytes(nn.Identity(), x) == 0
 
 
 @pytest.mark.parametrize("batch", [1, 2])
-@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.kept and name != "sk"])
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.saved and name != "sk"])
 def test_a_gate_saves_little_memory(name, batch):
     x = torch.randn(batch, CHANNELS, *SHAPE, requires_grad=True)
     module = randomise(create(name, spatial_dims=3, channels=CHANNELS))
-    assert kept_bytes(module, x) <= CASES[name].kept * x.nbytes
+    assert saved_bytes(module, x) <= CASES[name].saved * x.nbytes
 
 
 def test_selective_kernels_save_no_copy_of_the_branches():
@@ -59,7 +59,7 @@ def test_selective_kernels_save_no_copy_of_the_branches():
             return module.merge(list(convolved), convolved[0])
 
     own = sum(parameter.nbytes for parameter in module.parameters())
-    assert kept_bytes(Merge(), *convolved) <= own + 0.05 * convolved[0].nbytes
+    assert saved_bytes(Merge(), *convolved) <= own + 0.05 * convolved[0].nbytes
 
 
 @pytest.mark.parametrize("name", ["cbam", "bam", "coord"])
