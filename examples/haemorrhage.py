@@ -17,6 +17,7 @@ import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from scipy.spatial.distance import dice
 
 from attn3d import segmentation
 from attn3d.segmentation import HAEMORRHAGES
@@ -74,9 +75,9 @@ def compare_with_threshold(unseen: segmentation.Dataset, scores: dict) -> dict[s
         blood = segmentation.threshold_segmentation(image) > 0
         for value, name in HAEMORRHAGES.items():
             if (labels == value).any():
-                found[name].append(dice(blood & np.isin(labels, (0, value)), labels == value))
+                found[name].append(1 - dice((blood & np.isin(labels, (0, value))).ravel(), (labels == value).ravel()))
         if labels.any():
-            found["any label"].append(dice(blood, labels > 0))
+            found["any label"].append(1 - dice(blood.ravel(), labels.ravel() > 0))
     rows = {
         name: {"network": scores["overall"][name]["dice_with"], "threshold": float(np.mean(values))}
         for name, values in found.items()
@@ -86,11 +87,6 @@ def compare_with_threshold(unseen: segmentation.Dataset, scores: dict) -> dict[s
     if kinds:
         rows["mean of kinds"] = {of: float(np.mean([row[of] for row in kinds])) for of in ("network", "threshold")}
     return rows
-
-
-def dice(found: np.ndarray, true: np.ndarray) -> float:
-    """2 |P ∩ R| / (|P| + |R|)."""
-    return 2 * np.count_nonzero(found & true) / (np.count_nonzero(found) + np.count_nonzero(true))
 
 
 def table(rows: dict[str, dict[str, float]], cases: int) -> Table:

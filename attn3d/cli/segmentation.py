@@ -220,8 +220,7 @@ def evaluate(
         bool, typer.Option("--lesions", help="Also compute the panoptic quality of lesions, and write lesions.csv.")
     ] = False,
     probabilities: Annotated[
-        bool,
-        typer.Option("--probabilities", help="Also score the calibration, from NAME_probabilities.nii.gz."),
+        bool, typer.Option("--probabilities", help="Also score the calibration, from NAME_probabilities.nii.gz.")
     ] = False,
     overwrite: Overwrite = False,
     quiet: Quiet = False,

@@ -7,11 +7,9 @@ calibrated, especially in scans with much air around the head. Therefore only vo
 from __future__ import annotations
 
 import functools
-import operator
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -28,8 +26,7 @@ _ENTROPIES = 2**15
 _OFF_ONE = 1e-3  # the largest difference of the sum of a voxel's probabilities from 1
 
 
-@dataclass(frozen=True)
-class Calibration:
+class Calibration(NamedTuple):
     """Histograms of voxels. Those of several scans are added, so that the voxels are not kept in memory.
 
     MONAI's `calibration_binning` is not used, since it counts in float32, which cannot count beyond 2^24 voxels.
@@ -65,14 +62,6 @@ class Calibration:
             entropies=np.stack([np.bincount(bits[which], minlength=_ENTROPIES) for which in (right, ~right)]),
         )
 
-    def __add__(self, other: Calibration) -> Calibration:
-        return Calibration(
-            self.voxels + other.voxels,
-            self.confidence + other.confidence,
-            self.right + other.right,
-            self.entropies + other.entropies,
-        )
-
     def scores(self) -> dict[str, float | None]:
         """The scores of these voxels, as in `evaluate`."""
         total = int(self.voxels.sum())
@@ -86,15 +75,10 @@ class Calibration:
 
     def reliability(self) -> list[dict[str, float | None]]:
         """For each bin: the voxels, their mean highest probability, and the fraction that is right."""
+        bins = zip(self.voxels.tolist(), self.confidence.tolist(), self.right.tolist(), strict=True)
         return [
-            {
-                "voxels": voxels,
-                "confidence": confidence / voxels if voxels else None,
-                "accuracy": right / voxels if voxels else None,
-            }
-            for voxels, confidence, right in zip(
-                self.voxels.tolist(), self.confidence.tolist(), self.right.tolist(), strict=True
-            )
+            {"voxels": n, "confidence": p / n if n else None, "accuracy": right / n if n else None}
+            for n, p, right in bins
         ]
 
     def _error_auc(self) -> float | None:
@@ -111,7 +95,7 @@ class Calibration:
 
 def summarise_calibration(cases: Mapping[str, Calibration]) -> dict[str, Any]:
     """The calibration of a cohort as in `evaluate`: by name of the case, and over the voxels of all cases."""
-    overall = functools.reduce(operator.add, cases.values())
+    overall = Calibration(*(functools.reduce(np.add, parts) for parts in zip(*cases.values(), strict=True)))
     return {
         "margin_mm": MARGIN,
         "cases": {name: one.scores() for name, one in cases.items()},

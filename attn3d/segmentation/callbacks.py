@@ -14,9 +14,9 @@ from typing import Any
 import pandas as pd
 import torch
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, Timer
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TimeRemainingColumn
 
 from attn3d.segmentation.io.writing import finished_file, write_table
 from attn3d.segmentation.networks import not_finite
@@ -27,7 +27,7 @@ _VALIDATIONS = 5  # number of validations in a budget of minutes
 _SHARE = 0.05  # largest fraction of the time for validations
 
 
-class Minutes(Callback):
+class Minutes(Timer):
     """Ends a training after a number of minutes, including the last validation, and schedules the validations.
 
     The time before a resumption counts too. All ranks use the clock of the first rank.
@@ -37,8 +37,9 @@ class Minutes(Callback):
     """
 
     def __init__(self, minutes: float):
+        super().__init__()
         self.total = 60 * minutes
-        self.seconds = self._before = 0.0  # time until this step, and time before the last resumption
+        self.seconds = 0.0  # time until this step
         self.validation = 0.0  # duration of the last validation in seconds
         self._last = 0.0  # time at the end of the last validation
 
@@ -48,11 +49,7 @@ class Minutes(Callback):
         return min(1.0, self.seconds / max(self.total - self.validation, 1e-9))
 
     def _read(self, trainer: Trainer) -> None:
-        self.seconds = trainer.strategy.broadcast(self._before + time.perf_counter() - self._start)
-
-    def on_train_start(self, trainer: Trainer, task: LightningModule) -> None:
-        """Starts the clock."""
-        self._start = time.perf_counter()
+        self.seconds = trainer.strategy.broadcast(self.time_elapsed())
 
     def on_train_batch_end(
         self, trainer: Trainer, task: LightningModule, outputs: Any, batch: Any, batch_index: int
@@ -63,24 +60,20 @@ class Minutes(Callback):
         due = self.seconds - self._last >= max(self.total / _VALIDATIONS, self.validation / _SHARE)
         trainer.check_val_every_n_epoch = 1 if due or trainer.should_stop else sys.maxsize
 
-    def on_validation_start(self, trainer: Trainer, task: LightningModule) -> None:
-        """Records the start of the validation."""
-        self._read(trainer)
-        self._began = self.seconds
-
     def on_validation_end(self, trainer: Trainer, task: LightningModule) -> None:
         """Records the duration of the validation."""
+        super().on_validation_end(trainer, task)
         self._read(trainer)
-        self.validation, self._last = self.seconds - self._began, self.seconds
+        self.validation, self._last = trainer.strategy.broadcast(self.time_elapsed("validate")), self.seconds
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the time so far."""
-        return {"seconds": self.seconds, "validation": self.validation, "last": self._last}
+        return {**super().state_dict(), "validation": self.validation, "last": self._last}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores the time of the checkpoint."""
-        self.seconds = self._before = state["seconds"]
-        self.validation, self._last = state["validation"], state["last"]
+        super().load_state_dict(state)
+        self.seconds, self.validation, self._last = self.time_elapsed(), state["validation"], state["last"]
 
 
 def budget_used(trainer: Trainer) -> float:
@@ -95,14 +88,8 @@ class BudgetBar(Callback):
     """One progress bar for the whole training, with the loss, steps per second and the remaining time."""
 
     def __init__(self) -> None:
-        self._progress = Progress(
-            TextColumn("training"),
-            BarColumn(),
-            TaskProgressColumn(),
-            TextColumn("{task.fields[state]}"),
-            TimeRemainingColumn(),
-            TextColumn("left"),
-        )
+        columns = ("training", BarColumn(), TaskProgressColumn(), "{task.fields[state]}", TimeRemainingColumn(), "left")
+        self._progress = Progress(*columns)
         self._loss: float | None = None
 
     def on_train_start(self, trainer: Trainer, task: LightningModule) -> None:

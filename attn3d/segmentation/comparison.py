@@ -109,9 +109,6 @@ def _check_mechanisms(
     """Builds the network with each mechanism, since one that does not fit would be found after the plain training.
 
     The network depends on the training cases, which are read for this.
-
-    Raises:
-        ValueError: when a mechanism does not fit the sites of the network.
     """
     dataset = find_dataset(data, labelled=True)
     training, _ = read_fold(splits, 0, dataset.cases)

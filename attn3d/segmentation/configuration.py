@@ -77,11 +77,7 @@ def _warp(hounsfield: bool, settings: Settings) -> dict[str, float]:
 
 
 def _check_shape(network: str, settings: Settings, strides: Sequence[Sequence[int]]) -> None:
-    """Checks that the network has enough strides, and uses the strides and kernels that are set.
-
-    Raises:
-        ValueError: when it does not.
-    """
+    """Checks that the network has enough strides, and uses the strides and kernels that are set."""
     if settings.strides and not uses_strides(network):
         raise ValueError(f"`strides` are not used by {network}, which halves all axes; omit them or use a UNet")
     least = 2 if uses_kernels(network) else 1

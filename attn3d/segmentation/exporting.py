@@ -71,9 +71,8 @@ def _write_onnx(net: nn.Module, config: Configuration, out: Path) -> None:
     except ImportError as error:
         raise ValueError(f"`format` onnx needs {error.name}; python -m pip install 'attn3d[onnx]'") from error
     multiple = shape_multiple(config.network, config.strides)
-    sides = {
-        2 + axis: steps * torch.export.Dim(f"side_{axis}", max=_MOST) for axis, steps in enumerate(multiple)
-    }  # sizes must be multiples of the network's steps
+    # Sizes must be multiples of the network's steps.
+    sides = {2 + axis: steps * torch.export.Dim(f"side_{axis}", max=_MOST) for axis, steps in enumerate(multiple)}
     # At least two steps along each axis and a batch of two, since a size of 1 in the example would become fixed.
     size = [max(side, 2 * steps) for side, steps in zip(config.patch_size, multiple, strict=True)]
     example = torch.zeros(2, config.in_channels, *size)
@@ -94,18 +93,10 @@ def _write_onnx(net: nn.Module, config: Configuration, out: Path) -> None:
 
 def _facts(config: Configuration) -> dict[str, Any]:
     """The parameters of preprocessing and postprocessing, with the names of `portable`."""
-    return {
-        "images": config.images,
-        "modality": config.modality,
-        "spacing": config.spacing,
-        "windows": config.windows,
-        "patch_size": config.patch_size,
-        "multiple": shape_multiple(config.network, config.strides),
-        "values": config.labels.written,
-        "regions": config.labels.regions,
-        "labels": config.labels.as_dict(),
-        "simulated": config.simulated,
-    }
+    facts = config.model_dump(include={"images", "modality", "spacing", "windows", "patch_size", "simulated"})
+    labels, multiple = config.labels, shape_multiple(config.network, config.strides)
+    facts |= {"multiple": multiple, "values": labels.written, "regions": labels.regions, "labels": labels.as_dict()}
+    return facts
 
 
 def _write_bundle(net: nn.Module, config: Configuration, out: Path) -> None:

@@ -156,12 +156,7 @@ def propose_geometry(
     multiple = np.prod(strides, axis=0, dtype=int) if strides else np.ones(3, int)
     if patch_size is None:
         wanted = np.maximum(1, (np.ceil if whole else np.round)(wanted / multiple)) * multiple
-    return Geometry(
-        spacing=tuple(float(round(one, 4)) for one in spacing),
-        patch_size=tuple(int(size) for size in wanted),
-        strides=strides,
-        whole=whole,
-    )
+    return Geometry(tuple(float(round(one, 4)) for one in spacing), tuple(int(one) for one in wanted), strides, whole)
 
 
 def _patch(grid: np.ndarray, spacing: np.ndarray, voxels: int) -> np.ndarray:
@@ -209,11 +204,6 @@ def _sample(image: nib.Nifti1Image, chosen: Any) -> np.ndarray:
 
 def _summary(parts: Sequence[np.ndarray]) -> dict[str, float]:
     values = np.concatenate(parts)
-    low, middle, high = np.percentile(values, (0.5, 50, 99.5))
-    return {
-        "percentile_0.5": round(float(low), 4),
-        "median": round(float(middle), 4),
-        "percentile_99.5": round(float(high), 4),
-        "mean": round(float(values.mean()), 4),
-        "standard_deviation": round(float(values.std()), 4),
-    }
+    names = ("percentile_0.5", "median", "percentile_99.5", "mean", "standard_deviation")
+    numbers = (*np.percentile(values, (0.5, 50, 99.5)), values.mean(), values.std())
+    return {name: round(float(one), 4) for name, one in zip(names, numbers, strict=True)}

@@ -86,21 +86,15 @@ def cross_validate(
 
 def _splits(data: Path | str, folds: int | Path | str, seed: int) -> list[Any]:
     """The names of the training and validation cases of each fold. A given file is checked."""
-    if not isinstance(folds, int):
-        return _checked(folds, data)
     cases = sorted(find_dataset(data, labelled=True).cases, key=lambda case: case.name)
-    if not 2 <= folds <= len(cases):
-        raise ValueError(f"`folds` must be from 2 to the number of cases, {len(cases)}, got {folds}")
-    parts = KFold(folds, shuffle=True, random_state=seed).split(cases)
-    return named_splits(([cases[one] for one in train], [cases[one] for one in held]) for train, held in parts)
-
-
-def _checked(path: Path | str, data: Path | str) -> list[Any]:
-    """Reads the splits of a file. Each case has one score, so at most one fold may hold it out."""
-    splits, held_out = read_splits(path), dict[str, int]()
-    cases = find_dataset(data, labelled=True).cases
+    if isinstance(folds, int):
+        if not 2 <= folds <= len(cases):
+            raise ValueError(f"`folds` must be from 2 to the number of cases, {len(cases)}, got {folds}")
+        parts = KFold(folds, shuffle=True, random_state=seed).split(cases)
+        return named_splits(([cases[one] for one in train], [cases[one] for one in held]) for train, held in parts)
+    splits, held_out = read_splits(folds), dict[str, int]()
     for fold in range(len(splits)):
-        for case in read_fold(path, fold, cases)[1]:
+        for case in read_fold(folds, fold, cases)[1]:  # a case has one score
             if (other := held_out.setdefault(case.name, fold)) != fold:
-                raise FileError(path, f"holds out {case.name!r} in fold {other} and in fold {fold}; hold it out once")
+                raise FileError(folds, f"holds out {case.name!r} in fold {other} and in fold {fold}; hold it out once")
     return splits

@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from attn3d.segmentation.grid import along, resampled_planes
 from attn3d.segmentation.labels import Labels
-from attn3d.segmentation.portable import to_channels
+from attn3d.segmentation.portable import Windows, to_channels
 
 _PLANES = 8  # planes of a window that are added at once
 _FURTHEST = 1e4  # the largest distance of a logit from 0, or from the highest one; the limit of float16 is 65504
@@ -56,7 +56,7 @@ class NetworkInput(NamedTuple):
     volume: MetaTensor
     patch_size: Sequence[int]
     labels: Labels
-    windows: Sequence[Sequence[float]] | None = None
+    windows: Windows = None
 
 
 def segment(
@@ -84,14 +84,10 @@ def segment(
     first = inputs[0]
     axis = min(range(3), key=lambda one: first.patch_size[one] / first.volume.shape[1 + one])
     scan_axis = along(axis, first.volume.affine.numpy(), like.affine)
+    planes_of = [probability_planes(one, axis, overlap=overlap, mirror=mirror) for one in inputs]
     streams = [
-        resampled_planes(
-            probability_planes(one, axis, overlap=overlap, mirror=mirror),
-            *(one.volume.affine.numpy(), one.volume.shape[1:]),
-            *(like.affine, like.shape),
-            axis,
-        )
-        for one in inputs
+        resampled_planes(planes, one.volume.affine.numpy(), one.volume.shape[1:], like.affine, like.shape, axis)
+        for one, planes in zip(inputs, planes_of, strict=True)
     ]
     shape = [like.shape[scan_axis], *(size for one, size in enumerate(like.shape) if one != scan_axis)]
     chosen = np.empty(shape, np.uint8)

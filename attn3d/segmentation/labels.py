@@ -49,7 +49,11 @@ class Labels:
         for name, values in self._parts():
             if len(set(values)) != len(values) or not values:
                 raise ValueError(f"`labels` give {name!r} the values {list(values)}; name at least one, each once")
-        self._check_names()
+        if twice := [name for name, times in Counter((ANY, *self.names)).items() if times > 1]:
+            given = [list(values) for name, values in self._parts() if name == twice[0]]
+            raise ValueError(
+                f"`labels` has the name {twice[0]!r} for {given}; give each label its own name, other than {ANY!r}"
+            )
         if self.ignore is not None and not max(self.present, default=0) < self.ignore < 256:
             highest = max(self.present, default=0)
             raise ValueError(f"`ignore` must be the highest value, above {highest} and up to 255, got {self.ignore}")
@@ -147,7 +151,11 @@ class Labels:
         Args:
             label: values (B, 1, *S) without ignored voxels.
         """
-        return self._table(label.device)[label[:, 0].long()].movedim(-1, 1)
+        kind, channels = (torch.float32, len(self.names)) if self.regions else (torch.long, 1)
+        table = torch.zeros(256, channels, dtype=kind, device=label.device)
+        for index, values in enumerate(self.values):
+            table[list(values), index * self.regions] = 1 if self.regions else 1 + index
+        return table[label[:, 0].long()].movedim(-1, 1)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Probabilities (channels, *S) of logits."""
@@ -160,28 +168,6 @@ class Labels:
     def _parts(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         """Name and values of each label."""
         return zip(self.names, self.values, strict=True)
-
-    def _table(self, device: torch.device) -> Tensor:
-        """The class index, or the membership in each region, of every value."""
-        if not self.regions:
-            table = torch.zeros(256, 1, dtype=torch.long, device=device)
-            table[list(self.written), 0] = torch.arange(len(self.written), device=device)
-            return table
-        table = torch.zeros(256, len(self.names), device=device)
-        for region, values in enumerate(self.values):
-            table[list(values), region] = 1
-        return table
-
-    def _check_names(self) -> None:
-        """Checks that names are unique, since scores are listed by name."""
-        known = {ANY: "all labels as one"}
-        for name, values in self._parts():
-            value = values[0] if len(values) == 1 else list(values)
-            if name in known:
-                raise ValueError(
-                    f"`labels` has the name {name!r} for {value} and for {known[name]}; give each label its own name"
-                )
-            known[name] = f"label {value}"
 
     def _check_order(self) -> None:
         """Checks that all regions can be read from the label map that is written."""

@@ -96,12 +96,7 @@ def _scores(matched: int, lesions: int, predicted: int, iou: float, dice: float)
 
 
 def _rows(
-    of: str,
-    pieces: np.ndarray,
-    sizes: np.ndarray,
-    numbers: list[int],
-    affine: np.ndarray,
-    dice: Mapping[int, float],
+    of: str, pieces: np.ndarray, sizes: np.ndarray, numbers: list[int], affine: np.ndarray, dice: Mapping[int, float]
 ) -> list[dict[str, Any]]:
     """A row for each of the lesions ``numbers``."""
     if not numbers:

@@ -54,11 +54,7 @@ class Patches(Dataset):
         if matrix is not None:
             image, label = warp(image, label, matrix, self.size.tolist())
         image, label = self._augmentation(image, label, random)
-        return {
-            "image": to_channels(image, self.configuration.windows),
-            "label": label[None],
-            "name": case.name,
-        }
+        return {"image": to_channels(image, self.configuration.windows), "label": label[None], "name": case.name}
 
 
 def draw_corner(file: Any, size: np.ndarray, share: float, random: np.random.Generator) -> np.ndarray:
@@ -101,25 +97,6 @@ class EpochSampler(DistributedSampler):
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         return ((self.epoch, index) for index in super().__iter__())
-
-
-class Volumes(Dataset):
-    """Channels (1, C, *S), label (*S) and the name of prepared cases."""
-
-    def __init__(self, cases: Sequence[PreparedCase], configuration: Configuration):
-        self.cases, self.windows = cases, configuration.windows
-
-    def __len__(self) -> int:
-        return len(self.cases)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        with self.cases[index].open() as file:
-            image, label = (torch.from_numpy(file.get_tensor(name)) for name in ("image", "label"))
-        return {
-            "image": to_channels(image, self.windows)[None],
-            "label": label,
-            "name": self.cases[index].name,
-        }
 
 
 class PatchData(LightningDataModule):
@@ -194,4 +171,10 @@ class PatchData(LightningDataModule):
         mine = self.validation[self.trainer.global_rank :: self.trainer.world_size]
         if not mine:
             return DataLoader([{}], batch_size=None)  # type: ignore[arg-type]  # any sequence works
-        return DataLoader(Volumes(mine, self.configuration), batch_size=None)
+        return DataLoader(mine, batch_size=None, collate_fn=self._volume)  # type: ignore[arg-type]
+
+    def _volume(self, case: PreparedCase) -> dict[str, Any]:
+        """Channels (1, C, *S), label (*S) and the name of a prepared case."""
+        with case.open() as file:
+            image, label = (torch.from_numpy(file.get_tensor(name)) for name in ("image", "label"))
+        return {"image": to_channels(image, self.configuration.windows)[None], "label": label, "name": case.name}

@@ -12,6 +12,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import torch
+from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.inferers import Inferer, SlidingWindowInferer
 from monai.transforms import MapTransform
@@ -22,6 +23,8 @@ from .grid import along, resampled_planes, to_grid  # relative, since an export 
 _PERCENTILES = (0.5, 99.5)  # so that a few extreme voxels do not set the scale
 _SAMPLE = 2**20  # approximate number of voxels from which percentiles are computed
 _FURTHEST = 10.0  # standard deviations from the mean
+
+Windows = Sequence[Sequence[float]] | None
 
 
 def find_images(folder: str, images: int) -> list[dict[str, list[str]]]:
@@ -71,9 +74,7 @@ def _normalised(values: Tensor) -> Tensor:
     return torch.zeros_like(values)
 
 
-def on_grid(
-    images: Sequence[nib.Nifti1Image], spacing: Sequence[float], windows: Sequence[Sequence[float]] | None
-) -> MetaTensor:
+def on_grid(images: Sequence[nib.Nifti1Image], spacing: Sequence[float], windows: Windows) -> MetaTensor:
     """The input of `to_channels`: the images of a case, (images, *S), float32, on the working grid, with its affine.
 
     Args:
@@ -88,7 +89,7 @@ def on_grid(
     return MetaTensor(intensities, affine=volumes[0].affine)
 
 
-def to_channels(intensities: Tensor, windows: Sequence[Sequence[float]] | None) -> Tensor:
+def to_channels(intensities: Tensor, windows: Windows) -> Tensor:
     """Maps a CT to one channel per window, scaled and clipped to -1 and 1. Without windows, returns its input.
 
     Args:
@@ -152,12 +153,7 @@ class Prepared(MapTransform):
         windows: level and width in HU of each channel, or None to normalise to mean 0 and standard deviation 1.
     """
 
-    def __init__(
-        self,
-        keys: Hashable | Sequence[Hashable],
-        spacing: Sequence[float],
-        windows: Sequence[Sequence[float]] | None = None,
-    ):
+    def __init__(self, keys: KeysCollection, spacing: Sequence[float], windows: Windows = None):
         super().__init__(keys)
         self.spacing, self.windows = spacing, windows
 
@@ -186,9 +182,7 @@ class ToScan(MapTransform):
         regions: whether the channels are regions, which may overlap.
     """
 
-    def __init__(
-        self, keys: Hashable | Sequence[Hashable], image: Hashable, values: Sequence[int], regions: bool = False
-    ):
+    def __init__(self, keys: KeysCollection, image: Hashable, values: Sequence[int], regions: bool = False):
         super().__init__(keys)
         self.image, self.values, self.regions = image, values, regions
 

@@ -3,7 +3,7 @@
 import math
 from collections import ChainMap
 from collections.abc import Mapping, Sequence
-from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -18,18 +18,13 @@ from attn3d.arguments import nonnegative_number, probability
 from attn3d.plotting import plot_segmentation
 from attn3d.segmentation.components import largest, middle_of_largest, without_small
 from attn3d.segmentation.datasets import Case, Dataset, find_scans, read_case_image, read_case_label
-from attn3d.segmentation.datasets.predictions import (
-    beside,
-    check_beside,
-    check_names,
-    read_labels,
-    remove_beside,
-)
-from attn3d.segmentation.errors import failing_as, failure_noted
+from attn3d.segmentation.datasets.predictions import beside, check_beside, check_names, read_labels, remove_beside
+from attn3d.segmentation.errors import FileError, failing_as, failure_noted
 from attn3d.segmentation.fingerprint import darkest_of
 from attn3d.segmentation.grid import voxel_millilitres
 from attn3d.segmentation.inference import NetworkInput, Segmentation, highest_entropy, measures_of, segment
-from attn3d.segmentation.io.dicom_seg import check_series, highdicom, write_dicom_seg
+from attn3d.segmentation.io.dicom import is_dicom
+from attn3d.segmentation.io.dicom_seg import write_dicom_seg
 from attn3d.segmentation.io.files import read_map, write_label, write_map
 from attn3d.segmentation.io.itk import ENDINGS
 from attn3d.segmentation.io.tables import add_row, rows_in
@@ -140,8 +135,8 @@ def predict(
             overlap = probability("overlap", overlap)
             mirror = checked(Settings, {"mirror": mirror}).mirror
             remove_small = nonnegative_number("remove_small", remove_small)
-            if dicom_seg:
-                highdicom()
+            if dicom_seg and not find_spec("highdicom"):
+                raise ValueError("`dicom_seg` needs highdicom; python -m pip install 'attn3d[dicom]'")
             if format not in (None, *_FORMATS):
                 raise ValueError(f"`format` must be one of {', '.join(_FORMATS)}, got {format!r}")
             opened = _opened(runs)
@@ -164,19 +159,7 @@ def predict(
             out.mkdir(parents=True, exist_ok=True)
             sweep(out)
 
-        segment_case = partial(
-            _segment,
-            networks=networks,
-            run=opened[0],
-            preview=preview,
-            dicom_seg=dicom_seg,
-            keep_largest=keep_largest,
-            remove_small=remove_small,
-            overlap=overlap,
-            mirror=mirror,
-            keep=probabilities,
-            uncertainty=uncertainty,
-        )
+        options = {"overlap": overlap, "mirror": mirror, "keep": probabilities, "uncertainty": uncertainty}
         found = Prediction({}, {}, failed, {}, {})
         batch = [*processes.gathered(paths)[0].items()]
         for case, path in processes.shared(batch, "segmenting", quiet=quiet):
@@ -185,7 +168,9 @@ def predict(
                     label, maps = _existing(path, labels, measures, probabilities, preview, dicom_seg)
                     found.skipped[case.name] = path
                 else:
-                    label, maps = segment_case(case, path)
+                    label, maps = _segment(
+                        case, path, networks, opened[0], preview, dicom_seg, keep_largest, remove_small, **options
+                    )
                     found.written[case.name] = path
                 found.volume_ml[case.name] = volumes = _volumes(label, labels)
                 if statistics:
@@ -195,7 +180,8 @@ def predict(
                     found.uncertainty[case.name] = means = _means(maps, label)
                     rounded = {name: round(one, 6) for name, one in means.items()}
                     add_row(out / "uncertainty.csv", case.name, rounded)
-        return _merged(processes.gathered(found))
+        parts = zip(*processes.gathered(found), strict=True)  # of all processes
+        return Prediction(*(dict(sorted(ChainMap(*fields).items())) for fields in parts))
 
 
 def _opened(runs: Path | str | Sequence[Path | str]) -> list[Run]:
@@ -212,11 +198,6 @@ def _opened(runs: Path | str | Sequence[Path | str]) -> list[Run]:
                 f" {run.config.images} images, {opened[0].folder} has {first.labels} and {first.images}"
             )
     return opened
-
-
-def _merged(parts: Sequence[Prediction]) -> Prediction:
-    """Merges the results of all processes, sorted by name."""
-    return Prediction(*(dict(sorted(ChainMap(*fields).items())) for fields in zip(*parts, strict=True)))
 
 
 def _volumes(label: nib.Nifti1Image, labels: Labels) -> dict[str, float]:
@@ -249,7 +230,6 @@ def _existing(
 def _segment(
     case: Case,
     path: Path,
-    *,
     networks: Sequence[tuple[nn.Module, Configuration]],
     run: Run,
     preview: bool,
@@ -259,8 +239,8 @@ def _segment(
     **options: Any,
 ) -> tuple[nib.Nifti1Image, dict[str, np.ndarray]]:
     """Writes the requested files of a case, its labels last, and returns the labels and their uncertainty."""
-    if dicom_seg:
-        check_series(case.images[0])
+    if dicom_seg and not (case.images[0].is_dir() or is_dicom(case.images[0])):
+        raise FileError(case.images[0], "is not a DICOM series, which a DICOM SEG refers to; omit --dicom-seg")
     images = read_case_image(case)
     warn_of_other_modality(case.images[0], darkest_of(images[0]), run.config.windows, run.darkest)
     found = _predicted(images, networks, **options)

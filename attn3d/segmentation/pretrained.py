@@ -11,13 +11,7 @@ from torch import Tensor, nn
 from attn3d.segmentation.errors import FileError
 from attn3d.segmentation.runs import Run
 
-_STATES = (
-    "state_dict",
-    "model_state_dict",
-    "network_weights",
-    "model",
-    "network",
-)  # keys of the weights in checkpoints
+_STATES = ("state_dict", "model_state_dict", "network_weights", "model", "network")  # keys of weights in checkpoints
 _PREFIXES = ("module.", "_orig_mod.", "network.", "model.")  # of wrappers, such as DDP, compiled modules and Lightning
 
 

@@ -31,7 +31,7 @@ class Processes:
     """
 
     def __init__(self, rank: int, size: int, take: Callable[[], int], group: distributed.ProcessGroup | None = None):
-        self.rank, self.size, self._take, self._group = rank, size, take, group
+        self.rank, self.size, self._take, self._group = rank, size, _raising_process_lost()(take), group
 
     def shared(self, cases: Sequence[T], description: str, *, quiet: bool) -> Iterator[T]:
         """Yields the cases for this process. It takes the next case when it has finished the previous one.
@@ -46,14 +46,10 @@ class Processes:
         """
         with Progress(disable=quiet or self.rank > 0) as bar:
             task = bar.add_task(description, total=len(cases))
-            while (index := self._next()) < len(cases):
+            while (index := self._take()) < len(cases):
                 bar.update(task, completed=index)
                 yield cases[index]
             bar.update(task, completed=len(cases))
-
-    def _next(self) -> int:
-        with _raising_process_lost():
-            return self._take()
 
     def gathered(self, part: T) -> list[T]:
         """Returns the parts of all processes by rank, in every process.

@@ -55,14 +55,6 @@ def _keep_settings(path: Path, settings: Mapping[str, Any]) -> None:
     """Writes the settings of a series of trainings, or checks that they equal those of the series in the folder.
 
     The data set may have been moved. The settings can be changed as long as the folder has no run.
-
-    Args:
-        path: the file of the settings.
-        settings: ``"settings"`` of the user, the folder of the data set as ``"data"``, and other values.
-
-    Raises:
-        FileError: when the folder has a series with other settings.
-        ValueError: when the folder has other content.
     """
     asked = json.loads(json.dumps(settings))
     if path.exists() and _has_runs(path.parent):

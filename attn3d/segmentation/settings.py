@@ -2,23 +2,13 @@
 
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    GetCoreSchemaHandler,
-    ValidationError,
-)
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic import model_validator as check_model
-from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from attn3d.arguments import check_options, nearest, of_python, one_of
 from attn3d.factory import declares, find
@@ -30,22 +20,6 @@ from attn3d.segmentation.networks import NETWORKS
 
 FORMAT = 3  # version of run folders
 EPOCHS = 30  # the default budget
-
-
-@dataclass(frozen=True)
-class MustBe:
-    """Replaces the errors of pydantic for a setting by one that says what the setting must be."""
-
-    words: str
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        def check(value: Any, inner: core_schema.ValidatorFunctionWrapHandler) -> Any:
-            try:
-                return inner(value)
-            except ValidationError as error:
-                raise PydanticCustomError("must_be", "{words}", {"words": f"must be {self.words}"}) from error
-
-        return core_schema.no_info_wrap_validator_function(check, handler(source))
 
 
 def _number(value: Any) -> Any:
@@ -62,31 +36,29 @@ def _each_once(values: tuple[int, ...]) -> tuple[int, ...]:
     return values
 
 
-_Whole = Annotated[int, Field(strict=True, ge=1)]
-_Size = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
-_Real = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-_Count = Annotated[_Whole, MustBe("a whole number of at least 1")]
-_Seed = Annotated[int, Field(strict=True, ge=0), MustBe("a whole number of at least 0")]
-_NotNegative = Annotated[_Real, Field(ge=0), BeforeValidator(_number), MustBe("a number of at least 0")]
-_Share = Annotated[_Real, Field(gt=0, lt=1), BeforeValidator(_number), MustBe("a number above 0 and below 1")]
-_Part = Annotated[_Real, Field(ge=0, le=1), BeforeValidator(_number), MustBe("a number from 0 to 1")]
-_Decay = Annotated[_Real, Field(ge=0, lt=1), BeforeValidator(_number), MustBe("a number of at least 0 and below 1")]
-_Rate = Annotated[
-    _Real, Field(ge=1e-12, lt=1e9), BeforeValidator(_number), MustBe("a number of at least 1e-12 and below 1e+09")
-]
-_Angle = Annotated[_Real, Field(ge=0, le=180), BeforeValidator(_number), MustBe("a number from 0 to 180")]
-_LOSSES = "dice_ce, dice_focal, generalized_dice or tversky"
-_Flag = Annotated[bool, Field(strict=True), MustBe("true or false")]
-_PerAxis = Annotated[
-    tuple[tuple[_Whole, _Whole, _Whole], ...], MustBe("a list with three whole numbers of at least 1 per entry")
-]
-_Windows = Annotated[
-    tuple[tuple[_Real, _Size], ...],
-    Field(min_length=1),
-    MustBe("a list of pairs, level and width in HU, with positive widths"),
-]
-_Spacing = Annotated[tuple[_Size, _Size, _Size], MustBe("three positive numbers")]
-_PatchSize = Annotated[tuple[_Whole, _Whole, _Whole], MustBe("three positive whole numbers")]
+_Count = Annotated[int, Field(strict=True, ge=1)]
+_Seed = Annotated[int, Field(strict=True, ge=0)]
+_Real = Annotated[float, Field(strict=True, allow_inf_nan=False), BeforeValidator(_number)]
+_Size = Annotated[_Real, Field(gt=0)]
+_NotNegative = Annotated[_Real, Field(ge=0)]
+_Part = Annotated[_Real, Field(ge=0, le=1)]
+_Decay = Annotated[_Real, Field(ge=0, lt=1)]
+_Flag = Annotated[bool, Field(strict=True)]
+_PerAxis = tuple[tuple[_Count, _Count, _Count], ...]
+_Windows = Annotated[tuple[tuple[_Real, _Size], ...], Field(min_length=1)]
+_Spacing = tuple[_Size, _Size, _Size]
+_PatchSize = tuple[_Count, _Count, _Count]
+_MUST_BE = {  # where the words of pydantic are about an entry
+    "at": "a list of kinds of site",
+    "class_weights": "a list of numbers of at least 0",
+    "kernels": "a list with three whole numbers of at least 1 per entry",
+    "mirror": "a list of axes from 0 to 2, each at most once",
+    "patch_size": "three positive whole numbers",
+    "spacing": "three positive numbers",
+    "start_from": "a path",
+    "strides": "a list with three whole numbers of at least 1 per entry",
+    "windows": "a list of pairs, level and width in HU, with positive widths",
+}
 
 
 def _check_attention(values: Mapping[str, Any]) -> None:
@@ -107,7 +79,7 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    network: Annotated[str, MustBe("a name")] | None = Field(
+    network: str | None = Field(
         None,
         description="a name of `attn3d.segmentation.NETWORKS`; by default `DynUNet` on a GPU or if a patch contains a "
         "whole scan, otherwise `UNet`",
@@ -117,9 +89,7 @@ class Settings(BaseModel):
         True, description="whether there is a loss at coarser resolutions too, for networks that support it"
     )
     attention: Any = Field("cbam", description="a mechanism, its spec `[name, {option: value}]`, or `none`")
-    at: Annotated[tuple[Annotated[str, Field(strict=True)], ...], MustBe("a list of kinds of site")] = Field(
-        ("skip",), description="kinds of site for attention"
-    )
+    at: tuple[Annotated[str, Field(strict=True)], ...] = Field(("skip",), description="kinds of site for attention")
     patch_voxels: _Count = Field(2**17, description="approximate number of voxels in a patch")
     spacing: _Spacing | None = Field(
         None, description="spacing of the working grid in mm along right, anterior, superior"
@@ -131,21 +101,23 @@ class Settings(BaseModel):
     kernels: _PerAxis | None = Field(
         None, description="kernel size at each resolution, per axis; only for `DynUNet` and `ResidualDynUNet`"
     )
-    windows: Annotated[Literal["auto"] | _Windows | None, MustBe(_Windows.__metadata__[-1].words)] = Field(
-        "auto", description="level and width in HU of each channel of a CT; null for mean 0 and standard deviation 1"
+    windows: Literal["auto"] | _Windows | None = Field(
+        "auto",
+        description="level and width in HU of each channel of a CT, such as `[[40, 80], [80, 200]]`; `auto` derives "
+        "them if the data set is known as CT; null for mean 0 and standard deviation 1",
     )
-    mirror: Annotated[
-        tuple[Annotated[int, Field(strict=True, ge=0, le=2)], ...],
-        AfterValidator(_each_once),
-        MustBe("a list of axes from 0 to 2, each at most once"),
-    ] = Field((0,), description="axes along which patches are mirrored: 0 right, 1 anterior, 2 superior")
+    mirror: Annotated[tuple[Annotated[int, Field(strict=True, ge=0, le=2)], ...], AfterValidator(_each_once)] = Field(
+        (0,), description="axes along which patches are mirrored: 0 right, 1 anterior, 2 superior"
+    )
     warped: _Part | None = Field(None, description="fraction of the patches that are rotated and scaled")
-    rotation: _Angle | None = Field(None, description="largest rotation of a patch about each axis, in degrees")
+    rotation: Annotated[_Real, Field(ge=0, le=180)] | None = Field(
+        None, description="largest rotation of a patch about each axis, in degrees"
+    )
     scaling: _Decay | None = Field(
         None, description="largest change of a patch's scale along each axis, as a fraction of 1"
     )
     epochs: _Count | None = Field(None, description=f"passes over the cases; {EPOCHS} if `minutes` is not set")
-    minutes: Annotated[_Size, BeforeValidator(_number), MustBe("a positive number")] | None = Field(
+    minutes: _Size | None = Field(
         None, description="training time in minutes, including validation, instead of `epochs`"
     )
     around_labels: _Part = Field(
@@ -154,19 +126,21 @@ class Settings(BaseModel):
     )
     patches_per_case: _Count = Field(4, description="patches per case in an epoch")
     batch_size: _Count = Field(2, description="patches per step on each device")
-    loss: Annotated[Literal["dice_ce", "dice_focal", "generalized_dice", "tversky"], MustBe(_LOSSES)] = Field(
-        "dice_ce", description="Dice with cross-entropy or with focal loss, generalised Dice, or Tversky"
+    loss: Literal["dice_ce", "dice_focal", "generalized_dice", "tversky"] = Field(
+        "dice_ce",
+        description="`dice_ce` (Dice and cross-entropy), `dice_focal` (Dice and focal loss), `generalized_dice` or "
+        "`tversky`",
     )
-    class_weights: Annotated[tuple[_NotNegative, ...], MustBe("a list of numbers of at least 0")] | None = Field(
+    class_weights: tuple[_NotNegative, ...] | None = Field(
         None, description="weights of the background and of each label, for the loss `dice_ce`"
     )
-    start_from: Annotated[Path, MustBe("a path")] | None = Field(
+    start_from: Path | None = Field(
         None, description="a run folder, or a checkpoint of PyTorch or safetensors, with the initial weights"
     )
-    optimizer: Annotated[Literal["adamw", "sgd"], MustBe("adamw or sgd")] = Field(
-        "adamw", description="`adamw`, or `sgd` with Nesterov momentum 0.99"
+    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="`adamw`, or `sgd` with Nesterov momentum 0.99")
+    learning_rate: Annotated[_Real, Field(gt=0, lt=1e9)] = Field(
+        3e-3, description="highest learning rate; it decays to 0 over the budget"
     )
-    learning_rate: _Rate = Field(3e-3, description="highest learning rate; it decays to 0 over the budget")
     weight_decay: _NotNegative = Field(1e-2, description="weight decay of the optimizer")
     warmup_steps: _Seed = Field(50, description="steps over which the learning rate rises")
     gradient_clip: _NotNegative = Field(12.0, description="largest norm of the gradient; 0 for no limit")
@@ -177,7 +151,7 @@ class Settings(BaseModel):
     validate_every: _Count = Field(
         5, description="epochs between validations; a budget of `minutes` has at most five validations"
     )
-    held_out: _Share = Field(0.2, description="fraction of the cases for validation")
+    held_out: Annotated[_Real, Field(gt=0, lt=1)] = Field(0.2, description="fraction of the cases for validation")
     split_seed: _Seed = Field(0, description="seed of the split")
     seed: _Seed = Field(0, description="seed of the weights and the patches")
 
@@ -212,13 +186,13 @@ class Configuration(Settings):
     kernels: _PerAxis
     windows: _Windows | None
     warped: _Part
-    rotation: _Angle
+    rotation: Annotated[_Real, Field(ge=0, le=180)]
     scaling: _Decay
     data: str = Field(description="the folder of the data set")
     layout: str = Field(description="layout of the data set")
     simulated: bool = Field(description="whether the scans are simulated")
     modality: str = Field(description="CT, MRI or unknown")
-    labels: Annotated[Labels, MustBe("`names` with the `values` of each")] = Field(description="the labels to learn")
+    labels: Labels = Field(description="the labels to learn")
     images: _Count = Field(description="number of images per case")
     versions: dict[str, str] = Field(description="versions of the libraries")
 
@@ -283,7 +257,8 @@ def checked(kind: type[Settings], values: Mapping[str, Any]) -> Any:
         raise ValueError(f"has an unknown setting {name!r}; {nearest(name, kind.model_fields)}")
     if not name:
         raise ValueError(str(first["ctx"]["error"]))
-    raise ValueError(f"`{name}` {first['msg'].replace('Input should be', 'must be')}, got {values.get(name)!r}")
+    words = f"must be {_MUST_BE[name]}" if name in _MUST_BE else first["msg"].replace("Input should be", "must be")
+    raise ValueError(f"`{name}` {words}, got {values.get(name)!r}")
 
 
 def settings_from(file: Path | str | None, given: Mapping[str, Any]) -> Settings:

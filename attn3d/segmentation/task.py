@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from monai.inferers import sliding_window_inference
 from monai.losses import DeepSupervisionLoss
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -16,7 +15,7 @@ from attn3d.layers.spatial import to_channels_last
 from attn3d.segmentation.callbacks import budget_used
 from attn3d.segmentation.losses import create_loss
 from attn3d.segmentation.networks import shape_multiple
-from attn3d.segmentation.portable import window_size
+from attn3d.segmentation.portable import WindowInferer
 from attn3d.segmentation.settings import Configuration
 
 
@@ -99,22 +98,11 @@ class SegmentationTask(LightningModule):
         """Counts the predicted, the true and the common voxels of a volume. An empty batch is skipped."""
         if not batch:
             return
-        config = self.config
-        multiple = shape_multiple(config.network, config.strides)
-        outputs = sliding_window_inference(
-            batch["image"],
-            window_size(config.patch_size, multiple, batch["image"].shape[2:]),
-            2,
-            self.trained,
-            overlap=0.25,
-            padding_mode="replicate",  # as for patches
-            device="cpu",
-            sw_device=self.device,
-        )
-        logits = torch.as_tensor(outputs)
+        config, labels = self.config, self.config.labels
+        infer = WindowInferer(config.patch_size, shape_multiple(config.network, config.strides), overlap=0.25)
+        logits = infer(batch["image"], self.trained, device="cpu")
         if not logits.isfinite().all():
             self.stop("the network's output is not finite", [batch["name"]])
-        labels = config.labels
         chosen = labels.choose(labels.probabilities(logits[0]))
         found, true = labels.compared(chosen.numpy(), batch["label"].cpu().numpy())
         masks = zip(labels.masks(found), labels.masks(true), strict=True)

@@ -20,7 +20,7 @@ from attn3d.arguments import natural_number, spec_words
 from attn3d.segmentation.advice import without_advice
 from attn3d.segmentation.callbacks import Best, BudgetBar, Checkpoint, Epochs, Minutes, WholeCheckpoints
 from attn3d.segmentation.configuration import configure
-from attn3d.segmentation.datasets import Case, Dataset, find_dataset, read_fold, split_cases
+from attn3d.segmentation.datasets import Dataset, Split, find_dataset, read_fold, split_cases
 from attn3d.segmentation.errors import FileError
 from attn3d.segmentation.evaluation import evaluate
 from attn3d.segmentation.fingerprint import take_fingerprint
@@ -102,26 +102,18 @@ def train(
             if run.finished:
                 return run
             dataset = run.dataset()
-            training, validation = run.cases("training", dataset), run.cases("validation", dataset)
+            split = run.cases("training", dataset), run.cases("validation", dataset)
         else:
-            run, dataset, training, validation = _new_run(data, out, config, (folds, fold), settings, quiet)
+            run, dataset, split = _new_run(data, out, config, (folds, fold), settings, quiet)
         try:
-            _train(run, dataset, training, validation, devices, workers, quiet)
+            _train(run, dataset, split, devices, workers, quiet)
         except KeyboardInterrupt as stopped:
             again = f"continue with --resume --out {shlex.quote(str(run.folder))}"
             raise Interrupted(f"{str(stopped) or 'stopped'}; {again}") from stopped
     return run
 
 
-def _train(
-    run: Run,
-    dataset: Dataset,
-    training: list[Case],
-    validation: list[Case],
-    devices: int | str,
-    workers: int | None,
-    quiet: bool,
-) -> None:
+def _train(run: Run, dataset: Dataset, split: Split, devices: int | str, workers: int | None, quiet: bool) -> None:
     """Runs the remaining steps of a run: training, prediction of the held-out cases and scoring."""
     seed_everything(run.config.seed, verbose=False)
     net = run.new_network()
@@ -129,7 +121,7 @@ def _train(
         start_from(net, run.config.start_from)
     task = SegmentationTask(net, run.config)
     if not run.weights.exists():
-        patches = PatchData(run.config, dataset, training, validation, run.folder / "prepared", workers, quiet)
+        patches = PatchData(run.config, dataset, *split, run.folder / "prepared", workers, quiet)
         _fit(run, task, patches, devices, quiet)
     if _is_first_process():
         predict_held_out(run, dataset, quiet=quiet)
@@ -144,8 +136,8 @@ def _new_run(
     folds: tuple[Path | str | None, int],
     given: Mapping[str, Any],
     quiet: bool,
-) -> tuple[Run, Dataset, list[Case], list[Case]]:
-    """Reads the data, creates the run, and returns it with its data set, training cases and validation cases.
+) -> tuple[Run, Dataset, Split]:
+    """Reads the data, creates the run, and returns it with its data set and split.
 
     The folder may contain a simulated cohort, and files of a training that was killed before its run was complete.
     """
@@ -170,26 +162,26 @@ def _new_run(
         for problem in dataset.left_out:
             logger.warning("left out: %s", problem)
     if folds[0] is None:
-        training, validation = split_cases(dataset.cases, settings.held_out, settings.split_seed, dataset.validation)
+        split = split_cases(dataset.cases, settings.held_out, settings.split_seed, dataset.validation)
     else:
-        training, validation = read_fold(folds[0], folds[1], dataset.cases)
+        split = read_fold(folds[0], folds[1], dataset.cases)
     images = dataset.images_per_case()
 
-    fingerprint = take_fingerprint(dataset, training, quiet=quiet or not first)
+    fingerprint = take_fingerprint(dataset, split[0], quiet=quiet or not first)
     configuration = configure(dataset, images, fingerprint, settings)
     run = Run(out, configuration)
     net = run.new_network()  # errors of the network or its weights are raised before anything is written
     started = None if configuration.start_from is None else start_from(net, configuration.start_from)
     if first:
-        split = {"training": [case.name for case in training], "validation": [case.name for case in validation]}
-        Run.create(out, configuration, asdict(fingerprint), split)
+        training, validation = ([case.name for case in part] for part in split)
+        Run.create(out, configuration, asdict(fingerprint), {"training": training, "validation": validation})
         if not quiet:
             print(_summary(configuration))
             if started is not None:
                 print(f"  {started}")
         elif started is not None:
             logger.info(started)
-    return run, dataset, training, validation
+    return run, dataset, split
 
 
 def _is_first_process() -> bool:

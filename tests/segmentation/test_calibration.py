@@ -15,7 +15,7 @@ from sklearn.metrics import roc_auc_score
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from attn3d.segmentation import FileError, evaluate, write_image
-from attn3d.segmentation.calibration import MARGIN, Calibration
+from attn3d.segmentation.calibration import MARGIN, Calibration, summarise_calibration
 from attn3d.segmentation.labels import Labels
 from tests.segmentation.volumes import AFFINES, scan
 
@@ -78,7 +78,7 @@ def test_parts_add_up_to_all_voxels():
     right = probabilities.argmax(1) == true
     parts = [Calibration.of(probabilities[part], right[part]) for part in (slice(1000), slice(1000, None))]
     whole = Calibration.of(probabilities, right)
-    assert (parts[0] + parts[1]).scores() == pytest.approx(whole.scores(), rel=1e-12)
+    assert summarise_calibration(dict(enumerate(parts)))["overall"] == pytest.approx(whole.scores(), rel=1e-12)
     reliability = whole.reliability()
     assert sum(row["voxels"] for row in reliability) == 4000
     assert reliability[0] == {"voxels": 0, "confidence": None, "accuracy": None}

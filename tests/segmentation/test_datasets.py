@@ -166,7 +166,7 @@ UPSIDE_DOWN = {"background": 0, "active": 3, "core": [2, 3], "whole": [1, 2, 3]}
         ({"labels": {"background": 0, "a": [1, 1], "b": 2}}, r"give 'a' the values \[1, 1\]; name"),
         ({"labels": {"background": 0, "a": [], "b": 2}}, r"give 'a' the values \[\]; name at least one"),
         ({"labels": {"background": 0, "a": [0, 1]}}, "values from 1 to 255, got 0; map"),
-        ({"labels": {"background": 0, "any label": [1, 2], "b": 2}}, "for all labels as one"),
+        ({"labels": {"background": 0, "any label": [1, 2], "b": 2}}, "its own name, other than 'any label'"),
         ({"labels": {"background": 0, "a": 1, "ignore": 1}}, "`ignore` must be the highest value, above 1 .* got 1"),
         ({"labels": {"background": 0, "a": 3, "ignore": 2}}, "`ignore` must be the highest value, above 3 .* got 2"),
         ({"labels": {"background": 0, "a": 3, "ignore": 256}}, "up to 255, got 256"),
@@ -339,8 +339,14 @@ def test_the_cases_that_a_decathlon_validates_on_are_held_out(tmp_path):
 @pytest.mark.parametrize(
     ("labels", "says"),
     [
-        ('{"0": "background", "1": "lesion", "2": "lesion"}', "has the name 'lesion' for 2 and for label 1"),
-        ('{"0": "background", "1": "any label"}', "has the name 'any label' for 1 and for all labels as one"),
+        (
+            '{"0": "background", "1": "lesion", "2": "lesion"}',
+            "has the name 'lesion' for \[\[1\], \[2\]\]; give each label its own name",
+        ),
+        (
+            '{"0": "background", "1": "any label"}',
+            "has the name 'any label' for \[\[1\]\]; give each label its own name",
+        ),
         ('{"0": "background", "1": "a", "1": "b"}', "dataset.json: is not valid JSON: the key '1' is repeated"),
     ],
 )

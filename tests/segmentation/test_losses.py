@@ -75,7 +75,7 @@ def test_a_perfect_prediction_has_the_smallest_loss(name, batch):
 
 
 def test_errors_for_unknown_losses_and_for_weights():
-    with pytest.raises(ValueError, match="`loss` must be dice_ce, dice_focal, generalized_dice or tv"):
+    with pytest.raises(ValueError, match="`loss` must be 'dice_ce', 'dice_focal', 'generalized_dice' or 'tv"):
         checked(Settings, {"loss": "dice"})
     with pytest.raises(ValueError, match="`class_weights` are for the loss dice_ce, got the loss"):
         create_loss("tversky", LABELS, [1.0, 1.0])

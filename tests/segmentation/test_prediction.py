@@ -351,12 +351,18 @@ def test_a_preview_has_the_name_of_the_case_in_every_format(run, tmp_path):
 
 def test_a_scan_without_dicom_is_refused_before_it_is_segmented(run, tmp_path, monkeypatch):
     scans = save(tmp_path / "scans", one=bright()[0])
-    monkeypatch.setattr(prediction, "highdicom", lambda: None)  # an optional dependency
+    monkeypatch.setattr(prediction, "find_spec", lambda name: True)  # an optional dependency
     monkeypatch.setattr(prediction, "_predicted", lambda *_, **__: pytest.fail("it is segmented"))
     found = predict(run.folder, scans, tmp_path / "out", dicom_seg=True, quiet=True)
     assert found.failed == {
         str(scans / "one.nii.gz"): "is not a DICOM series, which a DICOM SEG refers to; omit --dicom-seg"
     }
+
+
+def test_dicom_seg_without_highdicom_is_refused(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(prediction, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"`dicom_seg` needs highdicom; python -m pip install 'attn3d\[dicom\]'"):
+        predict(run.folder, tmp_path, tmp_path / "out", dicom_seg=True, quiet=True)
 
 
 def rows(table):

@@ -116,7 +116,7 @@ def test_an_input_error_is_printed_once(tmp_path):
     result = torchrun("predict", tmp_path / "run", "-i", tmp_path / "scans", "-o", tmp_path / "out", *OPTIONS)
     assert result.returncode == 1, "torchrun exits with 1, whatever the exit code of attn3d"
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("attn3d predict: ")]
-    assert "config.json: is not there" in line
+    assert "config.json: does not exist" in line
 
 
 @pytest.mark.parametrize(("place", "gpu"), [({"LOCAL_RANK": "1", "RANK": "5"}, 1), ({"RANK": "5"}, 2), ({}, 0)])

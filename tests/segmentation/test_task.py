@@ -77,7 +77,7 @@ def test_minutes_count_from_the_checkpoint(recorded, data, tmp_path, monkeypatch
             train(data, out=tmp_path / "run", **MINUTES)
     before = len(rates)
     state = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["callbacks"]["Minutes"]
-    assert 0 < state["seconds"] < 240
+    assert 0 < state["time_elapsed"]["train"] < 240
     run = train(out=tmp_path / "run", resume=True, quiet=True)
     assert run.finished
     assert rates[before] == pytest.approx(rates[before - 1], rel=0.1)
@@ -86,13 +86,13 @@ def test_minutes_count_from_the_checkpoint(recorded, data, tmp_path, monkeypatch
 
 def test_slow_validations_are_less_frequent():
     clock = callbacks.Minutes(10)
-    clock.load_state_dict({"seconds": 130.0, "validation": 12.0, "last": 0.0})
+    clock.load_state_dict({"time_elapsed": {"train": 130.0}, "validation": 12.0, "last": 0.0})
     assert clock.used == pytest.approx(130 / (600 - 12))
-    clock._start = callbacks.time.perf_counter() - 0.0
+    clock.on_train_start(None, None)
     trainer = type("Trainer", (), {"strategy": type("S", (), {"broadcast": staticmethod(lambda x: x)})})()
     clock.on_train_batch_end(trainer, None, None, None, 0)
     assert trainer.check_val_every_n_epoch > 1, "validations of 12 s may take 5 % of 240 s"
-    clock._before = 250.0
+    clock._offset = 250.0
     clock.on_train_batch_end(trainer, None, None, None, 0)
     assert trainer.check_val_every_n_epoch == 1
     assert not trainer.should_stop

@@ -4,12 +4,13 @@ from attn3d.segmentation.datasets.dataset import Case, Dataset
 from attn3d.segmentation.datasets.finding import LAYOUTS, find_dataset
 from attn3d.segmentation.datasets.reading import read_case_image, read_case_label
 from attn3d.segmentation.datasets.scans import find_scans
-from attn3d.segmentation.datasets.splitting import named_splits, read_fold, read_splits, split_cases
+from attn3d.segmentation.datasets.splitting import Split, named_splits, read_fold, read_splits, split_cases
 
 __all__ = [
     "LAYOUTS",
     "Case",
     "Dataset",
+    "Split",
     "find_dataset",
     "find_scans",
     "named_splits",

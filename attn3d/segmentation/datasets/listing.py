@@ -12,10 +12,7 @@ from attn3d.segmentation.io.itk import ENDINGS
 from attn3d.segmentation.io.writing import read_json
 
 SUFFIXES = (".nii.gz", ".nii", *ENDINGS)
-_OTHER_FORMATS = (
-    *(".nhdr", ".mhd", ".hdr", ".img", ".mgz", ".mgh"),
-    *(".dcm", ".npy", ".npz", ".gz", ".zip"),
-)
+_OTHER_FORMATS = (*(".nhdr", ".mhd", ".hdr", ".img", ".mgz", ".mgh"), *(".dcm", ".npy", ".npz", ".gz", ".zip"))
 
 _LABELS = ("_label", "_seg", "_mask")
 

@@ -30,19 +30,6 @@ logger = logging.getLogger("attn3d")
 
 
 @dataclass(frozen=True)
-class Series:
-    """The files of one series in one folder.
-
-    Attributes:
-        title: modality, description and number of files.
-        headers: the header of each file, without voxels.
-    """
-
-    title: str
-    headers: dict[Path, Any]
-
-
-@dataclass(frozen=True)
 class _Slice:
     """A slice: a ``frame`` of a file, the centre of its first voxel in mm, and the directions of its axes.
 
@@ -77,11 +64,11 @@ def same_locale() -> Iterator[None]:
         locale.setlocale(locale.LC_ALL, before)
 
 
-def find_series(path: Path | str) -> tuple[list[Series], dict[Path, str]]:
-    """The series in a folder or file, and the reason for every DICOM file that is not part of a scan.
+def find_series(path: Path | str) -> tuple[dict[Path, Any], dict[Path, str]]:
+    """The header of each file of the series in a folder or file, and the reason for every other DICOM file.
 
     Raises:
-        FileError: when a file of a scan is damaged, or a file in the folder is named as a slice, but is not DICOM.
+        FileError: when there are several series, a file of a scan is damaged, or one is named as a slice, but no DICOM.
     """
     path = Path(path)
     series: dict[str, dict[Path, Any]] = defaultdict(dict)
@@ -100,7 +87,10 @@ def find_series(path: Path | str) -> tuple[list[Series], dict[Path, str]]:
             series[header.SeriesInstanceUID][file] = header
     if path.is_dir():
         _check_copied(path, [file for headers in series.values() for file in headers])
-    return [Series(_title(headers), headers) for headers in series.values()], others
+    if len(series) > 1:
+        titles = "; ".join(map(_title, series.values()))
+        raise FileError(path, f"contains {len(series)} DICOM series ({titles}); put each into its own folder")
+    return next(iter(series.values()), {}), others
 
 
 def _check_copied(folder: Path, slices: list[Path]) -> None:
@@ -137,18 +127,14 @@ def slices_of(path: Path | str) -> tuple[list[_Slice], dict[Path, Any]]:
     Raises:
         FileError: as `read_series`.
     """
-    series, others = find_series(path)
+    headers, others = find_series(path)
     for file, problem in others.items():
         logger.warning("left out: %s: %s", file, problem)
-    if not series:
+    if not headers:
         what = "is a folder without a DICOM series" if Path(path).is_dir() else "contains no DICOM series"
         why = "".join(f" ({file.name} {problem})" for file, problem in list(others.items())[:1])
         raise FileError(path, f"{what}{why}; give a NIfTI file, or a folder of one series")
-    if len(series) > 1:
-        titles = "; ".join(one.title for one in series)
-        raise FileError(path, f"contains {len(series)} DICOM series ({titles}); put each into its own folder")
-    slices = [one for file, header in series[0].headers.items() for one in _slices(file, header)]
-    return _in_order(path, slices), series[0].headers
+    return _in_order(path, [one for file, header in headers.items() for one in _slices(file, header)]), headers
 
 
 def _header(file: Path) -> Any:
@@ -180,37 +166,32 @@ def _slices(file: Path, header: Any) -> list[_Slice]:
         if "PerFrameFunctionalGroupsSequence" not in header:
             if (frames := int(header.get("NumberOfFrames") or 1)) > 1:
                 raise FileError(file, f"has {frames} frames without the position of each; {_CONVERT}")
-            return [_slice(file, 0, inverted, header.get, header.get, header.get, header.get)]
-        shared = header.get("SharedFunctionalGroupsSequence") or [{}]
+            return [_slice(file, 0, inverted, header)]
+        shared = (header.get("SharedFunctionalGroupsSequence") or [{}])[0]
         return [
-            _slice(file, number, inverted, *(_group(name, frame, shared[0]) for name in _GROUPS))
+            _slice(file, number, inverted, _in_groups(frame, shared))
             for number, frame in enumerate(header.PerFrameFunctionalGroupsSequence)
         ]
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise FileError(file, f"its header does not have the positions of its slices ({error}); {_CONVERT}") from error
 
 
-_GROUPS = ("PlanePosition", "PlaneOrientation", "PixelMeasures", "PixelValueTransformation")
+def _in_groups(frame: Any, shared: Any) -> dict[str, Any]:
+    """The values in the groups of a frame, or for a group that it lacks, in that of all frames."""
+    names = ("PlanePosition", "PlaneOrientation", "PixelMeasures", "PixelValueTransformation")
+    groups = [frame.get(f"{name}Sequence") or shared.get(f"{name}Sequence") or [()] for name in names]
+    return {element.keyword: element.value for group in groups for element in group[0]}
 
 
-def _group(name: str, frame: Any, shared: Any) -> Any:
-    """A function that looks up a value in a group of this frame, or in the group that all frames share."""
-    sequence = f"{name}Sequence"
-    groups = frame.get(sequence) or shared.get(sequence) or [{}]
-    return groups[0].get
-
-
-def _slice(
-    file: Path, frame: int, inverted: int | None, place: Any, orientation: Any, measures: Any, values: Any
-) -> _Slice:
-    directions = np.array(orientation("ImageOrientationPatient"), float).reshape(2, 3).T
-    between_rows, between_columns = map(float, measures("PixelSpacing"))
-    thickness = measures("SpacingBetweenSlices") or measures("SliceThickness")
-    slope, intercept = values("RescaleSlope"), values("RescaleIntercept")  # None if they are empty, too
+def _slice(file: Path, frame: int, inverted: int | None, values: Any) -> _Slice:
+    directions = np.array(values.get("ImageOrientationPatient"), float).reshape(2, 3).T
+    between_rows, between_columns = map(float, values.get("PixelSpacing"))
+    thickness = values.get("SpacingBetweenSlices") or values.get("SliceThickness")
+    slope, intercept = values.get("RescaleSlope"), values.get("RescaleIntercept")  # None if they are empty, too
     made = _Slice(
         path=file,
         frame=frame,
-        corner=np.array(place("ImagePositionPatient"), float).reshape(3),
+        corner=np.array(values.get("ImagePositionPatient"), float).reshape(3),
         directions=directions / np.linalg.norm(directions, axis=0),
         spacing=(between_columns, between_rows),
         thickness=abs(float(thickness)) if thickness else None,

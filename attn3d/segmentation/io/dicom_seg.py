@@ -2,39 +2,15 @@
 
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from attn3d.segmentation.errors import FileError
-from attn3d.segmentation.io.dicom import is_dicom, slices_of
+from attn3d.segmentation.io.dicom import slices_of
 from attn3d.segmentation.io.writing import finished_file
 from attn3d.segmentation.labels import Labels
 
 _SERIES_NUMBER = 1000  # above the series numbers of scanners
-
-
-def highdicom() -> Any:
-    """Imports highdicom.
-
-    Raises:
-        ValueError: when it is not installed.
-    """
-    try:
-        import highdicom
-    except ImportError as error:
-        raise ValueError("`dicom_seg` needs highdicom; python -m pip install 'attn3d[dicom]'") from error
-    return highdicom
-
-
-def check_series(series: Path) -> None:
-    """Checks that a scan is DICOM, since a DICOM SEG refers to its slices.
-
-    Raises:
-        FileError: when it is not.
-    """
-    if not (series.is_dir() or is_dicom(series)):
-        raise FileError(series, "is not a DICOM series, which a DICOM SEG refers to; omit --dicom-seg")
 
 
 def write_dicom_seg(path: Path | str, segmentation: np.ndarray, series: Path, labels: Labels) -> None:
@@ -52,9 +28,8 @@ def write_dicom_seg(path: Path | str, segmentation: np.ndarray, series: Path, la
 
     Raises:
         FileError: when ``series`` does not have all headers that a SEG needs.
-        ValueError: when highdicom is not installed.
     """
-    hd = highdicom()
+    import highdicom as hd
     from pydicom.sr.codedict import codes
 
     slices, headers = slices_of(series)

@@ -13,7 +13,7 @@ import numpy as np
 
 from attn3d.segmentation.errors import FileError
 from attn3d.segmentation.io.dicom import is_dicom, read_series
-from attn3d.segmentation.io.itk import ENDINGS, is_itk, read_itk, write_itk
+from attn3d.segmentation.io.itk import ENDINGS, itk_reader, read_itk, write_itk
 from attn3d.segmentation.io.nifti import in_millimetres, read_nifti, set_forms, write_nifti
 
 _OFF_WHOLE = 1e-3  # the largest difference of a label from a whole number
@@ -241,16 +241,11 @@ def _write(path: Path | str, image: nib.Nifti1Image, like: nib.Nifti1Image) -> N
 
 
 def _read(path: Path | str, volumes: int | None = 1) -> nib.Nifti1Image:
-    """Reads a file, with the checks that are common to scans and labels.
-
-    Args:
-        path: the file.
-        volumes: the number of volumes it must have; None for any number in a 4-D file.
-    """
+    """Reads a file of so many volumes, or 4-D of any number for None, with the checks of scans and of labels."""
     if Path(path).exists() and not (Path(path).is_file() or Path(path).is_dir()):
         raise FileError(path, "is a pipe or a device, not a file; give a .nii or .nii.gz")
     try:
-        image = read_itk(path) if Path(path).is_file() and is_itk(path) else read_nifti(path)
+        image = read_itk(path) if Path(path).is_file() and itk_reader(path) else read_nifti(path)
     except OSError as error:
         raise FileError(path, f"cannot be read: {error.strerror or error}") from error
     except (EOFError, zlib.error) as error:

@@ -12,13 +12,14 @@ from attn3d.segmentation.io.writing import finished_file
 ENDINGS = (".nrrd", ".mha")
 _TO_NIFTI = np.diag([-1.0, -1.0, 1.0])  # ITK's axes point left and back, NIfTI's right and forwards
 _SHEARED = 1e-3  # largest cosine between axes that count as perpendicular
+_READERS = {b"NRRD0": "NrrdImageIO", b"ObjectType": "MetaImageIO", b"NDims": "MetaImageIO"}  # by the start of a file
 
 
-def is_itk(path: Path | str) -> bool:
-    """Whether a file is NRRD or MetaImage, by its content."""
+def itk_reader(path: Path | str) -> str | None:
+    """ITK's reader of a NRRD or MetaImage file, by its content; the name may have another ending."""
     with Path(path).open("rb") as file:
         head = file.read(64)
-    return head.startswith((b"NRRD0", b"ObjectType", b"NDims"))
+    return next((reader for start, reader in _READERS.items() if head.startswith(start)), None)
 
 
 def read_itk(path: Path | str) -> nib.Nifti1Image:
@@ -30,7 +31,7 @@ def read_itk(path: Path | str) -> nib.Nifti1Image:
     import SimpleITK as sitk
 
     reader = sitk.ImageFileReader()
-    reader.SetImageIO("NrrdImageIO" if _starts_as_nrrd(path) else "MetaImageIO")  # the name may have another ending
+    reader.SetImageIO(itk_reader(path))
     reader.SetFileName(str(path))
     try:
         image = reader.Execute()
@@ -69,8 +70,3 @@ def write_itk(path: Path | str, voxels: np.ndarray, affine: np.ndarray) -> None:
     image.SetOrigin((_TO_NIFTI @ affine[:3, 3]).tolist())
     with finished_file(path) as unfinished:
         sitk.WriteImage(image, str(unfinished), useCompression=True)
-
-
-def _starts_as_nrrd(path: Path | str) -> bool:
-    with Path(path).open("rb") as file:
-        return file.read(4) == b"NRRD"

@@ -51,7 +51,7 @@ def report(run: Run | Path | str, data: Path | str | None = None, *, overwrite: 
     if not scores["overall"] or not scores["cases"]:
         raise FileError(run.scores, "has no scores of any case; finish the training with `attn3d train --resume`")
     metrics = read_table(run.folder / "metrics.csv", _UNFINISHED)
-    settings, dataset = run.config.as_dict(), run.dataset()
+    dataset = run.dataset()
     mechanism = None if run.config.attention is None else spec_words(run.config.attention)
     page = render(
         "report.html",
@@ -61,12 +61,7 @@ def report(run: Run | Path | str, data: Path | str | None = None, *, overwrite: 
         simulated=run.config.simulated,
         config=run.config,
         mechanism=mechanism,
-        settings={
-            name: mechanism if name == "attention" else value
-            for name, value in settings.items()
-            if name not in ("versions", "format")
-        },
-        versions=run.config.versions,
+        settings=run.config.as_dict() | {"attention": mechanism},
         fingerprint=read_json(run.folder / "fingerprint.json", missing=_UNFINISHED),
         split=read_json(run.folder / "split.json", "training", "validation", missing=_UNFINISHED),
         scores=scores,

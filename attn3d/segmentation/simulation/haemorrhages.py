@@ -122,10 +122,4 @@ def _subarachnoid(random: np.random.Generator, head: Head) -> tuple[np.ndarray, 
     return distended * (1 - head.ventricle) * head.cavity, order
 
 
-_SPACES = {
-    "EDH": _epidural,
-    "IPH": _intraparenchymal,
-    "IVH": _intraventricular,
-    "SAH": _subarachnoid,
-    "SDH": _subdural,
-}
+_SPACES = {"EDH": _epidural, "IPH": _intraparenchymal, "IVH": _intraventricular, "SAH": _subarachnoid, "SDH": _subdural}

@@ -12,13 +12,8 @@ from attn3d.segmentation.simulation.haemorrhages import HAEMORRHAGES, bleed
 _AIR, _CSF, _GREY, _WHITE, _OEDEMA = -1000.0, 8.0, 38.0, 29.0, 20.0  # HU
 _SHARE_LABELLED = 0.4  # a voxel is labelled if this fraction of it is blood ..
 _BRIGHTEST_LABELLED = 130.0  # .. and if it is not above this value in HU, where it would be read as bone
-_BLOOD = {
-    "EDH": (55, 75),
-    "IPH": (55, 75),
-    "IVH": (50, 64),
-    "SAH": (52, 68),
-    "SDH": (52, 72),
-}  # HU; in CSF blood is diluted
+# HU; in CSF blood is diluted
+_BLOOD = {"EDH": (55, 75), "IPH": (55, 75), "IVH": (50, 64), "SAH": (52, 68), "SDH": (52, 72)}
 _NUMBER_OF_KINDS = (0.12, 0.43, 0.28, 0.17)  # the probability of none, one, two and three kinds in a case
 
 

@@ -25,11 +25,8 @@ def find(folder: Path) -> Dataset | None:
             failed[str(error.path)] = error.problem
             continue
         problems |= {str(file): problem for file, problem in others.items()}
-        if len(series) == 1:
+        if series:
             cases.append(Case("_".join(path.relative_to(folder).parts) or path.resolve().name, (path,)))
-        elif series:
-            titles = "; ".join(one.title for one in series)
-            failed[str(path)] = f"contains {len(series)} DICOM series ({titles}); put each into its own folder"
     if not cases and not problems and not failed:
         return None
     return Dataset(folder, test_cases=tuple(cases), problems=problems, failed=failed)

@@ -66,8 +66,7 @@ def read_labels(path: Path, content: Mapping[str, Any]) -> Labels:
     }
     if odd := [name for name, values in parts.items() if any(type(value) is not int for value in values)]:
         raise FileError(
-            path,
-            f"its `labels` must give {odd[0]!r} a whole number, or a region a list of them, got {given[odd[0]]!r}",
+            path, f"its `labels` must give {odd[0]!r} a whole number, or a region a list of them, got {given[odd[0]]!r}"
         )
     if all(len(values) == 1 for values in parts.values()):  # as in nnU-Net, the order is ignored without regions
         parts, order = dict(sorted(parts.items(), key=lambda part: part[1])), []
