@@ -8,7 +8,7 @@
 # expanded to the batch first: weight.expand(B, K, C) @ x gives the same values. The project knows that gradients decide
 # whether matmul folds (pytorch#166891); no thread about the kept copy was found.
 #
-# Seen (C = 16, N = 16^3; bytes kept for backward without x and the weight, in sizes of x):
+# Seen (C = 16, N = 16^3; bytes saved for backward without x and the weight, in sizes of x):
 #   batch                       1   2   4
 #   torch.matmul(weight, x)     0   1   1
 #   expanded weight @ x         0   0   0
