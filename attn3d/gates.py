@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attn3d.insertion import inserted_attention
+from attn3d.capture import uncompiled
+from attn3d.insertion.attach import containers
 from attn3d.maps import attention_maps
 
 _OF_SAMPLES = ("channel", "added", "branch")  # compared between volumes; the others are compared between voxels too
@@ -23,11 +24,12 @@ def constant_gates(net: nn.Module, loader: Iterable[Any], *, tolerance: float = 
     Args:
         net: a network with inserted attention.
         loader: yields images (B, C, *S), tuples or lists whose first entry is the image, or dictionaries with the key
-            "image"; at least two volumes in total.
+            "image", whose entry may be a dictionary with the key "data" (torchio); at least two volumes in total.
         tolerance: largest spread (maximum minus minimum) of a weight for which a gate counts as constant.
 
     Returns:
-        the spreads of the constant gates, by the names of site and gate, such as "encoder:down_1 channel".
+        the spreads of the constant gates, by the names of site and gate, such as "encoder:down_1 channel"; the names
+        of sites are those of `attention_maps`.
 
     Raises:
         TypeError: if the loader yields something else.
@@ -38,7 +40,7 @@ def constant_gates(net: nn.Module, loader: Iterable[Any], *, tolerance: float = 
         >>> attn3d.constant_gates(net, [torch.randn(2, 1, 16, 16, 16)])
         {}
     """
-    if not inserted_attention(net):
+    if not any(containers(uncompiled(net))):
         raise ValueError("`net` must have inserted attention, got none; use attn3d.insert_attention")
     lowest: dict[str, Tensor] = {}
     highest: dict[str, Tensor] = {}
@@ -53,8 +55,7 @@ def constant_gates(net: nn.Module, loader: Iterable[Any], *, tolerance: float = 
                 if site.startswith("own:") or not (kind in _OF_SAMPLES or kind in _OF_VOXELS):
                     continue
                 name = f"{site} {kind}"
-                values = weight.detach().as_subclass(Tensor)
-                values = values if kind in _OF_SAMPLES else values.flatten().unsqueeze(1)
+                values = weight if kind in _OF_SAMPLES else weight.flatten().unsqueeze(1)
                 low, high = values.amin(0), values.amax(0)
                 lowest[name] = torch.minimum(lowest.get(name, low), low)
                 highest[name] = torch.maximum(highest.get(name, high), high)
@@ -67,11 +68,12 @@ def constant_gates(net: nn.Module, loader: Iterable[Any], *, tolerance: float = 
 def _image(batch: Any) -> Tensor:
     if isinstance(batch, Mapping):
         batch = batch.get("image")
+        batch = batch.get("data") if isinstance(batch, Mapping) else batch
     elif isinstance(batch, (tuple, list)) and batch:
         batch = batch[0]
     if not isinstance(batch, Tensor):
         raise TypeError(
-            "`loader` must yield images, tuples or lists whose first entry is the image, or dictionaries with the key"
-            f" 'image', got {type(batch).__name__}"
+            "`loader` must yield images, tuples or lists whose first entry is the image, or dictionaries with the"
+            f" image as ['image'] or ['image']['data'], got {type(batch).__name__}"
         )
     return batch

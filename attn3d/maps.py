@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from attn3d.arguments import one_of, voxels_on
 from attn3d.capture import uncompiled, without_compiled_code
-from attn3d.insertion.attach import containers
+from attn3d.insertion.attach import inserted_by_network
 from attn3d.insertion.probe import evaluating
 from attn3d.layers.spatial import resize
 from attn3d.networks.own import OwnAttention, TokenLayout, own_attention
@@ -46,8 +46,9 @@ def attention_maps(
         site: one or several of the names below; all by default.
 
     Returns:
-        a dictionary for every site. The keys are the names of the sites, with "#1", "#2" appended for further
-        mechanisms at the same site, and "own:<path>" for the network's own attention. A site's dictionary is
+        a dictionary of plain tensors for every site. The keys are the names of the sites, with "#1", "#2" appended for
+        further mechanisms at the same site, and "own:<path>" for the network's own attention. If ``net`` contains
+        several networks with attention, their paths come first: "encoder:student.model.0". A site's dictionary is
         empty for a mechanism that has no ``attention_weights`` or did not run; otherwise it has some of these:
 
         - "channel": gates or weights of the channels, (B, C');
@@ -140,14 +141,16 @@ def _mechanisms(net: nn.Module) -> dict[str, nn.Module]:
     """Returns the inserted mechanisms by the names of their sites."""
     found: dict[str, nn.Module] = {}
     earlier: Counter[str] = Counter()
-    for _, inserted in containers(net):
+    networks = inserted_by_network(net)
+    for network, inserted in networks.items():
         module: Any
-        for record, module in zip(inserted.records, inserted, strict=True):
+        for record, module in inserted:
             while not hasattr(module, "attention_weights") and hasattr(module, "attention"):
                 module = module.attention  # inside `IdentityAtStart`
-            number = earlier[record.site]
-            found[f"{record.site}#{number}" if number else record.site] = module
-            earlier[record.site] += 1
+            kind, _, path = record.site.partition(":")
+            name = f"{kind}:{network}.{path}" if network and len(networks) > 1 else record.site
+            found[f"{name}#{earlier[name]}" if earlier[name] else name] = module
+            earlier[name] += 1
     return found
 
 
@@ -174,7 +177,7 @@ def _on_grid(weights: dict[str, Tensor], x: Tensor, grid: list[int]) -> dict[str
     if gates:
         product = functools.reduce(torch.mul, gates)
         found["axes_map"] = resize(product.mean(1, keepdim=True), grid).squeeze(1)
-    return found
+    return {name: weight.as_subclass(Tensor) for name, weight in found.items()}  # of a MetaTensor too
 
 
 def _flat_indices(voxels: list[tuple[int, ...]], grid: list[int], shape: list[int], device: torch.device) -> Tensor:

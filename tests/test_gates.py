@@ -43,12 +43,12 @@ def test_kinds_of_batches() -> None:
     x = volumes()
     expected = attn3d.constant_gates(net, [x], tolerance=1.0)
     assert {name.split()[1] for name in expected} == {"axis0", "axis1"}
-    for batch in ({"image": x}, (x, x), [x]):
+    for batch in ({"image": x}, {"image": {"data": x}}, (x, x), [x]):
         assert attn3d.constant_gates(net, [batch], tolerance=1.0) == expected
     assert attn3d.constant_gates(net, [x, x[:0]], tolerance=1.0) == expected
     with pytest.raises(ValueError, match=r"`loader` must yield at least two volumes, got 1"):
         attn3d.constant_gates(net, [x[:1]])
-    for wrong in ({"label": x}, 3):
+    for wrong in ({"label": x}, {"image": {"label": x}}, 3):
         with pytest.raises(TypeError, match="`loader` must yield images"):
             attn3d.constant_gates(net, [wrong])
 
@@ -57,6 +57,12 @@ def test_voxels_of_volumes_of_different_sizes_are_compared() -> None:
     net = attn3d.insert_attention(UNet(2, 1, 2, (4, 8), (2,)), "cbam", at="encoder", variant="paper")
     x = volumes()
     assert attn3d.constant_gates(net, [x, x[..., :8]]) == {"encoder:model.0 spatial": 0.0}  # its norm starts at 0
+
+
+def test_a_constant_gate_of_one_of_several_networks() -> None:
+    nets = [attn3d.insert_attention(UNet(2, 1, 1, (4, 8), (2,)), "se", at="encoder") for _ in range(2)]
+    nn.init.constant_(nets[1].model[0].attn3d[0].squeeze.weight, 0.0)
+    assert attn3d.constant_gates(nn.Sequential(*nets), [volumes()]) == {"encoder:1.model.0 channel": 0.0}
 
 
 def test_nothing_is_inserted() -> None:

@@ -12,6 +12,7 @@ import torch
 from monai.data import MetaTensor
 from monai.networks.nets import SegResNet, UNet
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 import attn3d
 from attn3d.insertion import (
@@ -24,7 +25,7 @@ from attn3d.insertion import (
 )
 from attn3d.insertion.attach import container_at, containers
 from attn3d.insertion.containers import IdentityAtStart
-from attn3d.networks import first_argument, register_block, register_sites, second_argument, summed
+from attn3d.networks import first_argument, items, register_block, register_sites, second_argument, summed
 from tests.configurations import FORMS, OF_ONE_MAP, of_form, taking
 from tests.marks import some
 
@@ -98,6 +99,21 @@ class Joins(nn.Module):
 
 
 SKIP = second_argument("join")
+
+
+class Two(nn.Module):
+    """Two networks with attention: cbam in one, se and eca in the other."""
+
+    def __init__(self, attention: bool = True) -> None:
+        super().__init__()
+        self.student, self.teacher = unet(), unet()
+        if attention:
+            insert_attention(self.student, "cbam", at="encoder", stages=0)
+            insert_attention(self.teacher, "se", at="encoder")
+            insert_attention(self.teacher, "eca", at="skip")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.student(x) + self.teacher(x)
 
 
 def inserted_at(net: nn.Module) -> list[str]:
@@ -229,6 +245,11 @@ class TestSelection:
     def test_refusals(self, net: object, at: str, stages: int | None, message: str) -> None:
         with pytest.raises(ValueError, match=message):
             insert_attention(net(), "se", at=at, stages=stages)
+
+    def test_a_refusal_names_the_networks_inside_a_wrapper(self) -> None:
+        for net, paths in ((nn.Sequential(unet(), nn.Softmax(1)), "`0`"), (Two(), "`student` or `teacher`")):
+            with pytest.raises(ValueError, match=f"has no registered sites: insert into its {paths}, select"):
+                insert_attention(net, "se", at="encoder")
 
     def test_channels_last_tuples_and_containers_with_a_forward_are_refused(self) -> None:
         class Steps(nn.Sequential):
@@ -603,6 +624,34 @@ class TestCheckpoints:
         assert [key.removeprefix("module.") for key in new] == [key for key in net.state_dict() if "attn3d" in key]
         assert torch.equal(net.model[0].conv[0].conv.weight, other.model[0].conv[0].conv.weight)
 
+    @pytest.mark.parametrize("prefix", ["net.", "model.", "model.module._orig_mod.", "a.b."])
+    def test_one_of_or_for_a_wrapper(self, prefix: str) -> None:
+        net, other = insert_attention(unet(), "se", at="encoder"), unet()
+        nn.init.ones_(other.model[0].conv[0].conv.weight)
+        new = load_pretrained(net, {prefix + key: value for key, value in other.state_dict().items()})
+        assert torch.equal(net.model[0].conv[0].conv.weight, other.model[0].conv[0].conv.weight)
+        wrapper = nn.ModuleDict({"net": insert_attention(unet(), "se", at="encoder")})
+        assert load_pretrained(wrapper, other.state_dict()) == [f"net.{key}" for key in new]
+        assert torch.equal(wrapper["net"].model[0].conv[0].conv.weight, other.model[0].conv[0].conv.weight)
+
+    def test_one_of_an_average_of_weights(self) -> None:
+        net, other = insert_attention(unet(), "se", at="encoder"), unet()
+        nn.init.ones_(other.model[0].conv[0].conv.weight)
+        assert all("attn3d" in key for key in load_pretrained(net, AveragedModel(other).state_dict()))
+        assert torch.equal(net.model[0].conv[0].conv.weight, other.model[0].conv[0].conv.weight)
+
+    @pytest.mark.parametrize(
+        ("key", "message"),
+        [
+            ("loss.weight", r"Keys unknown: loss\.weight$"),
+            ("model.0.conv.unit0.conv.weight", r"Keys missing: .*; unknown: net\.model\.0"),  # has no prefix
+        ],
+    )
+    def test_one_of_a_wrapper_that_has_more_is_refused(self, key: str, message: str) -> None:
+        state = {f"net.{name}": value for name, value in unet().state_dict().items()}
+        with pytest.raises(ValueError, match=message):
+            load_pretrained(unet(), state | {key: torch.ones(1)})
+
     def test_one_that_is_no_state_dictionary(self) -> None:
         net = insert_attention(unet(), "se", at="encoder")
         with pytest.raises(TypeError, match=r"`state_dict` must be a state dictionary, .* got 'net\.pt'"):
@@ -688,6 +737,44 @@ class TestCheckpoints:
         assert torch.equal(again(x), net(x))
         assert inserted_attention(again) == inserted_attention(net)
         assert inserted_attention(remove_attention(again)) == []
+
+    def test_the_networks_of_a_module_keep_their_attention_apart(self) -> None:
+        net, x = Two(), torch.randn(1, 1, 16, 16)
+        with pytest.raises(ValueError, match="inserted into one module, got 'student', 'teacher': pass one of the"):
+            inserted_attention(net)
+        again, plain = Two(attention=False), Two(attention=False)
+        for part in ("student", "teacher"):
+            for item in inserted_attention(net.get_submodule(part)):
+                insert_attention(again.get_submodule(part), **item)
+        assert load_pretrained(again, net.state_dict()) == []
+        assert torch.equal(again(x), net(x))
+        inserted = attention_parameters(net.student) + attention_parameters(net.teacher)
+        assert set(attention_parameters(net)) == set(inserted)
+        new = load_pretrained(net, plain.state_dict())
+        assert new == [key for key in net.state_dict() if ".attn3d" in key]
+        assert list(remove_attention(net).state_dict()) == list(plain.state_dict())
+        assert torch.equal(net(x), plain(x))
+        assert inserted_attention(net) == []
+
+    def test_attention_that_was_inserted_into_a_part_and_into_the_whole(self) -> None:
+        net = backbone()
+        insert_attention(net.layer1, "se", at="path:1", input_shape=(1, 4, 16, 16))
+        insert_attention(net, "eca", at="path:layer2")
+        with pytest.raises(ValueError, match="got 'layer1', `net` itself: pass one of the parts"):
+            inserted_attention(net)
+        assert [item["at"] for item in inserted_attention(net.layer1)] == [["path:1"]]
+        insert_attention(net, "eca", at="path:layer1.2")
+        with pytest.raises(ValueError, match="got `net` itself, a module around it"):
+            inserted_attention(net.layer1)
+
+    def test_attention_is_found_below_other_paths_and_later_wrappers(self) -> None:
+        net = unet()
+        for at in ("encoder", "skip", "bottleneck", "conv"):
+            insert_attention(net, "sk" if at == "conv" else "se", at=at)
+        expected = inserted_attention(net)
+        wrapper = nn.ModuleDict({"part": net.model[0], "net": net})  # the part is found first
+        net.model[1].submodule = torch.compile(net.model[1].submodule, backend="eager")
+        assert inserted_attention(wrapper) == inserted_attention(net) == expected
 
     def test_classes_patterns_and_numbers_of_numpy_become_plain_data(self) -> None:
         net = insert_attention(unet(), attn3d.CBAM, at="encoder", reduction=np.int64(2))
@@ -862,6 +949,10 @@ class TestOwnNetworks:
         assert torch.equal(net(x, torch.ones(1)), plain)
         with pytest.raises(ValueError, match="'neck'"):
             register_sites(Own, {"neck": ["down"]})
+        register_sites(Child, {"encoder": ["block"], "skip": [second_argument("upp")]})
+        for at in ("encoder", "skip"):
+            with pytest.raises(ValueError, match="`sites` of Child must name its modules, got 'upp' of kind 'skip'"):
+                insert_attention(Child(), "se", at=at)
 
     def test_layers_that_only_lead_to_a_skip_have_the_stage_of_the_skip(self) -> None:
         class Lateral(nn.Module):
@@ -930,7 +1021,7 @@ class TestSums:
         with pytest.raises(ValueError, match=r"skip:down.conv1 must be added .* by one module, but is added to no map"):
             insert_attention(Adds(residual=True), "se", at="skip")
         with pytest.raises(ValueError, match="decoder:head returns the prediction"):
-            insert_attention(Adds(), "se", at="decoder")
+            insert_attention(Adds(residual=True), "se", at="decoder")
 
     @pytest.mark.parametrize("spec", ["se", "attention_gate"])
     def test_on_either_side_of_the_sum(self, spec: str) -> None:
@@ -1110,3 +1201,42 @@ def test_a_shape_is_required_if_all_guesses_fail():
 
     with pytest.raises(ValueError, match=r"`input_shape` .* must be given: .* the last failed with: never so"):
         attn3d.insert_attention(Choosy(), "se", at="path:conv")
+
+
+def test_dtype_and_mode_are_those_of_the_module_at_the_site():
+    """Where a part of the network has another dtype or mode, such as a frozen encoder."""
+
+    class Cast(nn.Conv2d):
+        def forward(self, x):
+            return super().forward(x.to(self.weight.dtype))
+
+    net = nn.Sequential(nn.Conv2d(1, 4, 1), Cast(4, 4, 1).double().eval(), Cast(4, 2, 1))
+    insert_attention(net, "bam", at="path:[01]", input_shape=(2, 1, 5, 5))
+    assert {parameter.dtype for parameter in net[0].attn3d.parameters()} == {torch.float32}
+    assert {parameter.dtype for parameter in net[1].attn3d.parameters()} == {torch.float64}
+    assert [{module.training for module in net[index].attn3d.modules()} for index in (0, 1)] == [{True}, {False}]
+
+
+class EncoderOfAList(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Conv2d(1, 4, 1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x):
+        y = self.one(x)
+        return [y, self.two(y)]
+
+
+class NetOfAList(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.head = EncoderOfAList(), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x):
+        return self.head(torch.cat(self.encoder(x), 1))
+
+
+def test_containers_of_items_have_the_mode_of_the_network():
+    register_sites(NetOfAList, {"skip": items("encoder", 2)})
+    net = insert_attention(NetOfAList().eval(), "bam", at="skip")
+    assert not any(module.training for module in net.modules())

@@ -6,6 +6,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 from monai.networks.nets import UNETR, AttentionUnet, SwinUNETR, UNet
+from torch import nn
 
 import attn3d
 from tests.configurations import OF_ONE_MAP
@@ -83,6 +84,42 @@ def test_several_mechanisms_at_a_site_have_different_names():
     assert second == f"{first}#1"
     assert "channel" in maps[first]
     assert "axes_map" in maps[second]
+
+
+def test_the_maps_of_several_networks_have_the_path_of_the_network():
+    net = torch.nn.Sequential()
+    net.add_module("coarse", unet(2))
+    net.add_module("middle", torch.nn.Conv2d(2, 1, 1))
+    net.add_module("fine", unet(2))
+    x = torch.randn(1, 1, 16, 16)
+    attn3d.insert_attention(net.coarse, "se", at="encoder", stages=0)
+    assert list(attn3d.attention_maps(net, x)) == ["encoder:model.0"]
+    for name in ("se", "simam"):
+        attn3d.insert_attention(net.fine, name, at="encoder", stages=0)
+    maps = attn3d.attention_maps(net, x)
+    assert list(maps) == ["encoder:coarse.model.0", "encoder:fine.model.0", "encoder:fine.model.0#1"]
+    torch.testing.assert_close(
+        maps["encoder:fine.model.0"], attn3d.attention_maps(net.fine, net.middle(net.coarse(x)))["encoder:model.0"]
+    )
+
+
+@pytest.mark.parametrize("name", OF_ONE_MAP)
+def test_an_image_without_a_batch_axis_is_refused_as_by_the_network(name):
+    net = attn3d.insert_attention(unet(), name, at="encoder")
+    x = torch.randn(1, 16, 16, 16)
+    for function in (net, lambda x: attn3d.attention_maps(net, x), lambda x: attn3d.constant_gates(net, [x, x])):
+        with pytest.raises(ValueError, match=r"`x` must have 5 dimensions \(batch, channels, 3 spatial\), got 4"):
+            function(x)
+
+
+def test_maps_of_a_metatensor_are_plain_tensors():
+    net, _, _ = own("gates")
+    for name, at in {"cbam": "encoder", "coord": "decoder", "mhsa": "bottleneck", "gc": "skip"}.items():
+        attn3d.insert_attention(net, name, at=at)
+    x = torch.randn(1, 1, 16, 12, 8)
+    maps = attn3d.attention_maps(net, MetaTensor(x))
+    assert {type(weight) for found in maps.values() for weight in found.values()} == {torch.Tensor}
+    torch.testing.assert_close(maps, attn3d.attention_maps(net, x))
 
 
 def test_a_module_name_may_contain_the_sign_that_numbers_mechanisms():
@@ -286,3 +323,30 @@ def test_maps_of_inserted_and_own_attention_have_the_same_form():
     assert list(attn3d.attention_maps(net, x, site=site)) == [site]
     with pytest.raises(ValueError, match=r"`site` got 'own:model\.attention'.*own:model\.1\.attention"):
         attn3d.attention_maps(net, x, site="own:model.attention")
+
+
+def attended(name, **options):
+    """A network with a mechanism whose map has the grid of the image; the mechanism, and its input for an image."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 6, 3, padding=1), nn.AvgPool2d(2)).eval()
+    attn3d.insert_attention(net, name, at="path:0", input_shape=(1, 1, 5, 7), **options)
+    return net, net[0].attn3d[0], lambda x: nn.functional.conv2d(x, net[0].weight, net[0].bias, padding=1)
+
+
+def test_rows_are_those_of_each_head_and_voxel():
+    net, mechanism, before = attended("mhsa", num_heads=3)
+    x = torch.randn(2, 1, 5, 7)
+    found = attn3d.attention_maps(net, x, voxels=[(1, 2), (4, 6)])["path:0"]["query"]
+    expected = mechanism.attention_weights(before(x), torch.tensor([1 * 7 + 2, 4 * 7 + 6]))["query"]
+    assert found.shape == (2, 3, 2, 5, 7)
+    torch.testing.assert_close(found, expected)
+
+
+def test_gates_along_axes_and_their_product_are_means_over_the_channels():
+    net, mechanism, before = attended("coord")
+    x = torch.randn(2, 1, 5, 7)
+    found = attn3d.attention_maps(net, x)["path:0"]
+    gates = mechanism.attention_weights(before(x))
+    torch.testing.assert_close(found["axis0"], gates["axis0"].mean(1)[..., 0])
+    torch.testing.assert_close(found["axis1"], gates["axis1"].mean(1)[:, 0])
+    torch.testing.assert_close(found["axes_map"], (gates["axis0"] * gates["axis1"]).mean(1))

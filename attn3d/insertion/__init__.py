@@ -12,7 +12,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from attn3d.arguments import positive_integer
 from attn3d.capture import uncompiled
 from attn3d.factory import AttentionSpec, create_attention, declares, plain_spec
-from attn3d.insertion.attach import container_at, containers, detach
+from attn3d.insertion.attach import container_at, containers, detach, inserted_by_network
 from attn3d.insertion.checkpoints import load_pretrained
 from attn3d.insertion.containers import (
     BesideConvolution,
@@ -130,7 +130,8 @@ def insert_attention(
         warnings.warn("no attention at " + _sentence(left_out), stacklevel=2)
     if declares(spec, "averages_space"):
         _warn_of_norms(survey, sites, spec)
-    call = 1 + max((record.order[0] for record in _records(inner)), default=-1)
+    earlier = (record.order[0] for _, container in containers(inner) for record in container.records)
+    call = 1 + max(earlier, default=-1)
     named, plain_options = plain_spec(spec, options)
     shape = None if input_shape is None else tuple(input_shape)
     for index, (site, attention) in enumerate(zip(sites, made, strict=True)):
@@ -158,20 +159,32 @@ def remove_attention(net: Network) -> Network:
 def inserted_attention(net: nn.Module) -> list[dict[str, Any]]:
     """Returns the arguments of all calls of `insert_attention` on ``net``, one dictionary for each call.
 
-    For attention that was inserted into a part of the network, call it on this part: the names of sites are relative
-    to the module that was passed to `insert_attention`.
-
     Store them with a checkpoint and call ``insert_attention(net, **item)`` for each to rebuild the network. They are
     plain data, which can be written as JSON, unless a mechanism is a class or function that is not registered.
 
+    The names of sites are relative to the module that was passed to `insert_attention`, such as the network inside a
+    LightningModule: rebuild this module.
+
     Args:
-        net: a network, with or without inserted attention.
+        net: a network, with or without inserted attention, or a module that contains one.
 
     Returns:
         dictionaries with "spec", "at", "identity" and "input_shape".
+
+    Raises:
+        ValueError: if attention was inserted into several modules; the message gives their paths.
     """
+    found = inserted_by_network(uncompiled(net))
+    if len(found) > 1:
+        named = {"": "`net` itself", None: "a module around it"}
+        paths = ", ".join(named.get(path, repr(path)) for path in found)
+        raise ValueError(
+            f"`net` must have attention that was inserted into one module, got {paths}: pass one of the parts, or"
+            " insert all into one module, where at='path:<path>' selects any site"
+        )
+    records = [record for inserted in found.values() for record, _ in inserted]
     calls: dict[int, dict[str, Any]] = {}
-    for record in sorted(_records(uncompiled(net)), key=lambda record: record.order):
+    for record in sorted(records, key=lambda record: record.order):
         item = {
             "spec": [record.spec, dict(record.options)],
             "at": [],
@@ -253,10 +266,6 @@ def _make(net: nn.Module, site: Site, spec: AttentionSpec, identity: bool, optio
     floating = (p for p in (*host.parameters(), *net.parameters()) if p.is_floating_point())
     like = next(floating, torch.empty(0))
     return attention.to(like.device, like.dtype).train(host.training)
-
-
-def _records(net: nn.Module) -> list[Record]:
-    return [record for _, container in containers(net) for record in container.records]
 
 
 def _check_open(net: nn.Module) -> None:

@@ -21,6 +21,7 @@ from attn3d.insertion.containers import (
     InsertedInConcatenation,
     InsertedInSum,
     InsertedItems,
+    Record,
 )
 from attn3d.insertion.sums import close_sums, open_sums
 from attn3d.networks.places import INSERTED, Place
@@ -120,6 +121,37 @@ def containers(network: nn.Module, aliases: bool = False) -> Iterator[tuple[str,
     for path, module in network.named_modules(remove_duplicate=not aliases):
         if isinstance(module, Inserted):
             yield path, module
+
+
+def inserted_by_network(module: nn.Module) -> dict[str | None, list[tuple[Record, nn.Module]]]:
+    """Returns all records and their mechanisms, by the path of the module that was passed to `insert_attention`.
+
+    The path is "" for ``module`` itself, and None if ``module`` is a part of the one that was passed.
+    """
+    paths: dict[Inserted, list[str]] = {}
+    for path, container in containers(module, aliases=True):
+        paths.setdefault(container, []).append(path)
+    found: dict[str | None, list[tuple[Record, nn.Module]]] = {}
+    for container, names in paths.items():
+        for record, mechanism in zip(container.records, container, strict=True):
+            networks = (_path_of_network(name, record.site) for name in names)
+            network = next((network for network in networks if network is not None), None)
+            found.setdefault(network, []).append((record, mechanism))
+    return found
+
+
+def _path_of_network(container: str, site: str) -> str | None:
+    """Returns the front of a container's path, before that of its site; None if the path does not contain the site's.
+
+    Modules that were wrapped after the insertion have further names between those of the site.
+    """
+    entry = container.rpartition(".")[2]  # of a list
+    rest = site.partition(":")[2].removesuffix(f"[{entry}]").split(".")
+    front = f".{container}".rpartition(".attn3d")[0].split(".")[1:]
+    while front and rest:
+        if front.pop() == rest[-1]:
+            rest.pop()
+    return None if rest else ".".join(front)
 
 
 def detach(network: nn.Module) -> None:

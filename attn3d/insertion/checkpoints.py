@@ -1,6 +1,7 @@
 """Loads checkpoints into networks with inserted attention."""
 
-from collections import OrderedDict
+import re
+from collections import Counter, OrderedDict
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
@@ -10,6 +11,8 @@ from attn3d.arguments import first_few
 from attn3d.capture import uncompiled
 from attn3d.insertion.attach import containers
 
+_OF_AVERAGED_MODEL = "n_averaged"  # the number of averaged states
+
 
 def load_pretrained(net: nn.Module, state_dict: Mapping[str, Tensor]) -> list[str]:
     """Loads a checkpoint that was saved before or after attention was inserted.
@@ -17,7 +20,8 @@ def load_pretrained(net: nn.Module, state_dict: Mapping[str, Tensor]) -> list[st
     Args:
         net: a network with inserted attention, which may be compiled.
         state_dict: state of the same network without attention, with the same attention or with part of it; also of
-            this network compiled or in `DataParallel` or `DistributedDataParallel`.
+            this network compiled, or inside a wrapper, such as `DistributedDataParallel`, `AveragedModel` or a
+            LightningModule. ``net`` may be such a wrapper, too.
 
     Returns:
         the keys of mechanisms that are not in the checkpoint; their parameters are unchanged.
@@ -31,11 +35,13 @@ def load_pretrained(net: nn.Module, state_dict: Mapping[str, Tensor]) -> list[st
     if not isinstance(state_dict, Mapping):
         raise TypeError(f"`state_dict` must be a state dictionary, such as torch.load returns, got {state_dict!r:.80}")
     own = net.state_dict()
-    own_keys = {_without_wrappers(key): key for key in own}
-    own_paths = {_without_wrappers(path): path for path, _ in net.named_modules(remove_duplicate=False)}
     metadata = getattr(state_dict, "_metadata", {})  # the versions of modules, which decide how old states are read
-    state_dict = OrderedDict(_renamed(state_dict, own_keys, own))
-    state_dict._metadata = dict(_renamed(metadata, own_paths, own_paths.values()))  # type: ignore[attr-defined]
+    state_dict = {key: value for key, value in state_dict.items() if key in own or key != _OF_AVERAGED_MODEL}
+    prefix, own_prefix = wrapper_prefix(state_dict, own), wrapper_prefix(own, state_dict)
+    own_keys = {without_wrapper(key, own_prefix): key for key in own}
+    own_paths = {without_wrapper(path, own_prefix): path for path, _ in net.named_modules(remove_duplicate=False)}
+    state_dict = OrderedDict(_renamed(state_dict, prefix, own_keys, own))
+    state_dict._metadata = dict(_renamed(metadata, prefix, own_paths, own_paths.values()))  # type: ignore[attr-defined]
     nested = {key: value for key, value in state_dict.items() if key not in own and isinstance(value, Mapping)}
     inside = [repr(key) for key, value in nested.items() if any(isinstance(one, Tensor) for one in value.values())]
     if inside:
@@ -65,12 +71,29 @@ def load_pretrained(net: nn.Module, state_dict: Mapping[str, Tensor]) -> list[st
     return new
 
 
-def _without_wrappers(name: str) -> str:
-    """Returns a key or path without the names that `torch.compile` and wrappers for parallel training add."""
-    return f"{name}.".replace("_orig_mod.", "").removeprefix("module.").strip(".")
+def wrapper_prefix(keys: Collection[str], others: Collection[str]) -> str:
+    """Returns the prefix that a wrapper adds to the keys of a network, such as "module." or "net."; "" without one.
+
+    Args:
+        keys: the keys of the state of the wrapper.
+        others: those of the network.
+    """
+    names, known = [without_wrapper(key) for key in keys], {without_wrapper(key) for key in others}
+    if not known.isdisjoint(names):
+        return ""
+    dots = ((name, dot.end()) for name in names for dot in re.finditer(r"\.", name))
+    found = Counter(name[:end] for name, end in dots if name[end:] in known)
+    return max(found, key=found.__getitem__, default="")
 
 
-def _renamed(entries: Mapping[str, Any], own: Mapping[str, str], kept: Collection[str]) -> Iterator[tuple[str, Any]]:
+def without_wrapper(name: str, prefix: str = "") -> str:
+    """Returns a key or path without the ``prefix`` of a wrapper and the names that `torch.compile` adds."""
+    return f"{name}.".replace("_orig_mod.", "").removeprefix(prefix).strip(".")
+
+
+def _renamed(
+    entries: Mapping[str, Any], prefix: str, own: Mapping[str, str], kept: Collection[str]
+) -> Iterator[tuple[str, Any]]:
     """Yields entries by the names that they have in the network. Those in ``kept`` have them already."""
     for name, value in entries.items():
-        yield name if name in kept else own.get(_without_wrappers(name), name), value
+        yield name if name in kept else own.get(without_wrapper(name, prefix), name), value

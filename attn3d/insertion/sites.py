@@ -16,7 +16,7 @@ from attn3d.insertion.attach import host_of, is_plain_sequence, taken_name
 from attn3d.insertion.probe import Call, Probe, probe
 from attn3d.layers.norms import is_instance_norm
 from attn3d.networks.inside import Staged
-from attn3d.networks.places import KINDS, Place, is_inserted
+from attn3d.networks.places import KINDS, Place, innermost, is_inserted
 from attn3d.networks.registry import has_sites, staged_places
 
 _CONTAINERS = (nn.Sequential, nn.ModuleDict, nn.ModuleList)
@@ -174,9 +174,12 @@ class Survey:
             return f"`at` must be a kind of site, got {kind!r}; {nearest(kind, [*self._places, 'path:<module>'])}"
         if has_sites(self.network):
             return f"`at` must be a kind of site of {name}: {', '.join(self._places)} or path:<module>, got {kind!r}"
+        registered = [path for path, module in self.network.named_modules() if has_sites(module)]
+        networks = [path for path in registered if innermost(registered, path.rpartition(".")[0]) is None]
+        inside = f"insert into its {' or '.join(f'`{path}`' for path in networks)}, " if networks else ""
         return (
-            f"`at` got {kind!r}, but {name} has no registered sites. Select its modules by at='path:<path, glob or"
-            " regular expression>', or register sites with attn3d.networks.register_sites"
+            f"`at` got {kind!r}, but {name} has no registered sites: {inside}select its modules by at='path:<path, glob"
+            " or regular expression>', or register sites with attn3d.networks.register_sites"
         )
 
     def _sites(self, kind: str, places: Staged) -> tuple[list[Site], dict[str, str]]:

@@ -141,6 +141,7 @@ class AttentionGate(Mechanism):
         self, x: Tensor, signal: Tensor | None = None, queries: Tensor | None = None
     ) -> dict[str, Tensor]:
         """Returns the gate as "spatial"."""
+        self.check_input(x)
         return {"spatial": self.spatial_gate(x, self.check_signal(x, signal))}
 
 

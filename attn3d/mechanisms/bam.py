@@ -117,4 +117,5 @@ class BAM(Mechanism):
 
     def attention_weights(self, x: Tensor, queries: Tensor | None = None) -> dict[str, Tensor]:
         """Returns sigmoid(Mc) as "channel" and sigmoid(Ms) as "spatial"."""
+        self.check_input(x)
         return {"channel": torch.sigmoid(self.channel_map(x)), "spatial": torch.sigmoid(self.spatial_map(x))}

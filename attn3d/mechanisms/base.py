@@ -135,6 +135,9 @@ class Mechanism(nn.Module):
             a dictionary with some of "channel" and "added" (B, C, 1, ..), "channel_map" (B, C, *S) if "channel" does
             not multiply x, "spatial" (B, 1, *S), "gate" (B, C, *S), "axis0", .. (B, C, .., S_a, ..), "branch"
             (B, M, C, 1, ..), "query" (B, heads, Q, *S of the keys) and "affinity" (B, C, C).
+
+        Raises:
+            TypeError, ValueError: if ``x`` does not fit, as in a forward pass.
         """
         raise NotImplementedError
 

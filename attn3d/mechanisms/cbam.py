@@ -104,5 +104,6 @@ class CBAM(Mechanism):
 
     def attention_weights(self, x: Tensor, queries: Tensor | None = None) -> dict[str, Tensor]:
         """Returns the gates as "channel" and "spatial"."""
+        self.check_input(x)
         channel = self.channel_gate(x)
         return {"channel": channel, "spatial": self.spatial_gate(x, channel)}

@@ -76,6 +76,7 @@ class ChannelSelfAttention(Mechanism):
         self, x: Tensor, queries: Tensor | None = None, key_mask: Tensor | None = None
     ) -> dict[str, Tensor]:
         """Returns the weights between channels as "affinity", (B, C, C); 0 between channels of different heads."""
+        self.check_input(x)
         q, k, *_ = self.heads(x)
         mask = self.read_key_mask(key_mask, x)
         heads = self.attention.affinity(q, k, mask)
@@ -149,6 +150,7 @@ class PairedAttention(ChannelSelfAttention):
         self, x: Tensor, queries: Tensor | None = None, key_mask: Tensor | None = None
     ) -> dict[str, Tensor]:
         """Returns the channel weights as "affinity" and the rows of the chosen voxels as "query", (B, H, Q, *S)."""
+        self.check_input(x)
         q, k, *_ = self.heads(x)
         chosen = self.read_queries(queries, x)
         mask = self.read_key_mask(key_mask, x)

@@ -108,4 +108,5 @@ class CoordinateAttention(Mechanism):
 
     def attention_weights(self, x: Tensor, queries: Tensor | None = None) -> dict[str, Tensor]:
         """Returns the gates as "axis0", "axis1", .."""
+        self.check_input(x)
         return {f"axis{index}": profile for index, profile in enumerate(self.axis_gates(x))}

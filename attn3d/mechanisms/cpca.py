@@ -87,6 +87,7 @@ class CPCA(Mechanism):
 
         "channel_map" is |x2|, since the channel gate multiplies x1 and not x.
         """
+        self.check_input(x)
         inner = functional.gelu(self.pointwise(x))
         channel = self.channel_gate(inner)
         gated = inner * channel

@@ -77,6 +77,7 @@ class PositionAttention(Mechanism):
 
     def attention_weights(self, x: Tensor, queries: Tensor | None = None) -> dict[str, Tensor]:
         """Returns the softmax rows of the chosen voxels as "query", (B, 1, Q, *S)."""
+        self.check_input(x)
         tokens = to_tokens(x)
         chosen = self.read_queries(queries, x)
         q, k = self.query(tokens).unsqueeze(1), self.key(tokens).unsqueeze(1)
@@ -128,6 +129,7 @@ class ChannelAttention(Mechanism):
 
     def attention_weights(self, x: Tensor, queries: Tensor | None = None) -> dict[str, Tensor]:
         """Returns softmax(E) as "affinity", (B, C, C)."""
+        self.check_input(x)
         tokens = to_tokens(x).unsqueeze(1)
         return {"affinity": self.attention.affinity(tokens, tokens).squeeze(1)}
 
@@ -194,6 +196,7 @@ class DualAttention(Mechanism):
 
     def attention_weights(self, x: Tensor, queries: Tensor | None = None) -> dict[str, Tensor]:
         """Returns the rows of the chosen voxels as "query" and the softmax of the channels as "affinity"."""
+        self.check_input(x)
         return {**self.position.attention_weights(x, queries), **self.channel.attention_weights(x)}
 
 

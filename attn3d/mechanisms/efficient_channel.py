@@ -76,4 +76,5 @@ class ECA(Mechanism):
 
     def attention_weights(self, x: Tensor, queries: Tensor | None = None) -> dict[str, Tensor]:
         """Returns the gate as "channel"."""
+        self.check_input(x)
         return {"channel": self.channel_gate(x)}

@@ -89,6 +89,7 @@ class GlobalContext(Mechanism):
 
     def attention_weights(self, x: Tensor, queries: Tensor | None = None) -> dict[str, Tensor]:
         """Returns alpha as "spatial", and the context as "added", or its sigmoid for "mul" as "channel"."""
+        self.check_input(x)
         weights = self.spatial_weights(x)
         context = self.context(x, weights)
         of_channels = {"added": context} if self.fusion == "add" else {"channel": torch.sigmoid(context)}

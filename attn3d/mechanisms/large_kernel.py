@@ -86,4 +86,5 @@ class LargeKernelAttention(Mechanism):
 
     def attention_weights(self, x: Tensor, queries: Tensor | None = None) -> dict[str, Tensor]:
         """Returns the weights as "gate"; they may be negative."""
+        self.check_input(x)
         return {"gate": self.weights(x)}

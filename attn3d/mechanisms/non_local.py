@@ -163,6 +163,7 @@ class NonLocal(Mechanism):
         self, x: Tensor, queries: Tensor | None = None, key_mask: Tensor | None = None
     ) -> dict[str, Tensor]:
         """Returns f(x_i, x_j) / n of the chosen voxels i as "query", (B, 1, Q, *S of the keys), 0 for masked keys."""
+        self.check_input(x)
         q, k, _, shape = self.compared(x)
         chosen = self.read_queries(queries, x)
         mask = self.read_key_mask(key_mask, x)

@@ -72,4 +72,5 @@ class SCSE(Mechanism):
 
     def attention_weights(self, x: Tensor, queries: Tensor | None = None) -> dict[str, Tensor]:
         """Returns the gates as "channel" and "spatial"."""
+        self.check_input(x)
         return {"channel": self.channel_gate(x), "spatial": self.spatial_gate(x)}

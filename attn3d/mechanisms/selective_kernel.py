@@ -114,4 +114,5 @@ class SelectiveKernel(Mechanism):
 
     def attention_weights(self, x: Tensor, queries: Tensor | None = None) -> dict[str, Tensor]:
         """Returns the softmax over the branches as "branch"."""
+        self.check_input(x)
         return self.branch_weights(self.convolve(x))

@@ -126,6 +126,7 @@ class MultiHeadSelfAttention(Mechanism):
         self, x: Tensor, queries: Tensor | None = None, key_mask: Tensor | None = None
     ) -> dict[str, Tensor]:
         """Returns the softmax rows of the chosen voxels as "query", (B, H, Q, *S of the keys)."""
+        self.check_input(x)
         q, k, _ = self.heads(x)
         chosen = self.read_queries(queries, x)
         mask = self.read_key_mask(key_mask, x)

@@ -59,6 +59,7 @@ class SimAM(Mechanism):
 
     def attention_weights(self, x: Tensor, queries: Tensor | None = None) -> dict[str, Tensor]:
         """Returns the gate as "gate"."""
+        self.check_input(x)
         return {"gate": _weight(x, *_mean_and_scale(x, self.regularization))}
 
 

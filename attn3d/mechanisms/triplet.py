@@ -88,5 +88,6 @@ class TripletAttention(Mechanism):
 
     def attention_weights(self, x: Tensor, queries: Tensor | None = None) -> dict[str, Tensor]:
         """Returns the mean of the gates as "gate"."""
+        self.check_input(x)
         total = sum(self.gates(x), torch.zeros_like(x))
         return {"gate": total / (self.spatial_dims + 1)}

@@ -55,7 +55,7 @@ def register_sites(
         ``sites``, or a decorator if there are none.
 
     Raises:
-        ValueError: if a kind is unknown.
+        ValueError: if a kind is unknown; when the sites are used, if the network has no module with one of the paths.
 
     Examples:
         >>> from attn3d.networks import register_sites, second_argument
@@ -84,6 +84,9 @@ def staged_places(network: nn.Module) -> dict[str, Staged]:
     """Returns the places of ``network`` with their stages, by kind.
 
     If no sites are registered, these are blocks, residual branches and convs.
+
+    Raises:
+        ValueError: if a kind of the registered sites is unknown, or the network has no module with one of their paths.
     """
     _import_libraries(cls for module in network.modules() for cls in type(module).__mro__)  # which register blocks
     find = _look_up(network, _SITES)
@@ -92,6 +95,7 @@ def staged_places(network: nn.Module) -> dict[str, Staged]:
     given: dict[str, Staged] = {}
     for kind, stages in sites.items():
         given[kind] = [(number, place) for number, stage in enumerate(stages) for place in _places(stage)]
+        _check_paths(network, kind, [place.path for _, place in given[kind]])
     staged = inside(network, given) | given
     return {kind: staged[kind] for kind in KINDS if staged.get(kind)}
 
@@ -114,6 +118,15 @@ def _import_libraries(classes: Iterable[type]) -> None:
 def _places(stage: Stage) -> list[Place]:
     entries = [stage] if isinstance(stage, (str, Place)) else stage
     return [Place(entry) if isinstance(entry, str) else entry for entry in entries]
+
+
+def _check_paths(network: nn.Module, kind: str, paths: Iterable[str]) -> None:
+    for path in paths:
+        try:
+            network.get_submodule(path)
+        except AttributeError as error:
+            name = type(network).__name__
+            raise ValueError(f"`sites` of {name} must name its modules, got {path!r} of kind {kind!r}") from error
 
 
 def _check_kinds(network: type, sites: StagesByKind) -> None:

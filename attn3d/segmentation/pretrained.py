@@ -8,11 +8,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from attn3d.insertion.checkpoints import without_wrapper, wrapper_prefix
 from attn3d.segmentation.errors import FileError
 from attn3d.segmentation.runs import Run
 
 _STATES = ("state_dict", "model_state_dict", "network_weights", "model", "network")  # keys of weights in checkpoints
-_PREFIXES = ("module.", "_orig_mod.", "network.", "model.")  # of wrappers, such as DDP, compiled modules and Lightning
 
 
 def start_from(net: nn.Module, path: Path | str) -> str:
@@ -44,7 +44,7 @@ def start_from(net: nn.Module, path: Path | str) -> str:
 
 
 def _read(file: Path, own: Collection[str]) -> dict[str, Tensor]:
-    """The weights in a file by name, without prefixes of wrappers that are not in the network's ``own`` names."""
+    """The weights in a file by name, without the prefix that a wrapper added to the network's ``own`` names."""
     try:
         content: Any = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
     except OSError as error:
@@ -58,10 +58,5 @@ def _read(file: Path, own: Collection[str]) -> dict[str, Tensor]:
         weights = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
     if not weights:
         raise FileError(file, "contains no weights by name")
-    return {_without_wrappers(name, own): value for name, value in weights.items()}
-
-
-def _without_wrappers(name: str, own: Collection[str]) -> str:
-    while name not in own and (prefix := next((one for one in _PREFIXES if name.startswith(one)), None)):
-        name = name.removeprefix(prefix)
-    return name
+    prefix = wrapper_prefix(weights, own)
+    return {without_wrapper(name, prefix): value for name, value in weights.items()}

@@ -120,16 +120,18 @@ def test_an_unknown_name_is_refused_with_the_nearest():
 )
 def test_an_input_that_does_not_fit(name, shape, wanted, got):
     module = create(name, spatial_dims=3, channels=8)
-    expect(ValueError, "x", wanted, module, torch.ones(shape))
-    expect(ValueError, "x", got, module, torch.ones(shape))
+    for function in (module, module.attention_weights):
+        expect(ValueError, "x", wanted, function, torch.ones(shape))
+        expect(ValueError, "x", got, function, torch.ones(shape))
 
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool, torch.complex64], ids=str)
 def test_an_input_that_is_not_floating_point(name, dtype):
     module = create(name, spatial_dims=3, channels=8)
-    with pytest.raises(TypeError, match=f"`x` must be floating point, got {dtype}"):
-        module(torch.ones(2, 8, 4, 4, 4, dtype=dtype))
+    for function in (module, module.attention_weights):
+        with pytest.raises(TypeError, match=f"`x` must be floating point, got {dtype}"):
+            function(torch.ones(2, 8, 4, 4, 4, dtype=dtype))
 
 
 @pytest.mark.parametrize(("name", "pattern"), [("mhsa", "global"), ("mhsa", "axial"), ("non_local", "axial")])
