@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -173,16 +174,19 @@ class PooledKeys(Pattern):
     @without_autocast
     def _means(self, tokens: Tensor, shape: list[int]) -> Tensor:
         """Returns the means of blocks, (B, H, N, d) to (B, H, M, d), summed in at least single precision."""
-        means = at_least_single(tokens).unflatten(2, shape)
-        for axis, (extent, size) in enumerate(zip(shape, self.sizes(len(shape)), strict=True)):
+        means, sizes = at_least_single(tokens), [*shape, tokens.shape[3]]
+        for extent, size in zip(shape, self.sizes(len(shape)), strict=True):
             count = (extent + size - 1) // size
             block = torch.div(torch.arange(extent, device=tokens.device), size, rounding_mode="floor")
             # A matrix product needs neither padding nor a special case for the last block.
             members = (block == torch.arange(count, device=tokens.device).unsqueeze(1)).to(means.dtype)
-            behind = means.shape[3 + axis :]
-            means = (members @ means.flatten(3 + axis)) / members.sum(1, keepdim=True)
-            means = means.unflatten(-1, behind)
-        return means.flatten(2, 1 + len(shape)).to(tokens.dtype)
+            # The axis comes first, and its blocks last. An export at a single block would take 1 from a tensor's shape
+            # for a constant; the sizes here are computed.
+            means = means.reshape([*tokens.shape[:2], extent, math.prod(sizes[1:])])
+            means = ((members @ means) / members.sum(1, keepdim=True)).mT
+            sizes = [*sizes[1:], count]
+        means = means.reshape([*tokens.shape[:2], sizes[0], math.prod(sizes[1:])]).mT
+        return means.contiguous().to(tokens.dtype)
 
     def positions(self, shape: list[int], device: torch.device) -> tuple[list[Tensor], list[Tensor]]:
         """Returns the positions. A key is at the centre of the part of its block that is inside the volume."""
@@ -273,10 +277,10 @@ class Neighborhood(Pattern):
     that overlap only at the borders.
 
     Args:
-        size: neighbourhood size, one integer or one per axis; clipped to the size of the axis.
+        size: neighbourhood size, one integer or one per axis; clipped to ``S // dilation``, at least 1.
         dilation: distance between neighbours, one integer or one per axis.
-        stride: number of positions that share a neighbourhood, one integer or one per axis, at most ``size``. Shared
-            keys are gathered once, so a larger stride is faster.
+        stride: number of positions that share a neighbourhood, one integer or one per axis, at most ``size``, and
+            clipped with it. Shared keys are gathered once, so a larger stride is faster.
     """
 
     size: Sizes
@@ -304,12 +308,12 @@ class Neighborhood(Pattern):
         stride = per_axis("stride", self.stride, spatial_dims)[axis]
         tile = (self.tile + stride - 1) // stride * stride  # whole runs
         kernel = smaller(size, larger(1, extent // dilation))
+        run = smaller(stride, kernel)  # a longer one would have positions outside its neighbourhood
         tiles = (extent + dilation * tile - 1) // (dilation * tile)
         remainder = arange(dilation)[:, None, None]
         length = (extent - remainder + dilation - 1) // dilation  # number of positions with this remainder
-        first_of_tile = tile * arange(tiles)[:, None] + 0 * remainder
-        queries = first_of_tile + arange(tile)
-        leader = smaller(first_of_tile + arange(tile) // stride * stride + stride // 2, length - 1)
+        queries = tile * arange(tiles)[:, None] + 0 * remainder + arange(tile)
+        leader = smaller(queries // run * run + run // 2, length - 1)
         lowest = smaller(larger(leader - kernel // 2, 0), larger(length - kernel, 0))
         keys = lowest[..., :1] + arange(size + tile - stride)
         first = lowest[..., None]

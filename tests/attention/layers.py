@@ -117,6 +117,7 @@ PATTERNS = [
     Scoped(Neighborhood(5, dilation=3)),
     Scoped(Neighborhood(4), "axis"),
     Scoped(Neighborhood(5, stride=2), "axis"),
+    Scoped(Neighborhood(5, dilation=2, stride=5), "axis"),
     Scoped(PooledKeys(2)),
     Scoped(PooledKeys(3)),
 ]

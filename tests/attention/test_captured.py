@@ -28,6 +28,7 @@ PATTERNS = [
     (("neighborhood", {"size": 3, "dilation": (1, 2, 1)}), "axis"),
     (("neighborhood", {"size": 3}), None),
     (("neighborhood", {"size": (2, 3, 4), "stride": (2, 1, 3)}), "axis"),
+    (("neighborhood", {"size": 3, "dilation": 2, "stride": 3}), "axis"),
     (("pooled_keys", {"stride": 2}), None),
 ]
 # Sizes that windows divide; that they do not divide; axes smaller than a window or of size 1; larger than SEEN.
@@ -86,12 +87,21 @@ def test_an_export_holds_for_other_sizes_or_raises(module):
     assert len(refused) <= len(others) - 2
 
 
-@pytest.mark.parametrize("module", some(MODULES, lambda module: module != DEFAULT[0]), ids=str)
-def test_onnx_holds_for_other_sizes(module):
+POOLED = ("mhsa", {"num_heads": 2, "pattern": ("pooled_keys", {"stride": 2}), "position_bias": None})
+PAIRED = ("paired", {"pattern": ("pooled_keys", {"stride": 2})})
+ONE = (2, 4, 2, 2, 2)  # a single window or block along every axis
+EXPORTS = [(module, SEEN) for module in MODULES]
+EXPORTS += [(module, ONE) for module in (POOLED, PAIRED, MODULES[0], MODULES[2], MODULES[5])]
+REGULAR = [(DEFAULT[0], SEEN), (POOLED, ONE)]
+
+
+@pytest.mark.parametrize("export", some(EXPORTS, lambda export: export not in REGULAR), ids=str)
+def test_onnx_holds_for_other_sizes(export):
+    module, seen = export
     net = make(*module)
     dynamic = dict.fromkeys((0, 2, 3, 4), torch.export.Dim.DYNAMIC)
     program = torch.onnx.export(
-        net, (volume(*SEEN).float(),), dynamo=True, verbose=False, input_names=["x"], dynamic_shapes=(dynamic,)
+        net, (volume(*seen).float(),), dynamo=True, verbose=False, input_names=["x"], dynamic_shapes=(dynamic,)
     )
     session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())
     for shape in OTHERS:

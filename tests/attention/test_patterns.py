@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,6 +67,16 @@ class TestRules:
         scoped = Scoped(Neighborhood(5, stride=3))
         found = [self.seen(scoped, (10,), (i,)) for i in range(10)]
         assert found == [[0, 1, 2, 3, 4]] * 3 + [[2, 3, 4, 5, 6]] * 3 + [[5, 6, 7, 8, 9]] * 4
+
+    @pytest.mark.parametrize("size", range(1, 8))
+    @pytest.mark.parametrize("dilation", range(1, 5))
+    def test_every_voxel_sees_itself_in_a_neighbourhood(self, size, dilation):
+        """On short axes too, where size and stride are clipped to the number of voxels with a remainder."""
+        for stride, extent in itertools.product(range(1, size + 1), range(1, 26)):
+            scoped = Scoped(Neighborhood(size, dilation, stride))
+            [[(seen, _)]] = scoped.pattern.relations((extent,))
+            for i, row in enumerate(seen):
+                assert row.nonzero().flatten().tolist() == self.seen(scoped, (extent,), (i,))
 
     @pytest.mark.parametrize("size", [2, 3, 4])
     def test_a_stride_of_the_size_makes_windows(self, size):

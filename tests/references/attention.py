@@ -128,7 +128,7 @@ def _along(rule: Rule, axis: int, place: int, extent: int) -> list[int]:
     step = rule.dilation[axis]
     reachable = [other for other in range(extent) if other % step == place % step]
     count = min(size, max(1, extent // step))
-    run = rule.stride[axis]
+    run = min(rule.stride[axis], count)
     leader = min(reachable.index(place) // run * run + run // 2, len(reachable) - 1)
     first = leader - count // 2
     first = min(max(first, 0), len(reachable) - count)  # at a border, the neighbourhood slides inward
