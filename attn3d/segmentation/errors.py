@@ -1,8 +1,10 @@
 """Errors of files: one line with the name of the file, the problem and what to do."""
 
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from pathlib import Path
+
+_NAMED = 10  # files that an error names
 
 
 class FileError(ValueError):
@@ -55,3 +57,17 @@ def failure_noted(path: Path | str, failed: MutableMapping[str, str]) -> Iterato
             yield
     except FileError as failure:
         failed[str(failure.path)] = failure.problem
+
+
+def failure_of(folder: Path | str, failed: Mapping[str, str]) -> FileError:
+    """One error for all files that cannot be used; it names ten of them.
+
+    Args:
+        folder: the folder of the files.
+        failed: the problem of each file, at least one.
+    """
+    if len(failed) == 1:
+        return FileError(*next(iter(failed.items())))
+    named = [f"({number}) {path}: {problem}" for number, (path, problem) in enumerate(failed.items(), 1)][:_NAMED]
+    more = f"; and {len(failed) - _NAMED} more" if len(failed) > _NAMED else ""
+    return FileError(folder, f"{len(failed)} files cannot be used: {'; '.join(named)}{more}")

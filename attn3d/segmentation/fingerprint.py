@@ -10,7 +10,7 @@ import numpy as np
 from rich.progress import track
 
 from attn3d.segmentation.datasets import Case, Dataset, read_case_image, read_case_label
-from attn3d.segmentation.errors import FileError, failing_as
+from attn3d.segmentation.errors import FileError, failure_noted, failure_of
 from attn3d.segmentation.grid import voxel_millilitres
 
 logger = logging.getLogger("attn3d")
@@ -75,15 +75,18 @@ def take_fingerprint(dataset: Dataset, cases: Sequence[Case], *, quiet: bool = F
         quiet: whether to show no progress bar.
 
     Raises:
-        FileError: when a file cannot be used, or no voxel of any case is labelled.
+        FileError: when files cannot be used, which it lists, or no voxel of any case is labelled.
     """
+    failed: dict[str, str] = {}
     shapes, spacings, samples, scans, darkest = [], [], [], [], []
     inside: dict[str, list[np.ndarray]] = {name: [] for name in dataset.labels.names}
     volumes: dict[str, list[float]] = {name: [] for name in dataset.labels.names}
     for case in track(cases, "reading the training cases", disable=quiet):
-        with failing_as(case.images[0]):
+        with failure_noted(case.images[0], failed):
             images = read_case_image(case)
             label = read_case_label(case, dataset, images[0])
+        if failed:  # the other cases are only checked
+            continue
         canonical = nib.as_closest_canonical(images[0])
         labels = dataset.labels.without_ignored(np.asarray(label.dataobj))
         shapes.append(canonical.shape)
@@ -97,6 +100,8 @@ def take_fingerprint(dataset: Dataset, cases: Sequence[Case], *, quiet: bool = F
             if count := int(mask.sum()):
                 volumes[name].append(count * millilitres)
                 inside[name].append(_sample(images[0], mask))
+    if failed:
+        raise failure_of(dataset.folder, failed)
     if not any(volumes.values()):
         raise FileError(dataset.folder, f"no voxel of its {len(cases)} training cases is labelled; check the labels")
     if missing := [repr(name) for name, found in volumes.items() if not found]:

@@ -244,6 +244,16 @@ def test_a_duplicate_name_is_refused(tmp_path):
         find_dataset(tmp_path / "listed")
 
 
+def test_a_channel_may_have_its_axes_in_another_order(tmp_path):
+    layouts.nnunet(tmp_path)
+    case = find_dataset(tmp_path).cases[0]
+    expected = read_case_image(case)
+    nib.save(expected[1].as_reoriented([[2, 1], [0, -1], [1, 1]]), case.images[1])
+    for one, other in zip(read_case_image(case), expected, strict=True):
+        np.testing.assert_array_equal(one.dataobj, other.dataobj)
+        np.testing.assert_allclose(one.affine, other.affine)
+
+
 def test_a_channel_off_the_grid_and_an_unknown_value_are_refused(tmp_path):
     layouts.nnunet(tmp_path)
     dataset = find_dataset(tmp_path)
@@ -341,11 +351,11 @@ def test_the_cases_that_a_decathlon_validates_on_are_held_out(tmp_path):
     [
         (
             '{"0": "background", "1": "lesion", "2": "lesion"}',
-            "has the name 'lesion' for \[\[1\], \[2\]\]; give each label its own name",
+            r"'lesion' for \[\[1\], \[2\]\]; give each label its own name",
         ),
         (
             '{"0": "background", "1": "any label"}',
-            "has the name 'any label' for \[\[1\]\]; give each label its own name",
+            r"'any label' for \[\[1\]\]; give each label its own name",
         ),
         ('{"0": "background", "1": "a", "1": "b"}', "dataset.json: is not valid JSON: the key '1' is repeated"),
     ],

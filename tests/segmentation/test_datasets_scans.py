@@ -80,6 +80,12 @@ def test_labels_beside_their_scans_are_left_out(tmp_path, caplog):
         assert f"{name}: is the label of another file" in caplog.text
 
 
+def test_a_scan_may_be_called_none(tmp_path):
+    cases, failed = found(tmp_path / "scans", 1, "None_0000.nii.gz", "a_0000.nii.gz", "b.nii.gz")
+    assert sorted(cases) == ["None", "a", "b"]
+    assert not failed
+
+
 def test_an_incomplete_case_of_a_data_set_is_a_failure(tmp_path):
     layouts.nnunet(tmp_path)
     layouts.write(tmp_path / "imagesTs/BRATS_4_0001.nii.gz", layouts.units(41))
@@ -141,9 +147,10 @@ def test_folders_beside_scans_are_named(tmp_path, caplog):
     layouts.write(tmp_path / "patient/study/x.nii.gz", layouts.units(1))
     layouts.dicom_series(tmp_path / "series")
     (tmp_path / "notes").mkdir()
+    (tmp_path / "unpacked.nii.gz").mkdir()  # a failure of its own when it is read
     with caplog.at_level(logging.WARNING, "attn3d"):
         cases, _ = found(tmp_path, 1, "a.nii.gz")
-    assert list(cases) == ["a"]
+    assert list(cases) == ["a", "unpacked"]
     named = [record.args[0] for record in caplog.records]
     assert named == [tmp_path / name for name in ("notes", "patient", "series")]
 

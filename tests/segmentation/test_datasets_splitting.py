@@ -35,6 +35,11 @@ def test_an_impossible_split_is_refused(cases, held_out, says):
         split_cases(cases, held_out)
 
 
+def test_an_unknown_case_to_hold_out_is_refused():
+    with pytest.raises(ValueError, match="`validation` must name some of the 10 cases, got 'typo'"):
+        split_cases(CASES, validation={"00", "typo"})
+
+
 def test_a_fraction_and_a_fold_must_be_numbers(tmp_path):
     with pytest.raises(TypeError, match=r"`held_out` must be a finite number.*, got '0\.2'"):
         split_cases(CASES, "0.2")

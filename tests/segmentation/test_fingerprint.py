@@ -7,7 +7,7 @@ import pytest
 import attn3d
 from attn3d.segmentation import Run
 from attn3d.segmentation.configuration import completed, configure
-from attn3d.segmentation.datasets import Dataset, find_dataset, read_case_label
+from attn3d.segmentation.datasets import Case, Dataset, find_dataset, read_case_label
 from attn3d.segmentation.errors import FileError
 from attn3d.segmentation.fingerprint import Fingerprint, propose_geometry, propose_kernels, take_fingerprint
 from attn3d.segmentation.labels import Labels
@@ -121,6 +121,29 @@ def test_it_follows_from_the_files(data):
     assert taken.intensities[0]["median"] == pytest.approx(200, abs=15), "of the labelled voxels"
     inner = list(taken.volume_ml.values())[-1]
     assert inner == pytest.approx(4 / 3 * np.pi * (64 * 0.24) ** 3 / 1000, rel=0.1)
+
+
+@pytest.mark.parametrize("bad", [1, 3, 12])
+def test_all_files_that_cannot_be_used_are_listed(bad, tmp_path):
+    (tmp_path / "scan.nii").write_text("no scan")
+    nib.save(nib.Nifti1Image(np.arange(8.0).reshape(2, 2, 2), np.eye(4)), tmp_path / "good.nii")
+    nib.save(nib.Nifti1Image(np.ones((2, 2, 2), np.uint8), np.eye(4)), tmp_path / "label.nii")
+    cases = [Case("good", (tmp_path / "good.nii",), (tmp_path / "label.nii",))]
+    for number in range(bad):
+        cases.append(Case(f"c{number}", (tmp_path / f"c{number}.nii",), (tmp_path / "label.nii",)))
+        (tmp_path / f"c{number}.nii").write_text("no scan")
+    with pytest.raises(FileError) as raised:
+        take_fingerprint(Dataset(tmp_path, labels=Labels.of({1: "one"})), [*cases, cases[0]], quiet=True)
+    problem = "is not a NIfTI file; give a .nii or .nii.gz"
+    named = "; ".join(f"({number + 1}) {tmp_path}/c{number}.nii: {problem}" for number in range(min(bad, 10)))
+    assert (
+        str(raised.value)
+        == {
+            1: f"{tmp_path}/c0.nii: {problem}",
+            3: f"{tmp_path}: 3 files cannot be used: {named}",
+            12: f"{tmp_path}: 12 files cannot be used: {named}; and 2 more",
+        }[bad]
+    )
 
 
 def with_labels(dataset, change, monkeypatch):

@@ -35,7 +35,8 @@ def find_dataset(path: Path | str, *, labelled: bool = False) -> Dataset:
 
     Raises:
         FileError: when the path is not a folder, has no cases, or has a ``dataset.json`` that cannot be used; when a
-            label is outside of uint8; or when two labels or two cases have the same name.
+            label is outside of uint8, or all are empty though they are required; or when two labels or two cases have
+            the same name.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -47,6 +48,8 @@ def find_dataset(path: Path | str, *, labelled: bool = False) -> Dataset:
     if not dataset.cases and (labelled or not dataset.test_cases):
         example = f", for example {dataset.left_out[0]}" if dataset.left_out else ""
         raise FileError(folder, f"has the layout {layout}, but no image with a label{example}")
+    if labelled and LAYOUTS[layout] is pairs.find and not dataset.labels.names:
+        raise FileError(folder, f"all voxels of its {len(dataset.cases)} labels are 0; check the labels")
     for cases in (dataset.cases, dataset.test_cases):
         for name, times in Counter(case.name for case in cases).most_common(1):
             if times > 1:

@@ -5,7 +5,7 @@ import numpy as np
 
 from attn3d.segmentation.datasets.dataset import Case, Dataset
 from attn3d.segmentation.errors import FileError
-from attn3d.segmentation.io.files import check_same_grid, read_image, read_images, read_segmentation
+from attn3d.segmentation.io.files import on_grid_of, read_image, read_images, read_segmentation
 
 
 def read_case_image(case: Case) -> list[nib.Nifti1Image]:
@@ -18,9 +18,8 @@ def read_case_image(case: Case) -> list[nib.Nifti1Image]:
     if case.volumes > 1:
         return read_images(case.images[0], case.volumes)
     first, *others = (read_image(path) for path in case.images)
-    for path, image in zip(case.images[1:], others, strict=True):
-        check_same_grid(path, image, first, str(case.images[0]))
-    return [first, *others]
+    files = zip(case.images[1:], others, strict=True)
+    return [first, *(on_grid_of(path, image, first, str(case.images[0])) for path, image in files)]
 
 
 def read_case_label(case: Case, dataset: Dataset, image: nib.Nifti1Image) -> nib.Nifti1Image:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from attn3d.segmentation.datasets.dataset import Case
 from attn3d.segmentation.datasets.finding import find_dataset
-from attn3d.segmentation.datasets.listing import channels, files_by_name, image_of, stem, unread
+from attn3d.segmentation.datasets.listing import SUFFIXES, channels, files_by_name, image_of, stem, unread
 from attn3d.segmentation.errors import FileError
 
 logger = logging.getLogger("attn3d")
@@ -39,13 +39,14 @@ def find_scans(scans: Path, images: int) -> tuple[list[Case], dict[str, str]]:
 
 def _in_folder(folder: Path, files: dict[str, Path], images: int) -> tuple[list[Case], dict[Path, str]]:
     """The cases of the files in a folder, and the problem of each file that cannot be used."""
-    labels = [name for name in files if image_of(name) in files or f"{image_of(name)}_0000" in files]
+    images_of = {name: of for name in files if (of := image_of(name)) is not None}
+    labels = [name for name, of in images_of.items() if of in files or f"{of}_0000" in files]
     for name in labels:
         logger.warning("left out: %s: is the label of another file", files.pop(name))
     for file, problem in unread(folder, "*").items():
         logger.warning("left out: %s: %s", file, problem)
     for below in sorted(folder.iterdir()):
-        if below.is_dir() and not below.name.startswith("."):
+        if below.is_dir() and not below.name.startswith(".") and not below.name.lower().endswith(SUFFIXES):
             logger.warning(
                 "left out: %s: is a folder in the folder of the scans; to segment its scans, give this folder", below
             )

@@ -28,13 +28,16 @@ def split_cases(cases: Sequence[Case], held_out: float = 0.2, seed: int = 0, val
 
     Raises:
         TypeError: when the fraction is not a number.
-        ValueError: when there are fewer than two cases or the fraction is not between 0 and 1.
+        ValueError: when there are fewer than two cases, the fraction is not between 0 and 1, or ``validation`` names
+            all cases or an unknown one.
     """
     if not 0 < nonnegative_number("held_out", held_out) < 1:
         raise ValueError(f"`held_out` must be between 0 and 1, got {held_out}")
     if len(cases) < 2:
         raise ValueError(f"`cases` must be at least 2, one for training and one for validation, got {len(cases)}")
     if validation:
+        if unknown := sorted(set(validation) - {case.name for case in cases}):
+            raise ValueError(f"`validation` must name some of the {len(cases)} cases, got {unknown[0]!r}")
         training = [case for case in cases if case.name not in validation]
         if not training:
             raise ValueError(f"`validation` names all {len(cases)} cases; leave at least one for training")

@@ -4,8 +4,10 @@ NIfTI, DICOM and ITK's formats are in other modules. This module refuses affines
 labels that are not whole numbers or are on another grid. Files are written completely or not at all.
 """
 
+import logging
 import zlib
 from collections.abc import Collection
+from functools import cache
 from pathlib import Path
 
 import nibabel as nib
@@ -14,9 +16,11 @@ import numpy as np
 from attn3d.segmentation.errors import FileError
 from attn3d.segmentation.io.dicom import is_dicom, read_series
 from attn3d.segmentation.io.itk import ENDINGS, itk_reader, read_itk, write_itk
-from attn3d.segmentation.io.nifti import in_millimetres, read_nifti, set_forms, write_nifti
+from attn3d.segmentation.io.nifti import in_millimetres, read_nifti, write_nifti
 
+logger = logging.getLogger("attn3d")
 _OFF_WHOLE = 1e-3  # the largest difference of a label from a whole number
+_OFF_GRID = 0.1  # the largest distance from the grid, in units of the smallest side of its voxels
 _SPACINGS = (0.01, 50.0)  # mm
 _GEOMETRY = (
     *("pixdim", "xyzt_units", "qform_code", "sform_code", "srow_x", "srow_y", "srow_z"),
@@ -57,6 +61,8 @@ def read_images(path: Path | str, volumes: int) -> list[nib.Nifti1Image]:
 
 def _scan(path: Path | str, image: nib.Nifti1Image, data: np.ndarray) -> nib.Nifti1Image:
     """A volume of an image as a scan, after checks of its voxel size and its values."""
+    if not _has_orientation(image):
+        _warn_of_sides(str(path))
     _check_spacing(path, image.affine)
     if bad := data.size - np.count_nonzero(np.isfinite(data)):
         raise FileError(path, f"{bad} voxels are NaN or infinite; replace them, for example by 0")
@@ -80,8 +86,7 @@ def read_map(path: Path | str, image: nib.Nifti1Image, volumes: int | None = 1) 
     if not Path(path).exists():
         option = "--uncertainty" if volumes == 1 else "--probabilities"
         raise FileError(path, f"does not exist; `attn3d predict {option} --overwrite` writes it")
-    found = _read(path, volumes)
-    check_same_grid(path, found, image, "its labels")
+    found = on_grid_of(path, _read(path, volumes), image, "its labels")
     if volumes == 1 and not np.isfinite(np.asarray(found.dataobj)).all():
         raise FileError(path, "has voxels that are NaN or infinite; segment the scan again (--overwrite)")
     return found
@@ -109,10 +114,11 @@ def read_segmentation(
     """
     label = _read(path)
     _check_spacing(path, label.affine)
+    if image is not None:
+        label = on_grid_of(path, label, image, of)
     data = np.asanyarray(label.dataobj).reshape(label.shape[:3])
     if image is None:
         image = type(label)(data, label.affine, label.header)
-    check_same_grid(path, label, image, of)
     if threshold is not None:
         if not np.isfinite(data).all():
             raise FileError(path, "the mask contains NaN or infinite values; replace them by 0")
@@ -133,8 +139,12 @@ def values_in(data: np.ndarray) -> np.ndarray:
     return np.unique(data.ravel(order="K"))
 
 
-def check_same_grid(path: Path | str, image: nib.Nifti1Image, other: nib.Nifti1Image, of: str = "its image") -> None:
-    """Checks that an image is on the grid of another image, within a tenth of a voxel.
+def on_grid_of(
+    path: Path | str, image: nib.Nifti1Image, other: nib.Nifti1Image, of: str = "its image"
+) -> nib.Nifti1Image:
+    """An image with its axes in the order and direction of another image, after a check that both have the same grid.
+
+    Some programs store axes in another order or direction. Axes are permuted and flipped, nothing is interpolated.
 
     Args:
         path: the file of ``image``.
@@ -143,15 +153,44 @@ def check_same_grid(path: Path | str, image: nib.Nifti1Image, other: nib.Nifti1I
         of: what errors call ``other``.
 
     Raises:
-        FileError: when it is not; the error names ``path``.
+        FileError: when the shapes differ, or the distance between two voxels is more than a tenth of the smallest side
+            of a voxel; the error names ``path``.
     """
-    shape = image.shape[:3]
-    if shape != other.shape:
-        raise FileError(path, f"it has shape {shape}, but {of} has {other.shape}; resample it to that grid")
-    distance = _largest_displacement(image.affine, other.affine, shape)
-    if distance > 0.1 * nib.affines.voxel_sizes(other.affine).min():
-        advice = _two_positions(image, "it") or _two_positions(other, of) or "resample it to that grid"
-        raise FileError(path, f"it is up to {distance:.3g} mm off the grid of {of}; {advice}")
+    found, known = image, _has_orientation(image)
+    if known and _has_orientation(other):  # from the voxels of one to those of the other: obliqueness cancels out
+        found = image.as_reoriented(nib.io_orientation(np.linalg.inv(other.affine) @ image.affine))
+    if found.shape[:3] != other.shape[:3]:
+        raise FileError(
+            path, f"it has shape {image.shape[:3]}, but {of} has {other.shape[:3]}; resample it to that grid"
+        )
+    distance = _largest_displacement(found.affine, other.affine, other.shape[:3])
+    if distance <= _OFF_GRID * nib.affines.voxel_sizes(other.affine).min():
+        return found
+    if known != _has_orientation(other):
+        without, oriented = (of, "it") if known else ("it", of)
+        raise FileError(
+            path,
+            f"it cannot be placed on the grid of {of}: {without} has no orientation in its header (qform_code and "
+            f"sform_code are 0), but {oriented} has one; give both the header that is right",
+        )
+    advice = _two_positions(image, "it") or _two_positions(other, of) or "resample it to that grid"
+    off = f"it is up to {distance:.3g} mm off the grid of {of}, more than a tenth of the smallest side of a voxel"
+    raise FileError(path, f"{off}; {advice}")
+
+
+def _has_orientation(image: nib.Nifti1Image) -> bool:
+    """Whether the affine is from the header. Otherwise nibabel and ITK place the voxels differently."""
+    return bool(image.header["qform_code"] or image.header["sform_code"])
+
+
+@cache  # a training reads its scans several times
+def _warn_of_sides(path: str) -> None:
+    """Warns that a scan has no orientation, once for each file."""
+    logger.warning(
+        "%s: has no orientation in its header (qform_code and sform_code are 0); right and left are uncertain: the "
+        "first axis is assumed to run to the left, as in nibabel",
+        path,
+    )
 
 
 def _two_positions(image: nib.Nifti1Image, of: str) -> str:
@@ -204,9 +243,10 @@ def write_map(path: Path | str, values: np.ndarray, like: nib.Nifti1Image) -> No
 
 
 def write_label(path: Path | str, labels: np.ndarray, like: nib.Nifti1Image) -> None:
-    """Writes labels as uint8 in the geometry of ``like``: affines, their codes and units.
+    """Writes labels as uint8 in the geometry of ``like``: affines, their codes and units, or millimetres without units.
 
-    If the scan has no codes or no units, the label gets both codes and millimetres, since the scan was read that way.
+    Labels of a scan without codes have none either: nibabel and ITK place such scans differently, but each places both
+    in the same way.
 
     Args:
         path: the file to write, in NRRD or MetaImage if it ends in .nrrd or .mha. It exists only when it is complete.
@@ -214,6 +254,8 @@ def write_label(path: Path | str, labels: np.ndarray, like: nib.Nifti1Image) -> 
         like: the scan that was segmented, from `read_image`.
 
     Raises:
+        FileError: when ``path`` ends in .nrrd or .mha, and the axes of the scan are not orthogonal or have no
+            orientation; these formats do not support that.
         ValueError: when ``labels`` has another shape or values outside of uint8, or ``path`` does not end in .nii,
             .nii.gz, .nrrd or .mha.
     """
@@ -222,6 +264,10 @@ def write_label(path: Path | str, labels: np.ndarray, like: nib.Nifti1Image) -> 
     if len(odd := labels[labels != labels.astype(np.uint8)]):
         raise ValueError(f"`labels` must be whole numbers from 0 to 255, got {odd[0]:g}")
     if Path(path).name.endswith(ENDINGS):
+        if not _has_orientation(like):
+            raise FileError(
+                path, "its format needs the orientation that the scan does not have; write NIfTI (--format nii.gz)"
+            )
         write_itk(path, labels.astype(np.uint8), like.affine)
         return
     image = type(like)(labels.astype(np.uint8), like.affine)
@@ -233,8 +279,6 @@ def _write(path: Path | str, image: nib.Nifti1Image, like: nib.Nifti1Image) -> N
     """Writes an image with the affines, their codes and the units of ``like``."""
     for field in _GEOMETRY:
         image.header[field] = like.header[field]
-    if not (image.header["qform_code"] or image.header["sform_code"]):
-        set_forms(image, like.affine, "aligned")
     if like.header.get_xyzt_units()[0] == "unknown":
         image.header.set_xyzt_units("mm")
     write_nifti(path, image)

@@ -1,5 +1,6 @@
 """NRRD and MetaImage files, which SimpleITK reads and writes."""
 
+import re
 from pathlib import Path
 
 import nibabel as nib
@@ -12,6 +13,8 @@ from attn3d.segmentation.io.writing import finished_file
 ENDINGS = (".nrrd", ".mha")
 _TO_NIFTI = np.diag([-1.0, -1.0, 1.0])  # ITK's axes point left and back, NIfTI's right and forwards
 _SHEARED = 1e-3  # largest cosine between axes that count as perpendicular
+_SIZES = re.compile(rb"^(space directions|spacings|ElementSpacing|ElementSize)\s*[:=]", re.IGNORECASE | re.MULTILINE)
+_HEADER = 1 << 16  # bytes at the start of a file that contain its sizes; voxels may follow
 _READERS = {b"NRRD0": "NrrdImageIO", b"ObjectType": "MetaImageIO", b"NDims": "MetaImageIO"}  # by the start of a file
 
 
@@ -26,7 +29,7 @@ def read_itk(path: Path | str) -> nib.Nifti1Image:
     """Reads a NRRD or MetaImage file. If voxels have several components, these are a fourth axis.
 
     Raises:
-        FileError: when it cannot be read or is not 3-D.
+        FileError: when it cannot be read, is not 3-D, or has no size of its voxels, which ITK would read as 1 mm.
     """
     import SimpleITK as sitk
 
@@ -40,6 +43,10 @@ def read_itk(path: Path | str) -> nib.Nifti1Image:
         raise FileError(path, f"is damaged or incomplete ({reason}); download it again") from error
     if image.GetDimension() != 3:
         raise FileError(path, f"must be a 3-D volume, got {image.GetDimension()} axes")
+    with Path(path).open("rb") as file:
+        if not _SIZES.search(file.read(_HEADER)):
+            names = "`space directions` or `spacings` in NRRD, `ElementSpacing` in MetaImage"
+            raise FileError(path, f"its header has no size of the voxels ({names}); add it")
     affine = np.eye(4)
     affine[:3, :3] = _TO_NIFTI @ np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
     affine[:3, 3] = _TO_NIFTI @ image.GetOrigin()

@@ -54,7 +54,7 @@ def read_nifti(path: Path | str) -> nib.Nifti1Image:
 
 
 def in_millimetres(voxels: np.ndarray, affine: np.ndarray, code: str) -> nib.Nifti1Image:
-    """A new image with its units and with the affine as its sform and, if possible, its qform, see `set_forms`.
+    """A new image with its units and with the affine as its sform and, unless it has a shear, as its qform.
 
     Args:
         voxels: the voxels, in a type of NIfTI (uint8, int16, float32, ..).
@@ -62,18 +62,13 @@ def in_millimetres(voxels: np.ndarray, affine: np.ndarray, code: str) -> nib.Nif
         code: the NIfTI code of the affine's space: "scanner", "aligned", "talairach" or "mni".
     """
     image = nib.Nifti1Image(voxels, affine, dtype=voxels.dtype)  # the dtype allows 64-bit integers
-    set_forms(image, affine, code)
     image.header.set_xyzt_units("mm")
-    return image
-
-
-def set_forms(image: nib.Nifti1Image, affine: np.ndarray, code: str) -> None:
-    """Sets the sform and, unless the affine has a shear, which a quaternion cannot store, the qform."""
     image.set_sform(affine, code)
     image.set_qform(affine, code)
     sizes = nib.affines.voxel_sizes(affine)
     if not np.allclose(image.get_qform()[:3, :3] / sizes, affine[:3, :3] / sizes, atol=1e-4):
-        image.set_qform(affine, "unknown")
+        image.set_qform(affine, "unknown")  # a quaternion cannot store a shear
+    return image
 
 
 def write_nifti(path: Path | str, image: nib.Nifti1Image) -> None:

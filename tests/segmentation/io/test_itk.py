@@ -94,6 +94,27 @@ def test_files_that_are_not_volumes_are_refused(ending, tmp_path):
         write_label(path, np.zeros(sheared.shape, int), like=sheared)
 
 
+@pytest.mark.parametrize(
+    ("ending", "header"),
+    [
+        (".nrrd", "NRRD0004\ntype: float\ndimension: 3\nsizes: 4 5 6\n{}endian: little\nencoding: raw\n\n"),
+        (
+            ".mha",
+            "ObjectType = Image\nNDims = 3\nDimSize = 4 5 6\n{}ElementType = MET_FLOAT\nElementDataFile = LOCAL\n",
+        ),
+    ],
+)
+def test_voxels_without_a_size_are_refused(ending, header, tmp_path):
+    """ITK reads them as 1 mm."""
+    data, path = np.random.default_rng(0).random(120, np.float32).tobytes(), tmp_path / f"scan{ending}"
+    path.write_bytes(header.format("").encode() + data)
+    with pytest.raises(FileError, match=r"its header has no size of the voxels \(.*\); add it"):
+        read_image(path)
+    size = "spacings: 1 2 3\n" if ending == ".nrrd" else "ElementSpacing = 1 2 3\n"
+    path.write_bytes(header.format(size).encode() + data)
+    np.testing.assert_array_equal(nib.affines.voxel_sizes(read_image(path).affine), (1, 2, 3))
+
+
 def test_labels_of_a_sheared_nrrd_have_one_position(tmp_path):
     """A qform cannot store the shear, so only the sform has the affine."""
     affine, data = AFFINES["sheared"], bright()[0].astype(np.float32)

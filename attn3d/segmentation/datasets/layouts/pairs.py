@@ -6,7 +6,7 @@ import numpy as np
 
 from attn3d.segmentation.datasets.dataset import Case, Dataset
 from attn3d.segmentation.datasets.listing import Files, files_at, image_of, pair, unread
-from attn3d.segmentation.errors import FileError
+from attn3d.segmentation.errors import FileError, failure_noted, failure_of
 from attn3d.segmentation.io.files import read_segmentation, values_in
 from attn3d.segmentation.labels import Labels
 
@@ -24,7 +24,7 @@ def find(folder: Path) -> Dataset | None:
     """Finds pairs. Their labels are named by the values in the files. Images without a label are test cases.
 
     Raises:
-        FileError: when the folder has two pairs of folders, or an image has two labels.
+        FileError: when the folder has two pairs of folders, an image has two labels, or labels cannot be read.
     """
     there = [parts for parts in _FOLDERS if all((folder / part).is_dir() for part in parts)]
     if len(there) > 1:
@@ -43,9 +43,19 @@ def find(folder: Path) -> Dataset | None:
     if not labels:
         return Dataset(folder, test_cases=tests, problems=problems)
     cases, unpaired = pair(images, labels)
+    for name in (labels.keys() - images.keys()) & {name.removesuffix("_0000") for name in images}:
+        unpaired[str(images[f"{name}_0000"][0])] = (
+            f"has no label, and {labels[name][0].name} has no image: these are the names of nnU-Net. If a case has one "
+            "image, remove _0000 from its name; if it has several, name the folders imagesTr and labelsTr, and add a "
+            "dataset.json with `channel_names`, `labels` and `file_ending`"
+        )
     values: set[int] = set()
+    failed: dict[str, str] = {}
     for case in cases:
-        values.update(values_in(np.asarray(read_segmentation(case.label[0]).dataobj)).tolist())
+        with failure_noted(case.label[0], failed):
+            values.update(values_in(np.asarray(read_segmentation(case.label[0]).dataobj)).tolist())
+    if failed:
+        raise failure_of(folder, failed)
     return Dataset(
         folder=folder,
         cases=cases,
