@@ -224,7 +224,7 @@ def test_the_documentation_has_every_option_and_no_other(command):
 
 
 def test_a_comparison_is_a_table_and_a_line_about_noise(monkeypatch):
-    """Each mechanism has a line about noise, which one seed is not enough to estimate; the plain network has none."""
+    """Each mechanism has a line about noise, which needs three seeds; the plain network has none."""
     from attn3d import segmentation
 
     common = {"mean": 0.8125, "interval": [0.7125, 0.9125], "parameters": 1_234_567, "seconds": 5.4}
@@ -232,7 +232,8 @@ def test_a_comparison_is_a_table_and_a_line_about_noise(monkeypatch):
         "none": common | {"mean": 0.75, "interval": [0.625, 0.875]},
         "cbam": common | {"difference": 0.0625, "difference_interval": [0.0375, 0.0875], "inside_noise": False},
         "attention_gate": common | {"difference": -0.01, "difference_interval": [-0.2, 0.18], "inside_noise": True},
-        "se": common | {"difference": 0.02, "difference_interval": None, "inside_noise": True, "interval": None},
+        "se": common | {"difference": 0.02, "difference_interval": None, "inside_noise": None, "interval": None},
+        "eca": common | {"difference": 0.1, "difference_interval": [0.05, 0.15], "inside_noise": None},
     }
     asked = {}
 
@@ -256,10 +257,11 @@ def test_a_comparison_is_a_table_and_a_line_about_noise(monkeypatch):
     assert rows["cbam"] == ["0.812", "±", "0.100", "+0.062", "±", "0.025", "1,234,567", "5"]
     assert rows["attention_gate"] == ["0.812", "±", "0.100", "-0.010", "±", "0.190", "1,234,567", "5"]
     assert rows["se"] == ["0.812", "+0.020", "1,234,567", "5"]
-    assert result.stdout.strip().splitlines()[-3:] == [
+    assert result.stdout.strip().splitlines()[-4:] == [
         "cbam: the difference is beyond the noise",
         "attention_gate: the difference is inside the noise",
         "se: one seed is not enough to estimate the noise",
+        "eca: two seeds are not enough to estimate the noise",
     ]
 
 

@@ -1,4 +1,4 @@
-"""The commands ``simulate``, ``train``, ``predict``, ``evaluate``, ``report`` and ``compare``.
+"""The commands ``simulate``, ``train``, ``predict``, ``evaluate``, ``report``, ``compare`` and ``export``.
 
 Each calls the function of the same name in `attn3d.segmentation`, which is imported when the command runs.
 """
@@ -6,6 +6,7 @@ Each calls the function of the same name in `attn3d.segmentation`, which is impo
 import json
 import logging
 import shlex
+import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -105,7 +106,8 @@ def train(
             options: dict[str, Any] = {"config": config, "workers": workers, "quiet": quiet}
             found = segmentation.cross_validate(data, out=out, folds=count, **options, **settings)
             print_scores(found.scores, "All cases, each predicted by the fold that held it out")
-            print(f"Results are in {out}/; attn3d predict {out} averages its {len(found.runs)} runs.")
+            folder = shlex.quote(str(out))
+            print(f"Results are in {out}/; attn3d predict {folder} averages its {len(found.runs)} runs.")
             return
         if fold is not None and (folds is None or folds.isdecimal()):
             raise ValueError(f"`fold` needs `folds` to be a file with splits, got `fold` {fold} and `folds` {folds}")
@@ -173,6 +175,7 @@ def predict(
     from attn3d.segmentation.processes import is_first
 
     _log(quiet or bf16)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's time limit is like Ctrl-C
     with one_line_errors("predict"):
         found = segmentation.predict(
             runs,
@@ -196,7 +199,8 @@ def predict(
     if not is_first():
         return
     there = f"; {len(found.skipped)} existed and were skipped" if found.skipped else ""
-    print(f"{len(found.written)} scans segmented, in {out}/{there}")
+    scans_of = "scan" if len(found.written) == 1 else "scans"
+    print(f"{len(found.written)} {scans_of} segmented, in {out}/{there}")
     if statistics:
         print_by_case(found.volume_ml, "ml", 1)
     if uncertainty:

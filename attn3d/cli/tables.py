@@ -77,8 +77,9 @@ def print_comparison(found: Mapping[str, Any]) -> None:
         table.add_row(name, mean, difference, f"{one['parameters']:,}", f"{one['seconds']:.0f}")
     show(table)
     for name, one in found["mechanisms"].items():
-        if name != "none" and one["difference_interval"] is None:
-            print(f"{name}: one seed is not enough to estimate the noise")
+        if name != "none" and one["inside_noise"] is None:
+            seeds = "one seed is" if one["difference_interval"] is None else "two seeds are"
+            print(f"{name}: {seeds} not enough to estimate the noise")
         elif name != "none":
             print(f"{name}: the difference is {'inside' if one['inside_noise'] else 'beyond'} the noise")
 

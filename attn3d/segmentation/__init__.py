@@ -1,8 +1,8 @@
 # ruff: noqa: F401  these imports are for type checkers and documentation; `_NAMES` makes the names public
 """From files to a segmentation and its scores: NIfTI in, patches, training, whole scans, NIfTI out.
 
-The commands ``attn3d simulate``, ``train``, ``predict``, ``evaluate``, ``report`` and ``compare`` call the functions
-with the same names. A module is imported when one of its names is first used, so that commands start quickly.
+The commands ``attn3d simulate``, ``train``, ``predict``, ``evaluate``, ``report``, ``compare`` and ``export`` call the
+functions with the same names. A module is imported when one of its names is first used, so that commands start quickly.
 """
 
 from importlib import import_module

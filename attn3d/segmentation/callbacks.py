@@ -40,7 +40,7 @@ class Minutes(Timer):
         super().__init__()
         self.total = 60 * minutes
         self.seconds = 0.0  # time until this step
-        self.validation = 0.0  # duration of the last validation in seconds
+        self.validation = 0.0  # seconds of the longest validation, so that `used` never falls
         self._last = 0.0  # time at the end of the last validation
 
     @property
@@ -64,7 +64,8 @@ class Minutes(Timer):
         """Records the duration of the validation."""
         super().on_validation_end(trainer, task)
         self._read(trainer)
-        self.validation, self._last = trainer.strategy.broadcast(self.time_elapsed("validate")), self.seconds
+        self.validation = max(self.validation, trainer.strategy.broadcast(self.time_elapsed("validate")))
+        self._last = self.seconds
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the time so far."""

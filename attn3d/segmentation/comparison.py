@@ -24,6 +24,7 @@ from attn3d.segmentation.settings import Settings, settings_from
 from attn3d.segmentation.summaries import mean_dice
 
 _LEVEL = 0.95
+_ENOUGH = 3  # the fewest seeds for a statement; an interval of two paired differences is often short by chance
 
 
 def compare(
@@ -45,8 +46,9 @@ def compare(
     ``splits.json``: cases that are added to the data set later are not used.
 
     The difference to the network without attention is the mean over the seeds, with its 95 % confidence interval
-    (Student's t, of the paired differences). If the interval contains 0, the difference is inside the noise. With
-    several mechanisms, one in twenty intervals does not contain 0 by chance alone.
+    (Student's t, of the paired differences). If the interval contains 0, the difference is inside the noise; fewer than
+    three seeds are not enough to say this. With several mechanisms, one in twenty intervals does not contain 0 by
+    chance alone.
 
     Args:
         data: as in `train`; without it, a simulated cohort is written into ``out``. The folder may have been moved
@@ -63,8 +65,9 @@ def compare(
     Returns:
         The content of ``comparison.json``. For each mechanism it has ``dice`` (mean over the labels, for each seed),
         ``mean``, ``interval``, ``difference`` and ``difference_interval`` to the network without attention,
-        ``inside_noise``, ``parameters``, ``seconds``, the median time of a training, and ``memory_bytes``, the
-        estimated memory of a training step. ``comparison.csv`` and ``comparison.png`` are written too.
+        ``inside_noise`` (None for fewer than three seeds), ``parameters``, ``seconds``, the median time of a training,
+        and ``memory_bytes``, the estimated memory of a training step. ``comparison.csv`` and ``comparison.png`` are
+        written too.
 
     Raises:
         FileError: when a file cannot be used, the data set lacks a case of the split, or ``out`` has a comparison with
@@ -128,7 +131,7 @@ def _report(out: Path, runs: dict[str, list[Run]], at: Sequence[str], seeds: int
             differences = [one - other for one, other in zip(result["dice"], plain, strict=True)]
             result["difference"], interval = _mean_and_interval(differences)
             result["difference_interval"] = interval
-            result["inside_noise"] = interval is None or interval[0] <= 0 <= interval[1]
+            result["inside_noise"] = interval[0] <= 0 <= interval[1] if interval and seeds >= _ENOUGH else None
     simulated = runs["none"][0].config.simulated
     report = {"simulated": simulated, "at": list(at), "seeds": seeds, "level": _LEVEL, "mechanisms": results}
     write_json(out / "comparison.json", report)

@@ -150,15 +150,7 @@ def _inference(config: Configuration) -> dict[str, Any]:
                     "values": config.labels.written,
                     "regions": config.labels.regions,
                 },
-                {
-                    "_target_": "SaveImaged",
-                    "keys": "pred",
-                    "output_dir": "@output_dir",
-                    "output_postfix": "seg",
-                    "output_dtype": "$torch.uint8",
-                    "separate_folder": False,
-                    "resample": False,
-                },
+                {"_target_": "scripts.portable.SaveLabels", "keys": "pred", "folder": "@output_dir"},
             ],
         },
         "inferer": {

@@ -6,7 +6,7 @@ only the planes that a window spans are in memory, for any length of the scan, a
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations, pairwise
 from typing import NamedTuple
 
@@ -67,6 +67,7 @@ def segment(
     mirror: Sequence[int] = (),
     keep: bool = False,
     uncertainty: bool = False,
+    progress: Callable[[float], None] | None = None,
 ) -> Segmentation:
     """Segments a scan by the mean probabilities of one or more networks, and computes the uncertainty of each voxel.
 
@@ -77,6 +78,7 @@ def segment(
         mirror: axes of the working grid; logits are averaged over windows mirrored along every combination of them.
         keep: whether to return the probabilities.
         uncertainty: whether to return the maps of uncertainty, which `attn3d.segmentation.predict` defines.
+        progress: called with the fraction of the planes that are finished.
 
     Raises:
         ValueError: when a volume, or the output of a network, is not finite.
@@ -94,7 +96,9 @@ def segment(
     kept = np.empty((*shape, len(first.labels.channels)), np.float32) if keep else None
     measures = measures_of(len(inputs)) if uncertainty else ()
     uncertain = {name: np.empty(shape, np.float32) for name in measures}
-    for found in zip(*streams, strict=True):
+    for done, found in enumerate(zip(*streams, strict=True)):
+        if progress is not None:
+            progress(done / len(chosen))
         index, planes = found[0][0], [plane for _, plane in found]
         mean = sum(planes) / len(planes)
         chosen[index] = first.labels.choose(mean)

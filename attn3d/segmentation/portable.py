@@ -199,10 +199,38 @@ class ToScan(MapTransform):
             planes = iter(probabilities.unbind(3))
             for index, plane in resampled_planes(planes, *grid, affine, shape.tolist(), 2):
                 labels.select(axis, index).copy_(choose_labels(plane, self.values, self.regions))
-            case = re.sub(r"_0000(?=\.nii)", "", str(scan.meta["filename_or_obj"]))
-            meta = {"filename_or_obj": case}
+            meta = {"filename_or_obj": str(scan.meta["filename_or_obj"])}
             done[key] = MetaTensor(labels[None], affine=torch.from_numpy(affine), meta=meta)
         return done
+
+
+class SaveLabels(MapTransform):
+    """Writes labels from `ToScan` to ``case_seg.nii.gz``, with the affines of the scan and their codes.
+
+    MONAI's ``SaveImaged`` fails for sagittal and coronal scans and for single slices.
+
+    Args:
+        keys: keys of the labels.
+        folder: the folder to write to.
+    """
+
+    def __init__(self, keys: KeysCollection, folder: str):
+        super().__init__(keys)
+        self.folder = Path(folder)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Writes the labels and returns the data."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for key in self.key_iterator(dict(data)):
+            path = Path(data[key].meta["filename_or_obj"])
+            scan: Any = nib.load(path)
+            labels = nib.Nifti1Image(np.asarray(data[key][0], np.uint8), data[key].affine.numpy())
+            labels.set_sform(*scan.get_sform(coded=True))
+            labels.set_qform(*scan.get_qform(coded=True))
+            labels.header.set_xyzt_units("mm")
+            case = re.sub(r"(_0000)?\.nii(\.gz)?$", "", path.name)
+            nib.save(labels, self.folder / f"{case}_seg.nii.gz")
+        return dict(data)
 
 
 class WindowInferer(Inferer):

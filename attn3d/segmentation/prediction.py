@@ -39,6 +39,7 @@ from attn3d.segmentation.settings import Configuration, Settings, checked
 from attn3d.segmentation.windows import warn_of_other_modality
 
 _FORMATS = ("nii.gz", *(ending[1:] for ending in ENDINGS))
+_MAPS = ("probabilities", *measures_of(2))  # the images beside labels
 
 
 class Prediction(NamedTuple):
@@ -108,7 +109,8 @@ def predict(
             has the means of both over the labelled voxels, and empty cells without labelled voxels; an existing table
             is extended. ``preview`` shows the images. For regions: the sum of their entropies, and the largest of their
             spreads.
-        dicom_seg: also write ``case.dcm``, a DICOM SEG in the frame of reference of the series; needs highdicom.
+        dicom_seg: also write ``case.dcm``, a DICOM SEG in the frame of reference of the series; needs highdicom. If a
+            series lacks a header for it, only the labels are written, and the series is in ``failed`` too.
         format: file format of the labels; by default that of the scan, and NIfTI for DICOM.
         mirror: axes, 0 right, 1 anterior, 2 superior, as in the setting of the training. Predictions are averaged over
             windows mirrored along every combination of these axes: 2 for one axis and 8 for three.
@@ -159,7 +161,8 @@ def predict(
             out.mkdir(parents=True, exist_ok=True)
             sweep(out)
 
-        options = {"overlap": overlap, "mirror": mirror, "keep": probabilities, "uncertainty": uncertainty}
+        options: dict[str, Any] = {"keep_largest": keep_largest, "remove_small": remove_small, "overlap": overlap}
+        options |= {"mirror": mirror, "keep": probabilities, "uncertainty": uncertainty, "progress": processes.show}
         found = Prediction({}, {}, failed, {}, {})
         batch = [*processes.gathered(paths)[0].items()]
         for case, path in processes.shared(batch, "segmenting", quiet=quiet):
@@ -168,9 +171,7 @@ def predict(
                     label, maps = _existing(path, labels, measures, probabilities, preview, dicom_seg)
                     found.skipped[case.name] = path
                 else:
-                    label, maps = _segment(
-                        case, path, networks, opened[0], preview, dicom_seg, keep_largest, remove_small, **options
-                    )
+                    label, maps = _segment(case, path, networks, opened[0], failed, preview, dicom_seg, **options)
                     found.written[case.name] = path
                 found.volume_ml[case.name] = volumes = _volumes(label, labels)
                 if statistics:
@@ -190,8 +191,11 @@ def _opened(runs: Path | str | Sequence[Path | str]) -> list[Run]:
     opened = [run for folder in folders for run in open_runs(folder)]
     if not opened:
         raise ValueError(f"`runs` must name at least one folder of a run, got {runs!r}")
-    first = opened[0].config
+    first, seen = opened[0].config, set[Path]()
     for run in opened:
+        if (folder := run.folder.resolve()) in seen:
+            raise ValueError(f"`runs` has the run {run.folder} twice; give each run once")
+        seen.add(folder)
         if run.config.labels != first.labels or run.config.images != first.images:
             raise ValueError(
                 f"`runs` must have the same labels and images: {run.folder} has {run.config.labels} and"
@@ -232,13 +236,17 @@ def _segment(
     path: Path,
     networks: Sequence[tuple[nn.Module, Configuration]],
     run: Run,
+    failed: dict[str, str],
     preview: bool,
     dicom_seg: bool,
     keep_largest: bool,
     remove_small: float,
     **options: Any,
 ) -> tuple[nib.Nifti1Image, dict[str, np.ndarray]]:
-    """Writes the requested files of a case, its labels last, and returns the labels and their uncertainty."""
+    """Writes the requested files of a case, its labels last, and returns the labels and their uncertainty.
+
+    Labels are also written if no DICOM SEG can be; the reason is then in ``failed``.
+    """
     if dicom_seg and not (case.images[0].is_dir() or is_dicom(case.images[0])):
         raise FileError(case.images[0], "is not a DICOM series, which a DICOM SEG refers to; omit --dicom-seg")
     images = read_case_image(case)
@@ -254,12 +262,15 @@ def _segment(
     if path.exists():  # so that neither a stopped nor a finished batch has labels beside files of other labels
         remove_beside(path)
         path.unlink()
+    for stale in {beside(path, what) for what in _MAPS} & {*path.parent.iterdir()}:
+        stale.unlink()  # of another run, by a batch that was killed before it wrote the labels
     for what, values in maps.items():
         write_map(beside(path, what), values, images[0])
     if preview:
         _preview(path, case.name, images[0], segmentation, found, run)
     if dicom_seg:
-        write_dicom_seg(beside(path, "dcm"), segmentation, case.images[0], run.config.labels)
+        with failure_noted(case.images[0], failed):
+            write_dicom_seg(beside(path, "dcm"), segmentation, case.images[0], run.config.labels)
     write_label(path, segmentation, like=images[0])
     return nib.Nifti1Image(segmentation, images[0].affine), found.uncertainty
 

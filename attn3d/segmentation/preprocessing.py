@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from attn3d.segmentation.datasets import Case, Dataset, read_case_image, read_case_label
+from attn3d.segmentation.errors import FileError
 from attn3d.segmentation.grid import label_to_grid
 from attn3d.segmentation.io.writing import finished_file
 from attn3d.segmentation.portable import on_grid
@@ -36,12 +37,18 @@ class PreparedCase:
         self.name, self._case = case.name, case
         self.path = folder / f"{case.name}.safetensors"
 
-    def write(self, dataset: Dataset, configuration: Configuration) -> None:
+    def write(self, dataset: Dataset, configuration: Configuration, *, same: bool = False) -> None:
         """Writes the file. A complete file that was made from the same files with the same settings is kept.
 
+        Args:
+            dataset: the data set of the case.
+            configuration: the configuration of the run.
+            same: whether voxels and labels must equal those of an existing file, as after the data set was moved.
+
         Raises:
-            FileError: when a file of the case cannot be used.
+            FileError: when a file of the case cannot be used, or the case is not the ``same``.
         """
+        before: dict[str, np.ndarray] = {}
         made_with = {
             "files": _sizes_and_times([*self._case.images, *self._case.label]),
             "threshold": dataset.threshold,
@@ -54,13 +61,19 @@ class PreparedCase:
             with suppress(OSError, SafetensorError), self.open() as file:
                 if file.metadata() == metadata:
                     return
-            logger.warning(
-                "%s: is incomplete, or made from other files or with other settings; the case is prepared again",
-                self.path,
-            )
-        content = save(_tensors(self._case, dataset, configuration), metadata)
+                if same:
+                    before = {name: file.get_tensor(name) for name in ("image", "label")}
+            if not before:
+                logger.warning(
+                    "%s: is incomplete, or made from other files or with other settings; the case is prepared again",
+                    self.path,
+                )
+        tensors = _tensors(self._case, dataset, configuration)
+        for name, values in before.items():  # almost equal, since the number of threads changes the rounding
+            if values.shape != tensors[name].shape or not np.allclose(values, tensors[name], rtol=1e-3, atol=1e-3):
+                raise FileError(self._case.images[0], f"its {name} is not that of {self.name!r} in the training so far")
         with finished_file(self.path) as unfinished:
-            unfinished.write_bytes(content)
+            unfinished.write_bytes(save(tensors, metadata))
 
     def open(self) -> Any:
         """Opens the file, mapped into memory."""

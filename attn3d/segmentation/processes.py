@@ -47,9 +47,15 @@ class Processes:
         with Progress(disable=quiet or self.rank > 0) as bar:
             task = bar.add_task(description, total=len(cases))
             while (index := self._take()) < len(cases):
-                bar.update(task, completed=index)
+                self._shown = bar, task, index
+                self.show(0.0)
                 yield cases[index]
             bar.update(task, completed=len(cases))
+
+    def show(self, share: float) -> None:
+        """Shows in the progress bar of `shared` which fraction of the current case is finished."""
+        bar, task, taken = self._shown
+        bar.update(task, completed=taken + share)
 
     def gathered(self, part: T) -> list[T]:
         """Returns the parts of all processes by rank, in every process.

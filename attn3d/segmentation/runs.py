@@ -1,5 +1,6 @@
 """The folder of a training: its files, and the network, data set and cases that they describe."""
 
+import shlex
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -99,7 +100,7 @@ class Run:
             FileError: when the training is not finished, or the weights are of another network or not finite.
         """
         if not self.weights.exists():
-            raise FileError(self.weights, "does not exist; finish the training with `attn3d train --resume`")
+            raise FileError(self.weights, f"does not exist; {how_to_finish(self.folder)}")
         weights, net = self.best_weights if best else self.weights, self.new_network()
         if not weights.exists():
             raise FileError(weights, "does not exist: the training was never validated; set `validate_every` lower")
@@ -181,6 +182,15 @@ class Run:
         return [known[name] for name in names]
 
 
+def how_to_finish(folder: Path) -> str:
+    """Advice for a run that is not finished: the whole command, or the kind of the one that trains several runs."""
+    folder = folder.resolve()
+    if (folder.parent / SPLITS).exists():
+        command = "train --folds" if folder.name.startswith("fold_") else "compare"
+        return f"finish the training with the same `attn3d {command}` command as before"
+    return f"finish the training with `attn3d train --resume --out {shlex.quote(str(folder))}`"
+
+
 def read_labels(path: Path | str) -> Labels:
     """Reads the meaning of label values from a run or a data set: its folder, ``config.json`` or ``dataset.json``.
 
@@ -208,9 +218,13 @@ def open_runs(folder: Path | str) -> list[Run]:
     """Opens the run in a folder, or the runs of all folds of a cross-validation.
 
     Raises:
-        FileError: when the folder has neither, or a run of another version.
+        FileError: when the folder has neither, a fold was not begun, or a run is of another version.
     """
     splits = Path(folder) / SPLITS
     if not (splits.exists() and (splits.parent / "fold_0").exists()):  # a comparison has splits, but no folds
         return [Run.open(folder)]
-    return [Run.open(splits.parent / f"fold_{fold}") for fold in range(len(read_splits(splits)))]
+    folders = [splits.parent / f"fold_{fold}" for fold in range(len(read_splits(splits)))]
+    for one in folders:
+        if not one.exists():
+            raise FileError(one, f"does not exist; {how_to_finish(one)}")
+    return [Run.open(one) for one in folders]

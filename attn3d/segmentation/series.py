@@ -59,6 +59,8 @@ def _keep_settings(path: Path, settings: Mapping[str, Any]) -> None:
     asked = json.loads(json.dumps(settings))
     if path.exists() and _has_runs(path.parent):
         there = read_json(path, *asked)
+        if not (isinstance(there["settings"], dict) and isinstance(there["data"], str | None)):
+            raise FileError(path, "was changed: its 'settings' or 'data' are not as written; give another --out")
         if there["data"] is not None and asked["data"] is not None and not Path(there["data"]).exists():
             asked["data"] = there["data"]  # the data set was moved
         there, asked = ({**one.pop("settings"), **one} for one in (there, asked))

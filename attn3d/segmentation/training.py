@@ -4,7 +4,7 @@ import logging
 import os
 import shlex
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from importlib.util import find_spec
@@ -20,14 +20,16 @@ from attn3d.arguments import natural_number, spec_words
 from attn3d.segmentation.advice import without_advice
 from attn3d.segmentation.callbacks import Best, BudgetBar, Checkpoint, Epochs, Minutes, WholeCheckpoints
 from attn3d.segmentation.configuration import configure
-from attn3d.segmentation.datasets import Dataset, Split, find_dataset, read_fold, split_cases
-from attn3d.segmentation.errors import FileError
+from attn3d.segmentation.datasets import Case, Dataset, Split, find_dataset, read_fold, split_cases
+from attn3d.segmentation.errors import FileError, failing_as
 from attn3d.segmentation.evaluation import evaluate
 from attn3d.segmentation.fingerprint import take_fingerprint
 from attn3d.segmentation.io.locks import LOCK, locked
+from attn3d.segmentation.io.writing import write_json
 from attn3d.segmentation.networks import uses_kernels, uses_strides
 from attn3d.segmentation.patches import PatchData
 from attn3d.segmentation.prediction import predict_held_out
+from attn3d.segmentation.preprocessing import PreparedCase
 from attn3d.segmentation.pretrained import start_from
 from attn3d.segmentation.runs import PARTS, Run
 from attn3d.segmentation.settings import Configuration, settings_from
@@ -65,7 +67,7 @@ def train(
 
     Args:
         data: the folder of a data set (see `find_dataset`); without it, a simulated cohort is written into ``out``.
-            With ``resume``, the new folder of the data set, if it was moved.
+            With ``resume``, the new folder of the data set, if it was moved; the run then keeps the new one.
         out: the run folder to write.
         config: a YAML or JSON file of settings.
         folds: a JSON file of splits, such as nnU-Net's ``splits_final.json``; by default the split is drawn.
@@ -103,14 +105,24 @@ def train(
                 return run
             dataset = run.dataset()
             split = run.cases("training", dataset), run.cases("validation", dataset)
+            if run.config.data != Run.open(out).config.data and _is_first_process():
+                _check_moved(run, dataset, [*split[0], *split[1]])
+                write_json(out / PARTS[-1], run.config.as_dict())
         else:
             run, dataset, split = _new_run(data, out, config, (folds, fold), settings, quiet)
         try:
             _train(run, dataset, split, devices, workers, quiet)
         except KeyboardInterrupt as stopped:
-            again = f"continue with --resume --out {shlex.quote(str(run.folder))}"
+            again = f"continue with `attn3d train --resume --out {shlex.quote(str(run.folder))}`"
             raise Interrupted(f"{str(stopped) or 'stopped'}; {again}") from stopped
     return run
+
+
+def _check_moved(run: Run, dataset: Dataset, cases: Sequence[Case]) -> None:
+    """Raises a `FileError` if a case is not the one that was prepared from the former folder of the data set."""
+    for case in cases:
+        with failing_as(case.images[0]):
+            PreparedCase(case, run.folder / _PARTS[0]).write(dataset, run.config, same=True)
 
 
 def _train(run: Run, dataset: Dataset, split: Split, devices: int | str, workers: int | None, quiet: bool) -> None:

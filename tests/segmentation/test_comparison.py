@@ -47,7 +47,7 @@ def test_it_trains_all_runs_and_can_be_resumed(data, tmp_path, monkeypatch):
     assert eca["difference"] == pytest.approx(difference)
     low, high = eca["difference_interval"]
     assert low < eca["difference"] < high
-    assert eca["inside_noise"] == (low <= 0 <= high)
+    assert eca["inside_noise"] is None, "two seeds are not enough"
     splits = {(tmp_path / "all" / name / "split.json").read_text() for name in ("none-0", "eca-0", "none-1", "eca-1")}
     assert len(splits) == 1
     assert (tmp_path / "all" / "comparison.png").read_bytes().startswith(b"\x89PNG")
@@ -141,6 +141,10 @@ def test_moved_data_are_accepted_and_other_data_are_not(data, tmp_path, monkeypa
     (tmp_path / "all" / "settings.json").write_text("{}")
     with pytest.raises(FileError, match=r"settings\.json: has no 'data'"):
         compare(data, **arguments)
+    for changed in ({"data": 3, "settings": {}}, {"data": None, "settings": "epochs"}):
+        (tmp_path / "all" / "settings.json").write_text(json.dumps(changed))
+        with pytest.raises(FileError, match=r"settings\.json: was changed: its 'settings' or 'data' are not"):
+            compare(data, **arguments)
 
 
 def test_a_single_mechanism_is_compared_with_none_and_has_no_picture(tmp_path, monkeypatch):
@@ -149,6 +153,15 @@ def test_a_single_mechanism_is_compared_with_none_and_has_no_picture(tmp_path, m
     report = comparison._report(tmp_path, {"none": [run, run]}, ["skip"], 2)
     assert report["mechanisms"]["none"]["mean"] == 0.625
     assert sorted(path.name for path in tmp_path.iterdir()) == ["comparison.csv", "comparison.json"]
+
+
+def test_three_seeds_are_enough_to_estimate_the_noise(tmp_path, monkeypatch):
+    dice = {"none": [0.5, 0.6, 0.7], "se": [0.6, 0.7, 0.81], "eca": [0.4, 0.7, 0.7]}
+    config = SimpleNamespace(simulated=False, network="UNet")
+    runs = {name: [SimpleNamespace(name=name, config=config)] for name in dice}
+    monkeypatch.setattr(comparison, "_measure", lambda of: {"dice": dice[of[0].name], "parameters": 1})
+    found = comparison._report(tmp_path, runs, ["skip"], 3)["mechanisms"]
+    assert [found[name]["inside_noise"] for name in ("se", "eca")] == [False, True]
 
 
 def test_all_trainings_have_the_split_that_was_drawn_first(data, tmp_path):

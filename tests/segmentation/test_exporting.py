@@ -6,6 +6,7 @@ import logging
 import os
 import subprocess
 import sys
+from itertools import permutations, product
 from pathlib import Path
 
 import nibabel as nib
@@ -14,6 +15,7 @@ import onnxruntime
 import pytest
 import torch
 from monai.bundle import ConfigParser
+from monai.data import MetaTensor
 from monai.transforms import LoadImage, LoadImaged
 
 from attn3d.segmentation import NETWORKS, FileError, Run, export, grid, portable, predict
@@ -25,6 +27,7 @@ from attn3d.segmentation.labels import Labels
 from attn3d.segmentation.networks import shape_multiple, uses_strides
 from attn3d.segmentation.portable import (
     Prepared,
+    SaveLabels,
     ToScan,
     WindowInferer,
     find_images,
@@ -84,16 +87,19 @@ def called(command, **options):
 
 
 def test_a_bundle_finds_the_labels_of_predict(tmp_path):
-    """With MONAI's command and sliding windows."""
+    """With MONAI's command and sliding windows, also for a sagittal scan and for one slice."""
     run = make_run(tmp_path / "run", "CT")
-    path = scan_file(tmp_path / "case_0000.nii.gz", "LAS, 5 mm slices")
-    expected = predict(run.folder, path, tmp_path / "out", probabilities=True, quiet=True).written["case"]
     bundle = export(run.folder, tmp_path / "bundle")
-    path.rename(bundle / "data" / path.name)
+    paths = {"case": scan_file(bundle / "data" / "case_0000.nii.gz", "LAS, 5 mm slices")}
+    paths["sagittal"] = scan_file(bundle / "data" / "sagittal.nii", "permuted")
+    paths["slice"] = bundle / "data" / "slice.nii.gz"
+    nib.save(nib.load(paths["case"]).slicer[:, :, 9:10], paths["slice"])
     called([sys.executable, "-m", "monai.bundle", "run", "--config_file", "configs/inference.json"], cwd=bundle)
-    found = bundle / "eval" / "case_seg.nii.gz"
-    assert_same_labels(found, expected, expected.with_name("case_probabilities.nii.gz"))
-    assert nib.load(found).get_data_dtype() == np.uint8
+    for name, path in paths.items():
+        expected = predict(run.folder, path, tmp_path / "out", probabilities=True, quiet=True).written[name]
+        found = bundle / "eval" / f"{name}_seg.nii.gz"
+        assert_same_labels(found, expected, expected.with_name(f"{name}_probabilities.nii.gz"))
+        assert nib.load(found).get_data_dtype() == np.uint8
 
     meta = json.loads((bundle / "configs" / "metadata.json").read_text())
     outputs = meta["network_data_format"]["outputs"]["pred"]
@@ -214,6 +220,27 @@ def test_a_network_without_attention_needs_no_attn3d(tmp_path):
     bundle = export(make_run(tmp_path / "run", "CT", attention="none").folder, tmp_path / "bundle")
     assert json.loads((bundle / "configs" / "inference.json").read_text())["network_def"]["_target_"] == "UNet"
     assert "attn3d." not in "".join(path.read_text() for path in (bundle / "scripts").iterdir())
+
+
+@pytest.mark.parametrize("shape", [(5, 6, 7), (5, 6, 1)])
+@pytest.mark.parametrize("codes", [(1, 2), (0, 0)])
+def test_a_bundle_writes_labels_in_every_orientation(shape, codes, tmp_path):
+    """With the affine of the scan and its codes."""
+    for order, signs in product(permutations(range(3)), product((1.0, -1.0), repeat=3)):
+        affine = np.eye(4)
+        affine[:3, :3] = (np.diag(signs) * (1, 2, 3))[:, order]
+        scan_image = nib.Nifti1Image(np.ones(shape, np.int16), affine)
+        scan_image.set_qform(affine, codes[0])
+        scan_image.set_sform(affine, codes[1])
+        nib.save(scan_image, tmp_path / "a.b_0000.nii.gz")
+        given = loaded([tmp_path / "a.b_0000.nii.gz"])["image"]
+        labels = torch.randint(0, 9, (1, *shape), dtype=torch.uint8)
+        meta = {"filename_or_obj": given.meta["filename_or_obj"]}
+        SaveLabels("pred", str(tmp_path / "eval"))({"pred": MetaTensor(labels, affine=given.affine, meta=meta)})
+        found, scan_image = nib.load(tmp_path / "eval" / "a.b_seg.nii.gz"), nib.load(tmp_path / "a.b_0000.nii.gz")
+        np.testing.assert_array_equal(np.asarray(found.dataobj), labels[0])
+        np.testing.assert_allclose(found.affine, scan_image.affine, atol=1e-5)
+        assert (int(found.header["qform_code"]), int(found.header["sform_code"])) == codes
 
 
 def loaded(paths):

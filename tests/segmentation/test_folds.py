@@ -61,6 +61,9 @@ def test_it_can_be_resumed(data, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         cross_validate(data, out=tmp_path / "all", folds=3, **SETTINGS)
     assert trained == ["fold_0", "fold_1"]
+    (tmp_path / "all" / "fold_0").mkdir()
+    with pytest.raises(FileError, match=r"fold_1: does not exist; .* the same `attn3d train --folds` command"):
+        predict(tmp_path / "all", data, tmp_path / "out")
     splits = (tmp_path / "all" / "splits.json").read_text()
     monkeypatch.undo()
     found = cross_validate(data, out=tmp_path / "all", folds=3, **SETTINGS)

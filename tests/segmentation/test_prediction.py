@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import nn
 
-from attn3d.segmentation import FileError, Run, predict, prediction
+from attn3d.segmentation import FileError, Run, predict, prediction, processes
 from attn3d.segmentation.configuration import configure
 from attn3d.segmentation.datasets import Dataset, find_scans, read_case_image
 from attn3d.segmentation.fingerprint import Fingerprint
@@ -202,6 +202,37 @@ def test_after_a_kill_no_old_labels_are_beside_new_files(run, tmp_path, monkeypa
                 predict(run.folder, scans, out, probabilities=True, overwrite=True, quiet=True)
         assert (out / "one.nii.gz").exists() == left
     assert predict(run.folder, scans, out, probabilities=True, quiet=True).written
+
+
+def test_after_a_kill_no_images_are_beside_labels_of_another_run(run, tmp_path, monkeypatch):
+    scans, out = save(tmp_path / "scans", one=bright(size=(8, 8, 6))[0]), tmp_path / "out"
+
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prediction, "write_label", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            predict(run.folder, scans, out, probabilities=True, uncertainty=True, quiet=True)
+    assert len([*out.glob("one_*.nii.gz")]) == 2
+    (out / "one.png").touch()  # it may be the user's
+    assert predict(run.folder, scans, out, quiet=True).written
+    assert sorted(path.name for path in out.glob("one*")) == ["one.nii.gz", "one.png"]
+
+
+def test_the_same_run_twice_is_refused(run, tmp_path):
+    with pytest.raises(ValueError, match=r"`runs` has the run .*run twice; give each run once"):
+        predict([run.folder, run.folder / ".." / "run"], save(tmp_path / "scans", one=bright()[0]), tmp_path / "out")
+
+
+def test_the_bar_shows_the_progress_within_a_scan(run, tmp_path, monkeypatch):
+    shown, show = [], processes.Processes.show
+    monkeypatch.setattr(processes.Processes, "show", lambda self, share: shown.append(share) or show(self, share))
+    predict(run.folder, save(tmp_path / "scans", one=bright()[0], two=bright()[0]), tmp_path / "out", quiet=True)
+    first, second = shown[: len(shown) // 2], shown[len(shown) // 2 :]
+    assert first == second == sorted(first)
+    assert len(first) > 8
+    assert first[0] == 0 < first[-1] < 1
 
 
 def test_a_scan_with_the_name_of_a_map_is_refused(run, tmp_path):
@@ -439,7 +470,7 @@ def test_missing_uncertainty_is_an_error(run, tmp_path):
     found = predict(run.folder, scans, out, uncertainty=True, overwrite=True, quiet=True)
     assert [*found.uncertainty["one"]] == ["entropy"]
     with pytest.raises(FileError, match=r"uncertainty\.csv: has other columns than case, entropy, spread;"):
-        predict([run.folder, run.folder], scans, out, uncertainty=True, quiet=True)
+        predict([run.folder, make_run(tmp_path / "other").folder], scans, out, uncertainty=True, quiet=True)
 
 
 def test_small_pieces_are_dropped(run, tmp_path):
@@ -472,8 +503,9 @@ def test_each_network_may_compute_in_bfloat16(run, tmp_path, caplog):
     caplog.set_level(logging.INFO, "attn3d")
     blocks = {f"scan{size}": bright(size=(size, 6, 4))[0] for size in (4, 6, 8)}  # one window each
     scans = save(tmp_path / "scans", **blocks)
+    runs = [run.folder, make_run(tmp_path / "other").folder]
     exact, either = (
-        predict([run.folder, run.folder], scans, tmp_path / name, bf16=bf16, quiet=True)
+        predict(runs, scans, tmp_path / name, bf16=bf16, quiet=True)
         for name, bf16 in (("exact", False), ("either", True))
     )
     chosen = [message.split(":")[0] for message in caplog.messages]
@@ -524,7 +556,7 @@ def test_without_scans(content, run, tmp_path):
 
 def test_without_weights(tmp_path):
     run = make_run(tmp_path / "run")
-    with pytest.raises(FileError, match="--resume"):
+    with pytest.raises(FileError, match=f"finish the training with `attn3d train --resume --out {run.folder}`"):
         predict(run.folder, tmp_path, tmp_path / "out", quiet=True)
     run.weights.write_bytes(b"no weights")
     with pytest.raises(FileError, match="is damaged"):

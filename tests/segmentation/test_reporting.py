@@ -235,6 +235,10 @@ def test_attention_is_shown_around_the_lesion_of_the_median_case(run):
     scores = json.loads((run.folder / "validation" / "scores.json").read_text())
     (picture,) = attention_figures(run, run.dataset(), scores)
     assert picture.caption == "se (reduction=1) around the largest lesion of fair."
+    for label in scores["cases"]["fair"].values():  # as if it had no lesion in the reference
+        label["reference_ml"] = 0
+    (picture,) = attention_figures(run, run.dataset(), scores)
+    assert picture.caption == "se (reduction=1) around the largest predicted lesion of fair."
     scores["cases"] = {"empty": scores["cases"]["empty"]}
     (picture,) = attention_figures(run, run.dataset(), scores)
     assert picture.caption == "se (reduction=1) in the middle of empty, which has no lesion."

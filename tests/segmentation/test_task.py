@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import timer
 from safetensors.torch import load_file
 
 from attn3d.segmentation import SegmentationTask, callbacks, train
@@ -26,6 +27,8 @@ class Clock:
         self.now += 1.0
         return self.now
 
+    monotonic = perf_counter
+
 
 @pytest.fixture
 def recorded(monkeypatch):
@@ -41,7 +44,9 @@ def recorded(monkeypatch):
     monkeypatch.setattr(
         SegmentationTask, "on_validation_epoch_start", lambda task: (validated.append(len(rates)), validate(task))
     )
-    monkeypatch.setattr(callbacks, "time", Clock())
+    clock = Clock()
+    for module in (callbacks, timer):  # of `Epochs` and of Lightning's `Timer`
+        monkeypatch.setattr(module, "time", clock)
     return rates, validated
 
 
@@ -96,6 +101,18 @@ def test_slow_validations_are_less_frequent():
     clock.on_train_batch_end(trainer, None, None, None, 0)
     assert trainer.check_val_every_n_epoch == 1
     assert not trainer.should_stop
+
+
+def test_a_short_validation_does_not_raise_the_learning_rate():
+    """Time is reserved for the longest validation."""
+    clock, used = callbacks.Minutes(10), []
+    trainer = type("Trainer", (), {"strategy": type("S", (), {"broadcast": staticmethod(lambda x: x)})})()
+    for trained, validated in ((100.0, 30.0), (105.0, 2.0), (110.0, 31.0)):
+        seconds = {"train": trained, "validate": validated}
+        clock.time_elapsed = lambda stage="train", seconds=seconds: seconds[stage]
+        clock.on_validation_end(trainer, None)
+        used.append(clock.used)
+    assert used == [100 / 570, 105 / 570, 110 / 569]
 
 
 def test_the_average_of_the_weights_is_kept(data, tmp_path, monkeypatch):

@@ -95,7 +95,7 @@ def test_a_training_stopped_by_the_user_prints_how_to_resume(data, tmp_path, mon
 
     monkeypatch.setattr(SegmentationTask, "training_step", interrupted)
     out = tmp_path / "my run"
-    with pytest.raises(Interrupted, match=f"^stopped in epoch 2; continue with --resume --out '{out}'$"):
+    with pytest.raises(Interrupted, match=f"^stopped in epoch 2; continue with `attn3d train --resume --out '{out}'`$"):
         train(data, out=out, **SMALL)
     assert (out / "last.ckpt").exists()
     assert not (out / "model.safetensors").exists()
@@ -111,7 +111,7 @@ def test_a_training_stopped_at_any_stage_can_be_resumed(place, data, tmp_path, m
     of = {"prepare_data": PatchData, "on_train_epoch_end": Epochs, "predict_held_out": training}[place]
     with monkeypatch.context() as patch:
         patch.setattr(of, place, stop)
-        with pytest.raises(Interrupted, match=f"continue with --resume --out {tmp_path / 'run'}"):
+        with pytest.raises(Interrupted, match=f"continue with `attn3d train --resume --out {tmp_path / 'run'}`"):
             train(data, out=tmp_path / "run", **SMALL | {"epochs": 1})
     assert train(out=tmp_path / "run", resume=True, quiet=True).finished
     assert not [path.name for path in (tmp_path / "run").rglob(".*")]
@@ -136,7 +136,7 @@ def test_moved_data_are_found_with_the_option(run, data, tmp_path):
     ):
         train(out=again, resume=True, quiet=True)
     assert train(moved, out=again, resume=True, quiet=True).finished
-    assert segmentation.report(again, moved).exists()
+    assert segmentation.report(again).exists(), "the run keeps the new folder"
     for path in (moved / "labels").iterdir():
         image = nib.load(path)
         nib.save(nib.Nifti1Image((np.asarray(image.dataobj) > 0).astype(np.uint8), image.affine), path)
@@ -144,6 +144,28 @@ def test_moved_data_are_found_with_the_option(run, data, tmp_path):
         FileError, match=r"has labels 1 label 1, but .* was trained on labels 1 label 1, 2 label 2, 3 label 3; give"
     ):
         Run.open(again, moved).dataset()
+
+
+@pytest.mark.parametrize("part", ["images", "labels", None])
+def test_other_data_under_the_same_names_are_refused(part, run, data, tmp_path, caplog):
+    """Voxels and labels count, not the path or the time of the files."""
+    moved = shutil.copytree(data, tmp_path / "moved")
+    again = copied(run, data, tmp_path / "run", "model.safetensors")
+    before = (again / "config.json").read_text()
+    for path in moved.glob("*/case2.nii.gz"):
+        image = nib.load(path)
+        voxels = np.asarray(image.dataobj).copy()
+        if path.parent.name == part:
+            voxels[8:16] = voxels.max()
+        nib.save(nib.Nifti1Image(voxels, image.affine, image.header), path)
+    if part is None:
+        assert train(moved, out=again, resume=True, quiet=True).config.data == str(moved)
+        assert Run.open(again).config.data == str(moved)
+        assert "prepared again" not in caplog.text
+        return
+    with pytest.raises(FileError, match=f"moved/images/case2.nii.gz: its {part[:-1]} is not that of 'case2' in the"):
+        train(moved, out=again, resume=True, quiet=True)
+    assert (again / "config.json").read_text() == before
 
 
 @pytest.mark.parametrize(

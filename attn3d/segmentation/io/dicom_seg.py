@@ -11,6 +11,10 @@ from attn3d.segmentation.io.writing import finished_file
 from attn3d.segmentation.labels import Labels
 
 _SERIES_NUMBER = 1000  # above the series numbers of scanners
+_MAY_BE_EMPTY = (  # in DICOM (type 2), and often removed from anonymised series
+    *("PatientID", "PatientName", "PatientBirthDate", "PatientSex"),
+    *("AccessionNumber", "StudyID", "StudyDate", "StudyTime"),
+)
 
 
 def write_dicom_seg(path: Path | str, segmentation: np.ndarray, series: Path, labels: Labels) -> None:
@@ -18,7 +22,7 @@ def write_dicom_seg(path: Path | str, segmentation: np.ndarray, series: Path, la
 
     Segments are numbered from 1 in the order of the labels and have their names. Segments of regions overlap. All are
     coded as tissue, since a more specific code is not known. Slices without labels are left out, except if no slice has
-    a label.
+    a label. Patient and study are those of the series; what its headers lack is empty.
 
     Args:
         path: the file to write. It exists only when it is complete.
@@ -27,12 +31,15 @@ def write_dicom_seg(path: Path | str, segmentation: np.ndarray, series: Path, la
         labels: the meaning of the values.
 
     Raises:
-        FileError: when ``series`` does not have all headers that a SEG needs.
+        FileError: when ``series`` does not have all headers that a SEG needs, such as ``StudyInstanceUID``.
     """
     import highdicom as hd
     from pydicom.sr.codedict import codes
 
     slices, headers = slices_of(series)
+    for header in headers.values():
+        for name in _MAY_BE_EMPTY:
+            header.setdefault(name, "")
     algorithm = hd.AlgorithmIdentificationSequence(
         name="attn3d", version=version("attn3d"), family=codes.DCM.ArtificialIntelligence
     )

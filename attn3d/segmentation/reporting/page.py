@@ -16,11 +16,10 @@ from attn3d.segmentation.labels import ANY
 from attn3d.segmentation.reporting.pictures import attention_figures, lesion_figures, lesion_patch, svg
 from attn3d.segmentation.reporting.templates import render
 from attn3d.segmentation.reporting.viewer import heat_shades, niivue
-from attn3d.segmentation.runs import Run
+from attn3d.segmentation.runs import Run, how_to_finish
 from attn3d.segmentation.summaries import mean_dice
 
 _COMPARED = 8  # number of held-out cases whose gates are compared
-_UNFINISHED = "does not exist; finish the training with `attn3d train --resume`"
 
 
 def report(run: Run | Path | str, data: Path | str | None = None, *, overwrite: bool = False) -> Path:
@@ -47,10 +46,11 @@ def report(run: Run | Path | str, data: Path | str | None = None, *, overwrite: 
     path = run.folder / "report.html"
     if path.exists() and not overwrite:
         raise FileError(path, "already exists; overwrite it with --overwrite")
-    scores = read_json(run.scores, "overall", "cases", "tolerance_mm", "failed", missing=_UNFINISHED)
+    missing = f"does not exist; {how_to_finish(run.folder)}"
+    scores = read_json(run.scores, "overall", "cases", "tolerance_mm", "failed", missing=missing)
     if not scores["overall"] or not scores["cases"]:
-        raise FileError(run.scores, "has no scores of any case; finish the training with `attn3d train --resume`")
-    metrics = read_table(run.folder / "metrics.csv", _UNFINISHED)
+        raise FileError(run.scores, f"has no scores of any case; {how_to_finish(run.folder)}")
+    metrics = read_table(run.folder / "metrics.csv", missing)
     dataset = run.dataset()
     mechanism = None if run.config.attention is None else spec_words(run.config.attention)
     page = render(
@@ -62,8 +62,8 @@ def report(run: Run | Path | str, data: Path | str | None = None, *, overwrite: 
         config=run.config,
         mechanism=mechanism,
         settings=run.config.as_dict() | {"attention": mechanism},
-        fingerprint=read_json(run.folder / "fingerprint.json", missing=_UNFINISHED),
-        split=read_json(run.folder / "split.json", "training", "validation", missing=_UNFINISHED),
+        fingerprint=read_json(run.folder / "fingerprint.json", missing=missing),
+        split=read_json(run.folder / "split.json", "training", "validation", missing=missing),
         scores=scores,
         main=ANY if ANY in scores["overall"] else next(iter(scores["overall"])),
         any=ANY,

@@ -97,7 +97,7 @@ def lesion_figures(run: Run, dataset: Dataset, scores: Mapping[str, Any]) -> lis
             image,
             segmentations,
             labels.legend,
-            heat=_heat(run, images, label),
+            heat=_heat(run, images, label if reference.any() else found),
             windows=run.config.windows,
             center=apply_affine(image.affine, middle_of_largest(lesions > 0)),
             voxels=VOXELS // len(chosen),
@@ -130,16 +130,22 @@ def _attention(
 def attention_figures(run: Run, dataset: Dataset, scores: Mapping[str, Any]) -> list[Picture]:
     """The attention maps in a patch around the largest lesion of a case.
 
-    It is the median case of those with a lesion in the reference. Without any, it is the middle of the first case.
+    It is the median case of `lesion_figures`; without a lesion in its reference, the patch is around a predicted one.
+    Without any case of them, it is the middle of the first case.
     """
     config = run.config
     if config.attention is None:
         return []
     cases = {case.name: case for case in run.cases("validation", dataset)}
-    ranked = [name for name in _ranked(scores) if _main(scores["cases"][name])["reference_ml"]]
+    ranked = _ranked(scores)
     name = ranked[len(ranked) // 2] if ranked else next(iter(scores["cases"]))
     images = read_case_image(cases[name])
-    patch, voxel, maps = _attention(run, images, read_case_label(cases[name], dataset, images[0]))
+    label = read_case_label(cases[name], dataset, images[0])
+    where = f"around the largest lesion of {name}" if ranked else f"in the middle of {name}, which has no lesion"
+    if ranked and not _main(scores["cases"][name])["reference_ml"]:
+        label = read_segmentation(run.folder / "validation" / f"{name}.nii.gz", images[0])
+        where = f"around the largest predicted lesion of {name}"
+    patch, voxel, maps = _attention(run, images, label)
     sites = [site for site, weights in maps.items() if weights]
     pictures = []
     for first in range(0, len(sites), _SITES):
@@ -152,7 +158,6 @@ def attention_figures(run: Run, dataset: Dataset, scores: Mapping[str, Any]) -> 
             window=None if config.windows is None else (0.0, 2.0),  # the range of the windowed input is -1 to 1
             title=_title(run, name),
         )
-        where = f"around the largest lesion of {name}" if ranked else f"in the middle of {name}, which has no lesion"
         pictures.append(png(figure, f"{spec_words(config.attention)} {where}."))
     return pictures
 

@@ -8,6 +8,7 @@ import pytest
 import SimpleITK as sitk
 
 from attn3d.segmentation import FileError, predict, read_image
+from attn3d.segmentation.io import dicom_seg
 from attn3d.segmentation.io.dicom_seg import write_dicom_seg
 from attn3d.segmentation.labels import Labels
 from tests.segmentation import layouts
@@ -154,10 +155,25 @@ def test_values_in_any_order(tmp_path):
     assert [(volume == one).sum() for one in (1, 2)] == [(segmentation == value).sum() for value in (5, 2)]
 
 
-def test_an_absent_header_is_named(tmp_path):
+def test_an_anonymised_series_may_lack_headers(tmp_path):
+    """Those that may be empty in DICOM."""
     layouts.dicom_series(tmp_path / "series")
     for file in (tmp_path / "series").iterdir():
-        change(file, FrameOfReferenceUID="1.2.3.9", PatientSex=None)
-    labels = np.zeros(layouts.SHAPE, np.uint8)
-    with pytest.raises(FileError, match=r"series: a DICOM SEG cannot refer to it \(it has no \w+\); omit --dicom-seg"):
-        write_dicom_seg(tmp_path / "seg.dcm", labels, tmp_path / "series", LABELS)
+        change(file, FrameOfReferenceUID="1.2.3.9", **dict.fromkeys(dicom_seg._MAY_BE_EMPTY))
+    assert_reads_back(tmp_path / "seg.dcm", tmp_path / "series")
+    assert pydicom.dcmread(tmp_path / "seg.dcm").PatientBirthDate == ""
+
+
+def test_without_a_seg_the_labels_are_written(run, tmp_path):
+    """With all other files, and the series is listed as failed."""
+    layouts.dicom_series(tmp_path / "series")
+    for file in (tmp_path / "series").iterdir():
+        change(file, FrameOfReferenceUID=None)
+    options = {"dicom_seg": True, "preview": True, "statistics": True, "quiet": True}
+    found = predict(run.folder, tmp_path / "series", tmp_path / "out", **options)
+    [(path, problem)] = found.failed.items()
+    assert path == str(tmp_path / "series")
+    assert problem.startswith("a DICOM SEG cannot refer to it (Source images have no Frame Of Reference UID")
+    names = ["series.html", "series.nii.gz", "series.png", "statistics.csv"]
+    assert [*found.written] == [*found.volume_ml] == ["series"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
