@@ -32,7 +32,12 @@ def main(
         verdict = ""
         if one.get("difference_interval"):
             low, high = one["difference_interval"]
-            noise = "inside the noise" if one["inside_noise"] else "beyond the noise"
+            verdicts = {
+                True: "inside the noise",
+                False: "beyond the noise",
+                None: "too few seeds to estimate the noise",
+            }
+            noise = verdicts[one["inside_noise"]]
             verdict = f"; to none {one['difference']:+.3f}, 95 % {low:+.3f} to {high:+.3f}: {noise}"
         print(f"{name:10s} Dice {one['mean']:.3f}, {one['parameters']:,} parameters, {one['seconds']:.0f} s{verdict}")
 

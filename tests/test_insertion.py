@@ -950,9 +950,9 @@ class TestOwnNetworks:
         with pytest.raises(ValueError, match="'neck'"):
             register_sites(Own, {"neck": ["down"]})
         register_sites(Child, {"encoder": ["block"], "skip": [second_argument("upp")]})
-        for at in ("encoder", "skip"):
-            with pytest.raises(ValueError, match="`sites` of Child must name its modules, got 'upp' of kind 'skip'"):
-                insert_attention(Child(), "se", at=at)
+        with pytest.raises(ValueError, match="`sites` of Child must name its modules, got 'upp' of kind 'skip'"):
+            insert_attention(Child(), "se", at="skip")
+        insert_attention(Child(), "se", at="encoder")  # the other kinds can be used
 
     def test_layers_that_only_lead_to_a_skip_have_the_stage_of_the_skip(self) -> None:
         class Lateral(nn.Module):
@@ -1240,3 +1240,21 @@ def test_containers_of_items_have_the_mode_of_the_network():
     register_sites(NetOfAList, {"skip": items("encoder", 2)})
     net = insert_attention(NetOfAList().eval(), "bam", at="skip")
     assert not any(module.training for module in net.modules())
+
+
+def test_a_network_with_repeated_names_is_one_network():
+    """The path of a container may contain the path of its site more than once."""
+    net = nn.Sequential(nn.Conv3d(1, 2, 1), nn.Sequential(nn.Conv3d(2, 2, 1), nn.Conv3d(2, 2, 1)))
+    insert_attention(net, "se", at="path:0", input_shape=(1, 1, 4, 4, 4))
+    insert_attention(net, "gc", at="path:1.0", input_shape=(1, 1, 4, 4, 4))
+    net[0] = nn.Sequential(net[0], nn.ReLU())  # wrapped later: its attention is in "0.0"
+    assert [item["spec"][0] for item in inserted_attention(net)] == ["se", "gc"]
+    assert set(attn3d.attention_maps(net, torch.randn(1, 1, 4, 4, 4))) == {"path:0", "path:1.0"}
+
+
+def test_a_state_can_be_loaded_into_an_average_of_weights():
+    net = insert_attention(unet(), "se", at="encoder")
+    average = AveragedModel(net)
+    given = {key: torch.full_like(value, 0.5) for key, value in net.state_dict().items()}
+    assert load_pretrained(average, given) == []
+    assert all(torch.equal(value, given[key]) for key, value in average.module.state_dict().items())

@@ -274,13 +274,13 @@ class Neighborhood(Pattern):
     before i than after it. At a border the neighbourhood is shifted inward, so that every voxel sees the same number of
     voxels. With a stride, every run of ``stride`` positions shares the neighbourhood of its leader, the position
     stride // 2 of the run. A stride of 1 gives every position its own neighbourhood; a stride of ``size`` gives windows
-    that overlap only at the borders.
+    that overlap only at the upper border.
 
     Args:
         size: neighbourhood size, one integer or one per axis; clipped to ``S // dilation``, at least 1.
         dilation: distance between neighbours, one integer or one per axis.
         stride: number of positions that share a neighbourhood, one integer or one per axis, at most ``size``, and
-            clipped with it. Shared keys are gathered once, so a larger stride is faster.
+            clipped likewise. Shared keys are gathered once, so a larger stride is faster.
     """
 
     size: Sizes

@@ -35,7 +35,7 @@ class ShardedBatchNorm(ContextParallel):
         with torch.no_grad():
             self.num_batches_tracked.add_(1)
             dtype = self.running_mean.dtype
-            share = 1.0 / self.num_batches_tracked.to(dtype) if self.momentum is None else self.momentum
+            share = (1.0 / self.num_batches_tracked).to(dtype) if self.momentum is None else self.momentum
             self.running_mean.lerp_(mean.to(dtype), share)
             self.running_var.lerp_((variance * count / (count - 1)).to(dtype), share)
         y = centred * torch.rsqrt(variance + self.eps)

@@ -6,6 +6,7 @@ are stored in the child: an unpickled handle prevents later hooks from reusing i
 """
 
 import inspect
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
@@ -131,27 +132,37 @@ def inserted_by_network(module: nn.Module) -> dict[str | None, list[tuple[Record
     paths: dict[Inserted, list[str]] = {}
     for path, container in containers(module, aliases=True):
         paths.setdefault(container, []).append(path)
-    found: dict[str | None, list[tuple[Record, nn.Module]]] = {}
+    entries = []
     for container, names in paths.items():
         for record, mechanism in zip(container.records, container, strict=True):
-            networks = (_path_of_network(name, record.site) for name in names)
-            network = next((network for network in networks if network is not None), None)
-            found.setdefault(network, []).append((record, mechanism))
+            networks = dict.fromkeys(network for name in names for network in _paths_of_network(name, record.site))
+            entries.append((record, mechanism, networks))
+    common = Counter(network for *_, networks in entries for network in networks)
+    found: dict[str | None, list[tuple[Record, nn.Module]]] = {}
+    for record, mechanism, networks in entries:
+        # Names may be repeated, as in "conv.conv", and modules may have two paths: the one of most mechanisms is taken.
+        network = max(networks, key=common.__getitem__, default=None)
+        found.setdefault(network, []).append((record, mechanism))
     return found
 
 
-def _path_of_network(container: str, site: str) -> str | None:
-    """Returns the front of a container's path, before that of its site; None if the path does not contain the site's.
+def _paths_of_network(container: str, site: str) -> list[str]:
+    """Returns the possible fronts of a container's path, before the path of its site.
 
     Modules that were wrapped after the insertion have further names between those of the site.
     """
     entry = container.rpartition(".")[2]  # of a list
-    rest = site.partition(":")[2].removesuffix(f"[{entry}]").split(".")
-    front = f".{container}".rpartition(".attn3d")[0].split(".")[1:]
-    while front and rest:
-        if front.pop() == rest[-1]:
-            rest.pop()
-    return None if rest else ".".join(front)
+    names = f".{container}".rpartition(".attn3d")[0].split(".")[1:]
+    path = site.partition(":")[2].removesuffix(f"[{entry}]")
+    if not path:  # a site of the network itself
+        return [".".join(names)]
+    first, *rest = path.split(".")
+    fronts = []
+    for start in reversed(range(len(names))):
+        left = iter(names[start + 1 :])
+        if names[start] == first and all(name in left for name in rest):
+            fronts.append(".".join(names[:start]))
+    return fronts
 
 
 def detach(network: nn.Module) -> None:

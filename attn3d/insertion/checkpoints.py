@@ -36,8 +36,9 @@ def load_pretrained(net: nn.Module, state_dict: Mapping[str, Tensor]) -> list[st
         raise TypeError(f"`state_dict` must be a state dictionary, such as torch.load returns, got {state_dict!r:.80}")
     own = net.state_dict()
     metadata = getattr(state_dict, "_metadata", {})  # the versions of modules, which decide how old states are read
-    state_dict = {key: value for key, value in state_dict.items() if key in own or key != _OF_AVERAGED_MODEL}
     prefix, own_prefix = wrapper_prefix(state_dict, own), wrapper_prefix(own, state_dict)
+    if prefix:
+        state_dict = {key: value for key, value in state_dict.items() if key in own or key != _OF_AVERAGED_MODEL}
     own_keys = {without_wrapper(key, own_prefix): key for key in own}
     own_paths = {without_wrapper(path, own_prefix): path for path, _ in net.named_modules(remove_duplicate=False)}
     state_dict = OrderedDict(_renamed(state_dict, prefix, own_keys, own))
@@ -48,7 +49,7 @@ def load_pretrained(net: nn.Module, state_dict: Mapping[str, Tensor]) -> list[st
         raise TypeError(
             f"`state_dict` must map names to tensors, got a checkpoint; give its entry {' or '.join(inside)}"
         )
-    missing = [key for key in own if key not in state_dict]
+    missing = [key for key in own if key not in state_dict and not (own_prefix and key == _OF_AVERAGED_MODEL)]
     new = []
     for path, container in containers(net, aliases=True):
         for name, _ in container.named_children():
@@ -74,16 +75,19 @@ def load_pretrained(net: nn.Module, state_dict: Mapping[str, Tensor]) -> list[st
 def wrapper_prefix(keys: Collection[str], others: Collection[str]) -> str:
     """Returns the prefix that a wrapper adds to the keys of a network, such as "module." or "net."; "" without one.
 
+    Of several, it is the one of most keys, then the shortest.
+
     Args:
         keys: the keys of the state of the wrapper.
         others: those of the network.
     """
-    names, known = [without_wrapper(key) for key in keys], {without_wrapper(key) for key in others}
+    names = [without_wrapper(key) for key in keys if key != _OF_AVERAGED_MODEL]
+    known = {without_wrapper(key) for key in others}
     if not known.isdisjoint(names):
         return ""
     dots = ((name, dot.end()) for name in names for dot in re.finditer(r"\.", name))
     found = Counter(name[:end] for name, end in dots if name[end:] in known)
-    return max(found, key=found.__getitem__, default="")
+    return max(found, key=lambda prefix: (found[prefix], -len(prefix)), default="")
 
 
 def without_wrapper(name: str, prefix: str = "") -> str:

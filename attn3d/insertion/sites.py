@@ -17,7 +17,7 @@ from attn3d.insertion.probe import Call, Probe, probe
 from attn3d.layers.norms import is_instance_norm
 from attn3d.networks.inside import Staged
 from attn3d.networks.places import KINDS, Place, innermost, is_inserted
-from attn3d.networks.registry import has_sites, staged_places
+from attn3d.networks.registry import check_paths, has_sites, staged_places
 
 _CONTAINERS = (nn.Sequential, nn.ModuleDict, nn.ModuleList)
 
@@ -184,6 +184,7 @@ class Survey:
 
     def _sites(self, kind: str, places: Staged) -> tuple[list[Site], dict[str, str]]:
         """Returns the sites at ``places``, and the reasons why the others cannot be used, by name."""
+        check_paths(self.network, kind, [place.path for _, place in places])
         found, refused = [], {}
         probed = self._probe  # outside the `try`: a failing probe is an error, not the reason to refuse a site
         for stage, place in places:

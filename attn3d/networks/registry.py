@@ -86,7 +86,7 @@ def staged_places(network: nn.Module) -> dict[str, Staged]:
     If no sites are registered, these are blocks, residual branches and convs.
 
     Raises:
-        ValueError: if a kind of the registered sites is unknown, or the network has no module with one of their paths.
+        ValueError: if a kind of the registered sites is unknown.
     """
     _import_libraries(cls for module in network.modules() for cls in type(module).__mro__)  # which register blocks
     find = _look_up(network, _SITES)
@@ -95,7 +95,6 @@ def staged_places(network: nn.Module) -> dict[str, Staged]:
     given: dict[str, Staged] = {}
     for kind, stages in sites.items():
         given[kind] = [(number, place) for number, stage in enumerate(stages) for place in _places(stage)]
-        _check_paths(network, kind, [place.path for _, place in given[kind]])
     staged = inside(network, given) | given
     return {kind: staged[kind] for kind in KINDS if staged.get(kind)}
 
@@ -120,7 +119,8 @@ def _places(stage: Stage) -> list[Place]:
     return [Place(entry) if isinstance(entry, str) else entry for entry in entries]
 
 
-def _check_paths(network: nn.Module, kind: str, paths: Iterable[str]) -> None:
+def check_paths(network: nn.Module, kind: str, paths: Iterable[str]) -> None:
+    """Raises a ValueError if the network has no module with one of the paths of its registered sites."""
     for path in paths:
         try:
             network.get_submodule(path)

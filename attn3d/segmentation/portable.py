@@ -36,6 +36,7 @@ def find_images(folder: str, images: int) -> list[dict[str, list[str]]]:
 
     Raises:
         FileNotFoundError: when there is no case.
+        ValueError: when two cases have the same name.
     """
     files = {path.name: str(path) for path in sorted(Path(folder).glob("*.nii*")) if not path.name.startswith(".")}
     cases = []
@@ -45,10 +46,18 @@ def find_images(folder: str, images: int) -> list[dict[str, list[str]]]:
             cases.append({"image": [path]})
         elif channel[1] == "0000":
             cases.append({"image": [path.replace("_0000.nii", f"_{number:04d}.nii") for number in range(images)]})
+    names = [_name_of(case["image"][0]) for case in cases]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ValueError(f"{folder}: has two scans of the name {twice!r}; their labels would have the same file")
     if not cases:
         more = f": case_0000 to case_{images - 1:04d}, or one 4-D file" if images > 1 else ""
         raise FileNotFoundError(f"{folder}: has no NIfTI file of a case of {images} images{more}; put the scans there")
     return cases
+
+
+def _name_of(path: Path | str) -> str:
+    """The name of a case from its first file."""
+    return re.sub(r"(_0000)?\.nii(\.gz)?$", "", Path(path).name)
 
 
 def normalise(intensities: Tensor) -> Tensor:
@@ -228,8 +237,10 @@ class SaveLabels(MapTransform):
             labels.set_sform(*scan.get_sform(coded=True))
             labels.set_qform(*scan.get_qform(coded=True))
             labels.header.set_xyzt_units("mm")
-            case = re.sub(r"(_0000)?\.nii(\.gz)?$", "", path.name)
-            nib.save(labels, self.folder / f"{case}_seg.nii.gz")
+            file = self.folder / f"{_name_of(path)}_seg.nii.gz"
+            unfinished = file.with_name(f".{file.name}")
+            nib.save(labels, unfinished)
+            unfinished.replace(file)
         return dict(data)
 
 

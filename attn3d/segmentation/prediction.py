@@ -263,7 +263,7 @@ def _segment(
         remove_beside(path)
         path.unlink()
     for stale in {beside(path, what) for what in _MAPS} & {*path.parent.iterdir()}:
-        stale.unlink()  # of another run, by a batch that was killed before it wrote the labels
+        stale.unlink()  # written for other labels, by a batch that was killed before it wrote them
     for what, values in maps.items():
         write_map(beside(path, what), values, images[0])
     if preview:

@@ -185,7 +185,7 @@ class Run:
 def how_to_finish(folder: Path) -> str:
     """Advice for a run that is not finished: the whole command, or the kind of the one that trains several runs."""
     folder = folder.resolve()
-    if (folder.parent / SPLITS).exists():
+    if all((folder.parent / name).exists() for name in (SPLITS, "settings.json")):  # of a series of trainings
         command = "train --folds" if folder.name.startswith("fold_") else "compare"
         return f"finish the training with the same `attn3d {command}` command as before"
     return f"finish the training with `attn3d train --resume --out {shlex.quote(str(folder))}`"

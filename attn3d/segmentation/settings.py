@@ -52,6 +52,7 @@ _MUST_BE = {  # where the words of pydantic are about an entry
     "at": "a list of kinds of site",
     "class_weights": "a list of numbers of at least 0",
     "kernels": "a list with three whole numbers of at least 1 per entry",
+    "labels": "`names` with the `values` of each",
     "mirror": "a list of axes from 0 to 2, each at most once",
     "patch_size": "three positive whole numbers",
     "spacing": "three positive numbers",

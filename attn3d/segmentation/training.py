@@ -67,7 +67,7 @@ def train(
 
     Args:
         data: the folder of a data set (see `find_dataset`); without it, a simulated cohort is written into ``out``.
-            With ``resume``, the new folder of the data set, if it was moved; the run then keeps the new one.
+            With ``resume``, the new folder of the data set, if it was moved; an unfinished run then keeps the new one.
         out: the run folder to write.
         config: a YAML or JSON file of settings.
         folds: a JSON file of splits, such as nnU-Net's ``splits_final.json``; by default the split is drawn.
@@ -121,8 +121,10 @@ def train(
 def _check_moved(run: Run, dataset: Dataset, cases: Sequence[Case]) -> None:
     """Raises a `FileError` if a case is not the one that was prepared from the former folder of the data set."""
     for case in cases:
-        with failing_as(case.images[0]):
-            PreparedCase(case, run.folder / _PARTS[0]).write(dataset, run.config, same=True)
+        prepared = PreparedCase(case, run.folder / _PARTS[0])
+        if prepared.path.exists():
+            with failing_as(case.images[0]):
+                prepared.write(dataset, run.config, same=True)
 
 
 def _train(run: Run, dataset: Dataset, split: Split, devices: int | str, workers: int | None, quiet: bool) -> None:

@@ -108,4 +108,5 @@ def check_beside(path: Path, probabilities: bool, preview: bool, dicom_seg: bool
     requested = {"probabilities": probabilities, "png": preview, "html": preview, "dcm": dicom_seg}
     for what, wanted in requested.items():
         if wanted and not (file := beside(path, what)).exists():
-            raise FileError(file, "does not exist, but the labels do; segment the scan again (--overwrite)")
+            omit = ", or omit --dicom-seg" if what == "dcm" else ""
+            raise FileError(file, f"does not exist, but the labels do; segment the scan again (--overwrite){omit}")
