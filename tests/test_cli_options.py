@@ -1,5 +1,8 @@
 """Every option of a command reaches the function that the command calls."""
 
+import os
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -104,3 +107,37 @@ def test_every_option_reaches_the_function(command, monkeypatch):
     parameters = typer.main.get_command(app).commands[command].params
     missing = [one.name for one in parameters if one.param_type_name == "option" and not {*one.opts} & {*words.split()}]
     assert not missing, "an option without a test"
+
+
+def test_the_options_of_plan_reach_the_function(monkeypatch):
+    called = []
+
+    def fake(*given, **named):
+        called.append((given, named))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("attn3d.planning.plan", fake)
+    run("plan", *["--shape", "3", "4", "5", "--channels", "6", "--mechanism", "mhsa", "--memory", "2GiB"])
+    assert called == [(((3, 4, 5), 6), {"mechanism": "mhsa", "memory": "2GiB"})]
+
+
+def test_costs_of_the_list_depend_on_channels_and_shape():
+    rows = set()
+    for options in ("", "--channels 32", "--shape 16 32 32"):
+        lines = run("list", *options.split()).stdout.splitlines()
+        rows.update(line for line in lines if line.split()[:1] == ["se"])
+    assert len(rows) == 3
+
+
+def test_a_scheduler_stops_a_batch_like_ctrl_c(monkeypatch):
+    def stopped(*_, **__):
+        assert signal.getsignal(signal.SIGTERM) is signal.default_int_handler, "it would end this process"
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(segmentation, "predict", stopped)
+    try:
+        assert run("predict", "run", "-i", "scans", "-o", "out").exit_code == 130
+    finally:
+        signal.signal(signal.SIGTERM, before)

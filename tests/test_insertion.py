@@ -24,6 +24,7 @@ from attn3d.insertion import (
     remove_attention,
 )
 from attn3d.insertion.attach import container_at, containers
+from attn3d.insertion.checkpoints import wrapper_prefix
 from attn3d.insertion.containers import IdentityAtStart
 from attn3d.networks import first_argument, items, register_block, register_sites, second_argument, summed
 from tests.configurations import FORMS, OF_ONE_MAP, of_form, taking
@@ -402,6 +403,8 @@ class TestMaxVoxels:
         with pytest.warns(UserWarning, match="encoder:model.0, which has 64 voxels, more than `max_voxels`"):
             net = insert_attention(unet(), "mhsa", at="encoder", max_voxels=63, input_shape=(1, 1, 16, 16))
         assert inserted_at(net) == ["model.1.submodule.0.attn3d"]
+        net = insert_attention(unet(), "mhsa", at="encoder", max_voxels=64, input_shape=(1, 1, 16, 16))
+        assert len(inserted_at(net)) == 2
 
     def test_at_least_one_site_must_be_left(self) -> None:
         with pytest.raises(ValueError, match="`max_voxels` must leave at least one site, got"):
@@ -1258,3 +1261,10 @@ def test_a_state_can_be_loaded_into_an_average_of_weights():
     given = {key: torch.full_like(value, 0.5) for key, value in net.state_dict().items()}
     assert load_pretrained(average, given) == []
     assert all(torch.equal(value, given[key]) for key, value in average.module.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "keys", [["long.net.a", "net.a"], ["net.a", "long.net.a"], ["long.net.a", "net.a", "n_averaged"]], ids=str
+)
+def test_the_prefix_of_a_wrapper_is_the_shortest_of_those_of_most_keys(keys):
+    assert wrapper_prefix(keys, ["a", "n_averaged"]) == "net."

@@ -350,3 +350,18 @@ def test_gates_along_axes_and_their_product_are_means_over_the_channels():
     torch.testing.assert_close(found["axis0"], gates["axis0"].mean(1)[..., 0])
     torch.testing.assert_close(found["axis1"], gates["axis1"].mean(1)[:, 0])
     torch.testing.assert_close(found["axes_map"], (gates["axis0"] * gates["axis1"]).mean(1))
+
+
+def test_names_of_maps_do_not_depend_on_compiling():
+    class Pair(nn.Module):
+        def __init__(self):
+            super().__init__()
+            for name in ("one", "two"):
+                net = nn.Sequential(nn.Conv3d(1, 2, 1), nn.ReLU())
+                attn3d.insert_attention(net, "se", at="path:0", input_shape=(1, 1, 4, 4, 4))
+                self.add_module(name, torch.compile(net))
+
+        def forward(self, x):
+            return self.one(x) + self.two(x)
+
+    assert [*attn3d.attention_maps(Pair(), torch.randn(1, 1, 4, 4, 4))] == ["path:one.0", "path:two.0"]

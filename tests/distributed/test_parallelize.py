@@ -310,3 +310,11 @@ def test_one_rank_equals_the_whole_volume(group: dist.ProcessGroup, rotate: str)
     module(found).square().sum().backward()
     plain(expected).square().sum().backward()
     torch.testing.assert_close(found.grad, expected.grad)
+
+
+def test_a_cumulative_mean_in_half_precision_of_many_batches(group: dist.ProcessGroup) -> None:
+    """Their number is past the largest number in half precision."""
+    norm = attn3d.parallelize_attention(BatchNorm(2, momentum=None, affine=False), group).half()
+    norm.num_batches_tracked.fill_(69_999)
+    norm(torch.full((1, 2, 2, 2, 2), 30_000.0).half())
+    torch.testing.assert_close(norm.running_mean, torch.full((2,), 30_000 / 70_000).half(), rtol=0.01, atol=0)

@@ -241,6 +241,7 @@ def test_a_bundle_writes_labels_in_every_orientation(shape, codes, tmp_path):
         np.testing.assert_array_equal(np.asarray(found.dataobj), labels[0])
         np.testing.assert_allclose(found.affine, scan_image.affine, atol=1e-5)
         assert (int(found.header["qform_code"]), int(found.header["sform_code"])) == codes
+        assert found.header.get_xyzt_units()[0] == "mm"
 
 
 def loaded(paths):
@@ -311,3 +312,10 @@ def test_a_bundle_lists_the_cases_of_several_images(tmp_path):
         {"image": [str(data / "c.nii.gz")]},
     ]
     assert [len(case["image"]) for case in find_images(str(data), 1)] == [1] * 5
+
+
+def test_two_scans_of_one_name_are_refused(tmp_path):
+    for name in ("a.nii", "a_0000.nii.gz"):
+        (tmp_path / name).touch()
+    with pytest.raises(ValueError, match="has two scans of the name 'a'"):
+        portable.find_images(str(tmp_path), 1)

@@ -10,7 +10,7 @@ import torch
 from attn3d.segmentation import FileError, Interrupted, cross_validate, predict, series
 from attn3d.segmentation import folds as cross_validation
 from attn3d.segmentation.datasets import find_dataset
-from attn3d.segmentation.prediction import Run
+from attn3d.segmentation.runs import Run, how_to_finish
 from tests.segmentation.conftest import SMALL
 
 SETTINGS = SMALL | {"epochs": 1, "validate_every": 1}
@@ -201,3 +201,14 @@ def test_without_data_a_cohort_is_simulated(data, tmp_path, monkeypatch, capsys)
     assert capsys.readouterr().out == "fold 0\n"
     splits = json.loads((tmp_path / "all" / "splits.json").read_text())
     assert sorted(name for split in splits for name in split["val"]) == NAMES
+
+
+def test_the_command_that_finishes_a_run(tmp_path):
+    alone = tmp_path / "my run"
+    command = f"finish the training with `attn3d train --resume --out '{alone}'`"
+    assert how_to_finish(alone) == command
+    (tmp_path / "splits.json").touch()  # of the user
+    assert how_to_finish(alone) == command
+    (tmp_path / "settings.json").touch()
+    assert "`attn3d train --folds`" in how_to_finish(tmp_path / "fold_1")
+    assert "`attn3d compare`" in how_to_finish(tmp_path / "eca-1")

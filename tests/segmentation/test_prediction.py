@@ -19,6 +19,7 @@ from torch import nn
 from attn3d.segmentation import FileError, Run, predict, prediction, processes
 from attn3d.segmentation.configuration import configure
 from attn3d.segmentation.datasets import Dataset, find_scans, read_case_image
+from attn3d.segmentation.datasets.predictions import check_beside
 from attn3d.segmentation.fingerprint import Fingerprint
 from attn3d.segmentation.io.tables import add_row
 from attn3d.segmentation.labels import Labels
@@ -625,3 +626,8 @@ def test_a_scan_without_findings_has_a_preview(run, tmp_path):
     assert not np.asarray(nib.load(found.written["dark"]).dataobj).any()
     assert (tmp_path / "out" / "dark.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "out" / "dark.html").exists()
+
+
+def test_a_missing_seg_can_be_omitted(tmp_path):
+    with pytest.raises(FileError, match=r"one\.dcm: .*\(--overwrite\), or omit --dicom-seg$"):
+        check_beside(tmp_path / "one.nii.gz", False, False, True)

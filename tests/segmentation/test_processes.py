@@ -61,7 +61,7 @@ def test_an_existing_process_group_is_kept(batches):
 
 def test_waiting_for_a_silent_process_times_out(batches):
     assert batches[0]["silent"].startswith(
-        "another process of the batch ended, or did not answer for 2 seconds; finished"
+        "another process of the batch ended, or did not answer for 5 seconds; finished"
     )
 
 

@@ -319,3 +319,20 @@ def test_empty_or_invalid_scores_are_refused(content, tmp_path):
     with pytest.raises(FileError, match=r"scores\.json: (has no '|is not valid JSON|has no scores of any case)"):
         report(run.folder)
     assert not (run.folder / "report.html").exists()
+
+
+def test_attention_is_around_the_predicted_lesion_of_a_case_without_one(tmp_path):
+    run = make_run(tmp_path)
+    path, folder = tmp_path / "data" / "labelsTr" / "poor.nii.gz", run.scores.parent
+    label = nib.load(path)
+    nib.save(nib.Nifti1Image(np.zeros(label.shape, np.uint8), label.affine), path)
+    found = np.zeros(label.shape, np.uint8)
+    found[:3, :3, :2] = 1  # far from the middle of the scan
+    write_label(folder / "poor.nii.gz", found, label)
+    evaluate(folder, path.parent, folder, labels=run.config.labels, overwrite=True, quiet=True)
+    drawn = lesion_figures(run, run.dataset(), json.loads(run.scores.read_text()))
+    (view,) = [one.view for one in drawn if one.view.name == "poor"]
+    heat = nib.Nifti1Image.from_bytes(gzip.decompress(base64.b64decode(view.layers[3].volume)))
+    inside = nib.affines.apply_affine(np.linalg.inv(heat.affine), view.center)
+    assert (inside > -0.5).all()
+    assert (inside < np.array(heat.shape) - 0.5).all()

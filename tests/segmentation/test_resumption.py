@@ -1,5 +1,7 @@
 """Trainings that are stopped at unusual moments are continued."""
 
+import shutil
+
 import pytest
 
 from attn3d.segmentation import Interrupted, callbacks, cross_validate, train, training
@@ -42,3 +44,24 @@ def test_a_training_stopped_while_scoring_is_not_trained_again(data, tmp_path, m
     run = train(out=tmp_path / "run", resume=True, quiet=True)
     assert run.finished
     assert run.weights.stat().st_mtime_ns == weights
+
+
+def test_moved_data_are_compared_only_with_prepared_cases(data, tmp_path, monkeypatch):
+    """A training may have been stopped before its cases were prepared."""
+    moved, compared, write = shutil.copytree(data, tmp_path / "moved"), [], training.PreparedCase.write
+
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.Trainer, "fit", stopped)
+        with pytest.raises(Interrupted):
+            train(data, out=tmp_path / "run", **SMALL | {"epochs": 1})
+
+    def watched(case, *given, same=False):
+        compared.append(same)
+        return write(case, *given, same=same)
+
+    monkeypatch.setattr(training.PreparedCase, "write", watched)
+    assert train(moved, out=tmp_path / "run", resume=True, quiet=True).finished
+    assert not any(compared)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from attn3d.segmentation import callbacks, create_network, train, training
+from attn3d.segmentation import Interrupted, callbacks, create_network, train, training
 from attn3d.segmentation.augmentation import Augmentation
 from attn3d.segmentation.labels import Labels
 from attn3d.segmentation.losses import create_loss
@@ -181,3 +181,31 @@ def test_the_best_weights_survive_a_resumption_with_worse_ones(data, tmp_path, m
     run = train(out=tmp_path / "run", resume=True, quiet=True)
     assert run.best_weights.read_bytes() == best
     assert run.weights.read_bytes() != best
+
+
+def test_workers_reach_the_loader(data, tmp_path, monkeypatch):
+    asked = []
+
+    def fit(trainer, task, patches, **options):
+        asked.append(patches.workers)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training.Trainer, "fit", fit)
+    with pytest.raises(Interrupted):
+        train(data, out=tmp_path / "run", workers=3, **SMALL)
+    assert asked == [3]
+
+
+def test_devices_reach_the_trainer(data, tmp_path, monkeypatch):
+    asked = []
+
+    def trainer(*, devices, strategy, **options):
+        asked.append((devices, strategy))
+        raise KeyboardInterrupt
+
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    monkeypatch.setattr(training, "Trainer", trainer)
+    for devices in (1, 2):
+        with pytest.raises(Interrupted):
+            train(data, out=tmp_path / str(devices), devices=devices, **SMALL)
+    assert asked == [(1, "auto"), (2, "ddp")]
