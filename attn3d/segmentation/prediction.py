@@ -25,7 +25,7 @@ from attn3d.segmentation.grid import voxel_millilitres
 from attn3d.segmentation.inference import NetworkInput, Segmentation, highest_entropy, measures_of, segment
 from attn3d.segmentation.io.dicom import is_dicom
 from attn3d.segmentation.io.dicom_seg import write_dicom_seg
-from attn3d.segmentation.io.files import read_map, write_label, write_map
+from attn3d.segmentation.io.files import check_format, read_map, write_label, write_map
 from attn3d.segmentation.io.itk import ENDINGS
 from attn3d.segmentation.io.tables import add_row, rows_in
 from attn3d.segmentation.io.writing import finished_file, sweep, write_text
@@ -250,6 +250,7 @@ def _segment(
     if dicom_seg and not (case.images[0].is_dir() or is_dicom(case.images[0])):
         raise FileError(case.images[0], "is not a DICOM series, which a DICOM SEG refers to; omit --dicom-seg")
     images = read_case_image(case)
+    check_format(path, images[0])
     warn_of_other_modality(case.images[0], darkest_of(images[0]), run.config.windows, run.darkest)
     found = _predicted(images, networks, **options)
     segmentation = found.labels

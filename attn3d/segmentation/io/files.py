@@ -15,7 +15,7 @@ import numpy as np
 
 from attn3d.segmentation.errors import FileError
 from attn3d.segmentation.io.dicom import is_dicom, read_series
-from attn3d.segmentation.io.itk import ENDINGS, itk_reader, read_itk, write_itk
+from attn3d.segmentation.io.itk import ENDINGS, is_sheared, itk_reader, read_itk, write_itk
 from attn3d.segmentation.io.nifti import in_millimetres, read_nifti, write_nifti
 
 logger = logging.getLogger("attn3d")
@@ -242,6 +242,18 @@ def write_map(path: Path | str, values: np.ndarray, like: nib.Nifti1Image) -> No
     _write(path, nib.Nifti1Image(values.astype(np.float32), like.affine), like)
 
 
+def check_format(path: Path | str, like: nib.Nifti1Image) -> None:
+    """Raises a `FileError` if a file ends in .nrrd or .mha, and these formats do not support the geometry of a scan."""
+    if not Path(path).name.endswith(ENDINGS):
+        return
+    if not _has_orientation(like):
+        raise FileError(
+            path, "its format needs the orientation that the scan does not have; write NIfTI (--format nii.gz)"
+        )
+    if is_sheared(like.affine):
+        raise FileError(path, "its format does not support the sheared axes of the scan; write NIfTI (--format nii.gz)")
+
+
 def write_label(path: Path | str, labels: np.ndarray, like: nib.Nifti1Image) -> None:
     """Writes labels as uint8 in the geometry of ``like``: affines, their codes and units, or millimetres without units.
 
@@ -254,8 +266,7 @@ def write_label(path: Path | str, labels: np.ndarray, like: nib.Nifti1Image) -> 
         like: the scan that was segmented, from `read_image`.
 
     Raises:
-        FileError: when ``path`` ends in .nrrd or .mha, and the axes of the scan are not orthogonal or have no
-            orientation; these formats do not support that.
+        FileError: as `check_format`.
         ValueError: when ``labels`` has another shape or values outside of uint8, or ``path`` does not end in .nii,
             .nii.gz, .nrrd or .mha.
     """
@@ -263,11 +274,8 @@ def write_label(path: Path | str, labels: np.ndarray, like: nib.Nifti1Image) -> 
         raise ValueError(f"`labels` must have the scan's shape {like.shape}, got {labels.shape}")
     if len(odd := labels[labels != labels.astype(np.uint8)]):
         raise ValueError(f"`labels` must be whole numbers from 0 to 255, got {odd[0]:g}")
+    check_format(path, like)
     if Path(path).name.endswith(ENDINGS):
-        if not _has_orientation(like):
-            raise FileError(
-                path, "its format needs the orientation that the scan does not have; write NIfTI (--format nii.gz)"
-            )
         write_itk(path, labels.astype(np.uint8), like.affine)
         return
     image = type(like)(labels.astype(np.uint8), like.affine)

@@ -54,26 +54,26 @@ def read_itk(path: Path | str) -> nib.Nifti1Image:
     return in_millimetres(voxels, affine, "scanner")
 
 
+def is_sheared(affine: np.ndarray) -> bool:
+    """Whether the axes are not orthogonal, as with a tilted gantry. NRRD and MetaImage files do not support that."""
+    directions = affine[:3, :3] / nib.affines.voxel_sizes(affine)
+    return bool(np.abs(directions.T @ directions - np.eye(3)).max() > _SHEARED)
+
+
 def write_itk(path: Path | str, voxels: np.ndarray, affine: np.ndarray) -> None:
     """Writes a compressed volume in the format of the file's ending.
 
     Args:
         path: the file to write, with one of `ENDINGS`. It exists only when it is complete.
         voxels: (X, Y, Z).
-        affine: maps voxel indices to millimetres.
-
-    Raises:
-        FileError: when the axes are not orthogonal, as with a tilted gantry; these formats do not support that.
+        affine: maps voxel indices to millimetres. Its axes are orthogonal, see `is_sheared`.
     """
     import SimpleITK as sitk
 
     spacing = nib.affines.voxel_sizes(affine)
-    direction = _TO_NIFTI @ affine[:3, :3] / spacing
-    if np.abs(direction.T @ direction - np.eye(3)).max() > _SHEARED:
-        raise FileError(path, "its format does not support the sheared axes of the scan; write NIfTI (--format nii.gz)")
     image = sitk.GetImageFromArray(np.ascontiguousarray(voxels.transpose(2, 1, 0)))
     image.SetSpacing(spacing.tolist())
-    image.SetDirection(direction.ravel().tolist())
+    image.SetDirection((_TO_NIFTI @ affine[:3, :3] / spacing).ravel().tolist())
     image.SetOrigin((_TO_NIFTI @ affine[:3, 3]).tolist())
     with finished_file(path) as unfinished:
         sitk.WriteImage(image, str(unfinished), useCompression=True)

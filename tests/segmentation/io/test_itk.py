@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from attn3d.segmentation import FileError, find_dataset, predict, read_image, read_segmentation, write_label
+from attn3d.segmentation import FileError, find_dataset, predict, prediction, read_image, read_segmentation, write_label
 from attn3d.segmentation.io.itk import ENDINGS
 from tests.segmentation import layouts
 from tests.segmentation.test_prediction import bright, run
@@ -92,6 +92,20 @@ def test_files_that_are_not_volumes_are_refused(ending, tmp_path):
         FileError, match=r"does not support the sheared axes of the scan; write NIfTI \(--format nii.gz\)"
     ):
         write_label(path, np.zeros(sheared.shape, int), like=sheared)
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_format_that_does_not_support_the_axes_is_refused_before_the_segmentation(ending, run, tmp_path, monkeypatch):
+    path = tmp_path / "out" / f"scan{ending}"
+    path.parent.mkdir()
+    path.write_text("earlier labels")
+    nib.save(scan(bright()[0], AFFINES["sheared"]), tmp_path / "scan.nii.gz")
+    monkeypatch.setattr(prediction, "segment", None)
+    found = predict(run.folder, tmp_path / "scan.nii.gz", path.parent, format=ending[1:], overwrite=True, quiet=True)
+    assert found.failed == {
+        str(path): "its format does not support the sheared axes of the scan; write NIfTI (--format nii.gz)"
+    }
+    assert path.read_text() == "earlier labels"
 
 
 @pytest.mark.parametrize(
