@@ -117,8 +117,9 @@ def estimate_cost(
     """Estimates the memory and the operations of a pass over a volume on a CPU, which need not fit this machine.
 
     On a GPU, patterns with groups need more memory: all groups are computed at once. The memory in which PyTorch
-    unfolds the input of some small convolutions on a CPU is not counted. A mechanism that takes a gating signal gets a
-    signal of half the size along every axis.
+    unfolds the input of convolutions on a CPU, of some small ones and of all in double precision, is not counted, nor
+    are the copies that it makes for operators of two dtypes, as in half precision. A mechanism that takes a gating
+    signal gets a signal of half the size along every axis.
 
     Args:
         mechanism: a module (B, C, *S) -> (B, C, *S), or a spec as in `attn3d.create_attention`.

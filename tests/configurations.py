@@ -62,6 +62,11 @@ FORMS = [
 ]
 
 
+def attends_to_all(configuration: Configuration) -> bool:
+    """Whether it has softmax attention over all pairs of voxels, whose fused kernels have no second derivative."""
+    return configuration.name in OVER_VOXELS and "gaussian" in configuration.options.get("mode", "gaussian")
+
+
 def create(name: str, **options: Any) -> nn.Module:
     """Creates a mechanism by name. One with a gating signal makes it from x, so that it takes one map."""
     return attn3d.create_attention(CASES[name].alone or name, **options)

@@ -5,11 +5,17 @@ Two workers with two threads each would wait for one another.
 
 import os
 import random
+import signal
 import zlib
+from importlib import import_module
 
 import numpy as np
 import pytest
 import torch
+
+from attn3d.attention.patterns import PATTERNS
+from attn3d.mechanisms.registry import REGISTRY
+from attn3d.networks import inside, registry
 
 pytest_plugins = ["tests.scorecard"]
 
@@ -34,6 +40,26 @@ def on_the_cpu(request: pytest.FixtureRequest) -> None:
     """Skips tests of behaviour that only the CPU has."""
     if request.config.getoption("--device") != "cpu":
         pytest.skip("tests the kernel, the allocator or the captures of the CPU")
+
+
+@pytest.fixture
+def registries():
+    """Removes what a test registers: mechanisms, patterns, sites and blocks."""
+    import_module("attn3d.networks.monai")  # registers its own before
+    changed = REGISTRY, PATTERNS, registry._SITES, registry._RUNS, inside._BLOCKS
+    before = [dict(one) for one in changed]
+    yield
+    for one, content in zip(changed, before, strict=True):
+        one.clear()
+        one.update(content)
+
+
+@pytest.fixture
+def signals():
+    """Restores the handler of SIGTERM, which `attn3d predict` sets for the process."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture(autouse=True)

@@ -15,10 +15,11 @@ from torch import Tensor
 from torch.nn.functional import dropout as drop
 from torch.nn.functional import scaled_dot_product_attention
 
+from attn3d.attention.functional import attention_rows
 from attn3d.attention.groups import AxisGroups, flat_indices, outer
 from attn3d.attention.patterns import Pattern
 from attn3d.attention.sdpa import equal_widths
-from attn3d.capture import at_least_single, without_autocast
+from attn3d.capture import at_least_single, is_captured, is_eager, without_autocast
 
 # Maps the distances along every axis, (G_a, w_qa, w_ka), to the bias (H, G, w_q, w_k).
 Bias = Callable[[list[Tensor]], Tensor | None]
@@ -138,8 +139,15 @@ def _attend(
         bias = bias.to(q.dtype).transpose(0, 1).repeat(1, q.shape[0], 1, 1)
         mask = torch.where(mask, bias, -math.inf)
     parts = (_take(q, cover.queries), _take(k, cover.keys), _take(v, cover.keys))
-    parts = equal_widths(*(part.permute(2, 0, 1, 3, 4).flatten(1, 2) for part in parts))
-    out = scaled_dot_product_attention(*parts, mask, dropout, scale=scale)[..., :width]
+    q_part, k_part, v_part = (part.permute(2, 0, 1, 3, 4).flatten(1, 2) for part in parts)
+    if bias is None or is_eager() or is_captured():
+        parts = equal_widths(q_part, k_part, v_part)
+        out = scaled_dot_product_attention(*parts, mask, dropout, scale=scale)[..., :width]
+    else:
+        # In a transform of `torch.func`, PyTorch does not see that a bias from outside of it requires a gradient, and
+        # chooses a kernel that has none.
+        weights = drop(attention_rows(q_part, k_part, scale, bias=mask), dropout)
+        out = (weights @ v_part.to(weights.dtype)).to(q.dtype)
     if key_mask is not None:  # without a key mask, only positions outside the volume have no keys
         out = out.masked_fill(keyless, 0.0)
     out = out.unflatten(1, [q.shape[0], q.shape[1]]).permute(1, 2, 0, 3, 4)

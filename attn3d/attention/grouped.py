@@ -117,7 +117,7 @@ def _run_bytes(
             group_bytes = way.token_bytes * sum(batch.size)
             count = max(1, run_bytes // group_bytes)
             tile = tiled.tile_of(run_bytes, heads * count, *batch.size)
-            scores = 2 * sdpa.kernel_bytes(*batch.size, q.shape[3]) if way.fused else 0
+            scores = 2 * sdpa.kernel_bytes(*batch.size, q.shape[3], q.dtype) if way.fused else 0
             if tiles_needed:
                 pairs = heads * count * tile.queries * tile.keys
                 scores += element_bytes * pairs * (8 if way.dropout > 0.0 else 2)

@@ -40,8 +40,8 @@ class VolumeAttention(NotScriptable, nn.Module):
         dropout: probability of dropping a weight in training.
         backend: "auto", "sdpa", "chunked" or "math", see `attn3d.attend`.
         memory_budget: see `attn3d.attend`. It does not include the features, the network of a continuous position
-            bias, and the means of `PooledKeys`. Captured graphs, and "sdpa" on CUDA, compute all groups of a pattern at
-            once and ignore the budget.
+            bias, the means of `PooledKeys`, and the copies of keys and values to which registers are appended. Captured
+            graphs, and "sdpa" on CUDA, compute all groups of a pattern at once and ignore the budget.
 
     Raises:
         TypeError, ValueError: if an argument has the wrong type or is out of range.
@@ -235,7 +235,7 @@ class VolumeAttention(NotScriptable, nn.Module):
         distances = [distance.to(chosen.device)[position] for (_, distance), position in pairs]
         bias = self._bias(self._table(), distances, shared=1)
         if bias is None:
-            bias = torch.zeros(1, *seen.shape, device=chosen.device)
+            bias = torch.zeros(1, *seen.shape, dtype=torch.float32, device=chosen.device)
         return bias.masked_fill(~seen, float("-inf")).unsqueeze(0)
 
     def rows(

@@ -231,7 +231,7 @@ class Grid(Pattern):
     """A voxel sees a sparse grid over the whole volume (MaxViT, arXiv 2204.01697).
 
     Args:
-        size: number of grid voxels along an axis, one integer or one per axis. They are ``ceil(S / size)`` apart.
+        size: the most grid voxels along an axis, one integer or one per axis. They are ``ceil(S / size)`` apart.
     """
 
     size: Sizes

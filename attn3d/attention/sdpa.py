@@ -97,7 +97,7 @@ def fused_bytes(
         for x in (q, k, v)
         if x.shape[3] < width or x.stride(3) != 1
     )
-    scratch = 2 * kernel_bytes(q.shape[2], k.shape[2], width)
+    scratch = 2 * kernel_bytes(q.shape[2], k.shape[2], width, q.dtype)
     if bias is not None and bias.dtype != q.dtype:
         scratch += bias.numel() * q.element_size()
     if key_mask is not None:  # added to the bias, or converted by PyTorch
@@ -108,21 +108,27 @@ def fused_bytes(
     return result_bytes(q, k, v, training) + copied + scratch
 
 
-def kernel_bytes(queries: int, keys: int, width: int) -> int:
-    """Returns the temporary bytes of the CPU kernel: a tile of scores per thread, and its rows."""
-    rows = 256 if queries >= 768 else 64 if queries >= 192 else 32
-    return 4 * torch.get_num_threads() * (min(rows, queries) * min(512, keys) + rows * (width + 2))
+def kernel_bytes(queries: int, keys: int, width: int, dtype: torch.dtype) -> int:
+    """Returns the temporary bytes of the CPU kernel: a tile of scores per thread, and its rows.
+
+    In half precision the tile has a copy, and a run of keys and values is converted.
+    """
+    rows, run = 256 if queries >= 768 else 64 if queries >= 192 else 32, min(512, keys)
+    numbers = min(rows, queries) * run + rows * (width + 2)
+    if dtype.itemsize < 4:
+        numbers += 2 * run * width
+    return (4 if dtype == torch.float32 else 8) * torch.get_num_threads() * numbers
 
 
 @register_scratch(kernel_forward.default)
 def _scratch(q: Tensor, k: Tensor, *_: object) -> int:
-    return kernel_bytes(q.shape[2], k.shape[2], q.shape[3])
+    return kernel_bytes(q.shape[2], k.shape[2], q.shape[3], q.dtype)
 
 
 @register_scratch(kernel_backward.default)
 def _scratch_backward(grad_out: Tensor, q: Tensor, k: Tensor, *_: object) -> int:
     # Two tiles per thread and, with several heads, a copy of the gradient of the output in another layout.
-    return 2 * kernel_bytes(q.shape[2], k.shape[2], 0) + (q.shape[1] > 1) * q.numel() * q.element_size()
+    return 2 * kernel_bytes(q.shape[2], k.shape[2], 0, q.dtype) + (q.shape[1] > 1) * q.numel() * q.element_size()
 
 
 @register_flop_formula(kernel_forward)

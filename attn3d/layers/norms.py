@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from attn3d.arguments import Spec, check_options, nearest, positive_integer, read_spec
+from attn3d.arguments import Spec, boolean, check_options, nearest, nonnegative_number, positive_integer, read_spec
 
 NormSpec = Spec | None
 
@@ -25,6 +25,8 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
     """
 
     def __init__(self, channels: int, *, eps: float = 1e-5, momentum: float | None = 0.1, affine: bool = True) -> None:
+        eps, affine = nonnegative_number("eps", eps), boolean("affine", affine)
+        momentum = None if momentum is None else nonnegative_number("momentum", momentum)
         super().__init__(channels, eps=eps, momentum=momentum, affine=affine)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -54,12 +56,14 @@ class GroupNorm(nn.GroupNorm):
         if channels % positive_integer("num_groups", num_groups):
             fitting = [groups for groups in range(1, channels + 1) if channels % groups == 0]
             raise ValueError(f"`num_groups` must divide {channels} channels, got {num_groups}; {fitting} do")
+        eps, affine = nonnegative_number("eps", eps), boolean("affine", affine)
         super().__init__(num_groups, channels, eps=eps, affine=affine)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalises (B, C, ...)."""
-        # Not functional.group_norm, which raises for one value per group.
-        return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+        # Not functional.group_norm, which raises for one value per group. Not channels-last, where PyTorch's CPU kernel
+        # computes the variance as E[x^2] - E[x]^2, which has no correct digit if the mean is large, and has no `vmap`.
+        return torch.group_norm(x.contiguous(), self.num_groups, self.weight, self.bias, self.eps)
 
 
 class InstanceNorm(GroupNorm):
@@ -73,6 +77,7 @@ class LayerNorm(nn.LayerNorm):
     """Layer normalisation (arXiv 1607.06450) over the channels of every voxel."""
 
     def __init__(self, channels: int, *, eps: float = 1e-5, affine: bool = True) -> None:
+        eps, affine = nonnegative_number("eps", eps), boolean("affine", affine)
         super().__init__(channels, eps=eps, elementwise_affine=affine)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -98,8 +103,8 @@ def create_norm(spec: NormSpec, channels: int) -> nn.Module:
         channels: number of channels of the input.
 
     Raises:
-        TypeError: if ``spec`` is not a spec or has an unknown option.
-        ValueError: if the name is unknown, or the groups do not divide the channels.
+        TypeError: if ``spec`` is not a spec, or an option is unknown or has the wrong type.
+        ValueError: if the name is unknown, an option is out of range, or the groups do not divide the channels.
     """
     if spec is None:
         return nn.Identity()

@@ -92,7 +92,7 @@ class AttentionGate(Mechanism):
 
         Raises:
             TypeError: if it is None.
-            ValueError: if its number of dimensions, channels or samples is wrong.
+            ValueError: if its number of dimensions, channels or samples is wrong, or it has no voxel.
         """
         if signal is None:
             raise TypeError(
@@ -107,6 +107,9 @@ class AttentionGate(Mechanism):
             raise ValueError(f"`signal` must have {self.gating_channels} channels, got {signal.shape[1]}")
         if signal.shape[0] != x.shape[0]:
             raise ValueError(f"`signal` must have a batch size of {x.shape[0]} like `x`, got {signal.shape[0]}")
+        for size in signal.shape[2:]:
+            if size == 0:
+                raise ValueError("`signal` must have at least one voxel along every axis, got an axis of size 0")
         return signal
 
     def spatial_gate(self, x: Tensor, signal: Tensor) -> Tensor:

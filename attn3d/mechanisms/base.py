@@ -7,8 +7,11 @@ from torch import Tensor, nn
 
 from attn3d.arguments import one_of, positive_integer
 from attn3d.capture import is_captured
-from attn3d.layers.spatial import central_voxel, check_spatial_dims, is_proxy
+from attn3d.layers.pooling import count
+from attn3d.layers.spatial import axes, central_voxel, check_spatial_dims, is_proxy
 
+# The default of `variant`. It is not None, since a null in a configuration selects no form.
+_ONE_FORM: Any = object()
 _LEAST = 4  # hidden units of a squeeze: with a single unit that its relu switches off, the gate would be constant
 
 
@@ -32,7 +35,7 @@ class Mechanism(nn.Module):
     Args:
         spatial_dims: number of spatial axes, 1, 2 or 3.
         channels: number of channels C.
-        variant: "compact", the lean form, or "paper", the published form; None if both are identical.
+        variant: "compact", the lean form, or "paper", the published form; left out if both are identical.
 
     Raises:
         TypeError: if ``channels`` is not an integer.
@@ -52,11 +55,11 @@ class Mechanism(nn.Module):
     averages_space = False
     identity_at_start = False
 
-    def __init__(self, spatial_dims: int, channels: int, variant: str | None = None) -> None:
+    def __init__(self, spatial_dims: int, channels: int, variant: str = _ONE_FORM) -> None:
         super().__init__()
         self.spatial_dims = check_spatial_dims(spatial_dims)
         self.channels = positive_integer("channels", channels)
-        self.variant = None if variant is None else one_of("variant", variant, ("compact", "paper"))
+        self.variant = None if variant is _ONE_FORM else one_of("variant", variant, ("compact", "paper"))
 
     def by_variant(self, value: Any, *, compact: Any, paper: Any) -> Any:
         """Returns ``value``, or the default of the variant if ``value`` is "auto"."""
@@ -107,18 +110,23 @@ class Mechanism(nn.Module):
         if key_mask.dim() != x.dim() - 1 or (not is_captured() and key_mask.shape != (x.shape[0], *x.shape[2:])):
             expected = (x.shape[0], *x.shape[2:])
             raise ValueError(f"`key_mask` must be (B, *S) = {tuple(expected)}, got {tuple(key_mask.shape)}")
-        return key_mask.flatten(1)
+        # A plain tensor, as in `to_tokens`: the output would take over the metadata of a MetaTensor.
+        return (key_mask if is_captured() else key_mask.as_subclass(Tensor)).flatten(1)
 
     def read_queries(self, queries: Tensor | None, x: Tensor) -> Tensor:
         """Returns flat indices of voxels, (Q,); for None, that of the central voxel.
 
         Raises:
             TypeError: if they are not a tensor of integers.
+            ValueError: if they are not (Q,), or there is no such voxel.
         """
         if queries is None:
             return central_voxel(x)
         if not isinstance(queries, Tensor) or queries.dtype not in (torch.int64, torch.int32):
             raise TypeError(f"`queries` must be an integer torch.Tensor of voxel indices, got {queries!r:.80}")
+        voxels = count(x, axes(x))
+        if queries.dim() != 1 or ((queries < 0) | (queries >= voxels)).any():
+            raise ValueError(f"`queries` must be (Q,) indices from 0 to {voxels - 1}, got {queries.tolist()}")
         return queries
 
     def attention_weights(self, x: Tensor, queries: Tensor | None = None) -> dict[str, Tensor]:

@@ -114,7 +114,7 @@ class MultiHeadSelfAttention(Mechanism):
     def forward(self, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Attends over (B, C, *S), or over the voxels where ``key_mask`` (B, *S) is true.
 
-        The output of a voxel that sees no voxel is ``b_o``.
+        The output of a voxel that sees no voxel and no register is ``b_o``.
         """
         self.check_input(x)
         mask, shape = self.read_key_mask(key_mask, x), spatial_shape(x)

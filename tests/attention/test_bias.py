@@ -12,6 +12,7 @@ from torch import nn
 import attn3d
 from attn3d import Grid, Neighborhood, Window
 from tests.attention.layers import BACKENDS, HEADS, Captured, Scoped, assert_results, tokens
+from tests.configurations import randomise
 from tests.marks import some
 from tests.mechanisms.parity import assert_close, volume
 from tests.memory import peak
@@ -82,6 +83,24 @@ def test_sdpa_gives_no_gradient_of_the_bias():
         layer(*tokens(SHAPE), list(SHAPE))
     with torch.no_grad():
         assert_close(layer(*tokens(SHAPE), list(SHAPE)), make(Window(3))[0](*tokens(SHAPE), list(SHAPE)))
+
+
+@pytest.mark.parametrize("position_bias", ["axis", "continuous"])
+def test_a_transform_of_the_input_alone(position_bias):
+    """The parameters are outside the transform and require gradients."""
+    module = attn3d.MultiHeadSelfAttention(
+        2, 8, num_heads=2, pattern=Window(2, shift=True), position_bias=position_bias, dropout=0.5
+    )
+    module = randomise(module.double()).eval()
+    x = volume(1, 8, 3, 2)
+    expected = torch.autograd.functional.jacobian(module, x)
+    assert_close(torch.func.jacrev(module)(x), expected, 1e-12)
+    assert_close(torch.func.vmap(torch.func.jacrev(module))(x[None])[0], expected, 1e-12)
+    given = x.clone().requires_grad_()
+    wanted = [given, *module.parameters()]
+    once, mapped = module(given), torch.func.vmap(module)(given[None])[0]
+    for found, right in zip(*(torch.autograd.grad(y.square().sum(), wanted) for y in (mapped, once)), strict=True):
+        assert_close(found, right, 1e-12)
 
 
 @pytest.mark.scorecard("captures")

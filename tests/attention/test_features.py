@@ -11,7 +11,7 @@ import torch
 
 import attn3d
 from attn3d import Axial, Global, Grid, Neighborhood, PooledKeys, Window
-from attn3d.attention import Features, RotaryPosition
+from attn3d.attention import Features, RotaryPosition, create_features
 from tests.attention.layers import BACKENDS, Scoped
 from tests.configurations import randomise
 from tests.marks import plain_id, some
@@ -286,3 +286,15 @@ def test_memory_is_estimated_within_a_tenth(form):
 
     step()
     assert attn3d.estimate_memory(module, shape) == pytest.approx(peak(step), rel=0.1)
+
+
+def test_features_are_created_only_if_an_option_changes_queries_or_keys():
+    assert create_features(2, 2, 4) is None
+    assert create_features(2, 2, 4, position=None, qk_norm=False, scores="dot") is None
+    q, k = volume(2, 2, 6, 4).double(), volume(2, 2, 6, 4).double()
+    found = create_features(2, 2, 4, scores="cosine").double()(q, k, Global(), [2, 3])
+    torch.testing.assert_close(found, (q / q.norm(dim=-1, keepdim=True) / 0.1, k / k.norm(dim=-1, keepdim=True)))
+    for options in ({"qk_norm": True}, {"position": "rope"}):
+        assert type(create_features(2, 2, 4, **options)) is Features
+    with pytest.raises(TypeError, match="'norm'"):
+        create_features(2, 2, 4, norm=True)

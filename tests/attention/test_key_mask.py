@@ -8,6 +8,7 @@ import functools
 import onnxruntime
 import pytest
 import torch
+from monai.data import MetaTensor
 
 import attn3d
 from attn3d import Axial, Global, Grid, Neighborhood, PooledKeys, Window
@@ -183,6 +184,27 @@ def test_pooled_keys_are_rounded_once():
     x, mask = torch.randn(1, 1, 16**3, 8).half() * 2e-3, torch.arange(16**3)[None] == 77
     (pooled,), _, _ = PooledKeys(16).pool((x,), [16] * 3, mask)
     assert torch.equal(pooled, x[:, :, 77:78])
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("channel", {})]
+    + [
+        (name, {"pattern": one})
+        for name in ("mhsa", "non_local", "paired")
+        for one in (Global(), PooledKeys(2), Axial())
+    ],
+    ids=str,
+)
+def test_the_metadata_are_those_of_the_volume(name, options):
+    """MONAI's masks are MetaTensors too, with metadata of their own."""
+    module = attn3d.create_attention(name, spatial_dims=2, channels=4, **options).eval()
+    x, mask = volume(3, 4, *SHAPE).float(), MetaTensor(masks(), meta={"name": "mask"})
+    found = module(MetaTensor(x, affine=2 * torch.eye(4), meta={"name": "volume"}), mask)
+    assert found.meta["name"] == "volume"
+    assert torch.equal(found.affine.float(), 2 * torch.eye(4))
+    assert type(module(x, mask)) is torch.Tensor
+    assert torch.equal(found.as_tensor(), module(x, masks()))
 
 
 @pytest.mark.parametrize("pattern", [Global(), PooledKeys(2), Window(3), Axial()], ids=str)

@@ -143,7 +143,7 @@ class TestChoice:
         strided = torch.empty(2, 3, 4, 7).transpose(2, 3)
         assert fused_bytes(strided, k, v, False) - fused_bytes(q, k, v, False) == 4 * q.numel()
         rows = {
-            queries: kernel_bytes(queries, 0, 6) // (4 * 8 * torch.get_num_threads())
+            queries: kernel_bytes(queries, 0, 6, torch.float32) // (4 * 8 * torch.get_num_threads())
             for queries in (191, 192, 767, 768)
         }
         assert rows == {191: 32, 192: 64, 767: 64, 768: 256}

@@ -3,8 +3,10 @@
 import pytest
 import torch
 
-from attn3d.layers import blockwise
 from attn3d.layers.gating import gate, joint_gate, larger_product, weighted_sum
+from tests.layers.gradients import assert_same, saved, volume
+
+pytestmark = pytest.mark.usefixtures("several_blocks")
 
 
 def two_gates(x: torch.Tensor) -> list[torch.Tensor]:
@@ -21,31 +23,6 @@ def rows_and_columns(x: torch.Tensor) -> list[torch.Tensor]:
 
 def plain(x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, product: bool, offset: float) -> torch.Tensor:
     return x * (offset + torch.sigmoid(a * b if product else a + b))
-
-
-def volume(*shape: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-    return torch.randn(shape, dtype=dtype, requires_grad=True)
-
-
-def assert_same(ours, theirs, inputs):
-    """Compares outputs, and the gradients for a random output gradient."""
-    torch.testing.assert_close(ours, theirs)
-    weight = torch.randn_like(ours)
-    gradients = torch.autograd.grad(ours, inputs, weight), torch.autograd.grad(theirs, inputs, weight)
-    torch.testing.assert_close(*gradients)
-
-
-def saved(function, *inputs: torch.Tensor) -> set[int]:
-    """The storages that autograd saves for backward."""
-    found = set()
-
-    def keep(tensor):
-        found.add(tensor.untyped_storage().data_ptr())
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        function(*inputs)
-    return found
 
 
 # Sizes of 1 along every axis, which must not be summed or squeezed by mistake; an empty batch.
@@ -78,12 +55,6 @@ class TestGradients:
         x = volume(*shape)
         a, b = gates_of(x)
         assert_same(joint_gate(x, a, b, product, offset), plain(x, a, b, product, offset), [x, a, b])
-
-
-@pytest.fixture(autouse=True)
-def _several_blocks(monkeypatch):
-    """Makes blocks so small that the maps of these tests have several."""
-    monkeypatch.setattr(blockwise, "_BLOCK", 5)
 
 
 FUNCTIONS = {

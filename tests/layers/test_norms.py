@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from attn3d import NonLocal
 from attn3d.layers.norms import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, create_norm, is_instance_norm
 
 SHAPES = [(2, 6), (2, 6, 5), (3, 6, 4, 3), (2, 6, 3, 4, 2)]
@@ -88,6 +89,11 @@ def test_specs_are_read_as_monai_reads_them():
         (("group", {"num_groups": 0}), ValueError, "`num_groups` must be at least 1, got 0"),
         (("group", {"num_groups": 3.0}), TypeError, "`num_groups` must be an integer, got 3.0"),
         (("batch", {"epsilon": 1}), TypeError, "`norm` 'batch' has no option `epsilon`; did you mean 'eps'"),
+        (("batch", {"eps": "1e-5"}), TypeError, "`eps` must be a finite number of at least 0, got '1e-5'"),  # of YAML
+        (("group", {"num_groups": 2, "eps": -1.0}), ValueError, "`eps` must be a finite number of at least 0, got -1"),
+        (("batch", {"momentum": "0.1"}), TypeError, "`momentum` must be a finite number of at least 0, got '0.1'"),
+        (("layer", {"affine": "no"}), TypeError, "`affine` must be True or False, got 'no'"),
+        (("instance", {"affine": 1}), TypeError, "`affine` must be True or False, got 1"),
         ("group", TypeError, "`norm` 'group' needs the option `num_groups`"),
         (("group", {"num_groups": 4}), ValueError, r"must divide 6 channels, got 4; \[1, 2, 3, 6\] do"),
         (5, TypeError, "`norm` must be a name"),
@@ -121,3 +127,24 @@ def test_a_group_for_every_channel_is_an_instance_norm():
     found = [is_instance_norm(norm) for norm in (nn.GroupNorm(4, 4), nn.InstanceNorm3d(4), InstanceNorm(4))]
     assert found == [True, True, True]
     assert [is_instance_norm(norm) for norm in (nn.GroupNorm(2, 4), nn.BatchNorm3d(4))] == [False, False]
+
+
+@pytest.mark.parametrize("spec", [spec for spec in SPECS if spec is not None], ids=str)
+def test_channels_last_with_a_large_mean(spec):
+    """Output and gradient are as precise as in the other memory format."""
+    norm = create_norm(spec, 6)
+    x, upstream = torch.randn(2, 2, 6, 4, 3, 5, generator=torch.Generator().manual_seed(0))
+    x, results = x + 1000, []
+    for given in (x.double(), x.to(memory_format=torch.channels_last_3d)):
+        y = norm.to(given.dtype)(given.requires_grad_())
+        results.append([y, *torch.autograd.grad(y, given, upstream.to(y.dtype))])
+    for expected, found in zip(*results, strict=True):
+        torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-2)
+
+
+@pytest.mark.parametrize("norm", ["batch", "layer", "instance", ("group", {"num_groups": 2})], ids=str)
+def test_norms_of_tokens_in_a_vmap(norm):
+    """Tokens of a volume are channels-last."""
+    module = NonLocal(2, 4, mode="dot_product", norm=norm).eval()
+    x = torch.randn(3, 2, 4, 3, 5, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(torch.func.vmap(module)(x), torch.stack([module(one) for one in x]))

@@ -3,16 +3,10 @@
 import pytest
 import torch
 
-from attn3d.layers import blockwise
 from attn3d.layers.pooling import mean, mean_and_maximum
-from tests.layers.test_gating import assert_same, saved, volume
+from tests.layers.gradients import assert_same, saved, volume
 
-
-@pytest.fixture(autouse=True)
-def _several_blocks(monkeypatch):
-    monkeypatch.setattr(blockwise, "_BLOCK", 5)
-
-
+pytestmark = pytest.mark.usefixtures("several_blocks")
 AXES = pytest.mark.parametrize("axes", [[1], [2, 3, 4], [3]], ids=str)
 
 

@@ -142,6 +142,22 @@ def test_queries_that_are_not_a_tensor_of_integers(name, pattern, queries):
         module.attention_weights(torch.ones(2, 8, 4, 4), queries)
 
 
+@pytest.mark.parametrize("name", ["mhsa", "non_local", "danet", "paired"])
+@pytest.mark.parametrize("queries", [[-1], [3, 16], [[3, 4]], 3], ids=str)
+def test_queries_that_are_not_voxels(name, queries):
+    module = attn3d.create_attention(name, spatial_dims=2, channels=8)
+    message = rf"`queries` must be \(Q,\) indices from 0 to 15, got {re.escape(str(queries))}$"
+    with pytest.raises(ValueError, match=message):
+        module.attention_weights(torch.ones(2, 8, 4, 4), torch.tensor(queries))
+
+
+@pytest.mark.parametrize("name", taking("variant"))
+def test_a_form_of_none_is_refused(name):
+    """A null in a configuration would select parts of both forms."""
+    with pytest.raises(ValueError, match="`variant` got None; available: compact, paper"):
+        create(name, spatial_dims=3, channels=8, variant=None)
+
+
 @pytest.mark.parametrize(
     ("argument", "value"),
     [("spatial_dims", 4), ("in_channels", 3), ("out_channels", 0), ("num_classes", 0)],

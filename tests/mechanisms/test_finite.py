@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from tests.configurations import CONFIGURATIONS, EVERY, OVER_VOXELS, build
+from tests.configurations import CONFIGURATIONS, EVERY, attends_to_all, build
 from tests.marks import some
 from tests.mechanisms.parity import volume
 
@@ -56,11 +56,6 @@ def test_every_dtype_scale_and_content(configuration, spatial_dims, count_cases)
             if max(sizes) < largest:
                 assert all(gradient.isfinite().all() for gradient in gradients), f"gradients in {dtype} for {what}"
             count_cases()
-
-
-def attends_to_all(configuration):
-    """Whether the mechanism compares all pairs of voxels."""
-    return configuration.name in OVER_VOXELS and "gaussian" in configuration.options.get("mode", "gaussian")
 
 
 def large_cases():

@@ -7,7 +7,7 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 
 import attn3d
-from tests.configurations import CONFIGURATIONS, OVER_VOXELS, build
+from tests.configurations import CONFIGURATIONS, attends_to_all, build
 from tests.marks import some
 from tests.mechanisms.cases import CASES
 from tests.mechanisms.parity import volume
@@ -37,11 +37,6 @@ def as_function(configuration, spatial_dims, **options):
     return function, (x.requires_grad_(), *module.parameters())
 
 
-def attends_with_softmax(configuration) -> bool:
-    """Whether it has softmax attention over voxels, whose fused kernels have no second derivative."""
-    return configuration.name in OVER_VOXELS and "gaussian" in configuration.options.get("mode", "gaussian")
-
-
 def is_large(inputs) -> bool:
     """Whether the Jacobian is checked in a random direction rather than entry by entry."""
     return sum(tensor.numel() for tensor in inputs) > 80
@@ -57,7 +52,7 @@ def test_first_derivative(configuration, spatial_dims):
 @pytest.mark.parametrize("spatial_dims", some([1, 2, 3], lambda dims: dims != 2))
 @configurations
 def test_second_derivative(configuration, spatial_dims):
-    options = {"backend": "math"} if attends_with_softmax(configuration) else {}
+    options = {"backend": "math"} if attends_to_all(configuration) else {}
     function, inputs = as_function(configuration, spatial_dims, **options)
     assert gradgradcheck(function, inputs, fast_mode=is_large(inputs))
 
@@ -65,7 +60,7 @@ def test_second_derivative(configuration, spatial_dims):
 @pytest.mark.parametrize("spatial_dims", some([1, 2, 3], lambda dims: dims != 2))
 @configurations
 def test_derivative_in_forward_mode(configuration, spatial_dims):
-    options = {"backend": "math"} if attends_with_softmax(configuration) else {}
+    options = {"backend": "math"} if attends_to_all(configuration) else {}
     function, inputs = as_function(configuration, spatial_dims, **options)
     check = {"check_forward_ad": True, "check_backward_ad": False}
     assert gradcheck(function, inputs, fast_mode=is_large(inputs), **check)
@@ -74,7 +69,7 @@ def test_derivative_in_forward_mode(configuration, spatial_dims):
 fused_backends = pytest.mark.parametrize("backend", ["sdpa", "chunked"])
 with_softmax = pytest.mark.parametrize(
     "configuration",
-    [configuration for configuration in CONFIGURATIONS if attends_with_softmax(configuration)],
+    [configuration for configuration in CONFIGURATIONS if attends_to_all(configuration)],
     ids=lambda cell: cell.id,
 )
 

@@ -74,3 +74,14 @@ class TestState:
         single.to(torch.float64).to("cpu", torch.float32)
         assert all(torch.equal(value, before[name]) for name, value in single.state_dict().items())
         assert single.to(torch.bfloat16)(x.bfloat16()).dtype == torch.bfloat16
+
+    def test_attention_weights_do_not_depend_on_the_default_dtype(self, configuration, spatial_dims):
+        module = make(configuration, spatial_dims).eval()
+        x = volume(2, CHANNELS, *(4, 5, 3)[:spatial_dims]).float()
+        expected = module.attention_weights(x)
+        torch.set_default_dtype(torch.float64)
+        try:
+            found = module.attention_weights(x)
+        finally:
+            torch.set_default_dtype(torch.float32)
+        torch.testing.assert_close(found, expected)

@@ -170,6 +170,7 @@ def a_signal_that_does_not_fit_is_refused() -> None:
         ((2, 4, 2, 2, 2), "`signal` must have 6 channels, got 4"),
         ((1, 6, 2, 2, 2), "`signal` must have a batch size of 2 like `x`, got 1"),
         ((2, 6, 2, 2), "`signal` must have 5 dimensions like `x`, got 4"),
+        ((2, 6, 2, 0, 2), "`signal` must have at least one voxel along every axis, got an axis of size 0"),
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
             gate(x, torch.randn(shape))
