@@ -7,7 +7,7 @@ least single precision with autocast disabled, because half precision is not acc
 
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+
+_WRAPPED = ("_orig_mod", "_checkpoint_wrapped_module")  # the modules inside wrappers that pass on all attributes
 
 
 def needs_plain_operators() -> bool:
@@ -51,14 +53,28 @@ def is_forward_mode() -> bool:
 
 
 def uncompiled(net: nn.Module) -> nn.Module:
-    """Returns the network inside the result of `torch.compile`, or ``net``.
+    """Returns the module inside `torch.compile` and PyTorch's wrapper for activation checkpointing, or ``net``.
 
     Raises:
         TypeError: if it is not a module, such as the class of a network.
     """
     if not isinstance(net, nn.Module):
         raise TypeError(f"`net` must be a torch.nn.Module, got {net!r:.80}")
-    return getattr(net, "_orig_mod", net)
+    while name := next((name for name in _WRAPPED if name in net._modules), ""):
+        net = net.get_submodule(name)
+    return net
+
+
+def plain_path(path: str) -> str:
+    """Returns the path of a module, or a key, without the names that these wrappers add; it finds the same module."""
+    return ".".join(name for name in path.split(".") if name not in _WRAPPED)
+
+
+def modules_by_path(net: nn.Module, aliases: bool = False) -> Iterator[tuple[str, nn.Module]]:
+    """Yields the modules except these wrappers, by their plain path; with ``aliases``, once for every path."""
+    for path, module in net.named_modules(remove_duplicate=not aliases):
+        if uncompiled(module) is module:
+            yield plain_path(path), module
 
 
 def without_compiled_code() -> AbstractContextManager[None]:

@@ -148,7 +148,7 @@ def _mechanisms(net: nn.Module) -> dict[str, nn.Module]:
             while not hasattr(module, "attention_weights") and hasattr(module, "attention"):
                 module = module.attention  # inside `IdentityAtStart`
             kind, _, path = record.site.partition(":")
-            front = f"{network}.".replace("_orig_mod.", "") if network and len(networks) > 1 else ""
+            front = f"{network}." if network and len(networks) > 1 else ""
             name = f"{kind}:{front}{path}"
             found[f"{name}#{earlier[name]}" if earlier[name] else name] = module
             earlier[name] += 1

@@ -12,6 +12,7 @@ import torch
 from monai.data import MetaTensor
 from monai.networks.nets import SegResNet, UNet
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.optim.swa_utils import AveragedModel
 
 import attn3d
@@ -29,6 +30,8 @@ from attn3d.insertion.containers import IdentityAtStart
 from attn3d.networks import first_argument, items, register_block, register_sites, second_argument, summed
 from tests.configurations import FORMS, OF_ONE_MAP, of_form, taking
 from tests.marks import some
+
+pytestmark = pytest.mark.usefixtures("registries")
 
 _OF_OTHER_TYPES = [(3, None), ([], None), ("encoder", "0"), ("encoder", 1.0), ("encoder", [0, True])]
 
@@ -238,12 +241,15 @@ class TestSelection:
             (unet, "path:model.3", None, r"`at` must match a module, .*; did you mean 'model"),
             (unet, "path:model.(", None, "must match a module"),
             (unet, "path:model.2", None, "path:model.2 returns the prediction; name a module before it"),
-            (backbone, "path:unused", None, "path:unused never runs"),
+            (backbone, "path:unused", None, "path:unused never runs in a forward pass in evaluation mode"),
             (backbone, "path:fc", None, r"path:fc returns \(1, 5\), not a map"),
             (backbone, "path:relu", None, r"path:relu is called with different channels, \[4, 8, 12, 16, 20\]"),
+            (unet, "skip", [], r"`stages` of 'skip' must contain at least one of \[0, 1\], got \[\]"),
+            (unet, "encoder:model.1.submodule.0", 0, r"`stages` of .* must contain at least one of \[1\], got \[0\]"),
+            (lambda: nn.Conv2d(1, 4, 3), "path", 0, "`at` 'path' must select a module inside the network, which has"),
         ],
     )
-    def test_refusals(self, net: object, at: str, stages: int | None, message: str) -> None:
+    def test_refusals(self, net: object, at: str, stages: object, message: str) -> None:
         with pytest.raises(ValueError, match=message):
             insert_attention(net(), "se", at=at, stages=stages)
 
@@ -367,22 +373,14 @@ class TestSelection:
             insert_attention(nn.DataParallel(unet()), "se", at="encoder")
         with pytest.raises(ValueError, match="insert attention first"):
             insert_attention(torch.jit.script(unet()), "se", at="encoder")
+        net = unet()
+        net.model[0].__class__ = type("Sharded", (FSDPModule, type(net.model[0])), {})  # as `fully_shard` does
+        with pytest.raises(ValueError, match="sharded by `fully_shard`, which misses new parameters"):
+            insert_attention(net, "se", at="encoder")
 
     def test_a_site_that_is_left_out_is_named_whatever_is_selected_after_it(self) -> None:
         with pytest.warns(UserWarning, match="no attention at path:unused, which never runs"):
             insert_attention(backbone(), "se", at=("path:stem|unused", "path:layer1"))
-
-    @pytest.mark.parametrize(
-        ("net", "at", "stages", "message"),
-        [
-            (unet, "skip", [], r"`stages` of 'skip' must contain at least one of \[0, 1\], got \[\]"),
-            (unet, "encoder:model.1.submodule.0", 0, r"`stages` of .* must contain at least one of \[1\], got \[0\]"),
-            (lambda: nn.Conv2d(1, 4, 3), "path", 0, "`at` 'path' must select a module inside the network, which has"),
-        ],
-    )
-    def test_nothing_is_selected(self, net: object, at: str, stages: object, message: str) -> None:
-        with pytest.raises(ValueError, match=message):
-            insert_attention(net(), "se", at=at, stages=stages)
 
     @pytest.mark.parametrize("own", [nn.ReLU(), 3])
     def test_a_name_that_the_network_uses_itself(self, own: object) -> None:
@@ -1268,3 +1266,30 @@ def test_a_state_can_be_loaded_into_an_average_of_weights():
 )
 def test_the_prefix_of_a_wrapper_is_the_shortest_of_those_of_most_keys(keys):
     assert wrapper_prefix(keys, ["a", "n_averaged"]) == "net."
+
+
+class ModulesToSave(nn.Module):
+    """Like PEFT's wrapper of a module that is trained beside adapters: it keeps the module and runs a copy."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.original_module = module
+        self.modules_to_save = nn.ModuleDict({"default": copy.deepcopy(module)})
+
+    def forward(self, *args: Tensor) -> Tensor:
+        return self.modules_to_save["default"](*args)
+
+
+def test_attention_that_peft_has_copied_is_listed_once_and_removed() -> None:
+    plain, net, x = unet(), insert_attention(unet(), "se", at=("encoder", "skip")), torch.randn(1, 1, 8, 8)
+    expected, names = inserted_attention(net), attn3d.attention_maps(net, x).keys()
+    for path, container in list(containers(net)):
+        front, _, name = path.rpartition(".")
+        setattr(net.get_submodule(front), name, ModulesToSave(container))
+    assert inserted_attention(net) == expected
+    maps = attn3d.attention_maps(net, x)
+    assert maps.keys() == names
+    assert all(maps.values())
+    assert list(remove_attention(net).state_dict()) == list(plain.state_dict())
+    net.load_state_dict(plain.state_dict())
+    assert torch.equal(net(x), plain(x))

@@ -106,10 +106,10 @@ def insert_attention(
         >>> net = UNet(3, 1, 2, (8, 16, 32), (2, 2))
         >>> net = insert_attention(net, "cbam", at=("encoder", "skip"), stages=(-2, -1), reduction=8)
     """
+    inner = uncompiled(net)
     _check_open(net)
     if name := next((name for name in ("spatial_dims", "channels") if name in options), None):
         raise TypeError(f"`{name}` follows from the site, got {options[name]!r}; leave it out")
-    inner = uncompiled(net)
     survey = Survey(inner, input_shape)
     sites, left_out = survey.select(at, stages)
     if max_voxels is not None:
@@ -262,7 +262,7 @@ def _make(net: nn.Module, site: Site, spec: AttentionSpec, identity: bool, optio
         attention = start(attention)
     if takes_signal:
         attention.attn3d_signal = True  # read by the containers; TorchScript does not see attributes of the class
-    host = net.get_submodule(site.place.path)
+    host = uncompiled(net.get_submodule(site.place.path))
     floating = (p for p in (*host.parameters(), *net.parameters()) if p.is_floating_point())
     like = next(floating, torch.empty(0))
     return attention.to(like.device, like.dtype).train(host.training)
@@ -275,6 +275,10 @@ def _check_open(net: nn.Module) -> None:
         )
     if isinstance(net, torch.jit.ScriptModule):
         raise ValueError("`net` must not be scripted or traced: insert attention first")
+    if "FSDPModule" in {cls.__name__ for module in net.modules() for cls in type(module).__mro__}:
+        raise ValueError(
+            "`net` must not be sharded by `fully_shard`, which misses new parameters: insert attention first"
+        )
 
 
 def _forget_compiled() -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from attn3d.capture import uncompiled
+from attn3d.capture import modules_by_path, uncompiled
 from attn3d.insertion.containers import (
     Inserted,
     InsertedAtSkip,
@@ -105,7 +105,7 @@ def container_at(network: nn.Module, place: Place, channels: int, reader: str) -
     if name not in host._modules:
         _attach(host, place, channels)
     if place.hook == "summed":
-        _see_sums(network.get_submodule(reader), host._modules[name])
+        _see_sums(uncompiled(network.get_submodule(reader)), host._modules[name])
     child = host._modules[name]
     return child.at(cast(int, place.index)) if isinstance(child, InsertedItems) else child
 
@@ -119,7 +119,7 @@ def taken_name(network: nn.Module, place: Place) -> str:
 
 def containers(network: nn.Module, aliases: bool = False) -> Iterator[tuple[str, Inserted]]:
     """Yields all containers with their path; with ``aliases``, shared modules are yielded once for every path."""
-    for path, module in network.named_modules(remove_duplicate=not aliases):
+    for path, module in modules_by_path(network, aliases):
         if isinstance(module, Inserted):
             yield path, module
 
@@ -138,12 +138,13 @@ def inserted_by_network(module: nn.Module) -> dict[str | None, list[tuple[Record
             networks = dict.fromkeys(network for name in names for network in _paths_of_network(name, record.site))
             entries.append((record, mechanism, networks))
     common = Counter(network for *_, networks in entries for network in networks)
-    found: dict[str | None, list[tuple[Record, nn.Module]]] = {}
+    found: dict[str | None, dict[Any, tuple[Record, nn.Module]]] = {}
     for record, mechanism, networks in entries:
         # Names may be repeated, as in "conv.conv", and modules may have two paths: the one of most mechanisms is taken.
         network = max(networks, key=common.__getitem__, default=None)
-        found.setdefault(network, []).append((record, mechanism))
-    return found
+        # PEFT's `modules_to_save` copies containers with their records; the copy, which comes later, is used.
+        found.setdefault(network, {})[record.order, record.site] = record, mechanism
+    return {network: list(inserted.values()) for network, inserted in found.items()}
 
 
 def _paths_of_network(container: str, site: str) -> list[str]:
@@ -171,7 +172,8 @@ def detach(network: nn.Module) -> None:
         if isinstance(host, torch.jit.ScriptModule):
             continue  # it takes no hooks, and its children have no names
         for name in set(INSERTED.values()) & set(host._modules):
-            child = host._modules[name]
+            child: Any = host._modules[name]
+            child = getattr(child, "original_module", child)  # in PEFT's wrapper of `modules_to_save`
             if isinstance(child, (Inserted, InsertedItems)):
                 for handle in child.handles:
                     handle.remove()
@@ -187,7 +189,7 @@ def host_of(network: nn.Module, place: Place) -> Any:
     """Returns the module that gets the container at ``place``."""
     host: Any = uncompiled(network.get_submodule(place.path))
     while (place.hook == "first" or place.is_concatenated) and is_plain_sequence(host):
-        host = host[0]  # it has the same input, and a new child of the sequence would be run by the sequence
+        host = uncompiled(host[0])  # it has the same input, and the sequence would run a new child of its own
     return host
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from attn3d.arguments import first_few
-from attn3d.capture import uncompiled
+from attn3d.capture import plain_path, uncompiled
 from attn3d.insertion.attach import containers
 
 _OF_AVERAGED_MODEL = "n_averaged"  # the number of averaged states
@@ -50,12 +50,13 @@ def load_pretrained(net: nn.Module, state_dict: Mapping[str, Tensor]) -> list[st
             f"`state_dict` must map names to tensors, got a checkpoint; give its entry {' or '.join(inside)}"
         )
     missing = [key for key in own if key not in state_dict and not (own_prefix and key == _OF_AVERAGED_MODEL)]
+    given = [plain_path(key) for key in state_dict]
     new = []
     for path, container in containers(net, aliases=True):
         for name, _ in container.named_children():
             prefix = f"{path}.{name}."
-            if not any(key.startswith(prefix) for key in state_dict):
-                new += [key for key in missing if key.startswith(prefix)]
+            if not any(key.startswith(prefix) for key in given):
+                new += [key for key in missing if plain_path(key).startswith(prefix)]
     faults = {
         "missing": [key for key in missing if key not in new],
         "unknown": [key for key in state_dict if key not in own],
@@ -92,7 +93,7 @@ def wrapper_prefix(keys: Collection[str], others: Collection[str]) -> str:
 
 def without_wrapper(name: str, prefix: str = "") -> str:
     """Returns a key or path without the ``prefix`` of a wrapper and the names that `torch.compile` adds."""
-    return f"{name}.".replace("_orig_mod.", "").removeprefix(prefix).strip(".")
+    return f"{plain_path(name)}.".removeprefix(prefix).strip(".")
 
 
 def _renamed(

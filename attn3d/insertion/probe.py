@@ -19,7 +19,7 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from attn3d.capture import without_compiled_code
+from attn3d.capture import modules_by_path, without_compiled_code
 from attn3d.insertion.attach import detach
 from attn3d.insertion.sums import SUMS
 from attn3d.layers.conv import is_convolution
@@ -154,11 +154,10 @@ def _guesses(network: nn.Module) -> list[tuple[int, ...]]:
 
 
 def _advice(error: Exception) -> str:
-    """Returns what to do if a network takes more arguments than an image."""
-    wanted = ("required positional argument", "required keyword-only argument", "positional argument but")
-    if not any(words in str(error) for words in wanted):
+    """Returns what to do if a network takes more arguments than an image, or something else, such as a dictionary."""
+    if not isinstance(error, (TypeError, LookupError, AttributeError)):  # a size raises others
         return ""
-    return "; register how to call it on an image: attn3d.networks.register_sites(.., run=)"
+    return "; if it takes anything but an image, register how to call it: attn3d.networks.register_sites(.., run=)"
 
 
 def _run_somewhere(network: nn.Module, shape: tuple[int, ...]) -> Probe:
@@ -235,12 +234,15 @@ def _hooks(network: nn.Module) -> list[Any]:
 def _own_hook(hook: Callable[..., Any], twins: Mapping[int, Any], own: set[Any]) -> Callable[..., Any] | None:
     """Returns the copy's version of a hook that belongs to the network, or None for a user's hook, which must not run.
 
-    The hooks of the network are its modules, their methods, also in a `functools.partial`, and closures over its
-    modules and over names and numbers. ``own`` are the modules of the copy.
+    The hooks of the network are its modules, methods of these and of other objects that it holds, also in a
+    `functools.partial`, and closures over them and over names and numbers. ``own`` are the modules of the copy.
     """
 
-    def of_copy(held: Any) -> nn.Module | None:
-        return next((one for one in (held, twins.get(id(held))) if isinstance(one, nn.Module) and one in own), None)
+    def of_copy(held: Any) -> Any:
+        twin = twins.get(id(held))
+        if isinstance(held, nn.Module):
+            return next((one for one in (held, twin) if one in own), None)
+        return None if twin is held else twin  # a hook is its own twin
 
     if isinstance(hook, nn.Module):
         return of_copy(hook)
@@ -251,10 +253,10 @@ def _own_hook(hook: Callable[..., Any], twins: Mapping[int, Any], own: set[Any])
         owner = of_copy(hook.__self__)
         return None if owner is None else types.MethodType(hook.__func__, owner)
     contents: list[Any] = [cell.cell_contents for cell in getattr(hook, "__closure__", None) or ()]
-    modules = {index: of_copy(held) for index, held in enumerate(contents) if not isinstance(held, _PLAIN)}
-    if not modules or None in modules.values():
+    copies = {index: of_copy(held) for index, held in enumerate(contents) if not isinstance(held, _PLAIN)}
+    if not copies or any(copied is None for copied in copies.values()):
         return None
-    contents = [modules.get(index, held) for index, held in enumerate(contents)]
+    contents = [copies.get(index, held) for index, held in enumerate(contents)]
     closure = tuple(types.CellType(content) for content in contents)
     return types.FunctionType(hook.__code__, hook.__globals__, hook.__name__, hook.__defaults__, closure)
 
@@ -288,7 +290,7 @@ def _watch(twin: nn.Module, result: Probe, twins: Mapping[int, Any]) -> list[str
         result.calls.setdefault(path, []).append(call)
 
     own = set(twin.modules())
-    for path, module in twin.named_modules():
+    for path, module in modules_by_path(twin):
         if isinstance(module, torch.jit.ScriptModule):
             continue  # it takes no hooks
         for hooks in (module._forward_hooks, module._forward_pre_hooks):

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from attn3d.arguments import nearest, of_python
+from attn3d.capture import modules_by_path, plain_path, uncompiled
 from attn3d.insertion.attach import host_of, is_plain_sequence, taken_name
 from attn3d.insertion.probe import Call, Probe, probe
 from attn3d.layers.norms import is_instance_norm
@@ -90,7 +91,7 @@ class Survey:
         self._input_shape = input_shape
         self._paths: dict[str, str] = {}  # every path of a module, to its first path
         first: dict[nn.Module, str] = {}
-        for path, module in network.named_modules(remove_duplicate=False):
+        for path, module in modules_by_path(network, aliases=True):
             if path and not is_inserted(path):
                 self._paths[path] = first.setdefault(module, path)
 
@@ -121,14 +122,13 @@ class Survey:
         wanted = _integers(stages)
         for request in _strings(at):
             kind, _, pattern = request.partition(":")
-            places = _at_stages(request, self._staged(kind, pattern or None), wanted)
+            places = _at_stages(request, self._staged(kind, plain_path(pattern) or None), wanted)
             found, refused = self._sites(kind, places)
             if not found:
                 reasons = "; ".join(f"{name} {reason}" for name, reason in refused.items())
                 raise ValueError(f"`at` {request!r} cannot be used: {reasons}")
             left_out |= refused
             for site in found:
-                # A compiled module and the module inside it are one host.
                 tensor = host_of(self.network, site.place), site.place.hook, site.place.index
                 chosen.setdefault(tensor, site)
         return Sites(chosen.values()), left_out
@@ -151,7 +151,7 @@ class Survey:
     def _is_of_instance_norm(self, path: str) -> bool:
         """Returns whether the output of the module at ``path`` is the output of an instance norm."""
         maker = self._probe.calls[path][0].maker
-        return bool(maker) and is_instance_norm(self.network.get_submodule(maker))
+        return bool(maker) and is_instance_norm(uncompiled(self.network.get_submodule(maker)))
 
     def _staged(self, kind: str, pattern: str | None) -> Staged:
         if kind == "path":
@@ -174,7 +174,7 @@ class Survey:
             return f"`at` must be a kind of site, got {kind!r}; {nearest(kind, [*self._places, 'path:<module>'])}"
         if has_sites(self.network):
             return f"`at` must be a kind of site of {name}: {', '.join(self._places)} or path:<module>, got {kind!r}"
-        registered = [path for path, module in self.network.named_modules() if has_sites(module)]
+        registered = [path for path, module in modules_by_path(self.network) if has_sites(module)]
         networks = [path for path in registered if innermost(registered, path.rpartition(".")[0]) is None]
         inside = f"insert into its {' or '.join(f'`{path}`' for path in networks)}, " if networks else ""
         return (
@@ -204,10 +204,10 @@ class Survey:
         Raises:
             ValueError: if the place cannot be attended; the message gives the reason.
         """
-        module, image = self.network.get_submodule(place.path), probed.image
+        module, image = uncompiled(self.network.get_submodule(place.path)), probed.image
         calls = probed.calls.get(place.path)
         if not calls:
-            raise ValueError("never runs in a forward pass")
+            raise ValueError("never runs in a forward pass in evaluation mode")
         maps = [_reached(call, place, probed) for call in calls]
         for call, map_ in zip(calls, maps, strict=True):
             if not isinstance(map_, Tensor):

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import nn
 
+from attn3d.capture import modules_by_path
 from attn3d.layers.conv import is_convolution
 from attn3d.networks.places import Place, innermost, is_inserted
 
@@ -43,7 +44,7 @@ def inside(network: nn.Module, stages: dict[str, Staged]) -> dict[str, Staged]:
         found[kind].append((len(found[kind]) if number is None else number, place))
 
     block_path = None
-    for path, module in network.named_modules():
+    for path, module in modules_by_path(network):
         stage = innermost(numbers, path)
         number = None if stage is None else numbers[stage]
         if is_inserted(path) or (numbers and number is None):

@@ -8,11 +8,11 @@ import pytest
 import torch
 from monai.networks.nets import SegResNet, SegResNetDS
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from attn3d.insertion import insert_attention
+from tests.networks.comparing import randomise
 from tests.networks.every_way import AT, EveryWay, maps
-from tests.networks.test_combinations import randomise
+from tests.networks.recomputed import Recomputed, recompute
 
 pytestmark = pytest.mark.scorecard("insertion")
 
@@ -60,17 +60,6 @@ def test_eight_threads(make: Callable[[], nn.Module]) -> None:
             torch.testing.assert_close(found, wanted)
 
 
-class Recomputed(nn.Module):
-    """Recomputes a module in backward."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, *x: Tensor) -> Tensor:
-        return checkpoint(self.module, *x, use_reentrant=False)
-
-
 @pytest.mark.parametrize("whole", [True, False])
 @pytest.mark.parametrize("make", NETWORKS)
 def test_two_forwards_before_one_backward(make: Callable[[], nn.Module], whole: bool) -> None:
@@ -82,10 +71,7 @@ def test_two_forwards_before_one_backward(make: Callable[[], nn.Module], whole: 
     if not whole:
         for child in [*net.children()]:
             stages = [*child.children()] if isinstance(child, nn.ModuleList) else [child]
-            for stage in stages:
-                if not isinstance(stage, nn.ModuleDict):
-                    call = stage._call_impl
-                    stage._call_impl = lambda *x, call=call: checkpoint(call, *x, use_reentrant=False)
+            recompute(*(stage for stage in stages if not isinstance(stage, nn.ModuleDict)))
     outputs = [output for x in volumes for output in maps(again(x))]
     for output in outputs:
         output.square().mean().backward()

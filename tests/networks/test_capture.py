@@ -16,8 +16,8 @@ from torch.utils.checkpoint import checkpoint
 from attn3d.insertion import insert_attention
 from tests.configurations import FORMS, OF_ONE_MAP, OF_TOKENS, of_form
 from tests.networks.combinations import UNSCRIPTED
+from tests.networks.comparing import randomise
 from tests.networks.every_way import AT, EveryWay, maps
-from tests.networks.test_combinations import randomise
 from tests.networks.zoo import CONFIGURATIONS, Configuration
 
 pytestmark = [pytest.mark.nightly, pytest.mark.filterwarnings("ignore")]

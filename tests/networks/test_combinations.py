@@ -1,7 +1,6 @@
 """Every network and kind of site with a changing mechanism and form; in the nightly run with every mechanism."""
 
 import copy
-import io
 import itertools
 from collections import Counter
 from collections.abc import Callable
@@ -27,6 +26,7 @@ from attn3d.networks import KINDS
 from tests.configurations import OF_ONE_MAP, OVER_VOXELS, of_form
 from tests.marks import some
 from tests.networks.combinations import LACKS, combinations, main
+from tests.networks.comparing import anatomy, equal, randomise, saved_and_loaded
 from tests.networks.every_way import maps
 from tests.networks.zoo import CONFIGURATIONS, Configuration
 
@@ -53,24 +53,9 @@ _PARAMETERS = [
 ]
 
 
-def equal(output: Any, other: Any) -> bool:
-    """Whether outputs are bitwise equal; on the meta device, whether their shapes are."""
-    pairs = zip(maps(output), maps(other), strict=True)
-    return all(one.shape == two.shape if one.is_meta else torch.equal(one, two) for one, two in pairs)
-
-
 def changed(output: Any, other: Any) -> bool:
     assert all(tensor.is_meta or tensor.isfinite().all() for tensor in maps(other))
     return maps(output)[0].is_meta or not equal(output, other)
-
-
-def anatomy(net: nn.Module) -> list[Any]:
-    """What removal must restore: modules, their classes, keys, hooks and attributes."""
-    return [
-        (path, type(module), list(module._parameters), list(module._buffers), sorted(module.__dict__))
-        + tuple(len(module.__dict__[name]) for name in ("_forward_hooks", "_forward_pre_hooks", "_modules"))
-        for path, module in net.named_modules()
-    ]
 
 
 @pytest.mark.filterwarnings("ignore:no attention at", "ignore:.*copying from a non-meta parameter")
@@ -212,20 +197,3 @@ def run(configuration: Configuration, net: nn.Module, x: Tensor) -> Any:
     torch.manual_seed(0)
     with torch.no_grad():
         return configuration.call(net, x)
-
-
-def saved_and_loaded(net: nn.Module) -> nn.Module:
-    buffer = io.BytesIO()
-    torch.save(net, buffer)
-    buffer.seek(0)
-    return torch.load(buffer, weights_only=False)
-
-
-def randomise(net: nn.Module) -> None:
-    """Makes the parameters of attention random, so that no gate is closed and no branch is zero.
-
-    They are small, because maps that are multiplied at many sites, as by cpca, overflow otherwise.
-    """
-    with torch.no_grad():
-        for parameter in attention_parameters(net):
-            parameter.normal_(std=0.1)

@@ -17,6 +17,8 @@ import attn3d
 from attn3d.insertion.attach import containers
 from attn3d.networks import Place, concatenated, first_argument, items, register_sites, registry, second_argument
 
+pytestmark = pytest.mark.usefixtures("registries")
+
 
 class DependsOnValues(nn.Module):
     """Chooses a branch by the values of the image."""
@@ -76,10 +78,12 @@ LEFT: list[Tensor] = []
 
 
 def note(module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
+    """A function that a copy of the network shares."""
     LEFT.append(output)
 
 
 def test_the_probe_does_not_run_a_plain_function_of_the_user() -> None:
+    LEFT.clear()
     net = DependsOnValues()
     net.stem.register_forward_hook(note)
     assert attn3d.attention_sites(net, (1, 1, 8, 8))[0].path == "stem"
@@ -119,7 +123,7 @@ def test_compiled_modules_in_a_network() -> None:
     net = nn.Sequential(nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU()), nn.Conv2d(4, 2, 1))
     plain, expected = copy.deepcopy(net), attn3d.attention_sites(net, (1, 1, 8, 8))
     net[0] = torch.compile(net[0], backend="eager")
-    assert len(attn3d.attention_sites(net, (1, 1, 8, 8))) > len(expected)  # the compiled module and that inside
+    assert attn3d.attention_sites(net, (1, 1, 8, 8)) == expected
     attn3d.insert_attention(net, "se", at="path:0")
     nn.init.ones_(plain[0][0].weight)
     new = attn3d.load_pretrained(net, plain.state_dict())
@@ -188,7 +192,7 @@ def test_the_error_for_several_inputs_names_register_sites() -> None:
             return self.last(self.conv(x) + time)
 
     for shape in (None, (1, 1, 8, 8, 8)):
-        with pytest.raises(ValueError, match=r"'time'; register how to call it .*register_sites\(\.\., run=\)"):
+        with pytest.raises(ValueError, match=r"'time'; .* register how to call it: .*register_sites\(\.\., run=\)"):
             attn3d.insert_attention(Two(), "se", at="path:conv", input_shape=shape)
     register_sites(Two, {"encoder": ["conv"]}, run=lambda net, x: net(x, x.new_zeros(1)))
     attn3d.insert_attention(Two(), "se", at="encoder")
@@ -256,10 +260,12 @@ class OwnEncoder(nn.Conv2d, BaseEncoder):
         ("own", 2, [], [4]),
     ],
 )
-def test_flexible_unet(backbone: str, channels: int, encoder: list[int], skips: list[int]) -> None:
+def test_flexible_unet(
+    backbone: str, channels: int, encoder: list[int], skips: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The library does not know the stages of an encoder that the user has registered with MONAI."""
-    if backbone not in FLEXUNET_BACKBONE.register_dict:
-        FLEXUNET_BACKBONE.register_class(OwnEncoder)
+    monkeypatch.setattr(FLEXUNET_BACKBONE, "register_dict", {**FLEXUNET_BACKBONE.register_dict})
+    FLEXUNET_BACKBONE.register_class(OwnEncoder)
     with torch.device("meta"):
         net = FlexibleUNet(1, 2, backbone, decoder_channels=(8,) * channels)
     sites = attn3d.attention_sites(net, (1, 1, 64, 64))
@@ -389,6 +395,33 @@ def test_hooks_of_the_network_that_are_partial_or_hold_a_name() -> None:
     assert not net.found
 
 
+def test_hooks_that_hold_an_object_or_a_dictionary_of_the_network() -> None:
+    class Stored:  # as in the U-Net of fastai
+        def __init__(self, module: nn.Module) -> None:
+            self.output: Tensor | None = None
+            module.register_forward_hook(self.store)
+
+        def store(self, module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
+            self.output = output
+
+    class Stores(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two, self.head = nn.Conv2d(1, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 2, 1)
+            self.stored, self.found = Stored(self.one), {}
+            found = self.found
+            self.two.register_forward_hook(lambda module, given, output: found.update(two=output))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.two(self.one(x))
+            return self.head(self.stored.output + self.found["two"])
+
+    net = Stores()
+    assert [site.path for site in attn3d.attention_sites(net, (1, 1, 6, 5))] == ["one", "two"]
+    assert net.stored.output is None
+    assert not net.found
+
+
 def test_a_module_of_the_user_that_is_no_part_of_the_network_is_neither_copied_nor_run() -> None:
     class Recorder(nn.Module):
         def __init__(self) -> None:
@@ -447,6 +480,16 @@ def test_a_network_that_cannot_be_copied() -> None:
     net.lock = threading.Lock()
     with pytest.raises(TypeError, match=r"`net` must support copy\.deepcopy, got cannot pickle"):
         attn3d.attention_sites(net)
+
+
+@pytest.mark.parametrize("image", [lambda given: given["image"], lambda given: given.image, lambda given: given[1]])
+def test_the_error_for_another_input_than_an_image_names_register_sites(image: Callable[[object], Tensor]) -> None:
+    class Entry(nn.Conv2d):
+        def forward(self, given: object) -> Tensor:
+            return super().forward(image(given))
+
+    with pytest.raises(ValueError, match=r"anything but an image, register how to call it: .*register_sites"):
+        attn3d.attention_sites(Entry(1, 4, 1), (1, 1, 6, 5))
 
 
 def test_the_error_for_a_keyword_that_is_required_names_register_sites() -> None:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 import attn3d
 from attn3d.insertion.attach import containers
 from tests.adapters import stand_in
+from tests.networks.comparing import anatomy, equal, randomise, saved_and_loaded
 from tests.networks.every_way import EveryWay, maps
-from tests.networks.test_combinations import anatomy, equal, randomise, saved_and_loaded
 from tests.networks.zoo import CONFIGURATIONS, Configuration
 
 pytestmark = pytest.mark.scorecard("insertion")

@@ -17,13 +17,13 @@ from monai.data import MetaTensor
 from monai.inferers import sliding_window_inference
 from monai.networks.nets import BasicUNet, DynUNet, ResNet, SegResNet, SegResNetDS, UNet
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from attn3d.insertion import attention_parameters, insert_attention, remove_attention
 from attn3d.networks.registry import run
 from tests.configurations import FORMS, OF_ONE_MAP, of_form
 from tests.marks import some
 from tests.networks.every_way import AT, EveryWay, maps
+from tests.networks.recomputed import Recomputed, recompute
 from tests.networks.zoo import CONFIGURATIONS
 
 
@@ -113,28 +113,13 @@ def test_activation_checkpointing(name: str) -> None:
     net(x).square().mean().backward()
     expected = {key: parameter.grad.clone() for key, parameter in net.named_parameters()}
     stages = [net.down_layers[0], net.down_layers[1]] if name == "sums" else [net.stem, net.merge]
-    for wrap in (lambda: Recomputed(net), lambda: recompute(stages, net)):
+    for whole in (True, False):
         net.zero_grad()
-        wrap()(x).square().mean().backward()
+        if not whole:
+            recompute(*stages)
+        (Recomputed(net) if whole else net)(x).square().mean().backward()
         for key, parameter in net.named_parameters():
             torch.testing.assert_close(parameter.grad, expected[key])
-
-
-class Recomputed(nn.Module):
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, *x: Tensor) -> Tensor:
-        return checkpoint(self.module, *x, use_reentrant=False)
-
-
-def recompute(stages: list[nn.Module], net: nn.Module) -> nn.Module:
-    """Adds checkpointing to the stages."""
-    for stage in stages:
-        call = stage._call_impl
-        stage._call_impl = lambda *x, call=call: checkpoint(call, *x, use_reentrant=False)
-    return net
 
 
 def test_autocast_and_metatensor_and_sliding_windows() -> None:

@@ -14,6 +14,7 @@ from monai.networks.nets.unet import UNet
 from monai.networks.nets.vnet import VNet
 from torch import nn
 
+from attn3d.capture import uncompiled
 from attn3d.networks.places import concatenated, joined, second_argument, summed
 from attn3d.networks.registry import StagesByKind, register_sites
 
@@ -21,10 +22,15 @@ from attn3d.networks.registry import StagesByKind, register_sites
 def levels_of(network: nn.Module, level: str) -> tuple[list[str], str]:
     """Returns the paths of the nested levels (down, skip connection around the next level, up) and of the innermost."""
     levels = []
-    while isinstance(getattr(network.get_submodule(level), "1", None), SkipConnection):
+    while isinstance(_child(network, level), SkipConnection):
         levels.append(level)
         level = unwrapped(network, f"{level}.1.submodule")
     return levels, level
+
+
+def _child(network: nn.Module, level: str) -> nn.Module | None:
+    child = getattr(network.get_submodule(level), "1", None)
+    return None if child is None else uncompiled(child)
 
 
 def unwrapped(network: nn.Module, path: str) -> str:
@@ -48,7 +54,7 @@ def unet(network: UNet) -> StagesByKind:
 def attention_unet(network: AttentionUnet) -> StagesByKind:
     """Returns the sites of nested attention layers; the submodule of each except the last is (block, layer)."""
     layers, encoder = ["model.1"], ["model.0"]
-    while isinstance(network.get_submodule(f"{layers[-1]}.submodule"), nn.Sequential):
+    while isinstance(uncompiled(network.get_submodule(f"{layers[-1]}.submodule")), nn.Sequential):
         encoder.append(f"{layers[-1]}.submodule.0")
         layers.append(f"{layers[-1]}.submodule.1")
     return {
@@ -74,11 +80,11 @@ def dynunet(network: DynUNet) -> StagesByKind:
 @register_sites(FlexibleUNet)
 def flexible_unet(network: FlexibleUNet) -> StagesByKind:
     """Returns the sites. The last decoder block has no skip."""
-    encoder, skips = [], network.skip_connect
-    if isinstance(network.encoder, ResNet):
+    encoder, skips, backbone = [], network.skip_connect, uncompiled(network.encoder)
+    if isinstance(backbone, ResNet):
         encoder = ["encoder.act", *(f"encoder.layer{stage}" for stage in range(1, 5))]
-    elif isinstance(network.encoder, EfficientNet):
-        encoder = [f"encoder._blocks.{end - 1}" for end in network.encoder.extract_stacks if end > 0]
+    elif isinstance(backbone, EfficientNet):
+        encoder = [f"encoder._blocks.{end - 1}" for end in backbone.extract_stacks if end > 0]
     return {
         "encoder": encoder[:-1],
         "bottleneck": encoder[-1:],

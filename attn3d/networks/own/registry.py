@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from attn3d.capture import modules_by_path
 from attn3d.networks.own import monai, primus
 from attn3d.networks.own.tokens import Layout, Reader, TokenLayout
 from attn3d.networks.places import innermost, is_inserted
@@ -38,7 +39,7 @@ class OwnAttention:
 def own_attention(network: nn.Module) -> dict[str, OwnAttention]:
     """Returns the attention modules of a network by path, except those whose token positions are unknown."""
     found, hosts = {}, {}
-    for path, module in network.named_modules():
+    for path, module in modules_by_path(network):
         if is_inserted(path):
             continue
         layout, reader = _look_up(module, LAYOUTS), _look_up(module, READERS)
