@@ -20,8 +20,10 @@ import attn3d
 from attn3d.cli import app
 from attn3d.cli.app import one_line_errors
 from attn3d.cli.costs import in_units
-from tests.segmentation.conftest import SMALL
+from tests.segmentation.runs import SMALL
 from tests.segmentation.volumes import AFFINES, head, scan
+
+pytestmark = pytest.mark.usefixtures("signals")
 
 RUNNER = CliRunner()
 FOUR_AXES = {"spatial_dims": 4, "in_channels": 1, "out_channels": 2, "channels": [4, 8], "strides": [2]}

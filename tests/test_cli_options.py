@@ -12,6 +12,8 @@ from attn3d import segmentation
 from attn3d.cli import app
 from tests.test_cli import run
 
+pytestmark = pytest.mark.usefixtures("signals")
+
 CALLS = {
     "predict": (
         "run second -i scans -o new --statistics --preview --probabilities --uncertainty --dicom-seg --format mha "
@@ -135,9 +137,5 @@ def test_a_scheduler_stops_a_batch_like_ctrl_c(monkeypatch):
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(10)
 
-    before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(segmentation, "predict", stopped)
-    try:
-        assert run("predict", "run", "-i", "scans", "-o", "out").exit_code == 130
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    assert run("predict", "run", "-i", "scans", "-o", "out").exit_code == 130

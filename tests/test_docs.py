@@ -6,10 +6,8 @@
 import doctest
 import functools
 import importlib
-import importlib.util
 import inspect
 import re
-from pathlib import Path
 
 import nbformat
 import pytest
@@ -22,9 +20,9 @@ import attn3d
 from attn3d.mechanisms.registry import REGISTRY
 from tests.configurations import OF_TOKENS
 from tests.mechanisms.cases import CASES
+from tests.scripts import ROOT, load
 from tests.segmentation.layouts import task04
 
-ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
 SLOW_PAGES = ("mhsa", "non_local", "which-attention-where")  # their tables take seconds
@@ -38,11 +36,8 @@ def name_of(page):
 
 @functools.cache
 def script(name):
-    """Imports docs/<name>.py, which is not part of a package."""
-    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    """Imports docs/<name>.py once, because its tables share the measured costs."""
+    return load(f"docs/{name}.py")
 
 
 def tables():
@@ -50,14 +45,10 @@ def tables():
 
 
 @pytest.fixture(autouse=True)
-def isolated(monkeypatch, tmp_path):
+def isolated(registries, monkeypatch, tmp_path):
     """Removes what an example registers; runs it in its own folder."""
-    registered = dict(REGISTRY)
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    yield
-    REGISTRY.clear()
-    REGISTRY.update(registered)
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if "```python" in page.read_text()], ids=name_of)

@@ -8,18 +8,8 @@ import torch
 from torch import nn
 
 import attn3d
-from attn3d.mechanisms.registry import REGISTRY
 from tests.configurations import create, taking
 from tests.mechanisms.cases import CASES
-
-
-@pytest.fixture
-def registry():
-    """Restores the registry after a test that adds to it."""
-    before = dict(REGISTRY)
-    yield
-    REGISTRY.clear()
-    REGISTRY.update(before)
 
 
 class Same(nn.Module):
@@ -81,13 +71,13 @@ def test_numbers_of_numpy_make_modules_that_can_be_scripted():
     torch.testing.assert_close(torch.jit.script(module.eval())(x), module(x))
 
 
-def test_a_user_defined_mechanism(registry):
+def test_a_user_defined_mechanism(registries):
     attn3d.register_attention("same")(Same)
     assert "same" in attn3d.list_attention()
     assert attn3d.create_attention("same", spatial_dims=3, channels=8, strength=2.0).strength == 2.0
 
 
-def test_options_may_have_the_names_of_arguments_of_others(registry):
+def test_options_may_have_the_names_of_arguments_of_others(registries):
     @attn3d.register_attention("mine")
     class Mine(torch.nn.Identity):
         def __init__(self, spatial_dims, channels, *, heads=4, head_dim=None):
@@ -99,7 +89,7 @@ def test_options_may_have_the_names_of_arguments_of_others(registry):
         attn3d.create_attention(("mine", {"channels": 3}), spatial_dims=3, channels=64)
 
 
-def test_a_name_of_a_partial_that_is_registered_twice(registry):
+def test_a_name_of_a_partial_that_is_registered_twice(registries):
     attn3d.register_attention("same")(functools.partial(Same, strength=2.0))
     with pytest.raises(ValueError, match=r"`name` 'same' is already registered by functools\.partial\("):
         attn3d.register_attention("same")(Same)

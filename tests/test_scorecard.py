@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.scorecard import CONDITIONS
-from tests.test_docs import script
+from tests.scripts import load
 
 TESTS = """
 import pytest
@@ -56,7 +56,7 @@ def run(tmp_path: Path, source: str, *options: str) -> subprocess.CompletedProce
 @pytest.mark.parametrize("processes", [1, 2])
 def test_counts(tmp_path, processes):
     run(tmp_path, TESTS, *(["-n", "2"] if processes > 1 else []))
-    found = json.loads(json.dumps(script("reliability").read_junit(tmp_path / "junit.xml")))
+    found = json.loads(json.dumps(load("docs/reliability.py").read_junit(tmp_path / "junit.xml")))
     assert found["items"] == {"passed": 8, "failed": 1, "skipped": 1}
     assert found["cases"] == {
         "finite": {"passed": 7, "reasons": {}},

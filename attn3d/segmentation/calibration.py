@@ -19,6 +19,7 @@ from scipy.special import entr
 from attn3d.segmentation.errors import FileError
 
 MARGIN = 5.0  # mm around the labelled voxels of the prediction and the reference
+_ROUNDING = 1e-4  # mm; a slice at exactly the margin counts, although affines in files are single precision
 _BINS = 15  # as in Guo et al.
 # The bin of an entropy is its bits in half precision, read as an integer. They have the order of the numbers, and steps
 # of at most 0.1 % of an entropy above 6e-5, so that small entropies are distinguished as well as large ones.
@@ -143,7 +144,7 @@ def calibration_near(
         return Calibration.of(np.empty((0, 1)), np.empty(0, bool))
     more = np.ceil(MARGIN / sizes).astype(int).tolist()
     box = tuple(slice(max(0, side.start - one), side.stop + one) for side, one in zip(box, more, strict=True))
-    near = ndimage.distance_transform_edt(~labelled[box], sampling=sizes) <= MARGIN
+    near = ndimage.distance_transform_edt(~labelled[box], sampling=sizes) <= MARGIN + _ROUNDING
     near &= counted[box]
     values = np.asarray(probabilities.dataobj[box])[near]
     if not (np.abs(values.sum(axis=1) - 1) <= _OFF_ONE).all() or values.min() < 0:  # NaN as well

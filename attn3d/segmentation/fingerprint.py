@@ -28,8 +28,8 @@ class Fingerprint:
         shape: median number of voxels along right, anterior and superior.
         spacing: median spacing along these axes in mm.
         spacing_range: smallest and largest spacing along each axis.
-        intensities: percentiles 0.5, 50 and 99.5, mean and standard deviation of each channel, over the labelled voxels
-            or, in cases without any, over all voxels.
+        intensities: percentiles 0.5, 50 and 99.5, mean and standard deviation of each channel, over the labelled
+            voxels.
         cases_with: number of cases that have each label.
         volume_ml: median volume of each label over these cases.
         scans: as ``intensities``, over all voxels.
@@ -91,8 +91,7 @@ def take_fingerprint(dataset: Dataset, cases: Sequence[Case], *, quiet: bool = F
         labels = dataset.labels.without_ignored(np.asarray(label.dataobj))
         shapes.append(canonical.shape)
         spacings.append(nib.affines.voxel_sizes(canonical.affine))
-        chosen = labels > 0 if labels.any() else np.ones(labels.shape, bool)
-        samples.append([_sample(image, chosen) for image in images])
+        samples.append([_sample(image, labels > 0) for image in images])
         scans.append([_sample(image, ...) for image in images])
         darkest.append(darkest_of(images[0]))
         millilitres = voxel_millilitres(canonical.affine)

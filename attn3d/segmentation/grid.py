@@ -38,7 +38,10 @@ def to_grid(image: nib.Nifti1Image, spacing: Sequence[float]) -> MetaTensor:
     """
     affine, shape = _grid_over(nib.as_closest_canonical(image), spacing)
     found = torch.empty(1, *shape)
-    planes = torch.from_numpy(np.asarray(image.dataobj, dtype=np.float32))[None].unbind(3)  # in the order of the file
+    voxels = np.asarray(image.dataobj, dtype=np.float32)
+    if min(voxels.strides) < 0:  # of flipped axes, which PyTorch does not support
+        voxels = voxels.copy(order="K")
+    planes = torch.from_numpy(voxels)[None].unbind(3)  # in the order of the file
     axis = along(2, image.affine, affine)
     for index, plane in resampled_planes(iter(planes), image.affine, image.shape, affine, shape, 2):
         found.select(1 + axis, index).copy_(plane)

@@ -22,6 +22,7 @@ from attn3d.segmentation.grid import along, resampled_planes
 from attn3d.segmentation.labels import Labels
 from attn3d.segmentation.portable import Windows, to_channels
 
+_ON_A_CPU, _ON_A_GPU = 1, 4  # windows in a batch
 _PLANES = 8  # planes of a window that are added at once
 _FURTHEST = 1e4  # the largest distance of a logit from 0, or from the highest one; the limit of float16 is 65504
 
@@ -162,7 +163,7 @@ def probability_planes(
         raise ValueError(f"`volume` must be finite, got {int((~volume.isfinite()).sum())} voxels that are not")
     device = next(network.parameters()).device
     kind = torch.float16 if overlap <= 0.5 else torch.float32
-    together = 1 if device.type == "cpu" else 4  # windows in a batch
+    together = _ON_A_CPU if device.type == "cpu" else _ON_A_GPU
     volume, inside = _padded(volume, patch_size)
     shown = range(inside[axis].start, inside[axis].stop)
     rest = [one for one in range(3) if one != axis]

@@ -38,7 +38,8 @@ def find_images(folder: str, images: int) -> list[dict[str, list[str]]]:
         FileNotFoundError: when there is no case.
         ValueError: when two cases have the same name.
     """
-    files = {path.name: str(path) for path in sorted(Path(folder).glob("*.nii*")) if not path.name.startswith(".")}
+    found = [path for path in sorted(Path(folder).glob("[!.]*")) if path.name.endswith((".nii", ".nii.gz"))]
+    files = {path.name: str(path) for path in found}
     cases = []
     for name, path in files.items():
         channel = re.search(r"_(\d{4})\.nii", name)
@@ -167,10 +168,17 @@ class Prepared(MapTransform):
         self.spacing, self.windows = spacing, windows
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Returns the data with the preprocessed scan."""
+        """Returns the data with the preprocessed scan.
+
+        Raises:
+            ValueError: when a voxel is not finite.
+        """
         prepared = dict(data)
         for key in self.key_iterator(prepared):
             scan = prepared[key]
+            if bad := int((~torch.isfinite(scan)).sum()):
+                name = scan.meta.get("filename_or_obj", f"the scan {key!r}")
+                raise ValueError(f"{name}: {bad} voxels are NaN or infinite; replace them, for example by 0")
             affine = np.asarray(scan.affine, float)
             images = [nib.Nifti1Image(np.asarray(one, np.float32), affine) for one in scan]
             volume = on_grid(images, self.spacing, self.windows)

@@ -175,7 +175,7 @@ def predict(
                     found.written[case.name] = path
                 found.volume_ml[case.name] = volumes = _volumes(label, labels)
                 if statistics:
-                    rounded = {f"{name} ml": round(one, 3) for name, one in volumes.items()}
+                    rounded = {f"{name} ml": float(f"{one:.6g}") for name, one in volumes.items()}
                     add_row(out / "statistics.csv", case.name, rounded)
                 if uncertainty:
                     found.uncertainty[case.name] = means = _means(maps, label)
@@ -257,7 +257,7 @@ def _segment(
     if keep_largest:
         segmentation = segmentation * largest(segmentation > 0)
     if remove_small > 0:
-        smallest = remove_small / voxel_millilitres(images[0].affine)
+        smallest = round(remove_small / voxel_millilitres(images[0].affine), 3)  # a piece of this volume stays
         segmentation = run.config.labels.changed(segmentation, lambda mask: without_small(mask, smallest))
     maps = found.uncertainty | ({} if found.probabilities is None else {"probabilities": found.probabilities})
     if path.exists():  # so that neither a stopped nor a finished batch has labels beside files of other labels

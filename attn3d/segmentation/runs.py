@@ -207,7 +207,7 @@ def read_labels(path: Path | str) -> Labels:
         content = read_json(path, "labels")
         if "format" in content:
             return Configuration.read(path).labels
-        return (decathlon if "training" in content else nnunet).read_labels(path, content)
+        return (decathlon if decathlon.is_decathlon(content) else nnunet).read_labels(path, content)
     labels = find_dataset(path).labels
     if not labels.names:
         raise FileError(path, "has no names of labels; give a dataset.json")

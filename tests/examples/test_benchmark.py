@@ -5,7 +5,6 @@ import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 from unittest.mock import patch
 
 import pytest
@@ -15,20 +14,12 @@ from typer.testing import CliRunner
 
 import attn3d
 from tests.mechanisms.cases import CASES
-
-ROOT = Path(__file__).parents[2]
-
-
-def script(path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from tests.scripts import load
 
 
 @pytest.fixture(scope="module")
 def example():
-    return script(ROOT / "examples" / "benchmark.py")
+    return load("examples/benchmark.py")
 
 
 @pytest.fixture(scope="module")
@@ -318,7 +309,7 @@ def test_all_pairs_are_measured_on_volumes_that_fit(example, measuring):
 
 
 def test_the_page_and_the_charts_have_the_figures(measured, monkeypatch, tmp_path):
-    docs = script(ROOT / "docs" / "benchmarks.py")
+    docs = load("docs/benchmarks.py")
     monkeypatch.setattr(docs, "FIGURES", tmp_path)
     assert docs.section("insertion") == ""
     named = {"mechanisms": ("se", "sk", "mhsa"), "insertion": ("eca", "mhsa"), "scaling": ("gc", "non_local")}

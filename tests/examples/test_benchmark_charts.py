@@ -1,21 +1,18 @@
 """The charts of the benchmark's figures, and the pages that show them."""
 
-import importlib.util
 from itertools import combinations
-from pathlib import Path
 
 import pytest
 
-DOCS = Path(__file__).parents[2] / "docs"
+from tests.scripts import ROOT, load
+
+DOCS = ROOT / "docs"
 
 
 @pytest.fixture(scope="module")
 def page():
     """The script that writes docs/benchmarks.md."""
-    spec = importlib.util.spec_from_file_location("benchmarks", DOCS / "benchmarks.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load("docs/benchmarks.py")
 
 
 @pytest.fixture(scope="module")

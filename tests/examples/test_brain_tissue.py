@@ -1,8 +1,6 @@
-import importlib.util
 import json
 import runpy
 import sys
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -13,20 +11,16 @@ import typer
 from typer.testing import CliRunner
 
 from attn3d.segmentation import Run
+from tests.scripts import ROOT, load
 from tests.segmentation.volumes import AFFINES, head, scan
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "brain_tissue.py"
-
-
+SCRIPT = ROOT / "examples" / "brain_tissue.py"
 BACK = (slice(None), slice(None, 20), slice(None))
 
 
 @pytest.fixture(scope="module")
 def example():
-    spec = importlib.util.spec_from_file_location("brain_tissue", SCRIPT)
-    example = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(example)
-    return example
+    return load("examples/brain_tissue.py")
 
 
 @pytest.fixture(scope="module")

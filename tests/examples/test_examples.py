@@ -1,11 +1,9 @@
 """Every example, at a small size."""
 
-import importlib.util
 import itertools
 import json
 import runpy
 import sys
-from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import nibabel as nib
@@ -16,12 +14,17 @@ from monai.data import get_track_meta, set_track_meta
 
 from attn3d.segmentation import HAEMORRHAGES, portable
 from examples.benchmarks import paired_difference, task04_dynunet
-from tests.segmentation.conftest import data  # noqa: F401
+from tests.scripts import ROOT, load
 from tests.segmentation.layouts import task04
-from tests.segmentation.volumes import AFFINES
+from tests.segmentation.volumes import AFFINES, write_heads
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+EXAMPLES = ROOT / "examples"
 TESTED_ELSEWHERE = {"brain_tissue", "benchmark", "onnx_runtime", "sharded_volume"}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_heads(tmp_path_factory.mktemp("data"), ("RAS", "LAS, 5 mm slices", "oblique", "permuted"))
 
 
 @pytest.fixture
@@ -29,13 +32,10 @@ def example(tmp_path, monkeypatch):
     """A function that loads the main function of a script; runs in its own folder."""
     monkeypatch.chdir(tmp_path)
 
-    def load(name):
-        spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module.main
+    def main_of(name):
+        return load(f"examples/{name}.py").main
 
-    return load
+    return main_of
 
 
 def test_every_example_has_a_test():
@@ -63,14 +63,14 @@ def test_haemorrhage(example, tmp_path, capsys):
     assert "imulated" in (tmp_path / "all" / "run" / "report.html").read_text()
 
 
-def test_own_data(example, data, tmp_path, capsys):  # noqa: F811
+def test_own_data(example, data, tmp_path, capsys):
     example("own_data")(data=data, scans=data / "images", out=tmp_path / "all", epochs=1)
     assert len(list((tmp_path / "all" / "predictions").glob("*.nii.gz"))) == 4
     assert "4 scans segmented" in capsys.readouterr().out
 
 
 @pytest.mark.nightly
-def test_compare_mechanisms(example, data, tmp_path, capsys):  # noqa: F811
+def test_compare_mechanisms(example, data, tmp_path, capsys):
     example("compare_mechanisms")(
         mechanisms="eca", at="encoder", seeds=2, epochs=1, cases=4, data=data, out=tmp_path / "all"
     )

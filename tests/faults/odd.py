@@ -11,6 +11,7 @@ import numpy as np
 from tests.faults.process import command
 from tests.faults.scenes import TRAIN, Scene, same, stage
 from tests.faults.sweeps import Row, refused, spread
+from tests.segmentation.runs import change_json
 
 RESUME = ["train", "--resume", "--out", "trained", "--quiet"]
 PREDICT = ["predict", "trained", "-i", "scans", "-o", "found", "--statistics", "--preview", "--quiet"]
@@ -52,7 +53,7 @@ def settings() -> Iterator[Odd]:
             yield (
                 f"setting {name}: {value!r}",
                 TRAIN,
-                lambda folder, name=name, value=value: change(folder / "config.json", **{name: value}),
+                lambda folder, name=name, value=value: change_json(folder / "config.json", **{name: value}),
             )
     for text in ("", "- a", "epochs: [", "3", "[" * 5000, "\0", "a: &b *b"):
         yield f"settings {text[:9]!r}", TRAIN, lambda folder, text=text: (folder / "config.json").write_text(text)
@@ -105,7 +106,7 @@ def runs() -> Iterator[Odd]:
                 arguments,
                 lambda folder, edit=edit, arguments=arguments: (
                     unfinished(folder, keep="model.safetensors") if arguments is PREDICT else unfinished(folder),
-                    change(folder / "trained" / "config.json", **edit),
+                    change_json(folder / "trained" / "config.json", **edit),
                 ),
             )
 
@@ -189,11 +190,6 @@ def odd_inputs(kind: str, inputs: Path, count: int | None) -> Row:
             problems.append(f"{name}: does not end")
     wrong = len(problems)
     return Row(f"odd inputs: {kind}", len(chosen), recovered, len(chosen) - recovered - wrong, wrong, problems)
-
-
-def change(path: Path, **settings: object) -> None:
-    """Changes settings in a JSON file."""
-    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
 
 
 def cut(path: Path, content: bytes | None) -> None:

@@ -12,8 +12,8 @@ import nibabel as nib
 import numpy as np
 from safetensors.numpy import load_file
 
-from tests.segmentation.conftest import SMALL
-from tests.segmentation.volumes import AFFINES, head, scan
+from tests.segmentation.runs import SMALL
+from tests.segmentation.volumes import write_heads
 
 VOLATILE = ("seconds", "versions", "attn3d")  # values that differ between equal runs
 
@@ -70,12 +70,7 @@ SCENES = [
 
 def write_inputs(folder: Path) -> None:
     """Writes three small cases and the settings of a training that takes a second."""
-    for part in ("images", "labels"):
-        (folder / "data" / part).mkdir(parents=True)
-    for index, name in enumerate(("RAS", "LAS, 5 mm slices", "oblique")):
-        image, labels = head(AFFINES[name], millimetres=40.0, seed=index)
-        nib.save(scan(image, AFFINES[name]), folder / "data" / "images" / f"case{index}.nii.gz")
-        nib.save(scan(labels.astype(np.uint8), AFFINES[name]), folder / "data" / "labels" / f"case{index}.nii.gz")
+    write_heads(folder / "data", ("RAS", "LAS, 5 mm slices", "oblique"), millimetres=40.0)
     settings = {name: value for name, value in SMALL.items() if name not in ("quiet", "attention", "at")}
     settings |= {"patch_size": (16, 16, 8), "epochs": 2, "patches_per_case": 1}
     (folder / "config.json").write_text(json.dumps(settings))

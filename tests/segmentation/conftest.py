@@ -1,29 +1,20 @@
-"""A data set and the settings of a training that takes a second."""
+"""A data set, a run whose network needs no training, and the learning rates of a training."""
 
 import os
 from pathlib import Path
 
-import nibabel as nib
-import numpy as np
 import pytest
+from lightning.pytorch.callbacks import timer
 
-from tests.segmentation.volumes import AFFINES, head, scan
-
-SMALL = {"patch_size": (16, 16, 16), "width": 4, "spacing": (4.0, 4.0, 4.0), "attention": "se", "at": ("encoder",)}
-SMALL |= {"epochs": 3, "patches_per_case": 2, "validate_every": 2, "held_out": 0.3, "warmup_steps": 0, "quiet": True}
+from attn3d.segmentation import Run, SegmentationTask, callbacks
+from tests.segmentation.runs import Brightness, make_run
+from tests.segmentation.volumes import write_heads
 
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory):
     """Four cases of nested balls in different geometries, as image/label pairs."""
-    folder = tmp_path_factory.mktemp("data")
-    for part in ("images", "labels"):
-        (folder / part).mkdir()
-    for index, name in enumerate(("RAS", "LAS, 5 mm slices", "oblique", "permuted")):
-        image, labels = head(AFFINES[name], seed=index)
-        nib.save(scan(image, AFFINES[name]), folder / "images" / f"case{index}.nii.gz")
-        nib.save(scan(labels.astype(np.uint8), AFFINES[name]), folder / "labels" / f"case{index}.nii.gz")
-    return folder
+    return write_heads(tmp_path_factory.mktemp("data"), ("RAS", "LAS, 5 mm slices", "oblique", "permuted"))
 
 
 @pytest.fixture(scope="session")
@@ -34,3 +25,43 @@ def shared_data():
     if not folder.is_dir():
         pytest.skip(f"{folder}: no real scans; set ATTN3D_SHARED_DATA to their folder")
     return folder
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """A run that labels bright voxels."""
+    monkeypatch.setattr(Run, "network", lambda self, best: Brightness().eval())
+    return make_run(tmp_path / "run")
+
+
+class Clock:
+    """A clock that advances by a second at every reading."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def perf_counter(self):
+        self.now += 1.0
+        return self.now
+
+    monotonic = perf_counter
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    """Records learning rates, and the steps before each validation, with a simulated clock."""
+    rates, validated = [], []
+    step, validate = SegmentationTask.training_step, SegmentationTask.on_validation_epoch_start
+
+    def stepped(task, batch, index):
+        rates.append(task.optimizers().param_groups[0]["lr"])
+        return step(task, batch, index)
+
+    monkeypatch.setattr(SegmentationTask, "training_step", stepped)
+    monkeypatch.setattr(
+        SegmentationTask, "on_validation_epoch_start", lambda task: (validated.append(len(rates)), validate(task))
+    )
+    clock = Clock()
+    for module in (callbacks, timer):  # of `Epochs` and of Lightning's `Timer`
+        monkeypatch.setattr(module, "time", clock)
+    return rates, validated

@@ -32,6 +32,10 @@ def write_json(path, content):
     path.write_text(json.dumps(content))
 
 
+def names(cases):
+    return [case.name for case in cases]
+
+
 def bhsd(folder):
     for part, number in (("Tr", 1), ("Tr", 2), ("Ts", 3)):
         write(folder / f"label_192/images{part}/ID_{number}.nii.gz", units(number))
@@ -167,3 +171,17 @@ def dicom_series(folder, affine=None, skip=None):
         writer.SetFileName(str(folder / f"IM{index:03d}.dcm"))
         writer.Execute(image)
     return data, affine
+
+
+def change_header(path, **values):
+    """Sets elements of the header of a DICOM file, or removes those that are None."""
+    import pydicom
+
+    header = pydicom.dcmread(path)
+    for name, value in values.items():
+        if value is None:
+            header.pop(name, None)
+        else:
+            setattr(header, name, value)
+    header.save_as(path)
+    return header

@@ -15,9 +15,9 @@ from sklearn.metrics import roc_auc_score
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from attn3d.segmentation import FileError, evaluate, write_image
-from attn3d.segmentation.calibration import MARGIN, Calibration, summarise_calibration
+from attn3d.segmentation.calibration import MARGIN, Calibration, calibration_near, summarise_calibration
 from attn3d.segmentation.labels import Labels
-from tests.segmentation.volumes import AFFINES, scan
+from tests.segmentation.volumes import AFFINES, affine_of, rotation, scan
 
 AFFINE = AFFINES["LAS, 5 mm slices"]
 SHAPE = (24, 20, 8)
@@ -135,6 +135,18 @@ def test_only_voxels_near_labelled_ones_count(folders, tmp_path):
     assert scores["failed"] == {}, "files of probabilities must not count as predictions"
     evaluate(*folders, out, labels=LABELS, overwrite=True, quiet=True)
     assert sorted(path.name for path in out.iterdir()) == ["scores.csv", "scores.json"]
+
+
+def test_a_slice_at_exactly_the_margin_counts_in_every_orientation(tmp_path):
+    """Affines in files are single precision, so that slices of 5 mm are a little thicker or thinner."""
+    labels, sizes = np.zeros((12, 10, 5), np.uint8), (2.0, 2.0, MARGIN)
+    labels[5:8, 4:7, 2] = 1
+    expected = int((ndimage.distance_transform_edt(labels == 0, sampling=sizes) <= MARGIN).sum())
+    for angle in np.linspace(0.1, 1.2, 6):
+        affine = affine_of(rotation(angle, 2 * angle) @ np.diag(sizes)).astype(np.float32).astype(float)
+        probabilities = scan(np.full((*labels.shape, 2), 0.5, np.float32), affine)
+        found = calibration_near(labels, labels, probabilities, affine, tmp_path, range(2, 3))
+        assert found.scores()["voxels"] == expected
 
 
 def test_ignored_voxels_do_not_count(folders):

@@ -9,7 +9,7 @@ import pytest
 from attn3d.segmentation import FileError, compare, comparison, series
 from attn3d.segmentation.io.writing import read_json
 from attn3d.segmentation.settings import settings_from
-from tests.segmentation.conftest import SMALL
+from tests.segmentation.runs import SMALL
 
 SETTINGS = {name: value for name, value in SMALL.items() if name not in ("attention", "at", "quiet")} | {"epochs": 1}
 

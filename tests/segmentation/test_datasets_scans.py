@@ -71,6 +71,17 @@ def test_files_that_are_left_out_are_named(tmp_path, caplog):
     assert "097.nii.gz: has no image" in caplog.text
 
 
+def test_a_series_beside_scans_of_another_format_is_left_out(tmp_path, caplog):
+    layouts.dicom_series(tmp_path / "scans")
+    slices = sorted(path.name for path in (tmp_path / "scans").iterdir())
+    with caplog.at_level(logging.WARNING, "attn3d"):
+        cases, failed = found(tmp_path / "scans", 1, "a.nii.gz", "damaged.dcm")
+    assert (sorted(cases), failed) == (["a"], {})
+    assert "damaged.dcm: is not NIfTI" in caplog.text
+    assert f"the DICOM files in {tmp_path / 'scans'}, since it has files of other formats" in caplog.text
+    assert not any(f"{name}: is not NIfTI" in caplog.text for name in slices)
+
+
 def test_labels_beside_their_scans_are_left_out(tmp_path, caplog):
     files = ("a.nii.gz", "a_label.nii.gz", "b_0000.nii.gz", "b_seg.nii", "c_mask.nii.gz", "d_0000_mask.nii")
     cases, failed = found(tmp_path / "scans", 1, *files, "d_0000.nii")

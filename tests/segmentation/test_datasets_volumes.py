@@ -9,7 +9,7 @@ import torch
 
 from attn3d.segmentation import FileError, evaluate, find_dataset, predict, report, train
 from attn3d.segmentation.datasets import find_scans, read_case_image
-from tests.segmentation.conftest import SMALL
+from tests.segmentation.runs import SMALL
 from tests.segmentation.volumes import AFFINES, head, scan
 
 AFFINE = AFFINES["LAS, 5 mm slices"]

@@ -425,14 +425,14 @@ def test_errors_for_invalid_arguments_suggest_a_fix(folders, tmp_path):
 def test_each_damaged_file_is_named_without_given_labels(folders, monkeypatch):
     """Both files of a pair, and also if a library's error names no file."""
     damaged = {str(folder / f"{min(COHORT)}.nii.gz") for folder in folders}
-    read = evaluation._values
+    read = evaluation.read_segmentation
 
-    def values(path):
+    def read_some(path, *given, **named):
         if str(path) in damaged:
             raise RuntimeError("no such codec")
-        return read(path)
+        return read(path, *given, **named)
 
-    monkeypatch.setattr(evaluation, "_values", values)
+    monkeypatch.setattr(evaluation, "read_segmentation", read_some)
     assert evaluate(*folders, quiet=True)["failed"] == dict.fromkeys(sorted(damaged), "RuntimeError: no such codec")
 
 

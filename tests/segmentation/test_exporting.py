@@ -18,10 +18,7 @@ from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from monai.transforms import LoadImage, LoadImaged
 
-from attn3d.segmentation import NETWORKS, FileError, Run, export, grid, portable, predict
-from attn3d.segmentation.configuration import configure
-from attn3d.segmentation.datasets import Dataset
-from attn3d.segmentation.fingerprint import Fingerprint
+from attn3d.segmentation import NETWORKS, FileError, export, grid, portable, predict
 from attn3d.segmentation.inference import NetworkInput, segment
 from attn3d.segmentation.labels import Labels
 from attn3d.segmentation.networks import shape_multiple, uses_strides
@@ -35,7 +32,7 @@ from attn3d.segmentation.portable import (
     to_channels,
     window_size,
 )
-from attn3d.segmentation.settings import settings_from
+from tests.segmentation.runs import make_run
 from tests.segmentation.volumes import AFFINES, head, scan
 
 ROOT = Path(__file__).parents[2]
@@ -46,16 +43,12 @@ LABELS = Labels.of({2: "inner", 5: "outer"})
 REGIONS = Labels(("all of it", "inner"), ((2, 5), (5,)), (2, 5), ignore=7)
 
 
-def make_run(folder, modality, images=1, network="UNet", labels=LABELS, **settings):
+def random_run(folder, modality, images=1, network="UNet", labels=LABELS, **settings):
     """A run whose network has random weights."""
-    fingerprint = Fingerprint(2, (40, 40, 20), (2, 2, 4), ((2, 2),) * 3, ({},) * images, {}, {})
-    windows = ((100.0, 400.0), (200.0, 100.0)) if modality == "CT" else None
-    small = {"spacing": (2.0, 2.0, 4.0), "patch_size": (24, 24, 12), "width": 4}
-    small |= {"strides": [[2, 2, 1], [2, 2, 2]]} if uses_strides(network) else {}
-    settings = {"windows": windows, "network": network, **small, **settings}
-    dataset = Dataset(folder, "test", labels=labels, modality=modality)
-    run = Run(folder, configure(dataset, images, fingerprint, settings_from(None, settings)))
-    Run.create(folder, run.config, {}, {"training": [], "validation": []})
+    given = {"windows": ((100.0, 400.0), (200.0, 100.0)) if modality == "CT" else None, "attention": "cbam"}
+    given |= {"network": network, "spacing": (2.0, 2.0, 4.0), "patch_size": (24, 24, 12), "width": 4}
+    given |= {"strides": [[2, 2, 1], [2, 2, 2]]} if uses_strides(network) else {}
+    run = make_run(folder, images, labels, modality, **given | settings)
     torch.manual_seed(0)
     run.write_network(run.new_network())
     return run
@@ -88,7 +81,7 @@ def called(command, **options):
 
 def test_a_bundle_finds_the_labels_of_predict(tmp_path):
     """With MONAI's command and sliding windows, also for a sagittal scan and for one slice."""
-    run = make_run(tmp_path / "run", "CT")
+    run = random_run(tmp_path / "run", "CT")
     bundle = export(run.folder, tmp_path / "bundle")
     paths = {"case": scan_file(bundle / "data" / "case_0000.nii.gz", "LAS, 5 mm slices")}
     paths["sagittal"] = scan_file(bundle / "data" / "sagittal.nii", "permuted")
@@ -110,7 +103,7 @@ def test_a_bundle_finds_the_labels_of_predict(tmp_path):
 
 def test_a_bundle_finds_the_regions_of_predict(tmp_path):
     """With the parts of the bundle, without MONAI's command."""
-    run = make_run(tmp_path / "run", "CT", labels=REGIONS)
+    run = random_run(tmp_path / "run", "CT", labels=REGIONS)
     path = scan_file(tmp_path / "case.nii.gz", "LAS, 5 mm slices")
     expected = predict(run.folder, path, tmp_path / "out", probabilities=True, quiet=True).written["case"]
     bundle = export(run.folder, tmp_path / "bundle")
@@ -135,7 +128,7 @@ def test_a_bundle_finds_the_regions_of_predict(tmp_path):
 )
 def test_onnx_runtime_finds_the_labels_of_predict(labels, tmp_path, recwarn, caplog):
     """With the script in examples/, for a scan of two normalised images. The export has no messages of PyTorch."""
-    run = make_run(tmp_path / "run", "MRI", images=2, labels=labels)
+    run = random_run(tmp_path / "run", "MRI", images=2, labels=labels)
     (tmp_path / "scans").mkdir()
     paths = [scan_file(tmp_path / "scans" / f"case_000{one}.nii.gz", "oblique", 50.0 * one) for one in range(2)]
     expected = predict(run.folder, tmp_path / "scans", tmp_path / "out", probabilities=True, quiet=True).written["case"]
@@ -158,7 +151,7 @@ def test_onnx_runtime_finds_the_labels_of_predict(labels, tmp_path, recwarn, cap
 def test_a_bundle_builds_every_network(network, tmp_path):
     """From plain data, with a bitwise equal output."""
     patch = {"patch_size": (32, 32, 16)} if network == "BasicUNet" else {"patch_size": (24, 24, 16)}
-    run = make_run(tmp_path / "run", "CT", network=network, **patch)
+    run = random_run(tmp_path / "run", "CT", network=network, **patch)
     bundle = export(run.folder, tmp_path / "bundle")
     parser = ConfigParser(json.loads((bundle / "configs" / "inference.json").read_text()))
     net = parser.get_parsed_content("network_def")
@@ -171,7 +164,7 @@ def test_a_bundle_builds_every_network(network, tmp_path):
 @pytest.mark.parametrize("network", NETWORKS)
 def test_every_network_is_exported_for_any_size(network, tmp_path):
     patch = (32, 32, 16) if network == "BasicUNet" else (24, 24, 16)
-    run = make_run(tmp_path / "run", "CT", network=network, patch_size=patch)
+    run = random_run(tmp_path / "run", "CT", network=network, patch_size=patch)
     exported = export(run.folder, tmp_path / "exported", format="onnx")
     session = onnxruntime.InferenceSession(exported / "model.onnx")
     x = torch.randn(1, 2, 48, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -180,7 +173,7 @@ def test_every_network_is_exported_for_any_size(network, tmp_path):
 
 
 def test_errors_of_export(tmp_path, monkeypatch):
-    run = make_run(tmp_path / "run", "CT")
+    run = random_run(tmp_path / "run", "CT")
     with pytest.raises(ValueError, match="`format` must be one of bundle, onnx, got 'torchscript'"):
         export(run.folder, tmp_path / "new", format="torchscript")
     (tmp_path / "file").touch()
@@ -217,7 +210,7 @@ def test_the_scripts_need_few_libraries(module):
 
 
 def test_a_network_without_attention_needs_no_attn3d(tmp_path):
-    bundle = export(make_run(tmp_path / "run", "CT", attention="none").folder, tmp_path / "bundle")
+    bundle = export(random_run(tmp_path / "run", "CT", attention="none").folder, tmp_path / "bundle")
     assert json.loads((bundle / "configs" / "inference.json").read_text())["network_def"]["_target_"] == "UNet"
     assert "attn3d." not in "".join(path.read_text() for path in (bundle / "scripts").iterdir())
 
@@ -251,7 +244,7 @@ def loaded(paths):
 @pytest.mark.parametrize(("modality", "images"), [("CT", 1), ("MRI", 2)])
 def test_a_bundle_prepares_scans_as_training_does(modality, images, tmp_path):
     """With intensity windows or normalised, bitwise equal."""
-    config = make_run(tmp_path / "run", modality, images).config
+    config = random_run(tmp_path / "run", modality, images).config
     paths = [scan_file(tmp_path / f"case_000{one}.nii.gz", "oblique", 50.0 * one) for one in range(images)]
     given = loaded(paths)
     found = Prepared("image", config.spacing, config.windows)(given)["image"]
@@ -264,10 +257,19 @@ def test_a_bundle_prepares_scans_as_training_does(modality, images, tmp_path):
     np.testing.assert_allclose(found.meta["scan_affine"], nib.load(paths[0]).affine, atol=1e-5)
 
 
+def test_a_bundle_refuses_a_scan_that_is_not_finite(tmp_path):
+    path = scan_file(tmp_path / "case.nii.gz", "oblique")
+    data = nib.load(path).get_fdata(dtype=np.float32)
+    data[:2, 3, 4] = np.nan, np.inf
+    nib.save(scan(data, AFFINES["oblique"]), path)
+    with pytest.raises(ValueError, match=r"case.nii.gz: 2 voxels are NaN or infinite; replace them"):
+        Prepared("image", (2.0, 2.0, 4.0))(loaded([path]))
+
+
 @pytest.mark.parametrize("geometry", ["permuted", "LAS, 5 mm slices"])
 def test_a_bundle_resamples_labels_as_predict_does(geometry, tmp_path):
     """Label values on the grid of the scan, except where two classes are almost equally probable."""
-    run = make_run(tmp_path / "run", "CT", spacing=(3.0, 3.0, 3.0))
+    run = random_run(tmp_path / "run", "CT", spacing=(3.0, 3.0, 3.0))
     path = scan_file(tmp_path / "case.nii.gz", geometry)
     network, config = run.network(), run.config
     prepared = Prepared("image", config.spacing, config.windows)(loaded([path]))
@@ -295,7 +297,7 @@ def test_a_bundle_resamples_labels_as_predict_does(geometry, tmp_path):
 
 def test_a_bundle_lists_the_cases_of_several_images(tmp_path):
     """It finds the other images of a case by the name of the first, and 4-D files. Without any, it does not run."""
-    bundle = export(make_run(tmp_path / "run", "MRI", images=2).folder, tmp_path / "bundle")
+    bundle = export(random_run(tmp_path / "run", "MRI", images=2).folder, tmp_path / "bundle")
     images = json.loads((bundle / "configs" / "inference.json").read_text())["images"]
     assert images == {"_target_": "scripts.portable.find_images", "folder": "@dataset_dir", "images": 2}
     data = bundle / "data"
@@ -304,7 +306,7 @@ def test_a_bundle_lists_the_cases_of_several_images(tmp_path):
         FileNotFoundError, match=r"data: has no NIfTI file of a case of 2 images: case_0000 to case_0001"
     ):
         find_images(str(data), 2)
-    for name in ("b_0000.nii.gz", "b_0001.nii.gz", "a_0000.nii", "a_0001.nii", "c.nii.gz"):
+    for name in ("b_0000.nii.gz", "b_0001.nii.gz", "a_0000.nii", "a_0001.nii", "c.nii.gz", "c.nii.gz.md5"):
         (data / name).touch()
     assert find_images(str(data), 2) == [
         {"image": [str(data / "a_0000.nii"), str(data / "a_0001.nii")]},

@@ -11,7 +11,7 @@ from attn3d.segmentation import FileError, Interrupted, cross_validate, predict,
 from attn3d.segmentation import folds as cross_validation
 from attn3d.segmentation.datasets import find_dataset
 from attn3d.segmentation.runs import Run, how_to_finish
-from tests.segmentation.conftest import SMALL
+from tests.segmentation.runs import SMALL
 
 SETTINGS = SMALL | {"epochs": 1, "validate_every": 1}
 NAMES = ["case0", "case1", "case2", "case3"]

@@ -11,6 +11,7 @@ from monai.inferers import sliding_window_inference
 from monai.losses import DiceCELoss
 from torch import nn
 
+from attn3d.segmentation import inference
 from attn3d.segmentation.grid import label_to_grid, to_grid
 from attn3d.segmentation.inference import NetworkInput, probability_planes, segment
 from attn3d.segmentation.labels import Labels
@@ -118,6 +119,24 @@ def test_windows_are_averaged_as_by_monai(trained, axis, overlap, patch):
             volume[None], patch, 2, trained, overlap=overlap, mode="gaussian", padding_mode="replicate"
         )
     torch.testing.assert_close(found, logits[0].softmax(dim=0), atol=2e-3, rtol=0)
+
+
+def test_windows_in_one_batch_give_the_same(trained, monkeypatch):
+    """Also with a last batch that is smaller."""
+    volume, sizes = torch.randn(1, 16, 16, 48, generator=torch.Generator().manual_seed(0)), []
+    trained_input = NetworkInput(trained, MetaTensor(volume), PATCH, LABELS)
+
+    def probabilities(together):
+        monkeypatch.setattr(inference, "_ON_A_CPU", together)
+        with trained.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0]))):
+            return torch.stack([*probability_planes(trained_input, 0, overlap=0.75, mirror=[2])], dim=1)
+
+    alone = probabilities(1)
+    assert sizes == [1] * 18, "9 windows and their mirror images"
+    for together, expected in ((2, [2] * 8 + [1] * 2), (4, [4] * 4 + [1] * 2)):
+        sizes.clear()
+        torch.testing.assert_close(probabilities(together), alone, atol=1e-5, rtol=0)
+        assert sizes == expected
 
 
 @pytest.mark.parametrize("mirror", [(0,), (2, 0), (0, 1, 2)], ids=str)

@@ -20,7 +20,7 @@ from attn3d.segmentation.labels import Labels
 from attn3d.segmentation.portable import normalise
 from attn3d.segmentation.settings import settings_from
 from attn3d.segmentation.task import SegmentationTask
-from tests.segmentation.conftest import SMALL
+from tests.segmentation.runs import SMALL
 from tests.segmentation.volumes import AFFINES, scan
 
 SHAPE = (24, 24, 24)

@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from attn3d.segmentation.augmentation import Augmentation, margin, warp
-from attn3d.segmentation.patches import EpochSampler, Patches, draw_corner, read_box
+from attn3d.segmentation.patches import EpochSampler, PatchData, Patches, draw_corner, read_box
 from attn3d.segmentation.preprocessing import PreparedCase
 
 PATCHES = 900
@@ -139,6 +139,22 @@ def test_a_patch_depends_only_on_seed_epoch_and_index(tmp_path):
     assert (first[0, 0]["image"].dtype, first[0, 0]["label"].dtype) == (torch.float32, torch.uint8)
 
 
+def test_batches_have_the_size_of_the_settings(tmp_path):
+    case = write(tmp_path, np.zeros((20, 20, 20), np.uint8))
+    made = PatchData(configuration(patches_per_case=6, batch_size=3), None, [], [], tmp_path, quiet=True)
+    made.training, made.trainer = [case], SimpleNamespace(world_size=1, global_rank=0)
+    assert [len(batch["image"]) for batch in made.train_dataloader()] == [3, 3]
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_patches_are_around_labels_as_often_as_set(share, tmp_path):
+    labels = np.zeros((40, 40, 40), np.uint8)
+    labels[20, 20, 20] = 1
+    patches = Patches([write(tmp_path, labels)], configuration(around_labels=share, patches_per_case=60, warped=0.0))
+    holding = np.mean([bool(patches[0, index]["label"].any()) for index in range(60)])
+    assert holding == 1 if share else holding < 0.2
+
+
 def test_ranks_share_an_epoch_and_epochs_differ():
     samplers = [EpochSampler(range(10), num_replicas=2, rank=rank, seed=1) for rank in (0, 1)]
     first = [list(sampler) for sampler in samplers]
@@ -244,14 +260,30 @@ def test_patches_are_mirrored_along_the_given_axes(axes):
     assert seen == set(one)
 
 
-def test_augmented_intensities_stay_in_range():
+@pytest.mark.parametrize("windows", [None, ((40.0, 80.0),)])
+def test_some_patches_keep_their_intensities(windows):
     random = np.random.default_rng(0)
     image = torch.from_numpy(random.normal(size=(2, 12, 12, 12)).astype(np.float32))
-    for windows, widest in ((None, 1.01), (((40.0, 80.0),), 5.0)):
-        augmentation = Augmentation(settings(windows=windows))
-        changed = [augmentation(image, image[0], random)[0] for _ in range(20)]
-        assert 3 < sum(torch.equal(one, image) for one in changed) < 17
-        assert all(one.isfinite().all() and one.std() < widest and one.dtype == torch.float32 for one in changed)
+    augmentation = Augmentation(settings(windows=windows))
+    changed = [augmentation(image, image[0], random)[0] for _ in range(20)]
+    assert 3 < sum(torch.equal(one, image) for one in changed) < 17
+    assert all(one.isfinite().all() and one.dtype == torch.float32 for one in changed)
+
+
+def test_noise_and_contrast_are_slight():
+    """The noise has a standard deviation of up to 0.3, and an exponent of the contrast is from 0.7 to 1.5."""
+    _, (_, contrast), (_, noise) = Augmentation(settings())._intensities
+    image = torch.linspace(0, 1, 20**3).view(1, 20, 20, 20)
+    exponents, deviations = [], []
+    for seed in range(60):
+        for transform in (contrast, noise):
+            transform.set_random_state(seed)
+        deviations.append((torch.as_tensor(noise(image)) - image).std())
+        middle = torch.as_tensor(contrast(image)).flatten()[4000]
+        exponents.append(torch.log(middle) / torch.log(image.flatten()[4000]))
+    assert 0.25 < max(deviations) < 0.31
+    assert 0.7 <= min(exponents) < 0.8
+    assert 1.4 < max(exponents) <= 1.51
 
 
 @pytest.mark.parametrize("windows", [None, ((40.0, 80.0),)])

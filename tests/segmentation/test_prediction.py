@@ -9,61 +9,19 @@ import platform
 import subprocess
 import sys
 import tracemalloc
+from itertools import accumulate, cycle
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
 import pytest
-import torch
-from torch import nn
 
-from attn3d.segmentation import FileError, Run, predict, prediction, processes
-from attn3d.segmentation.configuration import configure
-from attn3d.segmentation.datasets import Dataset, find_scans, read_case_image
+from attn3d.segmentation import FileError, precision, predict, prediction, processes
+from attn3d.segmentation.datasets import find_scans, read_case_image
 from attn3d.segmentation.datasets.predictions import check_beside
-from attn3d.segmentation.fingerprint import Fingerprint
 from attn3d.segmentation.io.tables import add_row
-from attn3d.segmentation.labels import Labels
-from attn3d.segmentation.settings import settings_from
+from tests.segmentation.runs import LABELS, SHAPE, bright, change_json, make_run, save
 from tests.segmentation.volumes import AFFINES, scan
-
-LABELS = Labels.of({2: "bright", 5: "brightest"})
-SHAPE = (20, 24, 12)
-
-
-class Brightness(nn.Module):
-    """Predicts class 1 above about 95 and class 2 above 200."""
-
-    def __init__(self):
-        super().__init__()
-        self.nothing = nn.Parameter(torch.zeros(1))
-
-    def forward(self, x):
-        x = x[:, :1] * 200 + 100  # undoes the window from -100 to 300
-        return torch.cat([1000.0 + 0 * x, 10 * x, 20 * x - 2000 + 0.0], 1) + self.nothing
-
-
-def make_run(folder, spacing=(2.0, 2.0, 2.0)):
-    """A run folder as after a training, without weights."""
-    dataset = Dataset(folder, labels=LABELS, modality="CT", layout="test")
-    fingerprint = Fingerprint(2, (20, 24, 12), (2, 2, 2), ((2, 2),) * 3, ({},), {}, {})
-    settings = {"windows": ((100.0, 400.0),), "spacing": spacing, "patch_size": (16, 16, 16), "attention": None}
-    run = Run(folder, configure(dataset, 1, fingerprint, settings_from(None, settings)))
-    Run.create(folder, run.config, {}, {"training": [], "validation": []})
-    return run
-
-
-@pytest.fixture
-def run(tmp_path, monkeypatch):
-    monkeypatch.setattr(Run, "network", lambda self, best: Brightness().eval())
-    return make_run(tmp_path / "run")
-
-
-def bright(place=(6, 9, 4), size=(4, 6, 4), value=190.0):
-    """A dark scan with a bright block, and the slices of the block."""
-    data = np.zeros(SHAPE, np.float32)
-    block = tuple(slice(start, start + length) for start, length in zip(place, size, strict=True))
-    data[block] = value
-    return data, block
 
 
 @pytest.mark.parametrize("stored", ["float32", "int16", "uint8", "float64"])
@@ -93,13 +51,6 @@ def test_a_marked_block_keeps_its_place(geometry, stored, run, tmp_path):
     grown = np.zeros(SHAPE, bool)
     grown[tuple(slice(one.start - 1, one.stop + 1) for one in block)] = True
     assert not (labels[~grown]).any()
-
-
-def save(folder, **scans):
-    folder.mkdir()
-    for name, data in scans.items():
-        nib.save(scan(data, AFFINES["RAS"]), folder / f"{name}.nii.gz")
-    return folder
 
 
 def test_a_batch_goes_on_after_failed_cases(run, tmp_path):
@@ -196,7 +147,7 @@ def test_after_a_kill_no_old_labels_are_beside_new_files(run, tmp_path, monkeypa
     def stopped(*_, **__):
         raise KeyboardInterrupt
 
-    for name, left in (("_predicted", True), ("write_label", False)):
+    for name, left in (("segment", True), ("write_label", False)):
         with monkeypatch.context() as patch:
             patch.setattr(prediction, name, stopped)
             with pytest.raises(KeyboardInterrupt):
@@ -352,6 +303,16 @@ def test_volumes_pictures_and_probabilities(run, tmp_path):
     assert (tmp_path / "out" / "one.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_small_volumes_are_not_rounded_away(run, tmp_path):
+    (tmp_path / "scans").mkdir()
+    data, _ = bright(size=(12, 12, 6))
+    nib.save(scan(data, np.diag([0.3, 0.3, 0.3, 1.0])), tmp_path / "scans" / "one.nii.gz")
+    found = predict(run.folder, tmp_path / "scans", tmp_path / "out", statistics=True, quiet=True)
+    assert 0 < found.volume_ml["one"]["bright"] < 0.1
+    row = next(csv.DictReader((tmp_path / "out" / "statistics.csv").open()))
+    assert float(row["bright ml"]) == pytest.approx(found.volume_ml["one"]["bright"], rel=1e-5)
+
+
 def test_maps_have_the_geometry_of_the_labels(run, tmp_path):
     """Also where a gantry is tilted, which a qform cannot store, and where qform and sform have different codes."""
     (tmp_path / "scans").mkdir()
@@ -384,7 +345,7 @@ def test_a_preview_has_the_name_of_the_case_in_every_format(run, tmp_path):
 def test_a_scan_without_dicom_is_refused_before_it_is_segmented(run, tmp_path, monkeypatch):
     scans = save(tmp_path / "scans", one=bright()[0])
     monkeypatch.setattr(prediction, "find_spec", lambda name: True)  # an optional dependency
-    monkeypatch.setattr(prediction, "_predicted", lambda *_, **__: pytest.fail("it is segmented"))
+    monkeypatch.setattr(prediction, "segment", lambda *_, **__: pytest.fail("it is segmented"))
     found = predict(run.folder, scans, tmp_path / "out", dicom_seg=True, quiet=True)
     assert found.failed == {
         str(scans / "one.nii.gz"): "is not a DICOM series, which a DICOM SEG refers to; omit --dicom-seg"
@@ -474,16 +435,6 @@ def test_missing_uncertainty_is_an_error(run, tmp_path):
         predict([run.folder, make_run(tmp_path / "other").folder], scans, out, uncertainty=True, quiet=True)
 
 
-def test_small_pieces_are_dropped(run, tmp_path):
-    data, _ = bright(size=(6, 6, 4))
-    data[16:18, 20:22, 9:11] = 190.0  # 8 voxels of 8 mm^3
-    scans = save(tmp_path / "scans", one=data)
-    with_all = predict(run.folder, scans, tmp_path / "all", quiet=True).volume_ml["one"]["bright"]
-    large = predict(run.folder, scans, tmp_path / "large", remove_small=0.2, quiet=True)
-    assert 0 < with_all - large.volume_ml["one"]["bright"] < 0.2
-    assert not np.asarray(nib.load(large.written["one"]).dataobj)[15:].any()
-
-
 def test_only_the_largest_piece_of_all_labels_together_is_kept(run, tmp_path):
     data, _ = bright(size=(6, 6, 4))
     data[10:12, 9:15, 4:8] = 280.0  # a part with the second label, smaller than the piece apart
@@ -499,19 +450,20 @@ def test_only_the_largest_piece_of_all_labels_together_is_kept(run, tmp_path):
     assert not kept[14:].any()
 
 
-def test_each_network_may_compute_in_bfloat16(run, tmp_path, caplog):
-    """The precision is chosen once for each run. This network gives the same values in both."""
+@pytest.mark.parametrize(("seconds", "chosen"), [(0.5, "bfloat16 is used"), (1.5, "float32 is used")])
+def test_each_network_may_compute_in_bfloat16(seconds, chosen, run, tmp_path, caplog, monkeypatch):
+    """The precision is chosen once for each run, from three scans. This network gives the same values in both."""
     caplog.set_level(logging.INFO, "attn3d")
-    blocks = {f"scan{size}": bright(size=(size, 6, 4))[0] for size in (4, 6, 8)}  # one window each
+    clock = accumulate(cycle((0.0, 1.0, 0.0, seconds)))  # a call in float32 takes a second
+    monkeypatch.setattr(precision, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    blocks = {f"scan{size}": bright(size=(size, 6, 4))[0] for size in (4, 5, 6, 8)}  # one window each
     scans = save(tmp_path / "scans", **blocks)
     runs = [run.folder, make_run(tmp_path / "other").folder]
     exact, either = (
         predict(runs, scans, tmp_path / name, bf16=bf16, quiet=True)
         for name, bf16 in (("exact", False), ("either", True))
     )
-    chosen = [message.split(":")[0] for message in caplog.messages]
-    assert len(chosen) == 2
-    assert set(chosen) <= {"bfloat16 is used", "float32 is used"}
+    assert [message.split(":")[0] for message in caplog.messages] == [chosen] * 2
     for name in blocks:
         labels = [np.asarray(nib.load(found.written[name]).dataobj) for found in (exact, either)]
         assert labels[0].any()
@@ -533,8 +485,7 @@ def test_several_runs_are_averaged_on_the_grid_of_the_scan(run, tmp_path):
 
 def test_runs_with_different_labels_are_refused(run, tmp_path):
     other = make_run(tmp_path / "other")
-    config = json.loads((other.folder / "config.json").read_text())
-    (other.folder / "config.json").write_text(json.dumps(config | {"labels": {"names": ["tumour"], "values": [[1]]}}))
+    change_json(other.folder / "config.json", labels={"names": ["tumour"], "values": [[1]]})
     scans = save(tmp_path / "scans", one=bright()[0])
     with pytest.raises(ValueError, match="same labels"):
         predict([run.folder, other.folder], scans, tmp_path / "out", quiet=True)

@@ -21,7 +21,7 @@ from attn3d.segmentation.patches import PatchData
 from attn3d.segmentation.portable import on_grid, to_channels
 from attn3d.segmentation.preprocessing import PreparedCase
 from attn3d.segmentation.settings import settings_from
-from tests.segmentation.conftest import SMALL
+from tests.segmentation.runs import SMALL
 
 
 @pytest.fixture(scope="module")

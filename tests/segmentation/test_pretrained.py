@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 
 from attn3d.segmentation import FileError, Run, create_network, train
 from attn3d.segmentation.pretrained import start_from
-from tests.segmentation.conftest import SMALL
+from tests.segmentation.runs import SMALL
 
 SHAPE = {"in_channels": 1, "width": 4, "strides": ((2, 2, 2), (2, 2, 2))}
 

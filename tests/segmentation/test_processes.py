@@ -13,7 +13,7 @@ import torch
 from torch import distributed
 
 from attn3d.segmentation import predict, processes
-from tests.segmentation.test_prediction import bright, make_run, save
+from tests.segmentation.runs import SHAPE, bright, make_run, save
 from tests.segmentation.volumes import AFFINES, scan
 
 OPTIONS = ["--statistics", "--uncertainty", "--quiet"]
@@ -89,7 +89,7 @@ def test_two_processes_predict_the_same_as_one_and_print_it_once(tmp_path):
     run = make_run(tmp_path / "run")
     run.write_network(run.new_network())
     blocks = {f"case{size}": bright(size=(size, size, 4))[0] for size in range(4, 9)}
-    scans = save(tmp_path / "scans", flat=np.zeros((20, 24, 12), np.float32), **blocks)
+    scans = save(tmp_path / "scans", flat=np.zeros(SHAPE, np.float32), **blocks)
     (scans / "torn.nii.gz").write_bytes(b"torn")
     alone = predict(run.folder, scans, tmp_path / "alone", uncertainty=True, statistics=True, quiet=True)
     result = torchrun("predict", run.folder, "-i", scans, "-o", tmp_path / "out", *OPTIONS)

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 from attn3d.segmentation import Labels, Run, evaluate, find_dataset, predict, report, score, train
 from attn3d.segmentation.fingerprint import take_fingerprint
 from attn3d.segmentation.labels import ANY
-from tests.segmentation.conftest import SMALL
+from tests.segmentation.runs import SMALL
 from tests.segmentation.volumes import AFFINES, head, scan
 
 NAMES = ("whole tumour", "tumour core", "enhancing")

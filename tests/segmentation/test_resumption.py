@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from attn3d.segmentation import Interrupted, callbacks, cross_validate, train, training
-from tests.segmentation.conftest import SMALL
+from tests.segmentation.runs import SMALL
 
 
 def test_a_half_trained_fold_is_continued(data, tmp_path, monkeypatch):
@@ -40,7 +40,7 @@ def test_a_training_stopped_while_scoring_is_not_trained_again(data, tmp_path, m
         with pytest.raises(Interrupted):
             train(data, out=tmp_path / "run", **SMALL | {"epochs": 1, "validate_every": 1})
     weights = (tmp_path / "run" / "model.safetensors").stat().st_mtime_ns
-    monkeypatch.setattr(training, "_fit", None)
+    monkeypatch.setattr(training.Trainer, "fit", None)
     run = train(out=tmp_path / "run", resume=True, quiet=True)
     assert run.finished
     assert run.weights.stat().st_mtime_ns == weights

@@ -3,23 +3,16 @@
 import json
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from attn3d.segmentation import Interrupted, callbacks, create_network, train, training
-from attn3d.segmentation.augmentation import Augmentation
 from attn3d.segmentation.labels import Labels
 from attn3d.segmentation.losses import create_loss
-from attn3d.segmentation.patches import PatchData, Patches
 from attn3d.segmentation.portable import WindowInferer
 from attn3d.segmentation.task import SegmentationTask
-from tests.segmentation.conftest import SMALL
-from tests.segmentation.test_patches import configuration, settings, write
-from tests.segmentation.test_task import recorded
-
-__all__ = ["recorded"]  # a fixture
+from tests.segmentation.runs import SMALL
 
 STILL = SMALL | {"epochs": 1, "learning_rate": 1e-12, "validate_every": 2}
 
@@ -111,38 +104,6 @@ def test_kernels_are_those_of_the_network():
     net = create_network("DynUNet", 1, 2, width=4, strides=((2, 2, 1), (2, 2, 2)), kernels=kernels)
     found = [net.input_block.conv1.conv, net.downsamples[0].conv1.conv, net.bottleneck.conv1.conv]
     assert [one.kernel_size for one in found] == [*kernels]
-
-
-def test_batches_have_the_size_of_the_settings(tmp_path):
-    case = write(tmp_path, np.zeros((20, 20, 20), np.uint8))
-    made = PatchData(configuration(patches_per_case=6, batch_size=3), None, [], [], tmp_path, quiet=True)
-    made.training, made.trainer = [case], SimpleNamespace(world_size=1, global_rank=0)
-    assert [len(batch["image"]) for batch in made.train_dataloader()] == [3, 3]
-
-
-@pytest.mark.parametrize("share", [0.0, 1.0])
-def test_patches_are_around_labels_as_often_as_set(share, tmp_path):
-    labels = np.zeros((40, 40, 40), np.uint8)
-    labels[20, 20, 20] = 1
-    patches = Patches([write(tmp_path, labels)], configuration(around_labels=share, patches_per_case=60, warped=0.0))
-    holding = np.mean([bool(patches[0, index]["label"].any()) for index in range(60)])
-    assert holding == 1 if share else holding < 0.2
-
-
-def test_noise_and_contrast_are_slight():
-    """The noise has a standard deviation of up to 0.3, and an exponent of the contrast is from 0.7 to 1.5."""
-    _, (_, contrast), (_, noise) = Augmentation(settings())._intensities
-    image = torch.linspace(0, 1, 20**3).view(1, 20, 20, 20)
-    exponents, deviations = [], []
-    for seed in range(60):
-        for transform in (contrast, noise):
-            transform.set_random_state(seed)
-        deviations.append((torch.as_tensor(noise(image)) - image).std())
-        middle = torch.as_tensor(contrast(image)).flatten()[4000]
-        exponents.append(torch.log(middle) / torch.log(image.flatten()[4000]))
-    assert 0.25 < max(deviations) < 0.31
-    assert 0.7 <= min(exponents) < 0.8
-    assert 1.4 < max(exponents) <= 1.51
 
 
 def test_the_average_is_validated_and_kept_as_the_best(data, tmp_path, monkeypatch):

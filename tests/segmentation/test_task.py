@@ -6,48 +6,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import timer
 from safetensors.torch import load_file
 
 from attn3d.segmentation import SegmentationTask, callbacks, train
-from tests.segmentation.conftest import SMALL
+from tests.segmentation.runs import SMALL
 
 
 def rows(run):
     return list(csv.DictReader((run.folder / "metrics.csv").open()))
-
-
-class Clock:
-    """A clock that advances by a second at every reading."""
-
-    def __init__(self):
-        self.now = 0.0
-
-    def perf_counter(self):
-        self.now += 1.0
-        return self.now
-
-    monotonic = perf_counter
-
-
-@pytest.fixture
-def recorded(monkeypatch):
-    """Records learning rates, and the steps before each validation, with a simulated clock."""
-    rates, validated = [], []
-    step, validate = SegmentationTask.training_step, SegmentationTask.on_validation_epoch_start
-
-    def stepped(task, batch, index):
-        rates.append(task.optimizers().param_groups[0]["lr"])
-        return step(task, batch, index)
-
-    monkeypatch.setattr(SegmentationTask, "training_step", stepped)
-    monkeypatch.setattr(
-        SegmentationTask, "on_validation_epoch_start", lambda task: (validated.append(len(rates)), validate(task))
-    )
-    clock = Clock()
-    for module in (callbacks, timer):  # of `Epochs` and of Lightning's `Timer`
-        monkeypatch.setattr(module, "time", clock)
-    return rates, validated
 
 
 MINUTES = {name: value for name, value in SMALL.items() if name != "epochs"} | {"minutes": 4}
@@ -97,7 +63,7 @@ def test_slow_validations_are_less_frequent():
     trainer = type("Trainer", (), {"strategy": type("S", (), {"broadcast": staticmethod(lambda x: x)})})()
     clock.on_train_batch_end(trainer, None, None, None, 0)
     assert trainer.check_val_every_n_epoch > 1, "validations of 12 s may take 5 % of 240 s"
-    clock._offset = 250.0
+    clock.time_elapsed = lambda: 250.0
     clock.on_train_batch_end(trainer, None, None, None, 0)
     assert trainer.check_val_every_n_epoch == 1
     assert not trainer.should_stop

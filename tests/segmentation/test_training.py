@@ -26,7 +26,7 @@ from attn3d.segmentation.labels import Labels
 from attn3d.segmentation.patches import PatchData
 from attn3d.segmentation.settings import settings_from
 from attn3d.segmentation.task import SegmentationTask
-from tests.segmentation.conftest import SMALL
+from tests.segmentation.runs import SMALL, change_json
 
 
 @pytest.fixture(scope="module")
@@ -129,8 +129,7 @@ def test_moved_data_are_found_with_the_option(run, data, tmp_path):
     moved = tmp_path / "moved"
     shutil.copytree(data, moved)
     again = copied(run, data, tmp_path / "run", "model.safetensors")
-    config = json.loads((again / "config.json").read_text())
-    (again / "config.json").write_text(json.dumps(config | {"data": str(tmp_path / "gone")}))
+    change_json(again / "config.json", data=str(tmp_path / "gone"))
     with pytest.raises(
         FileError, match=r"gone: does not exist; .*run was trained on it, give its new folder \(--data\)"
     ):
@@ -182,10 +181,6 @@ def test_an_invalid_checkpoint_is_refused(change, message, run, data, tmp_path):
     change(again / "last.ckpt")
     with pytest.raises(FileError, match=f"last.ckpt: {message}"):
         train(out=again, resume=True, quiet=True)
-
-
-def change_json(path, **settings):
-    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
 
 
 @pytest.mark.parametrize(
@@ -323,34 +318,11 @@ def test_settings_can_be_numbers_and_arrays_of_numpy():
     }
 
 
-def test_a_file_of_settings(data, tmp_path):
-    file = tmp_path / "config.yaml"
-    file.write_text("epoch: 3")
-    with pytest.raises(FileError, match="unknown setting 'epoch'; did you mean 'epochs'"):
-        train(data, out=tmp_path / "run", config=file)
-    file.write_text("1: 3")
-    with pytest.raises(FileError, match="unknown setting '1'"):
-        train(data, out=tmp_path / "run", config=file)
-    file.write_text("attention: 3")
-    with pytest.raises(FileError, match=r"config\.yaml: `attention` must be a name or .*, got 3"):
-        train(data, out=tmp_path / "run", config=file)
-    file.write_text("epochs: [")
-    with pytest.raises(FileError, match="neither YAML nor JSON"):
-        train(data, out=tmp_path / "run", config=file)
-
-
 def test_a_folder_with_a_run_is_not_changed(run, data):
     before = run.weights.read_bytes()
     with pytest.raises(ValueError, match=r"already has '.*'; resume the training in it \(--resume\), or give"):
         train(data, out=run.folder, **SMALL)
     assert run.weights.read_bytes() == before
-
-
-def test_a_run_of_another_version_is_refused(run, tmp_path):
-    settings = json.loads((run.folder / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(settings | {"format": 0}))
-    with pytest.raises(FileError, match="format 3"):
-        Run.open(tmp_path)
 
 
 def test_the_labels_of_a_run_are_read_without_its_mechanism(run, tmp_path):
@@ -400,6 +372,9 @@ def test_predictions_of_the_run_are_in_the_folder(run):
     ("content", "message"),
     [
         ("- epochs", "must be a mapping of settings, got list"),
+        ("epoch: 3", "has an unknown setting 'epoch'; did you mean 'epochs'"),
+        ("1: 3", "has an unknown setting '1'"),
+        ("attention: 3", "`attention` must be a name or .*, got 3"),
         ("epochs: [", "is neither YAML nor JSON"),
         (5000 * "[", "is neither YAML nor JSON: maximum recursion"),
         (None, "cannot be read: Is a directory"),
@@ -417,7 +392,7 @@ def test_files_that_are_not_settings_are_refused(content, message, data, tmp_pat
     [
         (lambda text: text[:-9], "is not valid JSON"),
         (lambda text: json.dumps(json.loads(text) | {"colour": "blue"}), "has other settings .*'colour'"),
-        (lambda text: json.dumps({"format": 0}), "does not have format"),
+        (lambda text: json.dumps({"format": 0}), "does not have format 3"),
     ],
 )
 def test_settings_of_another_version_are_refused(change, message, run, tmp_path):
@@ -428,8 +403,7 @@ def test_settings_of_another_version_are_refused(change, message, run, tmp_path)
 
 def test_weights_of_another_network_are_refused(run, tmp_path):
     shutil.copytree(run.folder, tmp_path / "run")
-    config = json.loads((tmp_path / "run" / "config.json").read_text())
-    (tmp_path / "run" / "config.json").write_text(json.dumps(config | {"width": 2 * config["width"]}))
+    change_json(tmp_path / "run" / "config.json", width=2 * run.config.width)
     with pytest.raises(FileError, match=r"model.safetensors: does not fit the network of config.json: .*size mismatch"):
         Run.open(tmp_path / "run").network()
 

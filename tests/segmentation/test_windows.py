@@ -56,6 +56,14 @@ def test_a_head_is_shown_in_brain_windows(air, tissue, label, tmp_path, caplog):
     assert contrast(dataset, config.windows) > 0.5
 
 
+def test_cases_without_a_label_do_not_change_the_window_of_the_labels(tmp_path):
+    dataset = cohort(tmp_path, -1000, -850, -700)
+    expected = configured(dataset).windows
+    nib.save(scan(np.zeros(SHAPE, np.uint8), AFFINES["RAS"]), dataset.cases[1].label[0])
+    found = configured(dataset).windows
+    np.testing.assert_allclose(found[0], expected[0], atol=5)
+
+
 @pytest.mark.parametrize(("tissue", "label"), [(-850, -700), (50, 900), (-80, -300)], ids=["lung", "bone", "fat"])
 def test_other_ct_is_shown_in_windows_of_its_own(tissue, label, tmp_path, caplog):
     dataset = cohort(tmp_path, -1000, tissue, label)

@@ -1,5 +1,8 @@
 """Small scans in the geometries of real ones."""
 
+from collections.abc import Iterable
+from pathlib import Path
+
 import nibabel as nib
 import numpy as np
 
@@ -26,6 +29,8 @@ AFFINES = {
     "sheared": affine_of(rotation(0.2, 0.1) @ np.array([[1.5, 0, 0.6], [0, 1.5, 0], [0, 0, 3.0]])),
 }
 
+DATA = np.arange(210, dtype=np.int16).reshape(6, 7, 5)  # a value for each voxel
+
 
 def scan(data: np.ndarray, affine: np.ndarray, code: int = 1) -> nib.Nifti1Image:
     """A scan with the affine as its sform, and as its qform if that can represent it."""
@@ -44,3 +49,14 @@ def head(affine: np.ndarray, millimetres: float = 64.0, seed: int = 0) -> tuple[
     labels = sum((radius < millimetres * part).astype(np.uint8) for part in (0.45, 0.36, 0.24))
     noise = np.random.default_rng(seed).normal(0, 5, shape)
     return (100.0 * labels + noise).astype(np.float32), labels
+
+
+def write_heads(folder: Path, geometries: Iterable[str], millimetres: float = 64.0) -> Path:
+    """Writes a head in each geometry, as image/label pairs; returns the folder."""
+    for part in ("images", "labels"):
+        (folder / part).mkdir(parents=True)
+    for index, name in enumerate(geometries):
+        image, labels = head(AFFINES[name], millimetres, seed=index)
+        nib.save(scan(image, AFFINES[name]), folder / "images" / f"case{index}.nii.gz")
+        nib.save(scan(labels.astype(np.uint8), AFFINES[name]), folder / "labels" / f"case{index}.nii.gz")
+    return folder

@@ -7,6 +7,7 @@ from attn3d.segmentation.datasets.dataset import Case
 from attn3d.segmentation.datasets.finding import find_dataset
 from attn3d.segmentation.datasets.listing import SUFFIXES, channels, files_by_name, image_of, stem, unread
 from attn3d.segmentation.errors import FileError
+from attn3d.segmentation.io.dicom import is_dicom
 
 logger = logging.getLogger("attn3d")
 
@@ -18,7 +19,7 @@ def find_scans(scans: Path, images: int) -> tuple[list[Case], dict[str, str]]:
         scans: a NIfTI file, a folder of NIfTI files, a DICOM series, or the folder of a data set. In a folder of files,
             the files of a case are named ``case_0000`` to ``case_000N``. A file named ``case`` contains all images of
             the case, one volume for each. Files named as the label of another one, such as ``case_label``, and folders
-            beside the files are left out.
+            and DICOM files beside the files are left out.
         images: number of images per case.
 
     Raises:
@@ -43,8 +44,16 @@ def _in_folder(folder: Path, files: dict[str, Path], images: int) -> tuple[list[
     labels = [name for name, of in images_of.items() if of in files or f"{of}_0000" in files]
     for name in labels:
         logger.warning("left out: %s: is the label of another file", files.pop(name))
+    slices = {str(file) for file in folder.iterdir() if is_dicom(file)}
     for file, problem in unread(folder, "*").items():
-        logger.warning("left out: %s: %s", file, problem)
+        if file not in slices:
+            logger.warning("left out: %s: %s", file, problem)
+    if slices:
+        logger.warning(
+            "left out: the DICOM files in %s, since it has files of other formats; to segment the series, put it into "
+            "its own folder",
+            folder,
+        )
     for below in sorted(folder.iterdir()):
         if below.is_dir() and not below.name.startswith(".") and not below.name.lower().endswith(SUFFIXES):
             logger.warning(

@@ -1,5 +1,6 @@
 """Writes labels as DICOM SEG in the frame of reference of their series, with highdicom."""
 
+import warnings
 from importlib.metadata import version
 from pathlib import Path
 
@@ -65,22 +66,24 @@ def write_dicom_seg(path: Path | str, segmentation: np.ndarray, series: Path, la
     if len(files) < len(slices):  # the frames of one file, in its order
         frames = [frames[index] for index in np.argsort([one.frame for one in slices])]
     try:
-        seg = hd.seg.Segmentation(
-            source_images=[headers[file] for file in files],
-            pixel_array=np.stack(frames),
-            segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
-            segment_descriptions=segments,
-            series_instance_uid=hd.UID(),
-            series_number=_SERIES_NUMBER,
-            sop_instance_uid=hd.UID(),
-            instance_number=1,
-            manufacturer="attn3d",
-            manufacturer_model_name="attn3d predict",
-            software_versions=version("attn3d"),
-            device_serial_number="0",
-            content_description=", ".join(labels.names)[:64],
-            specific_character_set="ISO_IR 192",  # UTF-8; that of the series may lack characters of the names
-        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The string .* single component")  # names of anonymised patients
+            seg = hd.seg.Segmentation(
+                source_images=[headers[file] for file in files],
+                pixel_array=np.stack(frames),
+                segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
+                segment_descriptions=segments,
+                series_instance_uid=hd.UID(),
+                series_number=_SERIES_NUMBER,
+                sop_instance_uid=hd.UID(),
+                instance_number=1,
+                manufacturer="attn3d",
+                manufacturer_model_name="attn3d predict",
+                software_versions=version("attn3d"),
+                device_serial_number="0",
+                content_description=", ".join(labels.names)[:64],
+                specific_character_set="ISO_IR 192",  # UTF-8; that of the series may lack characters of the names
+            )
     except (AttributeError, KeyError, TypeError, ValueError) as error:  # for missing header fields
         absent = error.name if isinstance(error, AttributeError) else None
         reason = f"it has no {absent}" if absent else " ".join(str(error).split())

@@ -36,11 +36,13 @@ def read_nifti(path: Path | str) -> nib.Nifti1Image:
             numeric = header.get_data_dtype().kind in "iuf"
         except (*_HEADER_ERRORS, nib.wrapstruct.WrapStructError) as error:
             raise FileError(path, "is not a NIfTI file; give a .nii or .nii.gz") from error
-        if not header.is_single or min(header.get_data_shape(), default=0) < 1 or not numeric:
+        if min(header.get_data_shape(), default=0) < 1 or not numeric:
             raise FileError(path, "is not a NIfTI file with one volume of numbers; convert it to .nii.gz")
         while content.tell() < claimed and (chunk := stream.read(_CHUNK)):
             content.write(chunk)
     if content.tell() < claimed:
+        if header["magic"].item() == kind.header_class.pair_magic:
+            raise FileError(path, "is a header whose voxels are in another file; convert both to one .nii.gz")
         raise FileError(
             path,
             f"its header claims {claimed} bytes for shape {header.get_data_shape()} "

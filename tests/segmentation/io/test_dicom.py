@@ -16,6 +16,7 @@ from attn3d.segmentation import FileError, read_image, write_label
 from attn3d.segmentation.datasets import find_dataset
 from attn3d.segmentation.io.dicom import is_dicom
 from tests.segmentation import layouts
+from tests.segmentation.layouts import change_header
 from tests.segmentation.volumes import AFFINES, affine_of, rotation
 
 TILTED = affine_of(rotation(0.3, -0.2) @ np.array([[-1.5, 0, 0], [0, 1.5, 0.8], [0, 0, 3.0]]))
@@ -27,18 +28,6 @@ def assert_same_places(image, data, affine):
     found = nib.affines.apply_affine(np.linalg.inv(image.affine) @ affine, at)
     np.testing.assert_allclose(found, np.rint(found), atol=2e-3)
     np.testing.assert_allclose(image.get_fdata()[tuple(np.rint(found).astype(int).T)], data.ravel(), rtol=1e-6)
-
-
-def change(path, **values):
-    """Sets elements of a file's header, or removes those that are None."""
-    header = pydicom.dcmread(path)
-    for name, value in values.items():
-        if value is None:
-            header.pop(name, None)
-        else:
-            setattr(header, name, value)
-    header.save_as(path)
-    return header
 
 
 @pytest.mark.parametrize("affine", [AFFINES["oblique"], AFFINES["RAS"], TILTED], ids=["oblique", "straight", "tilted"])
@@ -67,7 +56,7 @@ def test_every_slice_has_its_own_slope(tmp_path):
     expected = data.astype(np.float64)
     for index in range(1, data.shape[2]):
         slope = 0.37 + index / 100
-        change(tmp_path / f"IM{index:03d}.dcm", RescaleSlope=f"{slope:.2f}")
+        change_header(tmp_path / f"IM{index:03d}.dcm", RescaleSlope=f"{slope:.2f}")
         expected[..., index] = (expected[..., index] + 1024) * slope - 1024
     assert_same_places(read_image(tmp_path), expected, affine)
 
@@ -76,7 +65,7 @@ def test_every_slice_has_its_own_slope(tmp_path):
 def test_without_rescale_values_nothing_is_rescaled(tmp_path, empty):
     data, affine = layouts.dicom_series(tmp_path)
     for path in tmp_path.iterdir():
-        change(path, RescaleSlope=empty, RescaleIntercept=empty)
+        change_header(path, RescaleSlope=empty, RescaleIntercept=empty)
     assert_same_places(read_image(tmp_path), data.astype(np.float64) + 1024, affine)
 
 
@@ -84,7 +73,7 @@ def test_values_that_are_displayed_inverted_are_not_inverted(tmp_path):
     """MONOCHROME1 only says that low values are white. GDCM inverts the stored values."""
     data, affine = layouts.dicom_series(tmp_path)
     for path in tmp_path.iterdir():
-        change(path, PhotometricInterpretation="MONOCHROME1")
+        change_header(path, PhotometricInterpretation="MONOCHROME1")
     assert_same_places(read_image(tmp_path), data, affine)
 
 
@@ -95,7 +84,7 @@ def test_real_values_that_are_displayed_inverted_are_not_inverted(name, shared_d
         shutil.copy(path, tmp_path)
     expected = read_image(tmp_path).get_fdata()
     for path in tmp_path.iterdir():
-        change(path, PhotometricInterpretation="MONOCHROME1")
+        change_header(path, PhotometricInterpretation="MONOCHROME1")
     np.testing.assert_allclose(read_image(tmp_path).get_fdata(), expected, rtol=1e-6, atol=1e-4)
 
 
@@ -103,7 +92,7 @@ def one_slice(folder, **values):
     layouts.dicom_series(folder)
     for path in sorted(folder.iterdir())[1:]:
         path.unlink()
-    change(folder / "IM000.dcm", **values)
+    change_header(folder / "IM000.dcm", **values)
     return folder
 
 
@@ -134,7 +123,7 @@ def repeated(folder, times):
         for time in range(1, times):
             copy = folder / f"{path.stem}_{time}.dcm"
             shutil.copy(path, copy)
-            change(copy, SOPInstanceUID=generate_uid())
+            change_header(copy, SOPInstanceUID=generate_uid())
 
 
 def test_several_volumes_at_one_place_are_refused(tmp_path):
@@ -153,14 +142,14 @@ def test_several_volumes_at_one_place_are_refused(tmp_path):
 
 def test_a_mosaic_is_refused(tmp_path):
     layouts.dicom_series(tmp_path)
-    change(tmp_path / "IM001.dcm", ImageType=["ORIGINAL", "PRIMARY", "M", "ND", "MOSAIC"])
+    change_header(tmp_path / "IM001.dcm", ImageType=["ORIGINAL", "PRIMARY", "M", "ND", "MOSAIC"])
     with pytest.raises(FileError, match=r"IM001.dcm: is a mosaic: .* convert it with dcm2niix"):
         read_image(tmp_path)
 
 
 def test_frames_without_positions_are_refused(tmp_path):
     layouts.dicom_series(tmp_path)
-    change(tmp_path / "IM001.dcm", NumberOfFrames=3)
+    change_header(tmp_path / "IM001.dcm", NumberOfFrames=3)
     with pytest.raises(FileError, match=r"IM001.dcm: has 3 frames without the position of each; convert it with dcm2n"):
         read_image(tmp_path)
 
@@ -173,13 +162,13 @@ def test_a_lost_slice_is_refused_with_its_neighbours(tmp_path):
 
 def test_slices_that_do_not_form_a_stack_are_refused(tmp_path):
     layouts.dicom_series(tmp_path / "turned")
-    change(tmp_path / "turned/IM002.dcm", ImageOrientationPatient=[1, 0, 0, 0, 1, 0])
+    change_header(tmp_path / "turned/IM002.dcm", ImageOrientationPatient=[1, 0, 0, 0, 1, 0])
     with pytest.raises(FileError, match=r"IM000.dcm and IM002.dcm have different directions"):
         read_image(tmp_path / "turned")
     layouts.dicom_series(tmp_path / "shifted", AFFINES["RAS"])
     header = pydicom.dcmread(tmp_path / "shifted/IM002.dcm")
     x, y, z = header.ImagePositionPatient
-    change(tmp_path / "shifted/IM002.dcm", ImagePositionPatient=[x + 4, y, z])
+    change_header(tmp_path / "shifted/IM002.dcm", ImagePositionPatient=[x + 4, y, z])
     with pytest.raises(FileError, match="up to 4 mm off a straight line"):
         read_image(tmp_path / "shifted")
 
@@ -187,8 +176,8 @@ def test_slices_that_do_not_form_a_stack_are_refused(tmp_path):
 def test_two_series_are_listed_with_their_descriptions(tmp_path):
     layouts.dicom_series(tmp_path)
     for path in sorted(tmp_path.iterdir()):
-        change(path, SeriesDescription="HEAD 5MM")
-    change(tmp_path / "IM004.dcm", SeriesInstanceUID=generate_uid(), SeriesDescription="SCOUT")
+        change_header(path, SeriesDescription="HEAD 5MM")
+    change_header(tmp_path / "IM004.dcm", SeriesInstanceUID=generate_uid(), SeriesDescription="SCOUT")
     with pytest.raises(FileError, match=r"contains 2 DICOM series \(CT 'HEAD 5MM', 4 files; CT 'SCOUT', 1 file\)"):
         read_image(tmp_path)
 
@@ -204,7 +193,7 @@ def test_two_series_are_listed_with_their_descriptions(tmp_path):
 def test_files_that_are_not_slices_are_named_and_left_out(kind, removed, says, tmp_path, caplog):
     data, affine = layouts.dicom_series(tmp_path)
     shutil.copy(tmp_path / "IM000.dcm", tmp_path / "other.dcm")
-    header = change(tmp_path / "other.dcm", SeriesInstanceUID=generate_uid(), **dict.fromkeys(removed))
+    header = change_header(tmp_path / "other.dcm", SeriesInstanceUID=generate_uid(), **dict.fromkeys(removed))
     header.file_meta.MediaStorageSOPClassUID = header.SOPClassUID = kind
     header.save_as(tmp_path / "other.dcm")
     with caplog.at_level(logging.WARNING, "attn3d"):
@@ -281,7 +270,7 @@ def test_other_files_are_not_dicom(tmp_path):
 )
 def test_a_header_without_a_position_is_refused(values, message, tmp_path):
     layouts.dicom_series(tmp_path)
-    change(tmp_path / "IM001.dcm", **values)
+    change_header(tmp_path / "IM001.dcm", **values)
     with np.errstate(invalid="ignore"), pytest.raises(FileError, match=re.escape(message)):
         read_image(tmp_path)
 
@@ -289,7 +278,7 @@ def test_a_header_without_a_position_is_refused(values, message, tmp_path):
 def test_slices_of_different_sizes_are_refused(tmp_path):
     layouts.dicom_series(tmp_path)
     header = pydicom.dcmread(tmp_path / "IM002.dcm")
-    change(tmp_path / "IM002.dcm", Rows=header.Rows - 1, PixelData=header.PixelData[: -2 * header.Columns])
+    change_header(tmp_path / "IM002.dcm", Rows=header.Rows - 1, PixelData=header.PixelData[: -2 * header.Columns])
     with pytest.raises(FileError, match=r"its slices have different sizes: IM00\d.dcm differs from IM00\d.dcm$"):
         read_image(tmp_path)
 
@@ -300,7 +289,7 @@ def test_colours_are_refused(tmp_path):
         header = pydicom.dcmread(path)
         colours = np.zeros((header.Rows, header.Columns, 3), np.uint8)
         depth = {"BitsAllocated": 8, "BitsStored": 8, "HighBit": 7, "PixelRepresentation": 0, "PlanarConfiguration": 0}
-        change(path, SamplesPerPixel=3, PhotometricInterpretation="RGB", PixelData=colours.tobytes(), **depth)
+        change_header(path, SamplesPerPixel=3, PhotometricInterpretation="RGB", PixelData=colours.tobytes(), **depth)
     with pytest.raises(FileError, match=r"IM00\d.dcm: contains colours, not intensities; convert it with dcm2niix"):
         read_image(tmp_path)
 
@@ -310,7 +299,7 @@ def test_a_tree_of_patients_is_walked(tmp_path):
         layouts.dicom_series(tmp_path / patient / "study" / "CT")
     layouts.dicom_series(tmp_path / "P3")
     layouts.dicom_series(tmp_path / "P4")
-    change(tmp_path / "P4/IM000.dcm", SeriesInstanceUID=generate_uid(), SeriesDescription="SCOUT")
+    change_header(tmp_path / "P4/IM000.dcm", SeriesInstanceUID=generate_uid(), SeriesDescription="SCOUT")
     layouts.dicom_series(tmp_path / "P5")
     (tmp_path / "P5/IM000.dcm").write_bytes((tmp_path / "P5/IM000.dcm").read_bytes()[:600])
     dataset = find_dataset(tmp_path)
@@ -394,7 +383,7 @@ def test_a_dicom_folder_without_a_scan_is_not_a_case(tmp_path):
     layouts.dicom_series(tmp_path / "P1")
     layouts.dicom_series(tmp_path / "P2")
     for path in (tmp_path / "P2").iterdir():
-        change(path, ImagePositionPatient=None)
+        change_header(path, ImagePositionPatient=None)
     dataset = find_dataset(tmp_path)
     assert [case.name for case in dataset.test_cases] == ["P1"]
     assert len(dataset.problems) == len(list((tmp_path / "P2").iterdir()))

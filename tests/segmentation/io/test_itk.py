@@ -8,10 +8,8 @@ import SimpleITK as sitk
 from attn3d.segmentation import FileError, find_dataset, predict, prediction, read_image, read_segmentation, write_label
 from attn3d.segmentation.io.itk import ENDINGS
 from tests.segmentation import layouts
-from tests.segmentation.test_prediction import bright, run
+from tests.segmentation.runs import bright
 from tests.segmentation.volumes import AFFINES, scan
-
-__all__ = ["run"]  # a fixture
 
 
 def converted(path, ending):

@@ -9,18 +9,15 @@ import SimpleITK as sitk
 
 from attn3d.segmentation import FileError, read_image, read_segmentation, write_label
 from attn3d.segmentation.io.files import read_map, write_map
-from tests.segmentation.volumes import AFFINES, scan
-
-SHAPE = (6, 7, 5)
-DATA = np.arange(np.prod(SHAPE), dtype=np.int16).reshape(SHAPE)
+from tests.segmentation.volumes import AFFINES, DATA, scan
 
 
 @pytest.mark.parametrize("name", ["oblique", "sheared"])
 def test_a_label_may_have_its_axes_in_another_order_and_direction(tmp_path, name):
     """Of all 48 orientations. The position of each voxel is kept, also for 4-D probabilities."""
-    image = scan(np.ones(SHAPE, np.float32), AFFINES[name])
-    labels = scan(np.random.default_rng(0).integers(0, 4, SHAPE).astype(np.uint8), image.affine)
-    probabilities = scan(np.random.default_rng(1).random((*SHAPE, 2), np.float32), image.affine)
+    image = scan(np.ones(DATA.shape, np.float32), AFFINES[name])
+    labels = scan(np.random.default_rng(0).integers(0, 4, DATA.shape).astype(np.uint8), image.affine)
+    probabilities = scan(np.random.default_rng(1).random((*DATA.shape, 2), np.float32), image.affine)
     for order, flips in itertools.product(itertools.permutations(range(3)), itertools.product((1, -1), repeat=3)):
         orientation = np.stack([order, flips], axis=1)
         for original, file in ((labels, "label.nii"), (probabilities, "map.nii")):

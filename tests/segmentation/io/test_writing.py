@@ -45,6 +45,9 @@ def test_a_failed_write_keeps_the_old_file(failure, tmp_path):
         assert raised.value.filename == str(path), "the error must name the file"
         assert raised.value.errno == errno.ENOSPC
     assert path.read_text() == "before"
+    with finished_file(path) as unfinished:
+        unfinished.write_text("whole")
+    assert path.read_text() == "whole"
     assert names(tmp_path) == ["result.json"]
 
 

@@ -15,7 +15,7 @@ _PARTS = ("imagesTr", "labelsTr", "imagesTs")
 def find(folder: Path) -> Dataset | None:
     """Reads the cases in dataset.json. Listed files that do not exist, and files that are not listed, are problems."""
     content = description(folder)
-    if content is None or "training" not in content:
+    if content is None or not is_decathlon(content):
         return None
     path = folder / "dataset.json"
     try:
@@ -35,7 +35,7 @@ def find(folder: Path) -> Dataset | None:
         raise FileError(path, "its `modality` is empty; name the modalities in each file by number")
     listed = [*(file for files in pairs for file in files), *tests]
     missing = [file for file in listed if not file.is_file()]
-    problems = {str(file): "is in dataset.json, but does not exist" for file in missing if file not in tests}
+    problems = {str(file): _absent(file) for file in missing if file not in tests}
     known = {file.resolve() for file in listed}
     for part in _PARTS:
         found = volume_files(folder / part).values()
@@ -51,8 +51,21 @@ def find(folder: Path) -> Dataset | None:
         modality=modality(modalities),
         validation=tuple(case.name for case in whole if case.name in held_out),
         problems=problems | unread(folder, *(f"{part}/*" for part in _PARTS)),
-        failed={str(file): "is in dataset.json, but does not exist" for file in missing if file in tests},
+        failed={str(file): _absent(file) for file in missing if file in tests},
     )
+
+
+def is_decathlon(content: Mapping[str, Any]) -> bool:
+    """Whether a dataset.json lists its cases. nnU-Net v2, whose file has ``channel_names``, ignores such lists."""
+    return "training" in content and "channel_names" not in content
+
+
+def _absent(file: Path) -> str:
+    """The problem of a listed file that does not exist."""
+    name, problem = stem(file), "is in dataset.json, but does not exist"
+    if not file.with_name(f"{name}_0000{file.name.removeprefix(name)}").is_file():
+        return problem
+    return f"{problem}; {name}_0000 does, as in nnU-Net v1: convert it with nnUNetv2_convert_old_nnUNet_dataset"
 
 
 def read_labels(path: Path, content: Mapping[str, Any]) -> Labels:
