@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-_WRAPPED = ("_orig_mod", "_checkpoint_wrapped_module")  # the modules inside wrappers that pass on all attributes
+# The names of the module inside `torch.compile` and inside PyTorch's wrapper for activation checkpointing.
+_WRAPPED = ("_orig_mod", "_checkpoint_wrapped_module")
 
 
 def needs_plain_operators() -> bool:

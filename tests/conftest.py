@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import zlib
+from contextlib import suppress
 from importlib import import_module
 
 import numpy as np
@@ -45,7 +46,9 @@ def on_the_cpu(request: pytest.FixtureRequest) -> None:
 @pytest.fixture
 def registries():
     """Removes what a test registers: mechanisms, patterns, sites and blocks."""
-    import_module("attn3d.networks.monai")  # registers its own before
+    for library in registry._LIBRARIES.values():  # which register their own before
+        with suppress(ImportError):
+            import_module(library)
     changed = REGISTRY, PATTERNS, registry._SITES, registry._RUNS, inside._BLOCKS
     before = [dict(one) for one in changed]
     yield

@@ -24,7 +24,7 @@ from attn3d.insertion import (
     load_pretrained,
     remove_attention,
 )
-from attn3d.insertion.attach import container_at, containers
+from attn3d.insertion.attach import container_at, containers, inserted_by_network
 from attn3d.insertion.checkpoints import wrapper_prefix
 from attn3d.insertion.containers import IdentityAtStart
 from attn3d.networks import first_argument, items, register_block, register_sites, second_argument, summed
@@ -1293,3 +1293,12 @@ def test_attention_that_peft_has_copied_is_listed_once_and_removed() -> None:
     assert list(remove_attention(net).state_dict()) == list(plain.state_dict())
     net.load_state_dict(plain.state_dict())
     assert torch.equal(net(x), plain(x))
+
+
+def test_attention_of_parts_of_two_networks_is_listed() -> None:
+    """The networks themselves are not in the module, so the records of both are alike."""
+    nets = [nn.Sequential(nn.Conv2d(1, 4, 1), nn.Conv2d(4, 2, 1)) for _ in range(2)]
+    for net in nets:
+        insert_attention(net, "se", at="path:0")
+    (listed,) = inserted_by_network(nn.ModuleDict({"one": nets[0][0], "two": nets[1][0]})).values()
+    assert len(listed) == 2

@@ -103,6 +103,8 @@ def fused_bytes(
     if key_mask is not None:  # added to the bias, or converted by PyTorch
         pairs = 1 if bias is None else bias.shape[1] * bias.shape[2]
         scratch += key_mask.numel() * (2 + pairs * q.element_size())
+    if q.element_size() < 4:  # some processors multiply in half precision, from another layout of keys and values
+        copied += k.element_size() * (k.numel() + v.numel())
     if training:  # gradients of the parts in `_OnCores`
         copied, scratch = 2 * copied, scratch + 2 * q.element_size() * max(q.numel(), k.numel())
     return result_bytes(q, k, v, training) + copied + scratch

@@ -9,6 +9,7 @@ from torch.nn.modules import batchnorm, conv, pooling
 
 from attn3d.arguments import first_few, one_of
 from attn3d.attention import ChannelwiseAttention, VolumeAttention
+from attn3d.capture import modules_by_path
 from attn3d.layers.norms import BatchNorm, GroupNorm
 from attn3d.mechanisms.base import Mechanism
 from attn3d.mechanisms.channel import ChannelSelfAttention
@@ -117,7 +118,7 @@ def _check(net: nn.Module, rotate: str) -> None:
     mechanisms = [part for part in net.modules() if isinstance(part, Mechanism)]
     within = {layer for mechanism in mechanisms for layer in mechanism.modules()}
     own = own_attention(net)
-    for name, part in net.named_modules():
+    for name, part in modules_by_path(net):
         reason = _refusal(part, rotate)
         if reason:
             refused[f"{name or 'itself'} ({type(part).__name__})"] = reason

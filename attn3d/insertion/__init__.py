@@ -107,7 +107,7 @@ def insert_attention(
         >>> net = insert_attention(net, "cbam", at=("encoder", "skip"), stages=(-2, -1), reduction=8)
     """
     inner = uncompiled(net)
-    _check_open(net)
+    _check_open(inner)
     if name := next((name for name in ("spatial_dims", "channels") if name in options), None):
         raise TypeError(f"`{name}` follows from the site, got {options[name]!r}; leave it out")
     survey = Survey(inner, input_shape)

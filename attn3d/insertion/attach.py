@@ -131,20 +131,20 @@ def inserted_by_network(module: nn.Module) -> dict[str | None, list[tuple[Record
     """
     paths: dict[Inserted, list[str]] = {}
     for path, container in containers(module, aliases=True):
-        paths.setdefault(container, []).append(path)
+        if not path.endswith(".original_module"):  # PEFT's `modules_to_save` runs a copy of it
+            paths.setdefault(container, []).append(path)
     entries = []
     for container, names in paths.items():
         for record, mechanism in zip(container.records, container, strict=True):
             networks = dict.fromkeys(network for name in names for network in _paths_of_network(name, record.site))
             entries.append((record, mechanism, networks))
     common = Counter(network for *_, networks in entries for network in networks)
-    found: dict[str | None, dict[Any, tuple[Record, nn.Module]]] = {}
+    found: dict[str | None, list[tuple[Record, nn.Module]]] = {}
     for record, mechanism, networks in entries:
         # Names may be repeated, as in "conv.conv", and modules may have two paths: the one of most mechanisms is taken.
         network = max(networks, key=common.__getitem__, default=None)
-        # PEFT's `modules_to_save` copies containers with their records; the copy, which comes later, is used.
-        found.setdefault(network, {})[record.order, record.site] = record, mechanism
-    return {network: list(inserted.values()) for network, inserted in found.items()}
+        found.setdefault(network, []).append((record, mechanism))
+    return found
 
 
 def _paths_of_network(container: str, site: str) -> list[str]:

@@ -92,7 +92,7 @@ def wrapper_prefix(keys: Collection[str], others: Collection[str]) -> str:
 
 
 def without_wrapper(name: str, prefix: str = "") -> str:
-    """Returns a key or path without the ``prefix`` of a wrapper and the names that `torch.compile` adds."""
+    """Returns a key or path without the ``prefix`` of a wrapper and the names that `plain_path` leaves out."""
     return f"{plain_path(name)}.".removeprefix(prefix).strip(".")
 
 

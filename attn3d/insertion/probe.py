@@ -157,7 +157,7 @@ def _advice(error: Exception) -> str:
     """Returns what to do if a network takes more arguments than an image, or something else, such as a dictionary."""
     if not isinstance(error, (TypeError, LookupError, AttributeError)):  # a size raises others
         return ""
-    return "; if it takes anything but an image, register how to call it: attn3d.networks.register_sites(.., run=)"
+    return "; if its input is not one image, register how to call it: attn3d.networks.register_sites(.., run=)"
 
 
 def _run_somewhere(network: nn.Module, shape: tuple[int, ...]) -> Probe:
@@ -242,7 +242,7 @@ def _own_hook(hook: Callable[..., Any], twins: Mapping[int, Any], own: set[Any])
         twin = twins.get(id(held))
         if isinstance(held, nn.Module):
             return next((one for one in (held, twin) if one in own), None)
-        return None if twin is held else twin  # a hook is its own twin
+        return None if twin is held else twin  # a function is not copied
 
     if isinstance(hook, nn.Module):
         return of_copy(hook)
@@ -290,13 +290,16 @@ def _watch(twin: nn.Module, result: Probe, twins: Mapping[int, Any]) -> list[str
         result.calls.setdefault(path, []).append(call)
 
     own = set(twin.modules())
-    for path, module in modules_by_path(twin):
+    for module in own:
         if isinstance(module, torch.jit.ScriptModule):
             continue  # it takes no hooks
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
             kept = {number: _own_hook(hook, twins, own) for number, hook in hooks.items()}
             hooks.clear()
             hooks.update((number, hook) for number, hook in kept.items() if hook is not None)
+    for path, module in modules_by_path(twin):
+        if isinstance(module, torch.jit.ScriptModule):
+            continue
         module.register_forward_pre_hook(lambda *call, path=path: enter(path, *call), prepend=True)
         module.register_forward_hook(lambda *call, path=path: leave(path, *call))
     return running

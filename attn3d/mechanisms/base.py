@@ -6,12 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from attn3d.arguments import one_of, positive_integer
-from attn3d.capture import is_captured
+from attn3d.capture import is_captured, is_eager
 from attn3d.layers.pooling import count
 from attn3d.layers.spatial import axes, central_voxel, check_spatial_dims, is_proxy
 
-# The default of `variant`. It is not None, since a null in a configuration selects no form.
-_ONE_FORM: Any = object()
 _LEAST = 4  # hidden units of a squeeze: with a single unit that its relu switches off, the gate would be constant
 
 
@@ -55,11 +53,12 @@ class Mechanism(nn.Module):
     averages_space = False
     identity_at_start = False
 
-    def __init__(self, spatial_dims: int, channels: int, variant: str = _ONE_FORM) -> None:
+    def __init__(self, spatial_dims: int, channels: int, variant: str = "") -> None:
         super().__init__()
         self.spatial_dims = check_spatial_dims(spatial_dims)
         self.channels = positive_integer("channels", channels)
-        self.variant = None if variant is _ONE_FORM else one_of("variant", variant, ("compact", "paper"))
+        # Not None, since a null in a configuration would then be a third form.
+        self.variant = None if variant == "" else one_of("variant", variant, ("compact", "paper"))
 
     def by_variant(self, value: Any, *, compact: Any, paper: Any) -> Any:
         """Returns ``value``, or the default of the variant if ``value`` is "auto"."""
@@ -124,9 +123,12 @@ class Mechanism(nn.Module):
             return central_voxel(x)
         if not isinstance(queries, Tensor) or queries.dtype not in (torch.int64, torch.int32):
             raise TypeError(f"`queries` must be an integer torch.Tensor of voxel indices, got {queries!r:.80}")
-        voxels = count(x, axes(x))
-        if queries.dim() != 1 or ((queries < 0) | (queries >= voxels)).any():
-            raise ValueError(f"`queries` must be (Q,) indices from 0 to {voxels - 1}, got {queries.tolist()}")
+        if queries.dim() != 1:
+            raise ValueError(f"`queries` must be (Q,), got the shape {tuple(queries.shape)}")
+        if is_eager() and not queries.is_meta:
+            voxels = count(x, axes(x))
+            for index in queries[(queries < 0) | (queries >= voxels)][:1].tolist():
+                raise ValueError(f"`queries` must be indices from 0 to {voxels - 1}, got {index}")
         return queries
 
     def attention_weights(self, x: Tensor, queries: Tensor | None = None) -> dict[str, Tensor]:

@@ -59,7 +59,8 @@ class TestDropout:
         assert not torch.allclose(found[0]["output"], without)
         assert_results(found[1], found[0])
 
-    @pytest.mark.parametrize(("scoped", "backend"), SUPPORTED, ids=str)
+    @pytest.mark.parametrize("scoped", PATTERNS, ids=str)
+    @pytest.mark.parametrize("backend", BACKENDS)
     def test_off_in_evaluation(self, backend, scoped):
         layer = build(scoped, 2, backend, dropout=0.9).eval().requires_grad_(False)
         leaves, reference = case(scoped, (5, 7))

@@ -23,6 +23,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from monai.networks.blocks import SpatialAttentionBlock
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 import attn3d
 from attn3d.attention import VolumeAttention
@@ -219,9 +220,11 @@ def test_layers_that_need_voxels_of_other_ranks_are_named(group: dist.ProcessGro
     net = nn.Sequential(nn.Conv3d(8, 8, 3), nn.BatchNorm3d(8), nn.MaxPool3d(2), attn3d.NonLocal(3, 8))
     with pytest.warns(UserWarning, match=r"not changed: 0 \(Conv3d\), 1 \(BatchNorm3d\), 2 \(MaxPool3d\)$"):
         attn3d.parallelize_attention(net, group)
-    net = nn.Sequential(SpatialAttentionBlock(3, 8, norm_num_groups=1), nn.MultiheadAttention(8, 1))
-    with pytest.warns(UserWarning, match=r"0.attn \(SABlock\), 1 \(MultiheadAttention\)$"):
-        attn3d.parallelize_attention(net, group)
+    block = SpatialAttentionBlock(3, 8, norm_num_groups=1)
+    for part in (block, checkpoint_wrapper(block)):
+        net = nn.Sequential(part, nn.MultiheadAttention(8, 1))
+        with pytest.warns(UserWarning, match=r"0.attn \(SABlock\), 1 \(MultiheadAttention\)$"):
+            attn3d.parallelize_attention(net, group)
     net = nn.Sequential(*(nn.Conv3d(8, 8, 3) for _ in range(7)), attn3d.NonLocal(3, 8))
     with pytest.warns(UserWarning, match=r"not changed: 0 \(Conv3d\), .*, 4 \(Conv3d\) and 2 more$"):
         attn3d.parallelize_attention(net, group)

@@ -143,12 +143,35 @@ def test_queries_that_are_not_a_tensor_of_integers(name, pattern, queries):
 
 
 @pytest.mark.parametrize("name", ["mhsa", "non_local", "danet", "paired"])
-@pytest.mark.parametrize("queries", [[-1], [3, 16], [[3, 4]], 3], ids=str)
-def test_queries_that_are_not_voxels(name, queries):
+@pytest.mark.parametrize(
+    ("queries", "message"),
+    [
+        ([-1], r"`queries` must be indices from 0 to 15, got -1$"),
+        ([3, 16], r"`queries` must be indices from 0 to 15, got 16$"),
+        ([[3, 4]], r"`queries` must be \(Q,\), got the shape \(1, 2\)$"),
+        (3, r"`queries` must be \(Q,\), got the shape \(\)$"),
+    ],
+)
+def test_queries_that_are_not_voxels(name, queries, message):
     module = attn3d.create_attention(name, spatial_dims=2, channels=8)
-    message = rf"`queries` must be \(Q,\) indices from 0 to 15, got {re.escape(str(queries))}$"
     with pytest.raises(ValueError, match=message):
         module.attention_weights(torch.ones(2, 8, 4, 4), torch.tensor(queries))
+
+
+class Rows(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.mechanism = attn3d.create_attention("mhsa", spatial_dims=2, channels=8, num_heads=2)
+
+    def forward(self, x, queries):
+        return self.mechanism.attention_weights(x, queries)["query"]
+
+
+def test_queries_in_an_export_and_on_the_meta_device():
+    """Their values are not known."""
+    rows, x, queries = Rows().eval(), torch.randn(2, 8, 4, 4), torch.tensor([3, 7])
+    torch.testing.assert_close(torch.export.export(rows, (x, queries)).module()(x, queries), rows(x, queries))
+    assert rows.to("meta")(x.to("meta"), queries.to("meta")).shape == (2, 2, 2, 4, 4)
 
 
 @pytest.mark.parametrize("name", taking("variant"))

@@ -488,7 +488,7 @@ def test_the_error_for_another_input_than_an_image_names_register_sites(image: C
         def forward(self, given: object) -> Tensor:
             return super().forward(image(given))
 
-    with pytest.raises(ValueError, match=r"anything but an image, register how to call it: .*register_sites"):
+    with pytest.raises(ValueError, match=r"its input is not one image, register how to call it: .*register_sites"):
         attn3d.attention_sites(Entry(1, 4, 1), (1, 1, 6, 5))
 
 

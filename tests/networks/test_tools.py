@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from monai.networks.nets import AttentionUnet, FlexibleUNet, SegResNet, UNet
+from monai.networks.nets import AttentionUnet, DenseNet, FlexibleUNet, HighResNet, SegResNet, UNet
 from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.nn.utils import parametrize, prune
@@ -183,7 +183,25 @@ def test_attention_in_stages_that_are_compiled_or_checkpointed(
 
 
 @WRAPPERS
-def test_sites_of_a_backbone_that_is_compiled_or_checkpointed(wrap: Callable[[nn.Module], nn.Module]) -> None:
-    net = FlexibleUNet(1, 2, "resnet10", spatial_dims=2, decoder_channels=(4, 4, 4, 4, 4)).to("meta")
+@pytest.mark.parametrize(
+    ("build", "part"),
+    [
+        (lambda: FlexibleUNet(1, 2, "resnet10", spatial_dims=2, decoder_channels=(4, 4, 4, 4, 4)), "encoder"),
+        (lambda: DenseNet(2, 1, 2, init_features=4, growth_rate=2, block_config=(1, 1)), "features"),
+        (lambda: HighResNet(2, 1, 2, layer_params=[{"name": "a", "n_features": 4, "kernel_size": 3}] * 3), "blocks"),
+    ],
+)
+def test_sites_of_a_part_that_is_compiled_or_checkpointed(
+    build: Callable[[], nn.Module], part: str, wrap: Callable[[nn.Module], nn.Module]
+) -> None:
+    net = build().to("meta")
     expected = attention_sites(net, (1, 1, 32, 32))
-    assert attention_sites(wrapped(net, ["encoder"], wrap), (1, 1, 32, 32)) == expected
+    assert attention_sites(wrapped(net, [part], wrap), (1, 1, 32, 32)) == expected
+
+
+def test_hooks_of_the_user_on_a_checkpointed_stage_do_not_run_in_the_probe() -> None:
+    seen: list[Tensor] = []
+    net = wrapped(nn.Sequential(nn.Conv2d(1, 4, 1), nn.Conv2d(4, 2, 1)), ["0"], checkpoint_wrapper)
+    net[0].register_forward_hook(lambda module, given, output: seen.append(output))
+    assert attention_sites(net, (1, 1, 6, 5))
+    assert not seen

@@ -1,6 +1,7 @@
 """Finds the scans to segment: a file, a folder of files, or the cases of a data set."""
 
 import logging
+import os
 from pathlib import Path
 
 from attn3d.segmentation.datasets.dataset import Case
@@ -44,13 +45,14 @@ def _in_folder(folder: Path, files: dict[str, Path], images: int) -> tuple[list[
     labels = [name for name, of in images_of.items() if of in files or f"{of}_0000" in files]
     for name in labels:
         logger.warning("left out: %s: is the label of another file", files.pop(name))
-    slices = {str(file) for file in folder.iterdir() if is_dicom(file)}
+    others = {*folder.iterdir()} - {*files.values()}
+    slices = {str(file) for file in others if os.access(file, os.R_OK) and is_dicom(file)}
     for file, problem in unread(folder, "*").items():
         if file not in slices:
             logger.warning("left out: %s: %s", file, problem)
     if slices:
         logger.warning(
-            "left out: the DICOM files in %s, since it has files of other formats; to segment the series, put it into "
+            "left out: the DICOM files in %s, since it has files of other formats; if they are a series, put it into "
             "its own folder",
             folder,
         )
