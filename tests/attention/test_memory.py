@@ -229,6 +229,20 @@ def test_a_budget_includes_the_tiles_of_the_kernel(pattern, dtype):
     assert peak(run_within(least)) <= 1.02 * least
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_budget_includes_another_layout_of_keys_and_values(dtype):
+    """The kernel makes it in half precision if heads are wide and the processor multiplies in this precision."""
+    q, k, v = (volume(8, 8, 64, 32, seed=seed).to(dtype) for seed in range(3))
+
+    def run_within(budget):
+        layer = VolumeAttention(1, 8, backend="sdpa", memory_budget=budget)
+        return torch.no_grad()(lambda: layer(q, k, v, [64]))
+
+    least = smallest(run_within(1))
+    run_within(least)()  # the first call makes lasting allocations
+    assert peak(run_within(least)) <= least
+
+
 BUDGETED = [
     Scoped(Global()),
     Scoped(Window(4, shift=True), "axis"),
