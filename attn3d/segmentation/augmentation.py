@@ -52,6 +52,8 @@ class Augmentation:
     def __call__(self, image: Tensor, classes: Tensor, random: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Mirrors a patch and changes its intensities.
 
+        The brightness changes last: a random factor multiplies the intensities of each channel above the darkest one.
+
         Args:
             image: (C, *S).
             classes: (*S).
@@ -63,6 +65,11 @@ class Augmentation:
             if random.random() < chance:
                 transform.set_random_state(int(random.integers(2**32)))
                 image = self._changed(image, transform)
+        brightness = self.configuration.brightness
+        if brightness and random.random() < 0.5:
+            factors = random.uniform(1 - brightness, 1 + brightness, (len(image), 1, 1, 1)).astype(np.float32)
+            darkest = _darkest(image)
+            image = darkest + (image - darkest) * torch.from_numpy(factors)
         return image, classes
 
     def _changed(self, image: Tensor, transform: RandomizableTransform) -> Tensor:
@@ -70,11 +77,16 @@ class Augmentation:
         if self.hounsfield:
             return _plain(transform(image))
         axes = tuple(range(1, image.dim()))
-        darkest = image.amin(axes, keepdim=True)  # a bias field multiplies intensities above the darkest
+        darkest = _darkest(image)  # a bias field multiplies intensities above the darkest
         changed = _plain(transform(image - darkest))
         deviation, mean = torch.std_mean(image, axes, keepdim=True)
         of_changed, mean_of_changed = torch.std_mean(changed, axes, keepdim=True)
         return (changed - mean_of_changed) * (deviation / of_changed.clamp(min=1e-6)) + mean
+
+
+def _darkest(image: Tensor) -> Tensor:
+    """The lowest intensity of each channel, which is air in most patches, as (C, 1, 1, 1)."""
+    return image.amin(tuple(range(1, image.dim())), keepdim=True)
 
 
 def _plain(image: Tensor | np.ndarray) -> Tensor:

@@ -24,7 +24,7 @@ def configure(dataset: Dataset, images: int, fingerprint: Fingerprint, settings:
 
     Raises:
         ValueError: when patch size, strides and network do not fit, the network does not use strides or kernels that
-            are set, or the loss does not take the class weights.
+            are set, the loss does not take the class weights, or windows or a change of brightness do not fit the data.
     """
     geometry = propose_geometry(fingerprint, settings.patch_voxels, settings.spacing, settings.patch_size)
     strides = settings.strides or geometry.strides
@@ -44,6 +44,11 @@ def configure(dataset: Dataset, images: int, fingerprint: Fingerprint, settings:
         windows = propose_windows(dataset.modality, fingerprint) if images == 1 else None
     if windows is not None and images != 1:
         raise ValueError(f"`windows` are for a CT of one image, got {images} images per case")
+    if windows is not None and settings.brightness:
+        raise ValueError(
+            f"`brightness` must be 0 for a CT with `windows`, whose Hounsfield units scanners agree on, "
+            f"got {settings.brightness:g}"
+        )
     create_loss(settings.loss, dataset.labels, settings.class_weights)  # raises if the weights do not fit
     warn_of_invisible(windows, fingerprint)
     derived = {

@@ -117,6 +117,11 @@ class Settings(BaseModel):
     scaling: _Decay | None = Field(
         None, description="largest change of a patch's scale along each axis, as a fraction of 1"
     )
+    brightness: _Decay = Field(
+        0.0,
+        description="largest change of the intensities of a patch above its darkest voxel, as a fraction of 1, in half "
+        "of the patches; for scans that are not CT",
+    )
     epochs: _Count | None = Field(None, description=f"passes over the cases; {EPOCHS} if `minutes` is not set")
     minutes: _Size | None = Field(
         None, description="training time in minutes, including validation, instead of `epochs`"

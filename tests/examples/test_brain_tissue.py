@@ -44,7 +44,7 @@ def write_pair(folder, name="oblique"):
 def check_results(out, scan_path):
     scores = json.loads((out / "metrics.json").read_text())["held_out"]
     for degraded in ("clean", "degraded"):
-        assert list(scores[degraded]) == ["network", "Gaussian mixture"]
+        assert list(scores[degraded]) == ["network", "network, masked", "mixture, masked"]
         for tissues in scores[degraded].values():
             assert list(tissues) == ["CSF", "grey matter", "white matter"]
             for score in tissues.values():
@@ -67,7 +67,7 @@ def test_the_example_runs_on_a_brain(app, tmp_path):
     out = tmp_path / "deep" / "results"
     result = invoke(app, "--iterations", 2, "--resolution", 8, "--out", out)
     assert result.exit_code == 0, result.output
-    for word in ("Held-out anterior 40%", "Gaussian mixture", "white matter", "Surface"):
+    for word in ("Held-out anterior 40%", "mixture, masked", "white matter", "Surface"):
         assert word in result.output
     check_results(out, out / "mni152_t1.nii.gz")
 

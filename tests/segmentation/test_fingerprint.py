@@ -183,6 +183,7 @@ def test_a_single_label_that_no_case_has_is_named(data, monkeypatch, caplog):
     ("images", "settings", "message"),
     [
         (2, {"windows": [[40.0, 80.0]]}, "`windows` are for a CT of one image, got 2 images per case"),
+        (1, {"windows": [[40.0, 80.0]], "brightness": 0.2}, "`brightness` must be 0 for a CT with `windows`"),
         (
             1,
             {"class_weights": [1.0, 2.0]},

@@ -18,7 +18,8 @@ BOUND = 3 * np.sqrt(2 / 9 / PATCHES)  # three standard deviations of a share of 
 
 def settings(**changed):
     """Settings of a run without warped or mirrored patches, of an image without windows."""
-    plain = {"spacing": (1.0, 1.0, 1.0), "mirror": (), "windows": None, "warped": 0.0, "rotation": 0.0, "scaling": 0.0}
+    plain = {"spacing": (1.0, 1.0, 1.0), "mirror": (), "windows": None}
+    plain |= dict.fromkeys(("warped", "rotation", "scaling", "brightness"), 0.0)
     return SimpleNamespace(**plain | changed)
 
 
@@ -115,7 +116,7 @@ def test_a_box_is_padded_as_by_numpy(corner, tmp_path):
 
 def configuration(**settings):
     given = {"seed": 3, "patch_size": (8, 8, 8), "spacing": (1.0, 1.0, 1.0), "windows": None, "mirror": (0,)}
-    given |= {"warped": 0.3, "rotation": 10.0, "scaling": 0.1}
+    given |= {"warped": 0.3, "rotation": 10.0, "scaling": 0.1, "brightness": 0.2}
     return SimpleNamespace(**given | {"patches_per_case": 3, "around_labels": 2 / 3} | settings)
 
 
@@ -314,6 +315,32 @@ def test_a_bias_field_multiplies_each_image_above_its_darkest_voxel():
     image = torch.rand(1, 12, 12, 12, generator=torch.manual_seed(0))
     changed = augmentation._changed(torch.cat([image, image + 100]), bias)
     torch.testing.assert_close(changed[1] - 100, changed[0], atol=1e-3, rtol=0)
+
+
+def test_brightness_multiplies_each_image_above_its_darkest_voxel_in_half_of_the_patches():
+    augmentation = Augmentation(settings(brightness=0.2))
+    augmentation._intensities = []
+    random = np.random.default_rng(0)
+    image = torch.rand(1, 6, 6, 6, generator=torch.manual_seed(0)) - 5
+    image = torch.cat([image, 3 * image])
+    factors = []
+    for _ in range(200):
+        changed, _ = augmentation(image, image[0], random)
+        assert changed.dtype == torch.float32
+        darkest, brightest = image.flatten(1).min(1), image.flatten(1).max(1)
+        at = brightest.indices
+        factor = (changed.flatten(1)[[0, 1], at] - darkest.values) / (brightest.values - darkest.values)
+        torch.testing.assert_close(
+            changed,
+            (image - darkest.values.view(2, 1, 1, 1)) * factor.view(2, 1, 1, 1) + darkest.values.view(2, 1, 1, 1),
+        )
+        factors.append(factor)
+    factors = torch.stack(factors)
+    changed = (factors - 1).abs().amax(1) > 1e-4
+    assert 80 < changed.sum() < 120
+    assert factors[changed].min() == pytest.approx(0.8, abs=0.02)
+    assert factors[changed].max() == pytest.approx(1.2, abs=0.02)
+    assert (factors[changed][:, 0] - factors[changed][:, 1]).abs().mean() > 0.05, "independent for each image"
 
 
 def test_a_prepared_file_is_read_in_part(tmp_path):
