@@ -6,6 +6,7 @@ By default it uses simulated scans: it shows how to compare, not which mechanism
 data with --data. The command can be stopped and restarted. `attn3d compare` has all options.
 """
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -28,18 +29,13 @@ def main(
         data = segmentation.simulate(out.with_name(out.name + "_cohort"), cases).folder
     names, kinds = ([one.strip() for one in text.split(",")] for text in (mechanisms, at))
     found = segmentation.compare(data, out=out, mechanisms=names, at=kinds, seeds=seeds, epochs=epochs)
+    verdicts = {True: "inside the noise", False: "beyond the noise", None: "too few seeds to estimate the noise"}
     for name, one in found["mechanisms"].items():
-        verdict = ""
-        if one.get("difference_interval"):
-            low, high = one["difference_interval"]
-            verdicts = {
-                True: "inside the noise",
-                False: "beyond the noise",
-                None: "too few seeds to estimate the noise",
-            }
-            noise = verdicts[one["inside_noise"]]
-            verdict = f"; to none {one['difference']:+.3f}, 95 % {low:+.3f} to {high:+.3f}: {noise}"
-        print(f"{name:10s} Dice {one['mean']:.3f}, {one['parameters']:,} parameters, {one['seconds']:.0f} s{verdict}")
+        print(f"{name}: Dice {one['mean']:.3f}, {one['parameters']:,} parameters, {one['seconds']:.0f} s")
+        if name != "none":
+            low, high = one["difference_interval"] or (-math.inf, math.inf)  # of a single seed
+            says = verdicts[one["inside_noise"]]
+            print(f"  difference to none {one['difference']:+.3f}, 95 % interval {low:+.3f} to {high:+.3f}: {says}")
 
 
 if __name__ == "__main__":

@@ -429,6 +429,16 @@ def test_a_table_wider_than_the_terminal_has_all_columns(monkeypatch):
     assert row.split()[-12:] == [f"{1234.5 + index:.1f}" for index in range(12)]
 
 
+def test_small_volumes_are_not_zero(monkeypatch):
+    from attn3d import segmentation
+
+    volumes = {"one": {"lesion": 0.04, "brain": 1234.56, "nothing": 0.0}}
+    monkeypatch.setattr(segmentation, "predict", lambda *_, **__: segmentation.Prediction({}, {}, {}, volumes, {}))
+    assert re.search(
+        r"one +0\.04 +1234\.6 +0\.0", run("predict", "run", "-i", "scans", "-o", "out", "--statistics").stdout
+    )
+
+
 def test_scores_of_simulated_scans_say_so(tmp_path, monkeypatch):
     from attn3d import segmentation
 

@@ -159,7 +159,7 @@ def predict(
     best: Annotated[
         bool, typer.Option("--best", help="Use the weights of the best validation, not the last ones.")
     ] = False,
-    overlap: Annotated[float, typer.Option(help="Overlap of neighbouring windows.")] = 0.5,
+    overlap: Annotated[float, typer.Option(help="Overlap of windows as a fraction of their size.")] = 0.5,
     bf16: Annotated[
         bool, typer.Option("--bf16", help="Compute in bfloat16 if this is faster here and agrees with float32.")
     ] = False,
@@ -172,6 +172,7 @@ def predict(
 ) -> None:
     """Segment scans. The labels have exactly the geometry of each scan. torchrun distributes the scans over GPUs."""
     import attn3d.segmentation as segmentation
+    from attn3d.plotting.words import in_millilitres
     from attn3d.segmentation.processes import is_first
 
     _log(quiet or bf16)
@@ -202,9 +203,9 @@ def predict(
     scans_of = "scan" if len(found.written) == 1 else "scans"
     print(f"{len(found.written)} {scans_of} segmented, in {out}/{there}")
     if statistics:
-        print_by_case(found.volume_ml, "ml", 1)
+        print_by_case(found.volume_ml, "ml", in_millilitres)
     if uncertainty:
-        print_by_case(found.uncertainty, "Mean uncertainty of labelled voxels", 3)
+        print_by_case(found.uncertainty, "Mean uncertainty of labelled voxels", "{:.3f}".format)
     _end("predict", found.failed)
 
 

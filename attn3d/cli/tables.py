@@ -1,7 +1,7 @@
 """The tables that the commands print."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -9,13 +9,13 @@ from rich.console import Console
 from rich.table import Table
 
 
-def print_by_case(found: Mapping[str, Mapping[str, float]], title: str, digits: int) -> None:
-    """Prints a row of numbers for each case; NaN is a dash."""
+def print_by_case(found: Mapping[str, Mapping[str, float]], title: str, words: Callable[[float], str]) -> None:
+    """Prints a row for each case, with its numbers in ``words``; NaN is a dash."""
     if not found:
         return
     table = new_table(title, "Case", numbers=next(iter(found.values())))
     for case, numbers in found.items():
-        table.add_row(case, *("–" if math.isnan(one) else f"{one:.{digits}f}" for one in numbers.values()))
+        table.add_row(case, *("–" if math.isnan(one) else words(one) for one in numbers.values()))
     show(table)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from attn3d.plotting.hanging import COLORS, color_of
-from attn3d.plotting.words import verbatim, wrapped
+from attn3d.plotting.words import LINE, legend_below, verbatim, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -111,7 +111,7 @@ def plot_training(epochs: Sequence[Mapping[str, float | None]]) -> Figure:
     _line(rate, epochs, "learning_rate", color=COLORS[2])
     names = [key for key in dict.fromkeys(key for row in epochs for key in row) if key.startswith("dice ")]
     for index, name in enumerate(names):
-        _line(dice, epochs, name, color=color_of(index), label=verbatim(name.removeprefix("dice ")), lw=1.3)
+        _line(dice, epochs, name, color=color_of(index), label=name.removeprefix("dice "), lw=1.3)
     _line(dice, epochs, "dice", color=INK, label="mean", lw=2.4)
     for axes, title in ((loss, "Loss"), (rate, "Learning rate"), (dice, "Dice of the held-out cases")):
         axes.set_title(title, color=INK, fontsize=11, loc="left")
@@ -121,10 +121,8 @@ def plot_training(epochs: Sequence[Mapping[str, float | None]]) -> Figure:
     loss.set_ylim(bottom=0)
     rate.set_ylim(bottom=0)
     dice.set_ylim(0, 1)
-    if dice.lines:
-        dice.legend(  # given explicitly, since matplotlib leaves out names that start with "_"
-            handles=dice.lines, frameon=False, labelcolor=INK, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5)
-        )
+    lines = legend_below(figure, dice.lines, INK, 9)
+    figure.set_figheight(figure.get_figheight() + 9 * LINE * lines)
     return figure
 
 

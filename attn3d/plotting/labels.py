@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -24,15 +23,13 @@ from attn3d.plotting.hanging import (
     show_outline,
     show_scan,
 )
-from attn3d.plotting.words import CHARACTER, verbatim, wrapped
+from attn3d.plotting.words import LINE, in_millilitres, legend_below, verbatim, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MILLIMETRES_PER_INCH = 52.0
 _WIDTHS = (2.2, 4.0)  # inches: small pictures are enlarged to at least the first and at most the second, to fit text
-_LINE = 1.5 / 72  # height of a line of text and its gap in inches, per point of font size
-_SIDE = 0.85  # inches of colour and gap of an entry of the legend
 _LEAST_HEIGHT = 1.5  # inches of a row, for the text beside it
 
 
@@ -138,7 +135,9 @@ def plot_lesions(
     rows = []
     for index, voxels in found:
         voxel = (0, 0, int(np.clip(index, hanging.low[2], hanging.high[2] - 1)))
-        what = f"{verbatim(source)}\nlesion of {voxels * millilitres:.1f} ml" if voxels else "nothing labelled"
+        what = (
+            f"{verbatim(source)}\nlesion of {in_millilitres(voxels * millilitres)} ml" if voxels else "nothing labelled"
+        )
         rows.append((plane, voxel, f"z = {hanging.millimetres(voxel)[2]:.0f} mm\n{what}"))
     return _draw(hanging, volume, columns, {}, rows, names, limits, (0.7, 0.9), title)
 
@@ -226,24 +225,10 @@ def _name(
     for column, head in zip(axes, heads, strict=True):
         column.set_title(head, color=TEXT, fontsize=14, pad=8)
     handles = [Patch(facecolor=color, label=name) for name, color in labels.items()] + lines
-    for handle in handles:
-        handle.set_label(wrapped(handle.get_label(), width - _SIDE, 12))
-    longest = max((len(line) for handle in handles for line in handle.get_label().split("\n")), default=0)
-    side_by_side = max(1, min(len(handles), int(width / (_SIDE + longest * CHARACTER * 12))))
-    tallest = max((handle.get_label().count("\n") + 1 for handle in handles), default=0)
-    rows = tallest * math.ceil(len(handles) / side_by_side)
-    if handles:
-        figure.legend(
-            handles=handles,
-            loc="outside lower center",
-            ncols=side_by_side,
-            frameon=False,
-            labelcolor=TEXT,
-            fontsize=12,
-        )
+    rows = legend_below(figure, handles, TEXT, 12)
     heading = wrapped(title, width, 15)
     if title:
         figure.suptitle(heading, color=TEXT, fontsize=15)
     # `_grid` has room for a line of each
     more = 12 * max(0, rows - 1) + 14 * max(head.count("\n") for head in heads) + 15 * heading.count("\n")
-    figure.set_figheight(figure.get_figheight() + more * _LINE)
+    figure.set_figheight(figure.get_figheight() + more * LINE)

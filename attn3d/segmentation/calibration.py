@@ -46,12 +46,7 @@ class Calibration(NamedTuple):
 
     @classmethod
     def of(cls, probabilities: np.ndarray, right: np.ndarray) -> Calibration:
-        """Counts voxels.
-
-        Args:
-            probabilities: probabilities of the classes, (N, classes).
-            right: whether the label of each voxel is right, (N,).
-        """
+        """Counts voxels, from the probabilities of their classes (N, classes) and whether each label is right (N,)."""
         confidence = probabilities.max(axis=1, initial=0).astype(float)
         bins = np.digitize(confidence, np.linspace(0, 1, _BINS + 1)[1:-1], right=True)
         entropy = np.abs(entr(probabilities.clip(0, 1)).sum(axis=1))  # abs: without the sign bit of -0

@@ -28,11 +28,7 @@ class ReportedByFirst(ValueError):
 
 @contextmanager
 def failing_as(path: Path | str) -> Iterator[None]:
-    """Turns any error of a case into a `FileError`.
-
-    Args:
-        path: a file of the case, for errors that do not name a file.
-    """
+    """Turns any error of a case into a `FileError`, with ``path`` for errors that do not name a file."""
     try:
         yield
     except FileError:
@@ -46,12 +42,7 @@ def failing_as(path: Path | str) -> Iterator[None]:
 
 @contextmanager
 def failure_noted(path: Path | str, failed: MutableMapping[str, str]) -> Iterator[None]:
-    """Records any error of a case in ``failed``, so that the other cases continue.
-
-    Args:
-        path: as `failing_as`.
-        failed: gets the problem under the name of the file.
-    """
+    """Records any error of a case in ``failed``, by the file of `failing_as`, so that the other cases continue."""
     try:
         with failing_as(path):
             yield
@@ -60,12 +51,7 @@ def failure_noted(path: Path | str, failed: MutableMapping[str, str]) -> Iterato
 
 
 def failure_of(folder: Path | str, failed: Mapping[str, str]) -> FileError:
-    """One error for all files that cannot be used; it names ten of them.
-
-    Args:
-        folder: the folder of the files.
-        failed: the problem of each file, at least one.
-    """
+    """One error for all files in ``failed``, at least one, with their problems; it names ten of them."""
     if len(failed) == 1:
         return FileError(*next(iter(failed.items())))
     named = [f"({number}) {path}: {problem}" for number, (path, problem) in enumerate(failed.items(), 1)][:_NAMED]

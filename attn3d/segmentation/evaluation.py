@@ -19,7 +19,7 @@ from attn3d.plotting.hanging import invertible
 from attn3d.segmentation.calibration import Calibration, calibration_near, summarise_calibration
 from attn3d.segmentation.components import components
 from attn3d.segmentation.datasets.predictions import beside, find_pairs
-from attn3d.segmentation.errors import FileError, failure_noted
+from attn3d.segmentation.errors import FileError, failure_noted, failure_of
 from attn3d.segmentation.grid import voxel_millilitres
 from attn3d.segmentation.io.files import read_map, read_segmentation, values_in
 from attn3d.segmentation.io.writing import read_json
@@ -162,7 +162,7 @@ def evaluate(
     if labels.regions and probabilities:
         raise ValueError("`probabilities` are for labels, got regions, whose probabilities do not sum to 1")
     if not labels.names and failed:
-        raise FileError(*next(iter(failed.items())))
+        raise failure_of(prediction, failed)
     if not labels.names:
         raise FileError(prediction, "nothing is labelled, here or in the reference; give the allowed `labels`")
 
@@ -179,9 +179,7 @@ def evaluate(
             if calibration is not None:
                 calibrations[name] = calibration
     if not cases:
-        path, problem = next(iter(failed.items()))
-        more = f" (and {len(failed) - 1} more files failed)" if len(failed) > 1 else ""
-        raise FileError(path, problem + more)
+        raise failure_of(prediction, failed)
 
     scores = summarise(cases, labels, tolerance, failed, _simulated(Path(reference)))
     if lesions:

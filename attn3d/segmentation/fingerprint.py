@@ -67,12 +67,7 @@ class Geometry:
 
 
 def take_fingerprint(dataset: Dataset, cases: Sequence[Case], *, quiet: bool = False) -> Fingerprint:
-    """Reads all training cases once.
-
-    Args:
-        dataset: the data set of the cases.
-        cases: the training cases, without those that are held out. All have the same number of images.
-        quiet: whether to show no progress bar.
+    """Reads all training cases once. Held-out cases must not be among ``cases``.
 
     Raises:
         FileError: when files cannot be used, which it lists, or no voxel of any case is labelled.
@@ -189,10 +184,6 @@ def _strides(size: np.ndarray, spacing: np.ndarray) -> tuple[tuple[int, ...], ..
 def propose_kernels(strides: Sequence[Sequence[int]], spacing: Sequence[float]) -> tuple[tuple[int, ...], ...]:
     """The kernel sizes of all resolutions: 3 along an axis from the first resolution where its spacing is less than
     twice the finest one, and 1 before.
-
-    Args:
-        strides: the strides between the resolutions.
-        spacing: spacing of the first one in mm.
     """
     steps = np.cumprod(np.concatenate([np.ones((1, 3)), np.reshape(strides, (-1, 3))]), axis=0)
     spacings = steps * np.array(spacing)

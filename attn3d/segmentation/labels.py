@@ -134,22 +134,15 @@ class Labels:
         return prediction * counting, reference * counting
 
     def changed(self, label: np.ndarray, change: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-        """The label map after a change of the mask of each label.
-
-        Args:
-            label: a predicted label map, whose values are those of ``written``.
-            change: a function of a mask that returns a mask.
-        """
+        """The label map, whose values are those of ``written``, after a change of the mask of each label."""
         found = np.zeros_like(label)
         for (_, mask), value in zip(self.masks(label), self.written[-len(self.names) :], strict=True):
             found[change(mask)] = value
         return found
 
     def targets(self, label: Tensor) -> Tensor:
-        """The targets of a loss: class indices (B, 1, *S), or masks of the regions (B, regions, *S).
-
-        Args:
-            label: values (B, 1, *S) without ignored voxels.
+        """The targets of a loss, of label values (B, 1, *S) without ignored voxels: class indices (B, 1, *S), or masks
+        of the regions (B, regions, *S).
         """
         kind, channels = (torch.float32, len(self.names)) if self.regions else (torch.long, 1)
         table = torch.zeros(256, channels, dtype=kind, device=label.device)

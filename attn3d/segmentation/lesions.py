@@ -68,8 +68,7 @@ def match_lesions(
 def pooled(cases: Collection[Mapping[str, Any]]) -> dict[str, float | None]:
     """The counts of a cohort, and the qualities over all its lesions with the suffix ``_pooled``.
 
-    Args:
-        cases: the scores of each case by `match_lesions`, and its number of ``lesions``.
+    Cases have the scores of `match_lesions`, and their number of ``lesions``.
     """
     matched, lesions, predicted = (
         sum(case[name] for case in cases) for name in ("lesions_matched", "lesions", "lesions_predicted")

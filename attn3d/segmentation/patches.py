@@ -27,10 +27,6 @@ class Patches(Dataset):
     voxels. The patch is centred on this voxel, but moved to stay inside the scan. All other patches, and those of cases
     without labels, have random positions. In a case with ignored voxels, their centre is drawn from the other voxels.
     Along an axis where the scan is smaller than a patch, the scan is centred and extended by its edges.
-
-    Args:
-        cases: the prepared cases.
-        configuration: the configuration of the run.
     """
 
     def __init__(self, cases: Sequence[PreparedCase], configuration: Configuration):
@@ -58,14 +54,7 @@ class Patches(Dataset):
 
 
 def draw_corner(file: Any, size: np.ndarray, share: float, random: np.random.Generator) -> np.ndarray:
-    """Draws the first voxel of a patch, by the rules of `Patches`.
-
-    Args:
-        file: the file of a prepared case.
-        size: size of the patch in voxels.
-        share: fraction of the patches that are placed on a label, 0 to 1.
-        random: the random generator.
-    """
+    """Draws the first voxel of a patch of a prepared case, by the rules of `Patches`."""
     names = set(file.keys())
     shape = np.array(file.get_slice("label").get_shape())
     last = np.maximum(shape - size, 0)  # the last corner of a patch inside the scan
@@ -102,16 +91,8 @@ class EpochSampler(DistributedSampler):
 class PatchData(LightningDataModule):
     """Augmented patches of the training cases, whole volumes of the validation cases.
 
-    A training that is resumed after an epoch has the same patches as one that was not interrupted.
-
-    Args:
-        configuration: the configuration of the run.
-        dataset: the data set of the cases.
-        training: the training cases.
-        validation: the validation cases.
-        folder: the folder for the prepared cases.
-        workers: number of processes that load patches; by default 4 for a GPU and none for the CPU.
-        quiet: whether to show no progress bar.
+    A training that is resumed after an epoch has the same patches as one that was not interrupted. By default, 4
+    workers load patches for a GPU, and none for the CPU.
     """
 
     trainer: Trainer  # set by Lightning before batches are loaded

@@ -1,6 +1,7 @@
 """The command ``predict``: segments scans and writes labels in the geometry of each scan."""
 
 import math
+import os
 from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
@@ -159,6 +160,8 @@ def predict(
             if uncertainty:
                 rows_in(out / "uncertainty.csv", measures)
             out.mkdir(parents=True, exist_ok=True)
+            if not os.access(out, os.W_OK):  # noticed before the first scan is segmented
+                raise ValueError(f"`out` {out} cannot be written to; give another folder")
             sweep(out)
 
         options: dict[str, Any] = {"keep_largest": keep_largest, "remove_small": remove_small, "overlap": overlap}

@@ -27,10 +27,6 @@ class PreparedCase:
     The file has ``image`` (C, *S), float32, in Hounsfield units if there are windows and normalised otherwise;
     ``label`` (*S), uint8; for each label of the case ``foreground <name>``, the flat indices of its voxels; and if
     some voxels are ignored ``annotated``, the indices of all others. Its metadata say from what it was made.
-
-    Args:
-        case: the case.
-        folder: the folder of the file.
     """
 
     def __init__(self, case: Case, folder: Path):
@@ -81,9 +77,8 @@ class PreparedCase:
 
 
 def _sizes_and_times(paths: Sequence[Path]) -> list[list[int]]:
-    """Size and time of the last change of each file; of all files in a folder, for a DICOM series."""
-    files = [file for path in paths for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
-    return [[file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    """Size and time of the last change of each file."""
+    return [[path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
 
 
 def _tensors(case: Case, dataset: Dataset, configuration: Configuration) -> dict[str, np.ndarray]:

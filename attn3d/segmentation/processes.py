@@ -36,13 +36,7 @@ class Processes:
     def shared(self, cases: Sequence[T], description: str, *, quiet: bool) -> Iterator[T]:
         """Yields the cases for this process. It takes the next case when it has finished the previous one.
 
-        Args:
-            cases: all cases of the batch, the same list in every process.
-            description: the text of the progress bar, which shows how many cases all processes have taken.
-            quiet: whether to show no progress bar.
-
-        Raises:
-            ProcessLost: when the process that counts the cases has ended.
+        All processes give the same list. The progress bar shows how many cases all have taken.
         """
         with Progress(disable=quiet or self.rank > 0) as bar:
             task = bar.add_task(description, total=len(cases))

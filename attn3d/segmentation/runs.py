@@ -130,11 +130,7 @@ class Run:
                 raise FileError(weights, f"cannot be written: {error}") from error
 
     def check_checkpoint(self, task: nn.Module) -> None:
-        """Checks that the training can be resumed from the checkpoint.
-
-        Raises:
-            FileError: when the checkpoint is damaged, of another network, or has weights that are not finite.
-        """
+        """Raises a `FileError` if the checkpoint is damaged, of another network, or has weights that are not finite."""
         again = "remove it to train from the start"
         try:
             state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)["state_dict"]

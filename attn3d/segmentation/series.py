@@ -23,13 +23,6 @@ def series_in(
     The folder gets ``settings.json`` and ``splits.json``. The splits are drawn before the first training, and before
     anything is written if there are data. Without data, a simulated cohort is written into the folder.
 
-    Args:
-        out: the folder of the series.
-        data: the folder of the data set, or None.
-        settings: the settings of the user.
-        splits: the splits of the data set in a folder.
-        quiet: whether to show no progress bar.
-
     Raises:
         FileError: when the folder has a series with other settings, or trainings without their splits.
         ValueError: when the folder has other content, or is in use.
@@ -64,7 +57,7 @@ def _keep_settings(path: Path, settings: Mapping[str, Any]) -> None:
         if there["data"] is not None and asked["data"] is not None and not Path(there["data"]).exists():
             asked["data"] = there["data"]  # the data set was moved
         there, asked = ({**one.pop("settings"), **one} for one in (there, asked))
-        if other := [name for name in asked if there.get(name) != asked[name]]:
+        if other := [name for name in {**asked, **there} if there.get(name) != asked.get(name)]:
             raise FileError(path, f"has other settings ({', '.join(other)}); give another --out")
     elif not path.exists() and (others := sorted({other.name for other in path.parent.iterdir()} - {LOCK})):
         raise ValueError(f"`out` {path.parent} already has {others[0]!r}; move it, or give a new folder")

@@ -79,11 +79,7 @@ class SegmentationTask(LightningModule):
             self.average.update_parameters(self.network)
 
     def stop(self, problem: str, cases: Sequence[str] = ()) -> NoReturn:
-        """Ends a training that cannot be continued.
-
-        Raises:
-            Diverged: always.
-        """
+        """Ends a training that cannot be continued: raises `Diverged`."""
         where = f", or check the voxels of {', '.join(sorted(set(cases)))}" if cases else ""
         raise Diverged(
             f"{problem} in epoch {self.trainer.current_epoch + 1}; train again with a `learning_rate` below "

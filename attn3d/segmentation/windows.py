@@ -24,10 +24,6 @@ def propose_windows(modality: str, fingerprint: Fingerprint) -> Windows | None:
     - Otherwise: percentiles 0.5 to 99.5 of the labelled voxels, soft tissue, and percentiles 0.5 to 99.5 of all voxels.
     - None, with a warning, if the data set is declared as CT but has neither air nor the range of a skull-stripped
       head: its intensities are not Hounsfield units.
-
-    Args:
-        modality: the modality of the data set; windows are only proposed for "CT".
-        fingerprint: the fingerprint of the training cases.
     """
     if modality != "CT":
         return None
@@ -66,11 +62,8 @@ def warn_of_other_modality(
 ) -> None:
     """Warns of a scan without air for a CT run, and of a CT for another run, if no training scan was like it.
 
-    Args:
-        path: the file of the scan.
-        darkest: its `darkest_of`.
-        windows: the windows of the run, None if it is not in Hounsfield units.
-        trained: the smallest and the largest `darkest_of` of the training scans; empty if they are unknown.
+    ``darkest`` is the `darkest_of` of the scan; ``trained`` the smallest and the largest one of the training scans,
+    empty if they are unknown.
     """
     if not trained:
         return

@@ -110,7 +110,25 @@ def test_nothing_to_show_is_refused():
 
 def test_labels_that_start_with_an_underscore_are_in_the_legend():
     rows = [{"epoch": 1, "loss": 1.0, "learning_rate": 1e-3, "dice": 0.5, "dice _lesion": 0.4}]
-    assert [text.get_text() for text in plot_training(rows).axes[2].get_legend().get_texts()] == ["_lesion", "mean"]
+    assert [text.get_text() for text in plot_training(rows).legends[0].get_texts()] == ["_lesion", "mean"]
+
+
+def test_many_labels_do_not_leave_the_figure_or_push_the_curves_aside():
+    names = [f"structure {index} with a long name" for index in range(60)]
+    row = {"epoch": 1, "loss": 1.0, "learning_rate": 1e-3, "dice": 0.5} | {f"dice {name}": 0.5 for name in names}
+    figure = plot_training([row])
+    figure.draw_without_rendering()
+    texts = figure.legends[0].get_texts()
+    assert [text.get_text() for text in texts] == [*names, "mean"]
+    for text in (*texts, *(axes.xaxis.label for axes in figure.axes)):
+        box = text.get_window_extent()
+        assert figure.bbox.contains(box.x0, box.y0)
+        assert figure.bbox.contains(box.x1, box.y1)
+    few = plot_training([row | dict.fromkeys(row.keys() - {"epoch", "dice"})])
+    few.draw_without_rendering()
+    for axes, other in zip(figure.axes, few.axes, strict=True):
+        assert axes.bbox.width > 0.9 * other.bbox.width
+        assert axes.bbox.height > 0.8 * other.bbox.height
 
 
 def test_each_of_many_labels_has_its_own_colour():

@@ -7,6 +7,7 @@ from matplotlib.image import imread
 from attn3d.plotting import COLORS, plot_lesions, plot_segmentation
 from attn3d.plotting.hanging import Hanging, color_of, contrast
 from attn3d.plotting.labels import label_colors
+from attn3d.plotting.words import in_millilitres
 from tests.segmentation.volumes import AFFINES, affine_of
 
 NAMES = {1: "CSF", 2: "grey matter"}
@@ -165,7 +166,7 @@ def test_slices_go_through_the_largest_lesions(name):
     voxel = abs(np.linalg.det(affine[:3, :3])) / 1000
     for row, index, voxels in zip(rows, (10, 2), (15, 8), strict=True):
         np.testing.assert_allclose(np.sort(row[0].images[0].get_array(), None), np.sort(image[:, :, index], None))
-        assert row[0].get_ylabel().endswith(f"reference\nlesion of {voxels * voxel:.1f} ml")
+        assert row[0].get_ylabel().endswith(f"reference\nlesion of {in_millilitres(voxels * voxel)} ml")
         coloured = [np.asarray(axes.images[1].get_array())[..., 3].astype(bool).sum() for axes in row[1:]]
         assert coloured == [12 if index == 10 else 8, 0]
         assert texts(row[0]) == list("RLPA")
@@ -178,7 +179,7 @@ def test_slices_go_through_the_largest_lesions(name):
 
 def test_without_true_lesions_a_false_one_or_the_middle_is_shown():
     image, labels = lesions(AFFINES["RAS"])
-    for network, says in ((labels, "network\nlesion of 0.1 ml"), (labels * 0, "nothing labelled")):
+    for network, says in ((labels, "network\nlesion of 0.12 ml"), (labels * 0, "nothing labelled")):
         figure = plot_lesions(image, {"reference": labels * 0, "network": network}, NAMES, AFFINES["RAS"], title="A")
         assert says in figure.axes[0].get_ylabel()
         assert figure.get_suptitle() == "A"
@@ -274,6 +275,22 @@ def test_a_long_legend_fits_below_pictures_of_the_same_size(draw_it, name):
             assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1, text
             assert figure.bbox.y0 <= box.y0 < box.y1 <= figure.bbox.y1, text
     assert heights[1] == pytest.approx(heights[0], rel=0.1)
+
+
+@pytest.mark.parametrize("draw_it", [plot_segmentation, plot_lesions])
+def test_one_long_name_leaves_no_gap_above_the_legend(draw_it):
+    image = np.random.default_rng(0).normal(100, 10, (30, 30, 10))
+    labels = np.random.default_rng(1).integers(0, 41, image.shape).astype(np.uint8)
+    names = {1: "a name of many words that needs more than one line"} | {
+        value: f"label_{value}" for value in range(2, 41)
+    }
+    figure = draw_it(image, {"reference": labels}, names, np.diag([1, 1, 5, 1]))
+    figure.draw_without_rendering()
+    legend = figure.legends[0].get_window_extent()
+    lowest = min(axes.get_window_extent().y0 for axes in figure.axes)
+    assert 0 < (lowest - legend.y1) / figure.dpi < 1, "inches"
+    columns = {round(text.get_window_extent().x0) for text in figure.legends[0].get_texts()}
+    assert len(columns) > 1
 
 
 def test_a_lesion_in_air_is_in_the_picture():

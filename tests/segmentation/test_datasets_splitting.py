@@ -74,7 +74,9 @@ def test_a_missing_fold_is_refused(tmp_path):
         ('["train"]', "must name cases in `train` and in `val`"),
         ('[{"train": ["00"], "val": []}]', "must name cases in `train` and in `val`"),
         ('[{"train": ["00"], "val": ["x"]}]', "has the unknown case 'x'; the data set has 10 cases"),
-        ('[{"train": ["00", "01"], "val": ["01"]}]', "'01' both in `train` and in `val`"),
+        ('[{"train": ["00", "01"], "val": ["01"]}]', "'01' twice; name a case once, in `train` or in `val`"),
+        ('[{"train": ["00", "00"], "val": ["01"]}]', "'00' twice; name a case once, in `train` or in `val`"),
+        ('[{"train": [{"image": "00"}], "val": ["01"]}]', "unknown case {'image': '00'}"),
     ],
 )
 def test_folds_that_do_not_fit_are_refused(tmp_path, content, says):

@@ -401,8 +401,9 @@ def test_files_are_not_overwritten_without_the_option_or_left_incomplete(folders
     assert (tmp_path / "out" / "scores.json").read_text() != before
     for path in folders[0].iterdir():
         path.write_bytes(b"")
-    with pytest.raises(FileError, match="and 3 more files failed"):
-        evaluate(*folders, tmp_path / "none", labels=NAMES, quiet=True)
+    for labels in (NAMES, None):
+        with pytest.raises(FileError, match=r"predictions: 4 files cannot be used: \(1\) .*; \(4\) "):
+            evaluate(*folders, tmp_path / "none", labels=labels, quiet=True)
     assert not (tmp_path / "none").exists()
 
 

@@ -49,6 +49,18 @@ def test_finished_folds_are_not_trained_again(folds, data, tmp_path):
         cross_validate(other, out=folds.folder, folds=2, **SETTINGS)
 
 
+def test_a_comparison_does_not_continue_a_cross_validation(data, tmp_path):
+    asked, out = {"settings": {"epochs": 1}}, tmp_path / "all"
+    with series.series_in(out, data, asked | {"folds": 2}, lambda _: [], True):
+        (out / "fold_0").mkdir()
+        (out / "fold_0" / "config.json").touch()
+    with (
+        pytest.raises(FileError, match=r"settings\.json: has other settings \(folds\); give another --out"),
+        series.series_in(out, data, asked, lambda _: [], True),
+    ):
+        pass
+
+
 def test_it_can_be_resumed(data, tmp_path, monkeypatch):
     trained = []
 

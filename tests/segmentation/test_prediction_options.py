@@ -1,7 +1,10 @@
 """Each option of `predict` has its effect."""
 
+import os
+
 import nibabel as nib
 import numpy as np
+import pytest
 import torch
 
 from attn3d.segmentation import Run, predict, prediction
@@ -52,6 +55,13 @@ def test_runs_with_and_without_windows_do_not_share_a_volume(tmp_path, monkeypat
         maps.append(nib.load(tmp_path / str(index) / "one_probabilities.nii.gz").get_fdata())
     assert np.abs(maps[0] - maps[1]).max() > 0.1
     np.testing.assert_allclose(maps[2], (maps[0] + maps[1]) / 2, atol=1e-6)
+
+
+def test_a_folder_without_permission_to_write_is_refused_before_the_first_scan(run, tmp_path, monkeypatch):
+    scans = save(tmp_path / "scans", one=bright()[0])
+    monkeypatch.setattr(prediction.os, "access", lambda path, mode: mode != os.W_OK or path != tmp_path / "out")
+    with pytest.raises(ValueError, match=r"`out` .*out cannot be written to; give another folder"):
+        predict(run.folder, scans, tmp_path / "out", quiet=True)
 
 
 def labels_of(found):

@@ -163,6 +163,7 @@ def test_scores_are_those_of_the_run(run, page):
     assert "if it is in only one of them, its Dice is 0" in page
     assert "<td>3 of 4</td>" in page
     assert "<b>2 / 3</b>" in page
+    assert "<td>0.72 / 0.72</td>" in page, "a volume below 1 ml has two digits"
 
 
 def test_the_mechanism_and_the_budget_are_words(page, tmp_path, monkeypatch):

@@ -67,11 +67,7 @@ class Dataset:
         return tuple(f"{file}: {problem}" for file, problem in {**self.problems, **self.failed}.items())
 
     def images_per_case(self) -> int:
-        """The number of images of each case with a label.
-
-        Raises:
-            FileError: when it is not the same for all.
-        """
+        """The number of images of each case with a label; raises a `FileError` if it is not the same for all."""
         images = self.cases[0].channels
         if odd := [case for case in self.cases if case.channels != images]:
             raise FileError(odd[0].images[0], f"its case has {odd[0].channels} images, but others have {images}")

@@ -33,8 +33,7 @@ def image_of(name: str) -> str | None:
 def volume_files(folder: Path) -> dict[str, Path]:
     """The volumes in a folder by name, without subfolders and hidden files. Empty if the folder does not exist.
 
-    Raises:
-        FileError: when a name is repeated, for example compressed and uncompressed.
+    A repeated name, for example compressed and uncompressed, raises a `FileError`.
     """
     found, twice = files_by_name(folder)
     for path, problem in twice.items():
@@ -63,9 +62,6 @@ def files_at(folder: Path, place: str) -> Files:
     Args:
         folder: the folder of the data set.
         place: a path such as ``images/*``, or ``scans/*/label_*`` if each case has a folder with one or several files.
-
-    Raises:
-        FileError: as `volume_files`.
     """
     above, _, name = place.rpartition("/")
     if not above.endswith("*"):
@@ -98,9 +94,7 @@ def pair(images: Files, labels: Files) -> tuple[tuple[Case, ...], dict[str, str]
 def channels(files: Mapping[str, Path], number: int) -> tuple[Files, dict[Path, str]]:
     """The files of each case in the order of its channels, and the problem of each other file.
 
-    Args:
-        files: files by name; the names of a case end in _0000, _0001, ..
-        number: the exact number of channels of a case.
+    The names of a case end in _0000, _0001, .., with exactly ``number`` channels.
     """
     needed = [f"{channel:04d}" for channel in range(number)]
     problems: dict[Path, str] = {}
@@ -119,11 +113,7 @@ def channels(files: Mapping[str, Path], number: int) -> tuple[Files, dict[Path, 
 
 
 def description(folder: Path) -> dict[str, Any] | None:
-    """The content of the folder's dataset.json, or None if there is no such file.
-
-    Raises:
-        FileError: when it is not a JSON object.
-    """
+    """The content of the folder's dataset.json, or None if there is no such file."""
     path = folder / "dataset.json"
     if not path.is_file():
         return None

@@ -19,10 +19,8 @@ _DOCUMENTS = ("png", "html", "dcm")
 def find_pairs(prediction: Path, reference: Path) -> tuple[dict[str, tuple[Path, Path]], dict[str, str]]:
     """The prediction and reference of each case, and the problem of each file that cannot be used.
 
-    Args:
-        prediction: a file, or a folder of files.
-        reference: a file, or a folder of files with the same names. The other images that
-            `attn3d.segmentation.predict` writes for a case are left out in both folders.
+    Both are files, or folders of files with the same names. The other images that `attn3d.segmentation.predict` writes
+    for a case are left out.
 
     Raises:
         FileError: when one does not exist, when one is a file and the other a folder, or when no names agree.
@@ -57,9 +55,7 @@ def _label_maps(folder: Path) -> tuple[dict[str, Path], dict[Path, str]]:
 def beside(prediction: Path, what: str) -> Path:
     """The file that `attn3d.segmentation.predict` writes beside the labels of a case.
 
-    Args:
-        prediction: the file of the labels.
-        what: "probabilities", "entropy" or "spread", each an image; "png", "html" or "dcm".
+    ``what`` is "probabilities", "entropy" or "spread", each an image, or "png", "html" or "dcm".
     """
     ending = f"_{what}.nii.gz" if what in _IMAGES else f".{what}"
     return prediction.with_name(f"{stem(prediction)}{ending}")
@@ -72,14 +68,7 @@ def remove_beside(prediction: Path) -> None:
 
 
 def check_names(predictions: Mapping[Case, Path]) -> None:
-    """Checks that the labels of no case have the name of another image of a case, see `beside`.
-
-    Args:
-        predictions: the label file of each case.
-
-    Raises:
-        FileError: when they have.
-    """
+    """Raises a `FileError` if the labels of a case have the name of another image of a case, see `beside`."""
     cases = {path: case for case, path in predictions.items()}
     for path, case in cases.items():
         for what in _IMAGES:

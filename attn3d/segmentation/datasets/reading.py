@@ -28,11 +28,6 @@ def read_case_label(case: Case, dataset: Dataset, image: nib.Nifti1Image) -> nib
     With several raters, each voxel gets the value with the most votes, and the smallest value in a tie, so that the
     background wins over a label.
 
-    Args:
-        case: a case with a label.
-        dataset: the data set of the case, with its label values and the threshold of its masks.
-        image: from `read_case_image`.
-
     Raises:
         FileError: as `read_segmentation`; and when the case has no label.
     """

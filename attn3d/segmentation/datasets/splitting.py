@@ -1,5 +1,6 @@
 """Splits cases into training and validation."""
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,11 +51,7 @@ def split_cases(cases: Sequence[Case], held_out: float = 0.2, seed: int = 0, val
 
 
 def read_splits(path: Path | str) -> list[Any]:
-    """Reads the splits of a file in the form of nnU-Net's ``splits_final.json``, one for each fold.
-
-    Raises:
-        FileError: when the file cannot be read, or is not a list.
-    """
+    """Reads the splits of a file in the form of nnU-Net's ``splits_final.json``, one for each fold."""
     splits = read_json(
         path, missing="does not exist; give the number of folds, from 2, or a file with a split for each"
     )
@@ -69,15 +66,12 @@ def named_splits(splits: Iterable[Split]) -> list[dict[str, list[str]]]:
 
 
 def read_fold(path: Path | str, fold: int, cases: Sequence[Case]) -> Split:
-    """Reads the training and validation cases of a fold from a file such as nnU-Net's ``splits_final.json``.
+    """Reads the training and validation cases of a fold, from 0, of a file such as nnU-Net's ``splits_final.json``.
 
-    Args:
-        path: a JSON list of ``{"train": [names], "val": [names]}``.
-        fold: index of the fold, from 0.
-        cases: from `find_dataset`.
+    It is a JSON list of ``{"train": [names], "val": [names]}``.
 
     Raises:
-        FileError: when the file has another form or no such fold, or names an unknown case or a case in both parts.
+        FileError: when the file has another form or no such fold, or names an unknown case, or a case twice.
         TypeError, ValueError: when ``fold`` is not an integer, or negative.
     """
     folds = read_splits(path)
@@ -89,12 +83,12 @@ def read_fold(path: Path | str, fold: int, cases: Sequence[Case]) -> Split:
         names = folds[fold].get(part) if isinstance(folds[fold], dict) else None
         if not isinstance(names, list) or not names:
             raise FileError(path, f"fold {fold} must name cases in `train` and in `val`")
-        if unknown := [name for name in names if name not in known]:
+        if unknown := [name for name in names if not (isinstance(name, str) and name in known)]:
             raise FileError(
                 path, f"fold {fold} has the unknown case {unknown[0]!r}; the data set has {len(known)} cases"
             )
         parts.append(names)
-    if both := sorted(set(parts[0]) & set(parts[1])):
-        raise FileError(path, f"fold {fold} has {both[0]!r} both in `train` and in `val`")
+    if twice := [name for name, times in Counter(parts[0] + parts[1]).items() if times > 1]:
+        raise FileError(path, f"fold {fold} has {twice[0]!r} twice; name a case once, in `train` or in `val`")
     training, validation = ([known[name] for name in names] for names in parts)
     return training, validation

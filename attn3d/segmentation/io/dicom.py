@@ -108,11 +108,7 @@ def _form(file: Path) -> str:
 
 
 def read_series(path: Path | str) -> nib.Nifti1Image:
-    """Reads the volume in a DICOM folder or in a multi-frame file; CT is in HU.
-
-    Raises:
-        FileError: when there is no volume or more than one, when slices are missing or damaged, or a file is a mosaic.
-    """
+    """Reads the volume in a DICOM folder or in a multi-frame file; CT is in HU."""
     slices, _ = slices_of(path)
     affine = np.eye(4)
     affine[:3, :2] = _TO_NIFTI @ (slices[0].directions * slices[0].spacing)
@@ -122,11 +118,7 @@ def read_series(path: Path | str) -> nib.Nifti1Image:
 
 
 def slices_of(path: Path | str) -> tuple[list[_Slice], dict[Path, Any]]:
-    """The slices of the volume in a folder or file, along the volume's last axis, and the header of each file.
-
-    Raises:
-        FileError: as `read_series`.
-    """
+    """The slices of the volume in a folder or file, along the volume's last axis, and the header of each file."""
     headers, others = find_series(path)
     for file, problem in others.items():
         logger.warning("left out: %s: %s", file, problem)

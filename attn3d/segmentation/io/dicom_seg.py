@@ -25,12 +25,6 @@ def write_dicom_seg(path: Path | str, segmentation: np.ndarray, series: Path, la
     coded as tissue, since a more specific code is not known. Slices without labels are left out, except if no slice has
     a label. Patient and study are those of the series; what its headers lack is empty.
 
-    Args:
-        path: the file to write. It exists only when it is complete.
-        segmentation: label values on the grid of `read_image` of the series.
-        series: the folder of the series, or a multi-frame file.
-        labels: the meaning of the values.
-
     Raises:
         FileError: when ``series`` does not have all headers that a SEG needs, such as ``StudyInstanceUID``.
     """

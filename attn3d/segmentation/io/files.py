@@ -15,7 +15,7 @@ import numpy as np
 
 from attn3d.segmentation.errors import FileError
 from attn3d.segmentation.io.dicom import is_dicom, read_series
-from attn3d.segmentation.io.itk import ENDINGS, is_sheared, itk_reader, read_itk, write_itk
+from attn3d.segmentation.io.itk import ENDINGS, is_sheared, itk_reader, lacks_directions, read_itk, write_itk
 from attn3d.segmentation.io.nifti import in_millimetres, read_nifti, write_nifti
 
 logger = logging.getLogger("attn3d")
@@ -45,15 +45,7 @@ def read_image(path: Path | str) -> nib.Nifti1Image:
 
 
 def read_images(path: Path | str, volumes: int) -> list[nib.Nifti1Image]:
-    """Reads the volumes of a 4-D file, each as `read_image` reads a scan.
-
-    Args:
-        path: a NIfTI file such as the Decathlon's of several modalities.
-        volumes: the number of volumes that it must have.
-
-    Raises:
-        FileError: as `read_image`; and when the file has another number of volumes.
-    """
+    """Reads the volumes of a 4-D file, as the Decathlon has for several modalities, each as a scan by `read_image`."""
     image = _read(path, volumes)
     data = (np.array(image.dataobj[..., index], np.float32) for index in range(volumes))  # nibabel's are read-only
     return [_scan(path, image, one) for one in data]
@@ -62,7 +54,9 @@ def read_images(path: Path | str, volumes: int) -> list[nib.Nifti1Image]:
 def _scan(path: Path | str, image: nib.Nifti1Image, data: np.ndarray) -> nib.Nifti1Image:
     """A volume of an image as a scan, after checks of its voxel size and its values."""
     if not _has_orientation(image):
-        _warn_of_sides(str(path))
+        _warn_of_sides(str(path), "qform_code and sform_code are 0")
+    elif lacks_directions(path):
+        _warn_of_sides(str(path), "NRRD needs `space` and `space directions`, MetaImage `TransformMatrix`")
     _check_spacing(path, image.affine)
     if bad := data.size - np.count_nonzero(np.isfinite(data)):
         raise FileError(path, f"{bad} voxels are NaN or infinite; replace them, for example by 0")
@@ -184,12 +178,13 @@ def _has_orientation(image: nib.Nifti1Image) -> bool:
 
 
 @cache  # a training reads its scans several times
-def _warn_of_sides(path: str) -> None:
-    """Warns that a scan has no orientation, once for each file."""
+def _warn_of_sides(path: str, reason: str) -> None:
+    """Warns that a scan has no orientation, once for each file. nibabel and ITK assume the same side."""
     logger.warning(
-        "%s: has no orientation in its header (qform_code and sform_code are 0); right and left are uncertain: the "
-        "first axis is assumed to run to the left, as in nibabel",
+        "%s: has no orientation in its header (%s); right and left are uncertain: the first axis is assumed to run to "
+        "the left",
         path,
+        reason,
     )
 
 
@@ -232,12 +227,9 @@ def write_image(
 
 
 def write_map(path: Path | str, values: np.ndarray, like: nib.Nifti1Image) -> None:
-    """Writes values of voxels as float32 in the geometry of ``like``, as `write_label`.
+    """Writes values of voxels as float32 in the geometry of the scan ``like``, as `write_label`.
 
-    Args:
-        path: the .nii or .nii.gz to write. It exists only when it is complete.
-        values: the values, in the shape of ``like``, with any number of further axes.
-        like: the scan, from `read_image`.
+    They have the shape of the scan, and may have any number of further axes.
     """
     _write(path, nib.Nifti1Image(values.astype(np.float32), like.affine), like)
 

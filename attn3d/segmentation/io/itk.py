@@ -14,6 +14,9 @@ ENDINGS = (".nrrd", ".mha")
 _TO_NIFTI = np.diag([-1.0, -1.0, 1.0])  # ITK's axes point left and back, NIfTI's right and forwards
 _SHEARED = 1e-3  # largest cosine between axes that count as perpendicular
 _SIZES = re.compile(rb"^(space directions|spacings|ElementSpacing|ElementSize)\s*[:=]", re.IGNORECASE | re.MULTILINE)
+_DIRECTIONS = re.compile(
+    rb"^space\s*:[\s\S]*^space directions\s*:|^(TransformMatrix|Orientation|Rotation)\s*=", re.IGNORECASE | re.MULTILINE
+)
 _HEADER = 1 << 16  # bytes at the start of a file that contain its sizes; voxels may follow
 _READERS = {b"NRRD0": "NrrdImageIO", b"ObjectType": "MetaImageIO", b"NDims": "MetaImageIO"}  # by the start of a file
 
@@ -23,6 +26,14 @@ def itk_reader(path: Path | str) -> str | None:
     with Path(path).open("rb") as file:
         head = file.read(64)
     return next((reader for start, reader in _READERS.items() if head.startswith(start)), None)
+
+
+def lacks_directions(path: Path | str) -> bool:
+    """Whether a file is NRRD or MetaImage without the directions of its axes, for which ITK takes left, back and up."""
+    if not Path(path).is_file() or itk_reader(path) is None:
+        return False
+    with Path(path).open("rb") as file:
+        return not _DIRECTIONS.search(file.read(_HEADER))
 
 
 def read_itk(path: Path | str) -> nib.Nifti1Image:
@@ -61,13 +72,7 @@ def is_sheared(affine: np.ndarray) -> bool:
 
 
 def write_itk(path: Path | str, voxels: np.ndarray, affine: np.ndarray) -> None:
-    """Writes a compressed volume in the format of the file's ending.
-
-    Args:
-        path: the file to write, with one of `ENDINGS`. It exists only when it is complete.
-        voxels: (X, Y, Z).
-        affine: maps voxel indices to millimetres. Its axes are orthogonal, see `is_sheared`.
-    """
+    """Writes a compressed volume in the format of the file's ending. Its axes are orthogonal, see `is_sheared`."""
     import SimpleITK as sitk
 
     spacing = nib.affines.voxel_sizes(affine)

@@ -17,11 +17,7 @@ _CHUNK = 1 << 20  # bytes; memory is allocated as the file is read, not as its h
 
 
 def read_nifti(path: Path | str) -> nib.Nifti1Image:
-    """Reads a NIfTI file. It reads no more than the header claims, and allocates no more than the file contains.
-
-    Raises:
-        FileError: when it is incomplete or not a NIfTI file.
-    """
+    """Reads a NIfTI file. It reads no more than the header claims, and allocates no more than the file contains."""
     with Path(path).open("rb") as file:
         compressed = file.read(2) == b"\x1f\x8b"
         file.seek(0)
@@ -58,10 +54,7 @@ def read_nifti(path: Path | str) -> nib.Nifti1Image:
 def in_millimetres(voxels: np.ndarray, affine: np.ndarray, code: str) -> nib.Nifti1Image:
     """A new image with its units and with the affine as its sform and, unless it has a shear, as its qform.
 
-    Args:
-        voxels: the voxels, in a type of NIfTI (uint8, int16, float32, ..).
-        affine: maps voxel indices to millimetres.
-        code: the NIfTI code of the affine's space: "scanner", "aligned", "talairach" or "mni".
+    ``code`` is the NIfTI code of the space: "scanner", "aligned", "talairach" or "mni".
     """
     image = nib.Nifti1Image(voxels, affine, dtype=voxels.dtype)  # the dtype allows 64-bit integers
     image.header.set_xyzt_units("mm")
@@ -74,11 +67,7 @@ def in_millimetres(voxels: np.ndarray, affine: np.ndarray, code: str) -> nib.Nif
 
 
 def write_nifti(path: Path | str, image: nib.Nifti1Image) -> None:
-    """Writes a NIfTI file, which exists only when it is complete.
-
-    Raises:
-        ValueError: when ``path`` does not end in .nii or .nii.gz.
-    """
+    """Writes a NIfTI file, which exists only when it is complete."""
     if not Path(path).name.endswith(_ENDINGS):
         raise ValueError(f"`path` must end in {' or '.join(_ENDINGS)}, got {str(path)!r}")
     with finished_file(path) as unfinished:

@@ -11,15 +11,7 @@ from attn3d.segmentation.io.writing import as_cell, read_table, write_table
 
 
 def rows_in(path: Path, columns: Collection[str]) -> pd.DataFrame:
-    """Reads a table of `add_row`. If the file does not exist, the table is empty.
-
-    Args:
-        path: the file of the table.
-        columns: the required columns, without ``case``.
-
-    Raises:
-        FileError: when the file cannot be read or has other columns.
-    """
+    """Reads a table of `add_row` and checks its columns. If the file does not exist, the table is empty."""
     needed = ["case", *(as_cell(name) for name in columns)]
     table = read_table(path) if path.exists() else pd.DataFrame(columns=needed)
     if list(table.columns) != needed:
@@ -28,16 +20,7 @@ def rows_in(path: Path, columns: Collection[str]) -> pd.DataFrame:
 
 
 def add_row(path: Path, case: str, values: Mapping[str, float]) -> None:
-    """Adds the row of a case to a table, or replaces it. Only one process writes at a time.
-
-    Args:
-        path: the file of the table.
-        case: the name of the case.
-        values: values by column; NaN gives an empty cell.
-
-    Raises:
-        FileError: as `rows_in`.
-    """
+    """Adds the row of a case to a table, or replaces it; NaN gives an empty cell. Only one process writes at a time."""
     with locked(path.parent, wait=True):
         table = rows_in(path, values)
         row = [as_cell(case), *values.values()]

@@ -112,12 +112,7 @@ def write_table(path: Path | str, table: pd.DataFrame) -> None:
 def read_table(path: Path | str, missing: str = "does not exist") -> pd.DataFrame:
     """Reads a CSV file of numbers. Empty cells are NaN, and the column "case" has names.
 
-    Args:
-        path: the file.
-        missing: the error message if it does not exist.
-
-    Raises:
-        FileError: when it cannot be read, or has other content.
+    It raises a `FileError` if it cannot be read or has other content, with the text ``missing`` if it does not exist.
     """
     types: defaultdict[str, type] = defaultdict(lambda: float, case=str)
     with _readable(path, missing, "a table of numbers"):
@@ -125,15 +120,9 @@ def read_table(path: Path | str, missing: str = "does not exist") -> pd.DataFram
 
 
 def read_json(path: Path | str, *keys: str, missing: str = "does not exist") -> Any:
-    """Reads plain data from a JSON file.
+    """Reads plain data from a JSON file. With ``keys``, it must be an object that has them.
 
-    Args:
-        path: the file.
-        *keys: keys that it must have.
-        missing: the error message if it does not exist.
-
-    Raises:
-        FileError: when it cannot be read, is not JSON, or is not an object with these keys.
+    It raises a `FileError` if it cannot be read or has other content, with the text ``missing`` if it does not exist.
     """
     with _readable(path, missing, "valid JSON"):
         content = json.loads(Path(path).read_text(encoding="utf-8-sig"), object_pairs_hook=_each_once)

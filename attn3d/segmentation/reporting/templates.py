@@ -5,6 +5,8 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from attn3d.plotting.words import in_millilitres
+
 
 def render(template: str, **values: Any) -> str:
     """Renders a template of this folder. A value that is missing raises an error."""
@@ -15,7 +17,7 @@ def render(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": _number, "plain": _plain}
+    environment.filters |= {"number": _number, "plain": _plain, "millilitres": in_millilitres}
     return environment.get_template(template).render(**values)
 
 

@@ -125,13 +125,7 @@ def view_of(
 
 
 def case_page(view: View, picture: bytes, *, simulated: bool) -> str:
-    """The HTML page of one case.
-
-    Args:
-        view: the view of the case.
-        picture: a PNG for browsers in which the viewer does not run.
-        simulated: whether the network was trained on simulated scans.
-    """
+    """The HTML page of one case, with a picture (PNG) for browsers in which the viewer does not run."""
     still = "data:image/png;base64," + base64.b64encode(picture).decode()
     return render("case.html", view=view, still=still, simulated=simulated, niivue=niivue(), heat=heat_shades())
 

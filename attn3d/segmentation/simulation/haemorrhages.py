@@ -31,11 +31,7 @@ def draw_volume(random: np.random.Generator, kind: str) -> float:
 def bleed(random: np.random.Generator, head: Head, kind: str, free: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Draws a haemorrhage: the fraction of each voxel that it fills, and the fraction in the oedema around it.
 
-    Args:
-        random: draws the volume, the position and the shape.
-        head: the anatomy.
-        kind: a kind of `HAEMORRHAGES`.
-        free: the fraction of each voxel that no other haemorrhage fills.
+    ``free`` is the fraction of each voxel that no other haemorrhage fills.
     """
     room, order = _SPACES[kind](random, head)
     room = room * free

@@ -31,13 +31,9 @@ def threshold_segmentation(image: nib.Nifti1Image) -> np.ndarray:
 
 
 def sample_scan(random: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Draws a head CT in 5 mm slices, its labels and its affine. The first axis points right, the last one up.
+    """Draws a head CT in 5 mm slices: HU as float32, the values of `HAEMORRHAGES` as uint8, the affine to mm.
 
-    Args:
-        random: draws all random values.
-
-    Returns:
-        HU as float32, the values of `HAEMORRHAGES` as uint8, and the affine to millimetres.
+    The first axis points right, the last one up.
     """
     head = sample_head(random)
     kinds = random.choice(list(HAEMORRHAGES), random.choice(len(_NUMBER_OF_KINDS), p=_NUMBER_OF_KINDS), replace=False)

@@ -106,16 +106,33 @@ def test_a_format_that_does_not_support_the_axes_is_refused_before_the_segmentat
     assert path.read_text() == "earlier labels"
 
 
-@pytest.mark.parametrize(
-    ("ending", "header"),
-    [
-        (".nrrd", "NRRD0004\ntype: float\ndimension: 3\nsizes: 4 5 6\n{}endian: little\nencoding: raw\n\n"),
-        (
-            ".mha",
-            "ObjectType = Image\nNDims = 3\nDimSize = 4 5 6\n{}ElementType = MET_FLOAT\nElementDataFile = LOCAL\n",
-        ),
-    ],
-)
+HEADERS = [
+    (".nrrd", "NRRD0004\ntype: float\ndimension: 3\nsizes: 4 5 6\n{}endian: little\nencoding: raw\n\n"),
+    (".mha", "ObjectType = Image\nNDims = 3\nDimSize = 4 5 6\n{}ElementType = MET_FLOAT\nElementDataFile = LOCAL\n"),
+]
+
+
+@pytest.mark.parametrize(("ending", "header"), HEADERS)
+def test_a_scan_without_directions_is_named_once(ending, header, tmp_path, caplog):
+    """ITK reads it as if its axes ran left, back and up."""
+    data, path = np.random.default_rng(0).random(120, np.float32).tobytes(), tmp_path / f"scan{ending}"
+    known = {
+        ".nrrd": "space: left-posterior-superior\nspace directions: (1,0,0) (0,2,0) (0,0,3)\n",
+        ".mha": "TransformMatrix = 1 0 0 0 1 0 0 0 1\nElementSpacing = 1 2 3\n",
+    }
+    path.write_bytes(header.format(known[ending]).encode() + data)
+    expected = read_image(path)
+    assert not caplog.messages
+    path.write_bytes(
+        header.format("spacings: 1 2 3\n" if ending == ".nrrd" else "ElementSpacing = 1 2 3\n").encode() + data
+    )
+    for _ in range(2):
+        np.testing.assert_array_equal(read_image(path).affine, expected.affine)
+    (message,) = caplog.messages
+    assert message.startswith(f"{path}: has no orientation in its header (NRRD needs `space` and `space directions`")
+
+
+@pytest.mark.parametrize(("ending", "header"), HEADERS)
 def test_voxels_without_a_size_are_refused(ending, header, tmp_path):
     """ITK reads them as 1 mm."""
     data, path = np.random.default_rng(0).random(120, np.float32).tobytes(), tmp_path / f"scan{ending}"
