@@ -53,7 +53,14 @@ def is_forward_mode() -> bool:
     return forward_ad._current_level >= 0
 
 
-def uncompiled(net: nn.Module) -> nn.Module:
+def is_batched(gradient: Tensor) -> bool:
+    """Returns whether a backward pass computes several gradients at once, as `torch.autograd.functional.jacobian` does
+    with ``vectorize``. Then nothing may be written in place to tensors that are not batched."""
+    functorch = torch._C._functorch
+    return functorch.is_batchedtensor(gradient) or functorch.is_legacy_batchedtensor(gradient)
+
+
+def unwrapped(net: nn.Module) -> nn.Module:
     """Returns the module inside `torch.compile` and PyTorch's wrapper for activation checkpointing, or ``net``.
 
     Raises:
@@ -74,7 +81,7 @@ def plain_path(path: str) -> str:
 def modules_by_path(net: nn.Module, aliases: bool = False) -> Iterator[tuple[str, nn.Module]]:
     """Yields the modules except these wrappers, by their plain path; with ``aliases``, once for every path."""
     for path, module in net.named_modules(remove_duplicate=not aliases):
-        if uncompiled(module) is module:
+        if unwrapped(module) is module:
             yield plain_path(path), module
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attn3d.capture import uncompiled
+from attn3d.capture import unwrapped
 from attn3d.insertion.attach import containers
 from attn3d.maps import attention_maps
 
@@ -40,7 +40,7 @@ def constant_gates(net: nn.Module, loader: Iterable[Any], *, tolerance: float = 
         >>> attn3d.constant_gates(net, [torch.randn(2, 1, 16, 16, 16)])
         {}
     """
-    if not any(containers(uncompiled(net))):
+    if not any(containers(unwrapped(net))):
         raise ValueError("`net` must have inserted attention, got none; use attn3d.insert_attention")
     lowest: dict[str, Tensor] = {}
     highest: dict[str, Tensor] = {}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from attn3d.arguments import one_of, voxels_on
-from attn3d.capture import uncompiled, without_compiled_code
+from attn3d.capture import unwrapped, without_compiled_code
 from attn3d.insertion.attach import inserted_by_network
 from attn3d.insertion.probe import evaluating
 from attn3d.layers.spatial import resize
@@ -73,7 +73,7 @@ def attention_maps(
         >>> maps["encoder:model.0"]["channel"].shape
         torch.Size([1, 8])
     """
-    net = uncompiled(net)
+    net = unwrapped(net)
     if not isinstance(x, Tensor):
         raise TypeError(f"`x` must be a torch.Tensor (B, C, *S), got {type(x).__name__}")
     mechanisms = _mechanisms(net)

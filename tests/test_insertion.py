@@ -12,7 +12,8 @@ import torch
 from monai.data import MetaTensor
 from monai.networks.nets import SegResNet, UNet
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel
 
 import attn3d
@@ -30,6 +31,7 @@ from attn3d.insertion.containers import IdentityAtStart
 from attn3d.networks import first_argument, items, register_block, register_sites, second_argument, summed
 from tests.configurations import FORMS, OF_ONE_MAP, of_form, taking
 from tests.marks import some
+from tests.networks.comparing import saved_and_loaded
 
 pytestmark = pytest.mark.usefixtures("registries")
 
@@ -369,14 +371,17 @@ class TestSelection:
         assert inserted_at(net) == inserted_at(insert_attention(unet(), "se", at=("encoder", "skip"), stages=(0, 1)))
 
     def test_wrapped_networks(self) -> None:
-        with pytest.raises(ValueError, match="DataParallel, which misses new parameters"):
+        with pytest.raises(ValueError, match="in DataParallel: insert attention into the network before"):
             insert_attention(nn.DataParallel(unet()), "se", at="encoder")
         with pytest.raises(ValueError, match="insert attention first"):
             insert_attention(torch.jit.script(unet()), "se", at="encoder")
+
+    @pytest.mark.parametrize("sharded", [FSDPModule, FullyShardedDataParallel])
+    def test_networks_with_a_sharded_part(self, sharded: type) -> None:
         net = unet()
-        net.model[0].__class__ = type("Sharded", (FSDPModule, type(net.model[0])), {})  # as `fully_shard` does
-        with pytest.raises(ValueError, match="sharded by `fully_shard`, which misses new parameters"):
-            insert_attention(net, "se", at="encoder")
+        net.model[0].__class__ = type("Sharded", (sharded, type(net.model[0])), {})  # as `fully_shard` does
+        with pytest.raises(ValueError, match=f"in {sharded.__name__}: insert attention into the network before"):
+            insert_attention(net, "se", at="bottleneck")
 
     def test_a_site_that_is_left_out_is_named_whatever_is_selected_after_it(self) -> None:
         with pytest.warns(UserWarning, match="no attention at path:unused, which never runs"):
@@ -1038,6 +1043,32 @@ class TestSums:
             outputs.append(insert_attention(cls(), spec, at="skip")(x))
         assert torch.equal(*outputs)
 
+    @pytest.mark.parametrize("channels_last", ["weights", "image"])
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda skip, up: skip.contiguous(),
+            lambda skip, up: skip.to(memory_format=torch.contiguous_format),
+            lambda skip, up: functional.dropout(skip, 1e-9, training=skip.requires_grad),
+        ],
+    )
+    def test_a_skip_that_is_changed_to_another_format_before_the_sum(self, change: Callable, channels_last: str):
+        class AddsChanged(Adds):
+            def forward(self, x: Tensor) -> Tensor:
+                skip = self.stem(x)
+                up = self.down(skip)
+                return self.head(up + change(skip, up))
+
+        register_sites(AddsChanged, {"skip": [summed("stem")]})
+        net, x = AddsChanged(), torch.randn(2, 1, 8, 8)
+        if channels_last == "weights":
+            net.to(memory_format=torch.channels_last)
+        insert_attention(net, "se", at="skip")
+        [(_, mechanisms)] = containers(net)
+        skip = net.stem(x.to(memory_format=torch.channels_last))
+        expected = net.head(net.down(skip) + mechanisms[0](skip))
+        torch.testing.assert_close(net(x.to(memory_format=torch.channels_last)), expected)
+
     def test_a_sum_in_place_leaves_the_signal_for_backward(self) -> None:
         class AddsInPlace(Adds):
             def forward(self, x: Tensor) -> Tensor:
@@ -1293,6 +1324,32 @@ def test_attention_that_peft_has_copied_is_listed_once_and_removed() -> None:
     assert list(remove_attention(net).state_dict()) == list(plain.state_dict())
     net.load_state_dict(plain.state_dict())
     assert torch.equal(net(x), plain(x))
+
+
+def test_attention_that_peft_has_copied_takes_no_more() -> None:
+    net = insert_attention(unet(), "se", at="encoder", stages=0)
+    net.model[0].attn3d = ModulesToSave(net.model[0].attn3d)
+    with pytest.raises(ValueError, match=r"encoder:model\.0 has attention that PEFT has wrapped; insert"):
+        insert_attention(net, "eca", at="encoder", stages=0)
+    insert_attention(net, "eca", at="bottleneck")
+
+
+@pytest.mark.parametrize("path", ["model.0.attn3d", "model.0"])
+def test_of_attention_that_peft_has_copied_the_copy_is_listed(path: str) -> None:
+    """It runs in place of the original, whose parameters are frozen and get no gradients."""
+    net, x = insert_attention(unet(), "se", at=("encoder", "skip")), torch.randn(1, 1, 8, 8)
+    expected, names = inserted_attention(net), attn3d.attention_maps(net, x).keys()
+    front, _, name = path.rpartition(".")
+    setattr(net.get_submodule(front), name, ModulesToSave(net.get_submodule(path)))
+    net(x).sum().backward()
+    parameters = attention_parameters(net)
+    assert len(parameters) == 2 * len(attn3d.attention_maps(net, x))
+    assert all(parameter.grad is not None for parameter in parameters)
+    assert inserted_attention(net) == expected
+    assert attn3d.attention_maps(net, x).keys() == names
+    assert torch.equal(saved_and_loaded(copy.deepcopy(copy.deepcopy(net)))(x), net(x))
+    assert not any("attn3d" in key for key in remove_attention(net).state_dict())
+    net(x)
 
 
 def test_attention_of_parts_of_two_networks_is_listed() -> None:

@@ -55,19 +55,7 @@ def attend_captured(
     scale: float,
     dropout: float,
 ) -> Tensor:
-    """Computes softmax(scale q k^T + bias) v over the keys that the pattern lets each query see.
-
-    Args:
-        q: (B, H, N, d).
-        k: (B, H, N, d).
-        v: (B, H, N, d_v).
-        shape: S, whose product is N.
-        pattern: a pattern with groups.
-        bias: returns the bias of all groups from their distances.
-        key_mask: (B, N), true where a key may be seen.
-        scale: factor of the products q k^T.
-        dropout: probability of dropping a weight.
-    """
+    """Computes the same as `attn3d.attention.grouped.attend_groups`, given a pattern and a function for its bias."""
     arange = functools.partial(torch.arange, device=q.device)
     covers = [_cover(axes, shape, arange) for axes in pattern.covers(shape, arange)]
     if len(covers) == 1:

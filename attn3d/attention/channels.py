@@ -1,11 +1,9 @@
 """Attention over channels: El-Nouby et al., arXiv 2106.09681; Zamir et al., arXiv 2111.09881; Fu et al., 1809.02983."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
-from attn3d.arguments import boolean, one_of
+from attn3d.arguments import boolean, one_of, positive_integer
 from attn3d.capture import NotScriptable, at_least_single, without_autocast
 
 ENERGIES = ("paper", "official")
@@ -30,10 +28,13 @@ class ChannelwiseAttention(NotScriptable, nn.Module):
         TypeError, ValueError: if an argument has the wrong type or is out of range.
     """
 
+    temperature: nn.Parameter | None
+
     def __init__(
         self, heads: int, *, normalize: bool = False, channel_energy: str = "paper", scale: str = "none"
     ) -> None:
         super().__init__()
+        heads = positive_integer("heads", heads)
         self.official = one_of("channel_energy", channel_energy, ENERGIES) == "official"
         self.power = SCALES[one_of("scale", scale, SCALES)]
         learnt = nn.Parameter(torch.ones(heads)) if boolean("normalize", normalize) else None
@@ -60,9 +61,8 @@ class ChannelwiseAttention(NotScriptable, nn.Module):
             q, k = (x.masked_fill(~key_mask[:, None, :, None], 0.0) for x in (q, k))
         q, k = at_least_single(q), at_least_single(k)
         energy = self.sum_over_voxels(q.transpose(2, 3) @ k)
-        temperature: Any = self.temperature
-        if temperature is not None:
-            factor = at_least_single(temperature).view(-1, 1, 1)
+        if self.temperature is not None:
+            factor = at_least_single(self.temperature).view(-1, 1, 1)
             energy = energy * factor * self._reciprocal_length(q).unsqueeze(3) * self._reciprocal_length(k).unsqueeze(2)
         if self.power != 0.0:
             energy = energy * self.voxels(q) ** self.power

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attn3d.arguments import boolean, one_of
+from attn3d.arguments import boolean, one_of, positive_integer
 from attn3d.attention.patterns import Pattern
 from attn3d.attention.rotary import PositionSpec, create_position
 from attn3d.capture import at_least_single, without_autocast
@@ -36,6 +36,8 @@ class Features(nn.Module):
         TypeError, ValueError: if an argument has the wrong type or is out of range.
     """
 
+    temperature: nn.Parameter | None
+
     def __init__(
         self,
         spatial_dims: int,
@@ -47,6 +49,7 @@ class Features(nn.Module):
         scores: str = "dot",
     ) -> None:
         super().__init__()
+        heads, head_dim = positive_integer("heads", heads), positive_integer("head_dim", head_dim)
         normed, self.cosine = boolean("qk_norm", qk_norm), one_of("scores", scores, SCORES) == "cosine"
         self.query_norm = nn.RMSNorm(head_dim) if normed else None
         self.key_norm = nn.RMSNorm(head_dim) if normed else None
@@ -70,9 +73,8 @@ class Features(nn.Module):
     def forward(self, q: Tensor, k: Tensor, pattern: Pattern, shape: list[int]) -> tuple[Tensor, Tensor]:
         """Returns the transformed queries and keys, with the positions that the pattern gives them in the volume."""
         q, k = self._normed(q, self.query_norm), self.keys(k)
-        learnt: Any = self.temperature
-        if learnt is not None:
-            temperature = at_least_single(learnt).clamp(min=LEAST_TEMPERATURE)
+        if self.temperature is not None:
+            temperature = at_least_single(self.temperature).clamp(min=LEAST_TEMPERATURE)
             q = (at_least_single(q) / temperature[:, None, None]).to(q.dtype)
         if self.position is None:
             return q, k

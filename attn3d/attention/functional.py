@@ -1,6 +1,7 @@
 """`attend`: softmax attention with a given backend, or with the fastest one that supports the arguments."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -102,6 +103,12 @@ def draw_seed(q: Tensor) -> Tensor:
     return torch.randint(2**31, (), device=q.device)
 
 
+def check_scale(scale: Any) -> None:
+    """Checks that ``scale`` is a number or None."""
+    if scale is not None and (isinstance(scale, bool) or not isinstance(scale, _NUMBERS)):
+        raise TypeError(f"`scale` must be a number or None, got {scale!r}")
+
+
 def _check(q: Tensor, k: Tensor, v: Tensor, scale: float | None, key_mask: Tensor | None, bias: Tensor | None) -> None:
     for name, given in (("q", q), ("k", k), ("v", v)):
         if not isinstance(given, Tensor):
@@ -116,8 +123,7 @@ def _check(q: Tensor, k: Tensor, v: Tensor, scale: float | None, key_mask: Tenso
         raise ValueError(f"`k` and `v` must agree in (B, H, M), got {tuple(k.shape[:3])} and {tuple(v.shape[:3])}")
     if q.shape[:2] != k.shape[:2]:
         raise ValueError(f"`q` and `k` must agree in (B, H), got {tuple(q.shape[:2])} and {tuple(k.shape[:2])}")
-    if scale is not None and (isinstance(scale, bool) or not isinstance(scale, _NUMBERS)):
-        raise TypeError(f"`scale` must be a number or None, got {scale!r}")
+    check_scale(scale)
     if 0 in q.shape[1:3] or k.shape[2] == 0:
         raise ValueError(
             f"`q` and `k` must have at least one head, query and key, got {tuple(q.shape)} and {tuple(k.shape)}"

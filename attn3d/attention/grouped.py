@@ -177,8 +177,7 @@ class _Grouped(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():
-            tiled.refuse_second_derivative()
+        tiled.check_gradient(grad_out)
         q, k, v, key_mask, seed, out, logsumexp, *biases = ctx.saved_tensors
         groups, wide, learnt = ctx.groups, logsumexp.dtype, any(ctx.needs_input_grad[7:])
         way = ctx.way._replace(fused=ctx.way.fused and not learnt)  # the kernel has no gradient for a bias

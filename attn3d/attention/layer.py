@@ -3,23 +3,23 @@
 import functools
 import math
 import operator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from attn3d.arguments import MemoryBudget, one_of, probability, read_bytes
+from attn3d.arguments import MemoryBudget, one_of, positive_integer, probability, read_bytes
 from attn3d.attention import sdpa
 from attn3d.attention.bias import POSITION_BIASES, ContinuousBias, entries, look_up
 from attn3d.attention.captured import attend_captured
 from attn3d.attention.features import Features
-from attn3d.attention.functional import BACKENDS, attend, attention_rows, draw_seed
+from attn3d.attention.functional import BACKENDS, attend, attention_rows, check_scale, draw_seed
 from attn3d.attention.grouped import attend_groups
 from attn3d.attention.groups import outer
 from attn3d.attention.patterns import PatternSpec, create_pattern
 from attn3d.attention.tiled import refuse_forward_mode
 from attn3d.capture import NotScriptable, is_captured, is_eager, is_forward_mode, needs_plain_operators, no_autocast
+from attn3d.layers.spatial import check_spatial_dims
 
 Tokens = tuple[Tensor, Tensor]  # keys and values
 
@@ -47,6 +47,8 @@ class VolumeAttention(NotScriptable, nn.Module):
         TypeError, ValueError: if an argument has the wrong type or is out of range.
     """
 
+    position_table: nn.Parameter | None
+
     def __init__(
         self,
         spatial_dims: int,
@@ -62,8 +64,11 @@ class VolumeAttention(NotScriptable, nn.Module):
     ) -> None:
         super().__init__()
         self.pattern = create_pattern(pattern)
-        self.spatial_dims = spatial_dims
-        sizes = self.pattern.sizes(spatial_dims)
+        self.spatial_dims = check_spatial_dims(spatial_dims)
+        heads, sizes = positive_integer("heads", heads), self.pattern.sizes(spatial_dims)
+        if not isinstance(features, Features | None):
+            raise TypeError(f"`features` must be attn3d.attention.Features or None, got {features!r:.80}")
+        check_scale(scale)
         self.features = features
         self.scale = 1.0 if features is not None and features.cosine and scale is None else scale
         self.dropout = probability("dropout", dropout)
@@ -171,15 +176,9 @@ class VolumeAttention(NotScriptable, nn.Module):
                 mask = key_mask[:, None, None] | keyless
             out = functional.scaled_dot_product_attention(q, k, v, mask, dropout, scale=scale)[..., :width]
             return out if keyless is None else out.masked_fill(keyless, 0.0)
+        budget = self.memory_budget
         return attend(
-            q,
-            k,
-            v,
-            scale=scale,
-            key_mask=key_mask,
-            dropout=dropout,
-            backend=self.backend,
-            memory_budget=self.memory_budget,
+            q, k, v, scale=scale, key_mask=key_mask, dropout=dropout, backend=self.backend, memory_budget=budget
         )
 
     def _kernel_serves(
@@ -213,8 +212,7 @@ class VolumeAttention(NotScriptable, nn.Module):
     def _table(self) -> Tensor | None:
         """Returns the values of the position bias."""
         if self.continuous_bias is None:
-            table: Any = self.position_table
-            return table
+            return self.position_table
         return self.continuous_bias(self.pattern.sizes(self.spatial_dims))
 
     def _bias(self, table: Tensor | None, distances: list[Tensor], shared: int = 0) -> Tensor | None:

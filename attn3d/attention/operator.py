@@ -7,13 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
+from torch.utils.flop_counter import register_flop_formula, sdpa_backward_flop_count, sdpa_flop_count
 
 from attn3d.attention.memory import largest_tile, register_scratch, result_bytes
 from attn3d.attention.tiled import (
     Softmax,
     Tile,
-    attention_flops,
     backward,
     dropout_of,
     forward,
@@ -141,19 +140,13 @@ def _differentiate(ctx: Any, grad_out: Tensor | None, _: None) -> tuple[Tensor |
 
 
 attend_tiled.register_autograd(_differentiate, setup_context=_save)
-
-
 _attend_tiled_backward.register_autograd(refuse_second_derivative)
 
 
-@register_flop_formula(torch.ops.attn3d.attend_tiled)
-def _flops(q: list[int], k: list[int], v: list[int], *_: Any, **__: Any) -> int:
-    return attention_flops(q, k, v, products=2)
-
-
-@register_flop_formula(torch.ops.attn3d.attend_tiled_backward)
-def _flops_backward(grad_out: Any, q: list[int], k: list[int], v: list[int], *_: Any, **__: Any) -> int:
-    return attention_flops(q, k, v, products=5)
+register_flop_formula(torch.ops.attn3d.attend_tiled)(lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v))
+register_flop_formula(torch.ops.attn3d.attend_tiled_backward)(
+    lambda *shapes, **_: sdpa_backward_flop_count(*shapes[:4])
+)
 
 
 @register_scratch(torch.ops.attn3d.attend_tiled.default)

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from attn3d.arguments import Spec, boolean, check_options, one_of, positive_numbers, read_spec
+from attn3d.arguments import Spec, boolean, check_options, one_of, positive_integer, positive_numbers, read_spec
 from attn3d.capture import at_least_single
+from attn3d.layers.spatial import check_spatial_dims
 
 PositionSpec = Spec | None
 
@@ -46,11 +47,12 @@ class RotaryPosition(nn.Module):
         spacing: float | Sequence[float] = 1.0,
     ) -> None:
         super().__init__()
+        spatial_dims, heads = check_spatial_dims(spatial_dims), positive_integer("heads", heads)
         self.spacing = positive_numbers("spacing", spacing, spatial_dims)
         base = (10.0 if boolean("mixed", mixed) else 100.0) if base is None else base
         (self.base,) = positive_numbers("base", base, 1)
         least = 2 if mixed else 2 * spatial_dims
-        if head_dim < least:
+        if positive_integer("head_dim", head_dim) < least:
             raise ValueError(f"`position` 'rope' needs at least {least} channels in every head, got {head_dim}")
         self.pairs = head_dim // least  # per axis, or in total with ``mixed``
         if mixed:

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import register_flop_formula
+from torch.utils.flop_counter import register_flop_formula, sdpa_backward_flop_count, sdpa_flop_count
 
 from attn3d.attention.memory import needs_grad, register_scratch, result_bytes
-from attn3d.attention.tiled import attention_flops, refuse_second_derivative
+from attn3d.attention.tiled import check_gradient
 from attn3d.capture import is_eager
 
 KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION]
@@ -133,14 +133,8 @@ def _scratch_backward(grad_out: Tensor, q: Tensor, k: Tensor, *_: object) -> int
     return 2 * kernel_bytes(q.shape[2], k.shape[2], 0, q.dtype) + (q.shape[1] > 1) * q.numel() * q.element_size()
 
 
-@register_flop_formula(kernel_forward)
-def _flops(q: list[int], k: list[int], v: list[int], *_: Any, **__: Any) -> int:
-    return attention_flops(q, k, v, products=2)
-
-
-@register_flop_formula(kernel_backward)
-def _flops_backward(grad_out: list[int], q: list[int], k: list[int], v: list[int], *_: Any, **__: Any) -> int:
-    return attention_flops(q, k, v, products=5)
+register_flop_formula(kernel_forward)(lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v))
+register_flop_formula(kernel_backward)(lambda *shapes, **_: sdpa_backward_flop_count(*shapes[:4]))
 
 
 def parallel_parts(sequences: int) -> int:
@@ -183,8 +177,7 @@ class _OnCores(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():
-            refuse_second_derivative()
+        check_gradient(grad_out)
         q, k, v, out, logsumexp = ctx.saved_tensors
         parts = parallel_parts(q.shape[0] * q.shape[1])
         run = keys_at_a_time(k.shape[2], parts)

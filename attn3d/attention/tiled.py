@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 from torch import Tensor
 
-from attn3d.capture import at_least_single, without_autocast
+from attn3d.capture import at_least_single, is_batched, without_autocast
 
 
 class Tile(NamedTuple):
@@ -162,19 +162,10 @@ def backward(
     tile: Tile,
     grad_bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Computes the gradients of q, k and v, in at least single precision.
+    """Computes the gradients of q, k and v, in at least single precision, from that of the output, (B, H, N, d_v).
 
-    Args:
-        grad_out: gradient of the output, (B, H, N, d_v).
-        q: as in `forward`.
-        k: as in `forward`.
-        v: as in `forward`.
-        out: the output of `forward`.
-        logsumexp: the log-sum-exp of `forward`. If ``out`` and ``logsumexp`` are those of a softmax over more keys
-            than these, so are the gradients.
-        softmax: as in `forward`.
-        tile: as in `forward`.
-        grad_bias: a tensor in at least single precision with the shape of the bias, to which its gradient is added.
+    ``out`` and ``logsumexp`` are the results of `forward`. If they are those of a softmax over more keys than these, so
+    are the gradients. The gradient of the bias is added to ``grad_bias``, which is in at least single precision.
     """
     wide = logsumexp.dtype
     inner = (grad_out.to(wide) * out).sum(3, keepdim=True)
@@ -230,6 +221,14 @@ def merge(before: tuple[Tensor, Tensor], part: tuple[Tensor, Tensor]) -> tuple[T
     return before[0] * share + part[0] * share_of_part, total
 
 
+def check_gradient(grad_out: Tensor) -> None:
+    """Raises an error for second derivatives and for several gradients at once, and names the backend with both."""
+    if torch.is_grad_enabled():
+        refuse_second_derivative()
+    if is_batched(grad_out):
+        raise RuntimeError("attention with this backend has no batched gradients; backend='math' has them")
+
+
 def refuse_second_derivative(*_: Any) -> NoReturn:
     """Raises an error that names the backend with a second derivative."""
     raise RuntimeError("attention with this backend has no second derivative; backend='math' has one")
@@ -238,12 +237,3 @@ def refuse_second_derivative(*_: Any) -> NoReturn:
 def refuse_forward_mode() -> NoReturn:
     """Raises an error that names the backend with a derivative in forward mode."""
     raise RuntimeError("attention with this backend has no derivative in forward mode; backend='math' has one")
-
-
-def attention_flops(q: list[int], k: list[int], v: list[int], products: int) -> int:
-    """Returns the floating point operations of matrix products over all pairs, half with d of q and half with d of v.
-
-    Forward has two: scores and output. Backward has five: the scores again, and the gradients of weights, values,
-    queries and keys.
-    """
-    return products * q[0] * q[1] * q[2] * k[2] * (q[3] + v[3])

@@ -7,10 +7,9 @@ from typing import Any, TypeVar
 
 import torch
 from torch import nn
-from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from attn3d.arguments import positive_integer
-from attn3d.capture import uncompiled
+from attn3d.capture import unwrapped
 from attn3d.factory import AttentionSpec, create_attention, declares, plain_spec
 from attn3d.insertion.attach import container_at, containers, detach, inserted_by_network
 from attn3d.insertion.checkpoints import load_pretrained
@@ -37,6 +36,9 @@ __all__ = [
 
 Network = TypeVar("Network", bound=nn.Module)
 
+# By name, since importing FSDP takes long. Most of them miss parameters that are added later.
+_PARALLEL = {"DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule"}
+
 
 def attention_sites(net: nn.Module, input_shape: Sequence[int] | None = None) -> Sites:
     """Lists the sites of ``net`` where attention can be inserted.
@@ -47,7 +49,8 @@ def attention_sites(net: nn.Module, input_shape: Sequence[int] | None = None) ->
 
     Returns:
         a list of `Site` that prints as a table: the encoder, decoder, bottleneck, skip, block, residual and conv sites
-        of a network whose class is registered, or every module of another network that returns a map.
+        of a network whose class is registered; of another network, every module that returns a map, and the block,
+        residual and conv sites.
 
     Raises:
         TypeError: if ``net`` is not a module.
@@ -60,7 +63,7 @@ def attention_sites(net: nn.Module, input_shape: Sequence[int] | None = None) ->
         encoder     1      model.1.submodule.0          16        16 x 16 x 16
         ...
     """
-    return Survey(uncompiled(net), input_shape).everything()
+    return Survey(unwrapped(net), input_shape).everything()
 
 
 def insert_attention(
@@ -106,7 +109,7 @@ def insert_attention(
         >>> net = UNet(3, 1, 2, (8, 16, 32), (2, 2))
         >>> net = insert_attention(net, "cbam", at=("encoder", "skip"), stages=(-2, -1), reduction=8)
     """
-    inner = uncompiled(net)
+    inner = unwrapped(net)
     _check_open(inner)
     if name := next((name for name in ("spatial_dims", "channels") if name in options), None):
         raise TypeError(f"`{name}` follows from the site, got {options[name]!r}; leave it out")
@@ -151,7 +154,7 @@ def remove_attention(net: Network) -> Network:
     Returns:
         ``net``.
     """
-    detach(uncompiled(net))
+    detach(unwrapped(net))
     _forget_compiled()
     return net
 
@@ -174,7 +177,7 @@ def inserted_attention(net: nn.Module) -> list[dict[str, Any]]:
     Raises:
         ValueError: if attention was inserted into several modules; the message gives their paths.
     """
-    found = inserted_by_network(uncompiled(net))
+    found = inserted_by_network(unwrapped(net))
     if len(found) > 1:
         named = {"": "`net` itself", None: "a module around it"}
         paths = ", ".join(named.get(path, repr(path)) for path in found)
@@ -202,14 +205,15 @@ def attention_parameters(net: nn.Module) -> list[nn.Parameter]:
         net: a network, with or without inserted attention.
 
     Returns:
-        a list with each parameter once.
+        a list with each parameter once. Of attention in PEFT's `modules_to_save`, these are the parameters of the copy,
+        which runs.
 
     Examples:
         >>> net = insert_attention(UNet(3, 1, 2, (8, 16, 32), (2, 2)), "se", at="encoder").requires_grad_(False)
         >>> for parameter in attention_parameters(net):
         ...     parameter.requires_grad = True
     """
-    inserted = [container for _, container in containers(uncompiled(net))]
+    inserted = [container for _, container in containers(unwrapped(net))]
     return list(dict.fromkeys(parameter for container in inserted for parameter in container.parameters()))
 
 
@@ -262,22 +266,19 @@ def _make(net: nn.Module, site: Site, spec: AttentionSpec, identity: bool, optio
         attention = start(attention)
     if takes_signal:
         attention.attn3d_signal = True  # read by the containers; TorchScript does not see attributes of the class
-    host = uncompiled(net.get_submodule(site.place.path))
+    host = unwrapped(net.get_submodule(site.place.path))
     floating = (p for p in (*host.parameters(), *net.parameters()) if p.is_floating_point())
     like = next(floating, torch.empty(0))
     return attention.to(like.device, like.dtype).train(host.training)
 
 
 def _check_open(net: nn.Module) -> None:
-    if isinstance(net, (DataParallel, DistributedDataParallel)):
-        raise ValueError(
-            f"`net` must not be wrapped in {type(net).__name__}, which misses new parameters: insert attention first"
-        )
     if isinstance(net, torch.jit.ScriptModule):
         raise ValueError("`net` must not be scripted or traced: insert attention first")
-    if "FSDPModule" in {cls.__name__ for module in net.modules() for cls in type(module).__mro__}:
+    classes = {cls.__name__ for module in net.modules() for cls in type(module).__mro__}
+    if wrapped := sorted(_PARALLEL & classes):
         raise ValueError(
-            "`net` must not be sharded by `fully_shard`, which misses new parameters: insert attention first"
+            f"`net` must not be in {wrapped[0]}: insert attention into the network before it is wrapped or sharded"
         )
 
 

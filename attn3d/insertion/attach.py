@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from attn3d.capture import modules_by_path, uncompiled
+from attn3d.capture import modules_by_path, unwrapped
 from attn3d.insertion.containers import (
     Inserted,
     InsertedAtSkip,
@@ -105,22 +105,34 @@ def container_at(network: nn.Module, place: Place, channels: int, reader: str) -
     if name not in host._modules:
         _attach(host, place, channels)
     if place.hook == "summed":
-        _see_sums(uncompiled(network.get_submodule(reader)), host._modules[name])
+        _see_sums(unwrapped(network.get_submodule(reader)), host._modules[name])
     child = host._modules[name]
     return child.at(cast(int, place.index)) if isinstance(child, InsertedItems) else child
 
 
-def taken_name(network: nn.Module, place: Place) -> str:
-    """Returns the name of the container at ``place`` if the network has another attribute with this name, or ""."""
+def taken(network: nn.Module, place: Place) -> str:
+    """Returns why there cannot be a container at ``place``, because the network has something else there, or ""."""
     host, name = host_of(network, place), INSERTED[place.hook]
-    is_taken = hasattr(host, name) and not isinstance(getattr(host, name), (Inserted, InsertedItems))
-    return name if is_taken else ""
+    child = getattr(host, name, None)
+    if not hasattr(host, name) or isinstance(child, (Inserted, InsertedItems)):
+        return ""
+    if _is_copied_by_peft(child):
+        return "has attention that PEFT has wrapped; insert all attention before you use PEFT"
+    return f"has its own attribute `{name}`, a name that inserted attention needs; rename it"
+
+
+def _is_copied_by_peft(module: Any) -> bool:
+    """Returns whether this is PEFT's wrapper of a module in `modules_to_save`, of which it runs a copy."""
+    names = ("original_module", "modules_to_save")
+    return isinstance(module, nn.Module) and all(name in module._modules for name in names)
 
 
 def containers(network: nn.Module, aliases: bool = False) -> Iterator[tuple[str, Inserted]]:
-    """Yields all containers with their path; with ``aliases``, shared modules are yielded once for every path."""
+    """Yields all containers that run, by path; with ``aliases``, shared modules are yielded once for every path."""
+    wrappers = filter(_is_copied_by_peft, network.modules())
+    replaced = {part for wrapper in wrappers for part in wrapper.get_submodule("original_module").modules()}
     for path, module in modules_by_path(network, aliases):
-        if isinstance(module, Inserted):
+        if isinstance(module, Inserted) and module not in replaced:
             yield path, module
 
 
@@ -131,8 +143,7 @@ def inserted_by_network(module: nn.Module) -> dict[str | None, list[tuple[Record
     """
     paths: dict[Inserted, list[str]] = {}
     for path, container in containers(module, aliases=True):
-        if not path.endswith(".original_module"):  # PEFT's `modules_to_save` runs a copy of it
-            paths.setdefault(container, []).append(path)
+        paths.setdefault(container, []).append(path)
     entries = []
     for container, names in paths.items():
         for record, mechanism in zip(container.records, container, strict=True):
@@ -173,7 +184,7 @@ def detach(network: nn.Module) -> None:
             continue  # it takes no hooks, and its children have no names
         for name in set(INSERTED.values()) & set(host._modules):
             child: Any = host._modules[name]
-            child = getattr(child, "original_module", child)  # in PEFT's wrapper of `modules_to_save`
+            child = child.original_module if _is_copied_by_peft(child) else child
             if isinstance(child, (Inserted, InsertedItems)):
                 for handle in child.handles:
                     handle.remove()
@@ -187,9 +198,9 @@ def is_plain_sequence(module: nn.Module) -> bool:
 
 def host_of(network: nn.Module, place: Place) -> Any:
     """Returns the module that gets the container at ``place``."""
-    host: Any = uncompiled(network.get_submodule(place.path))
+    host: Any = unwrapped(network.get_submodule(place.path))
     while (place.hook == "first" or place.is_concatenated) and is_plain_sequence(host):
-        host = uncompiled(host[0])  # it has the same input, and the sequence would run a new child of its own
+        host = unwrapped(host[0])  # it has the same input, and the sequence would run a new child of its own
     return host
 
 

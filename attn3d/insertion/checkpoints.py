@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from attn3d.arguments import first_few
-from attn3d.capture import plain_path, uncompiled
+from attn3d.capture import plain_path, unwrapped
 from attn3d.insertion.attach import containers
 
 _OF_AVERAGED_MODEL = "n_averaged"  # the number of averaged states
@@ -31,7 +31,7 @@ def load_pretrained(net: nn.Module, state_dict: Mapping[str, Tensor]) -> list[st
         ValueError: if other keys are missing, unknown or have another shape; the message lists the first ones. Nothing
             is loaded then.
     """
-    net = uncompiled(net)
+    net = unwrapped(net)
     if not isinstance(state_dict, Mapping):
         raise TypeError(f"`state_dict` must be a state dictionary, such as torch.load returns, got {state_dict!r:.80}")
     own = net.state_dict()

@@ -32,6 +32,17 @@ class Record:
     input_shape: tuple[int, ...] | None
 
 
+class Handles(list[RemovableHandle]):
+    """Handles of hooks.
+
+    Copies leave out the handles of modules that were not copied along, as in PEFT's copy of a container alone. PyTorch
+    would not copy these a second time.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Handles, (), None, (handle for handle in self if handle.hooks_dict_ref() is not None)
+
+
 # Containers are called by hooks, so their forward may take more arguments than that of `nn.Sequential`.
 
 
@@ -46,7 +57,7 @@ class Inserted(nn.Sequential):
     def __init__(self) -> None:
         super().__init__()
         self.records: list[Record] = []
-        self.handles: list[RemovableHandle] = []
+        self.handles = Handles()
 
 
 class InsertedAtSkip(Inserted):
@@ -111,7 +122,7 @@ class InsertedItems(nn.Module):
         super().__init__()
         self.maps = nn.ModuleList()
         self.kind = kind
-        self.handles: list[RemovableHandle] = []
+        self.handles = Handles()
 
     def at(self, index: int) -> Inserted:
         """Returns the container of one entry."""

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from attn3d.capture import modules_by_path, without_compiled_code
 from attn3d.insertion.attach import detach
-from attn3d.insertion.sums import SUMS
+from attn3d.insertion.sums import CHANGES, SUMS
 from attn3d.layers.conv import is_convolution
 from attn3d.networks.registry import run
 
@@ -155,7 +155,8 @@ def _guesses(network: nn.Module) -> list[tuple[int, ...]]:
 
 def _advice(error: Exception) -> str:
     """Returns what to do if a network takes more arguments than an image, or something else, such as a dictionary."""
-    if not isinstance(error, (TypeError, LookupError, AttributeError)):  # a size raises others
+    is_unpacked = isinstance(error, ValueError) and "to unpack" in str(error)  # such as a tuple of two images
+    if not is_unpacked and not isinstance(error, (TypeError, LookupError, AttributeError)):  # a size raises others
         return ""
     return "; if its input is not one image, register how to call it: attn3d.networks.register_sites(.., run=)"
 
@@ -312,11 +313,18 @@ class _Meetings(TorchFunctionMode):
         super().__init__()
         self.result = result
         self.running = running
+        self.changed: list[tuple[Tensor, Tensor]] = []  # tensors of another format or dtype, and what they were made of
+
+    def _unchanged(self, tensor: Tensor) -> Tensor:
+        return next((earlier for later, earlier in self.changed if later is tensor), tensor)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in SUMS and len(args) > 1 and isinstance(args[0], Tensor) and isinstance(args[1], Tensor):
-            self.result.sums.append(Sum(args[0], args[1], self.running[-1] if self.running else ""))
+            left, right = map(self._unchanged, args[:2])
+            self.result.sums.append(Sum(left, right, self.running[-1] if self.running else ""))
         output = func(*args, **(kwargs or {}))
+        if func in CHANGES and output is not args[0]:
+            self.changed.append((output, self._unchanged(args[0])))
         if func in (torch.cat, torch.concat, torch.concatenate):
             self.result.concatenations.append((output, list(args[0] if args else kwargs["tensors"])))
         return output

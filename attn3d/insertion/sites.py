@@ -12,8 +12,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from attn3d.arguments import nearest, of_python
-from attn3d.capture import modules_by_path, plain_path, uncompiled
-from attn3d.insertion.attach import host_of, is_plain_sequence, taken_name
+from attn3d.capture import modules_by_path, plain_path, unwrapped
+from attn3d.insertion.attach import host_of, is_plain_sequence, taken
 from attn3d.insertion.probe import Call, Probe, probe
 from attn3d.layers.norms import is_instance_norm
 from attn3d.networks.inside import Staged
@@ -151,7 +151,7 @@ class Survey:
     def _is_of_instance_norm(self, path: str) -> bool:
         """Returns whether the output of the module at ``path`` is the output of an instance norm."""
         maker = self._probe.calls[path][0].maker
-        return bool(maker) and is_instance_norm(uncompiled(self.network.get_submodule(maker)))
+        return bool(maker) and is_instance_norm(unwrapped(self.network.get_submodule(maker)))
 
     def _staged(self, kind: str, pattern: str | None) -> Staged:
         if kind == "path":
@@ -204,7 +204,7 @@ class Survey:
         Raises:
             ValueError: if the place cannot be attended; the message gives the reason.
         """
-        module, image = uncompiled(self.network.get_submodule(place.path)), probed.image
+        module, image = unwrapped(self.network.get_submodule(place.path)), probed.image
         calls = probed.calls.get(place.path)
         if not calls:
             raise ValueError("never runs in a forward pass in evaluation mode")
@@ -223,8 +223,8 @@ class Survey:
             raise ValueError(f"is called with different channels, {channels}; name a module that is not shared")
         if isinstance(module, _CONTAINERS) and not is_plain_sequence(module):
             raise ValueError("is a container with its own forward; name a module inside it")
-        if name := taken_name(self.network, place):
-            raise ValueError(f"has its own attribute `{name}`, a name that inserted attention needs; rename it")
+        if reason := taken(self.network, place):
+            raise ValueError(reason)
         return maps
 
 

@@ -1,9 +1,10 @@
 """Attention on skips that a network adds to the decoder's map inline, without a module that is called with both.
 
 While the network runs, a `torch.overrides.TorchFunctionMode` intercepts its sums. A stage registers its output as a
-skip, and a sum with this tensor then uses the attended skip; other uses of the tensor are unchanged. The mode belongs
-to one call of the network in one thread, and no state is kept in modules. When a checkpointed stage is recomputed in
-backward, no mode is active and none is needed, since the sum is outside the stage.
+skip, and a sum with this tensor, or with this tensor in another format or dtype, then uses the attended skip; other
+uses of the tensor are unchanged. The mode belongs to one call of the network in one thread, and no state is kept in
+modules. When a checkpointed stage is recomputed in backward, no mode is active and none is needed, since the sum is
+outside the stage.
 """
 
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.overrides import (
     TorchFunctionMode,
     _get_current_function_mode_stack,
@@ -22,6 +24,13 @@ from torch.overrides import (
 
 _IN_PLACE = (Tensor.add_, Tensor.__iadd__)
 SUMS = (torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__, *_IN_PLACE)
+
+# They return their argument where there is nothing to change, and otherwise another tensor of the same map.
+CHANGES = (
+    *(Tensor.contiguous, Tensor.to, Tensor.type, Tensor.type_as),
+    *(Tensor.float, Tensor.double, Tensor.half, Tensor.bfloat16),
+    *(functional.dropout, functional.dropout1d, functional.dropout2d, functional.dropout3d),
+)
 
 
 class _Skip:
@@ -75,7 +84,10 @@ class SkipSums(TorchFunctionMode):
                 elif left is each.skip:
                     attended[0] = each.attend(right)
             args = (*attended, *more)
-        return func(*args, **(kwargs or {}))
+        output = func(*args, **(kwargs or {}))
+        if func in CHANGES and output is not args[0]:
+            self.skips += [_Skip(output, each.mechanisms) for each in self.skips if each.skip is args[0]]
+        return output
 
 
 _TRACED = SkipSums()  # for `torch.compile`, which traces one call at a time and only modes that exist already

@@ -4,12 +4,13 @@ In eager mode, each operator of a chain reads and writes a whole map, and on a C
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from attn3d.capture import at_least_single, is_captured, is_forward_mode
+from attn3d.capture import at_least_single, is_batched, is_captured, is_forward_mode
 
 _BLOCK = 2**17  # elements: 512 KiB in single precision, which fits the L2 cache
 _MOST_BLOCKS = 256
@@ -70,20 +71,21 @@ class _Elementwise(torch.autograd.Function):
 
     @staticmethod
     def backward(context: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-        function, inputs = context.function, context.saved_tensors  # checkpoints allow only one unpacking
-
-        def gradients(grad_y: Tensor, *inputs: Tensor) -> Sequence[Tensor]:
-            if torch.is_grad_enabled():
-                return torch.func.vjp(function, *inputs)[1](grad_y)
-            with torch.enable_grad():
-                leaves = [part.detach().requires_grad_() for part in inputs]
-                return torch.autograd.grad(function(*leaves), leaves, grad_y)
-
-        return None, *blockwise(gradients, [grad_y, *inputs], inputs)
+        inputs = context.saved_tensors  # checkpoints allow only one unpacking
+        return None, *blockwise(partial(gradients, context.function), [grad_y, *inputs], inputs)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], function: Any, *inputs: Tensor) -> tuple[Tensor, int]:
         return torch.vmap(function, in_dims[1:])(*inputs), 0
+
+
+def gradients(function: Callable[..., Tensor], grad_y: Tensor, *inputs: Tensor) -> Sequence[Tensor]:
+    """Returns the gradients of the inputs of ``function``, by autograd."""
+    if torch.is_grad_enabled() or is_batched(grad_y):
+        return torch.func.vjp(function, *inputs)[1](grad_y)
+    with torch.enable_grad():
+        leaves = [part.detach().requires_grad_() for part in inputs]
+        return torch.autograd.grad(function(*leaves), leaves, grad_y)
 
 
 def elementwise(function: Callable[..., Tensor], x: Tensor, *others: Tensor) -> Tensor:
@@ -114,7 +116,7 @@ def blockwise(
         results = function(*inputs)
         return [results] if isinstance(results, Tensor) else results
 
-    if torch.is_grad_enabled():  # for second derivatives, nothing may be computed in place
+    if torch.is_grad_enabled() or any(map(is_batched, inputs)):  # nothing may be computed in place
         pairs = zip(computed(inputs), like, strict=True)
         return [result.sum_to_size(other.shape).to(other.dtype) for result, other in pairs]
     shape = inputs[0].shape

@@ -91,7 +91,7 @@ class AttentionGate(Mechanism):
         """Returns the signal.
 
         Raises:
-            TypeError: if it is None.
+            TypeError: if it is None, not a tensor, or not floating point.
             ValueError: if its number of dimensions, channels or samples is wrong, or it has no voxel.
         """
         if signal is None:
@@ -99,6 +99,10 @@ class AttentionGate(Mechanism):
                 "`signal` is missing: an attention gate is called with a skip and its gating signal, gate(x, signal);"
                 " insert_attention(net, 'attention_gate', at='skip') passes the decoder's map as the signal"
             )
+        if not isinstance(signal, Tensor):
+            raise TypeError(f"`signal` must be a torch.Tensor, got {type(signal).__name__}")
+        if not signal.is_floating_point():
+            raise TypeError(f"`signal` must be floating point, got {signal.dtype}")
         if signal.dim() != x.dim():
             raise ValueError(f"`signal` must have {x.dim()} dimensions like `x`, got {signal.dim()}")
         if torch.jit.is_tracing():

@@ -67,17 +67,19 @@ class Mechanism(nn.Module):
         return value
 
     def check_input(self, x: Tensor) -> None:
-        """Checks that ``x`` is (B, C, *S), floating point, with at least one voxel.
+        """Checks that ``x`` is a tensor (B, C, *S), floating point, with at least one voxel.
 
         Raises:
             ValueError: if the shape is wrong; the message gives the expected one.
-            TypeError: if it is not floating point; under torch.fx, which does not support sizes.
+            TypeError: if it is not a tensor or not floating point; under torch.fx, which does not support sizes.
         """
         if is_proxy(x):
             raise TypeError(
                 "torch.fx cannot trace attention, which uses sizes: pass a torch.fx.Tracer whose is_leaf_module"
                 " returns True for it, or use torch.export, torch.compile or torch.jit.trace"
             )
+        if not isinstance(x, Tensor):
+            raise TypeError(f"`x` must be a torch.Tensor, got {type(x).__name__}")
         if not x.is_floating_point():
             raise TypeError(f"`x` must be floating point, got {x.dtype}")
         expected = self.spatial_dims + 2
@@ -116,13 +118,13 @@ class Mechanism(nn.Module):
         """Returns flat indices of voxels, (Q,); for None, that of the central voxel.
 
         Raises:
-            TypeError: if they are not a tensor of integers.
+            TypeError: if they are not a tensor of int64 or int32.
             ValueError: if they are not (Q,), or there is no such voxel.
         """
         if queries is None:
             return central_voxel(x)
         if not isinstance(queries, Tensor) or queries.dtype not in (torch.int64, torch.int32):
-            raise TypeError(f"`queries` must be an integer torch.Tensor of voxel indices, got {queries!r:.80}")
+            raise TypeError(f"`queries` must be a torch.Tensor of int64 or int32 voxel indices, got {queries!r:.80}")
         if queries.dim() != 1:
             raise ValueError(f"`queries` must be (Q,), got the shape {tuple(queries.shape)}")
         if is_eager() and not queries.is_meta:

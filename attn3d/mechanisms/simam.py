@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from attn3d.arguments import positive_numbers
-from attn3d.layers.blockwise import blocks, blockwise, runs_eagerly
+from attn3d.capture import is_batched
+from attn3d.layers.blockwise import blocks, blockwise, gradients, runs_eagerly
 from attn3d.layers.pooling import count
 from attn3d.layers.spatial import axes
 from attn3d.mechanisms.base import Mechanism
@@ -79,8 +80,9 @@ class _SimAM(torch.autograd.Function):
     @staticmethod
     def backward(context: Any, grad_y: Tensor) -> tuple[Tensor, None]:
         (x,) = context.saved_tensors
-        if torch.is_grad_enabled():  # for second derivatives, autograd must record the gradient
-            return torch.func.vjp(partial(_simam, regularization=context.regularization), x)[1](grad_y)[0], None
+        if torch.is_grad_enabled() or is_batched(grad_y):
+            (grad_x,) = gradients(partial(_simam, regularization=context.regularization), grad_y, x)
+            return grad_x, None
         mean, scale = _mean_and_scale_blockwise(x, context.regularization)
         grad_x, grad_mean, grad_scale = blockwise(_gradients, [x, mean, scale, grad_y], [x, mean, scale])
         # Through m = sum x / N and scale = 1 / (4 (sum (x - m)^2 / freedom + lambda)).

@@ -46,9 +46,10 @@ def register_sites(
     Args:
         network: the class.
         sites: the stages of each kind: those of encoder and skip start at the input, those of decoder at the deepest
-            stage. A stage is the path of a module, for its output; or, for skips, the result of `second_argument`,
-            `joined`, `concatenated`, `summed` or `items`; or a list of these. If the paths depend on the network's
-            arguments, a function ``network -> sites``. Blocks, residual branches and convs are found automatically.
+            stage. A stage is the path of a module, for its output; or, for skips, the result of `first_argument`,
+            `second_argument`, `joined`, `concatenated`, `summed` or `items`; or a list of these. If the paths depend on
+            the network's arguments, a function ``network -> sites``. Blocks, residual branches and convs are found
+            automatically.
         run: calls the network on an image, ``(network, x) -> output``; by default ``network(x)``.
 
     Returns:

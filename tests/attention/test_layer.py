@@ -9,6 +9,7 @@ import torch
 
 import attn3d
 from attn3d import Axial, Global, Window
+from attn3d.attention import ChannelwiseAttention, Features, RotaryPosition, VolumeAttention
 from attn3d.attention import layer as layers
 from tests.attention.layers import (
     ANISOTROPIC,
@@ -178,6 +179,26 @@ def test_a_budget_means_tiles_on_other_devices(backend, budget, chosen, monkeypa
         run = getattr(layers, name)
         monkeypatch.setattr(layers, name, lambda *args, name=name, run=run: taken.append(name) or run(*args))
     leaves = [leaf.detach().to("meta") for leaf in tokens((5, 7))]
-    layer = attn3d.attention.VolumeAttention(2, HEADS, pattern=Window(3), backend=backend, memory_budget=budget)
+    layer = VolumeAttention(2, HEADS, pattern=Window(3), backend=backend, memory_budget=budget)
     assert layer(*leaves, [5, 7]).shape == (*leaves[0].shape[:3], 4)
     assert taken == [chosen]
+
+
+@pytest.mark.scorecard("errors")
+@pytest.mark.parametrize(
+    ("layer", "arguments", "argument"),
+    [
+        (VolumeAttention, {"spatial_dims": 4, "heads": 2}, "spatial_dims"),
+        (VolumeAttention, {"spatial_dims": 2, "heads": 2.0}, "heads"),
+        (VolumeAttention, {"spatial_dims": 2, "heads": 2, "scale": "1"}, "scale"),
+        (VolumeAttention, {"spatial_dims": 2, "heads": 2, "features": "rope"}, "features"),
+        (Features, {"spatial_dims": 2, "heads": 0, "head_dim": 8}, "heads"),
+        (Features, {"spatial_dims": 2, "heads": 2, "head_dim": "8"}, "head_dim"),
+        (RotaryPosition, {"spatial_dims": 0, "heads": 2, "head_dim": 8}, "spatial_dims"),
+        (ChannelwiseAttention, {"heads": -1}, "heads"),
+    ],
+)
+def test_a_wrong_argument_of_a_layer(layer, arguments, argument):
+    """The error names it and its value."""
+    with pytest.raises((TypeError, ValueError), match=f"`{argument}` must be .*, got {arguments[argument]!r}"):
+        layer(**arguments)

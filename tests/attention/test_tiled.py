@@ -7,6 +7,7 @@ import itertools
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 import attn3d
 from attn3d import Grid, attend
@@ -48,6 +49,12 @@ TILED = {
     "fixed_bias": (BIAS, None, None, 1.0, 0.0, True, None),
 }
 
+RUNS = {
+    "tiles": lambda q, k, v: attend(q, k, v, backend="chunked"),
+    "groups": lambda q, k, v: VolumeAttention(2, 2, pattern=Grid(2))(q, k, v, SHAPE),
+    "kernel": lambda q, k, v: attend_on_cores(q, k, v, 0.5),
+}
+
 
 class TestRegistration:
     """`torch.library.opcheck`: schema, autograd registration, fake tensors, compilation with dynamic shapes."""
@@ -74,6 +81,17 @@ class TestRegistration:
         operator = torch.ops.attn3d.attend_tiled_backward.default
         torch.library.opcheck(operator, (*arguments, None), test_utils=("test_schema", "test_faketensor"))
 
+    def test_operations(self):
+        """Forward has a product for each width, backward three for that of queries and two for that of values."""
+        q, k, v = leaves(12, 10)
+        with FlopCounterMode(display=False) as forward_pass:
+            out = attend(q, k, v, backend="chunked")
+        with FlopCounterMode(display=False) as backward_pass:
+            out.sum().backward()
+        pairs, width, value_width = 2 * 2 * 12 * 10, 4, 3
+        assert forward_pass.get_total_flops() == 2 * pairs * (width + value_width)
+        assert backward_pass.get_total_flops() == 2 * pairs * (3 * width + 2 * value_width)
+
 
 class TestDerivatives:
     @pytest.mark.parametrize("arguments", TILED)
@@ -83,15 +101,13 @@ class TestDerivatives:
         inputs = leaves(6, 10, torch.float64, 2, 2)
         assert torch.autograd.gradcheck(lambda *x: attend_tiled(*x, *constants)[0], (*inputs, bias), fast_mode=True)
 
-    @pytest.mark.parametrize(
-        "run",
-        [
-            lambda q, k, v: attend(q, k, v, backend="chunked"),
-            lambda q, k, v: VolumeAttention(2, 2, pattern=Grid(2))(q, k, v, SHAPE),
-            lambda q, k, v: attend_on_cores(q, k, v, 0.5),
-        ],
-        ids=["tiles", "groups", "kernel"],
-    )
+    @pytest.mark.parametrize("run", ["groups", "kernel"])
+    def test_several_gradients_at_once_are_refused(self, run):
+        q, k, v = leaves(value_width=4)
+        with pytest.raises(RuntimeError, match="no batched gradients; backend='math' has them"):
+            torch.autograd.functional.jacobian(lambda q: RUNS[run](q, k, v), q, vectorize=True)
+
+    @pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
     def test_a_second_derivative_is_refused(self, run):
         """The error names the backend that has one. It is also raised if only a part of the derivative is missing."""
         q, k, v = leaves(value_width=4)

@@ -134,11 +134,36 @@ def test_an_input_that_is_not_floating_point(name, dtype):
             function(torch.ones(2, 8, 4, 4, 4, dtype=dtype))
 
 
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("x", [torch.ones(2, 8, 4, 4, 4).numpy(), [1.0], None], ids=["array", "list", "None"])
+def test_an_input_that_is_not_a_tensor(name, x):
+    module = attn3d.create_attention(name, spatial_dims=3, channels=8)
+    for function in (module, module.attention_weights):
+        with pytest.raises(TypeError, match=rf"`x` must be a torch\.Tensor, got {type(x).__name__}"):
+            function(x)
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.alone is not None])
+@pytest.mark.parametrize(
+    ("signal", "message"),
+    [
+        (torch.ones(2, 8, 4, 4).numpy(), r"`signal` must be a torch\.Tensor, got ndarray"),
+        (torch.ones(2, 8, 4, 4, dtype=torch.int32), r"`signal` must be floating point, got torch\.int32"),
+    ],
+    ids=["array", "integers"],
+)
+def test_a_signal_that_is_not_a_tensor_of_floating_point(name, signal, message):
+    module = attn3d.create_attention(name, spatial_dims=2, channels=8)
+    for function in (module, module.attention_weights):
+        with pytest.raises(TypeError, match=message):
+            function(torch.ones(2, 8, 4, 4), signal)
+
+
 @pytest.mark.parametrize(("name", "pattern"), [("mhsa", "global"), ("mhsa", "axial"), ("non_local", "axial")])
-@pytest.mark.parametrize("queries", [[3], torch.tensor([3.0]), 3], ids=str)
-def test_queries_that_are_not_a_tensor_of_integers(name, pattern, queries):
+@pytest.mark.parametrize("queries", [[3], torch.tensor([3.0]), torch.tensor([3], dtype=torch.uint8), 3], ids=str)
+def test_queries_that_are_not_a_tensor_of_indices(name, pattern, queries):
     module = attn3d.create_attention(name, spatial_dims=2, channels=8, pattern=pattern)
-    with pytest.raises(TypeError, match=r"`queries` must be an integer torch\.Tensor of voxel indices, got"):
+    with pytest.raises(TypeError, match=r"`queries` must be a torch\.Tensor of int64 or int32 voxel indices, got"):
         module.attention_weights(torch.ones(2, 8, 4, 4), queries)
 
 

@@ -7,10 +7,10 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 
 import attn3d
-from tests.configurations import CONFIGURATIONS, attends_to_all, build
+from tests.configurations import CONFIGURATIONS, EVERY, SCOPED, attends_to_all, build
 from tests.marks import some
 from tests.mechanisms.cases import CASES
-from tests.mechanisms.parity import volume
+from tests.mechanisms.parity import assert_close, volume
 
 pytestmark = pytest.mark.scorecard("gradients")
 
@@ -64,6 +64,21 @@ def test_derivative_in_forward_mode(configuration, spatial_dims):
     function, inputs = as_function(configuration, spatial_dims, **options)
     check = {"check_forward_ad": True, "check_backward_ad": False}
     assert gradcheck(function, inputs, fast_mode=is_large(inputs), **check)
+
+
+@pytest.mark.parametrize("configuration", EVERY, ids=lambda cell: cell.id)
+def test_several_gradients_at_once(configuration):
+    """As `torch.autograd.functional.jacobian` computes them with ``vectorize``, and as in a `vmap` over backward."""
+    options = {"backend": "math"} if configuration in SCOPED else {}
+    module, x = build(configuration, 2, 4, **options).eval(), volume(1, 4, 3, 2).requires_grad_()
+    y, upstream = module(x), volume(3, 1, 4, 3, 2)
+
+    def gradient(upstream):
+        return torch.autograd.grad(y, x, upstream, retain_graph=True)[0]
+
+    expected = torch.stack([gradient(one) for one in upstream])
+    assert_close(torch.autograd.grad(y, x, upstream, retain_graph=True, is_grads_batched=True)[0], expected)
+    assert_close(torch.vmap(gradient)(upstream), expected)
 
 
 fused_backends = pytest.mark.parametrize("backend", ["sdpa", "chunked"])

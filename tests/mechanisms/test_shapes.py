@@ -50,3 +50,12 @@ class TestEvaluation:
             x = volume(2, channels, *(3, 2, 2)[:spatial_dims])
             assert_close(module(x), expected(configuration, module, x))
             count_cases()
+
+
+@pytest.mark.parametrize("spatial_dims", some([1, 2, 3], lambda dims: dims == 2))
+@pytest.mark.parametrize("configuration", EVERY, ids=lambda cell: cell.id)
+def test_a_vmap_over_volumes_that_are_channels_last(configuration, spatial_dims):
+    """In a `vmap`, PyTorch does not support memory formats."""
+    module = build(configuration, spatial_dims, 4).eval()
+    x = volume(3, 2, *(2, 3, 2)[:spatial_dims], 4).movedim(-1, 2)
+    assert_close(torch.vmap(module)(x), torch.stack([module(one) for one in x]))

@@ -4,6 +4,7 @@ import copy
 import functools
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -482,7 +483,14 @@ def test_a_network_that_cannot_be_copied() -> None:
         attn3d.attention_sites(net)
 
 
-@pytest.mark.parametrize("image", [lambda given: given["image"], lambda given: given.image, lambda given: given[1]])
+def _second(given: Any) -> Tensor:
+    _, second = given
+    return second
+
+
+@pytest.mark.parametrize(
+    "image", [lambda given: given["image"], lambda given: given.image, lambda given: given[1], _second]
+)
 def test_the_error_for_another_input_than_an_image_names_register_sites(image: Callable[[object], Tensor]) -> None:
     class Entry(nn.Conv2d):
         def forward(self, given: object) -> Tensor:

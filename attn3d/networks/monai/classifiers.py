@@ -7,7 +7,7 @@ from monai.networks.nets.regressor import Regressor
 from monai.networks.nets.resnet import ResNet
 from monai.networks.nets.senet import SENet
 
-from attn3d.capture import uncompiled
+from attn3d.capture import unwrapped
 from attn3d.networks.registry import StagesByKind, register_sites
 
 
@@ -23,7 +23,7 @@ for _network in (ResNet, SENet):
 def densenet(network: DenseNet) -> StagesByKind:
     """A stage is a dense block."""
     return _encoder(
-        [f"features.{name}" for name, _ in uncompiled(network.features).named_children() if "denseblock" in name]
+        [f"features.{name}" for name, _ in unwrapped(network.features).named_children() if "denseblock" in name]
     )
 
 
@@ -42,5 +42,5 @@ def regressor(network: Regressor) -> StagesByKind:
 @register_sites(HighResNet)
 def highresnet(network: HighResNet) -> StagesByKind:
     """Returns all blocks except the last, whose output is the logits."""
-    names = [name for name, _ in uncompiled(network.blocks).named_children() if name.isdigit()]
+    names = [name for name, _ in unwrapped(network.blocks).named_children() if name.isdigit()]
     return {"encoder": [f"blocks.{name}" for name in names[:-1]]}

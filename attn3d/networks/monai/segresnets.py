@@ -6,7 +6,7 @@ from monai.networks.nets.segresnet import SegResNet
 from monai.networks.nets.segresnet_ds import SegResNetDS, SegResNetDS2
 from monai.networks.nets.vista3d import VISTA3D
 
-from attn3d.capture import uncompiled
+from attn3d.capture import unwrapped
 from attn3d.networks.places import summed
 from attn3d.networks.registry import StagesByKind, register_sites
 
@@ -41,4 +41,4 @@ def segresnet_ds(network: SegResNetDS, prefix: str = "") -> StagesByKind:
 @register_sites(VISTA3D, run=lambda network, x: network.image_encoder(x))
 def vista3d(network: VISTA3D) -> StagesByKind:
     """Returns the sites of both decoders; a forward pass runs the decoder of the given prompt."""
-    return segresnet_ds(cast(SegResNetDS, uncompiled(network.image_encoder)), "image_encoder.")
+    return segresnet_ds(cast(SegResNetDS, unwrapped(network.image_encoder)), "image_encoder.")

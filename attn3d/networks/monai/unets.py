@@ -14,7 +14,7 @@ from monai.networks.nets.unet import UNet
 from monai.networks.nets.vnet import VNet
 from torch import nn
 
-from attn3d.capture import uncompiled
+from attn3d.capture import unwrapped
 from attn3d.networks.places import concatenated, joined, second_argument, summed
 from attn3d.networks.registry import StagesByKind, register_sites
 
@@ -24,16 +24,16 @@ def levels_of(network: nn.Module, level: str) -> tuple[list[str], str]:
     levels = []
     while isinstance(_child(network, level), SkipConnection):
         levels.append(level)
-        level = unwrapped(network, f"{level}.1.submodule")
+        level = _without_checkpoint(network, f"{level}.1.submodule")
     return levels, level
 
 
 def _child(network: nn.Module, level: str) -> nn.Module | None:
     child = getattr(network.get_submodule(level), "1", None)
-    return None if child is None else uncompiled(child)
+    return None if child is None else unwrapped(child)
 
 
-def unwrapped(network: nn.Module, path: str) -> str:
+def _without_checkpoint(network: nn.Module, path: str) -> str:
     """Returns the path inside the activation checkpointing wrapper, if there is one."""
     return f"{path}.module" if hasattr(network.get_submodule(path), "module") else path
 
@@ -43,9 +43,9 @@ def unet(network: UNet) -> StagesByKind:
     """Returns the sites. The topmost up layer is not a site, since its output is the logits."""
     levels, bottom = levels_of(network, "model")
     return {
-        "encoder": [unwrapped(network, f"{level}.0") for level in levels],
+        "encoder": [_without_checkpoint(network, f"{level}.0") for level in levels],
         "bottleneck": [bottom],
-        "decoder": [unwrapped(network, f"{level}.2") for level in levels[:0:-1]],
+        "decoder": [_without_checkpoint(network, f"{level}.2") for level in levels[:0:-1]],
         "skip": [joined(f"{level}.1") for level in levels],
     }
 
@@ -54,7 +54,7 @@ def unet(network: UNet) -> StagesByKind:
 def attention_unet(network: AttentionUnet) -> StagesByKind:
     """Returns the sites of nested attention layers; the submodule of each except the last is (block, layer)."""
     layers, encoder = ["model.1"], ["model.0"]
-    while isinstance(uncompiled(network.get_submodule(f"{layers[-1]}.submodule")), nn.Sequential):
+    while isinstance(unwrapped(network.get_submodule(f"{layers[-1]}.submodule")), nn.Sequential):
         encoder.append(f"{layers[-1]}.submodule.0")
         layers.append(f"{layers[-1]}.submodule.1")
     return {
@@ -80,7 +80,7 @@ def dynunet(network: DynUNet) -> StagesByKind:
 @register_sites(FlexibleUNet)
 def flexible_unet(network: FlexibleUNet) -> StagesByKind:
     """Returns the sites. The last decoder block has no skip."""
-    encoder, skips, backbone = [], network.skip_connect, uncompiled(network.encoder)
+    encoder, skips, backbone = [], network.skip_connect, unwrapped(network.encoder)
     if isinstance(backbone, ResNet):
         encoder = ["encoder.act", *(f"encoder.layer{stage}" for stage in range(1, 5))]
     elif isinstance(backbone, EfficientNet):
