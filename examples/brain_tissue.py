@@ -242,7 +242,7 @@ def gaussian_mixture(image: Nifti1Image, label: Nifti1Image, training_part: tupl
     values = np.unique(known[known > 0])
     starts = [intensities[training_part][known == value].mean(keepdims=True) for value in values]
     voxels = intensities[reference > 0][:, None].astype(np.float64)
-    mixture = GaussianMixture(len(values), covariance_type="tied", means_init=starts)
+    mixture = GaussianMixture(len(values), covariance_type="tied", means_init=starts, random_state=0)
     mixture.fit(voxels[:: 1 + len(voxels) // 200_000])
     labels = np.zeros(reference.shape, np.uint8)
     labels[reference > 0] = values[mixture.predict(voxels)]

@@ -1069,6 +1069,78 @@ class TestSums:
         expected = net.head(net.down(skip) + mechanisms[0](skip))
         torch.testing.assert_close(net(x.to(memory_format=torch.channels_last)), expected)
 
+    @pytest.mark.parametrize("end", [lambda x: x.double().float(), lambda x: x.mT.contiguous().mT.contiguous()])
+    def test_a_stage_that_changes_the_format_at_its_end(self, end: Callable) -> None:
+        class Stage(nn.Conv2d):
+            def forward(self, x: Tensor) -> Tensor:
+                return end(super().forward(x))
+
+        class Ends(Adds):
+            def __init__(self) -> None:
+                super().__init__()
+                self.stem = Stage(1, 4, 3, padding=1)
+
+        register_sites(Ends, {"skip": [summed("stem")]})
+        assert inserted_at(insert_attention(Ends(), "se", at="skip")) == ["stem.attn3d_summed"]
+
+    @pytest.mark.parametrize("name", ["se", "attention_gate"])
+    def test_a_skip_that_is_added_in_another_dtype(self, name: str) -> None:
+        class AddsInDouble(Adds):
+            def forward(self, x: Tensor) -> Tensor:
+                skip = self.stem(x)
+                return self.head((self.down(skip).double() + skip.double()).to(x.dtype))
+
+        outputs, x = [], torch.randn(2, 1, 8, 8)
+        for cls in (Adds, AddsInDouble):
+            register_sites(cls, {"skip": [summed("stem")]})
+            torch.manual_seed(0)
+            outputs.append(insert_attention(cls(), name, at="skip")(x))
+        torch.testing.assert_close(*outputs)
+
+    def test_a_number_that_is_added_to_a_skip(self) -> None:
+        class AddsNumber(Adds):
+            def forward(self, x: Tensor) -> Tensor:
+                skip = self.stem(x)
+                return self.head(self.down(skip + 1.0) + skip)
+
+        register_sites(AddsNumber, {"skip": [summed("stem")]})
+        net, x = insert_attention(AddsNumber(), "se", at="skip"), torch.randn(2, 1, 8, 8)
+        [(_, mechanisms)] = containers(net)
+        skip = net.stem(x)
+        torch.testing.assert_close(net(x), net.head(net.down(skip + 1.0) + mechanisms[0](skip)))
+
+    @pytest.mark.parametrize("compiled", [False, True])
+    def test_a_skip_that_is_added_in_another_module(self, compiled: bool) -> None:
+        """Of two nested modules, the inner one also adds a skip of its own."""
+
+        class Inner(Adds):
+            def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+                skip = self.stem(x)
+                deep = self.down(skip)
+                return deep, self.head(deep) + skip
+
+        class Decoder(nn.Conv2d):
+            def forward(self, x: Tensor, skip: Tensor) -> Tensor:  # type: ignore[override]
+                return super().forward(x) + skip
+
+        class Outer(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.inner, self.decoder, self.head = Inner(), Decoder(4, 4, 1), nn.Conv2d(4, 2, 1)
+                self.inner.head = nn.Conv2d(4, 4, 1)
+
+            def forward(self, x: Tensor) -> Tensor:
+                deep, y = self.inner(x)
+                return self.head(self.decoder(y, deep))
+
+        register_sites(Outer, {"skip": [summed("inner.stem"), summed("inner.down")]})
+        net, x = insert_attention(Outer(), "se", at="skip"), torch.randn(2, 1, 8, 8)
+        of_stem, of_down = (mechanisms[0] for _, mechanisms in containers(net))
+        skip = net.inner.stem(x)
+        deep = net.inner.down(skip)
+        expected = net.head(net.decoder(net.inner.head(deep) + of_stem(skip), of_down(deep)))
+        torch.testing.assert_close((torch.compile(net, backend="eager") if compiled else net)(x), expected)
+
     def test_a_sum_in_place_leaves_the_signal_for_backward(self) -> None:
         class AddsInPlace(Adds):
             def forward(self, x: Tensor) -> Tensor:

@@ -99,7 +99,7 @@ def container_at(network: nn.Module, place: Place, channels: int, reader: str) -
         network: the network.
         place: a place in it.
         channels: number of channels of its map.
-        reader: for summed skips, path of the module that adds the skip to another map.
+        reader: for summed skips, path of the module that contains the stage and the sum.
     """
     host, name = host_of(network, place), INSERTED[place.hook]
     if name not in host._modules:
@@ -242,7 +242,7 @@ def _attach(host: nn.Module, place: Place, channels: int) -> None:
 
 
 def _see_sums(reader: nn.Module, child: Inserted | InsertedItems) -> None:
-    """Registers the hooks of the module that adds skips, once for all skips."""
+    """Registers the hooks of the module that contains the sums, once for all skips."""
     if open_sums not in reader._forward_pre_hooks.values():
         child.handles.append(reader.register_forward_pre_hook(open_sums, prepend=True))
         # First, since a hook may leave the output as a skip of the module around it.

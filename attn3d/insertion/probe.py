@@ -78,6 +78,7 @@ class Probe:
         calls: the calls of every module, by path.
         concatenations: the results and parts of all concatenations.
         sums: all sums of two tensors.
+        changes: tensors, and what they became in another format or dtype.
     """
 
     image: Tensor
@@ -85,16 +86,24 @@ class Probe:
     calls: dict[str, list[Call]] = field(default_factory=dict)
     concatenations: list[tuple[Tensor, list[Tensor]]] = field(default_factory=list)
     sums: list[Sum] = field(default_factory=list)
+    changes: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
     def parts(self, tensor: Tensor) -> list[Tensor]:
         """Returns the parts that were concatenated to ``tensor``, or an empty list."""
         return next((parts for result, parts in self.concatenations if result is tensor), [])
 
     def sums_with(self, tensor: Tensor, call: Call) -> list[tuple[Tensor, str]]:
-        """Returns the tensors that were added to ``tensor`` after a call, with the paths of the adding modules."""
+        """Returns the tensors that were added to ``tensor`` after a call, with the paths of the adding modules.
+
+        A sum with ``tensor`` in another format or dtype counts too.
+        """
+        same = {id(tensor)}
+        for before, changed in self.changes:
+            if id(before) in same:
+                same.add(id(changed))
         after = self.sums[call.sums :]
-        found = [(each.left, each.path) for each in after if each.right is tensor]
-        return found + [(each.right, each.path) for each in after if each.left is tensor]
+        found = [(each.left, each.path) for each in after if id(each.right) in same]
+        return found + [(each.right, each.path) for each in after if id(each.left) in same]
 
     def is_prediction(self, tensor: Tensor) -> bool:
         """Returns whether ``tensor`` is an output of a network that returns maps of the size of the image."""
@@ -313,18 +322,13 @@ class _Meetings(TorchFunctionMode):
         super().__init__()
         self.result = result
         self.running = running
-        self.changed: list[tuple[Tensor, Tensor]] = []  # tensors of another format or dtype, and what they were made of
-
-    def _unchanged(self, tensor: Tensor) -> Tensor:
-        return next((earlier for later, earlier in self.changed if later is tensor), tensor)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in SUMS and len(args) > 1 and isinstance(args[0], Tensor) and isinstance(args[1], Tensor):
-            left, right = map(self._unchanged, args[:2])
-            self.result.sums.append(Sum(left, right, self.running[-1] if self.running else ""))
+            self.result.sums.append(Sum(args[0], args[1], self.running[-1] if self.running else ""))
         output = func(*args, **(kwargs or {}))
         if func in CHANGES and output is not args[0]:
-            self.changed.append((output, self._unchanged(args[0])))
+            self.result.changes.append((args[0], output))
         if func in (torch.cat, torch.concat, torch.concatenate):
             self.result.concatenations.append((output, list(args[0] if args else kwargs["tensors"])))
         return output

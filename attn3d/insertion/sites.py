@@ -36,7 +36,7 @@ class Site:
         shape: S of the map, for the probed input.
         place: how the map is reached.
         gating_channels: number of channels of the gating signal, the decoder's map at a skip; None without one.
-        reader: path of the module that adds a skip to the decoder's map, if it does so inline.
+        reader: for a skip that is added inline, path of the module that contains the stage and the sum.
     """
 
     kind: str
@@ -255,7 +255,9 @@ def _reached(call: Call, place: Place, probed: Probe) -> Any:
 
 
 def _signal(probed: Probe, place: Place, maps: list[Tensor]) -> tuple[int | None, str]:
-    """Returns the channels of the gating signal at a place, and the path of the module that adds both maps inline.
+    """Returns the channels of the gating signal at a place, and for a summed skip the path of its reader.
+
+    The reader is the innermost module whose call contains those of the stage and of the module that adds the skip.
 
     Raises:
         ValueError: if a summed skip is added by no module or by several.
@@ -277,7 +279,9 @@ def _signal(probed: Probe, place: Place, maps: list[Tensor]) -> tuple[int | None
             raise ValueError("must be added to another map by one module, but is added to no map")
         modules = ", ".join(sorted(path or "the network" for path in readers))
         raise ValueError(f"must be added to another map by one module, but is added by {modules}")
-    return met[0][0].shape[1], readers.pop()
+    (adding,) = readers
+    around = [path for path in probed.calls if innermost([path], adding) is not None]
+    return met[0][0].shape[1], innermost(around, place.path.rpartition(".")[0]) or ""
 
 
 def _strings(at: str | Iterable[str]) -> list[str]:

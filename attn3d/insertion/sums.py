@@ -29,31 +29,43 @@ SUMS = (torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__, *_IN_PLACE)
 CHANGES = (
     *(Tensor.contiguous, Tensor.to, Tensor.type, Tensor.type_as),
     *(Tensor.float, Tensor.double, Tensor.half, Tensor.bfloat16),
-    *(functional.dropout, functional.dropout1d, functional.dropout2d, functional.dropout3d),
+    *(getattr(functional, name) for name in dir(functional) if name.startswith("dropout")),
 )
 
 
 class _Skip:
     """A map that is a skip, and the mechanisms that attend it.
 
+    Args:
+        skip: the map.
+        mechanisms: their container.
+        original: the output of the stage, if ``skip`` is this map in another format or dtype, or on another device.
+
     Attributes:
         is_gated: whether the attention depends on the map that the skip is added to. If not, it is computed once.
         attended: the attended map, after its computation.
     """
 
-    def __init__(self, skip: Tensor, mechanisms: Any) -> None:
+    def __init__(self, skip: Tensor, mechanisms: Any, original: Tensor | None = None) -> None:
         self.skip = skip
         self.mechanisms = mechanisms
+        self.original = original
         self.is_gated = any(hasattr(mechanism, "attn3d_signal") for mechanism in mechanisms)
         self.attended: Tensor | None = None
 
     def attend(self, signal: Tensor) -> Tensor:
         """Returns the attended map, given the map that the skip is added to."""
         if self.is_gated:
-            return self.mechanisms.attend(self.skip, signal)
+            return self._attended(signal)
         if self.attended is None:
-            self.attended = self.mechanisms.attend(self.skip, signal)
+            self.attended = self._attended(signal)
         return self.attended
+
+    def _attended(self, signal: Tensor) -> Tensor:
+        if self.original is None:
+            return self.mechanisms.attend(self.skip, signal)
+        # The mechanisms have the dtype and device of the stage.
+        return self.mechanisms.attend(self.skip.to(self.original), signal.to(self.original)).to(self.skip)
 
 
 class SkipSums(TorchFunctionMode):
@@ -66,14 +78,16 @@ class SkipSums(TorchFunctionMode):
     def __init__(self, frame: FrameType | None = None) -> None:
         super().__init__()
         self.frame = frame
-        self.is_open = False  # only of the mode that is traced
+        self.calls = 0  # of nested modules that have this mode open; only of the mode that is traced
         self.skips: list[_Skip] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is leave_skip:
-            self.skips.append(_Skip(*args))
+            around = [mode for mode in _get_current_function_mode_stack() if isinstance(mode, SkipSums)]
+            for mode in (self, *around):  # of the modules around this one, which may add the skip instead
+                mode.skips.append(_Skip(*args))
             return args[0]
-        if func in SUMS and len(args) > 1:
+        if func in SUMS and len(args) > 1 and isinstance(args[0], Tensor) and isinstance(args[1], Tensor):
             left, right, *more = args
             attended = [left, right]
             for each in self.skips:
@@ -86,7 +100,10 @@ class SkipSums(TorchFunctionMode):
             args = (*attended, *more)
         output = func(*args, **(kwargs or {}))
         if func in CHANGES and output is not args[0]:
-            self.skips += [_Skip(output, each.mechanisms) for each in self.skips if each.skip is args[0]]
+            same = [each for each in self.skips if each.skip is args[0]]
+            self.skips += [
+                _Skip(output, each.mechanisms, each.skip if each.original is None else each.original) for each in same
+            ]
         return output
 
 
@@ -94,10 +111,11 @@ _TRACED = SkipSums()  # for `torch.compile`, which traces one call at a time and
 
 
 def open_sums(module: nn.Module, arguments: tuple[Any, ...]) -> None:
-    """A pre-hook of the module that adds the skips."""
+    """A pre-hook of the module that contains the sums."""
     if torch.compiler.is_dynamo_compiling():
-        _TRACED.is_open = True
-        _TRACED.__enter__()
+        if not _TRACED.calls:
+            _TRACED.__enter__()
+        _TRACED.calls += 1
     else:
         _close_interrupted()
         SkipSums(sys._getframe(1)).__enter__()
@@ -120,11 +138,12 @@ def _is_running(call: FrameType) -> bool:
 
 
 def close_sums(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
-    """A hook of the module that adds the skips, which also runs after an error."""
+    """A hook of the module that contains the sums, which also runs after an error."""
     if torch.compiler.is_dynamo_compiling():
-        _TRACED.__exit__(None, None, None)
-        _TRACED.is_open = False
-        _TRACED.skips.clear()
+        _TRACED.calls -= 1
+        if not _TRACED.calls:
+            _TRACED.__exit__(None, None, None)
+            _TRACED.skips.clear()
     else:
         _pop_mode()
 
@@ -141,9 +160,9 @@ def leave_skip(skip: Tensor, mechanisms: nn.Module) -> Tensor:
                 "attention on skips that the network adds inline cannot be exported with `strict=True`; use the default"
                 " `strict=False`"
             )
-        if not _TRACED.is_open:
+        if not _TRACED.calls:
             torch._dynamo.graph_break()  # only the stage is compiled, and the mode is active outside
-        if _TRACED.is_open:
+        if _TRACED.calls:
             _TRACED.skips.append(_Skip(skip, mechanisms))
             return skip
     if isinstance(skip, torch.fx.Proxy):

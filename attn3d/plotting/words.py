@@ -18,7 +18,9 @@ _SIDE = 0.85  # inches of colour and gap of an entry of a legend
 
 def in_millilitres(volume: float) -> str:
     """Formats a volume with one decimal, or below 1 ml with two digits, so that a small lesion is not 0.0 ml."""
-    return f"{volume:.2g}" if 0 < volume < 1 else f"{volume:.1f}"
+    if 0 < volume < 0.995:  # more is rounded to 1.0
+        return np.format_float_positional(volume, precision=2, fractional=False, trim="-")  # 0.000027, not 2.7e-05
+    return f"{volume:.1f}"
 
 
 def verbatim(name: str) -> str:

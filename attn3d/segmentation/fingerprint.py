@@ -183,7 +183,7 @@ def _strides(size: np.ndarray, spacing: np.ndarray) -> tuple[tuple[int, ...], ..
 
 def propose_kernels(strides: Sequence[Sequence[int]], spacing: Sequence[float]) -> tuple[tuple[int, ...], ...]:
     """The kernel sizes of all resolutions: 3 along an axis from the first resolution where its spacing is less than
-    twice the finest one, and 1 before.
+    twice the finest one, and 1 before. ``spacing`` is that of the first resolution, in mm.
     """
     steps = np.cumprod(np.concatenate([np.ones((1, 3)), np.reshape(strides, (-1, 3))]), axis=0)
     spacings = steps * np.array(spacing)

@@ -54,7 +54,7 @@ class Patches(Dataset):
 
 
 def draw_corner(file: Any, size: np.ndarray, share: float, random: np.random.Generator) -> np.ndarray:
-    """Draws the first voxel of a patch of a prepared case, by the rules of `Patches`."""
+    """Draws the first voxel of a patch of ``size`` voxels in the file of a prepared case, by the rules of `Patches`."""
     names = set(file.keys())
     shape = np.array(file.get_slice("label").get_shape())
     last = np.maximum(shape - size, 0)  # the last corner of a patch inside the scan

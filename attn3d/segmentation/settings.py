@@ -241,7 +241,7 @@ class Configuration(Settings):
             raise FileError(path, f"does not have format {FORMAT}, which this version reads; train again")
         settings.pop("attn3d", None)
         if odd := set(cls.model_fields) ^ set(settings):
-            raise FileError(path, f"has other settings than this version, such as {min(odd)!r}")
+            raise FileError(path, f"has other settings than this version, such as {min(odd)!r}; train again")
         try:
             return checked(cls, settings)
         except ValueError as error:

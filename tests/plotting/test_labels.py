@@ -177,6 +177,11 @@ def test_slices_go_through_the_largest_lesions(name):
     assert [axes.get_title() for axes in rows[0]] == ["scan", "reference", "network"]
 
 
+def test_volumes_have_no_exponent_and_one_decimal_from_1_ml():
+    volumes = [0.0, 0.000027, 0.0404, 0.5, 0.9949, 0.996, 1.0, 12.34]
+    assert [in_millilitres(one) for one in volumes] == ["0.0", "0.000027", "0.04", "0.5", "0.99", "1.0", "1.0", "12.3"]
+
+
 def test_without_true_lesions_a_false_one_or_the_middle_is_shown():
     image, labels = lesions(AFFINES["RAS"])
     for network, says in ((labels, "network\nlesion of 0.12 ml"), (labels * 0, "nothing labelled")):

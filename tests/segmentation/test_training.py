@@ -391,7 +391,7 @@ def test_files_that_are_not_settings_are_refused(content, message, data, tmp_pat
     ("change", "message"),
     [
         (lambda text: text[:-9], "is not valid JSON"),
-        (lambda text: json.dumps(json.loads(text) | {"colour": "blue"}), "has other settings .*'colour'"),
+        (lambda text: json.dumps(json.loads(text) | {"colour": "blue"}), "has other settings .*'colour'; train again"),
         (lambda text: json.dumps({"format": 0}), "does not have format 3"),
     ],
 )

@@ -13,11 +13,12 @@ from attn3d.segmentation.io.writing import finished_file
 ENDINGS = (".nrrd", ".mha")
 _TO_NIFTI = np.diag([-1.0, -1.0, 1.0])  # ITK's axes point left and back, NIfTI's right and forwards
 _SHEARED = 1e-3  # largest cosine between axes that count as perpendicular
-_SIZES = re.compile(rb"^(space directions|spacings|ElementSpacing|ElementSize)\s*[:=]", re.IGNORECASE | re.MULTILINE)
-_DIRECTIONS = re.compile(
-    rb"^space\s*:[\s\S]*^space directions\s*:|^(TransformMatrix|Orientation|Rotation)\s*=", re.IGNORECASE | re.MULTILINE
-)
-_HEADER = 1 << 16  # bytes at the start of a file that contain its sizes; voxels may follow
+_SIZES = re.compile(rb"^(spacings|ElementSpacing|ElementSize)\s*[:=]", re.IGNORECASE | re.MULTILINE)
+_SPACE = re.compile(rb"^space\s*:", re.IGNORECASE | re.MULTILINE)  # of NRRD
+_VECTORS = re.compile(rb"^space directions\s*:.*\(", re.IGNORECASE | re.MULTILINE)  # not "none"
+_MATRIX = re.compile(rb"^(TransformMatrix|Orientation|Rotation)\s*=", re.IGNORECASE | re.MULTILINE)  # of MetaImage
+_HEADER = 1 << 16  # bytes at the start of a file that contain its header; voxels may follow
+_END = re.compile(rb"\r?\n\r?\n|^ElementDataFile", re.IGNORECASE | re.MULTILINE)  # of the header
 _READERS = {b"NRRD0": "NrrdImageIO", b"ObjectType": "MetaImageIO", b"NDims": "MetaImageIO"}  # by the start of a file
 
 
@@ -32,8 +33,14 @@ def lacks_directions(path: Path | str) -> bool:
     """Whether a file is NRRD or MetaImage without the directions of its axes, for which ITK takes left, back and up."""
     if not Path(path).is_file() or itk_reader(path) is None:
         return False
+    header = _header(path)
+    return not (_MATRIX.search(header) or (_SPACE.search(header) and _VECTORS.search(header)))
+
+
+def _header(path: Path | str) -> bytes:
+    """The text at the start of a file, without its voxels."""
     with Path(path).open("rb") as file:
-        return not _DIRECTIONS.search(file.read(_HEADER))
+        return _END.split(file.read(_HEADER), maxsplit=1)[0]
 
 
 def read_itk(path: Path | str) -> nib.Nifti1Image:
@@ -54,10 +61,10 @@ def read_itk(path: Path | str) -> nib.Nifti1Image:
         raise FileError(path, f"is damaged or incomplete ({reason}); download it again") from error
     if image.GetDimension() != 3:
         raise FileError(path, f"must be a 3-D volume, got {image.GetDimension()} axes")
-    with Path(path).open("rb") as file:
-        if not _SIZES.search(file.read(_HEADER)):
-            names = "`space directions` or `spacings` in NRRD, `ElementSpacing` in MetaImage"
-            raise FileError(path, f"its header has no size of the voxels ({names}); add it")
+    header = _header(path)
+    if not (_SIZES.search(header) or _VECTORS.search(header)):
+        names = "`space directions` or `spacings` in NRRD, `ElementSpacing` in MetaImage"
+        raise FileError(path, f"its header has no size of the voxels ({names}); add it")
     affine = np.eye(4)
     affine[:3, :3] = _TO_NIFTI @ np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
     affine[:3, 3] = _TO_NIFTI @ image.GetOrigin()
@@ -72,7 +79,10 @@ def is_sheared(affine: np.ndarray) -> bool:
 
 
 def write_itk(path: Path | str, voxels: np.ndarray, affine: np.ndarray) -> None:
-    """Writes a compressed volume in the format of the file's ending. Its axes are orthogonal, see `is_sheared`."""
+    """Writes a compressed volume in the format of the file's ending.
+
+    The affine maps voxel indices to mm, and its axes are orthogonal, see `is_sheared`.
+    """
     import SimpleITK as sitk
 
     spacing = nib.affines.voxel_sizes(affine)

@@ -136,9 +136,12 @@ def test_a_scan_without_directions_is_named_once(ending, header, tmp_path, caplo
 def test_voxels_without_a_size_are_refused(ending, header, tmp_path):
     """ITK reads them as 1 mm."""
     data, path = np.random.default_rng(0).random(120, np.float32).tobytes(), tmp_path / f"scan{ending}"
-    path.write_bytes(header.format("").encode() + data)
-    with pytest.raises(FileError, match=r"its header has no size of the voxels \(.*\); add it"):
-        read_image(path)
+    none = "space: left-posterior-superior\nspace directions: none none none\n"
+    in_voxels = b"\nElementSpacing = 1 2 3\nspacings: 1 2 3\n"
+    for fields, voxels in (("", data), (none if ending == ".nrrd" else "", in_voxels + data[len(in_voxels) :])):
+        path.write_bytes(header.format(fields).encode() + voxels)
+        with pytest.raises(FileError, match=r"its header has no size of the voxels \(.*\); add it"):
+            read_image(path)
     size = "spacings: 1 2 3\n" if ending == ".nrrd" else "ElementSpacing = 1 2 3\n"
     path.write_bytes(header.format(size).encode() + data)
     np.testing.assert_array_equal(nib.affines.voxel_sizes(read_image(path).affine), (1, 2, 3))
