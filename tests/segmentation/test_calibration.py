@@ -217,7 +217,7 @@ def test_probabilities_that_cannot_be_used_are_named(folders):
     failed = evaluate(predictions, references, labels=LABELS, probabilities=True, quiet=True)["failed"]
     assert "attn3d predict --probabilities" in failed[str(file)]
     (predictions / "b_probabilities.nii.gz").unlink()
-    with pytest.raises(FileError, match="2 files cannot be used: .*a_probabilities.nii.gz: does not exist.*b_prob"):
+    with pytest.raises(FileError, match=r"2 files cannot be used: .*a_probabilities.nii.gz: does not exist.*b_prob"):
         evaluate(predictions, references, labels=LABELS, probabilities=True, quiet=True)
 
 
