@@ -9,6 +9,7 @@ from attn3d.arguments import boolean, one_of, positive_integer
 from attn3d.attention.patterns import Pattern
 from attn3d.attention.rotary import PositionSpec, create_position
 from attn3d.capture import at_least_single, without_autocast
+from attn3d.layers.spatial import check_spatial_dims
 
 SCORES = ("dot", "cosine")
 LEAST_TEMPERATURE = 0.01
@@ -49,7 +50,8 @@ class Features(nn.Module):
         scores: str = "dot",
     ) -> None:
         super().__init__()
-        heads, head_dim = positive_integer("heads", heads), positive_integer("head_dim", head_dim)
+        spatial_dims, heads = check_spatial_dims(spatial_dims), positive_integer("heads", heads)
+        head_dim = positive_integer("head_dim", head_dim)
         normed, self.cosine = boolean("qk_norm", qk_norm), one_of("scores", scores, SCORES) == "cosine"
         self.query_norm = nn.RMSNorm(head_dim) if normed else None
         self.key_norm = nn.RMSNorm(head_dim) if normed else None

@@ -65,7 +65,7 @@ class VolumeAttention(NotScriptable, nn.Module):
         super().__init__()
         self.pattern = create_pattern(pattern)
         self.spatial_dims = check_spatial_dims(spatial_dims)
-        heads, sizes = positive_integer("heads", heads), self.pattern.sizes(spatial_dims)
+        heads, sizes = positive_integer("heads", heads), self.pattern.sizes(self.spatial_dims)
         if not isinstance(features, Features | None):
             raise TypeError(f"`features` must be attn3d.attention.Features or None, got {features!r:.80}")
         check_scale(scale)

@@ -192,6 +192,7 @@ def test_a_budget_means_tiles_on_other_devices(backend, budget, chosen, monkeypa
         (VolumeAttention, {"spatial_dims": 2, "heads": 2.0}, "heads"),
         (VolumeAttention, {"spatial_dims": 2, "heads": 2, "scale": "1"}, "scale"),
         (VolumeAttention, {"spatial_dims": 2, "heads": 2, "features": "rope"}, "features"),
+        (Features, {"spatial_dims": 4, "heads": 2, "head_dim": 8}, "spatial_dims"),
         (Features, {"spatial_dims": 2, "heads": 0, "head_dim": 8}, "heads"),
         (Features, {"spatial_dims": 2, "heads": 2, "head_dim": "8"}, "head_dim"),
         (RotaryPosition, {"spatial_dims": 0, "heads": 2, "head_dim": 8}, "spatial_dims"),

@@ -50,6 +50,8 @@ def check_results(out, scan_path):
             for score in tissues.values():
                 assert 0 <= score["dice"] <= 1
                 assert np.isfinite(list(score.values())).all()
+        masked = scores[degraded]["network, masked"].values()
+        assert sum(score["volume_ml"] for score in masked) <= 1.001 * sum(score["reference_ml"] for score in masked)
     before, after = nib.load(scan_path), nib.load(out / "segmentation.nii.gz")
     assert after.get_data_dtype() == np.uint8
     assert after.shape == before.shape
@@ -223,6 +225,13 @@ def test_classes_are_found_in_any_order_of_intensity(sign, example):
     found = example.gaussian_mixture(scan(sign * image, AFFINES["RAS"]), scan(labels, AFFINES["RAS"]), BACK)
     assert found.dtype == np.uint8
     assert (found == labels).mean() > 0.999
+
+
+def test_the_mixture_is_the_same_in_every_call(example):
+    image, labels = head(AFFINES["RAS"])
+    noisy = scan(image + np.random.default_rng(0).normal(0, 60, image.shape), AFFINES["RAS"])
+    found = [example.gaussian_mixture(noisy, scan(labels, AFFINES["RAS"]), BACK) for _ in range(6)]
+    assert all(np.array_equal(one, found[0]) for one in found)
 
 
 def test_only_labels_of_the_training_part_are_predicted(example):
